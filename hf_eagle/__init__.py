@@ -1,0 +1,53 @@
+"""Train EAGLE speculative-decoding drafts with the Hugging Face Trainer."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+
+__version__ = "0.1.0"
+
+# public name -> module; imported on first use, so that `--help` and the argument parser need no torch
+_PUBLIC = {
+    "DraftObjective": "objectives",
+    "EagleArgumentParser": "parser",
+    "EagleConfig": "drafts.configuration_eagle",
+    "EagleDataCollator": "data.collators",
+    "EagleTrainer": "trainer",
+    "EagleTrainingArguments": "training_arguments",
+    "FrozenTarget": "targets.target",
+    "LlamaForCausalLMEagle3": "drafts.modeling_eagle3",
+    "VocabularyMapping": "drafts.vocabulary",
+    "build_dataset": "data.conversations",
+    "chain_generate": "decoding.chain",
+    "load_draft": "drafts.build",
+    "load_records": "data.conversations",
+    "measure_acceptance": "evaluation.acceptance",
+    "new_draft": "drafts.build",
+}
+
+__all__ = sorted(_PUBLIC)
+
+if TYPE_CHECKING:
+    from .data.collators import EagleDataCollator
+    from .data.conversations import build_dataset, load_records
+    from .decoding.chain import chain_generate
+    from .drafts.build import load_draft, new_draft
+    from .drafts.configuration_eagle import EagleConfig
+    from .drafts.modeling_eagle3 import LlamaForCausalLMEagle3
+    from .drafts.vocabulary import VocabularyMapping
+    from .evaluation.acceptance import measure_acceptance
+    from .objectives import DraftObjective
+    from .parser import EagleArgumentParser
+    from .targets.target import FrozenTarget
+    from .trainer import EagleTrainer
+    from .training_arguments import EagleTrainingArguments
+
+
+def __getattr__(name: str):
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_PUBLIC[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,1 @@
+"""Drafts: configuration, models, vocabulary mapping. Knows nothing of targets, data or training."""

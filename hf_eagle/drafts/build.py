@@ -1,0 +1,73 @@
+"""A draft to start from: new, or read from a folder by the `architectures` in its config."""
+
+import json
+from pathlib import Path
+
+import torch
+from transformers.utils import cached_file
+
+from .configuration_eagle import EagleConfig
+from .modeling_eagle3 import EaglePreTrainedModel, LlamaForCausalLMEagle3
+from .vocabulary import VocabularyMapping
+
+
+DRAFT_CLASSES = {"LlamaForCausalLMEagle3": LlamaForCausalLMEagle3}
+
+
+def new_draft(
+    config: EagleConfig,
+    embedding_weight: torch.Tensor,
+    mapping: VocabularyMapping | None = None,
+    head_weight: torch.Tensor | None = None,
+) -> EaglePreTrainedModel:
+    """A fresh draft for a target, in float32.
+
+    Args:
+        config: its configuration.
+        embedding_weight: `(vocab_size, hidden)`, the target's input embedding.
+        mapping: the draft vocabulary; needed when it is smaller than the target's.
+        head_weight: `(vocab_size, hidden)`: the target's head, whose rows the draft's head starts from; random if `None`.
+
+    Raises:
+        ValueError: if the mapping is missing or does not fit the config.
+    """
+    draft = DRAFT_CLASSES[config.architectures[0]](config)
+    draft.set_target_embeddings(embedding_weight)
+    if draft.d2t is not None:
+        if mapping is None:
+            raise ValueError(
+                f"`draft_vocab_size` is {config.draft_vocab_size} of {config.vocab_size} tokens: pass the `mapping` "
+                "that says which."
+            )
+        draft.set_vocabulary(mapping)
+    if head_weight is not None:
+        rows = head_weight if draft.d2t is None else head_weight[draft.draft_ids.to(head_weight.device)]
+        with torch.no_grad():
+            draft.lm_head.weight.copy_(rows)
+    return draft
+
+
+def load_draft(path: str | Path, target=None, dtype: torch.dtype | None = None) -> EaglePreTrainedModel:
+    """Read a draft folder or Hub id, whatever its kind.
+
+    Args:
+        path: folder or Hub id.
+        target ([`FrozenTarget`], *optional*): its embeddings are attached; without one, call `set_target_embeddings`
+            before using the draft.
+        dtype: of the weights, the checkpoint's when `None`.
+
+    Raises:
+        ValueError: if the folder is no draft, or not exactly one of a known kind.
+    """
+    config_file = cached_file(str(path), "config.json")
+    names = json.loads(Path(config_file).read_text()).get("architectures") or []
+    draft_class = next((DRAFT_CLASSES[name] for name in names if name in DRAFT_CLASSES), None)
+    if draft_class is None:
+        raise ValueError(
+            f"{path} is not a draft: `architectures` in its config.json is {names}, known are {sorted(DRAFT_CLASSES)}."
+        )
+    draft = draft_class.from_pretrained(path, dtype="auto" if dtype is None else dtype)
+    if target is not None:
+        draft.to(target.device)
+        draft.set_target_embeddings(target.embedding_weight())
+    return draft.eval()

@@ -1,0 +1,160 @@
+"""`EagleConfig`: a Llama config which writes the `config.json` that vLLM and SGLang read (contract: one folder, both servers)."""
+
+from typing import Any
+
+from transformers import LlamaConfig, PreTrainedConfig
+
+from ..targets.architectures import check_tap_ids, default_tap_ids
+from .vocabulary import check_draft_vocab_size
+
+
+# rope_scaling of the older readers carries everything but the base
+_ROPE_BASE = "rope_theta"
+_DERIVED = ("rope_scaling", "torch_dtype", "eagle_config", "num_aux_hidden_states")
+
+
+class EagleConfig(LlamaConfig):
+    """Configuration of an EAGLE-3 draft with Llama attention.
+
+    Everything that the servers read is a field here or is derived when the config is written; there is no export step.
+
+    Args:
+        draft_vocab_size (`int`, *optional*, defaults to `vocab_size`):
+            Rows of the draft's head. `vocab_size` is the target's.
+        target_hidden_size (`int`, *optional*, defaults to `hidden_size`):
+            Width of one tap.
+        eagle_aux_hidden_state_layer_ids (`list[int]`, *optional*):
+            Tap ids as layer ENTRY ids, ascending and unique (vLLM's convention). The nested
+            `eagle_config["eagle_aux_hidden_state_layer_ids"]`, SGLang's OUTPUT ids, is derived as `id - 1`.
+        fc_norm (`bool`, defaults to `False`): EAGLE-3.1: one RMSNorm per tap in front of `fc`.
+        norm_output (`bool`, defaults to `False`): EAGLE-3.1: the normed output is fed back, not the residual stream.
+        tokenizer_fingerprint (`str`, *optional*): identity of the tokenizer that the vocabulary mapping was made with.
+
+    Raises:
+        ValueError: for several layers, tied embeddings, biases, or a draft vocabulary that does not fit.
+
+    Example:
+        >>> EagleConfig.from_target(target.config, draft_vocab_size=8192).save_pretrained("draft")
+    """
+
+    # an unknown model_type fails in vLLM; Llama-style drafts are "llama" for both servers
+    model_type = "llama"
+
+    num_hidden_layers: int = 1
+    rms_norm_eps: float = 1e-5
+    draft_vocab_size: int | None = None
+    target_hidden_size: int | None = None
+    eagle_aux_hidden_state_layer_ids: list[int] | tuple[int, ...] | None = None
+    fc_norm: bool = False
+    norm_output: bool = False
+    norm_before_residual: bool = False
+    norm_before_fc: bool = False
+    tokenizer_fingerprint: str | None = None
+
+    def __post_init__(self, **kwargs):
+        for name in _DERIVED:
+            if name not in ("rope_scaling", "torch_dtype"):
+                kwargs.pop(name, None)
+        if self.draft_vocab_size is None:
+            self.draft_vocab_size = self.vocab_size
+        if self.target_hidden_size is None:
+            self.target_hidden_size = self.hidden_size
+        if self.eagle_aux_hidden_state_layer_ids is not None:
+            self.eagle_aux_hidden_state_layer_ids = [int(i) for i in self.eagle_aux_hidden_state_layer_ids]
+        if self.architectures is None:
+            self.architectures = ["LlamaForCausalLMEagle3"]
+        super().__post_init__(**kwargs)
+        self._check()
+
+    def _check(self):
+        check_draft_vocab_size(self.draft_vocab_size, self.vocab_size)
+        unsupported = {
+            "num_hidden_layers": (self.num_hidden_layers, 1),
+            "tie_word_embeddings": (self.tie_word_embeddings, False),
+            "attention_bias": (self.attention_bias, False),
+            "mlp_bias": (self.mlp_bias, False),
+            "norm_before_residual": (self.norm_before_residual, False),
+            "norm_before_fc": (self.norm_before_fc, False),
+        }
+        for name, (seen, wanted) in unsupported.items():
+            if seen != wanted:
+                raise ValueError(f"`{name}` of an EAGLE-3 draft must be {wanted}, got {seen}.")
+
+    @property
+    def tap_ids(self) -> list[int] | None:
+        """Entry ids of the taps, ascending."""
+        return self.eagle_aux_hidden_state_layer_ids
+
+    @property
+    def num_taps(self) -> int:
+        return 3 if self.tap_ids is None else len(self.tap_ids)
+
+    @classmethod
+    def from_target(
+        cls,
+        target_config: PreTrainedConfig,
+        draft_vocab_size: int | None = None,
+        tap_ids: list[int] | None = None,
+        **overrides: Any,
+    ) -> "EagleConfig":
+        """A draft for this target: its widths, heads, RoPE, context length and special ids; one untied layer.
+
+        Args:
+            target_config: the target's (text) config.
+            draft_vocab_size: rows of the draft's head, the target's vocabulary when `None`.
+            tap_ids: entry ids, `(2, N // 2, N - 3)` when `None`.
+            overrides: any other field, for example `fc_norm=True`.
+
+        Raises:
+            ValueError: for a wrong tap id or a draft vocabulary larger than the target's.
+        """
+        text = target_config.get_text_config()
+        tap_ids = default_tap_ids(text.num_hidden_layers) if tap_ids is None else tap_ids
+        heads = text.num_attention_heads
+        fields = {
+            "vocab_size": text.vocab_size,
+            "hidden_size": text.hidden_size,
+            "target_hidden_size": text.hidden_size,
+            "intermediate_size": text.intermediate_size,
+            "num_attention_heads": heads,
+            "num_key_value_heads": getattr(text, "num_key_value_heads", None) or heads,
+            "head_dim": getattr(text, "head_dim", None) or text.hidden_size // heads,
+            "rms_norm_eps": getattr(text, "rms_norm_eps", 1e-5),
+            "max_position_embeddings": text.max_position_embeddings,
+            "rope_parameters": dict(text.rope_parameters),
+            "initializer_range": getattr(text, "initializer_range", 0.02),
+            "bos_token_id": text.bos_token_id,
+            "eos_token_id": text.eos_token_id,
+            "pad_token_id": text.pad_token_id,
+            "draft_vocab_size": draft_vocab_size,
+            "eagle_aux_hidden_state_layer_ids": check_tap_ids(tap_ids, text.num_hidden_layers),
+        }
+        return cls(**{**fields, **overrides})
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """What `config.json` holds: every field both servers read, RoPE and dtype in the old and the new spelling."""
+        written = super().to_diff_dict()
+        for name in ("use_cache", "pretraining_tp", "attention_dropout", "_name_or_path"):
+            written.pop(name, None)  # the trainer switches `use_cache` off; a server must not inherit that
+
+        rope = dict(self.rope_parameters)
+        scaling = {k: v for k, v in rope.items() if k != _ROPE_BASE}
+        written["rope_parameters"] = rope
+        written["rope_theta"] = rope[_ROPE_BASE]
+        written["rope_scaling"] = None if rope.get("rope_type", "default") == "default" else scaling
+
+        dtype = written.get("dtype") or "float32"
+        written.update(dtype=dtype, torch_dtype=dtype, tie_word_embeddings=False, num_hidden_layers=1)
+        for name in ("attention_bias", "mlp_bias", "norm_before_residual", "norm_before_fc", "fc_norm", "norm_output"):
+            written[name] = getattr(self, name)
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            written[name] = getattr(self, name)
+
+        written["eagle_config"] = {"use_aux_hidden_state": True}
+        written["num_aux_hidden_states"] = self.num_taps
+        if self.tap_ids is not None:
+            written["eagle_aux_hidden_state_layer_ids"] = list(self.tap_ids)
+            written["eagle_config"]["eagle_aux_hidden_state_layer_ids"] = [i - 1 for i in self.tap_ids]
+        if written.get("tokenizer_fingerprint") is None:
+            written.pop("tokenizer_fingerprint", None)
+        return written

@@ -1,0 +1,354 @@
+"""The EAGLE-3 / 3.1 draft with Llama attention, as vLLM and SGLang run it (contract section 2)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import Cache, PreTrainedModel
+from transformers.models.llama.modeling_llama import (
+    LlamaMLP,
+    LlamaRMSNorm,
+    LlamaRotaryEmbedding,
+    rotate_half,
+)
+from transformers.utils import ModelOutput
+
+from .configuration_eagle import EagleConfig
+from .ttt_attention import RowLayout, eager_ttt_attention
+from .vocabulary import VocabularyMapping, check_mapping, draft_token_ids
+
+
+# (step, normed hidden states (N, hidden), head) -> summed loss and number of correct rows, both 0-d
+StepObjective = Callable[[int, torch.Tensor, Callable[[torch.Tensor], torch.Tensor]], tuple[torch.Tensor, torch.Tensor]]
+
+
+@dataclass
+class EagleOutput(ModelOutput):
+    """What an unroll returns.
+
+    Attributes:
+        loss_sums: summed loss of each TTT step, `(steps,)`.
+        correct: rows of each step whose argmax is the target's, `(steps,)`.
+        hidden_states: without an objective, the normed hidden states of every step, each `(N, hidden)`.
+    """
+
+    loss_sums: torch.Tensor | None = None
+    correct: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+
+
+class EagleAttention(nn.Module):
+    """Grouped-query attention whose input is `cat(embedding, hidden)`, twice as wide as its output."""
+
+    def __init__(self, config: EagleConfig):
+        super().__init__()
+        self.head_dim = config.head_dim
+        self.scaling = config.head_dim**-0.5
+        wide = 2 * config.hidden_size
+        self.q_proj = nn.Linear(wide, config.num_attention_heads * config.head_dim, bias=False)
+        self.k_proj = nn.Linear(wide, config.num_key_value_heads * config.head_dim, bias=False)
+        self.v_proj = nn.Linear(wide, config.num_key_value_heads * config.head_dim, bias=False)
+        self.o_proj = nn.Linear(config.num_attention_heads * config.head_dim, config.hidden_size, bias=False)
+
+    def heads(self, x: torch.Tensor) -> torch.Tensor:
+        """`(..., heads * head_dim)` -> `(..., heads, head_dim)`."""
+        return x.unflatten(-1, (-1, self.head_dim))
+
+    def rotate(self, x: torch.Tensor, cos_sin: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        """RoPE on `(..., heads, head_dim)`; `cos_sin` are `(..., head_dim)`."""
+        cos, sin = (part.unsqueeze(-2) for part in cos_sin)
+        return x * cos + rotate_half(x) * sin
+
+
+class EagleDecoderLayer(nn.Module):
+    """The draft's one layer: two norms in front, attention, SwiGLU."""
+
+    def __init__(self, config: EagleConfig):
+        super().__init__()
+        norm = {"hidden_size": config.hidden_size, "eps": config.rms_norm_eps}
+        self.input_layernorm = LlamaRMSNorm(**norm)
+        self.hidden_norm = LlamaRMSNorm(**norm)
+        self.self_attn = EagleAttention(config)
+        self.post_attention_layernorm = LlamaRMSNorm(**norm)
+        self.mlp = LlamaMLP(config)
+
+    def attention_input(self, embeds: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+        """`(..., 2 * hidden)`, embeddings first."""
+        return torch.cat([self.input_layernorm(embeds).to(hidden.dtype), self.hidden_norm(hidden)], dim=-1)
+
+    def finish(self, hidden: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
+        """Residual of the UN-normed hidden state, then the MLP."""
+        hidden = hidden + self.self_attn.o_proj(attended.flatten(-2))
+        return hidden + self.mlp(self.post_attention_layernorm(hidden))
+
+
+class EaglePreTrainedModel(PreTrainedModel):
+    """What every draft shares: frozen embeddings that are never saved, the vocabulary buffers, strict loading."""
+
+    config_class = EagleConfig
+    base_model_prefix = ""
+    main_input_name = "input_ids"
+    # the target's, shared in memory; both servers take them from the target too
+    _keys_to_ignore_on_save = ["embed_tokens.weight"]
+    _keys_to_ignore_on_load_missing = [r"^embed_tokens\.weight$"]
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.embed_tokens
+
+    def set_input_embeddings(self, embeddings: nn.Embedding):
+        self.embed_tokens = embeddings
+
+    def set_target_embeddings(self, weight: torch.Tensor) -> None:
+        """Use the target's embedding table; storage is shared when dtype and device are the draft's.
+
+        Args:
+            weight: `(vocab_size, hidden)`.
+
+        Raises:
+            ValueError: if the table is another model's.
+        """
+        wanted = (self.config.vocab_size, self.config.hidden_size)
+        if tuple(weight.shape) != wanted:
+            raise ValueError(
+                f"The target's embedding table is {tuple(weight.shape)} but this draft was made for {wanted}: it "
+                "belongs to another target."
+            )
+        like = self.lm_head.weight
+        weight = weight.detach().to(device=like.device, dtype=like.dtype)
+        self.embed_tokens.weight = nn.Parameter(weight, requires_grad=False)
+
+    def set_vocabulary(self, mapping: VocabularyMapping) -> None:
+        """Put a mapping of the configured size into the buffers.
+
+        Raises:
+            ValueError: if its sizes are not the config's or its two halves disagree.
+        """
+        seen = (mapping.t2d.numel(), mapping.d2t.numel())
+        wanted = (self.config.vocab_size, self.config.draft_vocab_size)
+        if seen != wanted:
+            raise ValueError(
+                f"The vocabulary mapping is for {seen[0]} target and {seen[1]} draft tokens, the draft's config says "
+                f"{wanted[0]} and {wanted[1]}: use the mapping that was made for this draft."
+            )
+        if self.d2t is None:
+            return
+        check_mapping(mapping.d2t, mapping.t2d)
+        self.d2t.copy_(mapping.d2t)
+        self.t2d.copy_(mapping.t2d)
+
+    def _register_vocabulary(self, config: EagleConfig) -> None:
+        if config.draft_vocab_size == config.vocab_size:
+            self.d2t = self.t2d = None  # vLLM refuses a d2t beside a full vocabulary
+            return
+        self.register_buffer("d2t", torch.zeros(config.draft_vocab_size, dtype=torch.long))
+        self.register_buffer("t2d", torch.arange(config.vocab_size) < config.draft_vocab_size)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        super()._init_weights(module)
+        if module is self and self.d2t is not None:  # the first tokens, until a mapping is set or loaded
+            self.d2t.zero_()
+            self.t2d.copy_(torch.arange(self.config.vocab_size) < self.config.draft_vocab_size)
+
+    @property
+    def draft_ids(self) -> torch.Tensor | None:
+        """Target ids of the draft vocabulary `(draft_vocab_size,)`, `None` when it is the whole vocabulary."""
+        return None if self.d2t is None else draft_token_ids(self.d2t)
+
+    def to_target_ids(self, draft_ids: torch.Tensor) -> torch.Tensor:
+        """Target ids of draft ids, any shape."""
+        return draft_ids if self.d2t is None else draft_ids + self.d2t[draft_ids]
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """As in `transformers`, but a folder that is not exactly this draft is refused.
+
+        Raises:
+            ValueError: if a tensor is missing, unexpected or of another shape, or if `d2t` and `t2d` do not fit.
+        """
+        wants_info = kwargs.pop("output_loading_info", False)
+        kwargs["ignore_mismatched_sizes"] = True  # so that all that is wrong is named in one message
+        draft, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        wrong = {
+            "missing": sorted(set(info["missing_keys"]) - {"embed_tokens.weight"}),
+            "unexpected": sorted(info["unexpected_keys"]),
+            "of another shape": sorted(str(key) for key in info["mismatched_keys"]),
+        }
+        if any(wrong.values()):
+            found = "; ".join(f"{what}: {', '.join(names)}" for what, names in wrong.items() if names)
+            raise ValueError(
+                f"The checkpoint {pretrained_model_name_or_path} does not hold exactly the tensors of a "
+                f"{cls.__name__} ({found}): a server would load it silently as garbage."
+            )
+        if draft.d2t is not None:
+            check_mapping(draft.d2t, draft.t2d)
+        draft.embed_tokens.requires_grad_(False)
+        return (draft, info) if wants_info else draft
+
+
+class LlamaForCausalLMEagle3(EaglePreTrainedModel):
+    """EAGLE-3 draft: taps -> `fc` -> one layer over `cat(embedding, hidden)` -> head over the draft vocabulary.
+
+    Row `i` holds the taps of token `i` and the embedding of token `i + 1`; it predicts token `i + 2`.
+
+    Example:
+        >>> config = EagleConfig.from_target(target.config, draft_vocab_size=8192)
+        >>> draft = LlamaForCausalLMEagle3(config)
+        >>> draft.set_target_embeddings(target.embedding_weight())
+    """
+
+    def __init__(self, config: EagleConfig):
+        super().__init__(config)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens.requires_grad_(False)
+        if config.fc_norm:
+            norms = [LlamaRMSNorm(config.target_hidden_size, config.rms_norm_eps) for _ in range(config.num_taps)]
+            self.fc_norm = nn.ModuleList(norms)
+        self.fc = nn.Linear(config.num_taps * config.target_hidden_size, config.hidden_size, bias=False)
+        self.midlayer = EagleDecoderLayer(config)
+        self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.lm_head = nn.Linear(config.hidden_size, config.draft_vocab_size, bias=False)
+        self.rotary_emb = LlamaRotaryEmbedding(config=config)
+        self._register_vocabulary(config)
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Linear:
+        return self.lm_head
+
+    def combine_features(self, taps: torch.Tensor) -> torch.Tensor:
+        """`(..., taps * target_hidden)` -> `(..., hidden)`."""
+        taps = taps.to(self.fc.weight.dtype)
+        if self.config.fc_norm:
+            chunks = taps.chunk(self.config.num_taps, dim=-1)
+            taps = torch.cat([norm(chunk) for norm, chunk in zip(self.fc_norm, chunks, strict=True)], dim=-1)
+        return self.fc(taps)
+
+    def compute_logits(self, normed: torch.Tensor) -> torch.Tensor:
+        """`(..., hidden)` after the final norm -> `(..., draft_vocab_size)`."""
+        return self.lm_head(normed)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        taps: torch.Tensor,
+        rows: torch.Tensor | None = None,
+        num_steps: int = 1,
+        objective: StepObjective | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        documents: torch.Tensor | None = None,
+    ) -> EagleOutput:
+        """The whole training-time test in one forward: `num_steps` steps, teacher-forced tokens, own hidden states.
+
+        Step 0 makes a key and a value for every row; all else is computed for `rows` only, which is exact in a draft
+        of one layer since later steps see nothing but step-0 keys and their own row.
+
+        Args:
+            input_ids: `(batch, length)`.
+            taps: `(batch, length, taps * target_hidden)`.
+            rows: `(N,)` flat ids `b * length + t` of the rows to unroll, ascending; all rows when `None`.
+            num_steps: TTT steps.
+            objective: called once a step with the normed hidden states `(N, hidden)` and the head.
+            attention_mask: `(batch, length)`, 0 on padding.
+            position_ids: `(batch, length)`, counted along the unpadded tokens when `None`.
+            documents: `(batch, length)` ids of packed documents, which do not see each other.
+
+        Returns:
+            [`EagleOutput`].
+        """
+        batch, length = input_ids.shape
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        if position_ids is None:
+            position_ids = (attention_mask.long().cumsum(-1) - 1).clamp_min(0)
+        documents = torch.zeros_like(input_ids) if documents is None else documents
+        documents = documents.masked_fill(attention_mask == 0, -1)
+        if rows is None:
+            rows = torch.arange(batch * length, device=input_ids.device)
+
+        attention, hidden = self.midlayer.self_attn, self.combine_features(taps)
+        embeds = self.embed_tokens(input_ids).flatten(0, 1)
+        next_token = torch.arange(1, batch * length + 1, device=input_ids.device).clamp_max(batch * length - 1)
+        x = self.midlayer.attention_input(embeds[next_token].view(batch, length, -1), hidden)
+        key, value = attention.heads(attention.k_proj(x)), attention.heads(attention.v_proj(x))
+        key = attention.rotate(key, self._cos_sin(key, position_ids))
+
+        if rows.numel() == 0:
+            return self._untrained(num_steps, objective, key, value)
+        layout = RowLayout.of(rows, documents)
+        hidden, x = hidden.flatten(0, 1)[rows], x.flatten(0, 1)[rows]
+        positions = position_ids.flatten()[rows]
+        own_keys, own_values, results = [], [], []
+        for step in range(num_steps):
+            cos_sin = self._cos_sin(x, positions + step)
+            if step:
+                x = self.midlayer.attention_input(embeds[(rows + 1 + step).clamp_max(batch * length - 1)], hidden)
+                own_keys.append(attention.rotate(attention.heads(attention.k_proj(x)), cos_sin))
+                own_values.append(attention.heads(attention.v_proj(x)))
+            query = attention.rotate(attention.heads(attention.q_proj(x)), cos_sin)
+            attended = eager_ttt_attention(query, key, value, own_keys, own_values, layout, attention.scaling)
+            normed, hidden = self._feedback(self.midlayer.finish(hidden, attended))
+            results.append(normed if objective is None else objective(step, normed, self.lm_head))
+        return _collect(results, objective)
+
+    def _cos_sin(self, like: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """RoPE tables `(*positions.shape, head_dim)` in the dtype of `like`."""
+        cos, sin = self.rotary_emb(like, positions.reshape(1, -1))
+        return cos.view(*positions.shape, -1), sin.view(*positions.shape, -1)
+
+    def _feedback(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the head sees and what the next step gets: the residual stream, or with EAGLE-3.1 the normed one."""
+        normed = self.norm(hidden)
+        return normed, normed if self.config.norm_output else hidden
+
+    def _untrained(self, num_steps: int, objective: StepObjective | None, key, value) -> EagleOutput:
+        """A batch without a supervised row: nothing to learn, but every parameter is touched, or DDP and FSDP hang."""
+        nothing = sum(p.sum() for p in self.parameters() if p.requires_grad) * 0.0 + (key.sum() + value.sum()) * 0.0
+        normed = self.fc.weight.new_empty(0, self.config.hidden_size) + nothing
+        return _collect(
+            [normed if objective is None else objective(s, normed, self.lm_head) for s in range(num_steps)], objective
+        )
+
+    def decode(
+        self,
+        input_ids: torch.Tensor,
+        hidden: torch.Tensor,
+        position_ids: torch.Tensor,
+        past_key_values: Cache,
+        attention_mask: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Serving: run rows behind those in the cache, and add their keys to it.
+
+        Args:
+            input_ids: `(batch, n)`, for each row the NEXT token.
+            hidden: `(batch, n, hidden)` from `combine_features`, or fed back by an earlier call.
+            position_ids: `(batch, n)` of the rows.
+            past_key_values: cache of one layer.
+            attention_mask: bool `(batch, 1, n, past + n)`; causal when `None`.
+
+        Returns:
+            Normed hidden states for the head and hidden states to feed back, each `(batch, n, hidden)`.
+        """
+        attention = self.midlayer.self_attn
+        x = self.midlayer.attention_input(self.embed_tokens(input_ids), hidden)
+        cos_sin = self._cos_sin(x, position_ids)
+        query = attention.rotate(attention.heads(attention.q_proj(x)), cos_sin).transpose(1, 2)
+        key = attention.rotate(attention.heads(attention.k_proj(x)), cos_sin).transpose(1, 2)
+        value = attention.heads(attention.v_proj(x)).transpose(1, 2)
+        key, value = past_key_values.update(key, value, 0)
+        if attention_mask is None and query.shape[2] > 1:
+            past = key.shape[2] - query.shape[2]
+            attention_mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=x.device).tril(past)
+        attended = scaled_dot_product_attention(
+            query, key, value, attn_mask=attention_mask, scale=attention.scaling, enable_gqa=True
+        )
+        return self._feedback(self.midlayer.finish(hidden, attended.transpose(1, 2)))
+
+
+def _collect(results: list, objective: StepObjective | None) -> EagleOutput:
+    if objective is None:
+        return EagleOutput(hidden_states=tuple(results))
+    loss_sums, correct = (torch.stack(values) for values in zip(*results, strict=True))
+    return EagleOutput(loss_sums=loss_sums, correct=correct)

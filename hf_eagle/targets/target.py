@@ -1,0 +1,265 @@
+"""The frozen target: load it, tap its layers, apply its head to the rows that are asked for."""
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn.functional import linear
+from transformers import AutoModelForCausalLM, Cache, PreTrainedModel
+
+from .architectures import check_tap_ids, find_decoder_parts, logit_transform
+
+
+TAP_METHODS = ("hooks", "output_hidden_states")
+
+
+@dataclass
+class TargetFeatures:
+    """What a target says about a batch.
+
+    Attributes:
+        taps: residual streams at the tapped entries, before any norm, `(batch, length, taps * hidden)`, ascending ids.
+        last_hidden: `(batch, length, hidden)` after the final norm: what the head takes.
+        past_key_values: the target's cache when `use_cache` was set.
+    """
+
+    taps: torch.Tensor
+    last_hidden: torch.Tensor
+    past_key_values: Cache | None = None
+
+
+@dataclass
+class TargetDistribution:
+    """A target's next-token distribution at `positions` places, as far as a draft vocabulary can see it.
+
+    Attributes:
+        probs: `(positions, draft_vocab)`, softmax over the draft vocabulary's logits only.
+        mass: `(positions,)` float32, what the draft vocabulary holds of the full softmax.
+        argmax: `(positions,)` int64, the full vocabulary's most probable target id.
+    """
+
+    probs: torch.Tensor
+    mass: torch.Tensor
+    argmax: torch.Tensor
+
+
+class FrozenTarget:
+    """A causal language model that is only looked at: no gradient, no optimiser state, nothing of it is saved.
+
+    Taps are recorded at a layer's ENTRY, id `k` being the input of layer `k` and id `N` the final norm's, as vLLM does
+    (contract: taps).
+
+    Args:
+        model (`PreTrainedModel`): loaded weights; it is frozen and put into evaluation mode.
+        tap_ids (`list[int]`, *optional*): ascending entry ids; set later through the attribute when not yet known.
+        tap_method (`str`, defaults to `"hooks"`): or `"output_hidden_states"`, for models whose layers cannot be hooked.
+
+    Raises:
+        ValueError: for a tap id the model does not have, an unknown method, or weights left on the meta device.
+
+    Example:
+        >>> target = FrozenTarget.from_pretrained("HuggingFaceTB/SmolLM2-135M-Instruct", tap_ids=[2, 15, 27])
+        >>> target(input_ids).taps.shape  # (batch, length, 3 * 576)
+    """
+
+    def __init__(self, model: PreTrainedModel, tap_ids: list[int] | None = None, tap_method: str = "hooks"):
+        if tap_method not in TAP_METHODS:
+            raise ValueError(f"`tap_method` must be one of {', '.join(TAP_METHODS)}, got {tap_method!r}.")
+        if any(parameter.is_meta for parameter in model.parameters()):
+            raise ValueError(
+                "The target still has weights on the meta device, so it would teach random numbers: load it with "
+                "`from_pretrained` before handing it over."
+            )
+        self.model = model.eval().requires_grad_(False)
+        self.config = model.config.get_text_config()
+        self.parts = find_decoder_parts(model)
+        self.tap_method = tap_method
+        self._transform = logit_transform(self.config)
+        self.tap_ids = tap_ids
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str,
+        tap_ids: list[int] | None = None,
+        dtype: str | torch.dtype = "auto",
+        gguf_file: str | None = None,
+        attn_implementation: str | None = None,
+        tap_method: str = "hooks",
+        device: str | torch.device | None = None,
+        trust_remote_code: bool = False,
+        revision: str = "main",
+    ) -> "FrozenTarget":
+        """Load any `AutoModelForCausalLM`, a GGUF file too (`gguf_file`), and freeze it.
+
+        Args:
+            dtype: `"auto"` keeps the checkpoint's.
+            device: where it is put; the default device when `None`.
+        """
+        model = AutoModelForCausalLM.from_pretrained(
+            name_or_path,
+            dtype=dtype,
+            gguf_file=gguf_file,
+            attn_implementation=attn_implementation,
+            trust_remote_code=trust_remote_code,
+            revision=revision,
+        )
+        return cls(model if device is None else model.to(device), tap_ids, tap_method)
+
+    @property
+    def tap_ids(self) -> list[int] | None:
+        return self._tap_ids
+
+    @tap_ids.setter
+    def tap_ids(self, tap_ids: list[int] | None):
+        if tap_ids is not None:
+            tap_ids = check_tap_ids(tap_ids, self.num_layers)
+            if self.tap_method == "output_hidden_states" and self.num_layers in tap_ids:
+                raise ValueError(
+                    f"`tap_ids` holds {self.num_layers}, the final norm's input, which `output_hidden_states` does not "
+                    'return: use `tap_method="hooks"`.'
+                )
+        self._tap_ids = tap_ids
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.parts.layers)
+
+    @property
+    def hidden_size(self) -> int:
+        return self.config.hidden_size
+
+    @property
+    def vocab_size(self) -> int:
+        return self.config.vocab_size
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.model.parameters()).dtype
+
+    def to(self, device: str | torch.device) -> "FrozenTarget":
+        self.model.to(device)
+        return self
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        use_cache: bool = False,
+        **inputs: Any,
+    ) -> TargetFeatures:
+        """Features of a batch; no `(batch, length, vocabulary)` logits are made.
+
+        Args:
+            input_ids: `(batch, length)`.
+            attention_mask: `(batch, length)`, 0 on padding of either side, or the model's own 4-D form.
+            position_ids: `(batch, length)`; derived from the mask when padding is on the left.
+            past_key_values, use_cache: as in `transformers`, for decoding.
+            inputs: whatever else the model's forward takes (images, video grids); `None` values are left out.
+
+        Raises:
+            ValueError: if no `tap_ids` are set.
+        """
+        if self.tap_ids is None:
+            raise ValueError("Set `tap_ids` of the target before asking it for features.")
+        if (
+            position_ids is None
+            and past_key_values is None
+            and attention_mask is not None
+            and attention_mask.dim() == 2
+        ):
+            position_ids = (attention_mask.long().cumsum(-1) - 1).clamp_min(0)
+        arguments = {"attention_mask": attention_mask, "position_ids": position_ids, **inputs}
+        arguments = {name: value for name, value in arguments.items() if value is not None}
+        by_output = self.tap_method == "output_hidden_states"
+        with self._recording(self.tap_ids if not by_output else []) as seen:
+            output = self.model(
+                input_ids=input_ids,
+                past_key_values=past_key_values,
+                use_cache=use_cache,
+                output_hidden_states=by_output,
+                logits_to_keep=1,
+                **arguments,
+            )
+        if by_output:
+            seen.update({i: output.hidden_states[i] for i in self.tap_ids})
+        return TargetFeatures(
+            taps=torch.cat([seen[i] for i in self.tap_ids], dim=-1),
+            last_hidden=seen["last_hidden"],
+            past_key_values=output.past_key_values if use_cache else None,
+        )
+
+    @contextmanager
+    def _recording(self, tap_ids: list[int]):
+        """Hooks which live for one forward: a pre-hook at every tapped entry, one behind the final norm."""
+        seen: dict[int | str, torch.Tensor] = {}
+
+        def entry(tap_id):
+            def record(module, args, kwargs):
+                seen[tap_id] = args[0] if args else kwargs["hidden_states"]
+
+            return record
+
+        def after_norm(module, args, output):
+            seen["last_hidden"] = output
+
+        entries = [*self.parts.layers, self.parts.final_norm]
+        handles = [entries[i].register_forward_pre_hook(entry(i), with_kwargs=True) for i in tap_ids]
+        handles.append(self.parts.final_norm.register_forward_hook(after_norm))
+        try:
+            yield seen
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    @torch.no_grad()
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The target's logits `(..., vocabulary)` of post-norm hidden states `(..., hidden)`."""
+        return self._transform(linear(hidden, self.head_weight(), self.parts.head.bias))
+
+    @torch.no_grad()
+    def distribution(
+        self, hidden: torch.Tensor, draft_ids: torch.Tensor | None, dtype: torch.dtype | None = None, chunk: int = 256
+    ) -> TargetDistribution:
+        """What the target would say at each place, streamed in chunks of rows.
+
+        Args:
+            hidden: `(positions, hidden)` after the final norm.
+            draft_ids: `(draft_vocab,)` target ids of the draft vocabulary, `None` for the whole vocabulary.
+            dtype: of the probabilities at rest, float32 when `None`.
+            chunk: rows whose full logits exist at one time.
+        """
+        width = self.vocab_size if draft_ids is None else draft_ids.numel()
+        probs = hidden.new_empty(hidden.shape[0], width, dtype=dtype or torch.float32)
+        mass = hidden.new_empty(hidden.shape[0], dtype=torch.float32)
+        argmax = torch.empty(hidden.shape[0], dtype=torch.long, device=hidden.device)
+        for start in range(0, hidden.shape[0], chunk):
+            rows = slice(start, start + chunk)
+            logits = self.logits(hidden[rows]).float()
+            argmax[rows] = logits.argmax(-1)
+            seen = logits if draft_ids is None else logits[:, draft_ids]
+            seen_lse = seen.logsumexp(-1)
+            mass[rows] = torch.exp(seen_lse - logits.logsumexp(-1)) if draft_ids is not None else 1.0
+            probs[rows] = torch.exp(seen - seen_lse[:, None]).to(probs.dtype)
+        return TargetDistribution(probs=probs, mass=mass, argmax=argmax)
+
+    def head_weight(self) -> torch.Tensor:
+        """`(vocabulary, hidden)`: the head, gathered when it is sharded."""
+        return _full(self.parts.head.weight)
+
+    def embedding_weight(self) -> torch.Tensor:
+        """`(vocabulary, hidden)`: the input embedding, gathered when it is sharded."""
+        return _full(self.model.get_input_embeddings().weight)
+
+
+def _full(weight: torch.Tensor) -> torch.Tensor:
+    # a sharded module's weight is a plain tensor after its own forward and a DTensor before it
+    return weight.full_tensor() if hasattr(weight, "full_tensor") else weight

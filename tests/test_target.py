@@ -1,0 +1,130 @@
+"""Taps, last hidden state and teacher distribution of a frozen target."""
+
+import pytest
+import torch
+from tiny import pad_batch, random_chats, tiny_llama
+from transformers import AutoModelForCausalLM, Phi3Config, Qwen2Config, Qwen3Config
+
+from hf_eagle import FrozenTarget
+
+
+SMALL = {
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+}
+
+
+def inputs_of_layers(model, ids, mask):
+    """Every layer's input and the final norm's, recorded by wrapping `forward` rather than by hooks."""
+    seen, originals = [], []
+    modules = [*model.model.layers, model.model.norm]
+    for module in modules:
+        original = module.forward
+        originals.append(original)
+
+        def recording(hidden_states, *args, _original=original, **kwargs):
+            seen.append(hidden_states.clone())
+            return _original(hidden_states, *args, **kwargs)
+
+        module.forward = recording
+    with torch.no_grad():
+        output = model(ids, attention_mask=mask, position_ids=(mask.cumsum(-1) - 1).clamp_min(0))
+    for module, original in zip(modules, originals, strict=True):
+        module.forward = original
+    return seen, output.logits
+
+
+@pytest.mark.parametrize("config", [None, Qwen2Config, Qwen3Config, Phi3Config])
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_taps_are_the_inputs_of_the_layers(config, side):
+    torch.manual_seed(0)
+    model = tiny_llama() if config is None else AutoModelForCausalLM.from_config(config(**SMALL)).eval()
+    target = FrozenTarget(model, tap_ids=[0, 2, 5, 8])
+    batch = pad_batch(random_chats(3), side)
+    inputs, logits = inputs_of_layers(model, batch["input_ids"], batch["attention_mask"])
+    features = target(batch["input_ids"], batch["attention_mask"])
+    assert torch.equal(features.taps, torch.cat([inputs[i] for i in (0, 2, 5, 8)], -1))
+    torch.testing.assert_close(target.logits(features.last_hidden), logits)
+    assert not features.taps.requires_grad
+
+
+def test_output_hidden_states_is_the_same_second_way():
+    model = tiny_llama()
+    batch = pad_batch(random_chats(3))
+    by_hook = FrozenTarget(model, [2, 4, 7])(batch["input_ids"], batch["attention_mask"])
+    by_output = FrozenTarget(model, [2, 4, 7], "output_hidden_states")(batch["input_ids"], batch["attention_mask"])
+    assert torch.equal(by_hook.taps, by_output.taps)
+    assert torch.equal(by_hook.last_hidden, by_output.last_hidden)
+
+
+def test_padding_does_not_change_features():
+    target = FrozenTarget(tiny_llama(), [2, 4, 7])
+    records = random_chats(3, seed=8)
+    for side in ("left", "right"):
+        batch = pad_batch(records, side)
+        padded = target(batch["input_ids"], batch["attention_mask"])
+        for i, record in enumerate(records):
+            alone = target(torch.tensor([record["input_ids"]]))
+            torch.testing.assert_close(padded.taps[i][batch["attention_mask"][i] == 1], alone.taps[0])
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 1000])
+def test_distribution_is_the_softmax(chunk):
+    target = FrozenTarget(tiny_llama(), [2, 4, 7])
+    hidden = target(torch.randint(3, 96, (1, 12))).last_hidden[0]
+    logits = target.model.lm_head(hidden)
+    ids = torch.tensor([1, 5, 40, 77])
+    seen = target.distribution(hidden, ids, chunk=chunk)
+    torch.testing.assert_close(seen.probs, logits[:, ids].softmax(-1))
+    torch.testing.assert_close(seen.mass, logits.softmax(-1)[:, ids].sum(-1))
+    assert torch.equal(seen.argmax, logits.argmax(-1))
+    whole = target.distribution(hidden, None, chunk=chunk)
+    torch.testing.assert_close(whole.probs, logits.softmax(-1))
+    assert torch.equal(whole.mass, torch.ones(12))
+
+
+def test_soft_caps_and_scales_of_the_logits_are_applied():
+    from transformers import Gemma2Config
+
+    torch.manual_seed(0)
+    config = Gemma2Config(**SMALL, head_dim=8, final_logit_softcapping=2.0, query_pre_attn_scalar=8)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    target = FrozenTarget(model, [2, 4, 7])
+    ids = torch.randint(3, 96, (2, 9))
+    with torch.no_grad():
+        torch.testing.assert_close(target.logits(target(ids).last_hidden), model(ids).logits)
+
+
+def test_the_target_is_frozen_and_keeps_no_hook():
+    target = FrozenTarget(tiny_llama(), [2, 4, 7])
+    target(torch.randint(3, 96, (1, 5)))
+    assert not any(p.requires_grad for p in target.model.parameters()) and not target.model.training
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in target.model.modules())
+
+
+@pytest.mark.parametrize(
+    ("tap_ids", "method", "message"),
+    [
+        ([2, 4, 9], "hooks", r"between 0 and 8 .* got \[2, 4, 9\]"),
+        ([-1, 4, 7], "hooks", "between 0 and 8"),
+        ([4, 2], "hooks", "ascending and unique"),
+        ([2, 8], "output_hidden_states", "holds 8, the final norm's input"),
+        ([2], "hook", "`tap_method` must be one of hooks, output_hidden_states, got 'hook'"),
+    ],
+)
+def test_wrong_taps_are_refused(tap_ids, method, message):
+    with pytest.raises(ValueError, match=message):
+        FrozenTarget(tiny_llama(), tap_ids, method)
+
+
+def test_weights_on_meta_are_refused():
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(tiny_llama().config)
+    with pytest.raises(ValueError, match="meta device"):
+        FrozenTarget(model)
