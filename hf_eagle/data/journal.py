@@ -1,0 +1,88 @@
+"""An append-only file of finished work: whatever was written completely survives a kill."""
+
+import json
+import os
+from pathlib import Path
+
+
+class Journal:
+    """Lines of JSON under a first line of settings; each is on the disk when `append` returns.
+
+    Args:
+        path (`Path`):
+            Created when missing; its folder too.
+        settings (`dict`):
+            What the lines depend on. A journal that was begun with other settings is refused.
+
+    `rows` holds the lines of earlier runs. The last line, torn by a kill, is cut off.
+
+    Raises:
+        `ValueError`: the file is no journal, or was begun with other settings.
+    """
+
+    def __init__(self, path: Path, settings: dict):
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lines, complete = _complete_lines(path)
+        if lines:
+            _compare(path, lines[0], settings)
+        self.rows = lines[1:]
+        self._file = path.open("r+b" if path.exists() else "w+b")
+        self._file.truncate(complete)
+        self._file.seek(complete)
+        if not lines:
+            self.append(settings)
+            self.rows = []
+
+    def append(self, row) -> None:
+        self._file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self.rows.append(row)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._file.close()
+
+
+def write_atomically(path: Path, lines) -> None:
+    """Writes text lines so that `path` is either what it was or whole."""
+    part = path.with_name(f".{path.name}-part")
+    with part.open("w", encoding="utf-8") as file:
+        file.writelines(line + "\n" for line in lines)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
+
+
+def _complete_lines(path: Path) -> tuple[list, int]:
+    """The readable lines and their length in bytes."""
+    if not path.exists():
+        return [], 0
+    content, lines, complete = path.read_bytes(), [], 0
+    for line in content.splitlines(keepends=True):
+        if not line.endswith(b"\n"):  # torn by a kill; it can only be the last
+            break
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            raise ValueError(
+                f"Line {len(lines) + 1} of the journal {path} cannot be read; delete the file to begin anew."
+            ) from None
+        complete += len(line)
+    return lines, complete
+
+
+def _compare(path: Path, found, settings: dict) -> None:
+    wanted = json.loads(json.dumps(settings))
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is not a journal of this program; choose another output path.")
+    differing = [key for key in {**wanted, **found} if wanted.get(key) != found.get(key)]
+    if differing:
+        changes = ", ".join(f"`{key}` {found.get(key)!r} (now {wanted.get(key)!r})" for key in differing)
+        raise ValueError(
+            f"{path} was begun with {changes}; go on with the same, choose another output path, or delete the file to "
+            "begin anew."
+        )

@@ -1,0 +1,78 @@
+"""A second method for the loss mask, and the comparison of both."""
+
+from .loss_mask import ConversationEncoder, shared_length
+
+
+def check_loss_mask(encoder: ConversationEncoder, conversations: list[list[dict]], indices: list[int]) -> None:
+    """Compares the masks of `conversations` with those of incremental rendering.
+
+    Both must be equal; with `{% generation %}` marks, which may leave part of an answer out on purpose, no token
+    outside an answer may be marked. Conversations without an answer are passed over.
+
+    Raises:
+        `ValueError`: the methods differ, or nothing at all is supervised; the rendered text is shown with it.
+    """
+    encoded = encoder.encode(conversations, indices=indices)
+    for messages, index, (ids, mask) in zip(conversations, indices, encoded, strict=True):
+        expected = incremental_mask(encoder, messages, ids, mask)
+        wrong = any(m > e for m, e in zip(mask, expected, strict=True)) if encoder.has_marks else mask != expected
+        if wrong:
+            raise ValueError(
+                f"Record {index}: two ways to find the answers in the chat template of `tokenizer` differ; put "
+                "`{% generation %}` and `{% endgeneration %}` around the answers in the template.\n"
+                f"By marks:      {show_mask(encoder, ids, mask)!r}\n"
+                f"By increments: {show_mask(encoder, ids, expected)!r}"
+            )
+    answered = [place for place, messages in enumerate(conversations) if _has_answer(messages)]
+    if answered and not any(any(encoded[place][1]) for place in answered):
+        ids, mask = encoded[answered[0]]
+        raise ValueError(
+            "The chat template of `tokenizer` marks no token as the assistant's; its `{% generation %}` blocks, or the "
+            f"way it renders answers, must be mended. Record {indices[answered[0]]}: {show_mask(encoder, ids, mask)!r}"
+        )
+
+
+def incremental_mask(encoder: ConversationEncoder, messages: list[dict], ids: list[int], mask: list[int]) -> list[int]:
+    """The mask by rendering ever longer parts of the conversation and comparing their token ids.
+
+    An answer begins where the messages before it, with the generation prompt, end; it ends where the messages up to
+    it end, white space aside. A template may write an answer of the past differently (thoughts left out, another end
+    token): then `mask`'s own run is taken if it is the end of the answer as it was written first, or marked on purpose.
+    """
+    found = [0] * len(ids)
+    for place, message in enumerate(messages):
+        if message["role"] != "assistant" or not (message["content"].strip() or encoder.has_marks):
+            continue
+        after = encoder.tokenise([encoder.render(messages[: place + 1]).removesuffix(encoder.tail)])["input_ids"][0]
+        while after and not encoder.tokenizer.decode([after[-1]]).strip():
+            after.pop()
+        if place:
+            start = shared_length(encoder.token_ids(messages[:place], add_generation_prompt=True), ids)
+        else:  # nothing precedes a conversation's first message: there is no prompt to compare with
+            start = next((n for n, supervised in enumerate(mask) if supervised), len(ids))
+        end = shared_length(after, ids)
+        if end == len(after) - 1 and end < len(ids) and {ids[end], after[end]} <= encoder.special_ids:
+            end += 1
+        elif end < len(after):
+            stop = next((n for n in range(start, len(ids)) if not mask[n]), len(ids))
+            written = ids[start + 1 : stop]  # the first token may hold the end of the header
+            end = stop if encoder.has_marks or start < stop and after[len(after) - len(written) :] == written else end
+        found[start:end] = [1] * max(0, end - start)
+    return found
+
+
+def show_mask(encoder: ConversationEncoder, ids: list[int], mask: list[int], limit: int = 1000) -> str:
+    """The text of `ids` with the supervised runs in [[ ]]."""
+    pieces, run = [], []
+    for n, (token, supervised) in enumerate(zip(ids, mask, strict=True)):
+        run.append(token)
+        if n + 1 == len(ids) or mask[n + 1] != supervised:
+            text = encoder.tokenizer.decode(run)
+            pieces.append(f"[[{text}]]" if supervised else text)
+            run = []
+    text = "".join(pieces)
+    return text if len(text) <= limit else text[:limit] + "..."
+
+
+def _has_answer(messages: list[dict]) -> bool:
+    return any(message["role"] == "assistant" and message["content"].strip() for message in messages)

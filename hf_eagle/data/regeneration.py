@@ -1,0 +1,247 @@
+"""The target's own answers in place of the data set's: a draft learns to predict its target, not somebody else."""
+
+import hashlib
+import json
+import logging
+import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from tqdm.auto import tqdm
+from transformers import GenerationConfig
+
+from .journal import Journal, write_atomically
+from .records import read_record
+
+
+logger = logging.getLogger(__name__)
+
+_WINDOW = 16  # batches whose prompts are sorted by length together: little padding, and no batch waits for all prompts
+
+
+def regenerate_answers(
+    model,
+    tokenizer,
+    records,
+    output_path: str | Path,
+    *,
+    max_new_tokens: int = 128,
+    batch_size: int = 96,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    time_limit: float | None = None,
+    progress: bool = True,
+) -> Path:
+    """Answers every user turn of `records` with `model`, in order, and writes one JSON line a record.
+
+    The answers of a record are dropped; what is left is answered turn by turn, each turn seeing the model's own earlier
+    answers. All first turns are answered before the second ones. A line is `{"id": index of the record, "messages":
+    [...], "finish_reason": ["stop" or "length", ...]}`, lines are in the order of the records.
+
+    Finished batches go to `<output_path>.journal`. A run that was killed goes on there, and what it writes does not
+    depend on where it was interrupted: a batch has the same rows and, when sampling, the same seed.
+
+    Args:
+        model: a causal language model of transformers, on its device.
+        tokenizer: with a chat template.
+        records (`datasets.Dataset` or list of dict): chat records of any form that `to_messages` reads.
+        output_path (`str` or `Path`): written whole or not at all.
+        max_new_tokens (`int`, *optional*, defaults to 128): length of an answer at most.
+        batch_size (`int`, *optional*, defaults to 96): prompts answered together.
+        temperature (`float`, *optional*, defaults to 0.0): 0 is greedy.
+        top_p (`float`, *optional*, defaults to 1.0): nucleus, when sampling.
+        seed (`int`, *optional*, defaults to 0): of the sampling and of the order of the batches.
+        time_limit (`float`, *optional*): in seconds; no batch starts later, though each call does one. The file then
+            holds the records answered so far, and another call goes on.
+        progress (`bool`, *optional*, defaults to `True`): show a progress bar.
+
+    Returns the path. Raises a `ValueError` for a malformed record, a record without a user turn, an argument out of
+    range, and an `output_path` that holds something else or was begun with other settings.
+    """
+    _check_arguments(max_new_tokens, batch_size, temperature, top_p, time_limit)
+    output_path = Path(output_path)
+    questions = [_questions(read_record(record, index)[0], index) for index, record in enumerate(records)]
+    settings = {
+        "target": str(getattr(model.config, "_name_or_path", "")),
+        "dtype": str(model.dtype),
+        "max_new_tokens": max_new_tokens,
+        "batch_size": batch_size,
+        "temperature": temperature,
+        "top_p": top_p,
+        "seed": seed,
+        "records": len(questions),
+        "questions": _digest([questions, tokenizer.chat_template]),
+    }
+    journal_path = output_path.with_name(output_path.name + ".journal")
+    if output_path.exists() and not journal_path.exists():
+        raise ValueError(f"`output_path` {output_path} exists and was not written by regeneration; choose another.")
+
+    generate = _Generator(model, tokenizer, max_new_tokens, temperature, top_p)
+    with Journal(journal_path, settings) as journal:
+        answers = _run(generate, questions, journal, batch_size, seed, time_limit, progress)
+    finished = [
+        id for id, turns in enumerate(questions) if len(answers[id]) == len(turns) or answers[id][-1:] == [None]
+    ]
+    write_atomically(output_path, (_line(id, questions[id], answers[id]) for id in finished))
+    logger.info("%d of %d records answered: %s", len(finished), len(questions), output_path)
+    return output_path
+
+
+def _run(generate, questions, journal, batch_size, seed, time_limit, progress) -> list[list]:
+    """Answers per record, `(text, finish_reason)` each; `None` ends a record whose next prompt is too long."""
+    answers = [[] for _ in questions]
+    done = {(row["turn"], row["batch"]): row for row in journal.rows}
+    started, fresh, tokens, too_long = time.monotonic(), 0, 0, 0
+    bar = tqdm(total=sum(map(len, questions)), unit="answer", desc="regenerating", disable=not progress)
+    for turn in range(max(map(len, questions), default=0)):
+        waiting = [id for id, turns in enumerate(questions) if len(turns) > turn and answers[id][-1:] != [None]]
+        for number, prompts in _batches(generate, questions, answers, waiting, batch_size, seed):
+            ids = [id for id, _ in prompts]
+            if number is None:
+                too_long += len(ids)
+                for id in ids:
+                    bar.update(len(questions[id]) - turn)
+                    answers[id].append(None)
+                continue
+            row = done.get((turn, number))
+            if row is None:
+                if time_limit is not None and fresh and time.monotonic() - started > time_limit:
+                    bar.close()
+                    return answers
+                found = generate([prompt for _, prompt in prompts], seed + 1_000_003 * turn + number)
+                tokens += sum(length for *_, length in found)
+                row = {
+                    "turn": turn,
+                    "batch": number,
+                    "answers": [[i, t, r] for i, (t, r, _) in zip(ids, found, strict=True)],
+                }
+                journal.append(row)
+                fresh += 1
+                bar.set_postfix_str(f"{tokens / (time.monotonic() - started):.0f} tokens/s", refresh=False)
+            for id, text, reason in row["answers"]:
+                answers[id].append((text, reason))
+            bar.update(len(ids))
+    bar.close()
+    if too_long:
+        logger.warning(
+            "%d records end early: with `max_new_tokens` their prompts exceed the target's length.", too_long
+        )
+    return answers
+
+
+def _batches(generate, questions, answers, waiting, batch_size, seed) -> Iterator[tuple[int | None, list]]:
+    """`(number, [(id, prompt ids)])` of each batch, the same in every run; number `None` for prompts too long."""
+    number = 0
+    for begin in range(0, len(waiting), _WINDOW * batch_size):
+        window = waiting[begin : begin + _WINDOW * batch_size]
+        prompts = list(zip(window, generate.prompts([_context(questions[i], answers[i]) for i in window]), strict=True))
+        too_long = [prompt for prompt in prompts if len(prompt[1]) > generate.longest_prompt]
+        if too_long:
+            yield None, too_long
+        fitting = sorted((len(ids), id, ids) for id, ids in prompts if len(ids) <= generate.longest_prompt)
+        starts = list(range(0, len(fitting), batch_size))
+        # in random order, so that a time limit does not leave short prompts only, and the bar's estimate holds
+        random.Random(seed + begin).shuffle(starts)
+        for start in starts:
+            yield number, [(id, ids) for _, id, ids in fitting[start : start + batch_size]]
+            number += 1
+
+
+class _Generator:
+    """Batches of prompts to answers with `model.generate`, padded on the left."""
+
+    def __init__(self, model, tokenizer, max_new_tokens: int, temperature: float, top_p: float):
+        self.model, self.tokenizer = model, tokenizer
+        ends = model.generation_config.eos_token_id
+        ends = [ends] if isinstance(ends, int) else list(ends or [])
+        self.ends = sorted({*ends, *([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id])})
+        self.pad = next(i for i in (tokenizer.pad_token_id, *self.ends, 0) if i is not None)
+        sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
+        # named, or the model's own generation_config would fill them in
+        self.config = GenerationConfig(
+            max_new_tokens=max_new_tokens,
+            eos_token_id=self.ends or None,
+            pad_token_id=self.pad,
+            repetition_penalty=1.0,
+            no_repeat_ngram_size=0,
+            **(sampling if temperature > 0 else {"do_sample": False, "temperature": 1.0, "top_p": 1.0, "top_k": 50}),
+        )
+        length = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        self.longest_prompt = (length or 10**9) - max_new_tokens
+
+    def prompts(self, conversations: list[list[dict]]) -> list[list[int]]:
+        texts = [
+            self.tokenizer.apply_chat_template(c, tokenize=False, add_generation_prompt=True) for c in conversations
+        ]
+        return self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+
+    @torch.no_grad()
+    def __call__(self, prompts: list[list[int]], seed: int) -> list[tuple[str, str, int]]:
+        """`(text, finish_reason, tokens)` of each prompt."""
+        device, longest = self.model.device, max(map(len, prompts))
+        ids = torch.tensor([[self.pad] * (longest - len(prompt)) + prompt for prompt in prompts], device=device)
+        mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            output = self.model.generate(input_ids=ids, attention_mask=mask, generation_config=self.config)
+        return [self._answer(row) for row in output[:, longest:].tolist()]
+
+    def _answer(self, ids: list[int]) -> tuple[str, str, int]:
+        end = next((n for n, token in enumerate(ids) if token in self.ends), None)
+        text = self.tokenizer.decode(ids[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return text, "length" if end is None else "stop", len(ids) if end is None else end + 1
+
+
+def _questions(messages: list[dict], index: int) -> list[list[dict]]:
+    """What precedes each answer: the messages up to a user's last one in a row.
+
+    A tool's message ends the conversation, since the target may not have called that tool.
+    """
+    turns, following = [], []
+    for place, message in enumerate(messages):
+        if message["role"] == "tool":
+            break
+        if message["role"] == "assistant":
+            continue
+        following.append(message)
+        last = messages[place + 1]["role"] if place + 1 < len(messages) else None
+        if message["role"] == "user" and last not in ("user", "system"):
+            turns.append(following)
+            following = []
+    if not turns:
+        raise ValueError(f"Record {index} has no user turn to answer.")
+    return turns
+
+
+def _context(turns: list[list[dict]], answers: list[tuple]) -> list[dict]:
+    """The conversation up to its next unanswered turn."""
+    messages = []
+    for turn, (text, _) in zip(turns, answers, strict=False):
+        messages += [*turn, {"role": "assistant", "content": text}]
+    return messages + (turns[len(answers)] if len(answers) < len(turns) else [])
+
+
+def _line(id: int, turns: list[list[dict]], answers: list[tuple | None]) -> str:
+    given = [answer for answer in answers if answer is not None]
+    messages = _context(turns[: max(1, len(given))], given)
+    reasons = [reason for _, reason in given]
+    return json.dumps({"id": id, "messages": messages, "finish_reason": reasons}, ensure_ascii=False)
+
+
+def _digest(content) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+
+def _check_arguments(max_new_tokens, batch_size, temperature, top_p, time_limit) -> None:
+    for name, value in (("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
+        if value < 1:
+            raise ValueError(f"`{name}` must be at least 1, got {value}.")
+    if temperature < 0:
+        raise ValueError(f"`temperature` must be 0 (greedy) or more, got {temperature}.")
+    if not 0 < top_p <= 1:
+        raise ValueError(f"`top_p` must be above 0 and at most 1, got {top_p}.")
+    if time_limit is not None and time_limit < 0:
+        raise ValueError(f"`time_limit` must be a number of seconds, got {time_limit}.")

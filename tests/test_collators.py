@@ -1,0 +1,40 @@
+"""Padding, against rows padded by hand."""
+
+import pytest
+import torch
+from tiny import pad_batch, random_chats
+
+from hf_eagle.data.collators import EagleDataCollator
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_equals_padding_by_hand(side):
+    rows = random_chats(5)
+    expected = pad_batch(rows, side)
+    batch = EagleDataCollator(0, padding_side=side)(rows)
+    assert set(batch) == {"input_ids", "attention_mask", "loss_mask"}
+    for name, values in batch.items():
+        assert values.dtype == torch.long
+        torch.testing.assert_close(values, expected[name], rtol=0, atol=0)
+
+
+def test_pad_token_and_multiple():
+    rows = [{"input_ids": [5, 6, 7], "loss_mask": [0, 1, 1]}, {"input_ids": [8], "loss_mask": [1]}]
+    batch = EagleDataCollator(9, pad_to_multiple_of=4)(rows)
+    assert batch["input_ids"].tolist() == [[5, 6, 7, 9], [8, 9, 9, 9]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1, 0], [1, 0, 0, 0]]
+    assert batch["loss_mask"].tolist() == [[0, 1, 1, 0], [1, 0, 0, 0]]
+    assert EagleDataCollator(9, pad_to_multiple_of=3)(rows)["input_ids"].shape == (2, 3)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"pad_token_id": None}, "`pad_token_id` must be a token id, got None"),
+        ({"pad_token_id": 0, "padding_side": "top"}, "`padding_side` must be"),
+        ({"pad_token_id": 0, "pad_to_multiple_of": 0}, "`pad_to_multiple_of` must be at least 1"),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        EagleDataCollator(**arguments)
