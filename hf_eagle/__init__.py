@@ -1,7 +1,6 @@
 """Train EAGLE speculative-decoding drafts with the Hugging Face Trainer."""
 
 from importlib import import_module
-from typing import TYPE_CHECKING
 
 
 __version__ = "0.1.0"
@@ -26,21 +25,6 @@ _PUBLIC = {
 }
 
 __all__ = sorted(_PUBLIC)
-
-if TYPE_CHECKING:
-    from .data.collators import EagleDataCollator
-    from .data.conversations import build_dataset, load_records
-    from .decoding.chain import chain_generate
-    from .drafts.build import load_draft, new_draft
-    from .drafts.configuration_eagle import EagleConfig
-    from .drafts.modeling_eagle3 import LlamaForCausalLMEagle3
-    from .drafts.vocabulary import VocabularyMapping
-    from .evaluation.acceptance import measure_acceptance
-    from .objectives import DraftObjective
-    from .parser import EagleArgumentParser
-    from .targets.target import FrozenTarget
-    from .trainer import EagleTrainer
-    from .training_arguments import EagleTrainingArguments
 
 
 def __getattr__(name: str):

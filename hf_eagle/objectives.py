@@ -37,17 +37,20 @@ class DraftObjective:
     lk_scale: float = 1.0
     lk_decay: float = 3.0
 
+    @property
+    def needs_mass(self) -> bool:
+        """Whether the target's full softmax is needed, beyond the draft vocabulary."""
+        return self.loss != "ce"
+
     def bind(
-        self, plan: "SupervisionPlan", teacher: "TargetDistribution", draft_ids: torch.Tensor | None
+        self, plan: "SupervisionPlan", teacher: "TargetDistribution"
     ) -> Callable[[int, torch.Tensor, Callable], tuple[torch.Tensor, torch.Tensor]]:
         """The callable a draft's unroll takes, for one batch.
 
         Args:
             plan: which row counts at which step, and where its target is.
             teacher: the target's distribution at `plan.positions`.
-            draft_ids: target ids of the draft vocabulary, `None` when it is the whole vocabulary.
         """
-        in_draft, argmax = _in_draft_vocabulary(teacher.argmax, draft_ids)
 
         def objective(step: int, normed: torch.Tensor, head: Callable) -> tuple[torch.Tensor, torch.Tensor]:
             counts = plan.counted[step]
@@ -56,10 +59,11 @@ class DraftObjective:
                 return nothing, nothing.detach().long()
             where = plan.position_of[step][counts]
             logits = head(normed[counts]).float()
-            kept = in_draft[where]
-            correct = (logits.detach().argmax(-1) == argmax[where]) & kept
+            kept = teacher.in_draft[where]
+            correct = (logits.detach().argmax(-1) == teacher.argmax[where]) & kept
             kept = kept if self.oov_rows == "mask" else torch.ones_like(kept)
-            losses = self._rows(logits, teacher.probs[where].float(), teacher.mass[where], kept)
+            mass = teacher.mass[where] if self.needs_mass else None
+            losses = self._rows(logits, teacher.probs[where].float(), mass, kept)
             # where, not a product: a row that is left out may hold an infinity
             return torch.where(kept, losses, 0.0).sum(), correct.sum()
 
@@ -76,14 +80,6 @@ class DraftObjective:
         mean = torch.where(kept, alpha.detach(), 0.0).sum() / kept.sum().clamp_min(1)
         share = self.lk_scale * torch.exp(-self.lk_decay * mean)
         return share * -(probs * log_q).sum(-1) + (1 - share) * (1 - alpha)
-
-
-def _in_draft_vocabulary(target_ids: torch.Tensor, draft_ids: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """For each target id: is it in the draft vocabulary, and its draft id (arbitrary if it is not)."""
-    if draft_ids is None:
-        return torch.ones_like(target_ids, dtype=torch.bool), target_ids
-    found = torch.searchsorted(draft_ids, target_ids).clamp_max(draft_ids.numel() - 1)
-    return draft_ids[found] == target_ids, found
 
 
 def estimated_acceptance_length(accuracies: list[float]) -> float:

@@ -1,5 +1,4 @@
 import torch
 
-
 # tiny models: more threads only wait for each other
 torch.set_num_threads(1)

@@ -7,7 +7,6 @@ from transformers import AutoModelForCausalLM, Phi3Config, Qwen2Config, Qwen3Con
 
 from hf_eagle import FrozenTarget
 
-
 SMALL = {
     "vocab_size": 96,
     "hidden_size": 32,
@@ -80,13 +79,16 @@ def test_distribution_is_the_softmax(chunk):
     hidden = target(torch.randint(3, 96, (1, 12))).last_hidden[0]
     logits = target.model.lm_head(hidden)
     ids = torch.tensor([1, 5, 40, 77])
-    seen = target.distribution(hidden, ids, chunk=chunk)
+    seen = target.distribution(hidden, ids, with_mass=True, chunk=chunk)
     torch.testing.assert_close(seen.probs, logits[:, ids].softmax(-1))
     torch.testing.assert_close(seen.mass, logits.softmax(-1)[:, ids].sum(-1))
-    assert torch.equal(seen.argmax, logits.argmax(-1))
-    whole = target.distribution(hidden, None, chunk=chunk)
+    assert torch.equal(seen.argmax, logits[:, ids].argmax(-1))
+    assert torch.equal(seen.in_draft, torch.isin(logits.argmax(-1), ids))
+    whole = target.distribution(hidden, None, with_mass=True, chunk=chunk)
     torch.testing.assert_close(whole.probs, logits.softmax(-1))
-    assert torch.equal(whole.mass, torch.ones(12))
+    assert torch.equal(whole.mass, torch.ones(12)) and whole.in_draft.all()
+    assert torch.equal(whole.argmax, logits.argmax(-1))
+    assert target.distribution(hidden[:0], ids).probs.shape == (0, 4)
 
 
 def test_soft_caps_and_scales_of_the_logits_are_applied():

@@ -11,7 +11,6 @@ from hf_eagle.objectives import DraftObjective
 from hf_eagle.supervision import SupervisionPlan, supervised_steps
 from hf_eagle.targets.target import FrozenTarget
 
-
 STEPS = 4
 
 
@@ -21,13 +20,15 @@ def unroll(target, draft, batch, supervision="serving", documents=None, position
     labels = labels.masked_fill(batch["attention_mask"] == 0, -1)
     plan = SupervisionPlan.of(supervised_steps(batch["loss_mask"], labels, STEPS, supervision))
     features = target(batch["input_ids"], batch["attention_mask"])
-    teacher = target.distribution(features.last_hidden.flatten(0, 1)[plan.positions], draft.draft_ids, chunk=7)
+    teacher = target.distribution(
+        features.last_hidden.flatten(0, 1)[plan.positions], draft.draft_ids, with_mass=True, chunk=7
+    )
     output = draft(
         batch["input_ids"],
         features.taps,
         rows=plan.rows,
         num_steps=STEPS,
-        objective=DraftObjective(**objective).bind(plan, teacher, draft.draft_ids),
+        objective=DraftObjective(**objective).bind(plan, teacher),
         attention_mask=batch["attention_mask"],
         documents=documents,
         position_ids=position_ids,
@@ -124,7 +125,7 @@ def test_packed_documents_do_not_see_each_other():
         torch.cat([f.taps for f in features], 1),
         rows=plan.rows,
         num_steps=STEPS,
-        objective=DraftObjective().bind(plan, teacher, draft.draft_ids),
+        objective=DraftObjective().bind(plan, teacher),
         documents=documents,
         position_ids=torch.tensor([[*range(lengths[0]), *range(lengths[1])]]),
     )

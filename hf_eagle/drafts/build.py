@@ -7,7 +7,8 @@ import torch
 from transformers.utils import cached_file
 
 from .configuration_eagle import EagleConfig
-from .modeling_eagle3 import EaglePreTrainedModel, LlamaForCausalLMEagle3
+from .modeling_base import EaglePreTrainedModel
+from .modeling_eagle3 import LlamaForCausalLMEagle3
 from .vocabulary import VocabularyMapping
 
 
@@ -26,7 +27,7 @@ def new_draft(
         config: its configuration.
         embedding_weight: `(vocab_size, hidden)`, the target's input embedding.
         mapping: the draft vocabulary; needed when it is smaller than the target's.
-        head_weight: `(vocab_size, hidden)`: the target's head, whose rows the draft's head starts from; random if `None`.
+        head_weight: `(vocab_size, hidden)`: the target's head, from whose rows the draft's starts; random if `None`.
 
     Raises:
         ValueError: if the mapping is missing or does not fit the config.

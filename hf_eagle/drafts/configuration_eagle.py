@@ -1,4 +1,4 @@
-"""`EagleConfig`: a Llama config which writes the `config.json` that vLLM and SGLang read (contract: one folder, both servers)."""
+"""`EagleConfig`: a Llama config which writes the `config.json` that both vLLM and SGLang read (contract section 5)."""
 
 from typing import Any
 

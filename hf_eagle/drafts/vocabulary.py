@@ -86,7 +86,8 @@ def check_draft_vocab_size(draft_vocab_size: int, vocab_size: int) -> None:
     """`ValueError` unless `1 <= draft_vocab_size <= vocab_size`."""
     if not 1 <= draft_vocab_size <= vocab_size:
         raise ValueError(
-            f"`draft_vocab_size` must be between 1 and the target's vocabulary size {vocab_size}, got {draft_vocab_size}."
+            f"`draft_vocab_size` must be between 1 and the target's vocabulary size {vocab_size}, got "
+            f"{draft_vocab_size}."
         )
 
 

@@ -35,13 +35,15 @@ class TargetDistribution:
 
     Attributes:
         probs: `(positions, draft_vocab)`, softmax over the draft vocabulary's logits only.
-        mass: `(positions,)` float32, what the draft vocabulary holds of the full softmax.
-        argmax: `(positions,)` int64, the full vocabulary's most probable target id.
+        argmax: `(positions,)` int64, the draft vocabulary's most probable id, as a DRAFT id.
+        in_draft: bool `(positions,)`, whether that is the most probable one of the full vocabulary too.
+        mass: `(positions,)` float32, what the draft vocabulary holds of the full softmax; `None` when not asked for.
     """
 
     probs: torch.Tensor
-    mass: torch.Tensor
     argmax: torch.Tensor
+    in_draft: torch.Tensor
+    mass: torch.Tensor | None = None
 
 
 class FrozenTarget:
@@ -53,7 +55,7 @@ class FrozenTarget:
     Args:
         model (`PreTrainedModel`): loaded weights; it is frozen and put into evaluation mode.
         tap_ids (`list[int]`, *optional*): ascending entry ids; set later through the attribute when not yet known.
-        tap_method (`str`, defaults to `"hooks"`): or `"output_hidden_states"`, for models whose layers cannot be hooked.
+        tap_method (`str`, defaults to `"hooks"`): or `"output_hidden_states"`, where layers cannot be hooked.
 
     Raises:
         ValueError: for a tap id the model does not have, an unknown method, or weights left on the meta device.
@@ -76,6 +78,8 @@ class FrozenTarget:
         self.parts = find_decoder_parts(model)
         self.tap_method = tap_method
         self._transform = logit_transform(self.config)
+        # an index of no position: the head runs on nothing (`1` would expand its weight once a sequence)
+        self._no_logits = torch.empty(0, dtype=torch.long)
         self.tap_ids = tap_ids
 
     @classmethod
@@ -186,7 +190,7 @@ class FrozenTarget:
                 past_key_values=past_key_values,
                 use_cache=use_cache,
                 output_hidden_states=by_output,
-                logits_to_keep=1,
+                logits_to_keep=self._no_logits,
                 **arguments,
             )
         if by_output:
@@ -227,29 +231,33 @@ class FrozenTarget:
 
     @torch.no_grad()
     def distribution(
-        self, hidden: torch.Tensor, draft_ids: torch.Tensor | None, dtype: torch.dtype | None = None, chunk: int = 256
+        self,
+        hidden: torch.Tensor,
+        draft_ids: torch.Tensor | None,
+        dtype: torch.dtype = torch.float32,
+        with_mass: bool = False,
+        chunk: int = 256,
     ) -> TargetDistribution:
         """What the target would say at each place, streamed in chunks of rows.
 
         Args:
             hidden: `(positions, hidden)` after the final norm.
             draft_ids: `(draft_vocab,)` target ids of the draft vocabulary, `None` for the whole vocabulary.
-            dtype: of the probabilities at rest, float32 when `None`.
+            dtype: of the probabilities at rest.
+            with_mass: also sum the full softmax, which costs another pass over the whole vocabulary.
             chunk: rows whose full logits exist at one time.
         """
-        width = self.vocab_size if draft_ids is None else draft_ids.numel()
-        probs = hidden.new_empty(hidden.shape[0], width, dtype=dtype or torch.float32)
-        mass = hidden.new_empty(hidden.shape[0], dtype=torch.float32)
-        argmax = torch.empty(hidden.shape[0], dtype=torch.long, device=hidden.device)
-        for start in range(0, hidden.shape[0], chunk):
-            rows = slice(start, start + chunk)
-            logits = self.logits(hidden[rows]).float()
-            argmax[rows] = logits.argmax(-1)
-            seen = logits if draft_ids is None else logits[:, draft_ids]
-            seen_lse = seen.logsumexp(-1)
-            mass[rows] = torch.exp(seen_lse - logits.logsumexp(-1)) if draft_ids is not None else 1.0
-            probs[rows] = torch.exp(seen - seen_lse[:, None]).to(probs.dtype)
-        return TargetDistribution(probs=probs, mass=mass, argmax=argmax)
+        parts = []
+        for rows in hidden.split(chunk):
+            logits = self.logits(rows)
+            seen = (logits if draft_ids is None else logits.index_select(-1, draft_ids)).float()
+            best, argmax = seen.max(-1)
+            # the largest logit is enough to know whether the draft vocabulary holds it: an argmax is 4x dearer
+            part = [seen.softmax(-1).to(dtype), argmax, best >= logits.amax(-1).float()]
+            if with_mass:
+                part.append(torch.exp(seen.logsumexp(-1) - logits.float().logsumexp(-1)))
+            parts.append(part)
+        return TargetDistribution(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
     def head_weight(self) -> torch.Tensor:
         """`(vocabulary, hidden)`: the head, gathered when it is sharded."""

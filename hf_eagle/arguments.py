@@ -1,0 +1,103 @@
+"""Arguments of training, as dataclasses for `HfArgumentParser`. Importing them is instant: no torch.
+
+`training_arguments.EagleTrainingArguments` joins `EagleArguments` with `transformers.TrainingArguments`.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+def _arg(default, help: str):
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass
+class TargetArguments:
+    """The frozen target model."""
+
+    _argument_group_name = "target"
+
+    target: str = field(metadata={"help": "Target model: a folder or a Hub id. It is never changed."})
+    target_revision: str = _arg("main", "Revision of the target on the Hub.")
+    target_dtype: Literal["auto", "float32", "bfloat16", "float16"] = _arg(
+        "auto", "Data type the target runs in; `auto` keeps its checkpoint's."
+    )
+    gguf_file: str | None = _arg(None, "Name of a GGUF file inside `target`, if it is one.")
+    tap_ids: list[int] | None = _arg(
+        None,
+        "Tapped layers as ascending entry ids (id k is the input of layer k, id N the final norm's). Unset: 2, N//2, "
+        "N-3, as both servers assume.",
+    )
+    tap_method: Literal["hooks", "output_hidden_states"] = _arg(
+        "hooks", "How taps are recorded; `output_hidden_states` for models whose layers cannot be hooked."
+    )
+    attn_implementation: str | None = _arg(None, "Attention implementation of the target, as in transformers.")
+    trust_remote_code: bool = _arg(False, "Run code that comes with the target.")
+
+
+@dataclass
+class DraftArguments:
+    """The draft that is trained."""
+
+    _argument_group_name = "draft"
+
+    draft_vocab_size: int | None = _arg(
+        None, "Tokens the draft can propose, the most frequent of the supervised ones. Unset: the whole vocabulary."
+    )
+    fc_norm: bool = _arg(False, "EAGLE-3.1: one RMSNorm per tap in front of `fc`.")
+    norm_output: bool = _arg(False, "EAGLE-3.1: feed the normed output back instead of the residual stream.")
+    head_init: Literal["target", "random"] = _arg("target", "Start the draft's head from the target's rows, or random.")
+
+
+@dataclass
+class DataArguments:
+    """Conversations to train on."""
+
+    _argument_group_name = "data"
+
+    train_data: list[str] = field(
+        metadata={"help": "Chats to train on: JSON, JSONL, Parquet or CSV files, folders, or Hub data sets."}
+    )
+    eval_data: list[str] | None = _arg(None, "Chats to evaluate on.")
+    eval_share: float = _arg(0.0, "Share of the training chats to hold out for evaluation when `eval_data` is unset.")
+    max_length: int = _arg(2048, "Longest sequence in tokens; what is longer is cut and counted.")
+    preprocessing_workers: int | None = _arg(None, "Processes that tokenise.")
+
+    def __post_init__(self):
+        if not 0 <= self.eval_share < 1:
+            raise ValueError(f"`eval_share` must be at least 0 and below 1, got {self.eval_share}.")
+        if self.max_length < 4:
+            raise ValueError(f"`max_length` must be at least 4 tokens, got {self.max_length}.")
+
+
+@dataclass
+class EagleArguments:
+    """What is EAGLE's own in the training of a draft."""
+
+    _argument_group_name = "eagle"
+
+    ttt_steps: int = _arg(7, "Steps of the training-time test: how deep the draft is unrolled on its own output.")
+    step_weight: float = _arg(0.8, "Weight of TTT step s is `step_weight ** s`.")
+    normalize_step_weights: bool = _arg(True, "Divide the loss by the sum of the step weights.")
+    supervision: Literal["serving", "reference"] = _arg(
+        "serving", "Rows that count: those a server drafts from, or the official code's alignment (one row late)."
+    )
+    loss: Literal["ce", "lk_alpha", "lk_lambda"] = _arg("ce", "Soft cross-entropy, or an LK loss (arXiv 2602.23881).")
+    oov_rows: Literal["mask", "renormalize"] = _arg(
+        "mask", "Rows whose target token is outside the draft vocabulary: left out of the loss, or kept."
+    )
+    lk_scale: float = _arg(1.0, "`lk_lambda`: share of cross-entropy is `lk_scale * exp(-lk_decay * mean alpha)`.")
+    lk_decay: float = _arg(3.0, "`lk_lambda`: see `lk_scale`.")
+
+    def __post_init__(self):
+        if self.ttt_steps < 1:
+            raise ValueError(f"`ttt_steps` must be at least 1, got {self.ttt_steps}.")
+        if not 0 < self.step_weight <= 1:
+            raise ValueError(f"`step_weight` must lie above 0 and at most at 1, got {self.step_weight}.")
+        for name, allowed in {
+            "supervision": ("serving", "reference"),
+            "loss": ("ce", "lk_alpha", "lk_lambda"),
+            "oov_rows": ("mask", "renormalize"),
+        }.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"`{name}` must be one of {', '.join(allowed)}, got {getattr(self, name)!r}.")

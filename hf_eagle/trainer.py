@@ -1,0 +1,296 @@
+"""`EagleTrainer`: a `transformers.Trainer` whose `compute_loss` asks a frozen target and unrolls a draft."""
+
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase, Trainer
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
+
+from .checkpoints import (
+    WRITE_ERRORS,
+    check_tensors,
+    clear_run,
+    refuse_other_run,
+    resolve_resume,
+    why_incomplete,
+    write_failure,
+    write_manifest,
+)
+from .data.collators import EagleDataCollator
+from .drafts.modeling_base import EagleOutput, EaglePreTrainedModel
+from .drafts.vocabulary import check_mapping, tokenizer_fingerprint
+from .objectives import DraftObjective, estimated_acceptance_length
+from .supervision import SupervisionPlan, supervised_steps
+from .targets.target import FrozenTarget
+from .training_arguments import EagleTrainingArguments
+
+
+# columns of a batch that the target's forward must not see
+_OWN_COLUMNS = ("loss_mask", "documents")
+
+
+class EagleTrainer(Trainer):
+    """Trains a draft on the features of a frozen target.
+
+    The target is a plain attribute: it is neither saved, optimised, wrapped nor cast. Losses are sums over supervised
+    rows, divided once by the count over the whole accumulated global batch, so that accumulation and the number of
+    ranks do not change the gradient.
+
+    Args:
+        model ([`LlamaForCausalLMEagle3`]): the draft, its vocabulary mapping set.
+        args ([`EagleTrainingArguments`]): arguments.
+        target ([`FrozenTarget`]): the target; its taps are taken from the draft's config.
+        processing_class (`PreTrainedTokenizerBase`, *optional*): the target's tokenizer, for padding and for the check
+            that the draft's vocabulary was made with it.
+        kwargs: as for `Trainer`. `train_dataset` has the columns `input_ids` and `loss_mask`.
+
+    Raises:
+        ValueError: if draft, target and tokenizer do not belong together.
+
+    Example:
+        >>> trainer = EagleTrainer(model=draft, args=args, target=target, train_dataset=chats)
+        >>> trainer.train()
+    """
+
+    # compute_loss divides by the count over the whole accumulated batch itself
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        model: EaglePreTrainedModel,
+        args: EagleTrainingArguments,
+        target: FrozenTarget,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        data_collator=None,
+        **kwargs: Any,
+    ):
+        _check_fit(model, target, processing_class)
+        if data_collator is None:
+            pad = getattr(processing_class, "pad_token_id", None)
+            data_collator = EagleDataCollator(pad_token_id=0 if pad is None else pad)
+        # the tokenizer stays here: Trainer would rewrite the draft's special ids from it
+        super().__init__(model=model, args=args, data_collator=data_collator, **kwargs)
+        if self.args.n_gpu > 1:
+            raise ValueError("Several GPUs need one process each: start with `torchrun` or `accelerate launch`.")
+        self.target = target.to(self.args.device)
+        self.target.tap_ids = model.config.tap_ids
+        model.set_target_embeddings(target.embedding_weight())
+        self.objective = DraftObjective(args.loss, args.oov_rows, args.lk_scale, args.lk_decay)
+        weights = torch.tensor([args.step_weight**s for s in range(args.ttt_steps)])
+        self._step_weights = weights / weights.sum() if args.normalize_step_weights else weights
+        self._train_totals = StepTotals()
+        self._eval_totals = StepTotals()
+
+    # ---- one batch ----
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | None = None,
+    ):
+        """Loss of one batch: weighted over TTT steps, each step's sum over its count of supervised rows.
+
+        Args:
+            num_items_in_batch: `(steps,)` rows of the whole accumulated global batch; this batch's own when `None`.
+
+        Raises:
+            FloatingPointError: if the loss is not a number.
+        """
+        output, counts = self.unroll(model, inputs)
+        totals = self._train_totals if self.model.training else self._eval_totals
+        totals.add(loss=output.loss_sums, correct=output.correct, rows=counts)
+
+        divisor = counts if num_items_in_batch is None else num_items_in_batch.to(counts.device)
+        loss = (self._step_weights.to(counts.device) * output.loss_sums / divisor.clamp_min(1)).sum()
+        if not torch.isfinite(loss.detach()):
+            raise FloatingPointError(
+                f"The loss is {loss.item()} at step {self.state.global_step}: lower `learning_rate`, or look for "
+                "NaN in the target's features."
+            )
+        if num_items_in_batch is not None:
+            loss = loss * self.accelerator.num_processes  # data parallelism averages gradients
+        return (loss, output) if return_outputs else loss
+
+    def unroll(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[EagleOutput, torch.Tensor]:
+        """Target features, teacher distribution and the draft's unroll for one batch.
+
+        Returns:
+            The draft's output and the supervised rows of each step, `(steps,)`.
+        """
+        plan = SupervisionPlan.of(self._supervised(inputs))
+        features = self.target(**{name: x for name, x in inputs.items() if name not in _OWN_COLUMNS})
+        draft_ids = self.accelerator.unwrap_model(model).draft_ids
+        teacher = self.target.distribution(
+            features.last_hidden.flatten(0, 1)[plan.positions],
+            draft_ids,
+            dtype=torch.bfloat16 if self.args.bf16 else torch.float32,
+            with_mass=self.objective.needs_mass,
+        )
+        output = model(
+            input_ids=inputs["input_ids"],
+            taps=features.taps,
+            rows=plan.rows,
+            num_steps=self.args.ttt_steps,
+            objective=self.objective.bind(plan, teacher),
+            attention_mask=inputs.get("attention_mask"),
+            position_ids=inputs.get("position_ids"),
+            documents=inputs.get("documents"),
+        )
+        return output, plan.counts
+
+    def _supervised(self, inputs: dict[str, Any]) -> torch.Tensor:
+        documents = inputs.get("documents")
+        if documents is None:
+            documents = torch.zeros_like(inputs["loss_mask"])
+        if inputs.get("attention_mask") is not None:
+            documents = documents.masked_fill(inputs["attention_mask"] == 0, -1)
+        return supervised_steps(inputs["loss_mask"], documents, self.args.ttt_steps, self.args.supervision)
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor:
+        counts = torch.zeros(self.args.ttt_steps, dtype=torch.long, device=device)
+        for batch in batch_samples:
+            counts += self._supervised(batch).sum((1, 2)).to(device)
+        return self.accelerator.reduce(counts, reduction="sum")
+
+    def _set_signature_columns_if_needed(self):
+        # the target's forward takes what the collator makes; only what neither uses may be dropped
+        if self._signature_columns is None:
+            self._signature_columns = ["input_ids", "attention_mask", "position_ids", *_OWN_COLUMNS]
+
+    # ---- evaluation and logging ----
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        """Loss only: what a draft predicts is judged by decoding, not here."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss = self.compute_loss(model, inputs)
+        return loss.detach(), None, None
+
+    def evaluation_loop(self, dataloader, description, *args, metric_key_prefix="eval", **kwargs):
+        """As in `Trainer`, with the loss over all supervised rows, accuracies and the estimated acceptance length."""
+        self._eval_totals = StepTotals()
+        output = super().evaluation_loop(dataloader, description, *args, metric_key_prefix=metric_key_prefix, **kwargs)
+        metrics = self._eval_totals.metrics(self.accelerator, self._step_weights)
+        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
+        return output
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds per-step accuracy, estimated acceptance length and supervised rows per second to a training log."""
+        if "loss" in logs and self._train_totals.sums:
+            metrics = self._train_totals.metrics(self.accelerator, self._step_weights)
+            metrics.pop("loss")  # Trainer's own is averaged over the same steps
+            logs.update(metrics)
+            self._train_totals = StepTotals()
+        super().log(logs, start_time)
+
+    # ---- checkpoints ----
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
+        """As in `Trainer`; `"last"` or `True` resumes from the newest COMPLETE checkpoint, if there is one.
+
+        Raises:
+            FileExistsError: if `output_dir` holds another run and this one does not continue it.
+            ValueError: if the checkpoint is half-written or does not fit the draft.
+        """
+        resume = resolve_resume(self.args.output_dir, resume_from_checkpoint)
+        if resume is None and resume_from_checkpoint in (None, False):
+            refuse_other_run(self.args.output_dir, self.args.overwrite)
+            self.accelerator.wait_for_everyone()
+            if self.args.overwrite and self.args.should_save:
+                clear_run(self.args.output_dir)
+            self.accelerator.wait_for_everyone()
+        self._train_totals = StepTotals()
+        return super().train(resume_from_checkpoint=None if resume is None else str(resume), **kwargs)
+
+    def _save_checkpoint(self, model, trial) -> None:
+        folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        if self.args.should_save and folder.exists() and why_incomplete(folder):
+            shutil.rmtree(folder)  # a killed run's; its files must not mix with the new ones
+        self.accelerator.wait_for_everyone()
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            super()._save_checkpoint(model, trial)
+        except WRITE_ERRORS as problem:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise write_failure(folder, problem) from problem
+        finally:
+            self.args.save_total_limit = limit
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            write_manifest(folder)
+            # older ones go only now that this one is whole
+            rotate_checkpoints(
+                output_dir=str(folder.parent),
+                save_total_limit=limit,
+                best_model_checkpoint=self.state.best_model_checkpoint,
+                use_mtime=True,
+            )
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
+        """As in `Trainer`: the folder is what the servers load."""
+        if _internal_call:  # _save_checkpoint handles its own errors
+            return super().save_model(output_dir, _internal_call)
+        try:
+            super().save_model(output_dir, _internal_call)
+        except WRITE_ERRORS as problem:
+            raise write_failure(output_dir or self.args.output_dir, problem) from problem
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        draft = self.accelerator.unwrap_model(model or self.model)
+        check_tensors(draft, resume_from_checkpoint)
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if draft.d2t is not None:
+            check_mapping(draft.d2t, draft.t2d)
+
+
+class StepTotals:
+    """Sums per TTT step since the last report, kept on the device until they are asked for."""
+
+    def __init__(self):
+        self.sums: dict[str, torch.Tensor] = {}
+        self.started = time.perf_counter()
+
+    def add(self, **sums: torch.Tensor) -> None:
+        """Add one batch's sums, each `(steps,)`."""
+        for name, value in sums.items():
+            value = value.detach().double()
+            self.sums[name] = value if name not in self.sums else self.sums[name] + value
+
+    def metrics(self, accelerator, step_weights: torch.Tensor) -> dict[str, float]:
+        """Means over all ranks: loss, accuracy of each step, estimated acceptance length, rows per second."""
+        if not self.sums:
+            return {}
+        total = {name: accelerator.reduce(value, reduction="sum").cpu() for name, value in sorted(self.sums.items())}
+        rows = total["rows"].clamp_min(1)
+        accuracies = (total["correct"] / rows).tolist()
+        elapsed = time.perf_counter() - self.started
+        return {
+            "loss": float((step_weights.double().cpu() * total["loss"] / rows).sum()),
+            **{f"accuracy_step_{step}": round(value, 4) for step, value in enumerate(accuracies)},
+            "estimated_acceptance_length": round(estimated_acceptance_length(accuracies), 4),
+            "supervised_rows_per_second": round(float(total["rows"][0]) / elapsed, 1),
+        }
+
+
+def _check_fit(draft, target: FrozenTarget, tokenizer: PreTrainedTokenizerBase | None) -> None:
+    config = draft.config
+    if config.tap_ids is None:
+        raise ValueError("The draft's config names no taps: set `eagle_aux_hidden_state_layer_ids`.")
+    sizes = (config.vocab_size, config.target_hidden_size)
+    if sizes != (target.vocab_size, target.hidden_size):
+        raise ValueError(
+            f"The draft was made for a target with vocabulary {sizes[0]} and hidden size {sizes[1]}, this target has "
+            f"{target.vocab_size} and {target.hidden_size}."
+        )
+    made_with = config.tokenizer_fingerprint
+    if tokenizer is not None and made_with is not None and tokenizer_fingerprint(tokenizer) != made_with:
+        raise ValueError(
+            f"The draft's vocabulary mapping was made with another tokenizer (fingerprint {made_with}, this one has "
+            f"{tokenizer_fingerprint(tokenizer)}): use that tokenizer, or start a new draft."
+        )

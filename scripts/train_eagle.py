@@ -1,0 +1,155 @@
+"""Train an EAGLE draft for a target model.
+
+    python scripts/train_eagle.py --config training_args/smollm2-135m-eagle3.yaml [--any_field value ...]
+    torchrun --nproc-per-node 8 scripts/train_eagle.py --config ...
+    accelerate launch --config_file training_args/accelerate/ddp.yaml scripts/train_eagle.py --config ...
+
+The YAML file holds `argument: value` lines; the command line overrides it. What is left in `--output_dir` is the
+folder that vLLM and SGLang load. An interrupted run goes on with `--resume_from_checkpoint last`.
+
+Besides the arguments below, every argument of `transformers.TrainingArguments` is taken (`--help_all` lists them):
+--output_dir, --learning_rate, --num_train_epochs, --max_steps, --per_device_train_batch_size, --bf16, --save_steps,
+--report_to, --push_to_hub.
+"""
+
+import logging
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without installation
+
+from hf_eagle.arguments import DataArguments, DraftArguments, EagleArguments, TargetArguments
+from hf_eagle.parser import EagleArgumentParser
+
+logger = logging.getLogger("hf_eagle")
+OURS = (TargetArguments, DraftArguments, DataArguments)
+
+
+def parse(args: list[str] | None = None):
+    """The four argument groups; `--help` is answered without loading torch."""
+    args = sys.argv[1:] if args is None else args
+    if "--help_all" in args:
+        args = ["--help"]
+    elif "--help" in args or "-h" in args:
+        return EagleArgumentParser((*OURS, EagleArguments), description=__doc__).parse_args_and_config(["--help"])
+    from hf_eagle.training_arguments import EagleTrainingArguments
+
+    return EagleArgumentParser((*OURS, EagleTrainingArguments), description=__doc__).parse_args_and_config(args)
+
+
+def main() -> None:
+    target_args, draft_args, data_args, args = parse()
+
+    from transformers import AutoTokenizer, set_seed
+
+    from hf_eagle.checkpoints import refuse_other_run, resolve_resume
+    from hf_eagle.data.conversations import build_dataset
+    from hf_eagle.data.records import load_records
+    from hf_eagle.evaluation.plots import plot_training
+    from hf_eagle.targets.target import FrozenTarget
+    from hf_eagle.trainer import EagleTrainer
+
+    logging.basicConfig(level=logging.INFO if args.should_log else logging.ERROR, format="%(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    set_seed(args.seed)
+    # what can be refused is refused before anything is loaded
+    resume = resolve_resume(args.output_dir, args.resume_from_checkpoint)
+    if resume is None and args.resume_from_checkpoint is None:
+        refuse_other_run(args.output_dir, args.overwrite)
+
+    tokenizer = AutoTokenizer.from_pretrained(
+        target_args.target,
+        revision=target_args.target_revision,
+        trust_remote_code=target_args.trust_remote_code,
+        **({"gguf_file": target_args.gguf_file} if target_args.gguf_file else {}),
+    )
+    with args.main_process_first(desc="tokenising"):
+        train, held_out = (
+            None
+            if not sources
+            else build_dataset(
+                load_records(sources),
+                tokenizer,
+                max_length=data_args.max_length,
+                num_proc=data_args.preprocessing_workers,
+            )
+            for sources in (data_args.train_data, data_args.eval_data)
+        )
+    if held_out is None and data_args.eval_share > 0:
+        parts = train.train_test_split(test_size=data_args.eval_share, seed=args.seed)
+        train, held_out = parts["train"], parts["test"]
+
+    target = FrozenTarget.from_pretrained(
+        target_args.target,
+        dtype=target_args.target_dtype,
+        gguf_file=target_args.gguf_file,
+        attn_implementation=target_args.attn_implementation,
+        tap_method=target_args.tap_method,
+        trust_remote_code=target_args.trust_remote_code,
+        revision=target_args.target_revision,
+    )
+    draft = draft_for(target, tokenizer, train, target_args, draft_args, resume)
+    trainer = EagleTrainer(
+        model=draft,
+        args=args,
+        target=target,
+        train_dataset=train,
+        eval_dataset=held_out,
+        processing_class=tokenizer,
+    )
+    result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    trainer.save_model()
+    trainer.save_state()
+    trainer.save_metrics("train", result.metrics)
+    if held_out is not None:
+        trainer.save_metrics("eval", trainer.evaluate())
+    if trainer.is_world_process_zero():
+        plot_training(trainer.state.log_history, Path(args.output_dir) / "training.png")
+        logger.info("The draft is in %s: vLLM and SGLang load that folder as it is.", args.output_dir)
+
+
+def draft_for(target, tokenizer, train, target_args, draft_args, resume):
+    """The draft to train: the checkpoint's with its vocabulary mapping, or a new one for these data."""
+    import torch
+
+    from hf_eagle.drafts.build import load_draft, new_draft
+    from hf_eagle.drafts.configuration_eagle import EagleConfig
+    from hf_eagle.drafts.vocabulary import VocabularyMapping, count_supervised_tokens, tokenizer_fingerprint
+
+    config = EagleConfig.from_target(
+        target.config,
+        draft_vocab_size=draft_args.draft_vocab_size,
+        tap_ids=target_args.tap_ids,
+        fc_norm=draft_args.fc_norm,
+        norm_output=draft_args.norm_output,
+        tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
+    )
+    if resume is not None:
+        draft = load_draft(resume, target, dtype=torch.float32)
+        for name in ("tap_ids", "draft_vocab_size", "fc_norm", "norm_output"):
+            if getattr(draft.config, name) != getattr(config, name):
+                raise ValueError(
+                    f"`{name}` is {getattr(config, name)} but {resume} was trained with {getattr(draft.config, name)}: "
+                    "keep it, or start a new run in another `output_dir`."
+                )
+        return draft
+
+    mapping = None
+    if config.draft_vocab_size < config.vocab_size:
+        counts = count_supervised_tokens(train, config.vocab_size)
+        mapping = VocabularyMapping.from_counts(counts, config.draft_vocab_size, tokenizer.all_special_ids)
+        logger.info(
+            "Draft vocabulary: %d of %d tokens, %.2f%% of the supervised tokens.",
+            config.draft_vocab_size,
+            config.vocab_size,
+            100 * mapping.coverage,
+        )
+    head = target.head_weight() if draft_args.head_init == "target" else None
+    return new_draft(config, target.embedding_weight(), mapping, head)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ArithmeticError, OSError, ValueError) as problem:
+        raise SystemExit(f"error: {problem}") from problem

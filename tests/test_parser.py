@@ -1,0 +1,105 @@
+"""YAML file and command line, and `--help` without torch."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hf_eagle.arguments import DataArguments, DraftArguments, TargetArguments
+from hf_eagle.parser import EagleArgumentParser
+
+
+ROOT = Path(__file__).resolve().parents[1]
+FILE = """
+target: some/model
+train_data: [a.jsonl, b.jsonl]
+tap_ids: [1, 5, 9]
+learning_rate: 1e-4
+bf16: true
+max_length: 512
+draft_vocab_size: null
+"""
+
+
+@pytest.fixture
+def parse(tmp_path):
+    from hf_eagle import EagleTrainingArguments
+
+    def parse(*args, file=FILE):
+        (tmp_path / "run.yaml").write_text(file)
+        parser = EagleArgumentParser((TargetArguments, DraftArguments, DataArguments, EagleTrainingArguments))
+        return parser.parse_args_and_config(["--config", str(tmp_path / "run.yaml"), *args])
+
+    return parse
+
+
+def test_file_then_command_line(parse):
+    target, draft, data, training = parse("--ttt_steps", "3", "--tap_ids", "2", "7", "--max_length=99")
+    assert (target.target, target.tap_ids) == ("some/model", [2, 7])
+    assert (data.train_data, data.max_length) == (["a.jsonl", "b.jsonl"], 99)
+    assert draft.draft_vocab_size is None
+    assert (training.learning_rate, training.bf16, training.ttt_steps) == (1e-4, True, 3)
+
+
+@pytest.mark.parametrize(
+    ("args", "file", "message"),
+    [
+        ([], FILE + "lerning_rate: 3\n", "unknown argument --lerning_rate, did you mean --learning_rate?"),
+        ([], FILE + "loss: mse\n", "--loss: invalid choice: 'mse'"),
+        ([], FILE + "ttt_steps: many\n", "invalid int value: 'many'"),
+        ([], "- a\n- b\n", "must hold `argument: value` lines, got list"),
+        ([], "a: [1\n", "cannot be read as YAML"),
+        ([], "max_length: 5\n", "the following arguments are required: --target, --train_data"),
+        (["--ttt_step", "3"], FILE, "unknown argument --ttt_step, did you mean --ttt_steps?"),
+        (["--ttt_steps", "0"], FILE, "`ttt_steps` must be at least 1, got 0"),
+        (["--step_weight", "0"], FILE, "`step_weight` must lie above 0"),
+        (["--eval_share", "1.5"], FILE, "`eval_share` must be at least 0 and below 1, got 1.5"),
+        (["--max_length", "2"], FILE, "`max_length` must be at least 4 tokens, got 2"),
+        (["--config", "nowhere.yaml"], FILE, "nowhere.yaml cannot be read"),
+    ],
+)
+def test_what_does_not_fit_is_one_sentence(parse, args, file, message, capsys):
+    if args[:1] == ["--config"]:
+        with pytest.raises(SystemExit):
+            EagleArgumentParser(TargetArguments).parse_args_and_config(args)
+    else:
+        with pytest.raises(SystemExit):
+            parse(*args, file=file)
+    printed = capsys.readouterr().err
+    assert message in printed and len(printed.strip().splitlines()) == 1
+
+
+def test_values_are_checked_without_a_command_line_too():
+    from hf_eagle import EagleTrainingArguments
+
+    with pytest.raises(ValueError, match="`loss` must be one of ce, lk_alpha, lk_lambda, got 'mse'"):
+        EagleTrainingArguments(output_dir="x", loss="mse")
+
+
+SCRIPTS = ["train_eagle", "evaluate_draft", "regenerate_answers", "fetch_assets", "quickstart"]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_is_instant_and_complete(script):
+    """Without torch there is nothing to wait for."""
+    code = (
+        "import sys, runpy; sys.argv = ['x', '--help']\n"
+        f"try: runpy.run_path({str(ROOT / 'scripts' / script)!r} + '.py', run_name='__main__')\n"
+        "except SystemExit as end: assert end.code == 0, end.code\n"
+        "assert 'torch' not in sys.modules, 'torch was imported'"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "usage:" in done.stdout and "--config" in done.stdout
+    documented = [line for line in done.stdout.splitlines() if line.startswith("  --")]
+    assert len(documented) >= 3
+
+
+@pytest.mark.parametrize("recipe", sorted(p.name for p in (ROOT / "training_args").glob("*.yaml")))
+def test_recipes_parse(recipe):
+    from hf_eagle import EagleTrainingArguments
+
+    parser = EagleArgumentParser((TargetArguments, DraftArguments, DataArguments, EagleTrainingArguments))
+    target, *_ = parser.parse_args_and_config(["--config", str(ROOT / "training_args" / recipe)])
+    assert target.target

@@ -1,0 +1,180 @@
+"""`scripts/train_eagle.py` as a user starts it: from a recipe, resumed, under torchrun and accelerate, and its errors."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from tiny_tokenizer import CHATML, tiny_tokenizer
+from transformers import LlamaConfig, LlamaForCausalLM
+
+
+ROOT = Path(__file__).resolve().parents[1]
+WORDS = "red green blue one two three four five six seven eight nine ten sun moon star tree bird fish stone".split()
+
+
+def write_chats(path, number=12, words=WORDS):
+    generator = torch.Generator().manual_seed(0)
+
+    def text(longest):
+        length = int(torch.randint(2, longest, (), generator=generator))
+        return " ".join(words[int(i)] for i in torch.randint(0, len(words), (length,), generator=generator))
+
+    with open(path, "w") as file:
+        for _ in range(number):
+            messages = [{"role": "user", "content": text(6)}, {"role": "assistant", "content": text(14)}]
+            file.write(json.dumps({"messages": messages}) + "\n")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A tiny tied target with a tokenizer, chats, and a recipe."""
+    folder = tmp_path_factory.mktemp("script")
+    tokenizer = tiny_tokenizer(CHATML)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=8,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+        initializer_range=0.2,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder / "target")
+    tokenizer.save_pretrained(folder / "target")
+    write_chats(folder / "chats.jsonl")
+    recipe = {
+        "target": str(folder / "target"),
+        "train_data": [str(folder / "chats.jsonl")],
+        "draft_vocab_size": 24,
+        "ttt_steps": 2,
+        "oov_rows": "renormalize",  # a random target rarely says one of 24 tokens
+        "max_steps": 6,
+        "save_steps": 3,
+        "logging_steps": 1,
+        "per_device_train_batch_size": 4,
+        "learning_rate": 1e-3,
+        "max_length": 128,
+    }
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    return folder
+
+
+def train(folder, *args, launcher=(), expect=0):
+    command = [sys.executable, *launcher, str(ROOT / "scripts" / "train_eagle.py")]
+    command += ["--config", str(folder / "recipe.yaml"), *map(str, args)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment, cwd=folder)
+    assert done.returncode == expect, f"{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
+    return done.stdout + done.stderr
+
+
+def curve(out):
+    history = json.loads((out / "trainer_state.json").read_text())["log_history"]
+    return {entry["step"]: entry["loss"] for entry in history if "loss" in entry}
+
+
+@pytest.fixture(scope="module")
+def trained(folder):
+    printed = train(folder, "--output_dir", folder / "draft", "--eval_share", 0.25)
+    assert "Draft vocabulary: 24 of" in printed and "vLLM and SGLang load that folder" in printed
+    return folder / "draft"
+
+
+def test_a_recipe_leaves_a_draft_with_its_curves(trained, folder):
+    from hf_eagle import FrozenTarget, load_draft
+
+    draft = load_draft(trained, FrozenTarget.from_pretrained(str(folder / "target")))
+    assert draft.config.draft_vocab_size == 24 and draft.config.tap_ids == [2, 4, 5]
+    assert sorted(curve(trained)) == [1, 2, 3, 4, 5, 6]
+    assert (trained / "training.png").stat().st_size > 5000
+    assert json.loads((trained / "eval_results.json").read_text())["eval_loss"] > 0
+
+
+def test_a_second_run_into_the_folder_is_refused(trained, folder):
+    printed = train(folder, "--output_dir", trained, expect=1)
+    assert printed.strip().splitlines()[-1].startswith("error: `output_dir`")
+    assert "holds another run" in printed and "Traceback" not in printed
+
+
+def test_resuming_keeps_the_mapping_although_the_data_changed(trained, folder):
+    before = load_file(trained / "model.safetensors")
+    write_chats(folder / "others.jsonl", words=[w.upper() for w in WORDS])
+    train(
+        folder,
+        *("--output_dir", trained, "--train_data", folder / "others.jsonl"),
+        *("--resume_from_checkpoint", "last", "--max_steps", 8),
+    )
+    after = load_file(trained / "model.safetensors")
+    assert torch.equal(after["d2t"], before["d2t"]) and torch.equal(after["t2d"], before["t2d"])
+    assert after["lm_head.weight"].shape == (24, 32)
+    assert not torch.equal(after["lm_head.weight"], before["lm_head.weight"])
+
+
+def test_resuming_with_other_settings_is_refused(trained, folder):
+    args = ("--output_dir", trained, "--resume_from_checkpoint", "last")
+    printed = train(folder, *args, "--tap_ids", 1, 4, 6, expect=1)
+    assert "error: `tap_ids` is [1, 4, 6] but" in printed and "was trained with [2, 4, 5]" in printed
+
+
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"],
+        ["-m", "accelerate.commands.launch", "--config_file", str(ROOT / "training_args" / "accelerate" / "single.yaml")],
+    ],
+    ids=["torchrun", "accelerate"],
+)
+def test_launchers_give_the_same_curve(launcher, folder, tmp_path):
+    args = ("--max_steps", 2, "--save_strategy", "no", "--train_sampling_strategy", "sequential")
+    train(folder, "--output_dir", tmp_path / "alone", *args)
+    ranks = 2 if "torch.distributed.run" in launcher else 1
+    launched = ("--per_device_train_batch_size", 4 // ranks)
+    train(folder, "--output_dir", tmp_path / "launched", *args, *launched, launcher=launcher)
+    assert curve(tmp_path / "launched") == pytest.approx(curve(tmp_path / "alone"), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--train_data", "nowhere.jsonl"], "nowhere.jsonl"),
+        (["--draft_vocab_size", "10000"], "`draft_vocab_size` must be between 1 and"),
+        (["--draft_vocab_size", "60"], "different tokens: use more data"),
+        (["--tap_ids", "2", "4", "99"], "`tap_ids` must be entry ids between 0 and 8"),
+        (["--resume_from_checkpoint", "nowhere"], "is not a complete checkpoint"),
+    ],
+)
+def test_bad_input_is_one_sentence(args, message, folder, tmp_path):
+    printed = train(folder, "--output_dir", tmp_path / "out", *args, expect=1)
+    last = printed.strip().splitlines()[-1]
+    assert last.startswith("error: ") and message in printed, printed
+    assert "Traceback" not in printed
+    assert not list((tmp_path / "out").glob("checkpoint-*"))
+
+
+def test_another_tokenizer_than_the_mappings_is_refused(trained, folder, tmp_path):
+    import shutil
+
+    from transformers import AutoTokenizer
+
+    shutil.copytree(folder / "target", tmp_path / "target")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "target")
+    file = json.loads((tmp_path / "target" / "tokenizer.json").read_text())
+    vocabulary = file["model"]["vocab"]
+    first, second = [word for word in vocabulary if word not in tokenizer.all_special_tokens][:2]
+    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+    (tmp_path / "target" / "tokenizer.json").write_text(json.dumps(file))
+    args = ("--output_dir", trained, "--resume_from_checkpoint", "last", "--target", tmp_path / "target")
+    printed = train(folder, *args, expect=1)
+    assert "mapping was made with another tokenizer" in printed

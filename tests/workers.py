@@ -1,0 +1,32 @@
+"""Start a training worker, alone or on several gloo ranks, and say what it printed if it failed."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+WORKER = Path(__file__).parent / "distributed" / "train_worker.py"
+
+
+def run_worker(out: Path, ranks: int = 1, expect_kill: bool = False, **spec) -> dict:
+    """Run `train_worker.py` and return its spec; raises with the worker's output unless it ended as expected."""
+    out.mkdir(parents=True, exist_ok=True)
+    spec = {"out": str(out), **spec}
+    path = out / "spec.json"
+    path.write_text(json.dumps(spec))
+    command = [sys.executable, str(WORKER), str(path)]
+    if ranks > 1:
+        command[1:1] = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
+    if expect_kill:
+        assert done.returncode == -9, f"ended with {done.returncode}, not by SIGKILL\n{done.stdout}\n{done.stderr}"
+    else:
+        assert done.returncode == 0, f"ended with {done.returncode}\n{done.stdout[-4000:]}\n{done.stderr[-8000:]}"
+    return spec
+
+
+def losses(out: Path) -> dict[int, float]:
+    """Logged training loss by step."""
+    return {entry["step"]: entry["loss"] for entry in json.loads((out / "log.json").read_text()) if "loss" in entry}
