@@ -69,6 +69,8 @@ class EagleTrainer(Trainer):
         **kwargs: Any,
     ):
         _check_fit(model, target, processing_class)
+        if processing_class is not None:
+            model.config.tokenizer_fingerprint = tokenizer_fingerprint(processing_class)
         if data_collator is None:
             pad = getattr(processing_class, "pad_token_id", None)
             data_collator = EagleDataCollator(pad_token_id=0 if pad is None else pad)
@@ -288,9 +290,11 @@ def _check_fit(draft, target: FrozenTarget, tokenizer: PreTrainedTokenizerBase |
             f"The draft was made for a target with vocabulary {sizes[0]} and hidden size {sizes[1]}, this target has "
             f"{target.vocab_size} and {target.hidden_size}."
         )
-    made_with = config.tokenizer_fingerprint
-    if tokenizer is not None and made_with is not None and tokenizer_fingerprint(tokenizer) != made_with:
+    if tokenizer is None:
+        return
+    made_with, this = config.tokenizer_fingerprint, tokenizer_fingerprint(tokenizer)
+    if made_with not in (None, this):
         raise ValueError(
             f"The draft's vocabulary mapping was made with another tokenizer (fingerprint {made_with}, this one has "
-            f"{tokenizer_fingerprint(tokenizer)}): use that tokenizer, or start a new draft."
+            f"{this}): use that tokenizer, or start a new draft."
         )

@@ -16,10 +16,12 @@ import logging
 import sys
 from pathlib import Path
 
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without installation
 
 from hf_eagle.arguments import DataArguments, DraftArguments, EagleArguments, TargetArguments
 from hf_eagle.parser import EagleArgumentParser
+
 
 logger = logging.getLogger("hf_eagle")
 OURS = (TargetArguments, DraftArguments, DataArguments)

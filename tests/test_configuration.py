@@ -7,6 +7,7 @@ from transformers import LlamaConfig
 
 from hf_eagle import EagleConfig
 
+
 ROPES = {
     "default": {"rope_type": "default", "rope_theta": 100000.0},
     "linear": {"rope_type": "linear", "rope_theta": 50000.0, "factor": 4.0},

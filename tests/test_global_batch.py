@@ -4,6 +4,7 @@ import pytest
 import torch
 from workers import losses, run_worker
 
+
 ARGS = {
     "max_steps": 2,
     "max_grad_norm": 0.0,

@@ -9,6 +9,7 @@ from workers import losses, run_worker
 
 from hf_eagle.checkpoints import checkpoints, last_complete_checkpoint, resolve_resume, why_incomplete
 
+
 ARGS = {
     "num_train_epochs": 3,  # 8 steps each, so that step 10 lies inside an epoch
     "per_device_train_batch_size": 2,

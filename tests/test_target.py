@@ -7,6 +7,7 @@ from transformers import AutoModelForCausalLM, Phi3Config, Qwen2Config, Qwen3Con
 
 from hf_eagle import FrozenTarget
 
+
 SMALL = {
     "vocab_size": 96,
     "hidden_size": 32,

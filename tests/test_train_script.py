@@ -1,4 +1,4 @@
-"""`scripts/train_eagle.py` as a user starts it: from a recipe, resumed, under torchrun and accelerate, and its errors."""
+"""`scripts/train_eagle.py` as a user starts it: from a recipe, resumed, under launchers, and its errors."""
 
 import json
 import os
@@ -132,7 +132,7 @@ def test_resuming_with_other_settings_is_refused(trained, folder):
     "launcher",
     [
         ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"],
-        ["-m", "accelerate.commands.launch", "--config_file", str(ROOT / "training_args" / "accelerate" / "single.yaml")],
+        ["-m", "accelerate.commands.launch", "--config_file", str(ROOT / "training_args/accelerate/single.yaml")],
     ],
     ids=["torchrun", "accelerate"],
 )

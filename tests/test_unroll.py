@@ -11,6 +11,7 @@ from hf_eagle.objectives import DraftObjective
 from hf_eagle.supervision import SupervisionPlan, supervised_steps
 from hf_eagle.targets.target import FrozenTarget
 
+
 STEPS = 4
 
 

@@ -8,6 +8,7 @@ from hf_eagle.drafts.configuration_eagle import EagleConfig
 from hf_eagle.drafts.vocabulary import VocabularyMapping
 from hf_eagle.targets.target import FrozenTarget
 
+
 VOCAB = 96
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+
 WORKER = Path(__file__).parent / "distributed" / "train_worker.py"
 
 
