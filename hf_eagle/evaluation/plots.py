@@ -1,0 +1,122 @@
+"""The two pictures of a model card: how training went, and what acceptance was measured."""
+
+import os
+import re
+from pathlib import Path
+
+
+WIDTH, HEIGHT, DPI = 9.0, 3.4, 140  # inches, inches, dots an inch: legible in a card and in a terminal's viewer
+TRAIN, EVAL = "#3b6fb6", "#d1793b"
+
+
+def plot_training(log_history: list[dict], path: str | os.PathLike) -> Path | None:
+    """
+    Draw loss, and accuracy at each TTT step, over optimizer steps.
+
+    Args:
+        log_history (`list[dict]`):
+            The Trainer's: entries with `step` and any of `loss`, `eval_loss`, `accuracy_step_{s}`,
+            `eval_accuracy_step_{s}` (teacher-forced shares, 0 to 1). Other entries are passed over.
+        path (`str` or `os.PathLike`):
+            The PNG to write; its folder must exist.
+
+    Returns:
+        `Path` or `None`: the file, or `None` when no loss was logged, for then there is nothing to show.
+    """
+    loss, eval_loss = series(log_history, "loss"), series(log_history, "eval_loss")
+    if not loss[0]:
+        return None
+    figure, (left, right) = _figure(2)
+
+    left.plot(*loss, color=TRAIN, linewidth=1.4, label="training")
+    if eval_loss[0]:
+        left.plot(*eval_loss, color=EVAL, marker="o", markersize=4, linewidth=1.4, label="held out")
+        left.legend(frameon=False)
+    left.set(xlabel="optimizer step", ylabel="loss", title="Loss")
+
+    # held-out accuracy is the one that counts; training's is shown where there is no other
+    keys = {key for entry in log_history for key in entry}
+    prefix = "eval_" if "eval_accuracy_step_0" in keys else ""
+    steps = sorted(int(m[1]) for key in keys if (m := re.fullmatch(rf"{prefix}accuracy_step_(\d+)", key)))
+    for step, color in zip(steps, _shades(len(steps)), strict=True):
+        x, y = series(log_history, f"{prefix}accuracy_step_{step}")
+        right.plot(x, y, color=color, linewidth=1.4, marker="o" if len(x) < 12 else None, markersize=4, label=str(step))
+    if steps:
+        right.legend(
+            title="TTT step", frameon=False, fontsize=8, title_fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5)
+        )
+    right.set(xlabel="optimizer step", ylabel="accuracy", ylim=(0, None))
+    right.set_title(f"Teacher-forced accuracy, {'held out' if prefix else 'training'}")
+    return _save(figure, path)
+
+
+def plot_acceptance(acceptance: dict, path: str | os.PathLike) -> Path | None:
+    """
+    Draw the share of drafts whose k-th token was accepted and, where it was measured, acceptance length by category.
+
+    Args:
+        acceptance (`dict`):
+            What `measure_acceptance` returns: `drafts`, `accepted_per_position` (counts), `acceptance_length`, and
+            possibly `acceptance_length_by_category`.
+        path (`str` or `os.PathLike`):
+            The PNG to write; its folder must exist.
+
+    Returns:
+        `Path` or `None`: the file, or `None` when nothing was drafted.
+    """
+    drafts = acceptance["drafts"]
+    if not drafts:
+        return None
+    by_category = {k: v for k, v in (acceptance.get("acceptance_length_by_category") or {}).items() if v is not None}
+    figure, axes = _figure(2 if by_category else 1)
+
+    shares = [count / drafts for count in acceptance["accepted_per_position"]]
+    positions = [str(position) for position in range(1, len(shares) + 1)]
+    bars = axes[0].bar(positions, shares, color=TRAIN, width=0.6)
+    axes[0].bar_label(bars, labels=[f"{share:.1%}" for share in shares], padding=2, fontsize=9)
+    axes[0].set(
+        xlabel="drafted token", ylabel="share of drafts that kept it", ylim=(0, min(1.05, 1.2 * max(shares) + 0.02))
+    )
+    axes[0].set_title(f"Accepted tokens, of {drafts:,} drafts")
+
+    if by_category:
+        names = [*sorted(by_category, key=by_category.get), "all"]
+        lengths = [*(by_category[name] for name in names[:-1]), acceptance["acceptance_length"]]
+        colors = [TRAIN] * len(by_category) + [EVAL]
+        bars = axes[1].barh(names, lengths, color=colors, height=0.65)
+        axes[1].bar_label(bars, fmt="%.2f", padding=3, fontsize=9)
+        # nobody accepts less than the target's own token: bars start at 1
+        axes[1].set(xlabel="tokens a target forward", xlim=(1, 1 + 1.15 * max(max(lengths) - 1, 0.1)))
+        axes[1].set_title("Acceptance length by category")
+    return _save(figure, path)
+
+
+def series(log_history: list[dict], key: str) -> tuple[list[int], list[float]]:
+    """Steps and values of one logged quantity; a resumed run that logged a step again counts with its last value."""
+    found = {entry["step"]: entry[key] for entry in log_history if key in entry and "step" in entry}
+    return sorted(found), [found[step] for step in sorted(found)]
+
+
+def _figure(columns: int):
+    # Figure, not pyplot: no global state, no window, no display needed
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH if columns == 2 else WIDTH * 0.55, HEIGHT), dpi=DPI, layout="constrained")
+    axes = figure.subplots(1, columns, squeeze=False)[0]
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(True, alpha=0.25, linewidth=0.6)
+        axis.set_axisbelow(True)
+    return figure, axes
+
+
+def _shades(count: int) -> list:
+    """Dark for the first TTT step, light for the last."""
+    from matplotlib import colormaps
+
+    return [colormaps["viridis"](0.85 * index / max(count - 1, 1)) for index in range(count)]
+
+
+def _save(figure, path: str | os.PathLike) -> Path:
+    figure.savefig(path)
+    return Path(path)

@@ -1,0 +1,178 @@
+"""The model card of a draft: facts of one run, put into the Jinja template `model_cards/eagle_draft_card.md`."""
+
+import json
+import math
+import os
+import shlex
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+TAGS = ["speculative-decoding", "eagle3", "draft-model", "vllm", "sglang"]
+
+
+@dataclass
+class CardFacts:
+    """
+    What a card tells. Everything but the first two may be missing, and is then left out of the card.
+
+    Args:
+        name (`str`):
+            The draft's name, the card's title.
+        target (`str`):
+            The target as a server is given it: a hub id or a folder.
+        base_model (`str`, *optional*):
+            The target's hub id. By default `target`, when that is no folder.
+        draft (`str`, *optional*):
+            The draft as a server is given it. By default the folder that the card is written to.
+        license (`str`, *optional*):
+            The draft's licence, as the Hub spells it; usually the target's.
+        datasets (`list[str]`, *optional*):
+            Hub ids of the training data.
+        data (`list[str]`, *optional*):
+            A sentence for each source of training data: what, how much, which licence.
+        acceptance (`dict[str, dict]`, *optional*):
+            From the name of a prompt set to what `measure_acceptance` returned for it.
+        training (`dict[str, object]`, *optional*):
+            Rows of the training table: optimizer steps, time, machine.
+        hyperparameters (`dict[str, object]`, *optional*):
+            Arguments that differ from their defaults.
+        versions (`dict[str, str]`, *optional*):
+            From package to version.
+        training_plot, acceptance_plot (`str`, *optional*):
+            File names of pictures in the card's folder.
+    """
+
+    name: str
+    target: str
+    base_model: str | None = None
+    draft: str | None = None
+    license: str | None = None
+    datasets: list[str] = field(default_factory=list)
+    data: list[str] = field(default_factory=list)
+    acceptance: dict[str, dict] = field(default_factory=dict)
+    training: dict[str, object] = field(default_factory=dict)
+    hyperparameters: dict[str, object] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    training_plot: str | None = None
+    acceptance_plot: str | None = None
+
+
+def render_model_card(output_dir: str | os.PathLike, facts: CardFacts | dict) -> Path:
+    """
+    Write the card of the draft in `output_dir` to its `README.md`.
+
+    The draft's size, taps and vocabulary are read from the checkpoint there. Only measured numbers appear: an
+    acceptance without a single draft, or a fact that is not given, is left out.
+
+    Args:
+        output_dir (`str` or `os.PathLike`):
+            The draft's folder.
+        facts (`CardFacts` or `dict`):
+            What to tell; a `dict` holds the fields of `CardFacts`.
+
+    Returns:
+        `Path`: the README.md, replaced as a whole.
+
+    Raises:
+        ValueError: for an unknown fact, or a plot that is not in the folder.
+    """
+    from huggingface_hub import ModelCard
+
+    output_dir = Path(output_dir)
+    if isinstance(facts, dict):
+        unknown = sorted(set(facts) - set(CardFacts.__dataclass_fields__))
+        if unknown:
+            known = ", ".join(CardFacts.__dataclass_fields__)
+            raise ValueError(f"`facts` holds {', '.join(unknown)}, which no card shows; it takes: {known}.")
+        facts = CardFacts(**facts)
+    for name in ("training_plot", "acceptance_plot"):
+        plot = getattr(facts, name)
+        if plot and not (output_dir / plot).is_file():
+            raise ValueError(f"`{name}` is {plot!r}, but {output_dir} has no such file; draw it before the card.")
+
+    checkpoint = read_checkpoint(output_dir)
+    measurements = [{"name": name, **found} for name, found in facts.acceptance.items() if found["acceptance_length"]]
+    speculative_tokens = measurements[0]["num_speculative_tokens"] if measurements else 3
+    base_model = facts.base_model or (None if os.path.isdir(facts.target) else facts.target)
+    card = ModelCard.from_template(
+        _card_data(facts, base_model, measurements),
+        template_path=_template_path("eagle_draft_card.md"),
+        facts=facts,
+        checkpoint=checkpoint,
+        algorithm="EAGLE-3.1" if checkpoint.get("norm_output") else "EAGLE-3",
+        target_link=f"[{base_model}](https://huggingface.co/{base_model})" if base_model else f"`{facts.target}`",
+        measurements=measurements,
+        commands=serve_commands(facts.target, facts.draft or str(output_dir), speculative_tokens),
+    )
+    part = output_dir / ".README.md-part"
+    part.write_text(card.content.rstrip() + "\n", encoding="utf-8")
+    os.replace(part, output_dir / "README.md")
+    return output_dir / "README.md"
+
+
+def serve_commands(target: str, draft: str, num_speculative_tokens: int = 3) -> dict[str, str]:
+    """Shell commands that serve `target` with `draft`, by server; SGLang's draft is the same chain as vLLM's."""
+    speculative = {"method": "eagle3", "model": draft, "num_speculative_tokens": num_speculative_tokens}
+    # as modules: these run wherever the package is importable, also where its console command is not
+    return {
+        "vLLM": f"python -m vllm.entrypoints.openai.api_server --model {shlex.quote(target)} \\\n"
+        f"    --speculative-config {shlex.quote(json.dumps(speculative))}",
+        "SGLang": f"python -m sglang.launch_server --model-path {shlex.quote(target)} \\\n"
+        f"    --speculative-algorithm EAGLE3 --speculative-draft-model-path {shlex.quote(draft)} \\\n"
+        f"    --speculative-num-steps {num_speculative_tokens} --speculative-eagle-topk 1 "
+        f"--speculative-num-draft-tokens {num_speculative_tokens + 1}",
+    }
+
+
+def read_checkpoint(folder: Path) -> dict:
+    """Size, taps, vocabularies and EAGLE version of the draft in `folder`, as far as its files tell."""
+    found = {}
+    if (folder / "config.json").is_file():
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        found = {key: config.get(key) for key in ("draft_vocab_size", "vocab_size", "norm_output")}
+        found["tap_ids"] = config.get("eagle_aux_hidden_state_layer_ids")
+    if (folder / "model.safetensors").is_file():
+        from safetensors import safe_open
+
+        with safe_open(folder / "model.safetensors", framework="np") as tensors:
+            # the vocabulary mapping is stored beside the weights, but is none
+            weights = [name for name in tensors.keys() if name not in ("d2t", "t2d")]
+            found["num_parameters"] = sum(math.prod(tensors.get_slice(name).get_shape()) for name in weights)
+    return found
+
+
+def _template_path(name: str) -> Path:
+    """Installed, the templates lie in the package; in a clone, beside it."""
+    package = Path(__file__).parents[1]
+    return next(
+        path for path in (package / "model_cards" / name, package.parent / "model_cards" / name) if path.is_file()
+    )
+
+
+def _card_data(facts: CardFacts, base_model: str | None, measurements: list[dict]):
+    from huggingface_hub import EvalResult, ModelCardData
+
+    results = [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type=measured["name"].split(",")[0].lower().replace(" ", "-"),
+            dataset_name=measured["name"],
+            metric_type="acceptance_length",
+            metric_name=f"Acceptance length (greedy, K={measured['num_speculative_tokens']})",
+            metric_value=round(measured["acceptance_length"], 4),
+        )
+        for measured in measurements
+    ]
+    return ModelCardData(
+        base_model=base_model,
+        # of the relations that the Hub knows, the nearest
+        base_model_relation="finetune" if base_model else None,
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        license=facts.license,
+        datasets=facts.datasets or None,
+        tags=TAGS,
+        model_name=facts.name if results else None,
+        eval_results=results or None,
+    )

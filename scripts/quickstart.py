@@ -1,0 +1,313 @@
+"""
+Train, measure and describe an EAGLE-3 draft for SmolLM2-135M-Instruct, from nothing to a folder that servers load.
+
+    python scripts/quickstart.py            (or: make quickstart)
+
+    1  assets      the target and prompts, into assets/
+    2  answers     the target answers the prompts itself: a draft must learn the target's own words
+    3  training    scripts/train_eagle.py with training_args/smollm2-135m-eagle3.yaml
+    4  acceptance  MT-Bench questions, which training never saw, decoded with the draft
+    5  model card  README.md with plots
+
+Every stage re-uses what an earlier run finished and continues what it left half done. QUICKSTART_SHORT=1 goes the
+whole way in a few minutes, in outputs/quickstart-short: a check of the machinery, not of the draft.
+"""
+
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # a clone works without installation
+
+BASE_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+PROMPT_SET = "MT-Bench, first turns"
+SHORT = {
+    "output_dir": "outputs/quickstart-short",
+    "num_prompts": 48,
+    "max_new_tokens": 32,
+    "train_options": "--max_steps 20 --save_steps 10 --logging_steps 5 --draft_vocab_size 256",
+    "eval_prompts": 4,
+    "eval_new_tokens": 32,
+}
+
+
+@dataclass
+class QuickstartArguments:
+    """What the quickstart does; the recipe itself is in `train_config`."""
+
+    output_dir: str = field(
+        default="outputs/quickstart",
+        metadata={"help": "The draft's folder. Answers lie beside it, in OUTPUT_DIR-data."},
+    )
+    assets_dir: str = field(default="assets", metadata={"help": "Where the target and the prompts are, or will be."})
+    num_prompts: int = field(default=2200, metadata={"help": "Prompts that the target answers, at most."})
+    answer_minutes: float = field(
+        default=8.0, metadata={"help": "Stop answering after so long; training takes what is there."}
+    )
+    max_new_tokens: int = field(default=128, metadata={"help": "Longest answer in the training data, in tokens."})
+    batch_size: int = field(default=96, metadata={"help": "Prompts that are answered at once."})
+    train_config: str = field(
+        default="training_args/smollm2-135m-eagle3.yaml", metadata={"help": "Recipe for scripts/train_eagle.py."}
+    )
+    train_options: str = field(
+        default="", metadata={"help": 'More options for scripts/train_eagle.py, in quotes: "--learning_rate 1e-3".'}
+    )
+    eval_prompts: int = field(default=80, metadata={"help": "MT-Bench questions to decode, of 80."})
+    eval_new_tokens: int = field(default=64, metadata={"help": "Longest answer while measuring, in tokens."})
+    num_speculative_tokens: int = field(default=3, metadata={"help": "Tokens drafted for each forward of the target."})
+
+    def __post_init__(self):
+        for name in ("num_prompts", "max_new_tokens", "batch_size", "eval_prompts", "num_speculative_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, but is {getattr(self, name)}.")
+
+
+class Progress:
+    """What is finished, with which settings and in how many minutes; kept in a file beside the answers."""
+
+    def __init__(self, path: Path):
+        self.path, self.started = path, time.monotonic()
+        self.stages = json.loads(path.read_text()) if path.exists() else {}
+
+    @contextmanager
+    def stage(self, name: str, heading: str, settings: dict, product: Path):
+        """Yields whether there is work; a clean end marks the stage as done, and what was built on it as stale."""
+        print(f"\n=== {heading} (minute {self.minutes():.1f})", flush=True)
+        entry = self.stages.setdefault(name, {"settings": settings, "minutes": 0.0, "done": False})
+        for key, value in settings.items():
+            if entry["settings"].get(key) != value:
+                raise SystemExit(
+                    f"`{key}` is {value!r}, but {product} was made with {entry['settings'].get(key)!r}; "
+                    f"delete {product.parent} and {self.path.parent}, or choose another `output_dir`."
+                )
+        if entry["done"] and product.exists():
+            print(f"{product} is there already")
+            yield False
+            return
+        if entry.get("running"):  # it was killed, and nobody knows after how long
+            entry["minutes"] = None
+        following = list(self.stages)[list(self.stages).index(name) + 1 :]
+        self.stages = {key: value for key, value in self.stages.items() if key not in following}
+        entry.update(running=True, done=False)
+        self.save()
+        begun = time.monotonic()
+        try:
+            yield True
+            entry["done"] = True
+        finally:
+            entry["running"] = False
+            if entry["minutes"] is not None:
+                entry["minutes"] += (time.monotonic() - begun) / 60
+            self.save()
+
+    def minutes(self) -> float:
+        return (time.monotonic() - self.started) / 60
+
+    def save(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        part = self.path.with_name(f".{self.path.name}-part")
+        part.write_text(json.dumps(self.stages, indent=2) + "\n")
+        os.replace(part, self.path)
+
+
+def run_script(name: str, *arguments: str) -> None:
+    """Run one of our scripts as a user would; its own message tells what went wrong."""
+    done = subprocess.run([sys.executable, str(ROOT / "scripts" / name), *arguments])
+    if done.returncode:
+        raise SystemExit(f"scripts/{name} failed (exit status {done.returncode}); `make quickstart` goes on from here.")
+
+
+def bfloat16_is_faster() -> bool:
+    """Some CPUs multiply bfloat16 faster than float32, others slower by far; measured in well under a second."""
+    import torch
+
+    if torch.cuda.is_available():
+        return True
+    seconds = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        a = torch.randn(512, 512).to(dtype)
+        a @ a
+        begun = time.perf_counter()
+        for _ in range(10):
+            a @ a
+        seconds[dtype] = time.perf_counter() - begun
+    return seconds[torch.bfloat16] < seconds[torch.float32]
+
+
+def train_command(arguments: QuickstartArguments, target: Path, answers: Path) -> list[str]:
+    """The arguments of scripts/train_eagle.py."""
+    # the recipe is made for a machine that is fast in bfloat16
+    precision = [] if bfloat16_is_faster() else ["--bf16", "False", "--target_dtype", "float32"]
+    return [
+        *("--config", arguments.train_config, "--target", str(target), "--train_data", str(answers)),
+        *("--output_dir", arguments.output_dir, "--resume_from_checkpoint", "last"),
+        *precision,
+        *shlex.split(arguments.train_options),
+    ]
+
+
+def recipe(command: list[str]) -> dict[str, object]:
+    """What the YAML file or the command line says to training, as training understood it; paths left out."""
+    import train_eagle
+    import yaml
+
+    said = set(yaml.safe_load(Path(command[command.index("--config") + 1]).read_text()))
+    said |= {word[2:].partition("=")[0] for word in command if word.startswith("--")}
+    said -= {"config", "target", "train_data", "output_dir", "resume_from_checkpoint"}
+    found = {name: value for group in train_eagle.parse(command) for name, value in vars(group).items() if name in said}
+    return {name: getattr(value, "value", value) for name, value in found.items()}  # of an enum, its value
+
+
+def answer_prompts(target: Path, prompts: Path, answers: Path, arguments: QuickstartArguments, minutes: float) -> None:
+    """The target's greedy answers to the first prompts, as many as it can give in so many minutes."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from hf_eagle.data.conversations import load_records
+    from hf_eagle.data.regeneration import regenerate_answers
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = torch.bfloat16 if bfloat16_is_faster() else torch.float32
+    records = load_records(prompts)
+    regenerate_answers(
+        AutoModelForCausalLM.from_pretrained(target, dtype=dtype).to(device).eval(),
+        AutoTokenizer.from_pretrained(target),
+        records.select(range(min(arguments.num_prompts, len(records)))),
+        answers,
+        max_new_tokens=arguments.max_new_tokens,
+        batch_size=arguments.batch_size,
+        time_limit=60 * max(minutes, 0),
+    )
+    with answers.open(encoding="utf-8") as lines:
+        print(f"{sum(1 for _ in lines)} prompts answered, of {arguments.num_prompts}")
+
+
+def answer_tokens(answers: Path, target: Path) -> tuple[int, int]:
+    """How many conversations there are to train on, and how many tokens the target wrote in them."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(target)
+    messages = [message for line in answers.open(encoding="utf-8") for message in json.loads(line)["messages"]]
+    texts = [message["content"] for message in messages if message["role"] == "assistant"]
+    return len(texts), sum(len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"])
+
+
+def write_card(arguments: QuickstartArguments, target: Path, answers: Path, minutes: float | None) -> None:
+    """The card, with the picture that training left and one of the acceptance."""
+    from importlib.metadata import version
+
+    from hf_eagle.evaluation.plots import plot_acceptance
+    from hf_eagle.hub.model_card import CardFacts, render_model_card
+
+    output_dir = Path(arguments.output_dir)
+    state = json.loads((output_dir / "trainer_state.json").read_text())
+    acceptance = json.loads((output_dir / "acceptance.json").read_text())
+    acceptance_plot = plot_acceptance(acceptance, output_dir / "acceptance.png")
+
+    conversations, tokens = answer_tokens(answers, target)
+    sources = json.loads((Path(arguments.assets_dir) / "sources.json").read_text())["prompts/train.jsonl"]["from"]
+    facts = CardFacts(
+        name="SmolLM2-135M-Instruct-EAGLE3",
+        target=str(target),
+        base_model=BASE_MODEL,
+        license="apache-2.0",
+        data=[
+            f"{conversations:,} prompts, answered greedily by the target itself ({tokens:,} answer tokens)",
+            *(f"prompts from [{s['file']}]({s['from']}), licence {s['license']}" for s in sources.values()),
+        ],
+        acceptance={PROMPT_SET: acceptance},
+        training={
+            "optimizer steps": state["global_step"],
+            "epochs": round(state["epoch"], 2),
+            **({"minutes": round(minutes, 1)} if minutes is not None else {}),
+            "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        },
+        hyperparameters=recipe(train_command(arguments, target, answers)),
+        versions={p: version(p) for p in ("torch", "transformers", "accelerate", "datasets")}
+        | {"Python": platform.python_version()},
+        training_plot="training.png" if (output_dir / "training.png").exists() else None,
+        acceptance_plot=acceptance_plot and acceptance_plot.name,
+    )
+    print(f"wrote {render_model_card(output_dir, facts)}")
+
+
+def print_result(output_dir: Path, target: Path, minutes: float) -> None:
+    """The measured number, and how to serve the draft."""
+    from hf_eagle.hub.model_card import serve_commands
+
+    acceptance = json.loads((output_dir / "acceptance.json").read_text())
+    length, speculative_tokens = acceptance["acceptance_length"], acceptance["num_speculative_tokens"]
+    print(f"\n=== {output_dir}/ holds the draft and its card ({minutes:.1f} minutes)")
+    if length:
+        print(f"acceptance length {length:.3f} on {PROMPT_SET} ({speculative_tokens} tokens drafted at a time)")
+    for server, command in serve_commands(str(target), str(output_dir), speculative_tokens).items():
+        print(f"\nserve it with {server}:\n\n{command}")
+
+
+def quickstart(arguments: QuickstartArguments) -> None:
+    """All stages, in order."""
+    output_dir, data_dir = Path(arguments.output_dir), Path(f"{arguments.output_dir}-data")
+    target = Path(arguments.assets_dir) / "smollm2-135m-instruct"
+    prompts, answers = Path(arguments.assets_dir) / "prompts", data_dir / "answers.jsonl"
+    progress = Progress(data_dir / "progress.json")
+
+    def settings(*names: str) -> dict:
+        return {name: getattr(arguments, name) for name in names}
+
+    print("=== 1/5 assets", flush=True)
+    run_script("fetch_assets.py", "--output_dir", arguments.assets_dir)
+
+    told = settings("num_prompts", "max_new_tokens", "batch_size")
+    with progress.stage("answers", "2/5 the target answers the prompts", told, answers) as to_do:
+        if to_do:
+            data_dir.mkdir(parents=True, exist_ok=True)
+            minutes_left = arguments.answer_minutes - (progress.stages["answers"]["minutes"] or 0)
+            answer_prompts(target, prompts / "train.jsonl", answers, arguments, minutes_left)
+
+    told = settings("train_config", "train_options")
+    with progress.stage("training", "3/5 training", told, output_dir / "model.safetensors") as to_do:
+        if to_do:
+            run_script("train_eagle.py", *train_command(arguments, target, answers))
+
+    told = settings("eval_prompts", "eval_new_tokens", "num_speculative_tokens")
+    measured = output_dir / "acceptance.json"
+    with progress.stage("acceptance", f"4/5 acceptance on {PROMPT_SET}", told, measured) as to_do:
+        if to_do:
+            run_script(
+                "evaluate_draft.py",
+                *("--target", str(target), "--draft", str(output_dir), "--prompts", str(prompts / "mt_bench.jsonl")),
+                *("--num_prompts", str(arguments.eval_prompts), "--max_new_tokens", str(arguments.eval_new_tokens)),
+                *("--num_speculative_tokens", str(arguments.num_speculative_tokens), "--output_json", str(measured)),
+            )
+
+    with progress.stage("card", "5/5 model card", {}, output_dir / "README.md") as to_do:
+        if to_do:
+            write_card(arguments, target, answers, progress.stages["training"]["minutes"])
+    print_result(output_dir, target, progress.minutes())
+
+
+def main() -> None:
+    from hf_eagle.parser import EagleArgumentParser
+
+    parser = EagleArgumentParser(QuickstartArguments, description=__doc__)
+    if os.environ.get("QUICKSTART_SHORT", "") not in ("", "0"):
+        parser.set_defaults(**SHORT)
+    (arguments,) = parser.parse_args_and_config()
+    os.chdir(ROOT)  # assets/ and outputs/ are the repository's, wherever one calls from
+    try:
+        quickstart(arguments)
+    except KeyboardInterrupt:
+        raise SystemExit("\ninterrupted; `make quickstart` goes on from here") from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""Runs an unmodified vLLM in this process, greedily, and writes its tokens and its counters as JSON.
+
+    python tests/serving/run_vllm.py --target T [--draft D --num_speculative_tokens 3] --prompts ids.json \
+        --max_tokens 64 --output out.json
+
+`ids.json` is a list of prompts, each a list of token ids. One process a run: an engine does not give its memory back.
+"""
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+
+# read by vLLM when it is imported
+os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+
+COUNTERS = {
+    "drafts": "vllm:spec_decode_num_drafts",
+    "draft_tokens": "vllm:spec_decode_num_draft_tokens",
+    "accepted_tokens": "vllm:spec_decode_num_accepted_tokens",
+    "accepted_per_position": "vllm:spec_decode_num_accepted_tokens_per_pos",
+}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--target", required=True)
+    parser.add_argument("--draft", help="draft folder; without one the target decodes alone")
+    parser.add_argument("--method", default="eagle3")
+    parser.add_argument("--num_speculative_tokens", type=int, default=3)
+    parser.add_argument("--prompts", type=Path, required=True, help="JSON list of prompts, each a list of token ids")
+    parser.add_argument("--max_tokens", type=int, default=64)
+    parser.add_argument("--max_num_seqs", type=int, default=1, help="prompts that may decode at the same time")
+    parser.add_argument("--max_model_len", type=int, default=1024)
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--output", type=Path, required=True)
+    args = parser.parse_args()
+    args.output.write_text(json.dumps(run(args)) + "\n")
+
+
+def run(args) -> dict:
+    from vllm import LLM, SamplingParams
+
+    speculative_config = args.draft and {
+        "method": args.method,
+        "model": args.draft,
+        "num_speculative_tokens": args.num_speculative_tokens,
+    }
+    llm = LLM(
+        model=args.target,
+        dtype=args.dtype,
+        speculative_config=speculative_config or None,
+        enforce_eager=True,
+        max_model_len=args.max_model_len,
+        max_num_seqs=args.max_num_seqs,
+        enable_prefix_caching=False,
+        disable_log_stats=False,
+    )
+    outputs = llm.generate(
+        [{"prompt_token_ids": ids} for ids in json.loads(args.prompts.read_text())],
+        SamplingParams(temperature=0.0, max_tokens=args.max_tokens),
+        use_tqdm=False,
+    )
+    result = {"token_ids": [list(output.outputs[0].token_ids) for output in outputs]}
+    if args.draft:
+        metrics = {metric.name: metric for metric in llm.get_metrics()}
+        for name, counter in COUNTERS.items():
+            metric = metrics[counter]
+            result[name] = metric.values if name == "accepted_per_position" else metric.value
+    return result
+
+
+if __name__ == "__main__":
+    main()

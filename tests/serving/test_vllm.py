@@ -1,0 +1,59 @@
+"""A real, unmodified vLLM serves trained drafts: same output as without, same counts as `scripts/evaluate_draft.py`."""
+
+import json
+import shutil
+
+import harness
+import pytest
+
+from hf_eagle.evaluation.prompts import encode_prompt, load_prompts
+
+
+@pytest.mark.parametrize("name", ["eagle3", "four_taps", "full_vocabulary", "eagle3.1"])
+def test_output_is_the_targets_and_counts_are_the_measured_ones(name, measured_draft, answers, tmp_path):
+    draft, measured, tokens = measured_draft(name)
+    served = harness.serve(tmp_path, answers["prompt_token_ids"], draft)
+
+    assert [entry["prompt_token_ids"] for entry in tokens] == answers["prompt_token_ids"]
+    assert served["token_ids"] == answers["token_ids"]
+    assert [entry["token_ids"] for entry in tokens] == answers["token_ids"]
+    assert measured["identical_to_target"] is (True if name == "eagle3" else None)
+    harness.assert_counts_equal(served, measured)
+    # what keeps this test strong: long answers, answers that end early, and a draft that is right at several positions
+    lengths = [len(ids) for ids in answers["token_ids"]]
+    assert lengths.count(64) >= 8 and min(lengths) < 32
+    assert measured["accepted_per_position"][0] > measured["accepted_per_position"][1] > 0
+
+
+def test_falsified_tap_ids_are_noticed(measured_draft, answers, tmp_path):
+    """The same weights behind other tap ids: the output stays the target's, and only the counts can tell."""
+    draft, measured, _ = measured_draft("eagle3")
+    falsified = shutil.copytree(draft, tmp_path / "falsified")
+    config = json.loads((falsified / "config.json").read_text())
+    assert config["eagle_aux_hidden_state_layer_ids"] == [2, 15, 27]
+    config["eagle_aux_hidden_state_layer_ids"] = [1, 10, 20]
+    (falsified / "config.json").write_text(json.dumps(config))
+
+    served = harness.serve(tmp_path, answers["prompt_token_ids"], falsified)
+    assert served["token_ids"] == answers["token_ids"]
+    with pytest.raises(AssertionError, match="accepted_per_position"):
+        harness.assert_counts_equal(served, measured)
+    assert served["accepted_tokens"] < measured["accepted_tokens"]
+
+
+@pytest.mark.parametrize("folder", ["quickstart", "quickstart-short"])
+def test_the_number_of_the_quickstart_is_vllms(folder, tokenizer, tmp_path):
+    draft = harness.ROOT / "outputs" / folder
+    if not (draft / "acceptance.json").exists():
+        pytest.skip(f"outputs/{folder} is not there; `make quickstart` makes it")
+    measured = json.loads((draft / "acceptance.json").read_text())
+    prompts = load_prompts(harness.ASSETS / "prompts" / measured["prompts"], limit=measured["num_prompts"])
+    served = harness.serve(
+        tmp_path,
+        [encode_prompt(prompt, tokenizer) for prompt in prompts],
+        draft,
+        max_tokens=measured["max_new_tokens"],
+        num_speculative_tokens=measured["num_speculative_tokens"],
+    )
+    harness.assert_counts_equal(served, measured)
+    assert measured["identical_to_target"] is True

@@ -1,0 +1,191 @@
+"""Measured acceptance: sums of what `chain_generate` returns, compared with the target, and the script around it."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from chain_models import VOCAB, generate, make_draft, make_target
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import PreTrainedTokenizerFast
+
+from hf_eagle.decoding.chain import chain_generate
+from hf_eagle.evaluation.acceptance import decode_prompts, measure_acceptance, stop_token_ids, summarize
+from hf_eagle.evaluation.prompts import Prompt, encode_prompt
+
+
+SCRIPT = Path(__file__).parents[1] / "scripts" / "evaluate_draft.py"
+EOS = 9
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    words = {f"w{i}": i for i in range(VOCAB)}
+    words["</s>"] = words.pop(f"w{EOS}")
+    tokenizer = Tokenizer(WordLevel(words, unk_token="w0"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    template = "{% for m in messages %}{{ m.content }} w1 {% endfor %}"
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="w0", eos_token="</s>", pad_token="w0", chat_template=template
+    )
+
+
+@pytest.fixture(scope="module")
+def pair():
+    target = make_target()
+    return target, make_draft(target, draft_vocab_size=40, tap_ids=[0, 2, 3])
+
+
+@pytest.fixture(scope="module")
+def prompts():
+    generator = torch.Generator().manual_seed(8)
+    texts = [" ".join(f"w{10 + i}" for i in torch.randint(50, (4,), generator=generator)) for _ in range(7)]
+    return [
+        Prompt([{"role": "user", "content": text}], "even" if i % 2 == 0 else "odd", f"p{i}")
+        for i, text in enumerate(texts)
+    ]
+
+
+def test_numbers_are_the_sums_of_every_prompt(pair, tokenizer, prompts):
+    target, draft = pair
+    result = measure_acceptance(
+        target, draft, tokenizer, prompts, num_speculative_tokens=4, max_new_tokens=20, progress=False
+    )
+    drafts, counts, tokens, by_category = 0, [0] * 4, 0, {"even": [0, 0], "odd": [0, 0]}
+    for prompt in prompts:
+        input_ids = torch.tensor([encode_prompt(prompt, tokenizer)])
+        out = chain_generate(target, draft, input_ids, num_speculative_tokens=4, max_new_tokens=20, eos_token_ids=[EOS])
+        assert torch.equal(out.sequences, generate(target, input_ids, 20, [EOS]))
+        drafts, tokens = drafts + out.drafts, tokens + out.new_tokens
+        counts = [a + b for a, b in zip(counts, out.accepted_per_position, strict=True)]
+        by_category[prompt.category][0] += sum(out.accepted_per_position)
+        by_category[prompt.category][1] += out.drafts
+    assert sum(counts) > 0
+    assert result["acceptance_length"] == 1 + sum(counts) / drafts
+    assert (result["drafts"], result["accepted_per_position"]) == (drafts, counts)
+    assert (result["accepted_tokens"], result["generated_tokens"]) == (sum(counts), tokens)
+    assert result["acceptance_length_by_category"] == {name: 1 + a / d for name, (a, d) in by_category.items()}
+    assert (result["identical_to_target"], result["first_difference"]) == (True, None)
+    assert (result["num_prompts"], result["num_speculative_tokens"], result["max_new_tokens"]) == (7, 4, 20)
+
+
+def test_speeds_are_tokens_over_seconds_and_the_first_difference_is_named(pair, tokenizer, prompts, caplog):
+    target, draft = pair
+    start = time.perf_counter()
+    runs = decode_prompts(target, draft, tokenizer, prompts, max_new_tokens=8, progress=False)
+    elapsed = time.perf_counter() - start
+    assert 0 < sum(run.seconds + run.target_seconds for run in runs) < elapsed
+
+    result = summarize(runs, num_speculative_tokens=3, max_new_tokens=8)
+    tokens = sum(len(run.token_ids) for run in runs)
+    assert result["tokens_per_second"] == pytest.approx(tokens / sum(run.seconds for run in runs))
+    assert result["target_only_tokens_per_second"] == pytest.approx(tokens / sum(run.target_seconds for run in runs))
+
+    runs[2].target_token_ids[5] += 1
+    runs[4].target_token_ids.pop()
+    for first, at, known in ((2, 5, runs), (4, 7, runs[3:])):
+        result = summarize(known, num_speculative_tokens=3, max_new_tokens=8)
+        assert result["identical_to_target"] is False
+        assert result["first_difference"] == {"prompt": f"p{first}", "token": at}
+        assert f"prompt 'p{first}' differs from the target's own from token {at} on" in caplog.text
+
+
+def test_without_comparison_nothing_is_claimed(pair, tokenizer, prompts):
+    target, draft = pair
+    result = measure_acceptance(
+        target, draft, tokenizer, prompts[:2], max_new_tokens=6, compare_to_target=False, progress=False
+    )
+    assert result["identical_to_target"] is result["target_only_tokens_per_second"] is None
+    assert result["tokens_per_second"] > 0
+
+
+def test_answers_of_one_token_have_no_acceptance_length(pair, tokenizer, prompts):
+    result = measure_acceptance(*pair, tokenizer, prompts, max_new_tokens=1, progress=False)
+    assert (result["acceptance_length"], result["drafts"], result["accepted_per_position"]) == (None, 0, [0, 0, 0])
+    assert result["generated_tokens"] == 7
+
+
+def test_stops_at_the_tokenizers_and_the_generation_configs_tokens(tokenizer):
+    model = make_target().model
+    assert stop_token_ids(model, tokenizer) == {EOS}
+    model.generation_config.eos_token_id = [3, 4]
+    assert stop_token_ids(model, tokenizer) == {3, 4, EOS}
+    model.generation_config.eos_token_id = 5
+    assert stop_token_ids(model, tokenizer) == {5, EOS}
+
+
+def test_errors(pair, tokenizer, prompts):
+    with pytest.raises(ValueError, match="`prompts` is empty"):
+        measure_acceptance(*pair, tokenizer, [])
+    with pytest.raises(ValueError, match="`draft` was made for a vocabulary of 67 tokens"):
+        measure_acceptance(make_target(vocab_size=80), pair[1], tokenizer, prompts)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, pair, tokenizer, prompts):
+    folder = tmp_path_factory.mktemp("evaluate")
+    pair[0].model.save_pretrained(folder / "target")
+    tokenizer.save_pretrained(folder / "target")
+    pair[1].save_pretrained(folder / "draft")
+    lines = [json.dumps({"messages": p.messages, "category": p.category, "id": p.id}) for p in prompts]
+    (folder / "prompts.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+class TestScript:
+    def run(self, folder, **changes):
+        arguments = dict(target="target", draft="draft", prompts="prompts.jsonl", output_json="out/result.json")
+        command = [sys.executable, str(SCRIPT), "--device=cpu", "--max_new_tokens=20"]
+        command += [f"--{name}={value}" for name, value in (arguments | changes).items()]
+        return subprocess.run(command, cwd=folder, capture_output=True, text=True)
+
+    def test_writes_what_measure_acceptance_returns(self, folder, pair, tokenizer, prompts):
+        done = self.run(folder, num_prompts=5, output_tokens="out/tokens.json")
+        assert done.returncode == 0, done.stderr
+        result = json.loads((folder / "out/result.json").read_text())
+        expected = measure_acceptance(*pair, tokenizer, prompts[:5], max_new_tokens=20, progress=False)
+        assert expected["accepted_tokens"] > 0
+        speeds = {"tokens_per_second", "target_only_tokens_per_second"}
+        assert all(result[name] == value for name, value in expected.items() if name not in speeds)
+        assert all(result[name] > 0 for name in speeds)
+        assert (result["prompts"], result["dtype"], result["device"]) == ("prompts.jsonl", "float32", "cpu")
+        tokens = json.loads((folder / "out/tokens.json").read_text())
+        runs = decode_prompts(*pair, tokenizer, prompts[:5], max_new_tokens=20, progress=False)
+        assert [entry["token_ids"] for entry in tokens] == [run.token_ids for run in runs]
+        assert [entry["prompt_token_ids"] for entry in tokens] == [run.prompt_token_ids for run in runs]
+        assert f"acceptance length {expected['acceptance_length']:.3f}" in done.stdout
+        assert "output identical to the target's" in done.stdout
+
+    def test_one_clear_sentence_for_bad_input(self, folder, tmp_path):
+        make_target(tap_ids=[0, 2, 3], vocab_size=80).model.save_pretrained(tmp_path / "other")
+        for changes, message in (
+            ({"prompts": "none.jsonl"}, "error: The prompt file 'none.jsonl' does not exist."),
+            ({"draft": "target"}, "target is not a draft"),
+            (
+                {"target": str(tmp_path / "other")},
+                "`draft` was made for a vocabulary of 67 tokens, but the target has 80",
+            ),
+            ({"num_speculative_tokens": 0}, "`num_speculative_tokens` must be at least 1, but is 0"),
+        ):
+            done = self.run(folder, output_json="never.json", **changes)
+            assert done.returncode != 0
+            assert message in done.stderr.strip().splitlines()[-1]
+            assert "Traceback" not in done.stderr
+        assert not (folder / "never.json").exists()
+
+    def test_help_is_instant(self):
+        start = time.perf_counter()
+        done = subprocess.run([sys.executable, str(SCRIPT), "--help"], capture_output=True, text=True)
+        elapsed = time.perf_counter() - start
+        assert done.returncode == 0
+        assert "--num_speculative_tokens" in done.stdout
+        imported = subprocess.run(
+            [sys.executable, "-X", "importtime", str(SCRIPT), "--help"], capture_output=True, text=True
+        ).stderr
+        assert not any(line.split("|")[-1].strip() == "torch" for line in imported.splitlines())
+        assert elapsed < 10  # it takes half a second; a busy machine may take its time

@@ -1,0 +1,141 @@
+import json
+import re
+
+import numpy as np
+import pytest
+from huggingface_hub import ModelCard
+from safetensors.numpy import save_file
+
+from hf_eagle.hub.model_card import CardFacts, render_model_card, serve_commands
+
+
+MEASURED = {
+    "acceptance_length": 1.4750644883920895,
+    "accepted_per_position": [785, 238, 82],
+    "drafts": 2326,
+    "generated_tokens": 3431,
+    "tokens_per_second": 47.23,
+    "target_only_tokens_per_second": 39.91,
+    "identical_to_target": True,
+    "num_prompts": 40,
+    "num_speculative_tokens": 3,
+    "dtype": "float32",
+    "device": "cpu",
+}
+
+
+def draft_folder(tmp_path, norm_output=False):
+    config = {
+        "draft_vocab_size": 8,
+        "vocab_size": 1024,
+        "norm_output": norm_output,
+        "eagle_aux_hidden_state_layer_ids": [2, 15, 27],
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    tensors = {"lm_head.weight": np.zeros((8, 4), np.float32), "fc.weight": np.zeros((4, 12), np.float32)}
+    tensors |= {"d2t": np.zeros(8, np.int64), "t2d": np.zeros(1024, bool)}
+    save_file(tensors, tmp_path / "model.safetensors")
+    for plot in ("training.png", "acceptance.png"):
+        (tmp_path / plot).write_bytes(b"a picture")
+    return tmp_path
+
+
+def full_facts() -> CardFacts:
+    return CardFacts(
+        name="Tiny-EAGLE3",
+        target="org/Tiny-Instruct",
+        draft="me/Tiny-EAGLE3",
+        license="apache-2.0",
+        datasets=["org/chats"],
+        data=["2,000 prompts answered by the target", "chats, MIT"],
+        acceptance={"MT-Bench, first turns": MEASURED},
+        training={"optimizer steps": 1200, "minutes": 12.5},
+        hyperparameters={"learning_rate": 2e-3, "bf16": True},
+        versions={"torch": "2.13.0", "transformers": "5.23.0"},
+        training_plot="training.png",
+        acceptance_plot="acceptance.png",
+    )
+
+
+def test_yaml_header_is_read_back_as_the_hub_reads_it(tmp_path):
+    card = ModelCard.load(render_model_card(draft_folder(tmp_path), full_facts()))
+    data = card.data.to_dict()
+    assert data["base_model"] == "org/Tiny-Instruct" and data["base_model_relation"] == "finetune"
+    assert (data["library_name"], data["pipeline_tag"], data["license"]) == (
+        "transformers",
+        "text-generation",
+        "apache-2.0",
+    )
+    assert data["datasets"] == ["org/chats"]
+    assert {"speculative-decoding", "eagle3", "draft-model", "vllm", "sglang"} == set(data["tags"])
+
+    (result,) = card.data.eval_results
+    assert card.data.model_name == "Tiny-EAGLE3"
+    assert (result.metric_type, result.metric_value) == ("acceptance_length", 1.4751)
+    assert (result.dataset_type, result.dataset_name) == ("mt-bench", "MT-Bench, first turns")
+
+
+def test_body_tells_every_fact(tmp_path):
+    text = render_model_card(draft_folder(tmp_path), full_facts()).read_text()
+    assert "| MT-Bench, first turns (40) | 3 | **1.475** | 785, 238, 82 | 2,326 |" in text
+    assert "47.2 tokens/s with the draft, 39.9 without it" in text and "float32 on cpu" in text
+    assert "the same, token for token" in text
+    assert "of 80 parameters" in text  # 8 * 4 + 4 * 12; the mapping is no parameter
+    assert "layers 2, 15, 27" in text and "8 of the target's 1,024 tokens" in text
+    assert "![Loss and teacher-forced accuracy during training](training.png)" in text
+    assert "(acceptance.png)" in text
+    assert "* 2,000 prompts answered by the target\n* chats, MIT\n" in text
+    assert "| optimizer steps | 1200 |\n| minutes | 12.5 |" in text
+    assert "| `learning_rate` | `0.002` |" in text
+    assert "torch 2.13.0, transformers 5.23.0." in text
+    assert "2503.01840" in text
+    assert "{{" not in text and "{%" not in text and "None" not in text and "\n\n\n" not in text
+
+
+def test_commands_are_valid_json_and_shell(tmp_path):
+    text = render_model_card(draft_folder(tmp_path), full_facts()).read_text()
+    config = json.loads(re.search(r"--speculative-config '(.*)'", text)[1])
+    assert config == {"method": "eagle3", "model": "me/Tiny-EAGLE3", "num_speculative_tokens": 3}
+    assert "--speculative-num-steps 3 --speculative-eagle-topk 1 --speculative-num-draft-tokens 4" in text
+    assert "--model 'a folder/x'" in serve_commands("a folder/x", "d", 5)["vLLM"]
+    assert "--speculative-num-draft-tokens 6" in serve_commands("t", "d", 5)["SGLang"]
+
+
+def test_what_was_not_measured_is_left_out(tmp_path):
+    card = ModelCard.load(render_model_card(tmp_path, {"name": "Bare", "target": str(tmp_path)}))
+    data = card.data.to_dict()
+    assert not {"base_model", "base_model_relation", "license", "datasets", "model-index"} & set(data)
+    assert not re.search(r"\d+\.\d{2,}", card.text.replace("2503.01840", ""))  # no number at all
+    for word in ("Measured acceptance", "## Training", "![", "Versions", "None", "parameters", "token for token"):
+        assert word not in card.text
+    assert "## Serve it" in card.text and "## Limits" in card.text
+
+
+def test_partial_measurements_drop_only_their_own_lines(tmp_path):
+    measured = MEASURED | {"target_only_tokens_per_second": None, "identical_to_target": None}
+    nothing = MEASURED | {"acceptance_length": None, "drafts": 0, "accepted_per_position": [0, 0, 0]}
+    facts = CardFacts(name="X", target="org/t", acceptance={"first": measured, "second": nothing})
+    card = ModelCard.load(render_model_card(draft_folder(tmp_path), facts))
+    assert "| first (40) |" in card.text and "second" not in card.text
+    assert "tokens/s" not in card.text and "token for token" not in card.text
+    assert [result.dataset_name for result in card.data.eval_results] == ["first"]
+
+
+def test_an_output_that_differed_is_not_called_the_same(tmp_path):
+    facts = CardFacts(name="X", target="org/t", acceptance={"p": MEASURED | {"identical_to_target": False}})
+    assert "token for token" not in render_model_card(draft_folder(tmp_path), facts).read_text()
+
+
+@pytest.mark.parametrize("norm_output, name", [(True, "An EAGLE-3.1 draft"), (False, "An EAGLE-3 draft")])
+def test_the_algorithm_is_read_from_the_checkpoint(tmp_path, norm_output, name):
+    assert name in render_model_card(draft_folder(tmp_path, norm_output), full_facts()).read_text()
+
+
+def test_unknown_facts_and_missing_plots_are_refused_and_keep_the_old_card(tmp_path):
+    draft_folder(tmp_path)
+    before = render_model_card(tmp_path, full_facts()).read_text()
+    with pytest.raises(ValueError, match="`facts` holds licence, which no card shows; it takes: name, target"):
+        render_model_card(tmp_path, {"name": "X", "target": "t", "licence": "mit"})
+    with pytest.raises(ValueError, match="`training_plot` is 'no.png', but .* has no such file"):
+        render_model_card(tmp_path, {"name": "X", "target": "t", "training_plot": "no.png"})
+    assert (tmp_path / "README.md").read_text() == before

@@ -1,0 +1,69 @@
+import math
+
+import pytest
+from PIL import Image
+
+from hf_eagle.evaluation.plots import plot_acceptance, plot_training, series
+
+
+ACCEPTANCE = {"drafts": 200, "accepted_per_position": [80, 30, 10], "acceptance_length": 1.6}
+
+
+def log_history(steps: int, evaluations: bool) -> list[dict]:
+    """What the Trainer keeps of a run: losses every 10 steps, evaluations every 50, a summary at the end."""
+    history = []
+    for step in range(10, steps + 1, 10):
+        accuracy = {f"accuracy_step_{s}": (0.5 - 0.1 * s) * (1 - math.exp(-step / 50)) for s in range(3)}
+        history.append({"step": step, "loss": 9 * math.exp(-step / 50) + 4, "epoch": step / 100} | accuracy)
+        if evaluations and step % 50 == 0:
+            history.append({"step": step, "eval_loss": 5.0} | {f"eval_{name}": v for name, v in accuracy.items()})
+    return [*history, {"step": steps, "train_runtime": 12.0, "train_loss": 5.5}]
+
+
+def colors(path) -> set:
+    return {color for _, color in Image.open(path).convert("RGB").getcolors(maxcolors=1 << 24)}
+
+
+def has_color(path, hex_color: str) -> bool:
+    return tuple(int(hex_color[i : i + 2], 16) for i in (1, 3, 5)) in colors(path)
+
+
+def test_training_plot_shows_evaluations_only_where_there_were_some(tmp_path):
+    from hf_eagle.evaluation.plots import EVAL, TRAIN
+
+    with_them = plot_training(log_history(200, True), tmp_path / "with.png")
+    without = plot_training(log_history(200, False), tmp_path / "without.png")
+    assert has_color(with_them, TRAIN) and has_color(with_them, EVAL)
+    assert has_color(without, TRAIN) and not has_color(without, EVAL)
+    assert Image.open(with_them).size == (1260, 476)
+
+
+def test_a_run_without_a_logged_loss_gives_no_plot(tmp_path):
+    assert plot_training([{"step": 3, "train_runtime": 1.0}], tmp_path / "none.png") is None
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_single_logged_step_can_be_drawn(tmp_path):
+    assert plot_training(log_history(10, False), tmp_path / "one.png").stat().st_size > 1000
+
+
+def test_a_resumed_run_counts_each_step_once_with_its_last_value():
+    history = [{"step": 20, "loss": 3.0}, {"step": 10, "loss": 5.0}, {"step": 20, "loss": 2.0}, {"step": 30, "x": 1}]
+    assert series(history, "loss") == ([10, 20], [5.0, 2.0])
+
+
+@pytest.mark.parametrize("by_category", [None, {"math": 1.9, "writing": 1.2, "empty": None}])
+def test_acceptance_plot_has_a_second_half_for_categories(tmp_path, by_category):
+    path = plot_acceptance(ACCEPTANCE | {"acceptance_length_by_category": by_category}, tmp_path / "a.png")
+    assert Image.open(path).width == (1260 if by_category else 693)
+
+
+@pytest.mark.parametrize("counts", [[0, 0, 0], [200, 200, 200]])
+def test_none_and_all_accepted_can_be_drawn(tmp_path, counts):
+    assert plot_acceptance(ACCEPTANCE | {"accepted_per_position": counts}, tmp_path / "a.png").exists()
+
+
+def test_nothing_drafted_gives_no_plot(tmp_path):
+    nothing = {"drafts": 0, "accepted_per_position": [0, 0, 0], "acceptance_length": None}
+    assert plot_acceptance(nothing, tmp_path / "none.png") is None
+    assert not list(tmp_path.iterdir())

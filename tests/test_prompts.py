@@ -1,0 +1,130 @@
+"""Prompt files of every form, and one clear sentence for every file that is not one."""
+
+import gzip
+import json
+
+import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import PreTrainedTokenizerFast
+
+from hf_eagle.evaluation.prompts import Prompt, encode_prompt, load_prompts
+
+
+TEMPLATE = (
+    "{% for m in messages %}{{ m.role }} {{ m.content }} end {% endfor %}"
+    "{% if add_generation_prompt %}assistant {% endif %}"
+)
+
+
+def write(path, records):
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    return path
+
+
+def user(content):
+    return [{"role": "user", "content": content}]
+
+
+def test_mt_bench_takes_first_turns_with_category_and_id(tmp_path):
+    records = [
+        {"question_id": 81, "category": "writing", "turns": ["Compose a post.", "Rewrite it."]},
+        {"question_id": 101, "category": "reasoning", "turns": ["Who is first?"], "reference": ["You"]},
+    ]
+    assert load_prompts(write(tmp_path / "question.jsonl", records)) == [
+        Prompt(user("Compose a post."), "writing", 81),
+        Prompt(user("Who is first?"), "reasoning", 101),
+    ]
+
+
+def test_messages_end_before_the_answer(tmp_path):
+    dialogue = [
+        {"role": "system", "content": "Be brief."},
+        *user("one"),
+        {"role": "assistant", "content": "two"},
+        *user("three"),
+    ]
+    answered = [*dialogue, {"role": "assistant", "content": "four"}]
+    prompts = load_prompts(write(tmp_path / "chat.jsonl", [{"messages": dialogue}, {"messages": answered, "id": "b"}]))
+    assert prompts == [Prompt(dialogue, None, 0), Prompt(dialogue, None, "b")]
+
+
+def test_human_eval_plain_and_compressed(tmp_path):
+    records = [{"task_id": f"HumanEval/{i}", "prompt": f"def f{i}():\n", "entry_point": "f"} for i in range(3)]
+    plain = write(tmp_path / "HumanEval.jsonl", records)
+    packed = tmp_path / "HumanEval.jsonl.gz"
+    packed.write_bytes(gzip.compress(plain.read_bytes()))
+    assert load_prompts(packed) == load_prompts(plain)
+    assert load_prompts(packed, limit=2) == [
+        Prompt(user("def f0():\n"), None, "HumanEval/0"),
+        Prompt(user("def f1():\n"), None, "HumanEval/1"),
+    ]
+
+
+def test_json_list_prompt_as_messages_and_separators_inside_strings(tmp_path):
+    path = tmp_path / "prompts.json"
+    path.write_text(json.dumps([{"prompt": user("one")}, {"prompt": "two\u2028three"}], ensure_ascii=False))
+    assert load_prompts(path) == [Prompt(user("one"), None, 0), Prompt(user("two\u2028three"), None, 1)]
+    one_a_line = tmp_path / "lines.json"
+    one_a_line.write_text('{"prompt": "one"}\n\n{"prompt": "two\u2028three"}\n', encoding="utf-8")
+    assert [prompt.messages for prompt in load_prompts(one_a_line)] == [user("one"), user("two\u2028three")]
+
+
+def test_plain_text_is_one_prompt_a_line(tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_bytes("\ufeffWhat is an eagle?\r\n\n  Wie geht es? \n".encode())
+    assert load_prompts(path) == [Prompt(user("What is an eagle?"), None, 0), Prompt(user("Wie geht es?"), None, 1)]
+
+
+BAD = [
+    ("a.jsonl", b'{"prompt": "x"}\n{oops\n', r"Line 2 of the prompt file '.*a\.jsonl' is not JSON \(Expecting"),
+    ("a.json", b'[{"prompt": "x"},', r"The prompt file '.*a\.json' is not JSON: "),
+    ("a.jsonl", b"\n \n", r"The prompt file '.*a\.jsonl' holds no prompt\."),
+    ("a.txt", b"", r"The prompt file '.*a\.txt' holds no prompt\."),
+    ("a.csv", b"prompt\nx\n", r"`path` is '.*a\.csv'; a prompt file ends in \.jsonl, \.json or \.txt"),
+    ("a.jsonl.gz", b"not gzip", r"The prompt file '.*a\.jsonl\.gz' cannot be read as UTF-8 text: "),
+    ("a.txt", b"\xff\xfe\x00", r"cannot be read as UTF-8 text: "),
+    ("a.jsonl", b'"x"\n', r"Record 0 of the prompt file '.*' is of type str; write \{\"turns\""),
+    ("a.jsonl", b'{"prompt": "x"}\n{"text": "x", "id": 1}\n', r"Record 1 .* has the keys \['id', 'text'\], none"),
+    ("a.jsonl", b'{"turns": []}\n', r"Record 0 .* has no readable prompt"),
+    ("a.jsonl", b'{"turns": "x"}\n', r"Record 0 .* has no readable prompt"),
+    ("a.jsonl", b'{"prompt": " "}\n', r"Record 0 .* has no readable prompt"),
+    ("a.jsonl", b'{"messages": [{"from": "human", "value": "x"}]}\n', r"Record 0 .* messages with role and content"),
+    ("a.jsonl", b'{"messages": []}\n', r"Record 0 .* is empty: no message asks for an answer"),
+    ("a.jsonl", b'{"messages": [{"role": "assistant", "content": "x"}]}\n', r"no message asks for an answer"),
+]
+
+
+@pytest.mark.parametrize("name, content, message", BAD, ids=range(len(BAD)))
+def test_bad_files(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        load_prompts(tmp_path / name)
+
+
+def test_missing_file_and_bad_limit(tmp_path):
+    with pytest.raises(ValueError, match=r"The prompt file '.*none\.jsonl' does not exist\."):
+        load_prompts(tmp_path / "none.jsonl")
+    with pytest.raises(ValueError, match="`limit` must be at least 1, but is 0"):
+        load_prompts(tmp_path / "none.jsonl", limit=0)
+
+
+def make_tokenizer(template):
+    words = ["[UNK]", "user", "assistant", "end", "hello", "<s>"]
+    tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]", chat_template=template)
+
+
+def test_rendered_by_the_chat_template_up_to_the_answer():
+    assert encode_prompt(Prompt(user("hello"), None, 0), make_tokenizer(TEMPLATE)) == [1, 4, 3, 2]
+
+
+def test_tokenizer_without_template_and_template_that_refuses():
+    prompt = Prompt([{"role": "system", "content": "hello"}, *user("hello")], None, 7)
+    with pytest.raises(ValueError, match="`tokenizer` has no chat template"):
+        encode_prompt(prompt, make_tokenizer(None))
+    refusing = make_tokenizer("{{ raise_exception('no system message, please') }}")
+    with pytest.raises(ValueError, match="refuses prompt 7: no system message, please"):
+        encode_prompt(prompt, refusing)
