@@ -62,7 +62,7 @@ class QuickstartArguments:
         default="", metadata={"help": 'More options for scripts/train_eagle.py, in quotes: "--learning_rate 1e-3".'}
     )
     eval_prompts: int = field(default=80, metadata={"help": "MT-Bench questions to decode, of 80."})
-    eval_new_tokens: int = field(default=64, metadata={"help": "Longest answer while measuring, in tokens."})
+    eval_new_tokens: int = field(default=48, metadata={"help": "Longest answer while measuring, in tokens."})
     num_speculative_tokens: int = field(default=3, metadata={"help": "Tokens drafted for each forward of the target."})
 
     def __post_init__(self):
