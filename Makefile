@@ -34,7 +34,7 @@ assets: .venv/.installed ## the small target and the prompts into assets/ (git-i
 quickstart: .venv/.installed ## train, measure and describe a draft for SmolLM2-135M, under 30 minutes on two cores
 	@$(PY) scripts/quickstart.py $(ARGS)
 
-test: .venv/.installed ## all tests but those against a real server; no network
+test: assets ## all tests but those against a real server; no network once the assets are there
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(PY) -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 test-serving: $(SERVING) assets ## the tests against a real vLLM

@@ -43,6 +43,8 @@ def test_names_and_shapes_are_exactly_the_contracts(vd, fields, tied, tmp_path):
     found = {name: list(tensor.shape) for name, tensor in tensors.items()}
     assert found == names_and_shapes(vd, draft.config.num_taps, draft.config.fc_norm)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+    modes = {p.stat().st_mode for p in tmp_path.iterdir()}
+    assert len(modes) == 1  # weights are as readable as the config
     if vd:
         assert tensors["d2t"].dtype == torch.int64 and tensors["t2d"].dtype == torch.bool
 

@@ -131,3 +131,17 @@ def test_weights_on_meta_are_refused():
         model = AutoModelForCausalLM.from_config(tiny_llama().config)
     with pytest.raises(ValueError, match="meta device"):
         FrozenTarget(model)
+
+
+def test_a_gguf_target_is_tapped_like_its_converted_twin(tmp_path):
+    from tiny_gguf import LAYERS, write_tiny_gguf
+
+    from hf_eagle.targets.gguf import convert_gguf
+
+    write_tiny_gguf(tmp_path / "tiny.gguf")
+    convert_gguf(tmp_path, "tiny.gguf", tmp_path / "converted")
+    ids = torch.randint(3, 60, (2, 7))
+    taps = list(range(LAYERS + 1))
+    direct = FrozenTarget.from_pretrained(str(tmp_path), taps, dtype=torch.float32, gguf_file="tiny.gguf")
+    converted = FrozenTarget.from_pretrained(str(tmp_path / "converted"), taps)
+    assert torch.equal(direct(ids).taps, converted(ids).taps)

@@ -1,7 +1,9 @@
 """What every draft is built on: frozen embeddings that are never saved, vocabulary buffers, strict loading."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -107,6 +109,14 @@ class EaglePreTrainedModel(PreTrainedModel):
     def to_target_ids(self, draft_ids: torch.Tensor) -> torch.Tensor:
         """Target ids of draft ids, any shape."""
         return draft_ids if self.d2t is None else draft_ids + self.d2t[draft_ids]
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """As in `transformers`; the weights get the mode of `config.json`, so that a server of another user reads them."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        config = Path(save_directory) / "config.json"
+        if kwargs.get("is_main_process", True) and config.is_file():
+            for weights in Path(save_directory).glob("*.safetensors"):
+                shutil.copymode(config, weights)  # safetensors writes through a private temporary file
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
