@@ -187,6 +187,11 @@ class EagleTrainer(Trainer):
         if "loss" in logs and self._train_totals.sums:
             metrics = self._train_totals.metrics(self.accelerator, self._step_weights)
             metrics.pop("loss")  # Trainer's own is averaged over the same steps
+            if not metrics["supervised_rows_per_second"]:
+                raise ValueError(
+                    f"`train_dataset` gave no supervised row in the steps up to {self.state.global_step}: every "
+                    "`loss_mask` is empty, or holds answers of one token only, which leave nothing to draft."
+                )
             logs.update(metrics)
             self._train_totals = StepTotals()
         super().log(logs, start_time)

@@ -51,7 +51,7 @@ class QuickstartArguments:
     assets_dir: str = field(default="assets", metadata={"help": "Where the target and the prompts are, or will be."})
     num_prompts: int = field(default=2200, metadata={"help": "Prompts that the target answers, at most."})
     answer_minutes: float = field(
-        default=8.0, metadata={"help": "Stop answering after so long; training takes what is there."}
+        default=7.0, metadata={"help": "Stop answering after so long; training takes what is there."}
     )
     max_new_tokens: int = field(default=128, metadata={"help": "Longest answer in the training data, in tokens."})
     batch_size: int = field(default=96, metadata={"help": "Prompts that are answered at once."})

@@ -154,6 +154,13 @@ def test_nan_stops_the_run(tmp_path):
         make_trainer(tmp_path, (target, draft)).train()
 
 
+def test_data_without_a_supervised_row_stop_the_run(tmp_path):
+    """Answers of one token: not an empty mask, but a server drafts nothing in them."""
+    records = [{"input_ids": [5, 6, 7, 8], "loss_mask": [0, 0, 1, 0]}] * 8
+    with pytest.raises(ValueError, match="`train_dataset` gave no supervised row in the steps up to 2"):
+        make_trainer(tmp_path, records=records).train()
+
+
 def test_no_taps_in_the_config_is_refused(tmp_path):
     target, draft = tiny_pair()
     draft.config.eagle_aux_hidden_state_layer_ids = None
