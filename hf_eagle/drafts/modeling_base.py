@@ -111,7 +111,7 @@ class EaglePreTrainedModel(PreTrainedModel):
         return draft_ids if self.d2t is None else draft_ids + self.d2t[draft_ids]
 
     def save_pretrained(self, save_directory, *args, **kwargs):
-        """As in `transformers`; the weights get the mode of `config.json`, so that a server of another user reads them."""
+        """As in `transformers`; the weights get the mode of `config.json`, for servers of another user."""
         super().save_pretrained(save_directory, *args, **kwargs)
         config = Path(save_directory) / "config.json"
         if kwargs.get("is_main_process", True) and config.is_file():
