@@ -47,6 +47,7 @@ def main() -> None:
     from hf_eagle.checkpoints import refuse_other_run, resolve_resume
     from hf_eagle.data.conversations import build_dataset
     from hf_eagle.data.records import load_records
+    from hf_eagle.distributed import leave
     from hf_eagle.evaluation.plots import plot_training
     from hf_eagle.targets.target import FrozenTarget
     from hf_eagle.trainer import EagleTrainer
@@ -108,6 +109,7 @@ def main() -> None:
     if trainer.is_world_process_zero():
         plot_training(trainer.state.log_history, Path(args.output_dir) / "training.png")
         logger.info("The draft is in %s: vLLM and SGLang load that folder as it is.", args.output_dir)
+    leave()
 
 
 def draft_for(target, tokenizer, train, target_args, draft_args, resume):

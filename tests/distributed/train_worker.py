@@ -22,6 +22,7 @@ from datasets import Dataset  # noqa: E402
 from tiny import random_chats, tiny_pair  # noqa: E402
 
 from hf_eagle import EagleTrainer, EagleTrainingArguments  # noqa: E402
+from hf_eagle.distributed import leave  # noqa: E402
 
 
 class KeepGradients(TrainerCallback):
@@ -77,6 +78,7 @@ def main():
     trainer.train(resume_from_checkpoint=spec.get("resume"))
     if trainer.is_world_process_zero():
         (out / "log.json").write_text(json.dumps(trainer.state.log_history))
+    leave()
 
 
 if __name__ == "__main__":
