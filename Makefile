@@ -31,7 +31,7 @@ install: .venv/.installed ## .venv with hf_eagle (editable) and everything that 
 assets: .venv/.installed ## the small target and the prompts into assets/ (git-ignored)
 	@$(PY) scripts/fetch_assets.py
 
-quickstart: .venv/.installed ## train, measure and describe a draft for SmolLM2-135M, under 30 minutes on two cores
+quickstart: .venv/.installed ## train, measure and describe a draft for SmolLM2-135M, about half an hour on two cores
 	@$(PY) scripts/quickstart.py $(ARGS)
 
 test: assets ## all tests but those against a real server; no network once the assets are there
