@@ -281,7 +281,8 @@ class StepTotals:
             "loss": float((step_weights.double().cpu() * total["loss"] / rows).sum()),
             **{f"accuracy_step_{step}": round(value, 4) for step, value in enumerate(accuracies)},
             "estimated_acceptance_length": round(estimated_acceptance_length(accuracies), 4),
-            "supervised_rows_per_second": round(float(total["rows"][0]) / elapsed, 1),
+            # significant digits, not decimals: zero must mean that there was no row
+            "supervised_rows_per_second": float(f"{float(total['rows'][0]) / elapsed:.4g}"),
         }
 
 
