@@ -3,8 +3,8 @@
 `training_arguments.EagleTrainingArguments` joins `EagleArguments` with `transformers.TrainingArguments`.
 """
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, fields
+from typing import Literal, get_args, get_origin
 
 
 def _arg(default, help: str):
@@ -94,10 +94,7 @@ class EagleArguments:
             raise ValueError(f"`ttt_steps` must be at least 1, got {self.ttt_steps}.")
         if not 0 < self.step_weight <= 1:
             raise ValueError(f"`step_weight` must lie above 0 and at most at 1, got {self.step_weight}.")
-        for name, allowed in {
-            "supervision": ("serving", "reference"),
-            "loss": ("ce", "lk_alpha", "lk_lambda"),
-            "oov_rows": ("mask", "renormalize"),
-        }.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"`{name}` must be one of {', '.join(allowed)}, got {getattr(self, name)!r}.")
+        for choice in (f for f in fields(EagleArguments) if get_origin(f.type) is Literal):
+            allowed, value = get_args(choice.type), getattr(self, choice.name)
+            if value not in allowed:
+                raise ValueError(f"`{choice.name}` must be one of {', '.join(allowed)}, got {value!r}.")

@@ -14,9 +14,6 @@ if TYPE_CHECKING:
     from .supervision import SupervisionPlan
     from .targets.target import TargetDistribution
 
-LOSSES = ("ce", "lk_alpha", "lk_lambda")
-OOV_ROWS = ("mask", "renormalize")
-
 
 @dataclass
 class DraftObjective:

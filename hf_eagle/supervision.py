@@ -5,9 +5,6 @@ from dataclasses import dataclass
 import torch
 
 
-SUPERVISIONS = ("serving", "reference")
-
-
 def supervised_steps(
     loss_mask: torch.Tensor, documents: torch.Tensor, num_steps: int, supervision: str = "serving"
 ) -> torch.Tensor:

@@ -10,7 +10,6 @@ from .vocabulary import check_draft_vocab_size
 
 # rope_scaling of the older readers carries everything but the base
 _ROPE_BASE = "rope_theta"
-_DERIVED = ("rope_scaling", "torch_dtype", "eagle_config", "num_aux_hidden_states")
 
 
 class EagleConfig(LlamaConfig):
@@ -52,9 +51,8 @@ class EagleConfig(LlamaConfig):
     tokenizer_fingerprint: str | None = None
 
     def __post_init__(self, **kwargs):
-        for name in _DERIVED:
-            if name not in ("rope_scaling", "torch_dtype"):
-                kwargs.pop(name, None)
+        for derived in ("eagle_config", "num_aux_hidden_states"):  # made anew from the taps when written
+            kwargs.pop(derived, None)
         if self.draft_vocab_size is None:
             self.draft_vocab_size = self.vocab_size
         if self.target_hidden_size is None:

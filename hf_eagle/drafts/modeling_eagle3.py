@@ -135,6 +135,8 @@ class LlamaForCausalLMEagle3(EaglePreTrainedModel):
         documents = documents.masked_fill(attention_mask == 0, -1)
         if rows is None:
             rows = torch.arange(batch * length, device=input_ids.device)
+        if rows.numel() == 0:
+            return self._untrained(num_steps, objective)
 
         attention, hidden = self.midlayer.self_attn, self.combine_features(taps)
         embeds = self.embed_tokens(input_ids).flatten(0, 1)
@@ -143,8 +145,6 @@ class LlamaForCausalLMEagle3(EaglePreTrainedModel):
         key, value = attention.heads(attention.k_proj(x)), attention.heads(attention.v_proj(x))
         key = attention.rotate(key, self._cos_sin(key, position_ids))
 
-        if rows.numel() == 0:
-            return self._untrained(num_steps, objective, key, value)
         layout = RowLayout.of(rows, documents)
         hidden, x = hidden.flatten(0, 1)[rows], x.flatten(0, 1)[rows]
         positions = position_ids.flatten()[rows]
@@ -171,9 +171,9 @@ class LlamaForCausalLMEagle3(EaglePreTrainedModel):
         normed = self.norm(hidden)
         return normed, normed if self.config.norm_output else hidden
 
-    def _untrained(self, num_steps: int, objective: StepObjective | None, key, value) -> EagleOutput:
+    def _untrained(self, num_steps: int, objective: StepObjective | None) -> EagleOutput:
         """A batch without a supervised row: nothing to learn, but every parameter is touched, or DDP and FSDP hang."""
-        nothing = sum(p.sum() for p in self.parameters() if p.requires_grad) * 0.0 + (key.sum() + value.sum()) * 0.0
+        nothing = sum(p.sum() for p in self.parameters() if p.requires_grad) * 0.0
         normed = self.fc.weight.new_empty(0, self.config.hidden_size) + nothing
         return collect_steps(
             [normed if objective is None else objective(s, normed, self.lm_head) for s in range(num_steps)], objective
