@@ -47,6 +47,11 @@ class DraftArguments:
     fc_norm: bool = _arg(False, "EAGLE-3.1: one RMSNorm per tap in front of `fc`.")
     norm_output: bool = _arg(False, "EAGLE-3.1: feed the normed output back instead of the residual stream.")
     head_init: Literal["target", "random"] = _arg("target", "Start the draft's head from the target's rows, or random.")
+    draft_attn_implementation: Literal["sdpa", "eager", "flex_attention"] = _arg(
+        "sdpa",
+        "Attention of the training-time test: `sdpa` takes the fused kernel that the device has, `eager` is the slow "
+        "reference.",
+    )
 
 
 @dataclass

@@ -1,6 +1,7 @@
 """What a draft is trained on: soft cross-entropy over the draft vocabulary, and the LK losses.
 
-Every objective returns SUMS over supervised rows; whoever holds the whole accumulated batch divides once.
+Every objective knows the factor of each TTT step's SUM over supervised rows in the final loss: whoever holds the whole
+accumulated batch divides once, beforehand.
 """
 
 from collections.abc import Callable
@@ -8,6 +9,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
+
+from .fused_loss import FusedHeadLoss, LossRows, acceptance_rates
 
 
 if TYPE_CHECKING:
@@ -40,43 +44,50 @@ class DraftObjective:
         return self.loss != "ce"
 
     def bind(
-        self, plan: "SupervisionPlan", teacher: "TargetDistribution"
-    ) -> Callable[[int, torch.Tensor, Callable], tuple[torch.Tensor, torch.Tensor]]:
+        self, plan: "SupervisionPlan", teacher: "TargetDistribution", step_factors: torch.Tensor
+    ) -> Callable[[torch.Tensor, nn.Module], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
         """The callable a draft's unroll takes, for one batch.
 
         Args:
             plan: which row counts at which step, and where its target is.
             teacher: the target's distribution at `plan.positions`.
+            step_factors: `(steps,)`, the factor of each step's summed loss in the final one.
+
+        Returns:
+            A function of the normed hidden states of all steps, `(steps, N, hidden)`, and of the head. It returns the
+            final loss, and for the log the summed loss and the number of correct rows of each step, both `(steps,)`.
         """
 
-        def objective(step: int, normed: torch.Tensor, head: Callable) -> tuple[torch.Tensor, torch.Tensor]:
-            counts = plan.counted[step]
-            if normed.shape[0] == 0:  # still a function of every parameter
-                nothing = head(normed).float().sum() + normed.float().sum()
-                return nothing, nothing.detach().long()
-            where = plan.position_of[step][counts]
-            logits = head(normed[counts]).float()
-            kept = teacher.in_draft[where]
-            correct = (logits.detach().argmax(-1) == teacher.argmax[where]) & kept
-            kept = kept if self.oov_rows == "mask" else torch.ones_like(kept)
-            mass = teacher.mass[where] if self.needs_mass else None
-            losses = self._rows(logits, teacher.probs[where].float(), mass, kept)
-            # where, not a product: a row that is left out may hold an infinity
-            return torch.where(kept, losses, 0.0).sum(), correct.sum()
+        def objective(normed: torch.Tensor, head: nn.Module):
+            steps, count, _ = normed.shape
+            kept = plan.counted
+            if self.oov_rows == "mask":  # neither learned from nor correct: no need to look at them
+                kept = kept & teacher.in_draft[plan.position_of]
+            step, row = kept.nonzero(as_tuple=True)
+            x = normed.flatten(0, 1)[step * count + row]
+            rows = LossRows(
+                loss=self.loss,
+                probs=teacher.probs,
+                argmax=teacher.argmax,
+                mass=teacher.mass,
+                where=plan.position_of[step, row],
+                factor=step_factors.float()[step],
+            )
+            if self.loss == "lk_lambda":
+                alphas = acceptance_rates(x, head.weight, rows)
+                mean = _sums(alphas, step, steps) / kept.sum(1).clamp_min(1)
+                rows.ce_share = (self.lk_scale * torch.exp(-self.lk_decay * mean))[step]
+            loss, losses, hits = FusedHeadLoss.apply(x, head.weight, rows, torch.is_grad_enabled())
+            hits = hits & teacher.in_draft[rows.where]
+            return loss, _sums(losses, step, steps), _sums(hits, step, steps)
 
         return objective
 
-    def _rows(self, logits, probs, mass, kept) -> torch.Tensor:
-        """Loss of each row `(rows,)`."""
-        log_q = logits.log_softmax(-1)
-        if self.loss == "ce":
-            return -(probs * log_q).sum(-1)
-        alpha = torch.minimum(probs * mass[:, None], log_q.exp()).sum(-1)
-        if self.loss == "lk_alpha":
-            return -alpha.clamp_min(torch.finfo(alpha.dtype).tiny).log()
-        mean = torch.where(kept, alpha.detach(), 0.0).sum() / kept.sum().clamp_min(1)
-        share = self.lk_scale * torch.exp(-self.lk_decay * mean)
-        return share * -(probs * log_q).sum(-1) + (1 - share) * (1 - alpha)
+
+def _sums(values: torch.Tensor, step: torch.Tensor, steps: int) -> torch.Tensor:
+    """Sum of the values of each step, `(steps,)`; whole numbers stay whole."""
+    values = values.long() if values.dtype == torch.bool else values
+    return values.new_zeros(steps).index_add_(0, step, values)
 
 
 def estimated_acceptance_length(accuracies: list[float]) -> float:

@@ -104,28 +104,31 @@ class EagleTrainer(Trainer):
         Raises:
             FloatingPointError: if the loss is not a number.
         """
-        output, counts = self.unroll(model, inputs)
+        output, counts = self.unroll(model, inputs, num_items_in_batch)
+        loss = output.loss
         totals = self._train_totals if self.model.training else self._eval_totals
         totals.add(loss=output.loss_sums, correct=output.correct, rows=counts)
-
-        divisor = counts if num_items_in_batch is None else num_items_in_batch.to(counts.device)
-        loss = (self._step_weights.to(counts.device) * output.loss_sums / divisor.clamp_min(1)).sum()
         if not torch.isfinite(loss.detach()):
             raise FloatingPointError(
                 f"The loss is {loss.item()} at step {self.state.global_step}: lower `learning_rate`, or look for "
                 "NaN in the target's features."
             )
-        if num_items_in_batch is not None:
-            loss = loss * self.accelerator.num_processes  # data parallelism averages gradients
         return (loss, output) if return_outputs else loss
 
-    def unroll(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[EagleOutput, torch.Tensor]:
+    def unroll(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | None = None
+    ) -> tuple[EagleOutput, torch.Tensor]:
         """Target features, teacher distribution and the draft's unroll for one batch.
 
         Returns:
             The draft's output and the supervised rows of each step, `(steps,)`.
         """
         plan = SupervisionPlan.of(self._supervised(inputs))
+        factors = self._step_weights.to(plan.counts.device)
+        if num_items_in_batch is None:
+            factors = factors / plan.counts.clamp_min(1)
+        else:  # data parallelism averages gradients
+            factors = factors * self.accelerator.num_processes / num_items_in_batch.to(factors.device).clamp_min(1)
         features = self.target(**{name: x for name, x in inputs.items() if name not in _OWN_COLUMNS})
         draft_ids = self.accelerator.unwrap_model(model).draft_ids
         teacher = self.target.distribution(
@@ -139,7 +142,7 @@ class EagleTrainer(Trainer):
             taps=features.taps,
             rows=plan.rows,
             num_steps=self.args.ttt_steps,
-            objective=self.objective.bind(plan, teacher),
+            objective=self.objective.bind(plan, teacher, factors),
             attention_mask=inputs.get("attention_mask"),
             position_ids=inputs.get("position_ids"),
             documents=inputs.get("documents"),

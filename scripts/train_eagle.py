@@ -136,6 +136,7 @@ def draft_for(target, tokenizer, train, target_args, draft_args, resume):
                     f"`{name}` is {getattr(config, name)} but {resume} was trained with {getattr(draft.config, name)}: "
                     "keep it, or start a new run in another `output_dir`."
                 )
+        draft.set_attn_implementation(draft_args.draft_attn_implementation)
         return draft
 
     mapping = None
@@ -149,7 +150,7 @@ def draft_for(target, tokenizer, train, target_args, draft_args, resume):
             100 * mapping.coverage,
         )
     head = target.head_weight() if draft_args.head_init == "target" else None
-    return new_draft(config, target.embedding_weight(), mapping, head)
+    return new_draft(config, target.embedding_weight(), mapping, head, draft_args.draft_attn_implementation)
 
 
 if __name__ == "__main__":

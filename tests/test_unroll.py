@@ -15,6 +15,10 @@ from hf_eagle.targets.target import FrozenTarget
 STEPS = 4
 
 
+# unequal, so that a step in the wrong place shows
+WEIGHTS = torch.tensor([1.0, 0.7, 0.4, 0.2])
+
+
 def unroll(target, draft, batch, supervision="serving", documents=None, position_ids=None, **objective):
     """What the trainer does with a batch, without a trainer."""
     labels = torch.zeros_like(batch["input_ids"]) if documents is None else documents
@@ -29,7 +33,7 @@ def unroll(target, draft, batch, supervision="serving", documents=None, position
         features.taps,
         rows=plan.rows,
         num_steps=STEPS,
-        objective=DraftObjective(**objective).bind(plan, teacher),
+        objective=DraftObjective(**objective).bind(plan, teacher, WEIGHTS),
         attention_mask=batch["attention_mask"],
         documents=documents,
         position_ids=position_ids,
@@ -49,9 +53,8 @@ def assert_equal_to_reference(target, draft, records, side="right", **kinds):
     assert counts.tolist() == rows and rows[-1] > 0
     assert output.correct.tolist() == correct
     torch.testing.assert_close(output.loss_sums, sums, rtol=2e-5, atol=1e-5)
-    # unequal weights, so that a step in the wrong place shows
-    weights = torch.tensor([1.0, 0.7, 0.4, 0.2])
-    ours, theirs = gradients(draft, weights @ output.loss_sums), gradients(draft, weights @ sums)
+    torch.testing.assert_close(output.loss, WEIGHTS @ sums, rtol=2e-5, atol=1e-5)
+    ours, theirs = gradients(draft, output.loss), gradients(draft, WEIGHTS @ sums)
     for name in ours:
         torch.testing.assert_close(ours[name], theirs[name], rtol=1e-4, atol=2e-5, msg=lambda m, n=name: f"{n}: {m}")
 
@@ -108,6 +111,48 @@ def test_unrolling_all_rows_changes_nothing():
         torch.testing.assert_close(some[step], every[step][rows], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("setting", ["eager", "gradient_checkpointing", "whole_projections"])
+def test_other_ways_to_compute_it_equal_the_default(setting):
+    target, draft = tiny_pair(norm_output=True)
+    batch = pad_batch(random_chats(4, seed=8), side="left")
+    output, _ = unroll(target, draft.train(), batch)
+    wanted = gradients(draft, output.loss)
+    if setting == "eager":
+        draft.set_attn_implementation("eager")
+    elif setting == "gradient_checkpointing":
+        draft.gradient_checkpointing_enable()
+    else:  # as under an adapter, which is no plain linear layer
+        attention = draft.midlayer.self_attn
+        for name in ("q_proj", "v_proj"):
+            setattr(attention, name, Wrapped(getattr(attention, name)))
+    other, _ = unroll(target, draft, batch)
+    torch.testing.assert_close(other.loss, output.loss, rtol=1e-5, atol=1e-6)
+    for name, gradient in gradients(draft, other.loss).items():
+        torch.testing.assert_close(gradient, wanted[name.replace("wrapped.", "")], rtol=1e-4, atol=1e-5)
+
+
+class Wrapped(torch.nn.Module):
+    def __init__(self, wrapped):
+        super().__init__()
+        self.wrapped = wrapped
+
+    def forward(self, x):
+        return self.wrapped(x)
+
+
+def test_gradient_checkpointing_keeps_less_for_the_backward_pass():
+    target, draft = tiny_pair()
+    batch = pad_batch(random_chats(4, seed=8))
+    kept = []
+    for switch in (draft.gradient_checkpointing_disable, draft.gradient_checkpointing_enable):
+        switch()
+        numbers = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x, n=numbers: n.append(x.numel()) or x, lambda x: x):
+            unroll(target, draft.train(), batch)
+        kept.append(sum(numbers))
+    assert kept[1] < 0.5 * kept[0]
+
+
 def test_packed_documents_do_not_see_each_other():
     """Two conversations side by side in one row equal the same two padded, given their ids and positions."""
     target, draft = tiny_pair()
@@ -126,7 +171,7 @@ def test_packed_documents_do_not_see_each_other():
         torch.cat([f.taps for f in features], 1),
         rows=plan.rows,
         num_steps=STEPS,
-        objective=DraftObjective().bind(plan, teacher),
+        objective=DraftObjective().bind(plan, teacher, WEIGHTS),
         documents=documents,
         position_ids=torch.tensor([[*range(lengths[0]), *range(lengths[1])]]),
     )
@@ -140,7 +185,7 @@ def test_a_batch_without_supervision_touches_every_parameter():
     batch["loss_mask"] = torch.zeros_like(batch["loss_mask"])
     output, counts = unroll(target, draft, batch)
     assert counts.tolist() == [0] * STEPS
-    for name, gradient in gradients(draft, output.loss_sums.sum()).items():
+    for name, gradient in gradients(draft, output.loss).items():
         assert gradient is not None and not gradient.any(), name
 
 

@@ -20,6 +20,7 @@ def new_draft(
     embedding_weight: torch.Tensor,
     mapping: VocabularyMapping | None = None,
     head_weight: torch.Tensor | None = None,
+    attn_implementation: str = "sdpa",
 ) -> EaglePreTrainedModel:
     """A fresh draft for a target, in float32.
 
@@ -28,11 +29,13 @@ def new_draft(
         embedding_weight: `(vocab_size, hidden)`, the target's input embedding.
         mapping: the draft vocabulary; needed when it is smaller than the target's.
         head_weight: `(vocab_size, hidden)`: the target's head, from whose rows the draft's starts; random if `None`.
+        attn_implementation: of the training-time test, see `ttt_attention.py`.
 
     Raises:
         ValueError: if the mapping is missing or does not fit the config.
     """
     draft = DRAFT_CLASSES[config.architectures[0]](config)
+    draft.set_attn_implementation(attn_implementation)
     draft.set_target_embeddings(embedding_weight)
     if draft.d2t is not None:
         if mapping is None:

@@ -14,8 +14,8 @@ from .configuration_eagle import EagleConfig
 from .vocabulary import VocabularyMapping, check_mapping, draft_token_ids
 
 
-# (step, normed hidden states (N, hidden), head) -> summed loss and number of correct rows, both 0-d
-StepObjective = Callable[[int, torch.Tensor, Callable[[torch.Tensor], torch.Tensor]], tuple[torch.Tensor, torch.Tensor]]
+# (normed hidden states of all steps (steps, N, hidden), head) -> final loss, summed loss and correct rows of each step
+Objective = Callable[[torch.Tensor, nn.Module], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
 
 
 @dataclass
@@ -23,14 +23,16 @@ class EagleOutput(ModelOutput):
     """What an unroll returns.
 
     Attributes:
-        loss_sums: summed loss of each TTT step, `(steps,)`.
+        loss: what to call `backward` on, 0-d.
+        loss_sums: summed loss of each TTT step, `(steps,)`; carries no gradient.
         correct: rows of each step whose argmax is the target's, `(steps,)`.
-        hidden_states: without an objective, the normed hidden states of every step, each `(N, hidden)`.
+        hidden_states: without an objective, the normed hidden states of every step, `(steps, N, hidden)`.
     """
 
+    loss: torch.Tensor | None = None
     loss_sums: torch.Tensor | None = None
     correct: torch.Tensor | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
+    hidden_states: torch.Tensor | None = None
 
 
 class EaglePreTrainedModel(PreTrainedModel):
@@ -42,6 +44,10 @@ class EaglePreTrainedModel(PreTrainedModel):
     # the target's, shared in memory; both servers take them from the target too
     _keys_to_ignore_on_save = ["embed_tokens.weight"]
     _keys_to_ignore_on_load_missing = [r"^embed_tokens\.weight$"]
+    # TTT attention, see `ttt_attention.py`; `sdpa` is the default
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    supports_gradient_checkpointing = True
 
     def get_input_embeddings(self) -> nn.Embedding:
         return self.embed_tokens
@@ -143,11 +149,3 @@ class EaglePreTrainedModel(PreTrainedModel):
             check_mapping(draft.d2t, draft.t2d)
         draft.embed_tokens.requires_grad_(False)
         return (draft, info) if wants_info else draft
-
-
-def collect_steps(results: list, objective: StepObjective | None) -> EagleOutput:
-    """Stack what the steps of an unroll left: the objective's sums, or the normed hidden states themselves."""
-    if objective is None:
-        return EagleOutput(hidden_states=tuple(results))
-    loss_sums, correct = (torch.stack(values) for values in zip(*results, strict=True))
-    return EagleOutput(loss_sums=loss_sums, correct=correct)

@@ -1,5 +1,7 @@
 """The EAGLE-3 / 3.1 draft with Llama attention, as vLLM and SGLang run it (contract section 2)."""
 
+from functools import partial
+
 import torch
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
@@ -7,8 +9,9 @@ from transformers import Cache
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm, LlamaRotaryEmbedding, rotate_half
 
 from .configuration_eagle import EagleConfig
-from .modeling_base import EagleOutput, EaglePreTrainedModel, StepObjective, collect_steps
-from .ttt_attention import RowLayout, eager_ttt_attention
+from .modeling_base import EagleOutput, EaglePreTrainedModel, Objective
+from .row_layout import RowLayout
+from .unroll import TTTUnroll
 
 
 class EagleAttention(nn.Module):
@@ -24,13 +27,25 @@ class EagleAttention(nn.Module):
         self.v_proj = nn.Linear(wide, config.num_key_value_heads * config.head_dim, bias=False)
         self.o_proj = nn.Linear(config.num_attention_heads * config.head_dim, config.hidden_size, bias=False)
 
-    def heads(self, x: torch.Tensor) -> torch.Tensor:
-        """`(..., heads * head_dim)` -> `(..., heads, head_dim)`."""
-        return x.unflatten(-1, (-1, self.head_dim))
+    @property
+    def query_projections(self) -> list[nn.Module]:
+        return [self.q_proj]
 
-    def rotate(self, x: torch.Tensor, cos_sin: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        """RoPE on `(..., heads, head_dim)`; `cos_sin` are `(..., head_dim)`."""
-        cos, sin = (part.unsqueeze(-2) for part in cos_sin)
+    @property
+    def key_value_projections(self) -> list[nn.Module]:
+        return [self.k_proj, self.v_proj]
+
+    def query(self, projected: torch.Tensor, cos_sin: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        """From the query projection: rotated queries `(..., heads, head_dim)`."""
+        return self._rotate(projected.unflatten(-1, (-1, self.head_dim)), cos_sin)
+
+    def key_value(self, projected: torch.Tensor, cos_sin: tuple[torch.Tensor, torch.Tensor]):
+        """From the key and value projections side by side: rotated keys and values, `(..., kv_heads, head_dim)`."""
+        key, value = projected.unflatten(-1, (-1, self.head_dim)).chunk(2, dim=-2)
+        return self._rotate(key, cos_sin), value
+
+    def _rotate(self, x: torch.Tensor, cos_sin: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        cos, sin = (part.unsqueeze(-2) for part in cos_sin)  # (..., 1, head_dim)
         return x * cos + rotate_half(x) * sin
 
 
@@ -79,6 +94,7 @@ class LlamaForCausalLMEagle3(EaglePreTrainedModel):
         self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.lm_head = nn.Linear(config.hidden_size, config.draft_vocab_size, bias=False)
         self.rotary_emb = LlamaRotaryEmbedding(config=config)
+        self.gradient_checkpointing = False  # switched by `gradient_checkpointing_enable`: one checkpoint a TTT step
         self._register_vocabulary(config)
         self.post_init()
 
@@ -103,22 +119,22 @@ class LlamaForCausalLMEagle3(EaglePreTrainedModel):
         taps: torch.Tensor,
         rows: torch.Tensor | None = None,
         num_steps: int = 1,
-        objective: StepObjective | None = None,
+        objective: Objective | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
         documents: torch.Tensor | None = None,
     ) -> EagleOutput:
         """The whole training-time test in one forward: `num_steps` steps, teacher-forced tokens, own hidden states.
 
-        Step 0 makes a key and a value for every row; all else is computed for `rows` only, which is exact in a draft
-        of one layer since later steps see nothing but step-0 keys and their own row.
+        Step 0 makes a key and a value for every row that is looked at; all else is computed for `rows` only, which is
+        exact in a draft of one layer since later steps see nothing but step-0 keys and their own row.
 
         Args:
             input_ids: `(batch, length)`.
             taps: `(batch, length, taps * target_hidden)`.
             rows: `(N,)` flat ids `b * length + t` of the rows to unroll, ascending; all rows when `None`.
             num_steps: TTT steps.
-            objective: called once a step with the normed hidden states `(N, hidden)` and the head.
+            objective: called once with the normed hidden states `(num_steps, N, hidden)` and the head.
             attention_mask: `(batch, length)`, 0 on padding.
             position_ids: `(batch, length)`, counted along the unpadded tokens when `None`.
             documents: `(batch, length)` ids of packed documents, which do not see each other.
@@ -126,7 +142,6 @@ class LlamaForCausalLMEagle3(EaglePreTrainedModel):
         Returns:
             [`EagleOutput`].
         """
-        batch, length = input_ids.shape
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         if position_ids is None:
@@ -134,50 +149,45 @@ class LlamaForCausalLMEagle3(EaglePreTrainedModel):
         documents = torch.zeros_like(input_ids) if documents is None else documents
         documents = documents.masked_fill(attention_mask == 0, -1)
         if rows is None:
-            rows = torch.arange(batch * length, device=input_ids.device)
+            rows = torch.arange(input_ids.numel(), device=input_ids.device)
         if rows.numel() == 0:
-            return self._untrained(num_steps, objective)
-
-        attention, hidden = self.midlayer.self_attn, self.combine_features(taps)
-        embeds = self.embed_tokens(input_ids).flatten(0, 1)
-        next_token = torch.arange(1, batch * length + 1, device=input_ids.device).clamp_max(batch * length - 1)
-        x = self.midlayer.attention_input(embeds[next_token].view(batch, length, -1), hidden)
-        key, value = attention.heads(attention.k_proj(x)), attention.heads(attention.v_proj(x))
-        key = attention.rotate(key, self._cos_sin(key, position_ids))
+            return self._judge(self._untrained(num_steps), objective)
 
         layout = RowLayout.of(rows, documents)
-        hidden, x = hidden.flatten(0, 1)[rows], x.flatten(0, 1)[rows]
-        positions = position_ids.flatten()[rows]
-        own_keys, own_values, results = [], [], []
+        run = TTTUnroll(self, input_ids.flatten(), position_ids.flatten(), layout, num_steps)
+        hidden = self.combine_features(taps.flatten(0, 1)[layout.keys])
+        key, value = run.context(hidden)
+        hidden, own_keys, own_values, normed = hidden[layout.row_in_keys], [], [], []
+        step_function = run.step
+        if self.gradient_checkpointing and self.training:
+            step_function = partial(self._gradient_checkpointing_func, run.step)
         for step in range(num_steps):
-            cos_sin = self._cos_sin(x, positions + step)
+            result, hidden, own_key, own_value = step_function(step, hidden, key, value, own_keys, own_values)
+            normed.append(result)
             if step:
-                x = self.midlayer.attention_input(embeds[(rows + 1 + step).clamp_max(batch * length - 1)], hidden)
-                own_keys.append(attention.rotate(attention.heads(attention.k_proj(x)), cos_sin))
-                own_values.append(attention.heads(attention.v_proj(x)))
-            query = attention.rotate(attention.heads(attention.q_proj(x)), cos_sin)
-            attended = eager_ttt_attention(query, key, value, own_keys, own_values, layout, attention.scaling)
-            normed, hidden = self._feedback(self.midlayer.finish(hidden, attended))
-            results.append(normed if objective is None else objective(step, normed, self.lm_head))
-        return collect_steps(results, objective)
+                own_keys, own_values = [*own_keys, own_key], [*own_values, own_value]
+        return self._judge(torch.stack(normed), objective)
 
-    def _cos_sin(self, like: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _judge(self, normed: torch.Tensor, objective: Objective | None) -> EagleOutput:
+        if objective is None:
+            return EagleOutput(hidden_states=normed)
+        loss, loss_sums, correct = objective(normed, self.lm_head)
+        return EagleOutput(loss=loss, loss_sums=loss_sums, correct=correct)
+
+    def cos_sin(self, like: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """RoPE tables `(*positions.shape, head_dim)` in the dtype of `like`."""
         cos, sin = self.rotary_emb(like, positions.reshape(1, -1))
         return cos.view(*positions.shape, -1), sin.view(*positions.shape, -1)
 
-    def _feedback(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def feedback(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """What the head sees and what the next step gets: the residual stream, or with EAGLE-3.1 the normed one."""
         normed = self.norm(hidden)
         return normed, normed if self.config.norm_output else hidden
 
-    def _untrained(self, num_steps: int, objective: StepObjective | None) -> EagleOutput:
+    def _untrained(self, num_steps: int) -> torch.Tensor:
         """A batch without a supervised row: nothing to learn, but every parameter is touched, or DDP and FSDP hang."""
         nothing = sum(p.sum() for p in self.parameters() if p.requires_grad) * 0.0
-        normed = self.fc.weight.new_empty(0, self.config.hidden_size) + nothing
-        return collect_steps(
-            [normed if objective is None else objective(s, normed, self.lm_head) for s in range(num_steps)], objective
-        )
+        return self.fc.weight.new_empty(num_steps, 0, self.config.hidden_size) + nothing
 
     def decode(
         self,
@@ -201,10 +211,10 @@ class LlamaForCausalLMEagle3(EaglePreTrainedModel):
         """
         attention = self.midlayer.self_attn
         x = self.midlayer.attention_input(self.embed_tokens(input_ids), hidden)
-        cos_sin = self._cos_sin(x, position_ids)
-        query = attention.rotate(attention.heads(attention.q_proj(x)), cos_sin).transpose(1, 2)
-        key = attention.rotate(attention.heads(attention.k_proj(x)), cos_sin).transpose(1, 2)
-        value = attention.heads(attention.v_proj(x)).transpose(1, 2)
+        cos_sin = self.cos_sin(x, position_ids)
+        query = attention.query(attention.q_proj(x), cos_sin).transpose(1, 2)
+        projected = torch.cat([projection(x) for projection in attention.key_value_projections], dim=-1)
+        key, value = (part.transpose(1, 2) for part in attention.key_value(projected, cos_sin))
         key, value = past_key_values.update(key, value, 0)
         if attention_mask is None and query.shape[2] > 1:
             past = key.shape[2] - query.shape[2]
@@ -212,4 +222,4 @@ class LlamaForCausalLMEagle3(EaglePreTrainedModel):
         attended = scaled_dot_product_attention(
             query, key, value, attn_mask=attention_mask, scale=attention.scaling, enable_gqa=True
         )
-        return self._feedback(self.midlayer.finish(hidden, attended.transpose(1, 2)))
+        return self.feedback(self.midlayer.finish(hidden, attended.transpose(1, 2)))

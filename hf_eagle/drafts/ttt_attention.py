@@ -1,56 +1,19 @@
 """Attention of the training-time test: the step-0 keys of a row's past, and its own key of every later step.
 
 At step `s` row `i` attends, under one softmax, to the step-0 keys `j <= i` of its document and to its own keys of the
-steps `1..s` (EAGLE-3, arXiv 2503.01840; contract section 2). Only the rows that are unrolled have queries; every row
-of the batch has a step-0 key.
+steps `1..s` (EAGLE-3, arXiv 2503.01840; contract section 2). Only the rows that are unrolled have queries.
+
+`eager` is the readable form. `sdpa` and `flex_attention` never hold the scores: a fused kernel attends to the step-0
+keys and returns its log-sum-exp, with which the few own keys are merged exactly. Memory is linear in length.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from functools import lru_cache
 
 import torch
+from torch.nn.functional import pad
 
-
-@dataclass
-class RowLayout:
-    """Where the unrolled rows of a `(batch, length)` grid lie, and what each of them may see.
-
-    Attributes:
-        rows: `(N,)` flat ids `b * length + t`, ascending.
-        padded: `(N,)` flat ids into a `(batch, width)` grid which holds the rows of each sequence side by side.
-        width: the most rows any sequence has.
-        visible: bool `(batch, width, length)`: whether a row sees a step-0 key.
-    """
-
-    rows: torch.Tensor
-    padded: torch.Tensor
-    width: int
-    visible: torch.Tensor
-
-    @classmethod
-    def of(cls, rows: torch.Tensor, documents: torch.Tensor) -> "RowLayout":
-        """For these rows of a batch whose tokens belong to `documents` `(batch, length)`, negative on padding."""
-        batch, length = documents.shape
-        sequence, place = rows // length, rows % length
-        counts = torch.bincount(sequence, minlength=batch)
-        first = counts.cumsum(0) - counts
-        width = int(counts.max())
-        padded = sequence * width + torch.arange(rows.numel(), device=rows.device) - first[sequence]
-
-        causal = torch.arange(length, device=rows.device)[None, :] <= place[:, None]
-        same = documents[sequence] == documents.flatten()[rows][:, None]
-        visible = torch.zeros(batch * width, length, dtype=torch.bool, device=rows.device)
-        visible[padded] = causal & same
-        return cls(rows=rows, padded=padded, width=width, visible=visible.view(batch, width, length))
-
-    def pad(self, x: torch.Tensor) -> torch.Tensor:
-        """`(N, ...)` -> `(batch, width, ...)`, zeros where a sequence has fewer rows."""
-        batch = self.visible.shape[0]
-        grid = x.new_zeros(batch * self.width, *x.shape[1:]).index_copy(0, self.padded, x)
-        return grid.view(batch, self.width, *x.shape[1:])
-
-    def unpad(self, x: torch.Tensor) -> torch.Tensor:
-        """The inverse of `pad`."""
-        return x.flatten(0, 1)[self.padded]
+from .row_layout import RowLayout
 
 
 def eager_ttt_attention(
@@ -62,30 +25,194 @@ def eager_ttt_attention(
     layout: RowLayout,
     scaling: float,
 ) -> torch.Tensor:
-    """The readable form: all scores side by side, one softmax in float32.
+    """The readable form: all scores of a document side by side, one softmax in float32.
 
     Args:
-        query: `(N, heads, head_dim)` of the unrolled rows at this step.
-        key, value: `(batch, length, kv_heads, head_dim)` of step 0.
-        own_keys, own_values: one `(N, kv_heads, head_dim)` for each of the steps `1..s`.
-        layout: where the rows lie and what they see.
+        query: `(N, heads, key_dim)` of the unrolled rows at this step.
+        key, value: `(K, kv_heads, key_dim)` and `(K, kv_heads, value_dim)` of step 0, the rows `layout.keys`.
+        own_keys, own_values: one `(N, kv_heads, ...)` for each of the steps `1..s`.
+        layout: which row sees which key.
         scaling: factor on the scores.
 
     Returns:
-        `(N, heads, head_dim)`.
+        `(N, heads, value_dim)`.
     """
-    groups = query.shape[1] // key.shape[2]
-    q = layout.pad(query).unflatten(2, (-1, groups))  # (batch, width, kv, group, dim)
-    scores = torch.einsum("bwkgd,btkd->bkgwt", q, key) * scaling
-    scores = scores.masked_fill(~layout.visible[:, None, None], torch.finfo(scores.dtype).min)
+    q = query.unflatten(1, (key.shape[1], -1))  # (N, kv, group, dim)
+    outputs = []
+    for first_row, last_row, first_key, last_key in layout.documents:
+        rows, keys = slice(first_row, last_row), slice(first_key, last_key)
+        scores = torch.einsum("nkgd,tkd->nkgt", q[rows], key[keys]) * scaling
+        hidden = layout.keys[None, keys] > layout.rows[rows, None]
+        scores = scores.masked_fill(hidden[:, None, None], torch.finfo(scores.dtype).min)
+        own = [torch.einsum("nkgd,nkd->nkg", q[rows], k[rows])[..., None] * scaling for k in own_keys]
+        weights = torch.cat([scores, *own], dim=-1).softmax(-1, dtype=torch.float32).to(value.dtype)
+        out = torch.einsum("nkgt,tkd->nkgd", weights[..., : last_key - first_key], value[keys])
+        for b, v in enumerate(own_values):
+            out = out + weights[..., last_key - first_key + b, None] * v[rows, :, None]
+        outputs.append(out)
+    return torch.cat(outputs).flatten(1, 2)
 
-    if own_keys:
-        own_k, own_v = (layout.pad(torch.stack(x, dim=1)) for x in (own_keys, own_values))  # (batch, width, s, kv, dim)
-        scores = torch.cat([scores, torch.einsum("bwkgd,bwskd->bkgws", q, own_k) * scaling], dim=-1)
-    weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
 
-    length = key.shape[1]
-    out = torch.einsum("bkgwt,btkd->bwkgd", weights[..., :length], value)
-    if own_keys:
-        out = out + torch.einsum("bkgws,bwskd->bwkgd", weights[..., length:], own_v)
-    return layout.unpad(out.flatten(2, 3))
+class _FlashTTT(torch.autograd.Function):
+    """Step-0 keys by PyTorch's flash kernel for CPUs, two blocks a span; own keys merged by log-sum-exp.
+
+    The kernel's backward needs nothing but the output and the log-sum-exp of a row, so given the MERGED ones it returns
+    the exact gradients of its block.
+    """
+
+    @staticmethod
+    def forward(ctx, query, key, value, layout, scaling, *own):
+        own_keys, own_values = own[: len(own) // 2], own[len(own) // 2 :]
+        q, k, v = _grouped(query, key.shape[1]), _expanded(key, query), _expanded(value, query)
+        out = q.new_empty(q.shape)  # (kv, group, N, dim)
+        lse = q.new_empty(q.shape[:3], dtype=torch.float32)
+        for rows, blocks in layout.spans:
+            parts = [_flash(q[:, :, rows], k[:, :, keys], v[:, :, keys], causal, scaling) for keys, causal in blocks]
+            out[:, :, rows], lse[:, :, rows] = _merge(parts)
+
+        if own_keys:
+            scores = _own_scores(q, own_keys, scaling)  # (kv, group, N, s)
+            total = torch.logaddexp(lse, scores.logsumexp(-1))
+            share = (scores - total[..., None]).exp().to(q.dtype)
+            out.mul_((lse - total).exp().to(q.dtype)[..., None])
+            for b, own_value in enumerate(own_values):
+                out.addcmul_(share[..., b, None], _broadcast(own_value))
+            lse = total
+        ctx.layout, ctx.scaling = layout, scaling
+        ctx.save_for_backward(query, key, value, out, lse, *own)
+        return out.permute(2, 0, 1, 3).flatten(1, 2)
+
+    @staticmethod
+    def backward(ctx, grad):
+        query, key, value, out, lse, *own = ctx.saved_tensors
+        own_keys, own_values = own[: len(own) // 2], own[len(own) // 2 :]
+        scaling = ctx.scaling
+        q, k, v = _grouped(query, key.shape[1]), _expanded(key, query), _expanded(value, query)
+        grad = _grouped(grad, key.shape[1]).to(q.dtype).contiguous()
+        dq = torch.zeros(q.shape, dtype=torch.float32, device=q.device)
+        dk, dv = (torch.zeros(x.shape[1], x.shape[0], x.shape[2], dtype=torch.float32) for x in (key, value))
+        for rows, blocks in ctx.layout.spans:
+            for keys, causal in blocks:
+                parts = _flash_backward(
+                    *(grad[:, :, rows], q[:, :, rows], k[:, :, keys], v[:, :, keys], out[:, :, rows], lse[:, :, rows]),
+                    *(causal, scaling),
+                )
+                for total, part in ((dq[:, :, rows], parts[0]), (dk[:, keys], parts[1]), (dv[:, keys], parts[2])):
+                    total += part if total.dim() == 4 else part.sum(1)
+
+        own_grads = []
+        if own_keys:
+            share = (_own_scores(q, own_keys, scaling) - lse[..., None]).exp()
+            delta = (grad * out).sum(-1, dtype=torch.float32)
+            d_own_keys, d_own_values = [], []
+            for b, (own_key, own_value) in enumerate(zip(own_keys, own_values, strict=True)):
+                d_score = share[..., b] * ((grad * _broadcast(own_value)).sum(-1, dtype=torch.float32) - delta)
+                d_score = (d_score * scaling).to(q.dtype)[..., None]
+                dq.addcmul_(d_score, _broadcast(own_key))
+                d_own_keys.append((d_score * q).sum(1).transpose(0, 1))
+                d_own_values.append((share[..., b, None].to(q.dtype) * grad).sum(1).transpose(0, 1))
+            own_grads = d_own_keys + d_own_values
+        dq = dq.permute(2, 0, 1, 3).flatten(1, 2)
+        dk, dv = dk.transpose(0, 1), dv.transpose(0, 1)
+        return dq.to(query.dtype), dk.to(key.dtype), dv.to(value.dtype), None, None, *own_grads
+
+
+def _grouped(x: torch.Tensor, kv_heads: int) -> torch.Tensor:
+    """`(N, heads, dim)` -> `(kv, group, N, dim)`, a view: kv heads stand where the kernel expects the batch."""
+    return x.unflatten(1, (kv_heads, -1)).permute(1, 2, 0, 3)
+
+
+def _expanded(x: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
+    """`(K, kv, dim)` -> `(kv, group, K, dim)`, a view: the heads of a group read one key."""
+    return x.transpose(0, 1)[:, None].expand(-1, query.shape[1] // x.shape[1], -1, -1)
+
+
+def _broadcast(own: torch.Tensor) -> torch.Tensor:
+    """`(N, kv, dim)` -> `(kv, 1, N, dim)`, a view that meets grouped queries."""
+    return own.transpose(0, 1)[:, None]
+
+
+def _own_scores(q: torch.Tensor, own_keys: tuple[torch.Tensor, ...], scaling: float) -> torch.Tensor:
+    """Scores of each row with its own keys, float32 `(kv, group, N, s)`."""
+    return torch.stack([(q * _broadcast(k)).sum(-1, dtype=torch.float32) for k in own_keys], dim=-1) * scaling
+
+
+def _merge(parts: list[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Outputs and log-sum-exps over disjoint sets of keys -> those over their union."""
+    out, lse = parts[0]
+    for other, other_lse in parts[1:]:
+        total = torch.logaddexp(lse, other_lse)
+        mine, theirs = ((x - total).exp()[..., None].to(out.dtype) for x in (lse, other_lse))
+        out, lse = out * mine + other * theirs, total
+    return out, lse
+
+
+def _flash(q, k, v, causal: bool, scaling: float) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal, scale=scaling)
+
+
+def _flash_backward(grad, q, k, v, out, lse, causal: bool, scaling: float):
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+        grad, q, k, v, out, lse, 0.0, causal, scale=scaling
+    )
+
+
+def flash_ttt_attention(query, key, value, own_keys, own_values, layout, scaling) -> torch.Tensor:
+    """`eager_ttt_attention` in linear memory on a CPU; arguments and result are the same.
+
+    Key and value widths may differ (MLA): the kernel wants one width, so the narrower side is padded with zeros, which
+    changes neither scores nor sums.
+    """
+    wide, narrow = value.shape[-1], query.shape[-1]
+    width = max(wide, narrow)
+    dtype = query.dtype
+    query, key, *own_keys = (_widen(x, width).to(dtype) for x in (query, key, *own_keys))
+    value, *own_values = (_widen(x, width).to(dtype) for x in (value, *own_values))
+    return _FlashTTT.apply(query, key, value, layout, scaling, *own_keys, *own_values)[..., :wide]
+
+
+def _widen(x: torch.Tensor, width: int) -> torch.Tensor:
+    return x if x.shape[-1] == width else pad(x, (0, width - x.shape[-1]))
+
+
+def flex_ttt_attention(query, key, value, own_keys, own_values, layout, scaling) -> torch.Tensor:
+    """`eager_ttt_attention` by `flex_attention`, whose log-sum-exp is differentiable; for accelerators.
+
+    On a CPU it runs uncompiled, in quadratic memory: good for a test, no more.
+    """
+    from torch.nn.attention.flex_attention import AuxRequest
+
+    out, aux = _flex_kernel(query.device.type)(
+        *(x.transpose(0, 1)[None] for x in (query, key, value)),  # (1, heads, N or K, dim)
+        block_mask=layout.block_mask,
+        scale=scaling,
+        enable_gqa=True,
+        return_aux=AuxRequest(lse=True),
+    )
+    out, lse = out[0].transpose(0, 1), aux.lse[0].transpose(0, 1)  # (N, heads, dim), (N, heads)
+    if not own_keys:
+        return out
+    groups = query.shape[1] // key.shape[1]
+    own_keys, own_values = ([x.repeat_interleave(groups, 1) for x in own] for own in (own_keys, own_values))
+    scores = torch.stack([lse, *((query * k).sum(-1, dtype=torch.float32) * scaling for k in own_keys)], dim=-1)
+    weights = scores.softmax(-1).to(out.dtype)
+    return sum(w[..., None] * v for w, v in zip(weights.unbind(-1), (out, *own_values), strict=True))
+
+
+@lru_cache
+def _flex_kernel(device_type: str) -> Callable:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return flex_attention if device_type == "cpu" else torch.compile(flex_attention, dynamic=True)
+
+
+def ttt_attention(implementation: str, device: torch.device) -> Callable:
+    """The function behind an `attn_implementation`; `sdpa` means the fused kernel that the device has."""
+    if implementation == "sdpa":
+        return flash_ttt_attention if device.type == "cpu" else flex_ttt_attention
+    known = {"eager": eager_ttt_attention, "flex_attention": flex_ttt_attention}
+    if implementation not in known:
+        raise ValueError(
+            f"`attn_implementation` of a draft must be one of eager, sdpa, flex_attention, got {implementation!r}."
+        )
+    return known[implementation]

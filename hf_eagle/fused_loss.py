@@ -1,0 +1,134 @@
+"""Draft head and loss in one piece: a chunk of logits is made, judged, turned into its own gradient, and forgotten.
+
+No `(rows, draft_vocab)` tensor of all rows ever exists. Gradients are made in the forward pass, when the logits are at
+hand, so each row's factor in the final loss must be known by then; the trainer knows it.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch.nn.functional import linear
+
+
+# logits that exist at one time, and those that are worked on while they lie in a core's cache
+_CHUNK_ELEMENTS = 2**24
+_BLOCK_ELEMENTS = 2**20
+
+
+@dataclass
+class LossRows:
+    """What `M` rows are compared with, and how.
+
+    Attributes:
+        loss: `"ce"`, `"lk_alpha"` or `"lk_lambda"`, as in [`DraftObjective`].
+        probs: `(P, draft_vocab)`, the target's distributions, renormalised to the draft vocabulary.
+        argmax: `(P,)` the most probable draft id of each.
+        mass: `(P,)` share of the full softmax that lies in the draft vocabulary; `None` for cross-entropy.
+        where: `(M,)` which of the `P` each row is compared with.
+        factor: `(M,)` float32, of each row's loss in the total.
+        ce_share: `(M,)` float32, of cross-entropy in `lk_lambda`.
+    """
+
+    loss: str
+    probs: torch.Tensor
+    argmax: torch.Tensor
+    mass: torch.Tensor | None
+    where: torch.Tensor
+    factor: torch.Tensor
+    ce_share: torch.Tensor | None = None
+
+
+class FusedHeadLoss(torch.autograd.Function):
+    """`(normed (M, hidden), head weight (draft_vocab, hidden)) -> (total, losses (M,), hits (M,))`.
+
+    Only `total`, the sum of `factor * loss`, carries a gradient; a row is a hit when its argmax is the target's.
+    """
+
+    @staticmethod
+    def forward(ctx, normed, weight, rows: LossRows, with_grad: bool):
+        wants_x, wants_w = (with_grad and wanted for wanted in ctx.needs_input_grad[:2])
+        dx = torch.empty_like(normed) if wants_x else None
+        dw = torch.zeros_like(weight) if wants_w else None
+        losses = torch.empty(len(normed), dtype=torch.float32, device=normed.device)
+        hits = torch.empty(len(normed), dtype=torch.bool, device=normed.device)
+        for chunk, x, w, logits in _chunks(normed, weight):
+            for block, piece in _blocks(logits, chunk.start):
+                losses[block], hits[block] = _judge(piece, rows, block, wants_x or wants_w)
+            factor = rows.factor[chunk, None]
+            if wants_x:
+                dx[chunk] = (logits @ w) * factor
+            if wants_w and dw.dtype == logits.dtype:
+                dw.addmm_(logits.T, x * factor)
+            elif wants_w:
+                dw += logits.T @ (x * factor).to(x.dtype)
+        ctx.save_for_backward(dx, dw)
+        ctx.mark_non_differentiable(losses, hits)
+        return (losses * rows.factor).sum(), losses, hits
+
+    @staticmethod
+    def backward(ctx, grad, *_):
+        return *(None if d is None else d * grad.to(d.dtype) for d in ctx.saved_tensors), None, None
+
+
+@torch.no_grad()
+def acceptance_rates(normed: torch.Tensor, weight: torch.Tensor, rows: LossRows) -> torch.Tensor:
+    """`alpha = sum_v min(p_full(v), q(v))` of each row, `(M,)` (arXiv 2602.23881)."""
+    alphas = torch.empty(len(normed), dtype=torch.float32, device=normed.device)
+    for chunk, _, _, logits in _chunks(normed, weight):
+        for block, piece in _blocks(logits, chunk.start):
+            where = rows.where[block]
+            p_full = rows.probs[where].float() * rows.mass[where, None]
+            alphas[block] = torch.minimum(p_full, piece.softmax(-1, dtype=torch.float32)).sum(-1)
+    return alphas
+
+
+def _chunks(normed, weight) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Slices of rows, those rows, the weight and their logits, in the dtype of autocast where it is on."""
+    device = normed.device.type
+    if torch.is_autocast_enabled(device):
+        normed, weight = (t.to(torch.get_autocast_dtype(device)) for t in (normed, weight))
+    with torch.autocast(device, enabled=False):
+        size = max(1, _CHUNK_ELEMENTS // len(weight))
+        for start in range(0, len(normed), size):
+            chunk = slice(start, min(start + size, len(normed)))
+            yield chunk, normed[chunk], weight, linear(normed[chunk], weight)
+
+
+def _blocks(logits: torch.Tensor, offset: int) -> Iterator[tuple[slice, torch.Tensor]]:
+    """Slices of rows, counted from `offset`, and their logits, a view."""
+    # a GPU is best fed with all at once
+    size = max(1, _BLOCK_ELEMENTS // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
+    for piece in logits.split(size):
+        yield slice(offset, offset + len(piece)), piece
+        offset += len(piece)
+
+
+def _judge(logits: torch.Tensor, rows: LossRows, block: slice, with_grad: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Losses and hits of a block of rows; with `with_grad`, `logits` become `d loss / d logits`."""
+    where = rows.where[block]
+    best = logits.amax(-1)
+    hits = logits.gather(1, rows.argmax[where, None])[:, 0] >= best  # an argmax is 4 times dearer
+    p = rows.probs.index_select(0, where)
+    q = logits.softmax(-1, dtype=torch.float32)
+    # log-sum-exp minus <p, logits>: cross-entropy, since p sums to one (to the rounding it rests in)
+    log_partition = best.float() - q.amax(-1).log()
+    ce = log_partition - torch.linalg.vecdot(p.to(logits.dtype), logits).float() if rows.loss != "lk_alpha" else None
+    if rows.loss == "ce":
+        if with_grad:
+            torch.sub(q, p, out=logits)
+        return ce, hits
+
+    p_full = p.float() * rows.mass[where, None]
+    alpha = torch.minimum(p_full, q).sum(-1)
+    q_below = torch.where(q < p_full, q, 0.0)
+    d_alpha = q_below - q * q_below.sum(-1, keepdim=True)
+    if rows.loss == "lk_alpha":
+        alpha = alpha.clamp_min(torch.finfo(alpha.dtype).tiny)
+        if with_grad:
+            logits.copy_(d_alpha / -alpha[:, None])
+        return -alpha.log(), hits
+    share = rows.ce_share[block]
+    if with_grad:
+        logits.copy_((q - p) * share[:, None] - d_alpha * (1 - share)[:, None])
+    return share * ce + (1 - share) * (1 - alpha), hits

@@ -1,0 +1,149 @@
+"""Every implementation of the TTT attention against one softmax written row by row: outputs and all gradients."""
+
+import pytest
+import torch
+
+from hf_eagle.drafts.row_layout import RowLayout
+from hf_eagle.drafts.ttt_attention import eager_ttt_attention, flash_ttt_attention, flex_ttt_attention, ttt_attention
+
+
+# two sequences: two packed documents and padding; one document with padding on the left
+DOCUMENTS = torch.tensor([[0] * 9 + [1] * 14 + [-1] * 3, [-1] * 4 + [0] * 22])
+# several spans a document, one at its first row, single rows, rows side by side with the next document's
+ROWS = torch.tensor([0, 1, 4, 7, 8, 9, 10, 13, 14, 15, 20, 26 + 9, 26 + 10, 26 + 11, 26 + 25])
+IMPLEMENTATIONS = {"eager": eager_ttt_attention, "sdpa": flash_ttt_attention}
+
+
+def row_by_row(query, key, value, own_keys, own_values, layout, scaling):
+    """Which keys a row sees is decided here from `DOCUMENTS` alone."""
+    length, documents = DOCUMENTS.shape[1], DOCUMENTS.flatten()
+    place_of = {flat: place for place, flat in enumerate(layout.keys.tolist())}
+    groups, out = query.shape[1] // key.shape[1], []
+    for n, row in enumerate(layout.rows.tolist()):
+        first = row - row % length
+        seen = [place_of[j] for j in range(first, row + 1) if documents[j] == documents[row]]
+        heads = []
+        for head in range(query.shape[1]):
+            k = torch.stack([*key[seen, head // groups], *(own[n, head // groups] for own in own_keys)])
+            v = torch.stack([*value[seen, head // groups], *(own[n, head // groups] for own in own_values)])
+            heads.append(torch.softmax(k @ query[n, head] * scaling, 0) @ v)
+        out.append(torch.stack(heads))
+    return torch.stack(out)
+
+
+def random_inputs(layout, heads, kv_heads, key_dim, value_dim, steps, dtype=torch.float32):
+    torch.manual_seed(0)
+    n, k = len(layout.rows), len(layout.keys)
+    shapes = [(n, heads, key_dim), (k, kv_heads, key_dim), (k, kv_heads, value_dim)]
+    shapes += [(n, kv_heads, key_dim)] * steps + [(n, kv_heads, value_dim)] * steps
+    # large scores, so that the softmax is far from flat
+    return [(2 * torch.randn(shape)).to(dtype).requires_grad_() for shape in shapes]
+
+
+def run(function, layout, inputs, scaling):
+    query, key, value, *own = inputs
+    half = len(own) // 2
+    out = function(query, key, value, own[:half], own[half:], layout, scaling)
+    weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out)
+    return out, torch.autograd.grad((out * weights).sum(), inputs)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("steps", [0, 1, 3])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 2), (2, 2), (3, 1)])
+def test_equals_one_softmax_row_by_row(implementation, steps, heads, kv_heads):
+    layout = RowLayout.of(ROWS, DOCUMENTS)
+    inputs = random_inputs(layout, heads, kv_heads, 16, 16, steps)
+    out, grads = run(IMPLEMENTATIONS[implementation], layout, inputs, 0.3)
+    wanted, wanted_grads = run(row_by_row, layout, inputs, 0.3)
+    torch.testing.assert_close(out, wanted, rtol=1e-5, atol=1e-5)
+    for ours, theirs in zip(grads, wanted_grads, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize(("key_dim", "value_dim"), [(24, 16), (16, 24)])
+def test_key_and_value_widths_may_differ(implementation, key_dim, value_dim):
+    """As in multi-head latent attention."""
+    layout = RowLayout.of(ROWS, DOCUMENTS)
+    inputs = random_inputs(layout, 2, 2, key_dim, value_dim, 2)
+    out, grads = run(IMPLEMENTATIONS[implementation], layout, inputs, 0.2)
+    wanted, wanted_grads = run(row_by_row, layout, inputs, 0.2)
+    assert out.shape[-1] == value_dim
+    torch.testing.assert_close(out, wanted, rtol=1e-5, atol=1e-5)
+    for ours, theirs in zip(grads, wanted_grads, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_bfloat16_is_as_exact_as_bfloat16_can_be(implementation):
+    layout = RowLayout.of(ROWS, DOCUMENTS)
+    inputs = random_inputs(layout, 4, 2, 16, 16, 3, torch.bfloat16)
+    out, grads = run(IMPLEMENTATIONS[implementation], layout, inputs, 0.1)
+    exact = [x.detach().float().requires_grad_() for x in inputs]
+    wanted, wanted_grads = run(row_by_row, layout, exact, 0.1)
+    assert out.dtype == grads[0].dtype == torch.bfloat16
+    for ours, theirs in zip((out, *grads), (wanted, *wanted_grads), strict=True):
+        assert (ours.float() - theirs).norm() < 0.02 * theirs.norm()
+
+
+@pytest.mark.parametrize(("steps", "heads", "kv_heads"), [(0, 4, 2), (3, 4, 2), (2, 3, 1)])
+def test_flex_attention_on_a_cpu_has_the_same_output(steps, heads, kv_heads):
+    """PyTorch runs it without gradients there: what is left to see on an accelerator is the next test's."""
+    layout = RowLayout.of(ROWS, DOCUMENTS)
+    query, key, value, *own = (x.detach() for x in random_inputs(layout, heads, kv_heads, 16, 16, steps))
+    arguments = (query, key, value, own[:steps], own[steps:], layout, 0.3)
+    torch.testing.assert_close(flex_ttt_attention(*arguments), row_by_row(*arguments), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="flex_attention has no backward on a CPU")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_flex_attention_on_an_accelerator_equals_eager(dtype):
+    layout = RowLayout.of(ROWS.cuda(), DOCUMENTS.cuda())
+    inputs = [x.detach().cuda().requires_grad_() for x in random_inputs(layout, 4, 2, 64, 64, 3, dtype)]
+    exact = [x.detach().float().requires_grad_() for x in inputs]
+    (out, grads), (wanted, wanted_grads) = (
+        run(flex_ttt_attention, layout, inputs, 0.1),
+        run(eager_ttt_attention, layout, exact, 0.1),
+    )
+    for ours, theirs in zip((out, *grads), (wanted, *wanted_grads), strict=True):
+        assert (ours.float() - theirs).norm() < (0.02 if dtype == torch.bfloat16 else 1e-3) * theirs.norm()
+
+
+def test_a_long_document_in_many_blocks_of_the_kernel():
+    """Longer than any block that the kernel works in, with a span that begins far from the document's start."""
+    documents = torch.zeros(1, 1500, dtype=torch.long)
+    layout = RowLayout.of(torch.cat([torch.arange(100, 400), torch.arange(700, 1490)]), documents)
+    inputs = random_inputs(layout, 2, 1, 16, 16, 2)
+    out, grads = run(flash_ttt_attention, layout, inputs, 0.25)
+    wanted, wanted_grads = run(eager_ttt_attention, layout, inputs, 0.25)
+    torch.testing.assert_close(out, wanted, rtol=1e-5, atol=1e-5)
+    for ours, theirs in zip(grads, wanted_grads, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_the_layout_keeps_the_keys_that_are_seen_and_no_others():
+    layout = RowLayout.of(ROWS, DOCUMENTS)
+    length, documents = DOCUMENTS.shape[1], DOCUMENTS.flatten()
+    seen = {j for row in ROWS.tolist() for j in range(row - row % length, row + 1) if documents[j] == documents[row]}
+    assert layout.keys.tolist() == sorted(seen)
+    assert layout.keys[layout.row_in_keys].tolist() == ROWS.tolist()
+    # the blocks of all spans together hold every (row, key) pair once
+    pairs = []
+    for rows, blocks in layout.spans:
+        for keys, causal in blocks:
+            for n in range(rows.start, rows.stop):
+                last = keys.start + n - rows.start + 1 if causal else keys.stop
+                pairs += [(n, k) for k in range(keys.start, last)]
+    wanted = [
+        (n, k)
+        for n, row in enumerate(ROWS.tolist())
+        for k, key in enumerate(layout.keys.tolist())
+        if row - row % length <= key <= row and documents[key] == documents[row]
+    ]
+    assert sorted(pairs) == wanted
+
+
+def test_an_unknown_implementation_is_refused():
+    with pytest.raises(ValueError, match="`attn_implementation` of a draft must be one of eager, sdpa, flex_attention"):
+        ttt_attention("flash_attention_2", torch.device("cpu"))
