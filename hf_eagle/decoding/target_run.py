@@ -71,7 +71,8 @@ class TargetRun:
     def logits_of(self, newest: torch.Tensor) -> torch.Tensor:
         """Logits `(rows, 1, vocabulary)` behind the newest token of each row `(rows, 1)`, by the plain forward."""
         arguments = self._place_window(1)
-        return self.target.model(input_ids=newest, past_key_values=self.cache, use_cache=True, **arguments).logits
+        arguments[self.target.cache_argument] = self.cache
+        return self.target.model(input_ids=newest, use_cache=True, **arguments).logits
 
     def select(self, kept: list[int], kept_on_device: torch.Tensor) -> None:
         self.lengths = self.lengths.select(kept, kept_on_device)
