@@ -17,7 +17,7 @@ _PUBLIC = {
     "LlamaForCausalLMEagle3": "drafts.modeling_eagle3",
     "VocabularyMapping": "drafts.vocabulary",
     "build_dataset": "data.conversations",
-    "chain_generate": "decoding.chain",
+    "speculative_generate": "decoding.generate",
     "load_draft": "drafts.build",
     "load_records": "data.conversations",
     "measure_acceptance": "evaluation.acceptance",

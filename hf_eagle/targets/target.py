@@ -1,5 +1,6 @@
 """The frozen target: load it, tap its layers, apply its head to the rows that are asked for."""
 
+import inspect
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -78,6 +79,9 @@ class FrozenTarget:
         self.parts = find_decoder_parts(model)
         self.tap_method = tap_method
         self._transform = logit_transform(self.config)
+        # what the model's forward calls its cache: transformers 5.24 renames it, and warns when called by the old name
+        parameters = inspect.signature(model.forward).parameters
+        self.cache_argument = "cache" if "cache" in parameters else "past_key_values"
         # an index of no position: the head runs on nothing (`1` would expand its weight once a sequence)
         self._no_logits = torch.empty(0, dtype=torch.long)
         self.tap_ids = tap_ids
@@ -182,12 +186,12 @@ class FrozenTarget:
         ):
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp_min(0)
         arguments = {"attention_mask": attention_mask, "position_ids": position_ids, **inputs}
+        arguments[self.cache_argument] = past_key_values
         arguments = {name: value for name, value in arguments.items() if value is not None}
         by_output = self.tap_method == "output_hidden_states"
         with self._recording(self.tap_ids if not by_output else []) as seen:
             output = self.model(
                 input_ids=input_ids,
-                past_key_values=past_key_values,
                 use_cache=use_cache,
                 output_hidden_states=by_output,
                 logits_to_keep=self._no_logits,
@@ -198,7 +202,7 @@ class FrozenTarget:
         return TargetFeatures(
             taps=torch.cat([seen[i] for i in self.tap_ids], dim=-1),
             last_hidden=seen["last_hidden"],
-            past_key_values=output.past_key_values if use_cache else None,
+            past_key_values=getattr(output, self.cache_argument) if use_cache else None,
         )
 
     @contextmanager
