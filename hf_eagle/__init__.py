@@ -8,12 +8,14 @@ __version__ = "0.1.0"
 # public name -> module; imported on first use, so that `--help` and the argument parser need no torch
 _PUBLIC = {
     "DraftObjective": "objectives",
+    "Eagle1Config": "drafts.configuration_eagle",
     "EagleArgumentParser": "parser",
     "EagleConfig": "drafts.configuration_eagle",
     "EagleDataCollator": "data.collators",
     "EagleTrainer": "trainer",
     "EagleTrainingArguments": "training_arguments",
     "FrozenTarget": "targets.target",
+    "LlamaForCausalLMEagle": "drafts.modeling_eagle",
     "LlamaForCausalLMEagle3": "drafts.modeling_eagle3",
     "VocabularyMapping": "drafts.vocabulary",
     "build_dataset": "data.conversations",

@@ -99,7 +99,7 @@ def load(args: EvaluationArguments):
     target = FrozenTarget.from_pretrained(args.target, tap_ids=tap_ids, dtype=dtype, device=device)
     check_draft_fits(target, draft)
     draft.to(device).eval()
-    draft.set_target_embeddings(target.embedding_weight())
+    draft.attach(target)
 
     tokenizer = AutoTokenizer.from_pretrained(args.target)
     for prompt in prompts:

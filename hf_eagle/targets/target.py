@@ -20,12 +20,13 @@ class TargetFeatures:
     """What a target says about a batch.
 
     Attributes:
-        taps: residual streams at the tapped entries, before any norm, `(batch, length, taps * hidden)`, ascending ids.
+        taps: residual streams at the tapped entries, before any norm, `(batch, length, taps * hidden)`, ascending ids;
+            `None` without taps.
         last_hidden: `(batch, length, hidden)` after the final norm: what the head takes.
         past_key_values: the target's cache when `use_cache` was set.
     """
 
-    taps: torch.Tensor
+    taps: torch.Tensor | None
     last_hidden: torch.Tensor
     past_key_values: Cache | None = None
 
@@ -55,7 +56,8 @@ class FrozenTarget:
 
     Args:
         model (`PreTrainedModel`): loaded weights; it is frozen and put into evaluation mode.
-        tap_ids (`list[int]`, *optional*): ascending entry ids; set later through the attribute when not yet known.
+        tap_ids (`list[int]`, *optional*): ascending entry ids; set later through the attribute when not yet known, and
+            left out for a draft that looks at the last hidden state only.
         tap_method (`str`, defaults to `"hooks"`): or `"output_hidden_states"`, where layers cannot be hooked.
 
     Raises:
@@ -121,7 +123,7 @@ class FrozenTarget:
 
     @tap_ids.setter
     def tap_ids(self, tap_ids: list[int] | None):
-        if tap_ids is not None:
+        if tap_ids:
             tap_ids = check_tap_ids(tap_ids, self.num_layers)
             if self.tap_method == "output_hidden_states" and self.num_layers in tap_ids:
                 raise ValueError(
@@ -172,12 +174,7 @@ class FrozenTarget:
             position_ids: `(batch, length)`; derived from the mask when padding is on the left.
             past_key_values, use_cache: as in `transformers`, for decoding.
             inputs: whatever else the model's forward takes (images, video grids); `None` values are left out.
-
-        Raises:
-            ValueError: if no `tap_ids` are set.
         """
-        if self.tap_ids is None:
-            raise ValueError("Set `tap_ids` of the target before asking it for features.")
         if (
             position_ids is None
             and past_key_values is None
@@ -188,8 +185,9 @@ class FrozenTarget:
         arguments = {"attention_mask": attention_mask, "position_ids": position_ids, **inputs}
         arguments[self.cache_argument] = past_key_values
         arguments = {name: value for name, value in arguments.items() if value is not None}
+        tap_ids = self.tap_ids or []
         by_output = self.tap_method == "output_hidden_states"
-        with self._recording(self.tap_ids if not by_output else []) as seen:
+        with self._recording(tap_ids if not by_output else []) as seen:
             output = self.model(
                 input_ids=input_ids,
                 use_cache=use_cache,
@@ -198,9 +196,9 @@ class FrozenTarget:
                 **arguments,
             )
         if by_output:
-            seen.update({i: output.hidden_states[i] for i in self.tap_ids})
+            seen.update({i: output.hidden_states[i] for i in tap_ids})
         return TargetFeatures(
-            taps=torch.cat([seen[i] for i in self.tap_ids], dim=-1),
+            taps=torch.cat([seen[i] for i in tap_ids], dim=-1) if tap_ids else None,
             last_hidden=seen["last_hidden"],
             past_key_values=getattr(output, self.cache_argument) if use_cache else None,
         )
