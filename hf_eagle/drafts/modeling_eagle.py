@@ -116,7 +116,21 @@ class LlamaForCausalLMEagle(EaglePreTrainedModel):
         self.lm_head.requires_grad_(False)
         self.fc.bias.requires_grad_(False)
 
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        if isinstance(module, LentHead):
+            nn.init.zeros_(
+                module.weight
+            )  # until one is lent: so a folder that holds one is told from one that does not
+        else:
+            super()._init_weights(module)
+
     def _check_loaded(self) -> None:
+        if self.lm_head.weight.any():
+            raise ValueError(
+                "This draft's folder holds `lm_head.weight`, but an EAGLE-1 draft uses the target's head, and vLLM refuses "
+                "one of its own: remove it."
+            )
         if self.fc.bias.any():
             raise ValueError(
                 "`fc.bias` of this draft is not zero: vLLM drops it and SGLang adds it, so the two would run different "

@@ -1,6 +1,6 @@
 """Train a tiny draft as told by a JSON file; started by tests, alone or under torchrun.
 
-    train_worker.py SPEC.json      {"out": DIR, "records": 8, "tied": false, "kill_at": "...", "args": {...}}
+    train_worker.py SPEC.json      {"out": DIR, "records": 8, "method": "eagle1", "args": {...}}
 
 Leaves in `out`: `gradients.pt` of the first optimiser step, `log.json`, and the trainer's own `output_dir`.
 """
@@ -19,7 +19,7 @@ torch.set_num_threads(1)
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[2])]
 
 from datasets import Dataset  # noqa: E402
-from tiny import random_chats, tiny_pair  # noqa: E402
+from tiny import random_chats, tiny_eagle1_pair, tiny_pair  # noqa: E402
 
 from hf_eagle import EagleTrainer, EagleTrainingArguments  # noqa: E402
 from hf_eagle.distributed import leave  # noqa: E402
@@ -62,7 +62,10 @@ def kill_while_writing(checkpoint: str, file: str):
 def main():
     spec = json.loads(Path(sys.argv[1]).read_text())
     out = Path(spec["out"])
-    target, draft = tiny_pair(40, tied=spec.get("tied", False), seed=0)
+    if spec.get("method") == "eagle1":
+        target, draft = tiny_eagle1_pair()
+    else:
+        target, draft = tiny_pair(40, tied=spec.get("tied", False), seed=0)
     args = EagleTrainingArguments(output_dir=str(out / "run"), report_to="none", disable_tqdm=True, **spec["args"])
     callbacks = [KeepGradients(out / "gradients.pt")]
     if "kill_before_step" in spec:
