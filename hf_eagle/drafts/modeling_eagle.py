@@ -128,7 +128,7 @@ class LlamaForCausalLMEagle(EaglePreTrainedModel):
     def _check_loaded(self) -> None:
         if self.lm_head.weight.any():
             raise ValueError(
-                "This draft's folder holds `lm_head.weight`, but an EAGLE-1 draft uses the target's head, and vLLM refuses "
+                "This folder holds `lm_head.weight`, but an EAGLE-1 draft uses the target's head, and vLLM refuses "
                 "one of its own: remove it."
             )
         if self.fc.bias.any():
