@@ -6,9 +6,10 @@ import torch
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import Cache
-from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm, LlamaRotaryEmbedding, rotate_half
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, rotate_half
 
 from .configuration_eagle import EagleConfig
+from .layers import EagleMLP, EagleRMSNorm
 from .modeling_base import EagleOutput, EaglePreTrainedModel, Objective
 from .row_layout import RowLayout
 from .unroll import TTTUnroll
@@ -55,11 +56,11 @@ class EagleDecoderLayer(nn.Module):
     def __init__(self, config: EagleConfig):
         super().__init__()
         norm = {"hidden_size": config.hidden_size, "eps": config.rms_norm_eps}
-        self.input_layernorm = LlamaRMSNorm(**norm)
-        self.hidden_norm = LlamaRMSNorm(**norm)
+        self.input_layernorm = EagleRMSNorm(**norm)
+        self.hidden_norm = EagleRMSNorm(**norm)
         self.self_attn = EagleAttention(config)
-        self.post_attention_layernorm = LlamaRMSNorm(**norm)
-        self.mlp = LlamaMLP(config)
+        self.post_attention_layernorm = EagleRMSNorm(**norm)
+        self.mlp = EagleMLP(config)
 
     def attention_input(self, embeds: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
         """`(..., 2 * hidden)`, embeddings first."""
@@ -87,11 +88,11 @@ class LlamaForCausalLMEagle3(EaglePreTrainedModel):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.embed_tokens.requires_grad_(False)
         if config.fc_norm:
-            norms = [LlamaRMSNorm(config.target_hidden_size, config.rms_norm_eps) for _ in range(config.num_taps)]
+            norms = [EagleRMSNorm(config.target_hidden_size, config.rms_norm_eps) for _ in range(config.num_taps)]
             self.fc_norm = nn.ModuleList(norms)
         self.fc = nn.Linear(config.num_taps * config.target_hidden_size, config.hidden_size, bias=False)
         self.midlayer = EagleDecoderLayer(config)
-        self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.norm = EagleRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.lm_head = nn.Linear(config.hidden_size, config.draft_vocab_size, bias=False)
         self.rotary_emb = LlamaRotaryEmbedding(config=config)
         self.gradient_checkpointing = False  # switched by `gradient_checkpointing_enable`: one checkpoint a TTT step

@@ -1,0 +1,1 @@
+"""Benchmarks on real chats: packed rows beside padded batches, the Trainer beside a bare loop."""
