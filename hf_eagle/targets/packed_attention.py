@@ -170,6 +170,27 @@ def _slide(query, key, value, window: int, arguments: dict) -> torch.Tensor:
     return torch.cat(blocks, dim=2)
 
 
+def documents_mask(config, documents: torch.Tensor, dtype: torch.dtype) -> torch.Tensor | dict[str, torch.Tensor]:
+    """What a model with an attention of its own takes: 0 where a token sees another, the lowest number elsewhere.
+
+    Returns:
+        `(batch, 1, length, length)`, or one for each type of layer when some of them slide.
+    """
+    places = torch.arange(documents.shape[1], device=documents.device)
+    behind = places[:, None] - places
+    seen = (documents[:, None, :, None] == documents[:, None, None, :]) & (behind >= 0)
+
+    def additive(seen: torch.Tensor) -> torch.Tensor:
+        return torch.zeros_like(seen, dtype=dtype).masked_fill_(~seen, torch.finfo(dtype).min)
+
+    window, layer_types = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
+    slides = "sliding_attention" in layer_types if layer_types else window is not None
+    if not slides:
+        return additive(seen)
+    sliding = additive(seen & (behind < window))
+    return {"full_attention": additive(seen), "sliding_attention": sliding} if layer_types else sliding
+
+
 def _no_mask(*args, use_vmap: bool = False, **kwargs) -> None:
     # set for masks that a model adds to the causal one, for instance among the tokens of an image
     if use_vmap:

@@ -10,7 +10,14 @@ from torch.nn.functional import linear
 from transformers import AutoModelForCausalLM, Cache, PreTrainedModel
 
 from .architectures import check_tap_ids, find_decoder_parts, logit_transform
-from .packed_attention import CannotStandIn, Segments, check_documents_stay_apart, segment_attention, stands_in_for
+from .packed_attention import (
+    CannotStandIn,
+    Segments,
+    check_documents_stay_apart,
+    documents_mask,
+    segment_attention,
+    stands_in_for,
+)
 
 
 logger = logging.getLogger(__name__)
@@ -215,23 +222,22 @@ class FrozenTarget:
         places = segments.tokens
         positions = segments.position_ids if position_ids is None else position_ids.expand_as(input_ids).take(places)
         flat = {"input_ids": input_ids.take(places)[None], "position_ids": positions[None]}
-        if self._by_segments and self._attention in ("sdpa", "eager"):
+        by_flash = self._attention.startswith("flash_attention")
+        if self._by_segments and not by_flash:
             try:
                 with segment_attention(self._decoder):
                     return _at_places(self._forward(**flat, segments=segments), places, input_ids.shape)
             except CannotStandIn as asked:
                 self._by_segments = False
                 logger.warning("The target's attention asks for %s, so batches are masked and padded.", asked)
-        if self._attention.startswith("flash_attention"):
+        if by_flash:
             return _at_places(self._forward(**flat, **segments.flash_arguments()), places, input_ids.shape)
 
-        # transformers' own block-diagonal mask, read off positions that start again: at padding, with every token
-        starting = torch.zeros_like(documents).put_(places, segments.position_ids)
-        if not torch.equal(starting.take(places), positions):
-            raise ValueError(
-                "`position_ids` must count from 0 in every document for a target with this attention: leave them out."
-            )
-        return self._forward(input_ids, position_ids=starting)
+        # read off restarting positions, transformers' own masks do not keep documents apart in every model (gpt-oss)
+        mask = documents_mask(self._decoder.config, documents, self.dtype)
+        if position_ids is None:
+            position_ids = torch.zeros_like(input_ids).put_(places, segments.position_ids)
+        return self._forward(input_ids, attention_mask=mask, position_ids=position_ids)
 
     def _forward(self, input_ids: torch.Tensor, **arguments: Any) -> TargetFeatures:
         """Run the model and record; `None` arguments are left out."""
