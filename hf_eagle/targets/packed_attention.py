@@ -32,11 +32,13 @@ class Segments:
         tokens: int64 `(N,)`, flat ids `b * length + t` of the tokens of documents, ascending: padding is left out.
         position_ids: int64 `(N,)`, counted from each document's start.
         bounds: places of the documents in `tokens`: document `i` is `bounds[i] .. bounds[i + 1] - 1`.
+        attended: how often they were attended by, once a layer.
     """
 
     tokens: torch.Tensor
     position_ids: torch.Tensor
     bounds: list[int]
+    attended: int = 0
 
     @classmethod
     def of(cls, documents: torch.Tensor) -> "Segments":
@@ -142,6 +144,7 @@ def attend_by_segments(
         asked.append("a mask of its own")
     if asked:
         raise CannotStandIn(", ".join(asked))
+    segments.attended += 1
 
     width = value.shape[-1]
     if width < query.shape[-1]:  # the fused kernels want one width (twice as fast on CPU as without them)

@@ -222,11 +222,14 @@ class FrozenTarget:
         places = segments.tokens
         positions = segments.position_ids if position_ids is None else position_ids.expand_as(input_ids).take(places)
         flat = {"input_ids": input_ids.take(places)[None], "position_ids": positions[None]}
-        by_flash = self._attention.startswith("flash_attention")
+        by_flash = "flash" in self._attention  # kernels of the Hub too
         if self._by_segments and not by_flash:
             try:
                 with segment_attention(self._decoder):
-                    return _at_places(self._forward(**flat, segments=segments), places, input_ids.shape)
+                    features = self._forward(**flat, segments=segments)
+                if segments.attended < self.num_layers:  # a layer that does not follow the switch would leak silently
+                    raise CannotStandIn("a way around the attention interface")
+                return _at_places(features, places, input_ids.shape)
             except CannotStandIn as asked:
                 self._by_segments = False
                 logger.warning("The target's attention asks for %s, so batches are masked and padded.", asked)
