@@ -66,6 +66,11 @@ class DataArguments:
     eval_data: list[str] | None = _arg(None, "Chats to evaluate on.")
     eval_share: float = _arg(0.0, "Share of the training chats to hold out for evaluation when `eval_data` is unset.")
     max_length: int = _arg(2048, "Longest sequence in tokens; what is longer is cut and counted.")
+    packing: bool = _arg(
+        False,
+        "Put whole conversations side by side in rows of `max_length` tokens instead of padding each. The loss stays "
+        "that of the conversations; `per_device_train_batch_size` and `per_device_eval_batch_size` then count rows.",
+    )
     preprocessing_workers: int | None = _arg(None, "Processes that tokenise.")
 
     def __post_init__(self):
