@@ -1,7 +1,7 @@
 """What a training step costs on this machine, and how that compares.
 
     python scripts/benchmark_training_step.py --preset smollm2 --batch_size 1 --length 2048 --compare eager
-    python scripts/benchmark_training_step.py --target assets/smollm2-135m-instruct --data answers.jsonl --compare padded
+    python scripts/benchmark_training_step.py --target your/model --data answers.jsonl --compare padded
     python scripts/benchmark_training_step.py --preset smollm2 --sweep length --output_json length.json
 
 Prints a table: seconds of a step in parts, supervised rows a second, memory added, FLOP/s and their share of what

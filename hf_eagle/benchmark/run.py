@@ -1,4 +1,4 @@
-"""Runs a benchmark as `scripts/benchmark_training_step.py` was told: one shape, or a sweep; alone, or beside another way."""
+"""Runs what `scripts/benchmark_training_step.py` was told: one shape or a sweep, alone or beside another way."""
 
 import dataclasses
 import math

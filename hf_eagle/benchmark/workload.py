@@ -85,15 +85,17 @@ class Step:
     def look(self, batch: dict) -> None:
         """Which rows count, and what the target says of them; the target's part of a step."""
         documents = batch.get("documents", batch["attention_mask"] - 1)
-        counted = supervised_steps(batch["loss_mask"], documents, self.num_steps)
+        self.supervised = counted = supervised_steps(batch["loss_mask"], documents, self.num_steps)
         self.counts = counted.sum((1, 2))
         if self.whole:
             counted = torch.ones_like(counted)
             counted[:, :, -1] = False  # the last row has no next token
-        self.supervised = supervised_steps(batch["loss_mask"], documents, self.num_steps)
         self.plan = SupervisionPlan.of(counted)
         if self.target is not None:
-            inputs = {name: x for name, x in batch.items() if name != "loss_mask"}
+            names = ("input_ids", "attention_mask", "position_ids", "documents")
+            inputs = {name: batch[name] for name in names if name in batch}
+            if "full_mask" in batch:
+                inputs["attention_mask"] = batch["full_mask"]
             features = self.target(**inputs)
             self.taps = features.taps
             self.teacher = self.target.distribution(

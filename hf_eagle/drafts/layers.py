@@ -1,7 +1,7 @@
 """A draft's norm and MLP, keeping for the backward pass what cannot be made again cheaply.
 
-The unroll holds every step's activations at once, so they decide its memory. The results are those of `LlamaRMSNorm` and
-`LlamaMLP`, whose parameters they have.
+The unroll holds every step's activations at once, so they decide its memory. The results are those of `LlamaRMSNorm`
+and `LlamaMLP`, whose parameters they have.
 """
 
 import torch

@@ -49,6 +49,11 @@ class EaglePreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     supports_gradient_checkpointing = True
 
+    @classmethod
+    def _can_set_attn_implementation(cls) -> bool:
+        # transformers looks for its attention interface in the source; a draft's attention is chosen at every unroll
+        return True
+
     def get_input_embeddings(self) -> nn.Embedding:
         return self.embed_tokens
 
