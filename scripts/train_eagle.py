@@ -75,6 +75,8 @@ def main() -> None:
         trust_remote_code=target_args.trust_remote_code,
         revision=target_args.target_revision,
     )
+    if target_args.compile_target:
+        target.compile()
     draft = draft_for(target, tokenizer, train, target_args, draft_args, resume)
     trainer = EagleTrainer(
         model=draft,

@@ -70,6 +70,19 @@ def test_output_hidden_states_is_the_same_second_way():
     assert torch.equal(by_hook.last_hidden, by_output.last_hidden)
 
 
+def test_a_compiled_target_says_the_same():
+    """Traced by dynamo and run by its `eager` backend: whether hooks and segments survive needs no code generator."""
+    plain, compiled = (FrozenTarget(tiny_llama(), tap_ids=[1, 4, 8]) for _ in range(2))
+    compiled.compile(backend="eager")
+    for seed in (1, 2):
+        batch = pad_batch(random_chats(3, seed=seed))
+        wanted = plain(batch["input_ids"], batch["attention_mask"])
+        seen = compiled(batch["input_ids"], batch["attention_mask"])
+        torch.testing.assert_close(seen.taps, wanted.taps)
+        torch.testing.assert_close(seen.last_hidden, wanted.last_hidden)
+    assert compiled.model._compiled_call_impl is not None
+
+
 def test_padding_does_not_change_features():
     target = FrozenTarget(tiny_llama(), [2, 4, 7])
     records = random_chats(3, seed=8)

@@ -163,6 +163,11 @@ class FrozenTarget:
         self.model.to(device)
         return self
 
+    def compile(self, **options: Any) -> "FrozenTarget":
+        """`torch.compile` the model in place, for batches of any length; hooks still record the taps."""
+        self.model.compile(**{"dynamic": True, **options})
+        return self
+
     @torch.no_grad()
     def __call__(
         self,
