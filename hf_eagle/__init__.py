@@ -24,6 +24,7 @@ _PUBLIC = {
     "load_records": "data.conversations",
     "measure_acceptance": "evaluation.acceptance",
     "new_draft": "drafts.build",
+    "pack_dataset": "data.packing",
 }
 
 __all__ = sorted(_PUBLIC)

@@ -12,7 +12,7 @@ from torch.nn.functional import linear
 
 
 # logits that exist at one time, and those that are worked on while they lie in a core's cache
-_CHUNK_ELEMENTS = 2**24
+_CHUNK_ELEMENTS = 2**23
 _BLOCK_ELEMENTS = 2**20
 
 

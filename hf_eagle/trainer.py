@@ -30,8 +30,8 @@ from .targets.target import FrozenTarget
 from .training_arguments import EagleTrainingArguments
 
 
-# columns of a batch that the target's forward must not see
-_OWN_COLUMNS = ("loss_mask", "documents")
+# columns of a batch that the target must not see
+_OWN_COLUMNS = ("loss_mask",)
 
 
 class EagleTrainer(Trainer):
@@ -176,7 +176,8 @@ class EagleTrainer(Trainer):
     def _set_signature_columns_if_needed(self):
         # the target's forward takes what the collator makes; only what neither uses may be dropped
         if self._signature_columns is None:
-            self._signature_columns = ["input_ids", "attention_mask", "position_ids", *_OWN_COLUMNS]
+            names = ("input_ids", "attention_mask", "position_ids", "documents", "document_lengths")
+            self._signature_columns = [*names, *_OWN_COLUMNS]
 
     # ---- evaluation and logging ----
 

@@ -45,3 +45,8 @@ class EagleTrainingArguments(EagleArguments, TrainingArguments):
         # bf16 on a machine without an accelerator needs `use_cpu` said aloud
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         TrainingArguments.__post_init__(self)
+        if self.torch_compile:
+            raise ValueError(
+                "`torch_compile` cannot work: a draft's unroll follows the answers of each batch, so it has no one "
+                "graph to compile (torch 2.13 fails on it); leave it out, and use `compile_target` for the target."
+            )

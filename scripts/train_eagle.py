@@ -47,8 +47,6 @@ def main() -> None:
     from transformers import AutoTokenizer, set_seed
 
     from hf_eagle.checkpoints import refuse_other_run, resolve_resume
-    from hf_eagle.data.conversations import build_dataset
-    from hf_eagle.data.records import load_records
     from hf_eagle.distributed import leave
     from hf_eagle.evaluation.plots import plot_training
     from hf_eagle.targets.target import FrozenTarget
@@ -69,21 +67,7 @@ def main() -> None:
         trust_remote_code=target_args.trust_remote_code,
         **({"gguf_file": target_args.gguf_file} if target_args.gguf_file else {}),
     )
-    with args.main_process_first(desc="tokenising"):
-        train, held_out = (
-            None
-            if not sources
-            else build_dataset(
-                load_records(sources),
-                tokenizer,
-                max_length=data_args.max_length,
-                num_proc=data_args.preprocessing_workers,
-            )
-            for sources in (data_args.train_data, data_args.eval_data)
-        )
-    if held_out is None and data_args.eval_share > 0:
-        parts = train.train_test_split(test_size=data_args.eval_share, seed=args.seed)
-        train, held_out = parts["train"], parts["test"]
+    train, held_out = conversations(tokenizer, data_args, args)
 
     target = FrozenTarget.from_pretrained(
         target_args.target,
@@ -94,6 +78,8 @@ def main() -> None:
         trust_remote_code=target_args.trust_remote_code,
         revision=target_args.target_revision,
     )
+    if target_args.compile_target:
+        target.compile()
     draft = draft_for(target, tokenizer, train, target_args, draft_args, resume)
     trainer = EagleTrainer(
         model=draft,
@@ -113,6 +99,29 @@ def main() -> None:
         plot_training(trainer.state.log_history, Path(args.output_dir) / "training.png")
         logger.info("The draft is in %s: vLLM and SGLang load that folder as it is.", args.output_dir)
     leave()
+
+
+def conversations(tokenizer, data_args, args):
+    """Tokenised data to train on and to hold out (or `None`), packed when asked for."""
+    from hf_eagle.data.conversations import build_dataset
+    from hf_eagle.data.packing import pack_dataset
+    from hf_eagle.data.records import load_records
+
+    def build(sources):
+        return build_dataset(load_records(sources), tokenizer, data_args.max_length, data_args.preprocessing_workers)
+
+    with args.main_process_first(desc="tokenising"):
+        train, held_out = (sources and build(sources) for sources in (data_args.train_data, data_args.eval_data))
+        if not held_out and data_args.eval_share > 0:
+            parts = train.train_test_split(test_size=data_args.eval_share, seed=args.seed)
+            train, held_out = parts["train"], parts["test"]
+        if data_args.packing:
+            train, held_out = (data and pack_dataset(data, data_args.max_length) for data in (train, held_out))
+    if data_args.packing and args.train_sampling_strategy in ("group_by_length", "batch_rebalance"):
+        # a recipe for padded batches stays usable
+        logger.info("Packed rows are equally long: not `%s` but random sampling.", args.train_sampling_strategy)
+        args.train_sampling_strategy = "random"
+    return train, held_out
 
 
 def draft_for(target, tokenizer, train, target_args, draft_args, resume):

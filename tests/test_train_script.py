@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -128,6 +129,21 @@ def test_resuming_with_other_settings_is_refused(trained, folder):
     assert "error: `tap_ids` is [1, 4, 6] but" in printed and "was trained with [2, 4, 5]" in printed
 
 
+def test_packed_training_resumes_in_the_middle_of_an_epoch(folder, tmp_path):
+    recipe = ("--packing", "--max_length", 64, "--per_device_train_batch_size", 1, "--eval_share", 0.1)
+    grouped = ("--train_sampling_strategy", "group_by_length")  # what a recipe for padded batches says
+    printed = train(folder, "--output_dir", tmp_path / "whole", *recipe, *grouped)
+    assert "10 conversations packed into" in printed and "not `group_by_length` but random sampling" in printed
+    state = json.loads((tmp_path / "whole" / "checkpoint-3" / "trainer_state.json").read_text())
+    assert state["epoch"] % 1 > 0
+    (tmp_path / "resumed").mkdir()
+    shutil.copytree(tmp_path / "whole" / "checkpoint-3", tmp_path / "resumed" / "checkpoint-3")
+    train(folder, "--output_dir", tmp_path / "resumed", *recipe, "--resume_from_checkpoint", "last")
+    assert sorted(curve(tmp_path / "resumed")) == [1, 2, 3, 4, 5, 6]
+    assert curve(tmp_path / "resumed") == pytest.approx(curve(tmp_path / "whole"), rel=1e-6)
+    assert json.loads((tmp_path / "whole" / "eval_results.json").read_text())["eval_loss"] > 0
+
+
 @pytest.mark.parametrize(
     "launcher",
     [
@@ -164,8 +180,6 @@ def test_bad_input_is_one_sentence(args, message, folder, tmp_path):
 
 
 def test_another_tokenizer_than_the_mappings_is_refused(trained, folder, tmp_path):
-    import shutil
-
     from transformers import AutoTokenizer
 
     shutil.copytree(folder / "target", tmp_path / "target")

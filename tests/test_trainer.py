@@ -146,6 +146,11 @@ def test_resuming_takes_the_checkpoints_mapping(tmp_path):
     assert torch.equal(trainer.model.d2t, tiny_mapping(40, seed=0).d2t)
 
 
+def test_compiling_the_draft_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="`torch_compile` cannot work: .* use `compile_target` for the target"):
+        EagleTrainingArguments(output_dir=str(tmp_path), torch_compile=True)
+
+
 def test_nan_stops_the_run(tmp_path):
     target, draft = tiny_pair()
     with torch.no_grad():

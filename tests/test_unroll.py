@@ -5,6 +5,7 @@ import torch
 from reference import reference_loss
 from tiny import pad_batch, random_chats, tiny_llama, tiny_mapping, tiny_pair
 
+from hf_eagle.drafts import ttt_attention
 from hf_eagle.drafts.build import new_draft
 from hf_eagle.drafts.configuration_eagle import EagleConfig
 from hf_eagle.objectives import DraftObjective
@@ -112,13 +113,14 @@ def test_unrolling_all_rows_changes_nothing():
 
 
 @pytest.mark.parametrize("setting", ["eager", "gradient_checkpointing", "whole_projections"])
-def test_other_ways_to_compute_it_equal_the_default(setting):
+def test_other_ways_to_compute_it_equal_the_default(setting, monkeypatch):
     target, draft = tiny_pair(norm_output=True)
     batch = pad_batch(random_chats(4, seed=8), side="left")
     output, _ = unroll(target, draft.train(), batch)
     wanted = gradients(draft, output.loss)
     if setting == "eager":
         draft.set_attn_implementation("eager")
+        monkeypatch.setattr(ttt_attention, "flash_ttt_attention", None)  # so that it cannot be what runs
     elif setting == "gradient_checkpointing":
         draft.gradient_checkpointing_enable()
     else:  # as under an adapter, which is no plain linear layer

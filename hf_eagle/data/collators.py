@@ -8,7 +8,7 @@ import torch
 
 @dataclass
 class EagleDataCollator:
-    """Pads rows of `build_dataset` to one length.
+    """Pads rows of `build_dataset`, or packed ones of `pack_dataset`, to one length.
 
     Args:
         pad_token_id (`int`):
@@ -19,7 +19,10 @@ class EagleDataCollator:
             Round the length up to a multiple of this.
 
     Returns `input_ids`, `attention_mask` (1 on tokens, 0 on padding) and `loss_mask` (1 on the assistant's tokens),
-    each (batch, length) and `torch.long`.
+    each (batch, length) and `torch.long`. Packed rows, those with `document_lengths`, also give `documents` (0, 1, ...
+    in each row, -1 on padding) and `position_ids`, which start again at 0 in every document.
+
+    Raises a `ValueError` when only some of the rows are packed, or when a row's documents do not fill it.
     """
 
     pad_token_id: int
@@ -38,18 +41,37 @@ class EagleDataCollator:
             raise ValueError(f"`pad_to_multiple_of` must be at least 1, got {self.pad_to_multiple_of}.")
 
     def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
+        packed = ["document_lengths" in row for row in rows]
+        if any(packed) and not all(packed):
+            raise ValueError(
+                f"{sum(packed)} of {len(rows)} rows of the batch have `document_lengths`: pack all data or none."
+            )
         length = max(len(row["input_ids"]) for row in rows)
         multiple = self.pad_to_multiple_of or 1
         shape = (len(rows), -(-length // multiple) * multiple)
-        batch = {
-            "input_ids": torch.full(shape, self.pad_token_id),
-            "attention_mask": torch.zeros(shape, dtype=torch.long),
-            "loss_mask": torch.zeros(shape, dtype=torch.long),
-        }
+        fill = {"input_ids": self.pad_token_id, "attention_mask": 0, "loss_mask": 0}
+        if packed[0]:
+            fill |= {"documents": -1, "position_ids": 0}
+        batch = {name: torch.full(shape, value) for name, value in fill.items()}
         for n, row in enumerate(rows):
             size = len(row["input_ids"])
             place = slice(0, size) if self.padding_side == "right" else slice(shape[1] - size, shape[1])
             batch["input_ids"][n, place] = torch.as_tensor(row["input_ids"])
             batch["attention_mask"][n, place] = 1
             batch["loss_mask"][n, place] = torch.as_tensor(row["loss_mask"])
+            if packed[0]:
+                batch["documents"][n, place], batch["position_ids"][n, place] = _documents(row)
         return batch
+
+
+def _documents(row: dict) -> tuple[torch.Tensor, torch.Tensor]:
+    """The document of each token of a packed row, and its place in it."""
+    lengths = torch.as_tensor(row["document_lengths"])
+    size = len(row["input_ids"])
+    if int(lengths.sum()) != size:
+        raise ValueError(
+            f"`document_lengths` {lengths.tolist()} add up to {int(lengths.sum())} tokens, but the row has {size}: "
+            "pack with `pack_dataset`."
+        )
+    starts = (lengths.cumsum(0) - lengths).repeat_interleave(lengths)
+    return torch.arange(len(lengths)).repeat_interleave(lengths), torch.arange(size) - starts

@@ -55,6 +55,11 @@ class EaglePreTrainedModel(PreTrainedModel):
     # steps of the training-time test where none are asked for
     default_ttt_steps = 7
 
+    @classmethod
+    def _can_set_attn_implementation(cls) -> bool:
+        # transformers looks for its attention interface in the source; a draft's attention is chosen at every unroll
+        return True
+
     def get_input_embeddings(self) -> nn.Embedding:
         return self.embed_tokens
 

@@ -6,11 +6,12 @@ import torch
 from torch import nn
 from torch.nn.functional import linear
 from transformers import Cache
-from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm, LlamaRotaryEmbedding
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from ..targets.architectures import logit_transform
 from .attention import EagleAttention
 from .configuration_eagle import Eagle1Config
+from .layers import EagleMLP, EagleRMSNorm
 from .modeling_base import EagleOutput, EaglePreTrainedModel, Objective, complete_batch
 from .row_layout import RowLayout
 from .ttt_attention import ttt_attention
@@ -39,8 +40,8 @@ class Eagle1DecoderLayer(nn.Module):
     def __init__(self, config: Eagle1Config):
         super().__init__()
         self.self_attn = EagleAttention(config, config.hidden_size)
-        self.post_attention_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.mlp = LlamaMLP(config)
+        self.post_attention_layernorm = EagleRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.mlp = EagleMLP(config)
 
     def finish(self, hidden: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
         """Residual around attention, residual around the MLP."""

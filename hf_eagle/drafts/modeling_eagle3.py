@@ -5,10 +5,11 @@ from functools import partial
 import torch
 from torch import nn
 from transformers import Cache
-from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm, LlamaRotaryEmbedding
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from .attention import EagleAttention
 from .configuration_eagle import EagleConfig
+from .layers import EagleMLP, EagleRMSNorm
 from .modeling_base import EagleOutput, EaglePreTrainedModel, Objective, complete_batch
 from .row_layout import RowLayout
 from .unroll import TTTUnroll
@@ -20,11 +21,11 @@ class EagleDecoderLayer(nn.Module):
     def __init__(self, config: EagleConfig):
         super().__init__()
         norm = {"hidden_size": config.hidden_size, "eps": config.rms_norm_eps}
-        self.input_layernorm = LlamaRMSNorm(**norm)
-        self.hidden_norm = LlamaRMSNorm(**norm)
+        self.input_layernorm = EagleRMSNorm(**norm)
+        self.hidden_norm = EagleRMSNorm(**norm)
         self.self_attn = EagleAttention(config, 2 * config.hidden_size)
-        self.post_attention_layernorm = LlamaRMSNorm(**norm)
-        self.mlp = LlamaMLP(config)
+        self.post_attention_layernorm = EagleRMSNorm(**norm)
+        self.mlp = EagleMLP(config)
 
     def attention_input(self, embeds: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
         """`(..., 2 * hidden)`, embeddings first."""
@@ -51,11 +52,11 @@ class LlamaForCausalLMEagle3(EaglePreTrainedModel):
         super().__init__(config)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         if config.fc_norm:
-            norms = [LlamaRMSNorm(config.target_hidden_size, config.rms_norm_eps) for _ in range(config.num_taps)]
+            norms = [EagleRMSNorm(config.target_hidden_size, config.rms_norm_eps) for _ in range(config.num_taps)]
             self.fc_norm = nn.ModuleList(norms)
         self.fc = nn.Linear(config.num_taps * config.target_hidden_size, config.hidden_size, bias=False)
         self.midlayer = EagleDecoderLayer(config)
-        self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.norm = EagleRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.lm_head = nn.Linear(config.hidden_size, config.draft_vocab_size, bias=False)
         self.rotary_emb = LlamaRotaryEmbedding(config=config)
         self.gradient_checkpointing = False  # switched by `gradient_checkpointing_enable`: one checkpoint a TTT step

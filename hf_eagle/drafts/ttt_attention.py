@@ -64,7 +64,8 @@ class _FlashTTT(torch.autograd.Function):
     def forward(ctx, query, key, value, layout, scaling, *own):
         own_keys, own_values = own[: len(own) // 2], own[len(own) // 2 :]
         q, k, v = _grouped(query, key.shape[1]), _expanded(key, query), _expanded(value, query)
-        out = q.new_empty(q.shape)  # (kv, group, N, dim)
+        result = torch.empty_like(query)
+        out = _grouped(result, key.shape[1])  # (kv, group, N, dim), a view of it
         lse = q.new_empty(q.shape[:3], dtype=torch.float32)
         for rows, blocks in layout.spans:
             parts = [_flash(q[:, :, rows], k[:, :, keys], v[:, :, keys], causal, scaling) for keys, causal in blocks]
@@ -79,16 +80,16 @@ class _FlashTTT(torch.autograd.Function):
                 out.addcmul_(share[..., b, None], _broadcast(own_value))
             lse = total
         ctx.layout, ctx.scaling = layout, scaling
-        ctx.save_for_backward(query, key, value, out, lse, *own)
-        return out.permute(2, 0, 1, 3).flatten(1, 2)
+        ctx.save_for_backward(query, key, value, result, lse, *own)
+        return result
 
     @staticmethod
     def backward(ctx, grad):
-        query, key, value, out, lse, *own = ctx.saved_tensors
+        query, key, value, result, lse, *own = ctx.saved_tensors
         own_keys, own_values = own[: len(own) // 2], own[len(own) // 2 :]
         scaling = ctx.scaling
         q, k, v = _grouped(query, key.shape[1]), _expanded(key, query), _expanded(value, query)
-        grad = _grouped(grad, key.shape[1]).to(q.dtype).contiguous()
+        grad, out = (_grouped(x.to(q.dtype), key.shape[1]) for x in (grad, result))
         dq = torch.zeros(q.shape, dtype=torch.float32, device=q.device)
         dk, dv = (torch.zeros(x.shape[1], x.shape[0], x.shape[2], dtype=torch.float32) for x in (key, value))
         for rows, blocks in ctx.layout.spans:

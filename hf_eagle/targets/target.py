@@ -1,6 +1,7 @@
 """The frozen target: load it, tap its layers, apply its head to the rows that are asked for."""
 
 import inspect
+import logging
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -10,14 +11,24 @@ from torch.nn.functional import linear
 from transformers import AutoModelForCausalLM, Cache, PreTrainedModel
 
 from .architectures import check_tap_ids, find_decoder_parts, logit_transform
+from .packed_attention import (
+    CannotStandIn,
+    Segments,
+    check_documents_stay_apart,
+    documents_mask,
+    segment_attention,
+    stands_in_for,
+)
 
+
+logger = logging.getLogger(__name__)
 
 TAP_METHODS = ("hooks", "output_hidden_states")
 
 
 @dataclass
 class TargetFeatures:
-    """What a target says about a batch.
+    """What a target says about a batch; at padding, nothing that means anything.
 
     Attributes:
         taps: residual streams at the tapped entries, before any norm, `(batch, length, taps * hidden)`, ascending ids;
@@ -80,6 +91,8 @@ class FrozenTarget:
         self.config = model.config.get_text_config()
         self.parts = find_decoder_parts(model)
         self.tap_method = tap_method
+        self._decoder = model.get_decoder()
+        self._by_segments = stands_in_for(self._decoder)
         self._transform = logit_transform(self.config)
         # what the model's forward calls its cache: transformers 5.24 renames it, and warns when called by the old name
         parameters = inspect.signature(model.forward).parameters
@@ -156,12 +169,18 @@ class FrozenTarget:
         self.model.to(device)
         return self
 
+    def compile(self, **options: Any) -> "FrozenTarget":
+        """`torch.compile` the model in place, for batches of any length; hooks still record the taps."""
+        self.model.compile(**{"dynamic": True, **options})
+        return self
+
     @torch.no_grad()
     def __call__(
         self,
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
+        documents: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         use_cache: bool = False,
         **inputs: Any,
@@ -171,36 +190,84 @@ class FrozenTarget:
         Args:
             input_ids: `(batch, length)`.
             attention_mask: `(batch, length)`, 0 on padding of either side, or the model's own 4-D form.
-            position_ids: `(batch, length)`; derived from the mask when padding is on the left.
+            position_ids: `(batch, length)`; counted along the tokens of each document when `None`.
+            documents: `(batch, length)` ids of packed documents, which do not see each other; negative on padding.
             past_key_values, use_cache: as in `transformers`, for decoding.
             inputs: whatever else the model's forward takes (images, video grids); `None` values are left out.
+
+        Raises:
+            ValueError: if this target cannot keep documents apart.
         """
-        if (
-            position_ids is None
-            and past_key_values is None
-            and attention_mask is not None
-            and attention_mask.dim() == 2
-        ):
+        inputs = {name: value for name, value in inputs.items() if value is not None}
+        has_2d_mask = attention_mask is not None and attention_mask.dim() == 2
+        cached = past_key_values is not None or use_cache
+        if documents is not None:
+            beside = [*inputs, *(("past_key_values", "use_cache") if cached else ())]
+            if beside or (attention_mask is not None and not has_2d_mask):
+                raise ValueError(
+                    f"`documents` packs plain text, but {', '.join(beside) or 'a 4-D `attention_mask`'} came with it: "
+                    "leave out one of the two."
+                )
+            check_documents_stay_apart(self._decoder)
+            if has_2d_mask:
+                documents = documents.masked_fill(attention_mask == 0, -1)
+            return self._packed_features(input_ids, position_ids, documents)
+
+        if cached:
+            inputs.update({self.cache_argument: past_key_values, "use_cache": use_cache})
+        flat_positions = position_ids is None or position_ids.dim() == 2
+        if has_2d_mask and flat_positions and not inputs and self._by_segments and self._attention == "sdpa":
+            if not attention_mask.all():  # padding is left out, and no mask is made
+                return self._packed_features(input_ids, position_ids, attention_mask.long() - 1)
+        if position_ids is None and has_2d_mask and past_key_values is None:
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp_min(0)
-        arguments = {"attention_mask": attention_mask, "position_ids": position_ids, **inputs}
-        arguments[self.cache_argument] = past_key_values
-        arguments = {name: value for name, value in arguments.items() if value is not None}
+        return self._forward(input_ids, attention_mask=attention_mask, position_ids=position_ids, **inputs)
+
+    @property
+    def _attention(self) -> str:
+        return self._decoder.config._attn_implementation
+
+    def _packed_features(self, input_ids, position_ids, documents) -> TargetFeatures:
+        """Features of documents, in the fastest way that this target's attention allows."""
+        segments = Segments.of(documents)
+        places = segments.tokens
+        positions = segments.position_ids if position_ids is None else position_ids.expand_as(input_ids).take(places)
+        flat = {"input_ids": input_ids.take(places)[None], "position_ids": positions[None]}
+        by_flash = "flash" in self._attention  # kernels of the Hub too
+        if self._by_segments and not by_flash:
+            try:
+                with segment_attention(self._decoder):
+                    features = self._forward(**flat, segments=segments)
+                if segments.attended < self.num_layers:  # a layer that does not follow the switch would leak silently
+                    raise CannotStandIn("a way around the attention interface")
+                return _at_places(features, places, input_ids.shape)
+            except CannotStandIn as asked:
+                self._by_segments = False
+                logger.warning("The target's attention asks for %s, so batches are masked and padded.", asked)
+        if by_flash:
+            return _at_places(self._forward(**flat, **segments.flash_arguments()), places, input_ids.shape)
+
+        # read off restarting positions, transformers' own masks do not keep documents apart in every model (gpt-oss)
+        mask = documents_mask(self._decoder.config, documents, self.dtype)
+        if position_ids is None:
+            position_ids = torch.zeros_like(input_ids).put_(places, segments.position_ids)
+        return self._forward(input_ids, attention_mask=mask, position_ids=position_ids)
+
+    def _forward(self, input_ids: torch.Tensor, **arguments: Any) -> TargetFeatures:
+        """Run the model and record; `None` arguments are left out."""
+        arguments = {"use_cache": False, **{name: x for name, x in arguments.items() if x is not None}}
         tap_ids = self.tap_ids or []
         by_output = self.tap_method == "output_hidden_states"
         with self._recording(tap_ids if not by_output else []) as seen:
             output = self.model(
-                input_ids=input_ids,
-                use_cache=use_cache,
-                output_hidden_states=by_output,
-                logits_to_keep=self._no_logits,
-                **arguments,
+                input_ids=input_ids, output_hidden_states=by_output, logits_to_keep=self._no_logits, **arguments
             )
         if by_output:
             seen.update({i: output.hidden_states[i] for i in tap_ids})
         return TargetFeatures(
             taps=torch.cat([seen[i] for i in tap_ids], dim=-1) if tap_ids else None,
             last_hidden=seen["last_hidden"],
-            past_key_values=getattr(output, self.cache_argument) if use_cache else None,
+            past_key_values=getattr(output, self.cache_argument) if arguments["use_cache"] else None,
         )
 
     @contextmanager
@@ -268,6 +335,18 @@ class FrozenTarget:
     def embedding_weight(self) -> torch.Tensor:
         """`(vocabulary, hidden)`: the input embedding, gathered when it is sharded."""
         return _full(self.model.get_input_embeddings().weight)
+
+
+def _at_places(flat: TargetFeatures, places: torch.Tensor, shape: torch.Size) -> TargetFeatures:
+    """Features `(1, tokens, ...)` at their flat places of a `shape` batch, zeros elsewhere."""
+
+    def spread(x: torch.Tensor) -> torch.Tensor:
+        if len(places) < shape.numel():
+            x = x.new_zeros(shape.numel(), x.shape[-1]).index_copy_(0, places, x[0])
+        return x.view(*shape, -1)
+
+    taps = None if flat.taps is None else spread(flat.taps)
+    return TargetFeatures(taps=taps, last_hidden=spread(flat.last_hidden))
 
 
 def _full(weight: torch.Tensor) -> torch.Tensor:

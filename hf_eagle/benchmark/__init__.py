@@ -1,0 +1,1 @@
+"""What a training step costs: workloads of known shapes, their needed operations, time and memory."""

@@ -1,0 +1,148 @@
+"""Benchmarks of the whole step on real chats: packed rows beside padded batches, the Trainer beside a bare loop."""
+
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from transformers import AutoTokenizer, TrainerCallback
+
+from ..data.collators import EagleDataCollator
+from ..data.conversations import build_dataset
+from ..data.packing import pack_dataset
+from ..data.records import load_records
+from ..drafts.build import new_draft
+from ..drafts.configuration_eagle import EagleConfig
+from ..drafts.vocabulary import VocabularyMapping, count_supervised_tokens
+from ..targets.target import FrozenTarget
+from ..trainer import EagleTrainer
+from ..training_arguments import EagleTrainingArguments
+from . import costs
+from .workload import Step
+
+
+def measure(args, device: torch.device) -> dict:
+    """Seconds and supervised rows of all batches of `args.num_chats` chats, and the ratio that `args.compare` names."""
+    dtype = getattr(torch, args.dtype)
+    autocast = None if dtype == torch.float32 else dtype
+    tokenizer = AutoTokenizer.from_pretrained(args.target)
+    target = FrozenTarget.from_pretrained(args.target, dtype=dtype, device=device)
+    everything = build_dataset(load_records([args.data]), tokenizer, args.length)
+    chosen = torch.randperm(len(everything))[: args.num_chats].tolist()
+    data = everything.select(chosen)
+    draft = _draft_for(target, everything, tokenizer, args).to(device)
+    target.tap_ids = draft.config.tap_ids
+
+    collator = EagleDataCollator(tokenizer.pad_token_id or 0)
+    batches = {"padded": _batches(data, collator, 8, device)}
+    if args.compare == "trainer":
+        runs = {
+            "bare": lambda: _bare_loop(draft, target, batches["padded"], args, device),
+            "trainer": lambda: _trainer(draft, target, data, tokenizer, args),
+        }
+    else:
+        # packed rows hold about as many tokens a batch as the padded ones
+        rows = max(1, round(8 * sum(map(len, data["input_ids"])) / len(data) / args.length))
+        batches["packed"] = _batches(pack_dataset(data, args.length), collator, rows, device)
+        if args.compare == "padded":  # as trainers that know no packing run them: padding is computed and masked away
+            batches["masked"] = [{**batch, "full_mask": _causal_mask(batch)} for batch in batches["padded"]]
+        step = Step(draft, target, args.ttt_steps, autocast)
+        runs = {way: lambda found=found: _epoch(step, found, device) for way, found in batches.items()}
+    medians = costs.alternating_medians(runs, args.repeats)
+    rows = {way: m.pop("rows") for way, m in medians.items()}
+    total = {way: sum(m.values()) for way, m in medians.items()}
+    rates = {way: rows[way] / total[way] for way in medians}
+    first = "bare" if args.compare == "trainer" else "packed"
+    result = {"seconds": medians, "supervised_rows_per_second": rates[first], "rows_per_second": rates}
+    for way in set(rates) - {first}:
+        result[f"rows_per_second_{first}_vs_{way}"] = rates[first] / rates[way]
+    return result
+
+
+def _draft_for(target, data, tokenizer, args):
+    size = args.draft_vocab_size
+    config = EagleConfig.from_target(target.config, draft_vocab_size=size)
+    mapping = None
+    if size is not None:
+        counts = count_supervised_tokens(data, config.vocab_size)
+        mapping = VocabularyMapping.from_counts(counts, size, tokenizer.all_special_ids)
+    return new_draft(config, target.embedding_weight(), mapping, target.head_weight()).train()
+
+
+def _batches(data, collator, size: int, device) -> list[dict]:
+    rows = list(data)
+    made = [collator(rows[i : i + size]) for i in range(0, len(rows), size)]
+    return [{name: x.to(device) for name, x in batch.items()} for batch in made]
+
+
+def _causal_mask(batch: dict) -> torch.Tensor:
+    """bool `(batch, 1, length, length)`, as transformers makes it of a padded batch."""
+    length = batch["input_ids"].shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool, device=batch["input_ids"].device).tril()
+    return causal & batch["attention_mask"].bool()[:, None, None]
+
+
+def _epoch(step: Step, batches: list[dict], device) -> dict[str, float]:
+    """Target, forward and backward of every batch."""
+    found = {"target_seconds": 0.0, "draft_seconds": 0.0, "rows": 0}
+    for batch in batches:
+        found["target_seconds"] += costs.seconds(lambda b=batch: step.look(b), device)
+        found["draft_seconds"] += costs.seconds(lambda b=batch: step.forward(b).backward(), device)
+        found["rows"] += int(step.counts[0])
+        step.draft.zero_grad(set_to_none=True)
+    return found
+
+
+def _bare_loop(draft, target, batches, args, device) -> dict[str, float]:
+    """What the Trainer does with these batches, and nothing else."""
+    autocast = None if args.dtype == "float32" else getattr(torch, args.dtype)
+    step = Step(draft, target, args.ttt_steps, autocast)
+    trained = [p for p in draft.parameters() if p.requires_grad]
+    optimizer, rows = torch.optim.AdamW(trained, lr=1e-6, fused=True), 0
+
+    def loop():
+        nonlocal rows
+        for batch in batches:
+            step.look(batch)
+            step.forward(batch).backward()
+            torch.nn.utils.clip_grad_norm_(trained, 0.5)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            rows += int(step.counts[0])
+
+    return {"seconds": costs.seconds(loop, device), "rows": rows}
+
+
+class _Clock(TrainerCallback):
+    """Time from the first step's beginning to the last one's end: no setting up, no saving."""
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == 0:
+            self.begun = time.perf_counter()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        costs.drain(args.device)
+        self.seconds = time.perf_counter() - self.begun
+
+
+def _trainer(draft, target, data, tokenizer, args) -> dict[str, float]:
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = EagleTrainingArguments(
+            output_dir=str(Path(folder) / "run"),
+            ttt_steps=args.ttt_steps,
+            bf16=args.dtype == "bfloat16",
+            per_device_train_batch_size=8,
+            num_train_epochs=1,
+            train_sampling_strategy="sequential",
+            learning_rate=1e-6,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+        )
+        clock = _Clock()
+        trainer = EagleTrainer(
+            draft, arguments, target, processing_class=tokenizer, train_dataset=data, callbacks=[clock]
+        )
+        rows = sum(int(trainer._supervised(batch)[0].sum()) for batch in trainer.get_train_dataloader())
+        trainer.train()
+    return {"seconds": clock.seconds, "rows": rows}

@@ -1,0 +1,164 @@
+"""Runs what `scripts/benchmark_training_step.py` was told: one shape or a sweep, alone or beside another way."""
+
+import dataclasses
+import math
+import os
+import platform
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+
+from . import chats, costs
+from .workload import PRESETS, Step, build_draft, chat_batch, random_target
+
+
+PARTS = ("target_seconds", "forward_seconds", "backward_seconds", "optimizer_seconds")
+
+
+def measure(args, device: torch.device) -> dict:
+    """Medians of every part of a step, and the ratios to what `args.compare` names."""
+    if args.data is not None:
+        return chats.measure(args, device)
+    shapes = PRESETS[args.preset]
+    if args.draft_vocab_size is not None:
+        shapes = dataclasses.replace(shapes, draft_vocab_size=args.draft_vocab_size)
+    autocast = torch.bfloat16 if args.dtype == "bfloat16" else None
+    draft, target = build_draft(shapes, device), None
+    if args.target != "none":
+        target = random_target(shapes, autocast or torch.float32, device, draft.config.tap_ids)
+    turns = args.turns or max(1, args.length // 512)
+    batch = chat_batch(shapes, args.batch_size, args.length, args.supervised_share, turns, device)
+    optimizer = torch.optim.AdamW([p for p in draft.parameters() if p.requires_grad], lr=1e-5, fused=True)
+
+    ways = {"fast": Step(draft, target, args.ttt_steps, autocast)}
+    if args.compare == "eager":
+        ways["eager"] = Step(draft, target, args.ttt_steps, autocast, whole=True)
+    elif args.compare == "float32":
+        ways["float32"] = Step(draft, target, args.ttt_steps)
+    runs = {name: lambda step=step: timed_step(step, batch, optimizer, device) for name, step in ways.items()}
+    medians = costs.alternating_medians(runs, args.repeats)
+    memory = {name: _draft_memory(step, batch, device) for name, step in ways.items()}
+
+    fast = ways["fast"]
+    flops = costs.needed_flops(draft.config, fast.plan, batch["attention_mask"] - 1, args.ttt_steps)
+    limit = costs.matmul_limit(autocast or torch.float32, device)
+    draft_seconds = {name: m["forward_seconds"] + m["backward_seconds"] for name, m in medians.items()}
+    result = {
+        "seconds": medians,
+        "draft_seconds": draft_seconds["fast"],
+        "supervised_rows": int(fast.counts[0]),
+        "supervised_rows_per_second": int(fast.counts[0]) / sum(medians["fast"].values()),
+        "draft_memory_bytes": memory,
+        "needed_flop": flops,
+        "flop_per_second": flops / draft_seconds["fast"],
+        "matmul_flop_per_second": limit,
+        "matmul_limit_share": flops / draft_seconds["fast"] / limit,
+    }
+    for name in set(ways) - {"fast"}:
+        result[f"speedup_vs_{name}"] = draft_seconds[name] / draft_seconds["fast"]
+        if None not in memory.values():
+            result[f"memory_ratio_vs_{name}"] = memory[name] / memory["fast"]
+    return result
+
+
+def timed_step(step: Step, batch: dict, optimizer, device) -> dict[str, float]:
+    """Seconds of each part of one training step."""
+    implementation = "eager" if step.whole else "sdpa"
+    step.draft.set_attn_implementation(implementation)
+    marks = [time.perf_counter()]
+
+    def mark():
+        costs.drain(device)
+        marks.append(time.perf_counter())
+
+    step.look(batch)
+    mark()
+    loss = step.forward(batch)
+    mark()
+    loss.backward()
+    mark()
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    mark()
+    return {name: end - begun for name, (begun, end) in zip(PARTS, pairwise(marks), strict=True)}
+
+
+def _draft_memory(step: Step, batch: dict, device) -> int | None:
+    """What forward and backward of the draft add at their peak, gradients of the weights included."""
+    step.draft.set_attn_implementation("eager" if step.whole else "sdpa")
+    step.look(batch)
+
+    def forward_and_backward():
+        step.forward(batch).backward()
+
+    added = costs.peak_memory(forward_and_backward, device)
+    step.draft.zero_grad(set_to_none=True)
+    return added
+
+
+def sweep(args, device: torch.device, values: tuple[int, ...]) -> dict:
+    """`measure` at every value, the exponents of growth fitted over the upper half."""
+    name = {"length": "length", "ttt": "ttt_steps", "batch": "batch_size"}[args.sweep]
+    points = []
+    for value in values:
+        result = measure(dataclasses.replace(args, **{name: value}), device)
+        points.append({name: value, **result})
+        print(f"{name} {value}\n{describe(result)}\n", flush=True)
+    result = {"swept": name, "points": points}
+    upper = points[len(points) // 2 - 1 :]
+    for what, pick in (("time", lambda p: p["draft_seconds"]), ("memory", lambda p: p["draft_memory_bytes"]["fast"])):
+        first, last = upper[0], upper[-1]
+        growth = math.log(pick(last) / pick(first)) / math.log(last[name] / first[name])
+        result[f"{what}_exponent"] = growth
+        print(f"{what} grows with {name} to the power {growth:.2f} ({first[name]} to {last[name]})")
+    return result
+
+
+def describe(result: dict) -> str:
+    """The numbers as lines for a terminal."""
+    lines = []
+    for name, medians in result["seconds"].items():
+        parts = "  ".join(f"{part.removesuffix('_seconds')} {medians[part]:.3f} s" for part in medians)
+        memory = result.get("draft_memory_bytes", {}).get(name)
+        lines.append(f"{name:8} {parts}" + (f"  draft memory {memory / 2**20:,.0f} MiB" if memory else ""))
+    lines.append(f"{result['supervised_rows_per_second']:,.0f} supervised rows/s, whole step")
+    if "matmul_limit_share" in result:
+        lines.append(
+            f"draft: {result['flop_per_second'] / 1e9:,.0f} GFLOP/s that supervised rows need, "
+            f"{result['matmul_limit_share']:.0%} of the {result['matmul_flop_per_second'] / 1e9:,.0f} that matrix "
+            "products reach here"
+        )
+    lines += [f"{key.replace('_', ' ')}: {value:.3g}" for key, value in result.items() if "_vs_" in key]
+    return "\n".join(lines)
+
+
+def plot_sweep(result: dict, path: Path) -> Path:
+    """Time and memory of the draft's side over what was swept."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    name, points = result["swept"], result["points"]
+    x = [point[name] for point in points]
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), constrained_layout=True)
+    for way in points[0]["seconds"]:
+        time_of = [p["seconds"][way]["forward_seconds"] + p["seconds"][way]["backward_seconds"] for p in points]
+        axes[0].plot(x, time_of, marker="o", label=way)
+        axes[1].plot(x, [p["draft_memory_bytes"][way] / 2**20 for p in points], marker="o", label=way)
+    for axis, label in zip(axes, ("seconds, forward and backward", "MiB added"), strict=True):
+        axis.set(xscale="log", yscale="log", xlabel=name.replace("_", " "), ylabel=label)
+        axis.set_xticks(x, [str(value) for value in x])
+        axis.grid(alpha=0.3)
+        axis.legend()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+    return path
+
+
+def machine(device: torch.device) -> dict:
+    """What the numbers were measured on."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU"
+    return {"device": name, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "torch": torch.__version__}

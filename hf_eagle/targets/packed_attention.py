@@ -1,0 +1,204 @@
+"""Causal attention inside each document of a packed row, without a mask of the whole row.
+
+A batch is run as one long row of its real tokens, so that padding costs nothing, and `transformers` is handed an
+attention function which calls the fused causal kernel once a document.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch.nn.functional import pad, scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+
+
+# the name must hold none of "sdpa", "flash" and "flex", which transformers looks for in names
+NAME = "eagle_segments"
+_PLAIN_LAYERS = {"full_attention", "sliding_attention"}
+# what some models pass along and causal attention has no use for
+_IRRELEVANT = {"position_ids", "cache_position", "use_cache", "output_hidden_states", "output_router_logits"}
+
+
+class CannotStandIn(Exception):
+    """A model asks its attention for more than causal attention inside documents."""
+
+
+@dataclass
+class Segments:
+    """The documents of a batch, end to end.
+
+    Attributes:
+        tokens: int64 `(N,)`, flat ids `b * length + t` of the tokens of documents, ascending: padding is left out.
+        position_ids: int64 `(N,)`, counted from each document's start.
+        bounds: places of the documents in `tokens`: document `i` is `bounds[i] .. bounds[i + 1] - 1`.
+        attended: how often they were attended by, once a layer.
+    """
+
+    tokens: torch.Tensor
+    position_ids: torch.Tensor
+    bounds: list[int]
+    attended: int = 0
+
+    @classmethod
+    def of(cls, documents: torch.Tensor) -> "Segments":
+        """From `(batch, length)` ids of documents, negative on padding; a document is a run of one id in one row."""
+        device, (_, length) = documents.device, documents.shape
+        labels = documents.flatten().cpu()  # the one transfer from the device
+        tokens = (labels >= 0).nonzero()[:, 0]
+        labels, rows = labels[tokens], tokens // length
+        starts = torch.ones_like(tokens, dtype=torch.bool)
+        starts[1:] = (labels[1:] != labels[:-1]) | (rows[1:] != rows[:-1])
+        first = starts.nonzero()[:, 0]
+        places = torch.arange(len(tokens))
+        positions = places - first[starts.cumsum(0) - 1]
+        return cls(tokens.to(device), positions.to(device), [*first.tolist(), len(tokens)])
+
+    def flash_arguments(self) -> dict:
+        """The same for `flash_attention_*` in `transformers`, whose kernels take the bounds themselves."""
+        bounds = torch.tensor(self.bounds, dtype=torch.int32, device=self.tokens.device)
+        longest = max(b - a for a, b in zip(self.bounds, self.bounds[1:], strict=False))
+        sides = ("q", "k")
+        return {f"cu_seq_lens_{s}": bounds for s in sides} | {f"max_length_{s}": longest for s in sides}
+
+
+def check_documents_stay_apart(decoder: PreTrainedModel) -> None:
+    """Refuse a target that would let one packed document see another.
+
+    Raises:
+        ValueError: for recurrent and other special layers, and for models outside transformers' attention interface.
+    """
+    others = set(getattr(decoder.config, "layer_types", None) or ()) - _PLAIN_LAYERS
+    if others or getattr(decoder, "_is_stateful", False) or not decoder.is_backend_compatible():
+        why = f"layers of type {', '.join(sorted(others))}" if others else "an attention of its own"
+        raise ValueError(
+            f"`packing` needs a target whose attention keeps documents apart, but {type(decoder).__name__} has {why}: "
+            "train it on padded batches."
+        )
+
+
+def stands_in_for(decoder: PreTrainedModel) -> bool:
+    """Whether the decoder's attention is `softmax(q k) v`, causal, with no more than a sliding window.
+
+    Sinks, soft caps, chunks and recurrent layers are more: such models keep their own attention.
+    """
+    config = decoder.config
+    return (
+        decoder.is_backend_compatible()
+        and not getattr(decoder, "_is_stateful", False)
+        and getattr(decoder, "_supports_sdpa", False)  # gpt-oss and its sinks say no
+        and getattr(config, "attn_logit_softcapping", None) is None
+        and getattr(config, "attention_chunk_size", None) is None
+        and set(getattr(config, "layer_types", None) or ()) <= _PLAIN_LAYERS
+    )
+
+
+@contextmanager
+def segment_attention(decoder: PreTrainedModel) -> Iterator[None]:
+    """Within the block the decoder attends by segments; its forward then needs `segments=`.
+
+    Only the decoder is switched: the vision tower of a multimodal model keeps its own attention.
+    """
+    own = decoder.config._attn_implementation
+    decoder.set_attn_implementation(NAME)
+    try:
+        yield
+    finally:
+        decoder.set_attn_implementation(own)
+
+
+def attend_by_segments(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = -1,
+    is_causal: bool | None = None,
+    segments: Segments | None = None,
+    **others,
+) -> tuple[torch.Tensor, None]:
+    """An attention function of `transformers`: causal attention in each segment, GQA by the kernel.
+
+    Args:
+        query, key, value: `(1, heads, N, head_dim)`; the value's width may be another.
+        sliding_window: keys that a query sees, its own among them.
+        segments: from the forward's keyword arguments.
+
+    Returns:
+        `(1, N, heads, value_dim)`, and `None` for the weights.
+
+    Raises:
+        CannotStandIn: if the model asks for anything that this does not compute.
+    """
+    asked = [name for name, x in others.items() if x is not None and x is not False and name not in _IRRELEVANT]
+    if sliding_window == -1:  # not passed
+        sliding_window = None
+        if getattr(getattr(module, "config", None), "sliding_window", None):
+            asked.append("a sliding window")
+    if is_causal is False or getattr(module, "is_causal", True) is False:
+        asked.append("attention that is not causal")
+    if segments is None or attention_mask is not None:
+        asked.append("a mask of its own")
+    if asked:
+        raise CannotStandIn(", ".join(asked))
+    segments.attended += 1
+
+    width = value.shape[-1]
+    if width < query.shape[-1]:  # the fused kernels want one width (twice as fast on CPU as without them)
+        value = pad(value, (0, query.shape[-1] - width))
+    output = query.new_empty(1, query.shape[2], query.shape[1], width)
+    arguments = {"scale": scaling, "enable_gqa": query.shape[1] != key.shape[1]}
+    for start, stop in zip(segments.bounds, segments.bounds[1:], strict=False):
+        part = (x[:, :, start:stop] for x in (query, key, value))
+        if sliding_window is None or stop - start <= sliding_window:
+            attended = scaled_dot_product_attention(*part, is_causal=True, **arguments)
+        else:
+            attended = _slide(*part, sliding_window, arguments)
+        output[:, start:stop] = attended[..., :width].transpose(1, 2)
+    return output, None
+
+
+def _slide(query, key, value, window: int, arguments: dict) -> torch.Tensor:
+    """A document longer than the window, by blocks of queries: the mask of a block is `(window, 2 * window)`."""
+    blocks, length, device = [], query.shape[2], query.device
+    for start in range(0, length, window):
+        stop, first = min(start + window, length), max(start - window + 1, 0)
+        behind = torch.arange(start, stop, device=device)[:, None] - torch.arange(first, stop, device=device)
+        seen = (behind >= 0) & (behind < window)
+        rows = query[:, :, start:stop], key[:, :, first:stop], value[:, :, first:stop]
+        blocks.append(scaled_dot_product_attention(*rows, attn_mask=seen, **arguments))
+    return torch.cat(blocks, dim=2)
+
+
+def documents_mask(config, documents: torch.Tensor, dtype: torch.dtype) -> torch.Tensor | dict[str, torch.Tensor]:
+    """What a model with an attention of its own takes: 0 where a token sees another, the lowest number elsewhere.
+
+    Returns:
+        `(batch, 1, length, length)`, or one for each type of layer when some of them slide.
+    """
+    places = torch.arange(documents.shape[1], device=documents.device)
+    behind = places[:, None] - places
+    seen = (documents[:, None, :, None] == documents[:, None, None, :]) & (behind >= 0)
+
+    def additive(seen: torch.Tensor) -> torch.Tensor:
+        return torch.zeros_like(seen, dtype=dtype).masked_fill_(~seen, torch.finfo(dtype).min)
+
+    window, layer_types = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
+    slides = "sliding_attention" in layer_types if layer_types else window is not None
+    if not slides:
+        return additive(seen)
+    sliding = additive(seen & (behind < window))
+    return {"full_attention": additive(seen), "sliding_attention": sliding} if layer_types else sliding
+
+
+def _no_mask(*args, use_vmap: bool = False, **kwargs) -> None:
+    # set for masks that a model adds to the causal one, for instance among the tokens of an image
+    if use_vmap:
+        raise CannotStandIn("a mask of its own")
+
+
+AttentionInterface.register(NAME, attend_by_segments)
+AttentionMaskInterface.register(NAME, _no_mask)

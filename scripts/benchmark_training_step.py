@@ -1,0 +1,108 @@
+"""What a training step costs on this machine, and how that compares.
+
+    python scripts/benchmark_training_step.py --preset smollm2 --batch_size 1 --length 2048 --compare eager
+    python scripts/benchmark_training_step.py --target your/model --data answers.jsonl --compare padded
+    python scripts/benchmark_training_step.py --preset smollm2 --sweep length --output_json length.json
+
+Prints a table: seconds of a step in parts, supervised rows a second, memory added, FLOP/s and their share of what
+this machine's matrix products reach. `--compare` runs a second way beside it, in alternation, and prints the ratios:
+
+    eager    every row unrolled, scores and whole-vocabulary logits of every row held (draft side only)
+    float32  the same step without mixed precision, for --dtype bfloat16
+    padded   the same chats in padded batches instead of packed rows, whole step
+    trainer  the same batches through EagleTrainer instead of a bare loop, whole step
+"""
+
+import json
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without installation
+
+SWEEPS = {"length": (512, 1024, 2048, 4096, 8192), "ttt": (1, 2, 3, 5, 7), "batch": (1, 2, 4, 8)}
+
+
+@dataclass
+class BenchmarkArguments:
+    preset: Literal["smollm2", "llama3-8b", "qwen3-30b-a3b"] = field(
+        default="smollm2", metadata={"help": "Shapes of the target and of the draft's layer."}
+    )
+    batch_size: int = field(default=1, metadata={"help": "Rows of a batch."})
+    length: int = field(default=2048, metadata={"help": "Tokens of a row; with --data the longest chat or packed row."})
+    supervised_share: float = field(default=0.4, metadata={"help": "Share of a turn that is the answer."})
+    turns: int | None = field(default=None, metadata={"help": "Turns of a row; one every 512 tokens by default."})
+    ttt_steps: int = field(default=7, metadata={"help": "Steps of the training-time test."})
+    draft_vocab_size: int | None = field(default=None, metadata={"help": "The preset's by default."})
+    dtype: Literal["float32", "bfloat16"] = field(
+        default="float32", metadata={"help": "bfloat16: mixed precision of the draft, and the target's dtype."}
+    )
+    target: str = field(
+        default="none",
+        metadata={
+            "help": "A folder or hub id; `random`: random weights of the preset's shapes; `none`: random features, to "
+            "look at the draft's side alone."
+        },
+    )
+    data: str | None = field(default=None, metadata={"help": "Real chats instead of random tokens; needs a --target."})
+    num_chats: int = field(default=64, metadata={"help": "How many of them, drawn at random."})
+    compare: Literal["none", "eager", "float32", "padded", "trainer"] = field(
+        default="none", metadata={"help": "What to run beside it, in alternation."}
+    )
+    sweep: Literal["none", "length", "ttt", "batch"] = field(
+        default="none", metadata={"help": "Measure at several values of one of them and draw how the cost grows."}
+    )
+    repeats: int = field(default=5, metadata={"help": "Runs of each way; medians are shown."})
+    device: str | None = field(default=None, metadata={"help": "cpu, cuda, ...; cuda where there is one."})
+    output_json: str | None = field(
+        default=None, metadata={"help": "Where the numbers are written; a sweep's picture lies beside it."}
+    )
+
+    def __post_init__(self):
+        for name in ("batch_size", "length", "ttt_steps", "repeats", "num_chats"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, but is {getattr(self, name)}.")
+        if not 0 < self.supervised_share < 1:
+            raise ValueError(f"`supervised_share` must lie between 0 and 1, but is {self.supervised_share}.")
+        if self.compare in ("padded", "trainer") and self.data is None:
+            raise ValueError(f"`compare` {self.compare} is about real chats: name a `data` file and a `target`.")
+        if self.data is not None and self.target in ("none", "random"):
+            raise ValueError("`data` needs the `target` whose tokenizer and features go with it.")
+        if self.compare == "float32" and self.dtype == "float32":
+            raise ValueError("`compare` float32 needs `dtype` bfloat16.")
+        if self.sweep != "none" and self.compare not in ("none", "eager"):
+            raise ValueError("`sweep` goes with `compare` eager or none.")
+
+
+def main() -> None:
+    from hf_eagle.parser import EagleArgumentParser
+
+    (args,) = EagleArgumentParser(BenchmarkArguments, description=__doc__).parse_args_and_config()
+
+    import torch
+
+    from hf_eagle.benchmark import run
+
+    torch.manual_seed(0)
+    device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if args.sweep == "none":
+        result = run.measure(args, device)
+        print(run.describe(result))
+    else:
+        result = run.sweep(args, device, SWEEPS[args.sweep])
+    result["arguments"], result["machine"] = asdict(args), run.machine(device)
+    if args.output_json:
+        path = Path(args.output_json)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        if args.sweep != "none":
+            print(f"wrote {run.plot_sweep(result, path.with_suffix('.png'))}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (OSError, ValueError) as problem:
+        raise SystemExit(f"error: {problem}") from problem

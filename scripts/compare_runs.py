@@ -1,0 +1,58 @@
+"""Draw the loss of several training runs into one picture, and say how far they are from the first.
+
+    python scripts/compare_runs.py --runs outputs/float32 outputs/bf16 --output_png curves.png
+
+Each run is an output folder (or a checkpoint) that holds `trainer_state.json`. The distance is set beside the first run's
+own unrest: how much its logged loss differs from one log to the next.
+"""
+
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without installation
+
+
+@dataclass
+class CompareArguments:
+    runs: list[str] = field(metadata={"help": "Output folders of training runs; the first is what others are held to."})
+    output_png: str = field(metadata={"help": "The picture to write."})
+
+
+def main() -> None:
+    from hf_eagle.parser import EagleArgumentParser
+
+    (args,) = EagleArgumentParser(CompareArguments, description=__doc__).parse_args_and_config()
+
+    from hf_eagle.evaluation.plots import plot_runs, series
+
+    curves = {}
+    for run in args.runs:
+        state = Path(run) / "trainer_state.json"
+        if not state.is_file():
+            raise ValueError(
+                f"`runs` names {run}, which holds no trainer_state.json: give folders that training wrote."
+            )
+        curves[Path(run).name] = series(json.loads(state.read_text())["log_history"], "loss")
+    (first, (steps, losses)), *others = curves.items()
+    unrest = [abs(b - a) for a, b in zip(losses, losses[1:], strict=False)]
+    unrest = sum(unrest) / max(1, len(unrest))
+    print(f"{first}: last loss {losses[-1]:.4f}, {unrest:.4f} from one log to the next")
+    for name, (other_steps, other_losses) in others:
+        common = {s: loss for s, loss in zip(other_steps, other_losses, strict=True)}
+        gaps = [common[s] - loss for s, loss in zip(steps, losses, strict=True) if s in common]
+        if not gaps:
+            raise ValueError(f"{name} and {first} logged no step in common: give runs with the same `logging_steps`.")
+        mean = sum(gaps) / len(gaps)
+        spread = sum(abs(gap) for gap in gaps) / len(gaps)
+        print(f"{name}: last loss {other_losses[-1]:.4f}; {spread:.4f} apart on average, {mean:+.4f} in one direction")
+    print(f"wrote {plot_runs(curves, args.output_png)}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (OSError, ValueError) as problem:
+        raise SystemExit(f"error: {problem}") from problem
