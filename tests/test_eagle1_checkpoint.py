@@ -36,6 +36,10 @@ def test_names_and_shapes_are_exactly_the_contracts(tied, tmp_path):
     assert {name: list(tensor.shape) for name, tensor in tensors.items()} == NAMES
     assert not tensors["fc.bias"].any()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+    draft.save_pretrained(tmp_path)  # transformers puts the name of the class it saves into the config
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["architectures"] == ["LlamaForCausalLMEagle", "EagleLlamaForCausalLM"]
+    assert config["dtype"] == "float32" and "use_cache" not in config
 
 
 @pytest.mark.parametrize("tied", [False, True])

@@ -10,6 +10,8 @@ from .vocabulary import check_draft_vocab_size
 
 # rope_scaling of the older readers carries everything but the base
 _ROPE_BASE = "rope_theta"
+# SGLang takes the first, vLLM the second
+_EAGLE1_ARCHITECTURES = ("LlamaForCausalLMEagle", "EagleLlamaForCausalLM")
 # fields without a meaning in EAGLE-1
 _OF_EAGLE3 = (
     "target_hidden_size",
@@ -160,8 +162,7 @@ class Eagle1Config(EagleConfig):
 
     def __post_init__(self, **kwargs):
         if self.architectures is None:
-            # SGLang takes the first, vLLM the second
-            self.architectures = ["LlamaForCausalLMEagle", "EagleLlamaForCausalLM"]
+            self.architectures = list(_EAGLE1_ARCHITECTURES)
         super().__post_init__(**kwargs)
 
     def _check(self):
@@ -209,7 +210,8 @@ class Eagle1Config(EagleConfig):
         written = _written_for_servers(self, LlamaConfig.to_diff_dict(self))
         for name in _OF_EAGLE3:
             written.pop(name, None)
-        written["draft_vocab_size"] = self.vocab_size
+        # transformers names the class that it saves, and no other
+        written.update(architectures=list(_EAGLE1_ARCHITECTURES), draft_vocab_size=self.vocab_size)
         for name in ("logit_scale", "final_logit_softcapping"):
             if written.get(name) is None:  # vLLM would multiply by null
                 written.pop(name, None)

@@ -22,7 +22,7 @@ def test_output_is_the_targets_and_counts_are_the_measured_ones(measured_draft, 
     harness.assert_counts_equal(served, measured)
     # a draft that is right at several positions, and not always
     per_position = measured["accepted_per_position"]
-    assert measured["drafts"] > per_position[0] > per_position[1] > per_position[2] > 0
+    assert measured["drafts"] > per_position[0] > per_position[1] > 0
 
 
 def test_a_falsified_feature_is_noticed(measured_draft, answers, served, prompts_file, tmp_path):
