@@ -54,6 +54,7 @@ class StreamedRows:
         hidden: `(P, hidden)`, what the teacher's head takes.
         teacher: its logits `(rows, vocabulary)` of hidden states `(rows, hidden)`.
         where, factor, transform: as in [`LossRows`].
+        dtype: of the distributions.
     """
 
     hidden: torch.Tensor
@@ -61,14 +62,17 @@ class StreamedRows:
     where: torch.Tensor
     factor: torch.Tensor
     transform: Callable[[torch.Tensor], torch.Tensor] | None = None
+    dtype: torch.dtype = torch.float32
 
     def chunk(self, rows: slice) -> LossRows:
         """Those rows alone, with their distributions."""
         logits = self.teacher(self.hidden[self.where[rows]])
+        # in half precision a softmax is accumulated in float32 too, and writes half as much
+        same = logits.dtype == self.dtype
         return LossRows(
             loss="ce",
-            probs=logits.softmax(-1, dtype=torch.float32),
-            argmax=logits.argmax(-1),
+            probs=logits.softmax(-1) if same else logits.softmax(-1, dtype=torch.float32).to(self.dtype),
+            argmax=logits.max(-1).indices,  # an argmax is 5 times dearer
             mass=None,
             where=torch.arange(len(logits), device=logits.device),
             factor=self.factor[rows],

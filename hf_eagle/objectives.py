@@ -99,10 +99,12 @@ class FeatureTeacher:
     Attributes:
         hidden: `(positions, hidden)`, the target's last hidden states.
         logits: the target's logits `(rows, vocabulary)` of such.
+        dtype: of the distributions that are made of them.
     """
 
     hidden: torch.Tensor
     logits: Callable[[torch.Tensor], torch.Tensor]
+    dtype: torch.dtype
 
 
 @dataclass
@@ -127,7 +129,7 @@ class FeatureObjective:
 
     def ask(self, target: "FrozenTarget", hidden: torch.Tensor, draft_ids: torch.Tensor | None, dtype: torch.dtype):
         """The teacher that `bind` takes: the last hidden states `(positions, hidden)`, and the target's head."""
-        return FeatureTeacher(hidden, target.logits)
+        return FeatureTeacher(hidden, target.logits, dtype)
 
     def bind(self, plan: "SupervisionPlan", teacher: FeatureTeacher, step_factors: torch.Tensor) -> Objective:
         """As [`DraftObjective.bind`], of the predicted features of one step, `(1, N, hidden)`."""
@@ -137,7 +139,14 @@ class FeatureObjective:
             factor = step_factors.float().expand(len(where))
             wanted = teacher.hidden[where].float()
             regression = smooth_l1_loss(predicted.float(), wanted, beta=1.0, reduction="none").mean(-1)
-            rows = StreamedRows(teacher.hidden, teacher.logits, where, self.ce_weight * factor, head.transform)
+            rows = StreamedRows(
+                hidden=teacher.hidden,
+                teacher=teacher.logits,
+                where=where,
+                factor=self.ce_weight * factor,
+                transform=head.transform,
+                dtype=teacher.dtype,
+            )
             ce_total, ce, hits = FusedHeadLoss.apply(predicted, head.weight, rows, torch.is_grad_enabled())
             parts = {"regression_loss": regression.detach().sum()[None], "ce_loss": ce.sum()[None]}
             return EagleOutput(
