@@ -117,7 +117,8 @@ def speculative_generate(
 
     sampling = Sampling(temperature, top_p, sampling_top_k, generator)
     answers = Answers(input_ids, max_new_tokens, eos_token_ids, streamer)
-    decoding = _Decoding(target, draft, shape, sampling, input_ids, attention_mask)
+    run = TargetRun(target, input_ids, attention_mask, room=max_new_tokens + shape.drafted)
+    decoding = _Decoding(target, draft, shape, sampling, run)
     drafts, accepted = [0] * len(answers.tokens), [[0] * shape.depth for _ in answers.tokens]
 
     kept = answers.extend(decoding.newest.tolist())
@@ -139,19 +140,19 @@ def speculative_generate(
 class _Decoding:
     """A batch between two rounds: what both models have seen, and what the draft has yet to see."""
 
-    def __init__(self, target, draft, shape: DraftShape, sampling: Sampling, input_ids, attention_mask):
+    def __init__(self, target, draft, shape: DraftShape, sampling: Sampling, run: TargetRun):
         self.target, self.draft, self.shape, self.sampling = target, draft, shape, sampling
         self.clock = RoundClock(target.device)
-        self.target_run = TargetRun(target, input_ids, attention_mask)
-        lengths = self.target_run.lengths
-        self.draft_run = DraftRun(draft, Lengths([0] * len(lengths.host), torch.zeros_like(lengths.device)))
+        self.target_run, lengths = run, run.lengths
+        nothing = Lengths([0] * len(lengths.host), torch.zeros_like(lengths.device))
+        self.draft_run = DraftRun(draft, nothing, run.limit)
 
-        features = self.target_run.read_prompt()
+        features = run.read_prompt()
         # (rows, 1): the newest token of each answer, of which the target has not made keys yet
-        self.newest = sampling.choose(target.logits(self.target_run.last_of_prompt(features.last_hidden)))
+        self.newest = sampling.choose(target.logits(run.last_of_prompt(features.last_hidden)))
         # beside the features of token i stands the id of token i + 1
         self.features = draft.select_features(features)
-        next_ids = self.target_run.input_ids.roll(-1, dims=1)
+        next_ids = run.input_ids.roll(-1, dims=1)
         self.next_ids = next_ids.scatter(1, (lengths.device - 1)[:, None], self.newest)
 
     def round(self) -> list[list[int]]:
@@ -227,7 +228,7 @@ def target_generate(
     check_target(target, needs_masks=input_ids.shape[0] > 1)
     sampling = Sampling(temperature, top_p, sampling_top_k, generator)
     answers = Answers(input_ids, max_new_tokens, eos_token_ids)
-    run = TargetRun(target, input_ids, attention_mask)
+    run = TargetRun(target, input_ids, attention_mask, room=max_new_tokens)
     newest = sampling.choose(target.logits(run.last_of_prompt(run.read_prompt().last_hidden)))
     kept = answers.extend(newest.tolist())
     while answers.rows:
