@@ -3,7 +3,7 @@ import math
 import pytest
 from PIL import Image
 
-from hf_eagle.evaluation.plots import plot_acceptance, plot_training, series
+from hf_eagle.evaluation.plots import plot_acceptance, plot_acceptance_history, plot_sweep, plot_training, series
 
 
 ACCEPTANCE = {"drafts": 200, "accepted_per_position": [80, 30, 10], "acceptance_length": 1.6}
@@ -67,3 +67,23 @@ def test_nothing_drafted_gives_no_plot(tmp_path):
     nothing = {"drafts": 0, "accepted_per_position": [0, 0, 0], "acceptance_length": None}
     assert plot_acceptance(nothing, tmp_path / "none.png") is None
     assert not list(tmp_path.iterdir())
+
+
+def test_measured_acceptance_over_training_is_drawn_where_it_was_measured(tmp_path):
+    history = log_history(100, True)
+    assert plot_acceptance_history(history, tmp_path / "none.png") is None
+    history += [{"step": step, "eval_acceptance_length": 1 + step / 100} for step in (40, 80)]
+    assert has_color(plot_acceptance_history(history, tmp_path / "some.png"), "#d1793b")
+    assert not (tmp_path / "none.png").exists()
+
+
+@pytest.mark.parametrize("alone", [20.0, None])
+def test_a_sweep_shows_the_target_alone_where_it_was_run(tmp_path, alone):
+    sweep = [
+        {"num_speculative_tokens": k, "acceptance_length": length, "tokens_per_second": 20 + k}
+        | {"target_only_tokens_per_second": alone}
+        for k, length in ((1, 1.3), (2, 1.5), (3, None))
+    ]
+    path = plot_sweep(sweep, tmp_path / "sweep.png")
+    assert has_color(path, "#d1793b") == (alone is not None) and has_color(path, "#3b6fb6")
+    assert plot_sweep([], tmp_path / "none.png") is None

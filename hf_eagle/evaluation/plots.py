@@ -1,4 +1,4 @@
-"""The two pictures of a model card: how training went, and what acceptance was measured."""
+"""Pictures: how training went, what acceptance was measured, and how many drafted tokens are the fastest."""
 
 import os
 import re
@@ -88,6 +88,62 @@ def plot_acceptance(acceptance: dict, path: str | os.PathLike) -> Path | None:
         # nobody accepts less than the target's own token: bars start at 1
         axes[1].set(xlabel="tokens a target forward", xlim=(1, 1 + 1.15 * max(max(lengths) - 1, 0.1)))
         axes[1].set_title("Acceptance length by category")
+    return _save(figure, path)
+
+
+def plot_acceptance_history(log_history: list[dict], path: str | os.PathLike) -> Path | None:
+    """
+    Draw the acceptance length that was measured during training, over optimizer steps.
+
+    Args:
+        log_history (`list[dict]`):
+            The Trainer's: entries with `step` and `eval_acceptance_length`, as `AcceptanceLengthCallback` logs them.
+        path (`str` or `os.PathLike`):
+            The PNG to write; its folder must exist.
+
+    Returns:
+        `Path` or `None`: the file, or `None` when nothing was measured.
+    """
+    steps, lengths = series(log_history, "eval_acceptance_length")
+    if not steps:
+        return None
+    figure, (axis,) = _figure(1)
+    axis.plot(steps, lengths, color=EVAL, marker="o", markersize=4, linewidth=1.4)
+    axis.set(xlabel="optimizer step", ylabel="tokens a target forward", title="Measured acceptance length")
+    return _save(figure, path)
+
+
+def plot_sweep(sweep: list[dict], path: str | os.PathLike) -> Path | None:
+    """
+    Draw speed and acceptance length against the number of drafted tokens.
+
+    Args:
+        sweep (`list[dict]`):
+            What `sweep_speculative_tokens` returns.
+        path (`str` or `os.PathLike`):
+            The PNG to write; its folder must exist.
+
+    Returns:
+        `Path` or `None`: the file, or `None` when nothing was measured.
+    """
+    if not sweep:
+        return None
+    figure, (left, right) = _figure(2)
+    counts = [found["num_speculative_tokens"] for found in sweep]
+    left.plot(
+        counts, [x["tokens_per_second"] for x in sweep], color=TRAIN, marker="o", markersize=4, label="with the draft"
+    )
+    alone = [found["target_only_tokens_per_second"] for found in sweep]
+    if None not in alone:
+        left.plot(counts, alone, color=EVAL, linestyle="--", label="target alone")
+    left.legend(frameon=False)
+    left.set(xlabel="drafted tokens K", ylabel="tokens a second", ylim=(0, None), title="Speed")
+    measured = [(x["num_speculative_tokens"], x["acceptance_length"]) for x in sweep if x["acceptance_length"]]
+    if measured:
+        right.plot(*zip(*measured, strict=True), color=TRAIN, marker="o", markersize=4)
+    right.set(xlabel="drafted tokens K", ylabel="tokens a target forward", title="Acceptance length")
+    for axis in (left, right):
+        axis.set_xticks(counts)
     return _save(figure, path)
 
 
