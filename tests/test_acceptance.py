@@ -10,10 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from chain_models import VOCAB, generate, make_draft, make_target
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import WhitespaceSplit
-from transformers import PreTrainedTokenizerFast
+from tiny_tokenizer import word_tokenizer
 
 from hf_eagle.decoding import speculative_generate
 from hf_eagle.evaluation.acceptance import (
@@ -33,14 +30,7 @@ EOS = 9
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    words = {f"w{i}": i for i in range(VOCAB)}
-    words["</s>"] = words.pop(f"w{EOS}")
-    tokenizer = Tokenizer(WordLevel(words, unk_token="w0"))
-    tokenizer.pre_tokenizer = WhitespaceSplit()
-    template = "{% for m in messages %}{{ m.content }} w1 {% endfor %}"
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, unk_token="w0", eos_token="</s>", pad_token="w0", chat_template=template
-    )
+    return word_tokenizer(VOCAB, EOS)
 
 
 @pytest.fixture(scope="module")

@@ -73,6 +73,7 @@ def test_measured_acceptance_over_training_is_drawn_where_it_was_measured(tmp_pa
     history = log_history(100, True)
     assert plot_acceptance_history(history, tmp_path / "none.png") is None
     history += [{"step": step, "eval_acceptance_length": 1 + step / 100} for step in (40, 80)]
+    history += [{"step": 60, "acceptance_length": 1.6}]
     assert has_color(plot_acceptance_history(history, tmp_path / "some.png"), "#d1793b")
     assert not (tmp_path / "none.png").exists()
 

@@ -97,14 +97,19 @@ def plot_acceptance_history(log_history: list[dict], path: str | os.PathLike) ->
 
     Args:
         log_history (`list[dict]`):
-            The Trainer's: entries with `step` and `eval_acceptance_length`, as `AcceptanceLengthCallback` logs them.
+            The Trainer's: entries with `step` and `acceptance_length` or `eval_acceptance_length`, as
+            `AcceptanceLengthCallback` logs them.
         path (`str` or `os.PathLike`):
             The PNG to write; its folder must exist.
 
     Returns:
         `Path` or `None`: the file, or `None` when nothing was measured.
     """
-    steps, lengths = series(log_history, "eval_acceptance_length")
+    found = {}
+    for key in ("acceptance_length", "eval_acceptance_length"):
+        found |= dict(zip(*series(log_history, key), strict=True))
+    steps = sorted(found)
+    lengths = [found[step] for step in steps]
     if not steps:
         return None
     figure, (axis,) = _figure(1)
