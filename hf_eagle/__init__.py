@@ -7,6 +7,7 @@ __version__ = "0.1.0"
 
 # public name -> module; imported on first use, so that `--help` and the argument parser need no torch
 _PUBLIC = {
+    "AcceptanceLengthCallback": "callbacks",
     "DraftObjective": "objectives",
     "EagleArgumentParser": "parser",
     "EagleConfig": "drafts.configuration_eagle",
@@ -17,12 +18,14 @@ _PUBLIC = {
     "LlamaForCausalLMEagle3": "drafts.modeling_eagle3",
     "VocabularyMapping": "drafts.vocabulary",
     "build_dataset": "data.conversations",
-    "chain_generate": "decoding.chain",
     "load_draft": "drafts.build",
+    "load_prompts": "evaluation.prompts",
     "load_records": "data.conversations",
     "measure_acceptance": "evaluation.acceptance",
     "new_draft": "drafts.build",
     "pack_dataset": "data.packing",
+    "speculative_generate": "decoding.generate",
+    "target_generate": "decoding.generate",
 }
 
 __all__ = sorted(_PUBLIC)

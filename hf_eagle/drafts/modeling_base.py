@@ -112,6 +112,10 @@ class EaglePreTrainedModel(PreTrainedModel):
             self.d2t.zero_()
             self.t2d.copy_(torch.arange(self.config.vocab_size) < self.config.draft_vocab_size)
 
+    def select_features(self, features) -> torch.Tensor:
+        """Of a target's [`TargetFeatures`], those that `combine_features` takes: `(batch, length, ...)`."""
+        return features.taps
+
     @property
     def draft_ids(self) -> torch.Tensor | None:
         """Target ids of the draft vocabulary `(draft_vocab_size,)`, `None` when it is the whole vocabulary."""

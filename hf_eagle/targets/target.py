@@ -1,5 +1,6 @@
 """The frozen target: load it, tap its layers, apply its head to the rows that are asked for."""
 
+import inspect
 import logging
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -91,6 +92,9 @@ class FrozenTarget:
         self._decoder = model.get_decoder()
         self._by_segments = stands_in_for(self._decoder)
         self._transform = logit_transform(self.config)
+        # what the model's forward calls its cache: transformers 5.24 renames it, and warns when called by the old name
+        parameters = inspect.signature(model.forward).parameters
+        self.cache_argument = "cache" if "cache" in parameters else "past_key_values"
         # an index of no position: the head runs on nothing (`1` would expand its weight once a sequence)
         self._no_logits = torch.empty(0, dtype=torch.long)
         self.tap_ids = tap_ids
@@ -183,7 +187,8 @@ class FrozenTarget:
 
         Args:
             input_ids: `(batch, length)`.
-            attention_mask: `(batch, length)`, 0 on padding of either side, or the model's own 4-D form.
+            attention_mask: `(batch, length)`, 0 on padding of either side, or the model's own 4-D form (a dict of them
+                where it has layers of several kinds).
             position_ids: `(batch, length)`; counted along the tokens of each document when `None`.
             documents: `(batch, length)` ids of packed documents, which do not see each other; negative on padding.
             past_key_values, use_cache: as in `transformers`, for decoding.
@@ -195,7 +200,7 @@ class FrozenTarget:
         if self.tap_ids is None:
             raise ValueError("Set `tap_ids` of the target before asking it for features.")
         inputs = {name: value for name, value in inputs.items() if value is not None}
-        has_2d_mask = attention_mask is not None and attention_mask.dim() == 2
+        has_2d_mask = isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 2
         if past_key_values is not None or use_cache:
             inputs.update(past_key_values=past_key_values, use_cache=use_cache)
         if documents is not None:
@@ -250,6 +255,8 @@ class FrozenTarget:
     def _forward(self, input_ids: torch.Tensor, **arguments: Any) -> TargetFeatures:
         """Run the model and record; `None` arguments are left out."""
         arguments = {"use_cache": False, **{name: x for name, x in arguments.items() if x is not None}}
+        if "past_key_values" in arguments:
+            arguments[self.cache_argument] = arguments.pop("past_key_values")
         by_output = self.tap_method == "output_hidden_states"
         with self._recording(self.tap_ids if not by_output else []) as seen:
             output = self.model(
@@ -260,7 +267,7 @@ class FrozenTarget:
         return TargetFeatures(
             taps=torch.cat([seen[i] for i in self.tap_ids], dim=-1),
             last_hidden=seen["last_hidden"],
-            past_key_values=output.past_key_values if arguments["use_cache"] else None,
+            past_key_values=getattr(output, self.cache_argument) if arguments["use_cache"] else None,
         )
 
     @contextmanager

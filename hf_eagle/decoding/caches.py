@@ -1,0 +1,171 @@
+"""Key-value caches for decoding: allocated ahead, every row of a batch with a length of its own.
+
+Row `b` keeps its keys at the slots `0 .. length - 1`, so that slot and position of a verified token are one number and
+padding takes no slot. A forward writes behind each row's length and moves nothing. Afterwards the lengths grow over
+what was verified; what was not is overwritten by the next forward. Rolling back therefore costs nothing, and only a
+draft tree has to move keys: those of its accepted path, to the front.
+"""
+
+from functools import partial
+
+import torch
+from transformers import Cache, DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+
+SPARE_SLOTS = 256  # allocated ahead at most, so that storage is copied once in so many tokens
+
+
+class Lengths:
+    """How many verified tokens every row holds, on the host to plan with and on the device to compute with.
+
+    Attributes:
+        host: `rows` numbers.
+        device: the same, int64 `(rows,)`.
+        high: the largest of them.
+        uniform: whether all are equal; then slots are plain ranges and no masks are needed for padding.
+    """
+
+    def __init__(self, host: list[int], device: torch.Tensor):
+        self.host, self.device = host, device
+        self.high = max(host)
+        self.uniform = self.high == min(host)
+
+    def grown(self, by: list[int], by_on_device: torch.Tensor) -> "Lengths":
+        return Lengths([length + more for length, more in zip(self.host, by, strict=True)], self.device + by_on_device)
+
+    def select(self, kept: list[int], kept_on_device: torch.Tensor) -> "Lengths":
+        return Lengths([self.host[row] for row in kept], self.device[kept_on_device])
+
+    def slots(self, count: int, skip: int = 0) -> torch.Tensor:
+        """The `count` slots behind `skip` others: `(rows, count)`, or `(1, count)` when they are equal in all rows."""
+        if self.uniform:
+            return torch.arange(self.high + skip, self.high + skip + count, device=self.device.device)[None]
+        return self.device[:, None] + torch.arange(skip, skip + count, device=self.device.device)
+
+    def visible(self, seen: torch.Tensor) -> torch.Tensor:
+        """Which slots new tokens see: all verified ones, and of the new ones those marked in `seen`.
+
+        Args:
+            seen: bool `(rows or 1, n, m)`, whether new token `i` sees the `j`-th slot behind the verified ones.
+
+        Returns:
+            bool `(rows or 1, n, high + m)`.
+        """
+        count, new = seen.shape[1:]
+        if self.uniform:
+            return torch.cat([seen.new_ones(seen.shape[0], count, self.high), seen], dim=-1)
+        place = torch.arange(self.high + new, device=seen.device) - self.device[:, None]  # (rows, slots)
+        index = place.clamp(0, new - 1)[:, None].expand(-1, count, -1)
+        found = seen.expand(len(self.host), -1, -1).gather(2, index)
+        return (place < 0)[:, None] | (found & (place < new)[:, None])
+
+
+class SlotCache(Cache):
+    """A `transformers` cache over slots; `place` says behind which lengths (and how far) the next forward writes.
+
+    Args:
+        lengths: where the first forward writes.
+        limit: slots that a row will need at most; no more are allocated ahead.
+    """
+
+    def __init__(self, lengths: Lengths, limit: int):
+        self.where = _Where(lengths, limit)
+        super().__init__(layer_class_to_replicate=partial(_SlotLayer, self.where))
+
+    def place(self, lengths: Lengths, skip: int = 0) -> None:
+        self.where.lengths, self.where.skip, self.where.index = lengths, skip, None
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self.where.start  # also before the first layer exists
+
+    def gather(self, path: torch.Tensor) -> None:
+        """Move the keys of the last forward's tokens `path` `(rows, n)` to the first `n` slots it wrote to."""
+        for layer in self.layers:
+            layer.gather(path)
+
+    def select(self, rows: torch.Tensor) -> None:
+        """Keep these rows of the batch only."""
+        for layer in self.layers:
+            layer.keys, layer.values = layer.keys[rows], layer.values[rows]
+
+
+class _Where:
+    """What all layers of a cache share: where the next forward writes."""
+
+    def __init__(self, lengths: Lengths, limit: int):
+        self.lengths, self.skip, self.index, self.limit = lengths, 0, None, limit
+
+    @property
+    def start(self) -> int:
+        return self.lengths.high + self.skip
+
+    def slots(self, count: int) -> torch.Tensor:
+        """`(rows, count)`, computed once for all layers."""
+        if self.index is None or self.index.shape[1] != count:
+            self.index = self.lengths.slots(count, self.skip)
+        return self.index
+
+
+class _SlotLayer(DynamicLayer):
+    def __init__(self, where: _Where):
+        super().__init__()
+        self.where = where
+
+    def get_seq_length(self) -> int:
+        return self.where.start
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.where.start + query_length, 0
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
+        """Write `(rows, heads, n, head_dim)` and return everything up to the last slot written in any row."""
+        count = key_states.shape[2]
+        end = self.where.start + count
+        if not self.is_initialized or end > self.keys.shape[2]:
+            slots = max(end, min(end + SPARE_SLOTS, self.where.limit))
+            self.keys = self._reserve(self.keys, key_states, slots)
+            self.values = self._reserve(self.values, value_states, slots)
+            self.is_initialized = True
+        if self.where.lengths.uniform:
+            self.keys[:, :, end - count : end] = key_states
+            self.values[:, :, end - count : end] = value_states
+        else:
+            index = self.where.slots(count)[:, None, :, None]
+            self.keys.scatter_(2, index.expand_as(key_states), key_states)
+            self.values.scatter_(2, index.expand_as(value_states), value_states)
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+    def gather(self, path: torch.Tensor) -> None:
+        count = path.shape[1]
+        if self.where.lengths.uniform and path.shape[0] == 1:
+            start = self.where.start
+            for x in (self.keys, self.values):
+                x[:, :, start : start + count] = x.index_select(2, start + path[0])
+            return
+        source = (self.where.slots(1) + path)[:, None, :, None]
+        into = self.where.slots(1)[:, None, :, None] + torch.arange(count, device=path.device)[:, None]
+        for x in (self.keys, self.values):
+            shape = (x.shape[0], x.shape[1], count, x.shape[3])
+            x.scatter_(2, into.expand(shape), x.gather(2, source.expand(shape)))
+
+    @staticmethod
+    def _reserve(old: torch.Tensor | None, like: torch.Tensor, slots: int) -> torch.Tensor:
+        # zeros: a slot nobody wrote to is masked, but not-a-number times a weight of zero is not a number
+        rows, heads, _, head_dim = like.shape
+        new = like.new_zeros(rows, heads, slots, head_dim)
+        if old is not None:
+            new[:, :, : old.shape[2]] = old
+        return new
+
+
+def check_cache(target) -> None:
+    """Raises a `ValueError` for a target whose state is not only keys and values, which cannot be taken back."""
+    model = target.model
+    layers = DynamicCache(config=target.config).layers
+    other = sorted({type(x).__name__ for x in layers if type(x) not in (DynamicLayer, DynamicSlidingWindowLayer)})
+    if other or getattr(model, "_is_stateful", False):
+        raise ValueError(
+            f"`target` is a {type(model).__name__}, which keeps {', '.join(other) or 'a recurrent state'} between "
+            "tokens, and rejected tokens cannot be taken out of that; use a target whose layers are all attention."
+        )

@@ -1,0 +1,146 @@
+"""What can be refused before anything is decoded: arguments that do not fit together, and drafts of other targets."""
+
+from dataclasses import dataclass
+
+import torch
+
+from .tree import max_nodes
+
+
+METHODS = ("chain", "tree")
+DEFAULTS = {"chain": {"num_speculative_tokens": 3}, "tree": {"depth": 5, "top_k": 8, "total_tokens": 40}}
+
+
+@dataclass(frozen=True)
+class DraftShape:
+    """What is drafted in a round.
+
+    Attributes:
+        tree: whether it is a tree.
+        depth: tokens of a chain, levels of a tree: the most that one round can accept.
+        top_k: nodes expanded on each level, and children of each; 1 in a chain.
+        total_tokens: drafted tokens that the target verifies.
+    """
+
+    tree: bool
+    depth: int
+    top_k: int
+    total_tokens: int
+
+    @classmethod
+    def of(
+        cls,
+        method: str = "chain",
+        num_speculative_tokens: int | None = None,
+        depth: int | None = None,
+        top_k: int | None = None,
+        total_tokens: int | None = None,
+    ) -> "DraftShape":
+        """From the arguments of `speculative_generate`, `None` standing for the default.
+
+        Raises:
+            `ValueError`: for an unknown method, a value out of range, or one that belongs to the other method.
+        """
+        if method not in METHODS:
+            raise ValueError(f"`method` must be one of {', '.join(METHODS)}, but is {method!r}.")
+        given = {
+            "num_speculative_tokens": num_speculative_tokens,
+            "depth": depth,
+            "top_k": top_k,
+            "total_tokens": total_tokens,
+        }
+        defaults = DEFAULTS[method]
+        for name, value in given.items():
+            if value is not None and name not in defaults:
+                raise ValueError(
+                    f"`{name}` is {value}, which means nothing to `method={method!r}`; that one takes "
+                    f"{', '.join(f'`{known}`' for known in defaults)}."
+                )
+            if value is not None and value < 1:
+                raise ValueError(f"`{name}` must be at least 1, but is {value}.")
+        values = {name: default if given[name] is None else given[name] for name, default in defaults.items()}
+        if method == "chain":
+            count = values["num_speculative_tokens"]
+            return cls(tree=False, depth=count, top_k=1, total_tokens=count)
+        possible = max_nodes(values["depth"], values["top_k"])
+        if total_tokens is None:
+            values["total_tokens"] = min(values["total_tokens"], possible)
+        if not values["depth"] <= values["total_tokens"] <= possible:
+            raise ValueError(
+                f"`total_tokens` is {values['total_tokens']}, but a tree with `depth` {values['depth']} and `top_k` "
+                f"{values['top_k']} can keep {values['depth']} to {possible} nodes; change one of the three."
+            )
+        return cls(tree=True, **values)
+
+    @property
+    def drafted(self) -> int:
+        """Tokens behind the newest verified one of which target or draft makes keys in a round, at most."""
+        return max(self.total_tokens, (self.depth - 1) * self.top_k) + 1
+
+    def check_vocabulary(self, draft) -> None:
+        """Raises a `ValueError` when a node cannot have so many children."""
+        if self.top_k > draft.config.draft_vocab_size:
+            raise ValueError(
+                f"`top_k` is {self.top_k}, but the draft can propose only {draft.config.draft_vocab_size} different "
+                "tokens; lower it."
+            )
+
+
+def check_sampling(temperature: float, top_p: float, top_k: int | None, name: str = "sampling_top_k") -> None:
+    """Raises a `ValueError` for a value out of range, or for one that greedy decoding would ignore."""
+    if temperature < 0:
+        raise ValueError(f"`temperature` must not be negative, but is {temperature}; 0 decodes greedily.")
+    if not 0 < top_p <= 1:
+        raise ValueError(f"`top_p` must lie above 0 and at most at 1, but is {top_p}.")
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"`{name}` must be at least 1, but is {top_k}; leave it out to draw from all tokens.")
+    if temperature == 0 and (top_p < 1 or top_k is not None):
+        ignored = "top_p" if top_p < 1 else name
+        raise ValueError(f"`{ignored}` is set, but `temperature` is 0, which decodes greedily; set `temperature` too.")
+
+
+def check_prompts(input_ids: torch.Tensor, attention_mask: torch.Tensor | None, max_new_tokens: int, streamer) -> None:
+    """Raises a `ValueError` for prompts that are no left-padded batch, or that cannot be streamed."""
+    if max_new_tokens < 1:
+        raise ValueError(f"`max_new_tokens` must be at least 1, but is {max_new_tokens}.")
+    if input_ids.ndim != 2 or 0 in input_ids.shape:
+        raise ValueError(
+            f"`input_ids` must be prompts of shape (batch, length) with at least one token each, but has shape "
+            f"{tuple(input_ids.shape)}."
+        )
+    if streamer is not None and input_ids.shape[0] > 1:
+        raise ValueError(f"`streamer` takes one prompt, but `input_ids` holds {input_ids.shape[0]}.")
+    if attention_mask is None:
+        return
+    if attention_mask.shape != input_ids.shape:
+        raise ValueError(
+            f"`attention_mask` has shape {tuple(attention_mask.shape)}, but `input_ids` {tuple(input_ids.shape)}."
+        )
+    mask = attention_mask.bool()
+    if not bool(mask[:, -1].all()) or bool((mask[:, :-1] & ~mask[:, 1:]).any()):
+        raise ValueError(
+            "`attention_mask` has zeros behind a token; pad prompts on the left (`padding_side='left'`), and give each "
+            "at least one token."
+        )
+
+
+def check_draft_fits(target, draft) -> None:
+    """Raises a `ValueError` when the draft was made for a target of another vocabulary, hidden size or taps."""
+    config = draft.config
+    if config.vocab_size != target.vocab_size:
+        raise ValueError(
+            f"`draft` was made for a vocabulary of {config.vocab_size} tokens, but the target has {target.vocab_size}; "
+            "give the target that the draft was trained with."
+        )
+    hidden_size = getattr(config, "target_hidden_size", None) or config.hidden_size
+    if hidden_size != target.hidden_size:
+        raise ValueError(
+            f"`draft` was made for a target with hidden size {hidden_size}, but the target's is {target.hidden_size}; "
+            "give the target that the draft was trained with."
+        )
+    tap_ids = getattr(config, "eagle_aux_hidden_state_layer_ids", None)
+    if tap_ids is not None and list(tap_ids) != list(target.tap_ids):
+        raise ValueError(
+            f"`draft` was trained on the taps {list(tap_ids)}, but the target takes {list(target.tap_ids)}; load the "
+            "target with `tap_ids=draft.config.eagle_aux_hidden_state_layer_ids`."
+        )

@@ -1,0 +1,247 @@
+"""Lossless speculative decoding: a draft proposes a chain or a tree of tokens, one target forward verifies them.
+
+The output is the target's own, token for token when greedy and in distribution when sampling; the draft only decides
+how many tokens a target forward yields. The order of work is vLLM's, and so are the counts:
+
+* The prompt's forward yields the first new token. Nothing is drafted before it, nothing is counted for it.
+* Every later target forward is one round: it verifies K drafted tokens (a tree: `depth` levels of them) and counts as
+  one draft. This holds for the last round too, however few tokens are still wanted.
+* A round's accepted tokens are the leading ones that equal the target's choices. They are counted *before* the output
+  is cut at an end-of-sequence token or at `max_new_tokens`: tokens accepted behind the cut count.
+* An answer that is finished by its first token has no round.
+
+vLLM 0.32.0 counts by this rule (`Scheduler.update_from_output`, `SpecDecodingStats.observe_draft`) as long as prompt,
+answer and 2K more tokens fit in its `max_model_len`; nearer to that end it verifies zeros, or fewer than K tokens.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import torch
+from transformers.generation.streamers import BaseStreamer
+
+from .answers import Answers, RoundClock
+from .caches import Lengths
+from .chain import DraftRun, propose_chain
+from .checks import DraftShape, check_draft_fits, check_prompts, check_sampling
+from .target_run import TargetRun, check_target
+from .tree import propose_tree
+from .verification import Sampling, judge
+
+
+@dataclass(frozen=True)
+class SpeculativeOutput:
+    """What `speculative_generate` returns; lists have one entry a prompt.
+
+    Attributes:
+        sequences: `(batch, prompt + longest answer)`, the prompt first, as `generate` returns it.
+        answers: new token ids, cut at an end-of-sequence token or at `max_new_tokens`.
+        drafts: rounds.
+        accepted_per_position: rounds that accepted at least k + 1 drafted tokens (in a tree: levels), for every k.
+        rounds: target forwards behind the prompt's, all prompts of the batch together.
+        draft_seconds, target_seconds: spent in these rounds on drafting and on the target's forward; the prompt's
+            forward is in neither.
+    """
+
+    sequences: torch.Tensor
+    answers: list[list[int]]
+    drafts: list[int]
+    accepted_per_position: list[list[int]]
+    rounds: int
+    draft_seconds: float
+    target_seconds: float
+
+
+@torch.no_grad()
+def speculative_generate(
+    target,
+    draft,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor | None = None,
+    *,
+    max_new_tokens: int,
+    method: str = "chain",
+    num_speculative_tokens: int | None = None,
+    depth: int | None = None,
+    top_k: int | None = None,
+    total_tokens: int | None = None,
+    eos_token_ids: Collection[int] = (),
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    sampling_top_k: int | None = None,
+    generator: torch.Generator | None = None,
+    streamer: BaseStreamer | None = None,
+) -> SpeculativeOutput:
+    """
+    Decodes prompts with a draft, losslessly.
+
+    Args:
+        target (`FrozenTarget`):
+            The model that decides; its taps must be those the draft was trained on.
+        draft:
+            The draft, with the target's embeddings attached, on the target's device.
+        input_ids (`torch.Tensor`):
+            The prompts, (batch, length), padded on the left.
+        attention_mask (`torch.Tensor`, *optional*):
+            (batch, length), 0 on padding; no padding when left out.
+        max_new_tokens (`int`):
+            The longest answer, in tokens.
+        method (`str`, *optional*, defaults to `"chain"`):
+            `"chain"`, or `"tree"` for EAGLE-2's dynamic tree.
+        num_speculative_tokens (`int`, *optional*, defaults to `3`):
+            Chain: K, the tokens drafted a round.
+        depth, top_k, total_tokens (`int`, *optional*, default to `5`, `8` and `40`):
+            Tree: its levels, the nodes expanded on each and the children of each, and the nodes that are verified.
+            With `top_k` 1 and `depth` K it is the chain of K.
+        eos_token_ids (collection of `int`, *optional*):
+            Tokens that end an answer; the one that ended it is kept in the output.
+        temperature (`float`, *optional*, defaults to `0.0`):
+            0 decodes greedily; above it tokens are drawn from the target's distribution.
+        top_p (`float`, *optional*, defaults to `1.0`), sampling_top_k (`int`, *optional*):
+            Draw from the nucleus of this mass, from the so many most probable tokens.
+        generator (`torch.Generator`, *optional*):
+            Where draws come from, on the target's device.
+        streamer (`transformers` streamer, *optional*):
+            Is `put` the prompt, and the tokens of every round as they come; one prompt only.
+
+    Raises:
+        `ValueError`: an argument out of range or without meaning beside the others, a draft that was made for a target
+            of another shape, or a target that cannot verify what is asked for.
+    """
+    shape = DraftShape.of(method, num_speculative_tokens, depth, top_k, total_tokens)
+    shape.check_vocabulary(draft)
+    check_sampling(temperature, top_p, sampling_top_k)
+    check_prompts(input_ids, attention_mask, max_new_tokens, streamer)
+    check_draft_fits(target, draft)
+    check_target(target, needs_masks=shape.tree or input_ids.shape[0] > 1)
+
+    sampling = Sampling(temperature, top_p, sampling_top_k, generator)
+    answers = Answers(input_ids, max_new_tokens, eos_token_ids, streamer)
+    run = TargetRun(target, input_ids, attention_mask, room=max_new_tokens + shape.drafted)
+    decoding = _Decoding(target, draft, shape, sampling, run)
+    drafts, accepted = [0] * len(answers.tokens), [[0] * shape.depth for _ in answers.tokens]
+
+    kept = answers.extend(decoding.newest.tolist())
+    while answers.rows:
+        if kept is not None:
+            decoding.select(kept)
+        report = decoding.round()
+        for row, (count, *_) in zip(answers.rows, report, strict=True):
+            drafts[row] += 1
+            for position in range(count):
+                accepted[row][position] += 1
+        kept = answers.extend([chosen[: count + 1] for count, *chosen in report])
+
+    sequences = answers.sequences(_pad_token_id(target, eos_token_ids)).to(target.device)
+    clock = decoding.clock
+    return SpeculativeOutput(sequences, answers.tokens, drafts, accepted, len(clock.marks), *clock.seconds())
+
+
+class _Decoding:
+    """A batch between two rounds: what both models have seen, and what the draft has yet to see."""
+
+    def __init__(self, target, draft, shape: DraftShape, sampling: Sampling, run: TargetRun):
+        self.target, self.draft, self.shape, self.sampling = target, draft, shape, sampling
+        self.clock = RoundClock(target.device)
+        self.target_run, lengths = run, run.lengths
+        nothing = Lengths([0] * len(lengths.host), torch.zeros_like(lengths.device))
+        self.draft_run = DraftRun(draft, nothing, run.limit)
+
+        features = run.read_prompt()
+        # (rows, 1): the newest token of each answer, of which the target has not made keys yet
+        self.newest = sampling.choose(target.logits(run.last_of_prompt(features.last_hidden)))
+        # beside the features of token i stands the id of token i + 1
+        self.features = draft.select_features(features)
+        next_ids = run.input_ids.roll(-1, dims=1)
+        self.next_ids = next_ids.scatter(1, (lengths.device - 1)[:, None], self.newest)
+
+    def round(self) -> list[list[int]]:
+        """Drafts, verifies once, and returns for every row how many drafted tokens were accepted, then its tokens."""
+        start = self.clock.mark()
+        state = self.draft_run.catch_up(self.features, self.next_ids, self.target_run.lengths)
+        tree, tokens = self._propose(*state)
+        drafted = self.clock.mark()
+        window = torch.cat([self.newest, tokens], dim=1)
+        features = self.target_run.verify(window, tree)
+        verdict = judge(self.target.logits(features.last_hidden), window, tree, self.shape.depth, self.sampling)
+        self.clock.add(start, drafted, self.clock.mark())
+
+        # the only transfer to the host in a round
+        report = torch.cat([verdict.accepted[:, None], verdict.chosen], dim=1).tolist()
+        counts = [row[0] + 1 for row in report]
+        path, self.features = verdict.path, self.draft.select_features(features)
+        if path is None:
+            self.features = self.features[:, : max(counts)]
+        else:
+            path = path[:, : max(counts)]
+            self.target_run.cache.gather(path)
+            index = path[..., None].expand(-1, -1, self.features.shape[-1])
+            self.features = self.features.gather(1, index)
+        self.next_ids = verdict.chosen[:, : max(counts)]
+        self.newest = self.next_ids.gather(1, verdict.accepted[:, None])
+        self.target_run.lengths = self.target_run.lengths.grown(counts, verdict.accepted + 1)
+        return report
+
+    def _propose(self, normed: torch.Tensor, feedback: torch.Tensor):
+        shape = self.shape
+        if not shape.tree:
+            return None, propose_chain(self.draft_run, normed, feedback, shape.depth)
+        tree = propose_tree(self.draft_run, normed, feedback, shape.depth, shape.top_k, shape.total_tokens)
+        return tree, tree.tokens
+
+    def select(self, kept: list[int]) -> None:
+        """Finished rows leave the batch."""
+        rows = torch.tensor(kept, device=self.newest.device)
+        self.target_run.select(kept, rows)
+        self.draft_run.select(kept, rows)
+        self.features, self.next_ids, self.newest = self.features[rows], self.next_ids[rows], self.newest[rows]
+
+
+@torch.no_grad()
+def target_generate(
+    target,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor | None = None,
+    *,
+    max_new_tokens: int,
+    eos_token_ids: Collection[int] = (),
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    sampling_top_k: int | None = None,
+    generator: torch.Generator | None = None,
+) -> list[list[int]]:
+    """
+    Decodes with the target alone: what a draft's speed is compared with.
+
+    This is `model.generate` without what a `generation_config` may add (a repetition penalty changes greedy output),
+    and without its work per token, so that speeds compare fairly: the model's plain forward, and the same caches and
+    choices as with a draft.
+
+    Args:
+        as for `speculative_generate`.
+
+    Returns:
+        New token ids of every prompt, cut at an end-of-sequence token or at `max_new_tokens`.
+    """
+    check_sampling(temperature, top_p, sampling_top_k)
+    check_prompts(input_ids, attention_mask, max_new_tokens, None)
+    check_target(target, needs_masks=input_ids.shape[0] > 1)
+    sampling = Sampling(temperature, top_p, sampling_top_k, generator)
+    answers = Answers(input_ids, max_new_tokens, eos_token_ids)
+    run = TargetRun(target, input_ids, attention_mask, room=max_new_tokens)
+    newest = sampling.choose(target.logits(run.last_of_prompt(run.read_prompt().last_hidden)))
+    kept = answers.extend(newest.tolist())
+    while answers.rows:
+        if kept is not None:
+            index = torch.tensor(kept, device=target.device)
+            run.select(kept, index)
+            newest = newest[index]
+        newest = sampling.choose(run.logits_of(newest))
+        kept = answers.extend(newest.tolist())
+        run.lengths = run.lengths.grown([1] * len(newest), torch.ones_like(run.lengths.device))
+    return answers.tokens
+
+
+def _pad_token_id(target, eos_token_ids: Collection[int]) -> int:
+    pad = getattr(target.config, "pad_token_id", None)
+    return pad if pad is not None else min(eos_token_ids, default=0)

@@ -1,0 +1,158 @@
+"""The target's side of decoding: its cache, the lengths of the rows, one forward a round."""
+
+import inspect
+from weakref import WeakKeyDictionary
+
+import torch
+
+from ..targets.target import FrozenTarget, TargetFeatures
+from .caches import Lengths, SlotCache, check_cache
+from .tree import DraftTree
+
+
+# attention implementations that take a 4-D mask of numbers to add
+MASKED_ATTENTION = ("eager", "sdpa")
+_checked: WeakKeyDictionary = WeakKeyDictionary()  # models that were seen to obey a 4-D mask
+
+
+class TargetRun:
+    """Prompts of a batch and what the target has verified behind them.
+
+    Args:
+        target: the target.
+        input_ids: `(rows, length)`, padded on the left.
+        attention_mask: `(rows, length)`, 0 on padding; no padding when `None`.
+        room: tokens that will stand behind a prompt at most, drafted ones included.
+
+    Attributes:
+        lengths: verified tokens of every row, prompt included. The newest token of an answer is not among them: it is
+            the first of the next round's window.
+    """
+
+    def __init__(self, target: FrozenTarget, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, room: int):
+        self.target = target
+        input_ids = input_ids.to(target.device)
+        self.input_ids, self.lengths = _without_left_padding(input_ids, attention_mask)
+        self.limit = self.lengths.high + room
+        self.cache = SlotCache(self.lengths, self.limit)
+
+    def read_prompt(self) -> TargetFeatures:
+        """The prompts' forward, each from the first slot on, so that no token sees what follows a shorter prompt."""
+        self.cache.place(Lengths([0] * len(self.lengths.host), torch.zeros_like(self.lengths.device)))
+        return self.target(self.input_ids, past_key_values=self.cache, use_cache=True)
+
+    def last_of_prompt(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The rows of every prompt's last token, `(rows, 1, hidden)`."""
+        if self.lengths.uniform:
+            return hidden[:, -1:]
+        index = (self.lengths.device - 1)[:, None, None].expand(-1, 1, hidden.shape[-1])
+        return hidden.gather(1, index)
+
+    def _place_window(self, size: int, tree: DraftTree | None = None) -> dict:
+        """Where a window of `size` tokens stands and what it sees: further arguments of the target's forward.
+
+        A chain behind rows of one length needs none: the target's own positions and causal mask are right.
+        """
+        self.cache.place(self.lengths)
+        if tree is None and self.lengths.uniform:
+            return {}
+        device = self.lengths.device.device
+        if tree is None:
+            steps = torch.arange(size, device=device)[None]
+            seen = torch.ones(1, size, size, dtype=torch.bool, device=device).tril()
+        else:
+            steps, seen = tree.depths, tree.ancestors
+        positions = self.lengths.device[:, None] + steps
+        return {"position_ids": positions, "attention_mask": self._masks(positions, self.lengths.visible(seen))}
+
+    def verify(self, window: torch.Tensor, tree: DraftTree | None = None) -> TargetFeatures:
+        """The round's forward over `(rows, n)`: the newest verified token of each row and the drafted ones."""
+        arguments = self._place_window(window.shape[1], tree)
+        return self.target(window, past_key_values=self.cache, use_cache=True, **arguments)
+
+    def logits_of(self, newest: torch.Tensor) -> torch.Tensor:
+        """Logits `(rows, 1, vocabulary)` behind the newest token of each row `(rows, 1)`, by the plain forward."""
+        arguments = self._place_window(1)
+        arguments[self.target.cache_argument] = self.cache
+        return self.target.model(input_ids=newest, use_cache=True, **arguments).logits
+
+    def select(self, kept: list[int], kept_on_device: torch.Tensor) -> None:
+        self.lengths = self.lengths.select(kept, kept_on_device)
+        self.cache.select(kept_on_device)
+
+    def _masks(self, positions: torch.Tensor, visible: torch.Tensor):
+        """Additive 4-D masks; one for each kind of layer where the target has several."""
+        config = self.target.config
+        window = getattr(config, "sliding_window", None)
+        kinds = set(
+            getattr(config, "layer_types", None) or ["full_attention" if window is None else "sliding_attention"]
+        )
+        masks = {}
+        for kind in kinds:
+            seen = visible
+            if kind == "sliding_attention":
+                seen = visible & (self._slot_positions(positions, visible.shape[-1]) > positions[..., None] - window)
+            mask = torch.zeros(seen.shape, dtype=self.target.dtype, device=seen.device)
+            masks[kind] = mask.masked_fill_(~seen, torch.finfo(mask.dtype).min)[:, None]
+        return masks if len(kinds) > 1 else masks.popitem()[1]
+
+    def _slot_positions(self, positions: torch.Tensor, slots: int) -> torch.Tensor:
+        """`(rows, 1, slots)`: a verified token's slot is its position, a window's tokens have theirs."""
+        own = torch.arange(slots, device=positions.device).repeat(positions.shape[0], 1)
+        index = self.lengths.device[:, None] + torch.arange(positions.shape[1], device=positions.device)
+        return own.scatter(1, index, positions)[:, None]
+
+
+def _without_left_padding(input_ids: torch.Tensor, attention_mask: torch.Tensor | None):
+    """`(rows, longest)` with every prompt at the left, and the prompts' lengths."""
+    rows, length = input_ids.shape
+    if attention_mask is None:
+        return input_ids, Lengths([length] * rows, torch.full((rows,), length, device=input_ids.device))
+    counts = attention_mask.to(input_ids.device).long().sum(1)
+    host = counts.tolist()
+    if min(host) == length:
+        return input_ids, Lengths(host, counts)
+    source = torch.arange(max(host), device=input_ids.device) + (length - counts)[:, None]
+    return input_ids.gather(1, source.clamp_max(length - 1)), Lengths(host, counts)
+
+
+def check_target(target: FrozenTarget, needs_masks: bool) -> None:
+    """Raises a `ValueError` when this target cannot verify: its cache cannot be taken back, or it obeys no 4-D mask.
+
+    A mask is needed for draft trees and for batches; a chain for one prompt works without.
+    """
+    check_cache(target)
+    model = target.model
+    if not needs_masks or model in _checked:
+        return
+    name, what = type(model).__name__, "which draft trees and batches need; decode one prompt at a time with a chain"
+    implementation = target.config._attn_implementation
+    if implementation not in MASKED_ATTENTION:
+        raise ValueError(
+            f"`target` was loaded with `attn_implementation={implementation!r}`, which takes no 4-D attention mask, "
+            f"{what}, or load it with one of {', '.join(MASKED_ATTENTION)}."
+        )
+    kinds = set(getattr(target.config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    takes_positions = "position_ids" in inspect.signature(model.forward).parameters
+    if kinds or not takes_positions or not _obeys_masks(target):
+        raise ValueError(f"`target` is a {name}, which does not obey a 4-D attention mask with positions, {what}.")
+    _checked[model] = True
+
+
+@torch.no_grad()
+def _obeys_masks(target: FrozenTarget) -> bool:
+    """Whether a hidden token is as good as an absent one: three forwards of up to three tokens, once a model."""
+    ids = torch.tensor([[1, 2, 3]], device=target.device) % target.vocab_size
+    positions = torch.tensor([[0, 1, 1]], device=target.device)
+    seen = torch.tensor([[[1, 0, 0], [1, 1, 0], [1, 0, 1]]], dtype=torch.bool, device=target.device)
+    run = TargetRun(target, ids, None, room=0)
+    run.lengths = Lengths([0], torch.zeros(1, dtype=torch.long, device=target.device))
+    run.cache.place(run.lengths)
+    try:
+        masks = run._masks(positions, seen)
+        hidden = target(ids, attention_mask=masks, position_ids=positions, past_key_values=run.cache, use_cache=True)
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
+        return False
+    absent, ignored = target(ids[:, ::2]), target(ids)
+    last = [features.last_hidden[:, -1].float() for features in (hidden, absent, ignored)]
+    return bool((last[0] - last[1]).norm() < (last[0] - last[2]).norm())

@@ -1,0 +1,95 @@
+"""What of a draft is kept: the target's choice at every drafted place decides, be it its best token or a drawn one.
+
+Drafted candidates are given, not drawn, so the lossless rule of speculative sampling (arXiv 2211.17192; for trees,
+EAGLE-2) reads: accept candidate x with the target's p(x); on rejection set p(x) to zero, renormalise, try the next
+sibling; when none is accepted, draw from what is left. Drawing ONE token from p and keeping the sibling that equals it
+is the same experiment: x is kept with p(x), given that the first was not its sibling y with p(y) / (1 - p(x)), and a
+token that equals no sibling is distributed as p without them. So the choice at each place is drawn first, and greedy
+decoding is the case where it is the most probable token.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from .tree import DraftTree
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the target chooses a token: the most probable one at `temperature` 0, else a drawn one.
+
+    The order is that of `transformers`: temperature, then `top_k`, then `top_p`.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int | None = None
+    generator: torch.Generator | None = None
+
+    def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
+        """`(..., vocabulary)` in float32."""
+        logits = logits.float() / self.temperature
+        if self.top_k is not None and self.top_k < logits.shape[-1]:
+            least = logits.topk(self.top_k, dim=-1).values[..., -1:]
+            logits = logits.masked_fill(logits < least, -torch.inf)
+        if self.top_p < 1.0:
+            ordered, index = logits.sort(dim=-1)
+            tail = ordered.softmax(-1).cumsum(-1) <= 1 - self.top_p
+            tail[..., -1] = False  # the most probable token always stays
+            logits = logits.masked_fill(tail.scatter(-1, index, tail), -torch.inf)
+        return logits.softmax(-1)
+
+    def choose(self, logits: torch.Tensor) -> torch.Tensor:
+        """`(..., vocabulary)` -> `(...)`."""
+        if self.temperature == 0:
+            return logits.argmax(-1)
+        probs = self.probabilities(logits)
+        # the race of exponential clocks: what `torch.multinomial` does, without its look at the values from the host
+        return (probs / torch.empty_like(probs).exponential_(generator=self.generator)).argmax(-1)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a round yields.
+
+    Attributes:
+        accepted: `(rows,)`, drafted tokens that were kept.
+        chosen: `(rows, deepest + 1)`, the target's choices along the kept path: the kept tokens, the one behind them,
+            and then nothing of meaning.
+        path: `(rows, deepest + 1)`, places in the window that the kept path goes through, the root first; `None` in a
+            chain, where they are 0, 1, 2, ...
+    """
+
+    accepted: torch.Tensor
+    chosen: torch.Tensor
+    path: torch.Tensor | None = None
+
+
+def judge(
+    logits: torch.Tensor, window: torch.Tensor, tree: DraftTree | None, deepest: int, sampling: Sampling
+) -> Verdict:
+    """
+    Judges a round by the target's logits.
+
+    Args:
+        logits: `(rows, n + 1, vocabulary)` of the window.
+        window: `(rows, n + 1)`: the newest verified token and the drafted ones.
+        tree ([`DraftTree`] or `None`): how they hang together; a chain when `None`.
+        deepest (`int`): the most drafted tokens that can be kept.
+        sampling ([`Sampling`]): how the target chooses.
+    """
+    return keep_chosen(sampling.choose(logits), window, tree, deepest)
+
+
+def keep_chosen(choices: torch.Tensor, window: torch.Tensor, tree: DraftTree | None, deepest: int) -> Verdict:
+    """The drafted tokens that equal the target's choice `(rows, n + 1)` behind their parent, back to the root."""
+    if tree is None:
+        right = window[:, 1:] == choices[:, :-1]
+        return Verdict(accepted=right.long().cumprod(1).sum(1), chosen=choices)
+    right = window == choices.gather(1, tree.parents)
+    right[:, 0] = True
+    kept = ~(tree.ancestors & ~right[:, None]).any(-1)  # siblings differ: at most one node of a level
+    # nodes are ordered by level, so the kept ones, moved to the front in their order, are the path
+    path = kept.long().sort(dim=1, descending=True, stable=True).indices[:, : deepest + 1]
+    return Verdict(accepted=kept.sum(1) - 1, chosen=choices.gather(1, path), path=path)
