@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.nn.functional import linear
 from transformers import AutoModelForCausalLM, Cache, PreTrainedModel
 
 from .architectures import check_tap_ids, find_decoder_parts, logit_transform
+from .few_rows import few_rows_linear
 
 
 TAP_METHODS = ("hooks", "output_hidden_states")
@@ -231,7 +231,7 @@ class FrozenTarget:
     @torch.no_grad()
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """The target's logits `(..., vocabulary)` of post-norm hidden states `(..., hidden)`."""
-        return self._transform(linear(hidden, self.head_weight(), self.parts.head.bias))
+        return self._transform(few_rows_linear(hidden, self.head_weight(), self.parts.head.bias))
 
     @torch.no_grad()
     def distribution(
