@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn.functional import linear
 from transformers import AutoModelForCausalLM, Cache, PreTrainedModel
 
 from .architectures import check_tap_ids, find_decoder_parts, logit_transform
@@ -253,7 +254,8 @@ class FrozenTarget:
         """
         parts = []
         for rows in hidden.split(chunk):
-            logits = self.logits(rows)
+            # not `self.logits`: how a batch happens to be split must not change how it is rounded
+            logits = self._transform(linear(rows, self.head_weight(), self.parts.head.bias))
             seen = (logits if draft_ids is None else logits.index_select(-1, draft_ids)).float()
             best, argmax = seen.max(-1)
             # the largest logit is enough to know whether the draft vocabulary holds it: an argmax is 4x dearer
