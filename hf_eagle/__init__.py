@@ -7,6 +7,7 @@ __version__ = "0.1.0"
 
 # public name -> module; imported on first use, so that `--help` and the argument parser need no torch
 _PUBLIC = {
+    "AcceptanceLength": "evaluation.metrics",
     "AcceptanceLengthCallback": "callbacks",
     "DraftObjective": "objectives",
     "EagleArgumentParser": "parser",
@@ -16,6 +17,7 @@ _PUBLIC = {
     "EagleTrainingArguments": "training_arguments",
     "FrozenTarget": "targets.target",
     "LlamaForCausalLMEagle3": "drafts.modeling_eagle3",
+    "StepAccuracy": "evaluation.metrics",
     "VocabularyMapping": "drafts.vocabulary",
     "build_dataset": "data.conversations",
     "load_draft": "drafts.build",

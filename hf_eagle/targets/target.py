@@ -11,6 +11,7 @@ from torch.nn.functional import linear
 from transformers import AutoModelForCausalLM, Cache, PreTrainedModel
 
 from .architectures import check_tap_ids, find_decoder_parts, logit_transform
+from .few_rows import few_rows_linear
 from .packed_attention import (
     CannotStandIn,
     Segments,
@@ -296,7 +297,7 @@ class FrozenTarget:
     @torch.no_grad()
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """The target's logits `(..., vocabulary)` of post-norm hidden states `(..., hidden)`."""
-        return self._transform(linear(hidden, self.head_weight(), self.parts.head.bias))
+        return self._transform(few_rows_linear(hidden, self.head_weight(), self.parts.head.bias))
 
     @torch.no_grad()
     def distribution(
@@ -318,7 +319,8 @@ class FrozenTarget:
         """
         parts = []
         for rows in hidden.split(chunk):
-            logits = self.logits(rows)
+            # not `self.logits`: how a batch happens to be split must not change how it is rounded
+            logits = self._transform(linear(rows, self.head_weight(), self.parts.head.bias))
             seen = (logits if draft_ids is None else logits.index_select(-1, draft_ids)).float()
             best, argmax = seen.max(-1)
             # the largest logit is enough to know whether the draft vocabulary holds it: an argmax is 4x dearer
