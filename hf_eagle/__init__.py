@@ -7,6 +7,8 @@ __version__ = "0.1.0"
 
 # public name -> module; imported on first use, so that `--help` and the argument parser need no torch
 _PUBLIC = {
+    "AcceptanceLength": "evaluation.metrics",
+    "AcceptanceLengthCallback": "callbacks",
     "DraftObjective": "objectives",
     "Eagle1Config": "drafts.configuration_eagle",
     "EagleArgumentParser": "parser",
@@ -17,14 +19,17 @@ _PUBLIC = {
     "FrozenTarget": "targets.target",
     "LlamaForCausalLMEagle": "drafts.modeling_eagle",
     "LlamaForCausalLMEagle3": "drafts.modeling_eagle3",
+    "StepAccuracy": "evaluation.metrics",
     "VocabularyMapping": "drafts.vocabulary",
     "build_dataset": "data.conversations",
-    "speculative_generate": "decoding.generate",
     "load_draft": "drafts.build",
+    "load_prompts": "evaluation.prompts",
     "load_records": "data.conversations",
     "measure_acceptance": "evaluation.acceptance",
     "new_draft": "drafts.build",
     "pack_dataset": "data.packing",
+    "speculative_generate": "decoding.generate",
+    "target_generate": "decoding.generate",
 }
 
 __all__ = sorted(_PUBLIC)

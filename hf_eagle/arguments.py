@@ -85,12 +85,25 @@ class DataArguments:
         "that of the conversations; `per_device_train_batch_size` and `per_device_eval_batch_size` then count rows.",
     )
     preprocessing_workers: int | None = _arg(None, "Processes that tokenise.")
+    acceptance_prompts: str | None = _arg(
+        None,
+        "Prompts (.jsonl, .json, .txt) that are decoded during training, and at evaluations, to measure acceptance.",
+    )
+    acceptance_steps: int | None = _arg(
+        None, "Optimizer steps between measurements of acceptance; unset: at evaluations only."
+    )
+    acceptance_num_prompts: int = _arg(16, "Take the first so many of `acceptance_prompts`.")
 
     def __post_init__(self):
         if not 0 <= self.eval_share < 1:
             raise ValueError(f"`eval_share` must be at least 0 and below 1, got {self.eval_share}.")
         if self.max_length < 4:
             raise ValueError(f"`max_length` must be at least 4 tokens, got {self.max_length}.")
+        if self.acceptance_steps is not None and self.acceptance_prompts is None:
+            raise ValueError(f"`acceptance_steps` is {self.acceptance_steps}, but `acceptance_prompts` names no file.")
+        for name in ("acceptance_steps", "acceptance_num_prompts"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
 
 
 @dataclass

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase, Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from .arguments import refuse_other_methods
+from .callbacks import AcceptanceLengthCallback
 from .checkpoints import (
     WRITE_ERRORS,
     check_tensors,
@@ -193,6 +194,9 @@ class EagleTrainer(Trainer):
         self._eval_totals = StepTotals()
         output = super().evaluation_loop(dataloader, description, *args, metric_key_prefix=metric_key_prefix, **kwargs)
         metrics = self._eval_totals.metrics(self.accelerator, self._step_weights)
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, AcceptanceLengthCallback):  # here, so that early stopping and the best model see it
+                metrics["acceptance_length"] = round(callback.measure(), 4)
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
         return output
 

@@ -35,7 +35,14 @@ class BenchmarkArguments:
     supervised_share: float = field(default=0.4, metadata={"help": "Share of a turn that is the answer."})
     turns: int | None = field(default=None, metadata={"help": "Turns of a row; one every 512 tokens by default."})
     ttt_steps: int = field(default=7, metadata={"help": "Steps of the training-time test."})
-    draft_vocab_size: int | None = field(default=None, metadata={"help": "The preset's by default."})
+    hidden_size: int | None = field(default=None, metadata={"help": "This and the next seven override the preset."})
+    intermediate_size: int | None = field(default=None, metadata={"help": "Width of the MLP."})
+    num_attention_heads: int | None = field(default=None, metadata={"help": "Query heads."})
+    num_key_value_heads: int | None = field(default=None, metadata={"help": "Key and value heads."})
+    head_dim: int | None = field(default=None, metadata={"help": "Width of a head."})
+    vocab_size: int | None = field(default=None, metadata={"help": "The target's vocabulary."})
+    draft_vocab_size: int | None = field(default=None, metadata={"help": "The draft's; with --data all by default."})
+    num_hidden_layers: int | None = field(default=None, metadata={"help": "The target's layers."})
     dtype: Literal["float32", "bfloat16"] = field(
         default="float32", metadata={"help": "bfloat16: mixed precision of the draft, and the target's dtype."}
     )

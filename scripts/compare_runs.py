@@ -2,8 +2,8 @@
 
     python scripts/compare_runs.py --runs outputs/float32 outputs/bf16 --output_png curves.png
 
-Each run is an output folder (or a checkpoint) that holds `trainer_state.json`. The distance is set beside the first run's
-own unrest: how much its logged loss differs from one log to the next.
+Each run is an output folder (or a checkpoint) that holds `trainer_state.json`. The distance is set beside the first
+run's own unrest: how much its logged loss differs from one log to the next.
 """
 
 import json

@@ -1,10 +1,14 @@
-"""Measures a draft: decodes prompts greedily with it and with the target alone, and writes the counts as JSON.
+"""Measures a draft: decodes prompts with it and with the target alone, in alternation, and writes the counts as JSON.
 
     python scripts/evaluate_draft.py --target assets/smollm2-135m-instruct --draft outputs/quickstart \
         --prompts question.jsonl --num_speculative_tokens 3 --output_json acceptance.json
+    ... --sweep_tokens 1..8                                   also chains of 1 to 8 tokens: which is the fastest?
+    ... --method tree --depth 5 --top_k 8 --total_tokens 40   EAGLE-2's dynamic draft tree
+    ... --temperature 0.7 --top_p 0.9                         drawn answers, the target's distribution
 
-The counts (drafts, accepted tokens, accepted per position) are those that vLLM reports for the same prompts, and in
-float32 the output is the target's own, token for token. A field can also stand in a YAML file given with --config.
+A chain's counts (drafts, accepted tokens, accepted per position) are those that vLLM reports for the same prompts, and
+in float32 greedy output is the target's own, token for token. Pictures of the result are drawn beside the JSON. A field
+can also stand in a YAML file given with --config.
 """
 
 import json
@@ -20,12 +24,35 @@ class EvaluationArguments:
     draft: str = field(metadata={"help": "The draft's checkpoint folder or hub id."})
     prompts: str = field(
         metadata={
-            "help": 'Prompts: .jsonl of MT-Bench\'s form {"turns": [...]} (first turns are taken), {"messages": [...]} '
-            'or {"prompt": ...} (HumanEval; .gz is read too), or .txt with one prompt a line.'
+            "help": 'Prompts: .jsonl of MT-Bench\'s form {"turns": [...]}, {"messages": [...]}, '
+            'ShareGPT\'s {"conversations": [...]} or {"prompt": ...} (HumanEval; .gz is read too), or .txt with one '
+            "prompt a line."
         }
     )
     output_json: str = field(metadata={"help": "Where the result is written."})
-    num_speculative_tokens: int = field(default=3, metadata={"help": "Tokens drafted for each target forward (K)."})
+    method: Literal["chain", "tree"] = field(
+        default="chain", metadata={"help": "Draft a chain of tokens, or EAGLE-2's dynamic tree."}
+    )
+    num_speculative_tokens: int | None = field(
+        default=None, metadata={"help": "Chain: tokens drafted for each target forward (K); 3 when unset."}
+    )
+    depth: int | None = field(default=None, metadata={"help": "Tree: its levels; 5 when unset."})
+    top_k: int | None = field(
+        default=None, metadata={"help": "Tree: nodes expanded a level, and children of each; 8 when unset."}
+    )
+    total_tokens: int | None = field(
+        default=None, metadata={"help": "Tree: nodes that the target verifies; 40 when unset."}
+    )
+    temperature: float = field(default=0.0, metadata={"help": "0 decodes greedily, above it tokens are drawn."})
+    top_p: float = field(default=1.0, metadata={"help": "Draw from the most probable tokens of this mass."})
+    sampling_top_k: int | None = field(default=None, metadata={"help": "Draw from so many most probable tokens."})
+    seed: int = field(default=0, metadata={"help": "Where draws come from."})
+    batch_size: int = field(default=1, metadata={"help": "Prompts decoded together."})
+    turns: int = field(default=1, metadata={"help": "Turns decoded of prompts that have several; MT-Bench's have 2."})
+    sweep_tokens: str | None = field(
+        default=None,
+        metadata={"help": "Chain: also measure these K, as `1..8` or `1,2,4`, in alternation with each other."},
+    )
     max_new_tokens: int = field(default=64, metadata={"help": "Longest answer, in tokens."})
     num_prompts: int | None = field(default=None, metadata={"help": "Take the first so many prompts; all by default."})
     dtype: Literal["float32", "bfloat16", "float16"] = field(
@@ -41,10 +68,21 @@ class EvaluationArguments:
     )
 
     def __post_init__(self):
-        for name in ("num_speculative_tokens", "max_new_tokens", "num_prompts"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"`{name}` must be at least 1, but is {value}.")
+        if self.num_prompts is not None and self.num_prompts < 1:
+            raise ValueError(f"`num_prompts` must be at least 1, but is {self.num_prompts}.")
+        if self.sweep_tokens is not None:
+            if self.method != "chain":
+                raise ValueError(f"`sweep_tokens` measures chains, but `method` is {self.method!r}; leave one out.")
+            self.sweep_tokens = parse_counts(self.sweep_tokens)
+
+
+def parse_counts(text: str) -> list[int]:
+    """`1..4` or `1,2,3,4` -> the numbers; `ValueError` for anything else."""
+    first, _, last = text.partition("..")
+    parts = [first, last] if last else text.split(",")
+    if not all(part.strip().isdecimal() and int(part) for part in parts) or (last and int(first) > int(last)):
+        raise ValueError(f"`sweep_tokens` must be numbers from 1 on, as `1..8` or `1,2,4`, but is {text!r}.")
+    return list(range(int(first), int(last) + 1)) if last else [int(part) for part in parts]
 
 
 def main():
@@ -55,15 +93,20 @@ def main():
     (args,) = parser.parse_args_and_config()
     # everything that can be wrong with the input is found before a token is decoded
     try:
-        target, draft, tokenizer, prompts = load(args)
+        settings = decoding_settings(args)
+        target, draft, tokenizer, prompts = load(args, settings)
     except (OSError, ValueError) as error:
         raise SystemExit(f"error: {error}") from error
 
-    from hf_eagle.evaluation.acceptance import decode_prompts, summarize
+    from hf_eagle.evaluation.acceptance import decode_prompts, sweep_speculative_tokens
+    from hf_eagle.evaluation.plots import plot_acceptance, plot_sweep
+    from hf_eagle.evaluation.summary import summarize
 
-    limits = {"num_speculative_tokens": args.num_speculative_tokens, "max_new_tokens": args.max_new_tokens}
-    runs = decode_prompts(target, draft, tokenizer, prompts, compare_to_target=args.compare_to_target, **limits)
-    result = summarize(runs, **limits)
+    models = (target, draft, tokenizer, prompts)
+    found = decode_prompts(*models, settings, compare_to_target=args.compare_to_target)
+    result = summarize(found)
+    if args.sweep_tokens:
+        result["sweep"] = sweep_speculative_tokens(*models, args.sweep_tokens, settings)
     result |= {
         "target": args.target,
         "draft": args.draft,
@@ -73,13 +116,26 @@ def main():
     }
     write_json(args.output_json, result)
     if args.output_tokens:
-        fields = [(run.prompt.id, run.prompt_token_ids, run.token_ids) for run in runs]
+        fields = [(run.prompt.id, run.prompt_token_ids, run.token_ids) for run in found.runs]
         names = ("id", "prompt_token_ids", "token_ids")
         write_json(args.output_tokens, [dict(zip(names, values, strict=True)) for values in fields])
+    picture = Path(args.output_json).with_suffix("")
+    plot_acceptance(result, f"{picture}.png")
+    if args.sweep_tokens:
+        plot_sweep(result["sweep"], f"{picture}_sweep.png")
     print(describe(result))
 
 
-def load(args: EvaluationArguments):
+def decoding_settings(args: EvaluationArguments):
+    """The arguments that say how to decode; `ValueError` where they do not fit together."""
+    from dataclasses import fields
+
+    from hf_eagle.evaluation.acceptance import DecodingSettings
+
+    return DecodingSettings(**{known.name: getattr(args, known.name) for known in fields(DecodingSettings)})
+
+
+def load(args: EvaluationArguments, settings):
     """Target, draft, tokenizer and prompts, all of which fit together; `OSError` or `ValueError` where they do not."""
     from hf_eagle.evaluation.prompts import encode_prompt, load_prompts
 
@@ -89,7 +145,8 @@ def load(args: EvaluationArguments):
     from transformers import AutoTokenizer
 
     from hf_eagle import load_draft
-    from hf_eagle.decoding.chain import check_draft_fits
+    from hf_eagle.decoding.checks import check_draft_fits
+    from hf_eagle.decoding.target_run import check_target
     from hf_eagle.targets.target import FrozenTarget
 
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -98,6 +155,8 @@ def load(args: EvaluationArguments):
     tap_ids = draft.config.eagle_aux_hidden_state_layer_ids
     target = FrozenTarget.from_pretrained(args.target, tap_ids=tap_ids, dtype=dtype, device=device)
     check_draft_fits(target, draft)
+    settings.shape.check_vocabulary(draft)
+    check_target(target, needs_masks=settings.shape.tree or settings.batch_size > 1)
     draft.to(device).eval()
     draft.attach(target)
 
@@ -113,7 +172,7 @@ def write_json(path: str, content) -> None:
 
 
 def describe(result: dict) -> str:
-    """The result in two or three lines for a terminal."""
+    """The result in a few lines for a terminal."""
     length = "not measured" if result["acceptance_length"] is None else f"{result['acceptance_length']:.3f}"
     accepted = ", ".join(map(str, result["accepted_per_position"]))
     lines = [
@@ -121,8 +180,22 @@ def describe(result: dict) -> str:
         f"{result['num_speculative_tokens']} of {result['drafts']} drafts, {result['num_prompts']} prompts",
         f"{result['tokens_per_second']:.1f} tokens/s with the draft",
     ]
+    if result["acceptance_length_interval"] is not None:
+        low, high = result["acceptance_length_interval"]
+        lines[0] += f" (95% interval over prompts: {low:.3f} to {high:.3f})"
+    if result["target_only_tokens_per_second"] is not None:
+        speeds = result["tokens_per_second"], result["target_only_tokens_per_second"]
+        lines[-1] += f", {speeds[1]:.1f} without it ({speeds[0] / speeds[1]:.2f} times as many)"
+    if result["draft_seconds_per_round"] is not None:
+        drafting, verifying = (1000 * result[f"{who}_seconds_per_round"] for who in ("draft", "target"))
+        lines.append(f"a round: {drafting:.1f} ms of drafting, {verifying:.1f} ms of the target's forward")
+    for found in result.get("sweep", []):
+        drafted, accepted = found["num_speculative_tokens"], found["acceptance_length"]
+        lines.append(
+            f"K = {drafted}: {found['tokens_per_second']:.1f} tokens/s, acceptance length "
+            + ("not measured" if accepted is None else f"{accepted:.3f}")
+        )
     if result["identical_to_target"] is not None:
-        lines[-1] += f", {result['target_only_tokens_per_second']:.1f} without it"
         lines.append("output identical to the target's")
         if not result["identical_to_target"]:
             lines[-1] = "output NOT identical to the target's, first at prompt {prompt!r}, token {token}".format(

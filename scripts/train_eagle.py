@@ -46,9 +46,11 @@ def main() -> None:
 
     from transformers import AutoTokenizer, set_seed
 
+    from hf_eagle.callbacks import AcceptanceLengthCallback
     from hf_eagle.checkpoints import refuse_other_run, resolve_resume
     from hf_eagle.distributed import leave
-    from hf_eagle.evaluation.plots import plot_training
+    from hf_eagle.evaluation.plots import plot_acceptance_history, plot_training
+    from hf_eagle.evaluation.prompts import load_prompts
     from hf_eagle.targets.target import FrozenTarget
     from hf_eagle.trainer import EagleTrainer
 
@@ -60,6 +62,9 @@ def main() -> None:
     resume = resolve_resume(args.output_dir, args.resume_from_checkpoint)
     if resume is None and args.resume_from_checkpoint is None:
         refuse_other_run(args.output_dir, args.overwrite)
+    prompts = data_args.acceptance_prompts and load_prompts(
+        data_args.acceptance_prompts, limit=data_args.acceptance_num_prompts
+    )
 
     tokenizer = AutoTokenizer.from_pretrained(
         target_args.target,
@@ -89,6 +94,12 @@ def main() -> None:
         eval_dataset=held_out,
         processing_class=tokenizer,
     )
+    if prompts:
+        method = "tree" if draft_args.method == "eagle2" else "chain"
+        measured = AcceptanceLengthCallback(
+            trainer, tokenizer, prompts, every_steps=data_args.acceptance_steps, method=method
+        )
+        trainer.add_callback(measured)
     result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     trainer.save_model()
     trainer.save_state()
@@ -97,6 +108,7 @@ def main() -> None:
         trainer.save_metrics("eval", trainer.evaluate())
     if trainer.is_world_process_zero():
         plot_training(trainer.state.log_history, Path(args.output_dir) / "training.png")
+        plot_acceptance_history(trainer.state.log_history, Path(args.output_dir) / "acceptance_history.png")
         logger.info("The draft is in %s: vLLM and SGLang load that folder as it is.", args.output_dir)
     leave()
 

@@ -32,9 +32,9 @@ def make_target(config_class=LlamaConfig, tap_ids=(0, 2, 3), **overrides):
     return FrozenTarget(model, tap_ids=list(tap_ids))
 
 
-def random_prompts(count, length, seed):
+def random_prompts(count, length, seed, vocab=VOCAB):
     generator = torch.Generator().manual_seed(seed)
-    return torch.randint(1, VOCAB, (count, length), generator=generator)
+    return torch.randint(1, vocab, (count, length), generator=generator)
 
 
 def generate(target, input_ids, max_new_tokens, eos_token_ids=()):
@@ -51,16 +51,17 @@ def generate(target, input_ids, max_new_tokens, eos_token_ids=()):
 def make_draft(target, draft_vocab_size=None, tap_ids=None, steps=60, **flags):
     """A draft that was taught a little on the target's own answers, so that it is right now and then."""
     torch.manual_seed(1)
+    vocab = target.vocab_size
     config = EagleConfig.from_target(target.config, draft_vocab_size=draft_vocab_size, tap_ids=tap_ids, **flags)
     draft = LlamaForCausalLMEagle3(config)
     draft.set_target_embeddings(target.embedding_weight())
-    answers = generate(target, random_prompts(24, 4, seed=2), 30)
+    answers = generate(target, random_prompts(24, 4, seed=2, vocab=vocab), 30)
     if draft_vocab_size is not None:
-        counts = torch.bincount(answers.flatten(), minlength=VOCAB)
-        draft.set_vocabulary(VocabularyMapping.from_token_ids(counts.topk(draft_vocab_size).indices, VOCAB))
+        counts = torch.bincount(answers.flatten(), minlength=vocab)
+        draft.set_vocabulary(VocabularyMapping.from_token_ids(counts.topk(draft_vocab_size).indices, vocab))
 
-    to_draft = torch.full((VOCAB,), -100)
-    own_ids = torch.arange(VOCAB) if draft.draft_ids is None else draft.draft_ids
+    to_draft = torch.full((vocab,), -100)
+    own_ids = torch.arange(vocab) if draft.draft_ids is None else draft.draft_ids
     to_draft[own_ids] = torch.arange(len(own_ids))
     taps, length = target(answers).taps, answers.shape[1]
     rows = torch.arange(answers.numel()).view(answers.shape)[:, : length - TTT_STEPS - 1].flatten()

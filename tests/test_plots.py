@@ -3,7 +3,15 @@ import math
 import pytest
 from PIL import Image
 
-from hf_eagle.evaluation.plots import plot_acceptance, plot_training, series
+from hf_eagle.evaluation.plots import (
+    plot_acceptance,
+    plot_acceptance_history,
+    plot_growth,
+    plot_runs,
+    plot_sweep,
+    plot_training,
+    series,
+)
 
 
 ACCEPTANCE = {"drafts": 200, "accepted_per_position": [80, 30, 10], "acceptance_length": 1.6}
@@ -47,6 +55,13 @@ def test_a_single_logged_step_can_be_drawn(tmp_path):
     assert plot_training(log_history(10, False), tmp_path / "one.png").stat().st_size > 1000
 
 
+def test_runs_and_growth_are_drawn(tmp_path):
+    curves = {"float32": ([10, 20, 30], [3.0, 2.0, 1.5]), "bf16": ([10, 20], [3.1, 2.1])}
+    assert Image.open(plot_runs(curves, tmp_path / "runs.png")).size == (1260, 476)
+    panels = {"seconds": {"fast": [1.0, 2.1], "eager": [4.0, 15.0]}, "MiB": {"fast": [10.0, 20.0]}}
+    assert Image.open(plot_growth("length", [512, 1024], panels, tmp_path / "growth.png")).size == (1260, 476)
+
+
 def test_a_resumed_run_counts_each_step_once_with_its_last_value():
     history = [{"step": 20, "loss": 3.0}, {"step": 10, "loss": 5.0}, {"step": 20, "loss": 2.0}, {"step": 30, "x": 1}]
     assert series(history, "loss") == ([10, 20], [5.0, 2.0])
@@ -67,3 +82,24 @@ def test_nothing_drafted_gives_no_plot(tmp_path):
     nothing = {"drafts": 0, "accepted_per_position": [0, 0, 0], "acceptance_length": None}
     assert plot_acceptance(nothing, tmp_path / "none.png") is None
     assert not list(tmp_path.iterdir())
+
+
+def test_measured_acceptance_over_training_is_drawn_where_it_was_measured(tmp_path):
+    history = log_history(100, True)
+    assert plot_acceptance_history(history, tmp_path / "none.png") is None
+    history += [{"step": step, "eval_acceptance_length": 1 + step / 100} for step in (40, 80)]
+    history += [{"step": 60, "acceptance_length": 1.6}]
+    assert has_color(plot_acceptance_history(history, tmp_path / "some.png"), "#d1793b")
+    assert not (tmp_path / "none.png").exists()
+
+
+@pytest.mark.parametrize("alone", [20.0, None])
+def test_a_sweep_shows_the_target_alone_where_it_was_run(tmp_path, alone):
+    sweep = [
+        {"num_speculative_tokens": k, "acceptance_length": length, "tokens_per_second": 20 + k}
+        | {"target_only_tokens_per_second": alone}
+        for k, length in ((1, 1.3), (2, 1.5), (3, None))
+    ]
+    path = plot_sweep(sweep, tmp_path / "sweep.png")
+    assert has_color(path, "#d1793b") == (alone is not None) and has_color(path, "#3b6fb6")
+    assert plot_sweep([], tmp_path / "none.png") is None

@@ -27,15 +27,32 @@ def user(content):
     return [{"role": "user", "content": content}]
 
 
-def test_mt_bench_takes_first_turns_with_category_and_id(tmp_path):
+def test_mt_bench_has_category_id_and_a_turn_to_follow_up_with(tmp_path):
     records = [
         {"question_id": 81, "category": "writing", "turns": ["Compose a post.", "Rewrite it."]},
         {"question_id": 101, "category": "reasoning", "turns": ["Who is first?"], "reference": ["You"]},
     ]
     assert load_prompts(write(tmp_path / "question.jsonl", records)) == [
-        Prompt(user("Compose a post."), "writing", 81),
+        Prompt(user("Compose a post."), "writing", 81, ("Rewrite it.",)),
         Prompt(user("Who is first?"), "reasoning", 101),
     ]
+
+
+def test_a_follow_up_stands_behind_the_answer():
+    prompt = Prompt(user("one"), "c", 1, ("two", "three")).answered("first").answered("second")
+    said = [message["content"] for message in prompt.messages]
+    assert said == ["one", "first", "two", "second", "three"] and prompt.follow_ups == ()
+    assert [m["role"] for m in prompt.messages] == ["user", "assistant"] * 2 + ["user"]
+
+
+def test_share_gpt_is_read_like_messages(tmp_path):
+    turns = [{"from": "human", "value": "one"}, {"from": "gpt", "value": "two"}]
+    path = write(tmp_path / "share.json", [{"id": "x", "conversations": turns + [{"from": "human", "value": "three"}]}])
+    dialogue = [*user("one"), {"role": "assistant", "content": "two"}, *user("three")]
+    assert load_prompts(path) == [Prompt(dialogue, None, "x")]
+    write(path, [{"conversations": [{"from": "dog", "value": "one"}]}])
+    with pytest.raises(ValueError, match="Record 0 of the prompt file .* cannot be read: .*unknown role 'dog'"):
+        load_prompts(path)
 
 
 def test_messages_end_before_the_answer(tmp_path):
@@ -89,6 +106,7 @@ BAD = [
     ("a.jsonl", b'{"prompt": "x"}\n{"text": "x", "id": 1}\n', r"Record 1 .* has the keys \['id', 'text'\], none"),
     ("a.jsonl", b'{"turns": []}\n', r"Record 0 .* has no readable prompt"),
     ("a.jsonl", b'{"turns": "x"}\n', r"Record 0 .* has no readable prompt"),
+    ("a.jsonl", b'{"turns": ["x", " "]}\n', r"Record 0 .* has no readable prompt"),
     ("a.jsonl", b'{"prompt": " "}\n', r"Record 0 .* has no readable prompt"),
     ("a.jsonl", b'{"messages": [{"from": "human", "value": "x"}]}\n', r"Record 0 .* messages with role and content"),
     ("a.jsonl", b'{"messages": []}\n', r"Record 0 .* is empty: no message asks for an answer"),

@@ -92,7 +92,16 @@ def curve(out):
 
 @pytest.fixture(scope="module")
 def trained(folder):
-    printed = train(folder, "--output_dir", folder / "draft", "--eval_share", 0.25)
+    (folder / "prompts.txt").write_text("red green\nstone fish\nbird\n")
+    acceptance = (
+        "--acceptance_prompts",
+        folder / "prompts.txt",
+        "--acceptance_steps",
+        3,
+        "--acceptance_num_prompts",
+        2,
+    )
+    printed = train(folder, "--output_dir", folder / "draft", "--eval_share", 0.25, *acceptance)
     assert "Draft vocabulary: 24 of" in printed and "vLLM and SGLang load that folder" in printed
     return folder / "draft"
 
@@ -104,7 +113,11 @@ def test_a_recipe_leaves_a_draft_with_its_curves(trained, folder):
     assert draft.config.draft_vocab_size == 24 and draft.config.tap_ids == [2, 4, 5]
     assert sorted(curve(trained)) == [1, 2, 3, 4, 5, 6]
     assert (trained / "training.png").stat().st_size > 5000
-    assert json.loads((trained / "eval_results.json").read_text())["eval_loss"] > 0
+    results = json.loads((trained / "eval_results.json").read_text())
+    assert results["eval_loss"] > 0 and results["eval_acceptance_length"] >= 1
+    history = json.loads((trained / "trainer_state.json").read_text())["log_history"]
+    assert [entry["step"] for entry in history if "acceptance_length" in entry] == [3, 6]
+    assert (trained / "acceptance_history.png").stat().st_size > 5000
 
 
 def test_a_second_run_into_the_folder_is_refused(trained, folder):
@@ -173,6 +186,7 @@ def test_launchers_give_the_same_curve(launcher, folder, tmp_path):
         (["--draft_vocab_size", "60"], "different tokens: use more data"),
         (["--tap_ids", "2", "4", "99"], "`tap_ids` must be entry ids between 0 and 8"),
         (["--resume_from_checkpoint", "nowhere"], "is not a complete checkpoint"),
+        (["--acceptance_prompts", "nowhere.jsonl"], "The prompt file 'nowhere.jsonl' does not exist"),
     ],
 )
 def test_bad_input_is_one_sentence(args, message, folder, tmp_path):
@@ -222,8 +236,12 @@ def test_eagle2_resumes_what_eagle1_began(trained_eagle1, folder):
     args = ("--output_dir", trained_eagle1, "--resume_from_checkpoint", "last", "--max_steps", 8)
     printed = train(folder, *args, "--method", "eagle3", recipe="eagle1.yaml", expect=1)
     assert "error: `method` is eagle3 but" in printed and "was trained with eagle1" in printed
-    train(folder, *args, "--method", "eagle2", recipe="eagle1.yaml")
+    (folder / "asked.txt").write_text("red green\nstone fish\n")
+    acceptance = ("--acceptance_prompts", folder / "asked.txt", "--acceptance_steps", 8)
+    train(folder, *args, "--method", "eagle2", *acceptance, recipe="eagle1.yaml")
     assert max(curve(trained_eagle1)) == 8
+    history = json.loads((trained_eagle1 / "trainer_state.json").read_text())["log_history"]
+    assert [entry["acceptance_length"] >= 1 for entry in history if "acceptance_length" in entry] == [True]
 
 
 @pytest.mark.parametrize(

@@ -138,3 +138,15 @@ def supervised_texts(tokenizer, ids: list[int], mask: list[int]) -> list[str]:
             runs.append(tokenizer.decode(run))
             run = []
     return runs
+
+
+def word_tokenizer(vocab_size: int, eos: int) -> PreTrainedTokenizerFast:
+    """One token a word, `w7` being token 7, so that every token of a tiny model has a text; with a chat template."""
+    words = {f"w{i}": i for i in range(vocab_size)}
+    words["</s>"] = words.pop(f"w{eos}")
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    template = "{% for m in messages %}{{ m.content }} w1 {% endfor %}"
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="w0", eos_token="</s>", pad_token="w0", chat_template=template
+    )

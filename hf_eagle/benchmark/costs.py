@@ -12,7 +12,7 @@ from ..drafts.row_layout import RowLayout
 from ..supervision import SupervisionPlan
 
 
-def needed_flops(config, plan: SupervisionPlan, documents: torch.Tensor, num_steps: int) -> float:
+def needed_flops(config, plan: SupervisionPlan, documents: torch.Tensor, num_steps: int) -> dict[str, float]:
     """Matrix operations of an EAGLE-3 draft's forward and backward that its supervised rows need, in FLOP.
 
     A product counts twice its multiplications, thrice over (forward, both gradients) where both sides are trained or
@@ -23,6 +23,9 @@ def needed_flops(config, plan: SupervisionPlan, documents: torch.Tensor, num_ste
         plan: the supervised rows.
         documents: `(batch, length)`, negative on padding.
         num_steps: TTT steps.
+
+    Returns:
+        FLOP of the `projections` (MLP among them), of the `head` and of `attention`.
     """
     layout = RowLayout.of(plan.rows, documents)
     rows, keys = len(layout.rows), len(layout.keys)
@@ -34,13 +37,14 @@ def needed_flops(config, plan: SupervisionPlan, documents: torch.Tensor, num_ste
         for k, causal in blocks
     )
     per_row = hidden * heads * width * 2 + 3 * hidden * config.intermediate_size  # q and o, MLP
-    products = 3 * rows * num_steps * per_row
-    products += 3 * rows * (num_steps - 1) * hidden * key_value
-    products += 3 * 2 * keys * hidden * key_value + 3 * rows * hidden * heads * width  # step 0, and the tokens' halves
-    products += 2 * keys * config.num_taps * config.target_hidden_size * hidden  # no gradient for the features
-    products += 3 * int(plan.counts.sum()) * hidden * config.draft_vocab_size
-    products += 6 * num_steps * pairs * heads * width
-    return 2.0 * products
+    projections = 3 * rows * num_steps * per_row + 3 * rows * (num_steps - 1) * hidden * key_value
+    projections += 3 * 2 * keys * hidden * key_value + 3 * rows * hidden * heads * width  # step 0, the tokens' halves
+    projections += 2 * keys * config.num_taps * config.target_hidden_size * hidden  # no gradient for the features
+    return {
+        "projections": 2.0 * projections,
+        "head": 2.0 * 3 * int(plan.counts.sum()) * hidden * config.draft_vocab_size,
+        "attention": 2.0 * 6 * num_steps * pairs * heads * width,
+    }
 
 
 def matmul_limit(dtype: torch.dtype, device: torch.device, repeats: int = 5) -> float:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from ..evaluation.plots import plot_growth
 from . import chats, costs
 from .workload import PRESETS, Step, build_draft, chat_batch, random_target
 
@@ -22,8 +23,8 @@ def measure(args, device: torch.device) -> dict:
     if args.data is not None:
         return chats.measure(args, device)
     shapes = PRESETS[args.preset]
-    if args.draft_vocab_size is not None:
-        shapes = dataclasses.replace(shapes, draft_vocab_size=args.draft_vocab_size)
+    given = {f.name: getattr(args, f.name) for f in dataclasses.fields(shapes)}
+    shapes = dataclasses.replace(shapes, **{name: value for name, value in given.items() if value is not None})
     autocast = torch.bfloat16 if args.dtype == "bfloat16" else None
     draft, target = build_draft(shapes, device), None
     if args.target != "none":
@@ -42,7 +43,8 @@ def measure(args, device: torch.device) -> dict:
     memory = {name: _draft_memory(step, batch, device) for name, step in ways.items()}
 
     fast = ways["fast"]
-    flops = costs.needed_flops(draft.config, fast.plan, batch["attention_mask"] - 1, args.ttt_steps)
+    needed = costs.needed_flops(draft.config, fast.plan, batch["attention_mask"] - 1, args.ttt_steps)
+    flops = sum(needed.values())
     limit = costs.matmul_limit(autocast or torch.float32, device)
     draft_seconds = {name: m["forward_seconds"] + m["backward_seconds"] for name, m in medians.items()}
     result = {
@@ -51,7 +53,7 @@ def measure(args, device: torch.device) -> dict:
         "supervised_rows": int(fast.counts[0]),
         "supervised_rows_per_second": int(fast.counts[0]) / sum(medians["fast"].values()),
         "draft_memory_bytes": memory,
-        "needed_flop": flops,
+        "needed_flop": needed,
         "flop_per_second": flops / draft_seconds["fast"],
         "matmul_flop_per_second": limit,
         "matmul_limit_share": flops / draft_seconds["fast"] / limit,
@@ -136,26 +138,15 @@ def describe(result: dict) -> str:
 
 def plot_sweep(result: dict, path: Path) -> Path:
     """Time and memory of the draft's side over what was swept."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
     name, points = result["swept"], result["points"]
-    x = [point[name] for point in points]
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), constrained_layout=True)
-    for way in points[0]["seconds"]:
-        time_of = [p["seconds"][way]["forward_seconds"] + p["seconds"][way]["backward_seconds"] for p in points]
-        axes[0].plot(x, time_of, marker="o", label=way)
-        axes[1].plot(x, [p["draft_memory_bytes"][way] / 2**20 for p in points], marker="o", label=way)
-    for axis, label in zip(axes, ("seconds, forward and backward", "MiB added"), strict=True):
-        axis.set(xscale="log", yscale="log", xlabel=name.replace("_", " "), ylabel=label)
-        axis.set_xticks(x, [str(value) for value in x])
-        axis.grid(alpha=0.3)
-        axis.legend()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-    return path
+    ways = points[0]["seconds"]
+    seconds = {
+        way: [p["seconds"][way]["forward_seconds"] + p["seconds"][way]["backward_seconds"] for p in points]
+        for way in ways
+    }
+    memory = {way: [p["draft_memory_bytes"][way] / 2**20 for p in points] for way in ways}
+    panels = {"seconds, forward and backward": seconds, "MiB added": memory}
+    return plot_growth(name.replace("_", " "), [point[name] for point in points], panels, path)
 
 
 def machine(device: torch.device) -> dict:

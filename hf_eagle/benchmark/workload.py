@@ -90,7 +90,8 @@ class Step:
         self.counts = counted.sum((1, 2))
         if self.whole:
             counted = torch.ones_like(counted)
-            counted[:, :, -1] = False  # the last row has no next token
+            for s in range(self.num_steps):
+                counted[s, :, counted.shape[2] - 1 - s :] = False  # what they predict lies behind the row's end
         self.plan = SupervisionPlan.of(counted)
         if self.target is not None:
             names = ("input_ids", "attention_mask", "position_ids", "documents")

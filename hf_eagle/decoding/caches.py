@@ -13,7 +13,7 @@ from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 
-SPARE_SLOTS = 256  # allocated beyond what is needed, so that storage is copied once in so many tokens
+SPARE_SLOTS = 256  # allocated ahead at most, so that storage is copied once in so many tokens
 
 
 class Lengths:
@@ -62,10 +62,15 @@ class Lengths:
 
 
 class SlotCache(Cache):
-    """A `transformers` cache over slots; `place` says behind which lengths (and how far) the next forward writes."""
+    """A `transformers` cache over slots; `place` says behind which lengths (and how far) the next forward writes.
 
-    def __init__(self, lengths: Lengths):
-        self.where = _Where(lengths)
+    Args:
+        lengths: where the first forward writes.
+        limit: slots that a row will need at most; no more are allocated ahead.
+    """
+
+    def __init__(self, lengths: Lengths, limit: int):
+        self.where = _Where(lengths, limit)
         super().__init__(layer_class_to_replicate=partial(_SlotLayer, self.where))
 
     def place(self, lengths: Lengths, skip: int = 0) -> None:
@@ -88,8 +93,8 @@ class SlotCache(Cache):
 class _Where:
     """What all layers of a cache share: where the next forward writes."""
 
-    def __init__(self, lengths: Lengths):
-        self.lengths, self.skip, self.index = lengths, 0, None
+    def __init__(self, lengths: Lengths, limit: int):
+        self.lengths, self.skip, self.index, self.limit = lengths, 0, None, limit
 
     @property
     def start(self) -> int:
@@ -118,8 +123,9 @@ class _SlotLayer(DynamicLayer):
         count = key_states.shape[2]
         end = self.where.start + count
         if not self.is_initialized or end > self.keys.shape[2]:
-            self.keys = self._reserve(self.keys, key_states, end)
-            self.values = self._reserve(self.values, value_states, end)
+            slots = max(end, min(end + SPARE_SLOTS, self.where.limit))
+            self.keys = self._reserve(self.keys, key_states, slots)
+            self.values = self._reserve(self.values, value_states, slots)
             self.is_initialized = True
         if self.where.lengths.uniform:
             self.keys[:, :, end - count : end] = key_states
@@ -144,10 +150,10 @@ class _SlotLayer(DynamicLayer):
             x.scatter_(2, into.expand(shape), x.gather(2, source.expand(shape)))
 
     @staticmethod
-    def _reserve(old: torch.Tensor | None, like: torch.Tensor, end: int) -> torch.Tensor:
+    def _reserve(old: torch.Tensor | None, like: torch.Tensor, slots: int) -> torch.Tensor:
         # zeros: a slot nobody wrote to is masked, but not-a-number times a weight of zero is not a number
         rows, heads, _, head_dim = like.shape
-        new = like.new_zeros(rows, heads, end + SPARE_SLOTS, head_dim)
+        new = like.new_zeros(rows, heads, slots, head_dim)
         if old is not None:
             new[:, :, : old.shape[2]] = old
         return new

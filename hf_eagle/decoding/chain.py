@@ -11,11 +11,12 @@ class DraftRun:
     Args:
         draft: the draft, with the target's embeddings attached.
         lengths: of the rows, none of which has a token yet.
+        limit: tokens that a row will hold at most, drafted ones included.
     """
 
-    def __init__(self, draft, lengths: Lengths):
+    def __init__(self, draft, lengths: Lengths, limit: int):
         self.draft, self.lengths = draft, lengths
-        self.cache = SlotCache(lengths)
+        self.cache = SlotCache(lengths, limit)
 
     def catch_up(self, features: torch.Tensor, next_ids: torch.Tensor, lengths: Lengths):
         """Runs the newly verified tokens, whose keys are kept.

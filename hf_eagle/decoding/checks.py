@@ -72,6 +72,11 @@ class DraftShape:
             )
         return cls(tree=True, **values)
 
+    @property
+    def drafted(self) -> int:
+        """Tokens behind the newest verified one of which target or draft makes keys in a round, at most."""
+        return max(self.total_tokens, (self.depth - 1) * self.top_k) + 1
+
     def check_vocabulary(self, draft) -> None:
         """Raises a `ValueError` when a node cannot have so many children."""
         if self.top_k > draft.config.draft_vocab_size:

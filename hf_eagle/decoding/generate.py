@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import torch
 from transformers.generation.streamers import BaseStreamer
 
+from ..targets.few_rows import few_rows_products
 from .answers import Answers, RoundClock
 from .caches import Lengths
 from .chain import DraftRun, propose_chain
@@ -117,19 +118,20 @@ def speculative_generate(
 
     sampling = Sampling(temperature, top_p, sampling_top_k, generator)
     answers = Answers(input_ids, max_new_tokens, eos_token_ids, streamer)
-    decoding = _Decoding(target, draft, shape, sampling, input_ids, attention_mask)
+    run = TargetRun(target, input_ids, attention_mask, room=max_new_tokens + shape.drafted)
     drafts, accepted = [0] * len(answers.tokens), [[0] * shape.depth for _ in answers.tokens]
-
-    kept = answers.extend(decoding.newest.tolist())
-    while answers.rows:
-        if kept is not None:
-            decoding.select(kept)
-        report = decoding.round()
-        for row, (count, *_) in zip(answers.rows, report, strict=True):
-            drafts[row] += 1
-            for position in range(count):
-                accepted[row][position] += 1
-        kept = answers.extend([chosen[: count + 1] for count, *chosen in report])
+    with few_rows_products(target.model, draft):
+        decoding = _Decoding(target, draft, shape, sampling, run)
+        kept = answers.extend(decoding.newest.tolist())
+        while answers.rows:
+            if kept is not None:
+                decoding.select(kept)
+            report = decoding.round()
+            for row, (count, *_) in zip(answers.rows, report, strict=True):
+                drafts[row] += 1
+                for position in range(count):
+                    accepted[row][position] += 1
+            kept = answers.extend([chosen[: count + 1] for count, *chosen in report])
 
     sequences = answers.sequences(_pad_token_id(target, eos_token_ids)).to(target.device)
     clock = decoding.clock
@@ -139,19 +141,19 @@ def speculative_generate(
 class _Decoding:
     """A batch between two rounds: what both models have seen, and what the draft has yet to see."""
 
-    def __init__(self, target, draft, shape: DraftShape, sampling: Sampling, input_ids, attention_mask):
+    def __init__(self, target, draft, shape: DraftShape, sampling: Sampling, run: TargetRun):
         self.target, self.draft, self.shape, self.sampling = target, draft, shape, sampling
         self.clock = RoundClock(target.device)
-        self.target_run = TargetRun(target, input_ids, attention_mask)
-        lengths = self.target_run.lengths
-        self.draft_run = DraftRun(draft, Lengths([0] * len(lengths.host), torch.zeros_like(lengths.device)))
+        self.target_run, lengths = run, run.lengths
+        nothing = Lengths([0] * len(lengths.host), torch.zeros_like(lengths.device))
+        self.draft_run = DraftRun(draft, nothing, run.limit)
 
-        features = self.target_run.read_prompt()
+        features = run.read_prompt()
         # (rows, 1): the newest token of each answer, of which the target has not made keys yet
-        self.newest = sampling.choose(target.logits(self.target_run.last_of_prompt(features.last_hidden)))
+        self.newest = sampling.choose(target.logits(run.last_of_prompt(features.last_hidden)))
         # beside the features of token i stands the id of token i + 1
         self.features = draft.select_features(features)
-        next_ids = self.target_run.input_ids.roll(-1, dims=1)
+        next_ids = run.input_ids.roll(-1, dims=1)
         self.next_ids = next_ids.scatter(1, (lengths.device - 1)[:, None], self.newest)
 
     def round(self) -> list[list[int]]:
@@ -227,17 +229,18 @@ def target_generate(
     check_target(target, needs_masks=input_ids.shape[0] > 1)
     sampling = Sampling(temperature, top_p, sampling_top_k, generator)
     answers = Answers(input_ids, max_new_tokens, eos_token_ids)
-    run = TargetRun(target, input_ids, attention_mask)
-    newest = sampling.choose(target.logits(run.last_of_prompt(run.read_prompt().last_hidden)))
-    kept = answers.extend(newest.tolist())
-    while answers.rows:
-        if kept is not None:
-            index = torch.tensor(kept, device=target.device)
-            run.select(kept, index)
-            newest = newest[index]
-        newest = sampling.choose(run.logits_of(newest))
+    run = TargetRun(target, input_ids, attention_mask, room=max_new_tokens)
+    with few_rows_products(target.model):
+        newest = sampling.choose(target.logits(run.last_of_prompt(run.read_prompt().last_hidden)))
         kept = answers.extend(newest.tolist())
-        run.lengths = run.lengths.grown([1] * len(newest), torch.ones_like(run.lengths.device))
+        while answers.rows:
+            if kept is not None:
+                index = torch.tensor(kept, device=target.device)
+                run.select(kept, index)
+                newest = newest[index]
+            newest = sampling.choose(run.logits_of(newest))
+            kept = answers.extend(newest.tolist())
+            run.lengths = run.lengths.grown([1] * len(newest), torch.ones_like(run.lengths.device))
     return answers.tokens
 
 

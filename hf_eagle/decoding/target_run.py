@@ -22,17 +22,19 @@ class TargetRun:
         target: the target.
         input_ids: `(rows, length)`, padded on the left.
         attention_mask: `(rows, length)`, 0 on padding; no padding when `None`.
+        room: tokens that will stand behind a prompt at most, drafted ones included.
 
     Attributes:
         lengths: verified tokens of every row, prompt included. The newest token of an answer is not among them: it is
             the first of the next round's window.
     """
 
-    def __init__(self, target: FrozenTarget, input_ids: torch.Tensor, attention_mask: torch.Tensor | None):
+    def __init__(self, target: FrozenTarget, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, room: int):
         self.target = target
         input_ids = input_ids.to(target.device)
         self.input_ids, self.lengths = _without_left_padding(input_ids, attention_mask)
-        self.cache = SlotCache(self.lengths)
+        self.limit = self.lengths.high + room
+        self.cache = SlotCache(self.lengths, self.limit)
 
     def read_prompt(self) -> TargetFeatures:
         """The prompts' forward, each from the first slot on, so that no token sees what follows a shorter prompt."""
@@ -143,7 +145,7 @@ def _obeys_masks(target: FrozenTarget) -> bool:
     ids = torch.tensor([[1, 2, 3]], device=target.device) % target.vocab_size
     positions = torch.tensor([[0, 1, 1]], device=target.device)
     seen = torch.tensor([[[1, 0, 0], [1, 1, 0], [1, 0, 1]]], dtype=torch.bool, device=target.device)
-    run = TargetRun(target, ids, None)
+    run = TargetRun(target, ids, None, room=0)
     run.lengths = Lengths([0], torch.zeros(1, dtype=torch.long, device=target.device))
     run.cache.place(run.lengths)
     try:

@@ -4,11 +4,11 @@ from functools import partial
 
 import torch
 from torch import nn
-from torch.nn.functional import linear
 from transformers import Cache
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from ..targets.architectures import logit_transform
+from ..targets.few_rows import few_rows_linear
 from .attention import EagleAttention
 from .configuration_eagle import Eagle1Config
 from .layers import EagleMLP, EagleRMSNorm
@@ -30,7 +30,7 @@ class LentHead(nn.Linear):
         self.transform = None if plain else logit_transform(config)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        logits = linear(hidden, self.weight)
+        logits = few_rows_linear(hidden, self.weight)  # without a gradient, which only decoding is
         return logits if self.transform is None else self.transform(logits)
 
 

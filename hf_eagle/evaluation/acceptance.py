@@ -1,31 +1,112 @@
-"""Acceptance length, measured: every prompt is decoded with the draft, and with the target alone to compare."""
+"""Acceptance, measured: every prompt is decoded with the draft, and with the target alone to compare."""
 
-import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from tqdm.auto import tqdm
 
-from ..decoding.chain import chain_generate, check_draft_fits, greedy_generate
+from ..decoding import SpeculativeOutput, speculative_generate, target_generate
+from ..decoding.checks import DraftShape, check_draft_fits, check_sampling
 from .prompts import Prompt, encode_prompt
+from .statistics import acceptance_length
+from .summary import summarize
 
 
-logger = logging.getLogger(__name__)
+@dataclass(frozen=True)
+class DecodingSettings:
+    """How prompts are decoded; the first fields are arguments of `speculative_generate`, `None` being its default.
+
+    Args:
+        method, num_speculative_tokens, depth, top_k, total_tokens:
+            What is drafted.
+        temperature, top_p, sampling_top_k:
+            How the target chooses.
+        max_new_tokens (`int`, *optional*, defaults to `64`):
+            The longest answer, in tokens.
+        batch_size (`int`, *optional*, defaults to `1`):
+            Prompts that are decoded together.
+        turns (`int`, *optional*, defaults to `1`):
+            Turns of a prompt that are decoded, where it has several; later ones stand behind the target's own answers.
+        seed (`int`, *optional*, defaults to `0`):
+            Where draws come from.
+
+    Raises:
+        `ValueError`: for values out of range or without meaning beside the others.
+    """
+
+    method: str = "chain"
+    num_speculative_tokens: int | None = None
+    depth: int | None = None
+    top_k: int | None = None
+    total_tokens: int | None = None
+    temperature: float = 0.0
+    top_p: float = 1.0
+    sampling_top_k: int | None = None
+    max_new_tokens: int = 64
+    batch_size: int = 1
+    turns: int = 1
+    seed: int = 0
+
+    def __post_init__(self):
+        self.shape  # noqa: B018 - refused here, not when it is first used
+        check_sampling(self.temperature, self.top_p, self.sampling_top_k)
+        for name in ("max_new_tokens", "batch_size", "turns"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, but is {getattr(self, name)}.")
+
+    @property
+    def shape(self) -> DraftShape:
+        return DraftShape.of(self.method, self.num_speculative_tokens, self.depth, self.top_k, self.total_tokens)
+
+    def choosing(self, device, batch: int) -> dict:
+        """Arguments that target and draft share, with a generator of this batch's own."""
+        names = ("temperature", "top_p", "sampling_top_k", "max_new_tokens")
+        generator = torch.Generator(device).manual_seed(self.seed + batch) if self.temperature else None
+        return {name: getattr(self, name) for name in names} | {"generator": generator}
+
+    def drafting(self) -> dict:
+        names = ("method", "num_speculative_tokens", "depth", "top_k", "total_tokens")
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True)
 class PromptRun:
-    """One prompt, decoded with the draft and, where asked for, by the target alone."""
+    """One turn of one prompt, decoded with the draft and, where asked for, by the target alone."""
 
     prompt: Prompt
+    turn: int
     prompt_token_ids: list[int]
     token_ids: list[int]  # the answer, with the token that ended it
     drafts: int
     accepted_per_position: list[int]
-    seconds: float  # prompt included
     target_token_ids: list[int] | None
-    target_seconds: float | None
+
+
+@dataclass
+class Measurement:
+    """All prompts, decoded with one choice of settings, and the seconds this took, prompts included."""
+
+    settings: DecodingSettings
+    runs: list[PromptRun] = field(default_factory=list)
+    seconds: float = 0.0
+    rounds: int = 0  # target forwards behind the prompts', each for a whole batch
+    draft_seconds: float = 0.0  # of these rounds, spent on drafting
+    target_seconds: float = 0.0  # and in the target's forward
+    target_only_seconds: float | None = None
+
+    def add(self, output: SpeculativeOutput, prompts: list[Prompt], turn: int, token_ids, target_answers) -> None:
+        """A batch's runs and seconds."""
+        self.rounds += output.rounds
+        self.draft_seconds += output.draft_seconds
+        self.target_seconds += output.target_seconds
+        for row, prompt in enumerate(prompts):
+            counts = (output.drafts[row], output.accepted_per_position[row])
+            alone = target_answers and target_answers[row]
+            self.runs.append(PromptRun(prompt, turn, token_ids[row], output.answers[row], *counts, alone))
+
+    def acceptance_length(self) -> float | None:
+        return acceptance_length([sum(r.accepted_per_position) for r in self.runs], [r.drafts for r in self.runs])
 
 
 def measure_acceptance(
@@ -34,32 +115,46 @@ def measure_acceptance(
     tokenizer,
     prompts: list[Prompt],
     *,
-    num_speculative_tokens: int = 3,
-    max_new_tokens: int = 64,
     compare_to_target: bool = True,
     progress: bool = True,
+    **settings,
 ) -> dict:
     """
-    Decodes `prompts` greedily and returns what `summarize` makes of them; the arguments are those of `decode_prompts`.
+    Decodes `prompts` and returns what `summarize` makes of them.
+
+    Args:
+        target, draft, tokenizer, prompts, compare_to_target, progress: as for `decode_prompts`.
+        settings: fields of [`DecodingSettings`].
 
     Example:
-        >>> draft = load_draft("outputs/quickstart")
         >>> target = FrozenTarget.from_pretrained(path, tap_ids=draft.config.eagle_aux_hidden_state_layer_ids)
-        >>> draft.set_target_embeddings(target.embedding_weight())
+        >>> draft = load_draft("outputs/quickstart", target)
         >>> measure_acceptance(target, draft, tokenizer, load_prompts("question.jsonl", limit=8))["acceptance_length"]
         1.475
     """
-    runs = decode_prompts(
-        target,
-        draft,
-        tokenizer,
-        prompts,
-        num_speculative_tokens=num_speculative_tokens,
-        max_new_tokens=max_new_tokens,
-        compare_to_target=compare_to_target,
-        progress=progress,
+    settings = DecodingSettings(**settings)
+    found = decode_prompts(
+        target, draft, tokenizer, prompts, settings, compare_to_target=compare_to_target, progress=progress
     )
-    return summarize(runs, num_speculative_tokens=num_speculative_tokens, max_new_tokens=max_new_tokens)
+    return summarize(found)
+
+
+def sweep_speculative_tokens(
+    target, draft, tokenizer, prompts: list[Prompt], counts: list[int], settings: DecodingSettings, progress=True
+) -> list[dict]:
+    """
+    Decodes `prompts` with chains of every length in `counts` and with the target alone, all in alternation.
+
+    Returns:
+        What `summarize` makes of each, without its counts: the lengths, the speeds and the seconds a round.
+    """
+    variants = [replace(settings, num_speculative_tokens=length) for length in counts]
+    names = (
+        *("num_speculative_tokens", "acceptance_length", "acceptance_length_interval", "tokens_per_second"),
+        *("target_only_tokens_per_second", "draft_seconds_per_round", "target_seconds_per_round"),
+    )
+    found = decode_variants(target, draft, tokenizer, prompts, variants, progress=progress)
+    return [{name: summary[name] for name in names} for summary in map(summarize, found)]
 
 
 def decode_prompts(
@@ -67,26 +162,23 @@ def decode_prompts(
     draft,
     tokenizer,
     prompts: list[Prompt],
+    settings: DecodingSettings,
     *,
-    num_speculative_tokens: int = 3,
-    max_new_tokens: int = 64,
     compare_to_target: bool = True,
     progress: bool = True,
-) -> list[PromptRun]:
+) -> Measurement:
     """
     Decodes every prompt with the draft and, in turn, with the target alone, so that both meet the same machine.
 
     Args:
-        target (`FrozenTarget`), draft (`LlamaForCausalLMEagle3`):
+        target (`FrozenTarget`), draft:
             The pair, on one device, the target with the draft's taps and the draft with the target's embeddings.
         tokenizer (`PreTrainedTokenizerBase`):
             The target's; its chat template renders the prompts, its end-of-sequence token stops an answer.
         prompts (`list[Prompt]`):
             What `load_prompts` returns.
-        num_speculative_tokens (`int`, *optional*, defaults to `3`):
-            K, the tokens drafted a round.
-        max_new_tokens (`int`, *optional*, defaults to `64`):
-            The longest answer, in tokens.
+        settings ([`DecodingSettings`]):
+            How they are decoded.
         compare_to_target (`bool`, *optional*, defaults to `True`):
             Decode with the target alone as well.
         progress (`bool`, *optional*, defaults to `True`):
@@ -95,87 +187,46 @@ def decode_prompts(
     Raises:
         `ValueError`: no prompts, a prompt that cannot be rendered, or a draft that does not fit the target.
     """
+    found = decode_variants(
+        target, draft, tokenizer, prompts, [settings], compare_to_target=compare_to_target, progress=progress
+    )
+    return found[0]
+
+
+def decode_variants(
+    target,
+    draft,
+    tokenizer,
+    prompts: list[Prompt],
+    variants: list[DecodingSettings],
+    *,
+    compare_to_target: bool = True,
+    progress: bool = True,
+) -> list[Measurement]:
+    """As `decode_prompts`, with several settings that differ in what is drafted; all of them take turns."""
     if not prompts:
         raise ValueError("`prompts` is empty; give at least one prompt to measure acceptance on.")
     check_draft_fits(target, draft)
-    rendered = [encode_prompt(prompt, tokenizer) for prompt in prompts]
-    eos_token_ids = stop_token_ids(target.model, tokenizer)
-
-    def with_draft(token_ids, limit=max_new_tokens):
-        return _timed_chain(target, draft, token_ids, num_speculative_tokens, limit, eos_token_ids)
-
-    def alone(token_ids, limit=max_new_tokens):
-        return _timed_greedy(target, token_ids, limit, eos_token_ids) if compare_to_target else (None, None)
+    decoder = _Decoder(target, draft, stop_token_ids(target.model, tokenizer), compare_to_target)
+    dialogues, batch_size = list(prompts), variants[0].batch_size
+    for prompt in prompts:
+        encode_prompt(prompt, tokenizer)  # whatever cannot be rendered is refused before any is decoded
 
     # the first decoding in a process also pays for kernels and memory: let no clock see it
-    with_draft(rendered[0], limit=2), alone(rendered[0], limit=2)
+    first = [encode_prompt(prompts[0], tokenizer)]
+    decoder.decode(first, prompts[:1], 0, [Measurement(replace(settings, max_new_tokens=2)) for settings in variants])
 
-    runs: list[PromptRun] = []
-    bar = tqdm(rendered, desc="decoding", unit="prompt", disable=not progress)
-    for index, token_ids in enumerate(bar):
-        # whoever comes second finds warmer caches, so they take turns
-        if index % 2:
-            (target_answer, target_seconds), (output, seconds) = alone(token_ids), with_draft(token_ids)
-        else:
-            (output, seconds), (target_answer, target_seconds) = with_draft(token_ids), alone(token_ids)
-        answer = output.sequences[0, len(token_ids) :].tolist()
-        counts = (output.drafts, output.accepted_per_position)
-        runs.append(PromptRun(prompts[index], token_ids, answer, *counts, seconds, target_answer, target_seconds))
-        bar.set_postfix(acceptance_length=_acceptance_length(runs))
-    return runs
-
-
-def summarize(runs: list[PromptRun], *, num_speculative_tokens: int, max_new_tokens: int) -> dict:
-    """
-    Sums up decoded prompts in numbers that JSON can hold. Counts follow vLLM's rule, see `hf_eagle.decoding.chain`.
-
-    Returns:
-        `dict` with
-        * `acceptance_length`: tokens a target forward yields, 1 + accepted / drafts; `None` without a single draft;
-        * `accepted_per_position`: counts, length `num_speculative_tokens`; `drafts`: rounds; `accepted_tokens`;
-        * `generated_tokens`: of all answers; `tokens_per_second`, `target_only_tokens_per_second`: prompt included;
-        * `identical_to_target`: whether every answer is the target's own, token for token, and `first_difference`:
-          `{"prompt": id, "token": index in the answer}` or `None`. These and the target's speed are `None` when the
-          target was not run alone;
-        * `acceptance_length_by_category`, where prompts have categories;
-        * `num_prompts`, `num_speculative_tokens`, `max_new_tokens`.
-    """
-    compared = all(run.target_token_ids is not None for run in runs)
-    difference = _first_difference(runs) if compared else None
-    if difference is not None:
-        logger.warning(
-            "The answer to prompt %r differs from the target's own from token %d on. In bfloat16 or float16 near-ties "
-            "do that; in float32 it is an error.",
-            difference["prompt"],
-            difference["token"],
-        )
-    generated = sum(len(run.token_ids) for run in runs)
-    result = {
-        "acceptance_length": _acceptance_length(runs),
-        "accepted_per_position": [sum(counts) for counts in zip(*(r.accepted_per_position for r in runs), strict=True)],
-        "accepted_tokens": sum(sum(run.accepted_per_position) for run in runs),
-        "drafts": sum(run.drafts for run in runs),
-        "generated_tokens": generated,
-        "tokens_per_second": generated / sum(run.seconds for run in runs),
-        "target_only_tokens_per_second": (
-            sum(len(run.target_token_ids) for run in runs) / sum(run.target_seconds for run in runs)
-            if compared
-            else None
-        ),
-        "identical_to_target": difference is None if compared else None,
-        "first_difference": difference,
-    }
-    categories = sorted({run.prompt.category for run in runs if run.prompt.category is not None})
-    if categories:
-        result["acceptance_length_by_category"] = {
-            category: _acceptance_length([run for run in runs if run.prompt.category == category])
-            for category in categories
-        }
-    return result | {
-        "num_prompts": len(runs),
-        "num_speculative_tokens": num_speculative_tokens,
-        "max_new_tokens": max_new_tokens,
-    }
+    found = [Measurement(settings) for settings in variants]
+    places = [[p for p, x in enumerate(prompts) if len(x.follow_ups) >= turn] for turn in range(variants[0].turns)]
+    batches = [(turn, x[i : i + batch_size]) for turn, x in enumerate(places) for i in range(0, len(x), batch_size)]
+    bar = tqdm(batches, desc="decoding", unit="batch", disable=not progress)
+    for turn, batch in bar:
+        token_ids = [encode_prompt(dialogues[place], tokenizer) for place in batch]
+        answers = decoder.decode(token_ids, [prompts[place] for place in batch], turn, found)
+        for place, answer in zip(batch, answers, strict=True):
+            dialogues[place] = dialogues[place].answered(tokenizer.decode(answer, skip_special_tokens=True))
+        bar.set_postfix(acceptance_length=found[0].acceptance_length())
+    return found
 
 
 def stop_token_ids(model, tokenizer) -> frozenset[int]:
@@ -186,37 +237,46 @@ def stop_token_ids(model, tokenizer) -> frozenset[int]:
     return frozenset(found if own is None else [*found, own])
 
 
-def _timed_chain(target, draft, token_ids, num_speculative_tokens, max_new_tokens, eos_token_ids):
-    input_ids = torch.tensor([token_ids], device=target.device)
-    start = time.perf_counter()
-    output = chain_generate(
-        target,
-        draft,
-        input_ids,
-        num_speculative_tokens=num_speculative_tokens,
-        max_new_tokens=max_new_tokens,
-        eos_token_ids=eos_token_ids,
-    )
-    return output, time.perf_counter() - start  # its last round ended on the host, so the device is done too
+class _Decoder:
+    """Decodes batches with every variant and by the target alone."""
+
+    def __init__(self, target, draft, eos_token_ids: frozenset[int], compare_to_target: bool):
+        self.target, self.draft, self.eos_token_ids = target, draft, eos_token_ids
+        self.compare_to_target = compare_to_target
+        self.batches = 0
+
+    def decode(
+        self, token_ids: list[list[int]], prompts: list[Prompt], turn: int, found: list[Measurement]
+    ) -> list[list[int]]:
+        """One batch, added to every measurement; returns the answers of the first."""
+        ids, mask = _left_padded(token_ids, self.target.device)
+        outputs, answers = {}, None
+        who = [*range(len(found)), *([None] if self.compare_to_target else [])]
+        # whoever comes later finds warmer caches, so they take turns
+        shift = self.batches % len(who)
+        for place in who[shift:] + who[:shift]:
+            settings = found[place or 0].settings
+            arguments = settings.choosing(self.target.device, self.batches) | {"eos_token_ids": self.eos_token_ids}
+            start = time.perf_counter()
+            if place is None:
+                answers = target_generate(self.target, ids, mask, **arguments)
+                seconds = time.perf_counter() - start
+                for measurement in found:
+                    measurement.target_only_seconds = (measurement.target_only_seconds or 0.0) + seconds
+            else:
+                outputs[place] = speculative_generate(
+                    self.target, self.draft, ids, mask, **arguments, **settings.drafting()
+                )
+                # the last round ended on the host, so the device is done too
+                found[place].seconds += time.perf_counter() - start
+        for place, output in outputs.items():
+            found[place].add(output, prompts, turn, token_ids, answers)
+        self.batches += 1
+        return outputs[0].answers
 
 
-def _timed_greedy(target, token_ids, max_new_tokens, eos_token_ids) -> tuple[list[int], float]:
-    input_ids = torch.tensor([token_ids], device=target.device)
-    start = time.perf_counter()
-    output = greedy_generate(target.model, input_ids, max_new_tokens=max_new_tokens, eos_token_ids=eos_token_ids)
-    seconds = time.perf_counter() - start
-    return output[0, len(token_ids) :].tolist(), seconds
-
-
-def _acceptance_length(runs: list[PromptRun]) -> float | None:
-    drafts = sum(run.drafts for run in runs)
-    return 1 + sum(sum(run.accepted_per_position) for run in runs) / drafts if drafts else None
-
-
-def _first_difference(runs: list[PromptRun]) -> dict | None:
-    for run in runs:
-        if run.token_ids != run.target_token_ids:
-            pairs = list(zip(run.token_ids, run.target_token_ids, strict=False))
-            at = next((index for index, (ours, theirs) in enumerate(pairs) if ours != theirs), len(pairs))
-            return {"prompt": run.prompt.id, "token": at}
-    return None
+def _left_padded(token_ids: list[list[int]], device) -> tuple[torch.Tensor, torch.Tensor | None]:
+    longest = max(map(len, token_ids))
+    ids = [[0] * (longest - len(row)) + row for row in token_ids]
+    mask = [[0] * (longest - len(row)) + [1] * len(row) for row in token_ids]
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device) if len(ids) > 1 else None

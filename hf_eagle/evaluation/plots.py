@@ -1,4 +1,4 @@
-"""The two pictures of a model card: how training went, and what acceptance was measured."""
+"""Pictures: how training went, what acceptance was measured, and how many drafted tokens are the fastest."""
 
 import os
 import re
@@ -88,6 +88,115 @@ def plot_acceptance(acceptance: dict, path: str | os.PathLike) -> Path | None:
         # nobody accepts less than the target's own token: bars start at 1
         axes[1].set(xlabel="tokens a target forward", xlim=(1, 1 + 1.15 * max(max(lengths) - 1, 0.1)))
         axes[1].set_title("Acceptance length by category")
+    return _save(figure, path)
+
+
+def plot_acceptance_history(log_history: list[dict], path: str | os.PathLike) -> Path | None:
+    """
+    Draw the acceptance length that was measured during training, over optimizer steps.
+
+    Args:
+        log_history (`list[dict]`):
+            The Trainer's: entries with `step` and `acceptance_length` or `eval_acceptance_length`, as
+            `AcceptanceLengthCallback` logs them.
+        path (`str` or `os.PathLike`):
+            The PNG to write; its folder must exist.
+
+    Returns:
+        `Path` or `None`: the file, or `None` when nothing was measured.
+    """
+    found = {}
+    for key in ("acceptance_length", "eval_acceptance_length"):
+        found |= dict(zip(*series(log_history, key), strict=True))
+    steps = sorted(found)
+    lengths = [found[step] for step in steps]
+    if not steps:
+        return None
+    figure, (axis,) = _figure(1)
+    axis.plot(steps, lengths, color=EVAL, marker="o", markersize=4, linewidth=1.4)
+    axis.set(xlabel="optimizer step", ylabel="tokens a target forward", title="Measured acceptance length")
+    return _save(figure, path)
+
+
+def plot_sweep(sweep: list[dict], path: str | os.PathLike) -> Path | None:
+    """
+    Draw speed and acceptance length against the number of drafted tokens.
+
+    Args:
+        sweep (`list[dict]`):
+            What `sweep_speculative_tokens` returns.
+        path (`str` or `os.PathLike`):
+            The PNG to write; its folder must exist.
+
+    Returns:
+        `Path` or `None`: the file, or `None` when nothing was measured.
+    """
+    if not sweep:
+        return None
+    figure, (left, right) = _figure(2)
+    counts = [found["num_speculative_tokens"] for found in sweep]
+    left.plot(
+        counts, [x["tokens_per_second"] for x in sweep], color=TRAIN, marker="o", markersize=4, label="with the draft"
+    )
+    alone = [found["target_only_tokens_per_second"] for found in sweep]
+    if None not in alone:
+        left.plot(counts, alone, color=EVAL, linestyle="--", label="target alone")
+    left.legend(frameon=False)
+    left.set(xlabel="drafted tokens K", ylabel="tokens a second", ylim=(0, None), title="Speed")
+    measured = [(x["num_speculative_tokens"], x["acceptance_length"]) for x in sweep if x["acceptance_length"]]
+    if measured:
+        right.plot(*zip(*measured, strict=True), color=TRAIN, marker="o", markersize=4)
+    right.set(xlabel="drafted tokens K", ylabel="tokens a target forward", title="Acceptance length")
+    for axis in (left, right):
+        axis.set_xticks(counts)
+    return _save(figure, path)
+
+
+def plot_runs(curves: dict[str, tuple[list[int], list[float]]], path: str | os.PathLike) -> Path:
+    """
+    Draw the loss of several runs over optimizer steps, and how far each is from the first.
+
+    Args:
+        curves (`dict[str, tuple[list[int], list[float]]]`):
+            Steps and losses of each run, by name, as `series` returns them.
+        path (`str` or `os.PathLike`):
+            The PNG to write; its folder must exist.
+    """
+    figure, (left, right) = _figure(2)
+    (first, (steps, losses)), *others = curves.items()
+    of_first = dict(zip(steps, losses, strict=True))
+    left.plot(steps, losses, linewidth=1.4, label=first, color=_shades(len(curves))[0])
+    for (name, (x, y)), color in zip(others, _shades(len(curves))[1:], strict=True):
+        left.plot(x, y, linewidth=1.4, label=name, color=color)
+        gaps = [(step, loss - of_first[step]) for step, loss in zip(x, y, strict=True) if step in of_first]
+        right.plot(*zip(*gaps, strict=True), linewidth=1.2, label=name, color=color)
+    right.axhline(0, color="0.6", linewidth=0.8)
+    left.set(xlabel="optimizer step", ylabel="loss", title="Loss")
+    right.set(xlabel="optimizer step", ylabel="difference of loss", title=f"Distance from {first}")
+    left.legend(frameon=False)
+    return _save(figure, path)
+
+
+def plot_growth(name: str, values: list[int], panels: dict[str, dict[str, list[float]]], path) -> Path:
+    """
+    Draw how costs grow, both axes logarithmic.
+
+    Args:
+        name (`str`), values (`list[int]`):
+            What was varied, and its values.
+        panels (`dict[str, dict[str, list[float]]]`):
+            Two panels by their label, each with the values of some curves by their name.
+        path (`str` or `os.PathLike`):
+            The PNG to write; its folder must exist.
+    """
+    figure, axes = _figure(2)
+    for axis, (label, curves) in zip(axes, panels.items(), strict=True):
+        for (curve, y), color in zip(curves.items(), _shades(len(curves)), strict=True):
+            axis.plot(values, y, marker="o", markersize=4, linewidth=1.4, label=curve, color=color)
+        axis.set(xscale="log", yscale="log", xlabel=name, ylabel=label)
+        axis.set_xticks(values, [str(value) for value in values])
+        axis.minorticks_off()
+        axis.legend(frameon=False)
     return _save(figure, path)
 
 

@@ -2,11 +2,11 @@
 
 import gzip
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 
-FORMS = '{"turns": [...]}, {"messages": [...]} or {"prompt": ...}'
+FORMS = '{"turns": [...]}, {"messages": [...]}, {"conversations": [...]} or {"prompt": ...}'
 
 
 @dataclass(frozen=True)
@@ -16,6 +16,14 @@ class Prompt:
     messages: list[dict]  # {"role": ..., "content": ...}, the last one not the assistant's
     category: str | None  # MT-Bench's category, where the file gives one
     id: str | int  # the record's own id, else its index in the file, from 0
+    follow_ups: tuple[str, ...] = ()  # what the user says next, after each answer
+
+    def answered(self, answer: str) -> "Prompt":
+        """The dialogue behind the target's answer, waiting for the next one; without a follow-up nothing is asked."""
+        messages = [*self.messages, {"role": "assistant", "content": answer}]
+        if self.follow_ups:
+            messages.append({"role": "user", "content": self.follow_ups[0]})
+        return replace(self, messages=messages, follow_ups=self.follow_ups[1:])
 
 
 def load_prompts(path: str | Path, limit: int | None = None) -> list[Prompt]:
@@ -23,9 +31,11 @@ def load_prompts(path: str | Path, limit: int | None = None) -> list[Prompt]:
     Reads a file of prompts.
 
     Every record is one of
-    * MT-Bench's form, `{"question_id": 81, "category": "writing", "turns": ["...", "..."]}`: the first turn is taken;
+    * MT-Bench's form, `{"question_id": 81, "category": "writing", "turns": ["...", "..."]}`: the first turn is the
+      prompt, the others follow up on the target's own answers;
     * `{"messages": [{"role": "user", "content": "..."}, ...]}`: the assistant's messages at the end, which are answers,
       are left off;
+    * ShareGPT's form, `{"conversations": [{"from": "human", "value": "..."}, ...]}`: likewise;
     * `{"prompt": "..."}` or `{"prompt": [messages]}`, which is HumanEval's form too (`task_id` is its id).
 
     Args:
@@ -109,10 +119,16 @@ def _to_prompt(record, index: int, path: Path) -> Prompt:
     where = f"Record {index} of the prompt file {str(path)!r}"
     if not isinstance(record, dict):
         raise ValueError(f"{where} is of type {type(record).__name__}; write {FORMS}.")
+    follow_ups = ()
     if "turns" in record:
-        found = record["turns"][0] if isinstance(record["turns"], list) and record["turns"] else None
+        turns = record["turns"] if isinstance(record["turns"], list) and record["turns"] else [None]
+        found, follow_ups = turns[0], tuple(turns[1:])
+        if not all(isinstance(turn, str) and turn.strip() for turn in follow_ups):
+            found = None
     elif "messages" in record:
         found = record["messages"] if isinstance(record["messages"], list) else None
+    elif "conversations" in record:
+        found = _share_gpt(record, where)
     elif "prompt" in record:
         found = record["prompt"]
     else:
@@ -127,7 +143,17 @@ def _to_prompt(record, index: int, path: Path) -> Prompt:
         raise ValueError(f"{where} is empty: no message asks for an answer.")
 
     ids = (record.get(key) for key in ("question_id", "task_id", "id"))
-    return Prompt(messages, record.get("category"), next((found for found in ids if found is not None), index))
+    id_ = next((found for found in ids if found is not None), index)
+    return Prompt(messages, record.get("category"), id_, follow_ups)
+
+
+def _share_gpt(record: dict, where: str) -> list[dict]:
+    from ..data.records import to_messages  # needs `datasets`, which a server's environment may lack
+
+    try:
+        return to_messages(record)
+    except ValueError as error:
+        raise ValueError(f"{where} cannot be read: {error}") from error
 
 
 def _is_message(message) -> bool:

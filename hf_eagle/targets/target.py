@@ -11,6 +11,7 @@ from torch.nn.functional import linear
 from transformers import AutoModelForCausalLM, Cache, PreTrainedModel
 
 from .architectures import check_tap_ids, find_decoder_parts, logit_transform
+from .few_rows import few_rows_linear
 from .packed_attention import (
     CannotStandIn,
     Segments,
@@ -189,7 +190,8 @@ class FrozenTarget:
 
         Args:
             input_ids: `(batch, length)`.
-            attention_mask: `(batch, length)`, 0 on padding of either side, or the model's own 4-D form.
+            attention_mask: `(batch, length)`, 0 on padding of either side, or the model's own 4-D form (a dict of them
+                where it has layers of several kinds).
             position_ids: `(batch, length)`; counted along the tokens of each document when `None`.
             documents: `(batch, length)` ids of packed documents, which do not see each other; negative on padding.
             past_key_values, use_cache: as in `transformers`, for decoding.
@@ -199,13 +201,13 @@ class FrozenTarget:
             ValueError: if this target cannot keep documents apart.
         """
         inputs = {name: value for name, value in inputs.items() if value is not None}
-        has_2d_mask = attention_mask is not None and attention_mask.dim() == 2
-        cached = past_key_values is not None or use_cache
+        has_2d_mask = isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 2
+        if past_key_values is not None or use_cache:
+            inputs.update(past_key_values=past_key_values, use_cache=use_cache)
         if documents is not None:
-            beside = [*inputs, *(("past_key_values", "use_cache") if cached else ())]
-            if beside or (attention_mask is not None and not has_2d_mask):
+            if inputs or (attention_mask is not None and not has_2d_mask):
                 raise ValueError(
-                    f"`documents` packs plain text, but {', '.join(beside) or 'a 4-D `attention_mask`'} came with it: "
+                    f"`documents` packs plain text, but {', '.join(inputs) or 'a 4-D `attention_mask`'} came with it: "
                     "leave out one of the two."
                 )
             check_documents_stay_apart(self._decoder)
@@ -213,8 +215,6 @@ class FrozenTarget:
                 documents = documents.masked_fill(attention_mask == 0, -1)
             return self._packed_features(input_ids, position_ids, documents)
 
-        if cached:
-            inputs.update({self.cache_argument: past_key_values, "use_cache": use_cache})
         flat_positions = position_ids is None or position_ids.dim() == 2
         if has_2d_mask and flat_positions and not inputs and self._by_segments and self._attention == "sdpa":
             if not attention_mask.all():  # padding is left out, and no mask is made
@@ -256,8 +256,9 @@ class FrozenTarget:
     def _forward(self, input_ids: torch.Tensor, **arguments: Any) -> TargetFeatures:
         """Run the model and record; `None` arguments are left out."""
         arguments = {"use_cache": False, **{name: x for name, x in arguments.items() if x is not None}}
-        tap_ids = self.tap_ids or []
-        by_output = self.tap_method == "output_hidden_states"
+        if "past_key_values" in arguments:
+            arguments[self.cache_argument] = arguments.pop("past_key_values")
+        tap_ids, by_output = self.tap_ids or [], self.tap_method == "output_hidden_states"
         with self._recording(tap_ids if not by_output else []) as seen:
             output = self.model(
                 input_ids=input_ids, output_hidden_states=by_output, logits_to_keep=self._no_logits, **arguments
@@ -296,6 +297,11 @@ class FrozenTarget:
     @torch.no_grad()
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """The target's logits `(..., vocabulary)` of post-norm hidden states `(..., hidden)`."""
+        return self._transform(few_rows_linear(hidden, self.head_weight(), self.parts.head.bias))
+
+    @torch.no_grad()
+    def teacher_logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """As `logits`, for training: how a batch happens to be split must not change how it is rounded."""
         return self._transform(linear(hidden, self.head_weight(), self.parts.head.bias))
 
     @torch.no_grad()
@@ -318,7 +324,7 @@ class FrozenTarget:
         """
         parts = []
         for rows in hidden.split(chunk):
-            logits = self.logits(rows)
+            logits = self.teacher_logits(rows)
             seen = (logits if draft_ids is None else logits.index_select(-1, draft_ids)).float()
             best, argmax = seen.max(-1)
             # the largest logit is enough to know whether the draft vocabulary holds it: an argmax is 4x dearer

@@ -1,6 +1,7 @@
 """Train a tiny draft as told by a JSON file; started by tests, alone or under torchrun.
 
-    train_worker.py SPEC.json      {"out": DIR, "records": 8, "method": "eagle1", "args": {...}}
+    train_worker.py SPEC.json      {"out": DIR, "records": 8, "method": "eagle1", "kill_at": "...", "args": {...},
+                            "acceptance": {"prompts": 5, "every_steps": 2, ...}}
 
 Leaves in `out`: `gradients.pt` of the first optimiser step, `log.json`, and the trainer's own `output_dir`.
 """
@@ -12,17 +13,20 @@ import sys
 from pathlib import Path
 
 import torch
-from transformers import TrainerCallback
+from transformers import EarlyStoppingCallback, TrainerCallback
 
 
 torch.set_num_threads(1)
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[2])]
 
 from datasets import Dataset  # noqa: E402
-from tiny import random_chats, tiny_eagle1_pair, tiny_pair  # noqa: E402
+from tiny import VOCAB, random_chats, tiny_eagle1_pair, tiny_pair  # noqa: E402
+from tiny_tokenizer import word_tokenizer  # noqa: E402
 
 from hf_eagle import EagleTrainer, EagleTrainingArguments  # noqa: E402
+from hf_eagle.callbacks import AcceptanceLengthCallback  # noqa: E402
 from hf_eagle.distributed import leave  # noqa: E402
+from hf_eagle.evaluation.prompts import Prompt  # noqa: E402
 
 
 class KeepGradients(TrainerCallback):
@@ -59,6 +63,15 @@ def kill_while_writing(checkpoint: str, file: str):
     torch.save = torn
 
 
+def add_acceptance(trainer, prompts: int, patience: int | None = None, **arguments):
+    """The callback, on so many prompts; early stopping, where asked for, is there first."""
+    texts = [f"w{10 + i} w{20 + i} w{30 + 2 * i}" for i in range(prompts)]
+    prompts = [Prompt([{"role": "user", "content": text}], None, i) for i, text in enumerate(texts)]
+    if patience is not None:
+        trainer.add_callback(EarlyStoppingCallback(patience))
+    trainer.add_callback(AcceptanceLengthCallback(trainer, word_tokenizer(VOCAB, 2), prompts, **arguments))
+
+
 def main():
     spec = json.loads(Path(sys.argv[1]).read_text())
     out = Path(spec["out"])
@@ -76,11 +89,23 @@ def main():
     for i in spec.get("unsupervised", []):
         records[i]["loss_mask"] = [0] * len(records[i]["loss_mask"])
     trainer = EagleTrainer(
-        model=draft, args=args, target=target, train_dataset=Dataset.from_list(records), callbacks=callbacks
+        model=draft,
+        args=args,
+        target=target,
+        train_dataset=Dataset.from_list(records),
+        eval_dataset=Dataset.from_list(random_chats(4, seed=9)) if args.eval_strategy != "no" else None,
+        callbacks=callbacks,
     )
+    if "acceptance" in spec:
+        add_acceptance(trainer, **spec["acceptance"])
     trainer.train(resume_from_checkpoint=spec.get("resume"))
     if trainer.is_world_process_zero():
         (out / "log.json").write_text(json.dumps(trainer.state.log_history))
+        (out / "best.json").write_text(json.dumps([trainer.state.best_metric, trainer.state.best_global_step]))
+    if "acceptance" in spec:
+        rank = trainer.args.process_index
+        latest = next(c for c in trainer.callback_handler.callbacks if isinstance(c, AcceptanceLengthCallback))
+        (out / f"acceptance_{rank}.json").write_text(json.dumps(latest.measure()))
     leave()
 
 

@@ -1,0 +1,109 @@
+"""Decoded prompts in numbers that JSON can hold."""
+
+import logging
+from collections.abc import Callable
+
+from .statistics import acceptance_length, confidence_interval
+
+
+logger = logging.getLogger(__name__)
+
+
+def summarize(measurement) -> dict:
+    """
+    Sums up a [`Measurement`]. Counts follow vLLM's rule, see `hf_eagle.decoding.generate`.
+
+    Returns:
+        `dict` with
+        * `acceptance_length`: tokens a target forward yields, 1 + accepted / drafts; `None` without a single draft;
+          `acceptance_length_interval`: its 95% interval `[low, high]` by the bootstrap over prompts, or `None`;
+        * `accepted_per_position`: counts at the first, second, ... drafted token (in a tree: level); `drafts`: rounds;
+          `accepted_tokens`;
+        * `generated_tokens`: of all answers; `tokens_per_second`, `target_only_tokens_per_second`: prompt included;
+        * `draft_seconds_per_round`, `target_seconds_per_round`: of a round, what drafting and the target's forward
+          take; a round serves a whole batch. `None` without a round;
+        * `identical_to_target`: whether every answer is the target's own, token for token, and `first_difference`:
+          `{"prompt": id, "token": index in the answer}` (and the `turn`, if not the first) or `None`. Both are `None`
+          when sampling, and these and the target's speed when the target was not run alone;
+        * `acceptance_length_by_category`, where prompts have categories, and `acceptance_length_by_turn`, where several
+          turns were decoded, with `acceptance_length_interval_by_category` and `..._by_turn`;
+        * `num_prompts`, and the settings: `method`, `num_speculative_tokens` (of a tree: its depth), `max_new_tokens`,
+          `temperature`, `batch_size`, `turns` and, where they mean something, `top_k`, `total_tokens`, `top_p`,
+          `sampling_top_k`, `seed`.
+    """
+    runs = measurement.runs
+    compared = measurement.target_only_seconds is not None
+    greedy = measurement.settings.temperature == 0
+    difference = _first_difference(runs) if compared and greedy else None
+    if difference is not None:
+        logger.warning(
+            "The answer to prompt %r differs from the target's own from token %d on. In bfloat16 or float16 near-ties "
+            "do that; in float32 it is an error.",
+            difference["prompt"],
+            difference["token"],
+        )
+    generated = sum(len(run.token_ids) for run in runs)
+    rounds = measurement.rounds
+    result = _lengths(runs) | {
+        "accepted_per_position": [sum(counts) for counts in zip(*(r.accepted_per_position for r in runs), strict=True)],
+        "accepted_tokens": sum(sum(run.accepted_per_position) for run in runs),
+        "drafts": sum(run.drafts for run in runs),
+        "generated_tokens": generated,
+        "tokens_per_second": generated / measurement.seconds,
+        "target_only_tokens_per_second": (
+            sum(len(run.target_token_ids) for run in runs) / measurement.target_only_seconds if compared else None
+        ),
+        "draft_seconds_per_round": measurement.draft_seconds / rounds if rounds else None,
+        "target_seconds_per_round": measurement.target_seconds / rounds if rounds else None,
+        "identical_to_target": difference is None if compared and greedy else None,
+        "first_difference": difference,
+    }
+    if any(run.prompt.category is not None for run in runs):
+        result |= _by("category", runs, lambda run: run.prompt.category)
+    if any(run.turn for run in runs):
+        result |= _by("turn", runs, lambda run: str(run.turn + 1))
+    return result | {"num_prompts": len({id(run.prompt) for run in runs})} | _described(measurement.settings)
+
+
+def _lengths(runs: list) -> dict:
+    """Acceptance length and its interval; all turns of a prompt are one draw of the bootstrap."""
+    accepted, drafts = {}, {}
+    for run in runs:
+        key = id(run.prompt)
+        accepted[key] = accepted.get(key, 0) + sum(run.accepted_per_position)
+        drafts[key] = drafts.get(key, 0) + run.drafts
+    counts = (list(accepted.values()), list(drafts.values()))
+    return {"acceptance_length": acceptance_length(*counts), "acceptance_length_interval": confidence_interval(*counts)}
+
+
+def _by(name: str, runs: list, key: Callable) -> dict:
+    groups = sorted({key(run) for run in runs if key(run) is not None})
+    found = {group: _lengths([run for run in runs if key(run) == group]) for group in groups}
+    return {f"{value}_by_{name}": {group: x[value] for group, x in found.items()} for value in _lengths([])}
+
+
+def _described(settings) -> dict:
+    shape = settings.shape
+    described = {
+        "method": settings.method,
+        "num_speculative_tokens": shape.depth,
+        "max_new_tokens": settings.max_new_tokens,
+        "temperature": settings.temperature,
+        "batch_size": settings.batch_size,
+        "turns": settings.turns,
+    }
+    if shape.tree:
+        described |= {"depth": shape.depth, "top_k": shape.top_k, "total_tokens": shape.total_tokens}
+    if settings.temperature:
+        described |= {name: getattr(settings, name) for name in ("top_p", "sampling_top_k", "seed")}
+    return described
+
+
+def _first_difference(runs: list) -> dict | None:
+    for run in runs:
+        if run.token_ids != run.target_token_ids:
+            pairs = list(zip(run.token_ids, run.target_token_ids, strict=False))
+            at = next((index for index, (ours, theirs) in enumerate(pairs) if ours != theirs), len(pairs))
+            found = {"prompt": run.prompt.id, "token": at}
+            return found | ({"turn": run.turn + 1} if run.turn else {})
+    return None

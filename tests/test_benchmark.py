@@ -1,0 +1,131 @@
+"""The benchmark measures what it says: both ways compute the same, operations are counted right, the script runs."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from hf_eagle.benchmark import costs
+from hf_eagle.benchmark.workload import Shapes, Step, build_draft, chat_batch, random_target
+
+
+CPU = torch.device("cpu")
+SHAPES = Shapes(64, 96, 4, 2, 16, 300, 128, 8)
+TINY = [
+    *("--hidden_size", "64", "--intermediate_size", "96", "--num_attention_heads", "4", "--num_key_value_heads", "2"),
+    *("--head_dim", "16", "--vocab_size", "300", "--draft_vocab_size", "128", "--num_hidden_layers", "8"),
+    *("--ttt_steps", "3", "--length", "48", "--turns", "2", "--repeats", "1"),
+]
+
+
+def steps():
+    torch.manual_seed(0)
+    draft = build_draft(SHAPES, CPU)
+    target = random_target(SHAPES, torch.float32, CPU, draft.config.tap_ids)
+    batch = chat_batch(SHAPES, 2, 60, 0.4, 3, CPU)
+    ways = [Step(draft, target, 4), Step(draft, target, 4, whole=True)]
+    for step in ways:
+        step.look(batch)
+    return draft, batch, *ways
+
+
+def test_the_plain_way_has_the_same_loss_and_gradients():
+    draft, batch, fast, whole = steps()
+    found = []
+    for step, implementation in ((fast, "sdpa"), (whole, "eager")):
+        draft.set_attn_implementation(implementation)
+        draft.zero_grad()
+        # the target's argmax is left out of the draft vocabulary in most rows here: judge those too
+        step.teacher.in_draft = torch.ones_like(step.teacher.in_draft)
+        loss = step.forward(batch)
+        loss.backward()
+        found.append((loss.detach(), {n: p.grad for n, p in draft.named_parameters() if p.requires_grad}))
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-5, atol=1e-6)
+    for name, gradient in found[0][1].items():
+        torch.testing.assert_close(gradient, found[1][1][name], rtol=1e-4, atol=1e-6)
+
+
+def test_needed_operations_are_those_that_run():
+    """PyTorch's counter sees every matrix product but those inside the CPU's flash kernel."""
+    draft, batch, fast, _ = steps()
+    fast.teacher.in_draft = torch.ones_like(fast.teacher.in_draft)
+    with FlopCounterMode(display=False) as counter:
+        fast.forward(batch).backward()
+    needed = costs.needed_flops(draft.config, fast.plan, batch["attention_mask"] - 1, 4)
+    assert 0.95 < (needed["projections"] + needed["head"]) / counter.get_total_flops() < 1.05
+
+
+def test_peak_memory_sees_what_is_taken_and_given_back():
+    added = costs.peak_memory(lambda: torch.ones(2**25).sum(), CPU)  # 128 MiB
+    if added is None:
+        pytest.skip("no /proc on this system")
+    assert 120 * 2**20 < added < 200 * 2**20
+
+
+@pytest.mark.parametrize("way", [["--compare", "eager"], ["--dtype", "bfloat16", "--compare", "float32"]])
+def test_the_script_compares(tmp_path, way):
+    out = tmp_path / "out.json"
+    done = run(*TINY, *way, "--target", "random", "--output_json", str(out))
+    assert done.returncode == 0, done.stderr
+    result = json.loads(out.read_text())
+    assert result[f"speedup_vs_{way[-1]}"] > 0 and 0 < result["matmul_limit_share"] < 1
+    assert result["supervised_rows"] > 0 and "supervised rows/s" in done.stdout
+    if way[-1] == "eager":
+        assert result["memory_ratio_vs_eager"] > 0
+
+
+def test_the_script_sweeps_and_draws(tmp_path):
+    done = run(*TINY, "--sweep", "ttt", "--output_json", str(tmp_path / "ttt.json"))
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "ttt.png").stat().st_size > 5000
+    assert [point["ttt_steps"] for point in json.loads((tmp_path / "ttt.json").read_text())["points"]] == [
+        1,
+        2,
+        3,
+        5,
+        7,
+    ]
+
+
+@pytest.mark.parametrize("compare", ["padded", "trainer"])
+def test_the_script_compares_on_real_chats(tmp_path, compare):
+    data = tmp_path / "chats.jsonl"
+    words = "the quick brown fox jumps over the lazy dog again and again until it is tired".split()
+    with data.open("w") as lines:
+        for n in range(12):
+            answer = " ".join(words[: 4 + n])
+            messages = [{"role": "user", "content": "Say it."}, {"role": "assistant", "content": answer}]
+            lines.write(json.dumps({"messages": messages}) + "\n")
+    target = Path("assets/smollm2-135m-instruct")
+    options = ["--target", str(target), "--data", str(data), "--compare", compare, "--ttt_steps", "2"]
+    done = run(*options, "--length", "128", "--repeats", "1", "--output_json", str(tmp_path / "out.json"))
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "out.json").read_text())
+    assert any("_vs_" in key and value > 0 for key, value in result.items() if isinstance(value, float))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"compare": "padded"}, "`compare` padded is about real chats: name a `data` file and a `target`"),
+        ({"compare": "float32"}, "`compare` float32 needs `dtype` bfloat16"),
+        ({"length": 0}, "`length` must be at least 1"),
+        ({"supervised_share": 1.0}, "`supervised_share` must lie between 0 and 1"),
+        ({"data": "chats.jsonl"}, "`data` needs the `target`"),
+    ],
+)
+def test_what_does_not_fit_is_one_sentence(fields, message, monkeypatch):
+    monkeypatch.syspath_prepend("scripts")
+    from benchmark_training_step import BenchmarkArguments
+
+    with pytest.raises(ValueError, match=message):
+        BenchmarkArguments(**fields)
+
+
+def run(*options: str):
+    command = [sys.executable, "scripts/benchmark_training_step.py", *options]
+    return subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).resolve().parents[1])
