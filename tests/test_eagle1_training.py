@@ -4,11 +4,14 @@ import pytest
 import torch
 from datasets import Dataset
 from reference_eagle1 import reference_eagle1_loss
+from test_callbacks import PROMPTS
 from test_global_batch import ARGS, run
-from tiny import random_chats, tiny_eagle1_pair, tiny_pair
+from tiny import VOCAB, random_chats, tiny_eagle1_pair, tiny_pair
+from tiny_tokenizer import word_tokenizer
 
 from hf_eagle import EagleTrainer, EagleTrainingArguments, load_draft
 from hf_eagle.arguments import DraftArguments, TargetArguments, refuse_other_methods
+from hf_eagle.callbacks import AcceptanceLengthCallback
 
 
 RECORDS = random_chats(16, seed=1)
@@ -125,6 +128,18 @@ def test_gradient_does_not_depend_on_the_split(split, whole, tmp_path):
         assert wanted.norm() > 0
         assert (gradients[name] - wanted).norm() <= 2e-6 * wanted.norm(), name
     assert curve == pytest.approx(whole[1], rel=1e-6)
+
+
+def test_eagle2_is_measured_with_its_tree(tmp_path):
+    trainer = make_trainer(tmp_path, learning_rate=1e-2, max_steps=30, feature_noise="none")
+    trainer.train()
+    chain, tree = (
+        AcceptanceLengthCallback(
+            trainer, word_tokenizer(VOCAB, 2), PROMPTS, every_steps=1, max_new_tokens=24, method=method
+        ).measure()
+        for method in ("chain", "tree")
+    )
+    assert tree > chain
 
 
 # ---- what is refused ----
