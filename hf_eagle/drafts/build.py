@@ -8,11 +8,12 @@ from transformers.utils import cached_file
 
 from .configuration_eagle import EagleConfig
 from .modeling_base import EaglePreTrainedModel
+from .modeling_eagle import LlamaForCausalLMEagle
 from .modeling_eagle3 import LlamaForCausalLMEagle3
 from .vocabulary import VocabularyMapping
 
 
-DRAFT_CLASSES = {"LlamaForCausalLMEagle3": LlamaForCausalLMEagle3}
+DRAFT_CLASSES = {"LlamaForCausalLMEagle3": LlamaForCausalLMEagle3, "LlamaForCausalLMEagle": LlamaForCausalLMEagle}
 
 
 def new_draft(
@@ -28,7 +29,8 @@ def new_draft(
         config: its configuration.
         embedding_weight: `(vocab_size, hidden)`, the target's input embedding.
         mapping: the draft vocabulary; needed when it is smaller than the target's.
-        head_weight: `(vocab_size, hidden)`: the target's head, from whose rows the draft's starts; random if `None`.
+        head_weight: `(vocab_size, hidden)`, the target's head. EAGLE-1 shares it; EAGLE-3 starts its own from its rows,
+            or from random ones if `None`.
         attn_implementation: of the training-time test, see `ttt_attention.py`.
 
     Raises:
@@ -45,9 +47,7 @@ def new_draft(
             )
         draft.set_vocabulary(mapping)
     if head_weight is not None:
-        rows = head_weight if draft.d2t is None else head_weight[draft.draft_ids.to(head_weight.device)]
-        with torch.no_grad():
-            draft.lm_head.weight.copy_(rows)
+        draft.start_head(head_weight)
     return draft
 
 
@@ -56,8 +56,8 @@ def load_draft(path: str | Path, target=None, dtype: torch.dtype | None = None) 
 
     Args:
         path: folder or Hub id.
-        target ([`FrozenTarget`], *optional*): its embeddings are attached; without one, call `set_target_embeddings`
-            before using the draft.
+        target ([`FrozenTarget`], *optional*): what it lends is attached; without one, call `attach` before using the
+            draft.
         dtype: of the weights, the checkpoint's when `None`.
 
     Raises:
@@ -73,5 +73,5 @@ def load_draft(path: str | Path, target=None, dtype: torch.dtype | None = None) 
     draft = draft_class.from_pretrained(path, dtype="auto" if dtype is None else dtype)
     if target is not None:
         draft.to(target.device)
-        draft.set_target_embeddings(target.embedding_weight())
+        draft.attach(target)
     return draft.eval()

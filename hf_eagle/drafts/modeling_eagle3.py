@@ -4,50 +4,15 @@ from functools import partial
 
 import torch
 from torch import nn
-from torch.nn.functional import scaled_dot_product_attention
 from transformers import Cache
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, rotate_half
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
+from .attention import EagleAttention
 from .configuration_eagle import EagleConfig
 from .layers import EagleMLP, EagleRMSNorm
-from .modeling_base import EagleOutput, EaglePreTrainedModel, Objective
+from .modeling_base import EagleOutput, EaglePreTrainedModel, Objective, complete_batch
 from .row_layout import RowLayout
 from .unroll import TTTUnroll
-
-
-class EagleAttention(nn.Module):
-    """Grouped-query attention whose input is `cat(embedding, hidden)`, twice as wide as its output."""
-
-    def __init__(self, config: EagleConfig):
-        super().__init__()
-        self.head_dim = config.head_dim
-        self.scaling = config.head_dim**-0.5
-        wide = 2 * config.hidden_size
-        self.q_proj = nn.Linear(wide, config.num_attention_heads * config.head_dim, bias=False)
-        self.k_proj = nn.Linear(wide, config.num_key_value_heads * config.head_dim, bias=False)
-        self.v_proj = nn.Linear(wide, config.num_key_value_heads * config.head_dim, bias=False)
-        self.o_proj = nn.Linear(config.num_attention_heads * config.head_dim, config.hidden_size, bias=False)
-
-    @property
-    def query_projections(self) -> list[nn.Module]:
-        return [self.q_proj]
-
-    @property
-    def key_value_projections(self) -> list[nn.Module]:
-        return [self.k_proj, self.v_proj]
-
-    def query(self, projected: torch.Tensor, cos_sin: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        """From the query projection: rotated queries `(..., heads, head_dim)`."""
-        return self._rotate(projected.unflatten(-1, (-1, self.head_dim)), cos_sin)
-
-    def key_value(self, projected: torch.Tensor, cos_sin: tuple[torch.Tensor, torch.Tensor]):
-        """From the key and value projections side by side: rotated keys and values, `(..., kv_heads, head_dim)`."""
-        key, value = projected.unflatten(-1, (-1, self.head_dim)).chunk(2, dim=-2)
-        return self._rotate(key, cos_sin), value
-
-    def _rotate(self, x: torch.Tensor, cos_sin: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        cos, sin = (part.unsqueeze(-2) for part in cos_sin)  # (..., 1, head_dim)
-        return x * cos + rotate_half(x) * sin
 
 
 class EagleDecoderLayer(nn.Module):
@@ -58,7 +23,7 @@ class EagleDecoderLayer(nn.Module):
         norm = {"hidden_size": config.hidden_size, "eps": config.rms_norm_eps}
         self.input_layernorm = EagleRMSNorm(**norm)
         self.hidden_norm = EagleRMSNorm(**norm)
-        self.self_attn = EagleAttention(config)
+        self.self_attn = EagleAttention(config, 2 * config.hidden_size)
         self.post_attention_layernorm = EagleRMSNorm(**norm)
         self.mlp = EagleMLP(config)
 
@@ -86,7 +51,6 @@ class LlamaForCausalLMEagle3(EaglePreTrainedModel):
     def __init__(self, config: EagleConfig):
         super().__init__(config)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.embed_tokens.requires_grad_(False)
         if config.fc_norm:
             norms = [EagleRMSNorm(config.target_hidden_size, config.rms_norm_eps) for _ in range(config.num_taps)]
             self.fc_norm = nn.ModuleList(norms)
@@ -98,9 +62,15 @@ class LlamaForCausalLMEagle3(EaglePreTrainedModel):
         self.gradient_checkpointing = False  # switched by `gradient_checkpointing_enable`: one checkpoint a TTT step
         self._register_vocabulary(config)
         self.post_init()
+        self._freeze()
 
     def get_output_embeddings(self) -> nn.Linear:
         return self.lm_head
+
+    @torch.no_grad()
+    def start_head(self, weight: torch.Tensor) -> None:
+        """Start the head from the rows of the target's `(vocab_size, hidden)`."""
+        self.lm_head.weight.copy_(weight if self.d2t is None else weight[self.draft_ids.to(weight.device)])
 
     def combine_features(self, taps: torch.Tensor) -> torch.Tensor:
         """`(..., taps * target_hidden)` -> `(..., hidden)`."""
@@ -110,14 +80,10 @@ class LlamaForCausalLMEagle3(EaglePreTrainedModel):
             taps = torch.cat([norm(chunk) for norm, chunk in zip(self.fc_norm, chunks, strict=True)], dim=-1)
         return self.fc(taps)
 
-    def compute_logits(self, normed: torch.Tensor) -> torch.Tensor:
-        """`(..., hidden)` after the final norm -> `(..., draft_vocab_size)`."""
-        return self.lm_head(normed)
-
     def forward(
         self,
         input_ids: torch.Tensor,
-        taps: torch.Tensor,
+        features: torch.Tensor,
         rows: torch.Tensor | None = None,
         num_steps: int = 1,
         objective: Objective | None = None,
@@ -132,7 +98,7 @@ class LlamaForCausalLMEagle3(EaglePreTrainedModel):
 
         Args:
             input_ids: `(batch, length)`.
-            taps: `(batch, length, taps * target_hidden)`.
+            features: the taps, `(batch, length, taps * target_hidden)`.
             rows: `(N,)` flat ids `b * length + t` of the rows to unroll, ascending; all rows when `None`.
             num_steps: TTT steps.
             objective: called once with the normed hidden states `(num_steps, N, hidden)` and the head.
@@ -143,20 +109,13 @@ class LlamaForCausalLMEagle3(EaglePreTrainedModel):
         Returns:
             [`EagleOutput`].
         """
-        if attention_mask is None:
-            attention_mask = torch.ones_like(input_ids)
-        if position_ids is None:
-            position_ids = (attention_mask.long().cumsum(-1) - 1).clamp_min(0)
-        documents = torch.zeros_like(input_ids) if documents is None else documents
-        documents = documents.masked_fill(attention_mask == 0, -1)
-        if rows is None:
-            rows = torch.arange(input_ids.numel(), device=input_ids.device)
+        rows, position_ids, documents = complete_batch(input_ids, rows, attention_mask, position_ids, documents)
         if rows.numel() == 0:
             return self._judge(self._untrained(num_steps), objective)
 
         layout = RowLayout.of(rows, documents)
         run = TTTUnroll(self, input_ids.flatten(), position_ids.flatten(), layout, num_steps)
-        hidden = self.combine_features(taps.flatten(0, 1)[layout.keys])
+        hidden = self.combine_features(features.flatten(0, 1)[layout.keys])
         key, value = run.context(hidden)
         hidden, own_keys, own_values, normed = hidden[layout.row_in_keys], [], [], []
         step_function = run.step
@@ -169,26 +128,10 @@ class LlamaForCausalLMEagle3(EaglePreTrainedModel):
                 own_keys, own_values = [*own_keys, own_key], [*own_values, own_value]
         return self._judge(torch.stack(normed), objective)
 
-    def _judge(self, normed: torch.Tensor, objective: Objective | None) -> EagleOutput:
-        if objective is None:
-            return EagleOutput(hidden_states=normed)
-        loss, loss_sums, correct = objective(normed, self.lm_head)
-        return EagleOutput(loss=loss, loss_sums=loss_sums, correct=correct)
-
-    def cos_sin(self, like: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """RoPE tables `(*positions.shape, head_dim)` in the dtype of `like`."""
-        cos, sin = self.rotary_emb(like, positions.reshape(1, -1))
-        return cos.view(*positions.shape, -1), sin.view(*positions.shape, -1)
-
     def feedback(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """What the head sees and what the next step gets: the residual stream, or with EAGLE-3.1 the normed one."""
         normed = self.norm(hidden)
         return normed, normed if self.config.norm_output else hidden
-
-    def _untrained(self, num_steps: int) -> torch.Tensor:
-        """A batch without a supervised row: nothing to learn, but every parameter is touched, or DDP and FSDP hang."""
-        nothing = sum(p.sum() for p in self.parameters() if p.requires_grad) * 0.0
-        return self.fc.weight.new_empty(num_steps, 0, self.config.hidden_size) + nothing
 
     def decode(
         self,
@@ -210,17 +153,7 @@ class LlamaForCausalLMEagle3(EaglePreTrainedModel):
         Returns:
             Normed hidden states for the head and hidden states to feed back, each `(batch, n, hidden)`.
         """
-        attention = self.midlayer.self_attn
         x = self.midlayer.attention_input(self.embed_tokens(input_ids), hidden)
         cos_sin = self.cos_sin(x, position_ids)
-        query = attention.query(attention.q_proj(x), cos_sin).transpose(1, 2)
-        projected = torch.cat([projection(x) for projection in attention.key_value_projections], dim=-1)
-        key, value = (part.transpose(1, 2) for part in attention.key_value(projected, cos_sin))
-        key, value = past_key_values.update(key, value, 0)
-        if attention_mask is None and query.shape[2] > 1:
-            past = key.shape[2] - query.shape[2]
-            attention_mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=x.device).tril(past)
-        attended = scaled_dot_product_attention(
-            query, key, value, attn_mask=attention_mask, scale=attention.scaling, enable_gqa=True
-        )
-        return self.feedback(self.midlayer.finish(hidden, attended.transpose(1, 2)))
+        attended = self.midlayer.self_attn.behind_cache(x, cos_sin, past_key_values, attention_mask)
+        return self.feedback(self.midlayer.finish(hidden, attended))
