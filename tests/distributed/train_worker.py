@@ -1,7 +1,7 @@
 """Train a tiny draft as told by a JSON file; started by tests, alone or under torchrun.
 
-    train_worker.py SPEC.json      {"out": DIR, "records": 8, "method": "eagle1", "kill_at": "...", "args": {...},
-                            "acceptance": {"prompts": 5, "every_steps": 2, ...}}
+    train_worker.py SPEC.json      {"out": DIR, "records": 8, "tied": false, "kill_at": "...", "method": "eagle1",
+                            "args": {...}, "acceptance": {"prompts": 5, "every_steps": 2, ...}}
 
 Leaves in `out`: `gradients.pt` of the first optimiser step, `log.json`, and the trainer's own `output_dir`.
 """
