@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_files import write_chats, write_tiny_target
 from torch.utils.flop_counter import FlopCounterMode
 
 from hf_eagle.benchmark import costs
@@ -93,16 +94,12 @@ def test_the_script_sweeps_and_draws(tmp_path):
 
 @pytest.mark.parametrize("compare", ["padded", "trainer"])
 def test_the_script_compares_on_real_chats(tmp_path, compare):
-    data = tmp_path / "chats.jsonl"
-    words = "the quick brown fox jumps over the lazy dog again and again until it is tired".split()
-    with data.open("w") as lines:
-        for n in range(12):
-            answer = " ".join(words[: 4 + n])
-            messages = [{"role": "user", "content": "Say it."}, {"role": "assistant", "content": answer}]
-            lines.write(json.dumps({"messages": messages}) + "\n")
-    target = Path("assets/smollm2-135m-instruct")
-    options = ["--target", str(target), "--data", str(data), "--compare", compare, "--ttt_steps", "2"]
-    done = run(*options, "--length", "128", "--repeats", "1", "--output_json", str(tmp_path / "out.json"))
+    write_tiny_target(tmp_path / "target")
+    write_chats(tmp_path / "chats.jsonl", number=20)
+    options = ["--target", str(tmp_path / "target"), "--data", str(tmp_path / "chats.jsonl"), "--compare", compare]
+    done = run(
+        *options, "--ttt_steps", "2", "--length", "64", "--repeats", "1", "--output_json", str(tmp_path / "out.json")
+    )
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "out.json").read_text())
     assert any("_vs_" in key and value > 0 for key, value in result.items() if isinstance(value, float))

@@ -11,49 +11,17 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from tiny_tokenizer import CHATML, tiny_tokenizer
-from transformers import LlamaConfig, LlamaForCausalLM
+from tiny_files import WORDS, write_chats, write_tiny_target
 
 
 ROOT = Path(__file__).resolve().parents[1]
-WORDS = "red green blue one two three four five six seven eight nine ten sun moon star tree bird fish stone".split()
-
-
-def write_chats(path, number=12, words=WORDS):
-    generator = torch.Generator().manual_seed(0)
-
-    def text(longest):
-        length = int(torch.randint(2, longest, (), generator=generator))
-        return " ".join(words[int(i)] for i in torch.randint(0, len(words), (length,), generator=generator))
-
-    with open(path, "w") as file:
-        for _ in range(number):
-            messages = [{"role": "user", "content": text(6)}, {"role": "assistant", "content": text(14)}]
-            file.write(json.dumps({"messages": messages}) + "\n")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A tiny tied target with a tokenizer, chats, and a recipe."""
     folder = tmp_path_factory.mktemp("script")
-    tokenizer = tiny_tokenizer(CHATML)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=8,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        tie_word_embeddings=True,
-        initializer_range=0.2,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder / "target")
-    tokenizer.save_pretrained(folder / "target")
+    write_tiny_target(folder / "target")
     write_chats(folder / "chats.jsonl")
     recipe = {
         "target": str(folder / "target"),

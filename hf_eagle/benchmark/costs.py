@@ -5,6 +5,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 
@@ -47,6 +48,7 @@ def needed_flops(config, plan: SupervisionPlan, documents: torch.Tensor, num_ste
     }
 
 
+@lru_cache  # once a process: a sweep asks at every point
 def matmul_limit(dtype: torch.dtype, device: torch.device, repeats: int = 5) -> float:
     """FLOP/s of the best of a few large matrix products on this machine, now."""
     best = 0.0
