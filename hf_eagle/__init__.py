@@ -9,9 +9,11 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "AcceptanceLengthCallback": "callbacks",
     "DraftObjective": "objectives",
+    "Eagle3DeepseekV2ForCausalLM": "drafts.modeling_eagle3_mla",
     "EagleArgumentParser": "parser",
     "EagleConfig": "drafts.configuration_eagle",
     "EagleDataCollator": "data.collators",
+    "EagleMLAConfig": "drafts.configuration_eagle_mla",
     "EagleTrainer": "trainer",
     "EagleTrainingArguments": "training_arguments",
     "FrozenTarget": "targets.target",

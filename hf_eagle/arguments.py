@@ -47,6 +47,20 @@ class DraftArguments:
     draft_vocab_size: int | None = _arg(
         None, "Tokens the draft can propose, the most frequent of the supervised ones. Unset: the whole vocabulary."
     )
+    draft_attention: Literal["auto", "llama", "mla"] = _arg(
+        "auto",
+        "Attention of the draft: grouped-query as in Llama, or DeepSeek's multi-head latent attention. `auto` is `mla` "
+        "for a target that has it (DeepSeek, Kimi), `llama` for any other.",
+    )
+    q_lora_rank: int | None = _arg(
+        None,
+        "`mla`: rank of the queries' bottleneck, 0 for none (vLLM only). Unset, as the next four: the target's, or "
+        "DeepSeek-V3's for a target without latent attention.",
+    )
+    kv_lora_rank: int | None = _arg(None, "`mla`: width of the latent that keys and values are made from.")
+    qk_nope_head_dim: int | None = _arg(None, "`mla`: part of a head's key that is not rotated.")
+    qk_rope_head_dim: int | None = _arg(None, "`mla`: part of a key that is rotated, shared by all heads.")
+    v_head_dim: int | None = _arg(None, "`mla`: width of a head's value.")
     fc_norm: bool = _arg(False, "EAGLE-3.1: one RMSNorm per tap in front of `fc`.")
     norm_output: bool = _arg(False, "EAGLE-3.1: feed the normed output back instead of the residual stream.")
     head_init: Literal["target", "random"] = _arg("target", "Start the draft's head from the target's rows, or random.")
@@ -55,6 +69,13 @@ class DraftArguments:
         "Attention of the training-time test: `sdpa` takes the fused kernel that the device has, `eager` is the slow "
         "reference.",
     )
+
+    @property
+    def latent_sizes(self) -> dict[str, int | None]:
+        """The sizes of latent attention that were set, as a draft's config takes them."""
+        names = ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
+        sizes = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        return {**sizes, "q_lora_rank": None} if self.q_lora_rank == 0 else sizes
 
 
 @dataclass

@@ -134,12 +134,14 @@ def draft_for(target, tokenizer, train, target_args, draft_args, resume):
     """The draft to train: the checkpoint's with its vocabulary mapping, or a new one for these data."""
     import torch
 
-    from hf_eagle.drafts.build import load_draft, new_draft
-    from hf_eagle.drafts.configuration_eagle import EagleConfig
+    from hf_eagle.drafts.build import draft_config, load_draft, new_draft
+    from hf_eagle.drafts.configuration_eagle_mla import LATENT_SIZES
     from hf_eagle.drafts.vocabulary import VocabularyMapping, count_supervised_tokens, tokenizer_fingerprint
 
-    config = EagleConfig.from_target(
+    config = draft_config(
         target.config,
+        draft_args.draft_attention,
+        draft_args.latent_sizes,
         draft_vocab_size=draft_args.draft_vocab_size,
         tap_ids=target_args.tap_ids,
         fc_norm=draft_args.fc_norm,
@@ -148,11 +150,13 @@ def draft_for(target, tokenizer, train, target_args, draft_args, resume):
     )
     if resume is not None:
         draft = load_draft(resume, target, dtype=torch.float32)
-        for name in ("tap_ids", "draft_vocab_size", "fc_norm", "norm_output"):
-            if getattr(draft.config, name) != getattr(config, name):
+        for name in ("architectures", "tap_ids", "draft_vocab_size", "fc_norm", "norm_output", *LATENT_SIZES):
+            wanted, seen = (getattr(c, name, None) for c in (config, draft.config))
+            if wanted != seen:
+                name = {"architectures": "draft_attention"}.get(name, name)
                 raise ValueError(
-                    f"`{name}` is {getattr(config, name)} but {resume} was trained with {getattr(draft.config, name)}: "
-                    "keep it, or start a new run in another `output_dir`."
+                    f"`{name}` is {wanted} but {resume} was trained with {seen}: keep it, or start a new run in "
+                    "another `output_dir`."
                 )
         draft.set_attn_implementation(draft_args.draft_attn_implementation)
         return draft

@@ -2,17 +2,51 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
+from transformers import PreTrainedConfig
 from transformers.utils import cached_file
 
 from .configuration_eagle import EagleConfig
+from .configuration_eagle_mla import EagleMLAConfig, has_latent_attention
 from .modeling_base import EaglePreTrainedModel
 from .modeling_eagle3 import LlamaForCausalLMEagle3
+from .modeling_eagle3_mla import Eagle3DeepseekV2ForCausalLM
 from .vocabulary import VocabularyMapping
 
 
-DRAFT_CLASSES = {"LlamaForCausalLMEagle3": LlamaForCausalLMEagle3}
+DRAFT_CLASSES = {
+    "LlamaForCausalLMEagle3": LlamaForCausalLMEagle3,
+    "Eagle3DeepseekV2ForCausalLM": Eagle3DeepseekV2ForCausalLM,
+}
+
+
+def draft_config(
+    target_config: PreTrainedConfig, attention: str = "auto", latent_sizes: dict | None = None, **fields: Any
+) -> EagleConfig:
+    """The config of a new draft for a target.
+
+    Args:
+        target_config: the target's (text) config.
+        attention: `"llama"` or `"mla"`; `"auto"` is the target's own kind.
+        latent_sizes: of `"mla"`, those that are not the target's.
+        fields: as for [`EagleConfig.from_target`].
+
+    Raises:
+        ValueError: for an unknown kind, latent sizes of another, or what does not fit the target.
+    """
+    if attention not in ("auto", "llama", "mla"):
+        raise ValueError(f"`draft_attention` must be one of auto, llama, mla, got {attention!r}.")
+    if attention == "mla" or (attention == "auto" and has_latent_attention(target_config.get_text_config())):
+        return EagleMLAConfig.from_target(target_config, **(latent_sizes or {}), **fields)
+    if latent_sizes:
+        name, size = next(iter(latent_sizes.items()))
+        raise ValueError(
+            f"`{name}` is {size}, but the draft's attention is Llama's, which has none: leave it out, or set "
+            "`draft_attention` to mla."
+        )
+    return EagleConfig.from_target(target_config, **fields)
 
 
 def new_draft(

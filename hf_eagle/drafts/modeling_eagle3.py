@@ -1,13 +1,13 @@
-"""The EAGLE-3 / 3.1 draft with Llama attention, as vLLM and SGLang run it (contract section 2)."""
+"""The EAGLE-3 / 3.1 draft, as vLLM and SGLang run it (contract section 2), and its form with Llama attention."""
 
 from functools import partial
 
 import torch
 from torch import nn
-from torch.nn.functional import scaled_dot_product_attention
 from transformers import Cache
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, rotate_half
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
+from .attention import DraftAttention, EagleAttention
 from .configuration_eagle import EagleConfig
 from .layers import EagleMLP, EagleRMSNorm
 from .modeling_base import EagleOutput, EaglePreTrainedModel, Objective
@@ -15,50 +15,15 @@ from .row_layout import RowLayout
 from .unroll import TTTUnroll
 
 
-class EagleAttention(nn.Module):
-    """Grouped-query attention whose input is `cat(embedding, hidden)`, twice as wide as its output."""
-
-    def __init__(self, config: EagleConfig):
-        super().__init__()
-        self.head_dim = config.head_dim
-        self.scaling = config.head_dim**-0.5
-        wide = 2 * config.hidden_size
-        self.q_proj = nn.Linear(wide, config.num_attention_heads * config.head_dim, bias=False)
-        self.k_proj = nn.Linear(wide, config.num_key_value_heads * config.head_dim, bias=False)
-        self.v_proj = nn.Linear(wide, config.num_key_value_heads * config.head_dim, bias=False)
-        self.o_proj = nn.Linear(config.num_attention_heads * config.head_dim, config.hidden_size, bias=False)
-
-    @property
-    def query_projections(self) -> list[nn.Module]:
-        return [self.q_proj]
-
-    @property
-    def key_value_projections(self) -> list[nn.Module]:
-        return [self.k_proj, self.v_proj]
-
-    def query(self, projected: torch.Tensor, cos_sin: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        """From the query projection: rotated queries `(..., heads, head_dim)`."""
-        return self._rotate(projected.unflatten(-1, (-1, self.head_dim)), cos_sin)
-
-    def key_value(self, projected: torch.Tensor, cos_sin: tuple[torch.Tensor, torch.Tensor]):
-        """From the key and value projections side by side: rotated keys and values, `(..., kv_heads, head_dim)`."""
-        key, value = projected.unflatten(-1, (-1, self.head_dim)).chunk(2, dim=-2)
-        return self._rotate(key, cos_sin), value
-
-    def _rotate(self, x: torch.Tensor, cos_sin: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        cos, sin = (part.unsqueeze(-2) for part in cos_sin)  # (..., 1, head_dim)
-        return x * cos + rotate_half(x) * sin
-
-
 class EagleDecoderLayer(nn.Module):
     """The draft's one layer: two norms in front, attention, SwiGLU."""
 
-    def __init__(self, config: EagleConfig):
+    def __init__(self, config: EagleConfig, attention: DraftAttention):
         super().__init__()
         norm = {"hidden_size": config.hidden_size, "eps": config.rms_norm_eps}
         self.input_layernorm = EagleRMSNorm(**norm)
         self.hidden_norm = EagleRMSNorm(**norm)
-        self.self_attn = EagleAttention(config)
+        self.self_attn = attention
         self.post_attention_layernorm = EagleRMSNorm(**norm)
         self.mlp = EagleMLP(config)
 
@@ -72,16 +37,14 @@ class EagleDecoderLayer(nn.Module):
         return hidden + self.mlp(self.post_attention_layernorm(hidden))
 
 
-class LlamaForCausalLMEagle3(EaglePreTrainedModel):
+class Eagle3Draft(EaglePreTrainedModel):
     """EAGLE-3 draft: taps -> `fc` -> one layer over `cat(embedding, hidden)` -> head over the draft vocabulary.
 
-    Row `i` holds the taps of token `i` and the embedding of token `i + 1`; it predicts token `i + 2`.
-
-    Example:
-        >>> config = EagleConfig.from_target(target.config, draft_vocab_size=8192)
-        >>> draft = LlamaForCausalLMEagle3(config)
-        >>> draft.set_target_embeddings(target.embedding_weight())
+    Row `i` holds the taps of token `i` and the embedding of token `i + 1`; it predicts token `i + 2`. What attends
+    inside the layer is a subclass's.
     """
+
+    attention_class: type[DraftAttention]
 
     def __init__(self, config: EagleConfig):
         super().__init__(config)
@@ -91,7 +54,7 @@ class LlamaForCausalLMEagle3(EaglePreTrainedModel):
             norms = [EagleRMSNorm(config.target_hidden_size, config.rms_norm_eps) for _ in range(config.num_taps)]
             self.fc_norm = nn.ModuleList(norms)
         self.fc = nn.Linear(config.num_taps * config.target_hidden_size, config.hidden_size, bias=False)
-        self.midlayer = EagleDecoderLayer(config)
+        self.midlayer = EagleDecoderLayer(config, self.attention_class(config, 2 * config.hidden_size))
         self.norm = EagleRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.lm_head = nn.Linear(config.hidden_size, config.draft_vocab_size, bias=False)
         self.rotary_emb = LlamaRotaryEmbedding(config=config)
@@ -176,7 +139,7 @@ class LlamaForCausalLMEagle3(EaglePreTrainedModel):
         return EagleOutput(loss=loss, loss_sums=loss_sums, correct=correct)
 
     def cos_sin(self, like: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """RoPE tables `(*positions.shape, head_dim)` in the dtype of `like`."""
+        """RoPE tables `(*positions.shape, rotated width)` in the dtype of `like`."""
         cos, sin = self.rotary_emb(like, positions.reshape(1, -1))
         return cos.view(*positions.shape, -1), sin.view(*positions.shape, -1)
 
@@ -210,17 +173,19 @@ class LlamaForCausalLMEagle3(EaglePreTrainedModel):
         Returns:
             Normed hidden states for the head and hidden states to feed back, each `(batch, n, hidden)`.
         """
-        attention = self.midlayer.self_attn
         x = self.midlayer.attention_input(self.embed_tokens(input_ids), hidden)
         cos_sin = self.cos_sin(x, position_ids)
-        query = attention.query(attention.q_proj(x), cos_sin).transpose(1, 2)
-        projected = torch.cat([projection(x) for projection in attention.key_value_projections], dim=-1)
-        key, value = (part.transpose(1, 2) for part in attention.key_value(projected, cos_sin))
-        key, value = past_key_values.update(key, value, 0)
-        if attention_mask is None and query.shape[2] > 1:
-            past = key.shape[2] - query.shape[2]
-            attention_mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=x.device).tril(past)
-        attended = scaled_dot_product_attention(
-            query, key, value, attn_mask=attention_mask, scale=attention.scaling, enable_gqa=True
-        )
-        return self.feedback(self.midlayer.finish(hidden, attended.transpose(1, 2)))
+        attended = self.midlayer.self_attn.behind_cache(x, cos_sin, past_key_values, attention_mask)
+        return self.feedback(self.midlayer.finish(hidden, attended))
+
+
+class LlamaForCausalLMEagle3(Eagle3Draft):
+    """The EAGLE-3 draft with grouped-query attention as in Llama.
+
+    Example:
+        >>> config = EagleConfig.from_target(target.config, draft_vocab_size=8192)
+        >>> draft = LlamaForCausalLMEagle3(config)
+        >>> draft.set_target_embeddings(target.embedding_weight())
+    """
+
+    attention_class = EagleAttention
