@@ -64,6 +64,11 @@ class DraftArguments:
     fc_norm: bool = _arg(False, "EAGLE-3.1: one RMSNorm per tap in front of `fc`.")
     norm_output: bool = _arg(False, "EAGLE-3.1: feed the normed output back instead of the residual stream.")
     head_init: Literal["target", "random"] = _arg("target", "Start the draft's head from the target's rows, or random.")
+    init_from: str | None = _arg(
+        None,
+        "Draft to start from, a folder or a Hub id: of the same shapes and taps, of any draft vocabulary. Rows of its "
+        "head are carried over by token, those of new tokens are as `head_init` says. Without a meaning when resuming.",
+    )
     draft_attn_implementation: Literal["sdpa", "eager", "flex_attention"] = _arg(
         "sdpa",
         "Attention of the training-time test: `sdpa` takes the fused kernel that the device has, `eager` is the slow "

@@ -47,6 +47,7 @@ def main() -> None:
     from hf_eagle.callbacks import AcceptanceLengthCallback
     from hf_eagle.checkpoints import refuse_other_run, resolve_resume
     from hf_eagle.distributed import leave
+    from hf_eagle.drafts.build import draft_class_of
     from hf_eagle.evaluation.plots import plot_acceptance_history, plot_training
     from hf_eagle.evaluation.prompts import load_prompts
     from hf_eagle.targets.target import FrozenTarget
@@ -59,6 +60,8 @@ def main() -> None:
     resume = resolve_resume(args.output_dir, args.resume_from_checkpoint)
     if resume is None and args.resume_from_checkpoint is None:
         refuse_other_run(args.output_dir, args.overwrite)
+    if draft_args.init_from is not None:
+        draft_class_of(draft_args.init_from)
     prompts = data_args.acceptance_prompts and load_prompts(
         data_args.acceptance_prompts, limit=data_args.acceptance_num_prompts
     )
@@ -137,6 +140,7 @@ def draft_for(target, tokenizer, train, target_args, draft_args, resume):
     from hf_eagle.drafts.build import draft_config, load_draft, new_draft
     from hf_eagle.drafts.configuration_eagle_mla import LATENT_SIZES
     from hf_eagle.drafts.vocabulary import VocabularyMapping, count_supervised_tokens, tokenizer_fingerprint
+    from hf_eagle.drafts.warm_start import start_from
 
     config = draft_config(
         target.config,
@@ -172,7 +176,16 @@ def draft_for(target, tokenizer, train, target_args, draft_args, resume):
             100 * mapping.coverage,
         )
     head = target.head_weight() if draft_args.head_init == "target" else None
-    return new_draft(config, target.embedding_weight(), mapping, head, draft_args.draft_attn_implementation)
+    draft = new_draft(config, target.embedding_weight(), mapping, head, draft_args.draft_attn_implementation)
+    if draft_args.init_from is not None:
+        carried = start_from(draft, load_draft(draft_args.init_from, dtype=torch.float32))
+        logger.info(
+            "Started from %s, with %d of its tokens among the draft's %d.",
+            draft_args.init_from,
+            carried,
+            config.draft_vocab_size,
+        )
+    return draft
 
 
 if __name__ == "__main__":

@@ -97,6 +97,15 @@ def load_draft(path: str | Path, target=None, dtype: torch.dtype | None = None) 
     Raises:
         ValueError: if the folder is no draft, or not exactly one of a known kind.
     """
+    draft = draft_class_of(path).from_pretrained(path, dtype="auto" if dtype is None else dtype)
+    if target is not None:
+        draft.to(target.device)
+        draft.set_target_embeddings(target.embedding_weight())
+    return draft.eval()
+
+
+def draft_class_of(path: str | Path) -> type[EaglePreTrainedModel]:
+    """The class of a draft folder or Hub id; `ValueError` if it is no draft of a known kind."""
     config_file = cached_file(str(path), "config.json")
     names = json.loads(Path(config_file).read_text()).get("architectures") or []
     draft_class = next((DRAFT_CLASSES[name] for name in names if name in DRAFT_CLASSES), None)
@@ -104,8 +113,4 @@ def load_draft(path: str | Path, target=None, dtype: torch.dtype | None = None) 
         raise ValueError(
             f"{path} is not a draft: `architectures` in its config.json is {names}, known are {sorted(DRAFT_CLASSES)}."
         )
-    draft = draft_class.from_pretrained(path, dtype="auto" if dtype is None else dtype)
-    if target is not None:
-        draft.to(target.device)
-        draft.set_target_embeddings(target.embedding_weight())
-    return draft.eval()
+    return draft_class
