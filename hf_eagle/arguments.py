@@ -54,8 +54,8 @@ class DraftArguments:
     )
     q_lora_rank: int | None = _arg(
         None,
-        "`mla`: rank of the queries' bottleneck, 0 for none (vLLM only). Unset, as the next four: the target's, or "
-        "DeepSeek-V3's for a target without latent attention.",
+        "`mla`: rank of the queries' bottleneck, 0 for none (no server loads such a draft yet). Unset, as the next "
+        "four: the target's, or DeepSeek-V3's for a target without latent attention.",
     )
     kv_lora_rank: int | None = _arg(None, "`mla`: width of the latent that keys and values are made from.")
     qk_nope_head_dim: int | None = _arg(None, "`mla`: part of a head's key that is not rotated.")

@@ -69,7 +69,8 @@ def test_every_field_of_the_contract_is_written(tmp_path):
 @pytest.mark.parametrize("rope", ["default", "yarn"])
 def test_config_round_trips(rope, q_lora_rank, tmp_path):
     config = EagleMLAConfig.from_target(
-        DeepseekV3Config(**{**KIMI_TEXT, "rope_parameters": ROPES[rope], "q_lora_rank": q_lora_rank}),
+        DeepseekV3Config(**{**KIMI_TEXT, "rope_parameters": ROPES[rope]}),
+        q_lora_rank=q_lora_rank,
         draft_vocab_size=64,
         tap_ids=[2, 7, 20, 30],
         norm_output=True,
@@ -122,7 +123,8 @@ def test_yarn_without_mscale_stretches_what_is_rotated():
 
 def test_sizes_are_the_targets_or_deepseeks_or_those_asked_for():
     v2 = DeepseekV2Config(**{**KIMI_TEXT, "q_lora_rank": None, "rope_parameters": None})
-    assert {name: getattr(EagleMLAConfig.from_target(v2), name) for name in SIZES} == {**SIZES, "q_lora_rank": None}
+    # servers want the bottleneck that this target is without
+    assert {name: getattr(EagleMLAConfig.from_target(v2), name) for name in SIZES} == {**SIZES, "q_lora_rank": 1536}
     asked = EagleMLAConfig.from_target(v2, q_lora_rank=7, v_head_dim=6)
     assert (asked.q_lora_rank, asked.v_head_dim, asked.kv_lora_rank) == (7, 6, 20)
     qwen = EagleMLAConfig.from_target(Qwen3Config(hidden_size=4096, num_key_value_heads=8, num_hidden_layers=36))

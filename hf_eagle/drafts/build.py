@@ -1,6 +1,7 @@
 """A draft to start from: new, or read from a folder by the `architectures` in its config."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from .modeling_eagle3 import LlamaForCausalLMEagle3
 from .modeling_eagle3_mla import Eagle3DeepseekV2ForCausalLM
 from .vocabulary import VocabularyMapping
 
+
+logger = logging.getLogger(__name__)
 
 DRAFT_CLASSES = {
     "LlamaForCausalLMEagle3": LlamaForCausalLMEagle3,
@@ -39,7 +42,10 @@ def draft_config(
     if attention not in ("auto", "llama", "mla"):
         raise ValueError(f"`draft_attention` must be one of auto, llama, mla, got {attention!r}.")
     if attention == "mla" or (attention == "auto" and has_latent_attention(target_config.get_text_config())):
-        return EagleMLAConfig.from_target(target_config, **(latent_sizes or {}), **fields)
+        config = EagleMLAConfig.from_target(target_config, **(latent_sizes or {}), **fields)
+        if config.q_lora_rank is None:
+            logger.warning("`q_lora_rank` is none: neither vLLM 0.32 nor SGLang 0.5.23 loads such a draft.")
+        return config
     if latent_sizes:
         name, size = next(iter(latent_sizes.items()))
         raise ValueError(

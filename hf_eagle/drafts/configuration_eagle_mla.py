@@ -21,7 +21,8 @@ class EagleMLAConfig(EagleConfig):
 
     Args:
         q_lora_rank (`int`, *optional*, defaults to 1536):
-            Rank of the queries' bottleneck; `None` projects them directly, which SGLang does not serve.
+            Rank of the queries' bottleneck; `None` projects them directly, which neither vLLM 0.32 nor SGLang 0.5.23
+            serves in a draft.
         kv_lora_rank (`int`, defaults to 512): width of the latent that keys and values are made from.
         qk_nope_head_dim (`int`, defaults to 128): part of a head's key that knows no position.
         qk_rope_head_dim (`int`, defaults to 64): part of a key that is rotated, shared by all heads.
@@ -74,15 +75,17 @@ class EagleMLAConfig(EagleConfig):
     ) -> "EagleMLAConfig":
         """A draft for this target, as [`EagleConfig.from_target`].
 
-        The latent sizes are the target's where it has latent attention, DeepSeek-V3's otherwise. RoPE has the target's
-        base, and its YaRN where it has one; any other scaling is left out.
+        The latent sizes are the target's where it has latent attention, DeepSeek-V3's otherwise; the draft of a target
+        without the queries' bottleneck (DeepSeek-V2-Lite) has one all the same. RoPE has the target's base, and its
+        YaRN where it has one; any other scaling is left out.
 
         Args:
             target_config, draft_vocab_size, tap_ids: as there.
             overrides: any other field, for example `kv_lora_rank=256`.
         """
         text = target_config.get_text_config()
-        sizes = {name: getattr(text, name) for name in LATENT_SIZES} if has_latent_attention(text) else {}
+        latent = has_latent_attention(text)
+        sizes = {name: x for name in LATENT_SIZES if latent and (x := getattr(text, name)) is not None}
         rope = {"rope_type": "default", "rope_theta": text.rope_parameters["rope_theta"]}
         if text.rope_parameters.get("rope_type") == "yarn":
             rope["rope_type"] = "yarn"
