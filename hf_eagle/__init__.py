@@ -7,8 +7,10 @@ __version__ = "0.1.0"
 
 # public name -> module; imported on first use, so that `--help` and the argument parser need no torch
 _PUBLIC = {
+    "AcceptanceLength": "evaluation.metrics",
     "AcceptanceLengthCallback": "callbacks",
     "DraftObjective": "objectives",
+    "Eagle1Config": "drafts.configuration_eagle",
     "Eagle3DeepseekV2ForCausalLM": "drafts.modeling_eagle3_mla",
     "EagleArgumentParser": "parser",
     "EagleConfig": "drafts.configuration_eagle",
@@ -17,7 +19,9 @@ _PUBLIC = {
     "EagleTrainer": "trainer",
     "EagleTrainingArguments": "training_arguments",
     "FrozenTarget": "targets.target",
+    "LlamaForCausalLMEagle": "drafts.modeling_eagle",
     "LlamaForCausalLMEagle3": "drafts.modeling_eagle3",
+    "StepAccuracy": "evaluation.metrics",
     "VocabularyMapping": "drafts.vocabulary",
     "build_dataset": "data.conversations",
     "load_draft": "drafts.build",

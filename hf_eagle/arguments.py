@@ -44,6 +44,11 @@ class DraftArguments:
 
     _argument_group_name = "draft"
 
+    method: Literal["eagle1", "eagle2", "eagle3"] = _arg(
+        "eagle3",
+        "EAGLE-3; or EAGLE-1, which predicts the target's last hidden states and has neither taps nor a vocabulary of "
+        "its own; `eagle2` trains the same draft as `eagle1`, to be decoded with a dynamic tree.",
+    )
     draft_vocab_size: int | None = _arg(
         None, "Tokens the draft can propose, the most frequent of the supervised ones. Unset: the whole vocabulary."
     )
@@ -74,6 +79,11 @@ class DraftArguments:
         "Attention of the training-time test: `sdpa` takes the fused kernel that the device has, `eager` is the slow "
         "reference.",
     )
+
+    @property
+    def draft_method(self) -> str:
+        """What kind of draft is trained: EAGLE-2's is EAGLE-1's."""
+        return "eagle1" if self.method == "eagle2" else self.method
 
     @property
     def latent_sizes(self) -> dict[str, int | None]:
@@ -128,7 +138,10 @@ class EagleArguments:
 
     _argument_group_name = "eagle"
 
-    ttt_steps: int = _arg(7, "Steps of the training-time test: how deep the draft is unrolled on its own output.")
+    ttt_steps: int | None = _arg(
+        None,
+        "Steps of the training-time test: how deep the draft is unrolled on its own output. Unset: 7; EAGLE-1 has one.",
+    )
     step_weight: float = _arg(0.8, "Weight of TTT step s is `step_weight ** s`.")
     normalize_step_weights: bool = _arg(True, "Divide the loss by the sum of the step weights.")
     supervision: Literal["serving", "reference"] = _arg(
@@ -140,13 +153,54 @@ class EagleArguments:
     )
     lk_scale: float = _arg(1.0, "`lk_lambda`: share of cross-entropy is `lk_scale * exp(-lk_decay * mean alpha)`.")
     lk_decay: float = _arg(3.0, "`lk_lambda`: see `lk_scale`.")
+    regression_weight: float = _arg(1.0, "EAGLE-1: weight of the smooth L1 loss of the predicted feature.")
+    ce_weight: float = _arg(0.1, "EAGLE-1: weight of the cross-entropy behind the target's head.")
+    feature_noise: Literal["none", "uniform", "gaussian"] = _arg(
+        "uniform", "EAGLE-1: noise on the target's features in training, as in the official code."
+    )
 
     def __post_init__(self):
-        if self.ttt_steps < 1:
+        if self.ttt_steps is not None and self.ttt_steps < 1:
             raise ValueError(f"`ttt_steps` must be at least 1, got {self.ttt_steps}.")
         if not 0 < self.step_weight <= 1:
             raise ValueError(f"`step_weight` must lie above 0 and at most at 1, got {self.step_weight}.")
+        if min(self.regression_weight, self.ce_weight) < 0 or self.regression_weight + self.ce_weight == 0:
+            raise ValueError(
+                "`regression_weight` and `ce_weight` must not be negative and not both zero, got "
+                f"{self.regression_weight} and {self.ce_weight}."
+            )
         for choice in (f for f in fields(EagleArguments) if get_origin(f.type) is Literal):
             allowed, value = get_args(choice.type), getattr(self, choice.name)
             if value not in allowed:
                 raise ValueError(f"`{choice.name}` must be one of {', '.join(allowed)}, got {value!r}.")
+
+
+# what means nothing to a kind of draft, and would be ignored without a word
+_MEANINGLESS = {
+    "eagle1": (
+        *("tap_ids", "tap_method", "draft_vocab_size", "fc_norm", "norm_output", "head_init"),
+        *("ttt_steps", "step_weight", "normalize_step_weights", "loss", "oov_rows", "lk_scale", "lk_decay"),
+    ),
+    "eagle3": ("regression_weight", "ce_weight", "feature_noise"),
+}
+
+
+def refuse_other_methods(method: str, *groups) -> None:
+    """Refuse arguments that are set to something but mean nothing to a kind of draft.
+
+    Args:
+        method: `"eagle1"` or `"eagle3"`, what a draft class calls itself.
+        groups: argument groups, of any of the classes above.
+
+    Raises:
+        ValueError: naming the first of them.
+    """
+    for group in groups:
+        for known in (f for f in fields(group) if f.name in _MEANINGLESS[method]):
+            value = getattr(group, known.name)
+            if value != known.default and (known.name, value) != ("ttt_steps", 1):
+                kind, other = ("EAGLE-1/2", "eagle3") if method == "eagle1" else ("EAGLE-3", "eagle1")
+                raise ValueError(
+                    f"`{known.name}` is {value}, which means nothing to an {kind} draft: leave it out, or set `method` "
+                    f"to {other}."
+                )

@@ -27,8 +27,10 @@ class AcceptanceLengthCallback(TrainerCallback):
             What `load_prompts` returns.
         every_steps (`int`, *optional*):
             Optimizer steps between measurements; at evaluations only when left out.
+        method (`str`, *optional*, defaults to `"chain"`):
+            `"chain"`, or `"tree"` for EAGLE-2's dynamic tree of the default shape; greedily.
         num_speculative_tokens (`int`, *optional*, defaults to `3`):
-            K, the tokens drafted a round, in a chain and greedily.
+            Chain: K, the tokens drafted a round.
         max_new_tokens (`int`, *optional*, defaults to `64`):
             The longest answer, in tokens.
         batch_size (`int`, *optional*, defaults to `8`):
@@ -50,7 +52,8 @@ class AcceptanceLengthCallback(TrainerCallback):
         prompts: list[Prompt],
         *,
         every_steps: int | None = None,
-        num_speculative_tokens: int = 3,
+        method: str = "chain",
+        num_speculative_tokens: int | None = None,
         max_new_tokens: int = 64,
         batch_size: int = 8,
     ):
@@ -66,7 +69,10 @@ class AcceptanceLengthCallback(TrainerCallback):
         for prompt in prompts:
             encode_prompt(prompt, tokenizer)  # on every rank, so that none fails alone
         self.settings = DecodingSettings(
-            num_speculative_tokens=num_speculative_tokens, max_new_tokens=max_new_tokens, batch_size=batch_size
+            method=method,
+            num_speculative_tokens=num_speculative_tokens,
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
         )
         self.trainer, self.tokenizer, self.prompts, self.every_steps = trainer, tokenizer, prompts, every_steps
         self._latest: tuple[int, float] | None = None  # step and value: one measurement a step is enough

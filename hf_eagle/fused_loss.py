@@ -4,8 +4,8 @@ No `(rows, draft_vocab)` tensor of all rows ever exists. Gradients are made in t
 hand, so each row's factor in the final loss must be known by then; the trainer knows it.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 import torch
 from torch.nn.functional import linear
@@ -28,6 +28,7 @@ class LossRows:
         where: `(M,)` which of the `P` each row is compared with.
         factor: `(M,)` float32, of each row's loss in the total.
         ce_share: `(M,)` float32, of cross-entropy in `lk_lambda`.
+        transform: what follows the head's projection (scale, soft cap); `None` for nothing.
     """
 
     loss: str
@@ -37,6 +38,46 @@ class LossRows:
     where: torch.Tensor
     factor: torch.Tensor
     ce_share: torch.Tensor | None = None
+    transform: Callable[[torch.Tensor], torch.Tensor] | None = None
+
+    def chunk(self, rows: slice) -> "LossRows":
+        """Those rows alone."""
+        share = None if self.ce_share is None else self.ce_share[rows]
+        return replace(self, where=self.where[rows], factor=self.factor[rows], ce_share=share)
+
+
+@dataclass
+class StreamedRows:
+    """`M` rows for cross-entropy with distributions too large to be held: they are made chunk by chunk, and forgotten.
+
+    Attributes:
+        hidden: `(P, hidden)`, what the teacher's head takes.
+        teacher: its logits `(rows, vocabulary)` of hidden states `(rows, hidden)`.
+        where, factor, transform: as in [`LossRows`].
+        dtype: of the distributions.
+    """
+
+    hidden: torch.Tensor
+    teacher: Callable[[torch.Tensor], torch.Tensor]
+    where: torch.Tensor
+    factor: torch.Tensor
+    transform: Callable[[torch.Tensor], torch.Tensor] | None = None
+    dtype: torch.dtype = torch.float32
+
+    def chunk(self, rows: slice) -> LossRows:
+        """Those rows alone, with their distributions."""
+        logits = self.teacher(self.hidden[self.where[rows]])
+        # in half precision a softmax is accumulated in float32 too, and writes half as much
+        same = logits.dtype == self.dtype
+        return LossRows(
+            loss="ce",
+            probs=logits.softmax(-1) if same else logits.softmax(-1, dtype=torch.float32).to(self.dtype),
+            argmax=logits.max(-1).indices,  # an argmax is 5 times dearer
+            mass=None,
+            where=torch.arange(len(logits), device=logits.device),
+            factor=self.factor[rows],
+            transform=self.transform,
+        )
 
 
 class FusedHeadLoss(torch.autograd.Function):
@@ -46,16 +87,18 @@ class FusedHeadLoss(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, normed, weight, rows: LossRows, with_grad: bool):
+    def forward(ctx, normed, weight, rows: LossRows | StreamedRows, with_grad: bool):
         wants_x, wants_w = (with_grad and wanted for wanted in ctx.needs_input_grad[:2])
         dx = torch.empty_like(normed) if wants_x else None
         dw = torch.zeros_like(weight) if wants_w else None
         losses = torch.empty(len(normed), dtype=torch.float32, device=normed.device)
         hits = torch.empty(len(normed), dtype=torch.bool, device=normed.device)
         for chunk, x, w, logits in _chunks(normed, weight):
-            for block, piece in _blocks(logits, chunk.start):
-                losses[block], hits[block] = _judge(piece, rows, block, wants_x or wants_w)
-            factor = rows.factor[chunk, None]
+            seen = rows.chunk(chunk)
+            judge = _judge if seen.transform is None else _judge_transformed
+            for block, piece in _blocks(logits):
+                losses[chunk][block], hits[chunk][block] = judge(piece, seen, block, wants_x or wants_w)
+            factor = seen.factor[:, None]
             if wants_x:
                 dx[chunk] = (logits @ w) * factor
             if wants_w and dw.dtype == logits.dtype:
@@ -76,10 +119,10 @@ def acceptance_rates(normed: torch.Tensor, weight: torch.Tensor, rows: LossRows)
     """`alpha = sum_v min(p_full(v), q(v))` of each row, `(M,)` (arXiv 2602.23881)."""
     alphas = torch.empty(len(normed), dtype=torch.float32, device=normed.device)
     for chunk, _, _, logits in _chunks(normed, weight):
-        for block, piece in _blocks(logits, chunk.start):
-            where = rows.where[block]
+        for block, piece in _blocks(logits):
+            where = rows.where[chunk][block]
             p_full = rows.probs[where].float() * rows.mass[where, None]
-            alphas[block] = torch.minimum(p_full, piece.softmax(-1, dtype=torch.float32)).sum(-1)
+            alphas[chunk][block] = torch.minimum(p_full, piece.softmax(-1, dtype=torch.float32)).sum(-1)
     return alphas
 
 
@@ -95,13 +138,13 @@ def _chunks(normed, weight) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor,
             yield chunk, normed[chunk], weight, linear(normed[chunk], weight)
 
 
-def _blocks(logits: torch.Tensor, offset: int) -> Iterator[tuple[slice, torch.Tensor]]:
-    """Slices of rows, counted from `offset`, and their logits, a view."""
+def _blocks(logits: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
+    """Slices of rows of a chunk, and their logits, a view."""
     # a GPU is best fed with all at once
     size = max(1, _BLOCK_ELEMENTS // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
-    for piece in logits.split(size):
-        yield slice(offset, offset + len(piece)), piece
-        offset += len(piece)
+    for start in range(0, len(logits), size):
+        block = slice(start, min(start + size, len(logits)))
+        yield block, logits[block]
 
 
 def _judge(logits: torch.Tensor, rows: LossRows, block: slice, with_grad: bool) -> tuple[torch.Tensor, torch.Tensor]:
@@ -132,3 +175,15 @@ def _judge(logits: torch.Tensor, rows: LossRows, block: slice, with_grad: bool) 
     if with_grad:
         logits.copy_((q - p) * share[:, None] - d_alpha * (1 - share)[:, None])
     return share * ce + (1 - share) * (1 - alpha), hits
+
+
+def _judge_transformed(logits: torch.Tensor, rows: LossRows, block: slice, with_grad: bool):
+    """`_judge` behind the model's transform of its logits, whose derivative autograd knows."""
+    with torch.set_grad_enabled(with_grad):
+        raw = logits.detach().requires_grad_(with_grad)
+        transformed = rows.transform(raw)
+    judged = transformed.detach().clone()  # autograd may want the original
+    result = _judge(judged, rows, block, with_grad)
+    if with_grad:
+        logits.copy_(torch.autograd.grad(transformed, raw, judged)[0])
+    return result

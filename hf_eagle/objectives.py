@@ -1,4 +1,4 @@
-"""What a draft is trained on: soft cross-entropy over the draft vocabulary, and the LK losses.
+"""What a draft is trained on: distributions (soft cross-entropy, LK losses), or the target's next feature (EAGLE-1).
 
 Every objective knows the factor of each TTT step's SUM over supervised rows in the final loss: whoever holds the whole
 accumulated batch divides once, beforehand.
@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
+from torch.nn.functional import smooth_l1_loss
 
-from .fused_loss import FusedHeadLoss, LossRows, acceptance_rates
+from .drafts.modeling_base import EagleOutput, Objective
+from .fused_loss import FusedHeadLoss, LossRows, StreamedRows, acceptance_rates
 
 
 if TYPE_CHECKING:
+    from .arguments import EagleArguments
     from .supervision import SupervisionPlan
-    from .targets.target import TargetDistribution
+    from .targets.target import FrozenTarget, TargetDistribution
 
 
 @dataclass
@@ -43,9 +46,15 @@ class DraftObjective:
         """Whether the target's full softmax is needed, beyond the draft vocabulary."""
         return self.loss != "ce"
 
-    def bind(
-        self, plan: "SupervisionPlan", teacher: "TargetDistribution", step_factors: torch.Tensor
-    ) -> Callable[[torch.Tensor, nn.Module], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    def disturb(self, features: torch.Tensor, documents: torch.Tensor) -> torch.Tensor:
+        """Features as a draft is trained on them: as they are."""
+        return features
+
+    def ask(self, target: "FrozenTarget", hidden: torch.Tensor, draft_ids: torch.Tensor | None, dtype: torch.dtype):
+        """The teacher that `bind` takes: the target's distribution at the last hidden states `(positions, hidden)`."""
+        return target.distribution(hidden, draft_ids, dtype=dtype, with_mass=self.needs_mass)
+
+    def bind(self, plan: "SupervisionPlan", teacher: "TargetDistribution", step_factors: torch.Tensor) -> Objective:
         """The callable a draft's unroll takes, for one batch.
 
         Args:
@@ -54,8 +63,7 @@ class DraftObjective:
             step_factors: `(steps,)`, the factor of each step's summed loss in the final one.
 
         Returns:
-            A function of the normed hidden states of all steps, `(steps, N, hidden)`, and of the head. It returns the
-            final loss, and for the log the summed loss and the number of correct rows of each step, both `(steps,)`.
+            A function of the normed hidden states of all steps, `(steps, N, hidden)`, and of the head.
         """
 
         def objective(normed: torch.Tensor, head: nn.Module):
@@ -79,9 +87,104 @@ class DraftObjective:
                 rows.ce_share = (self.lk_scale * torch.exp(-self.lk_decay * mean))[step]
             loss, losses, hits = FusedHeadLoss.apply(x, head.weight, rows, torch.is_grad_enabled())
             hits = hits & teacher.in_draft[rows.where]
-            return loss, _sums(losses, step, steps), _sums(hits, step, steps)
+            return EagleOutput(loss=loss, loss_sums=_sums(losses, step, steps), correct=_sums(hits, step, steps))
 
         return objective
+
+
+@dataclass
+class FeatureTeacher:
+    """What a draft of features is compared with.
+
+    Attributes:
+        hidden: `(positions, hidden)`, the target's last hidden states.
+        logits: the target's logits `(rows, vocabulary)` of such.
+        dtype: of the distributions that are made of them.
+    """
+
+    hidden: torch.Tensor
+    logits: Callable[[torch.Tensor], torch.Tensor]
+    dtype: torch.dtype
+
+
+@dataclass
+class FeatureObjective:
+    """EAGLE-1's loss of a predicted feature `f^` against the target's `f` (arXiv 2401.15077; contract section 3).
+
+    `regression_weight * smooth_l1(f^, f) + ce_weight * cross-entropy`, the first with beta 1 and as a mean over the
+    feature's width, the second between what the target's head makes of both over the full vocabulary.
+
+    Args:
+        regression_weight, ce_weight: of the two parts.
+        feature_noise: what is added to the features in training, see `add_feature_noise`.
+    """
+
+    regression_weight: float = 1.0
+    ce_weight: float = 0.1
+    feature_noise: str = "none"
+
+    def disturb(self, features: torch.Tensor, documents: torch.Tensor) -> torch.Tensor:
+        """Features as a draft is trained on them: with noise, so that it bears the errors of its own."""
+        return add_feature_noise(features, documents, self.feature_noise)
+
+    def ask(self, target: "FrozenTarget", hidden: torch.Tensor, draft_ids: torch.Tensor | None, dtype: torch.dtype):
+        """The teacher that `bind` takes: the last hidden states `(positions, hidden)`, and the target's head."""
+        return FeatureTeacher(hidden, target.teacher_logits, dtype)
+
+    def bind(self, plan: "SupervisionPlan", teacher: FeatureTeacher, step_factors: torch.Tensor) -> Objective:
+        """As [`DraftObjective.bind`], of the predicted features of one step, `(1, N, hidden)`."""
+
+        def objective(predicted: torch.Tensor, head: nn.Module):
+            predicted, where = predicted[0], plan.position_of[0]
+            factor = step_factors.float().expand(len(where))
+            wanted = teacher.hidden[where].float()
+            regression = smooth_l1_loss(predicted.float(), wanted, beta=1.0, reduction="none").mean(-1)
+            rows = StreamedRows(
+                hidden=teacher.hidden,
+                teacher=teacher.logits,
+                where=where,
+                factor=self.ce_weight * factor,
+                transform=head.transform,
+                dtype=teacher.dtype,
+            )
+            ce_total, ce, hits = FusedHeadLoss.apply(predicted, head.weight, rows, torch.is_grad_enabled())
+            parts = {"regression_loss": regression.detach().sum()[None], "ce_loss": ce.sum()[None]}
+            return EagleOutput(
+                loss=self.regression_weight * (regression * factor).sum() + ce_total,
+                loss_sums=self.regression_weight * parts["regression_loss"] + self.ce_weight * parts["ce_loss"],
+                correct=hits.sum()[None],
+                parts=parts,
+            )
+
+        return objective
+
+
+def add_feature_noise(features: torch.Tensor, documents: torch.Tensor, kind: str) -> torch.Tensor:
+    """Noise as in the official EAGLE code, drawn from torch's own generator.
+
+    Args:
+        features: `(batch, length, hidden)`.
+        documents: `(batch, length)`, the document of each token, negative on padding.
+        kind: `"none"`; `"uniform"`, `(U[0, 1) - 0.5) * 0.2 * 512 / tokens of the document`; or `"gaussian"`, of
+            standard deviation 0.2, whatever the length.
+    """
+    if kind == "none":
+        return features
+    if kind == "gaussian":
+        return features + 0.2 * torch.randn_like(features)
+    changes = torch.ones_like(documents, dtype=torch.bool)
+    changes[:, 1:] = documents[:, 1:] != documents[:, :-1]
+    number = changes.flatten().cumsum(0) - 1
+    lengths = torch.bincount(number)[number].view(documents.shape)
+    width = (0.2 * 512 / lengths).to(features.dtype)[..., None]
+    return features + (torch.rand_like(features) - 0.5) * width
+
+
+def objective_of(method: str, args: "EagleArguments") -> DraftObjective | FeatureObjective:
+    """What a draft of this method is trained on."""
+    if method == "eagle1":
+        return FeatureObjective(args.regression_weight, args.ce_weight, args.feature_noise)
+    return DraftObjective(args.loss, args.oov_rows, args.lk_scale, args.lk_decay)
 
 
 def _sums(values: torch.Tensor, step: torch.Tensor, steps: int) -> torch.Tensor:

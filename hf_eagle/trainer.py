@@ -10,6 +10,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase, Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
+from .arguments import refuse_other_methods
 from .callbacks import AcceptanceLengthCallback
 from .checkpoints import (
     WRITE_ERRORS,
@@ -24,7 +25,7 @@ from .checkpoints import (
 from .data.collators import EagleDataCollator
 from .drafts.modeling_base import EagleOutput, EaglePreTrainedModel
 from .drafts.vocabulary import check_mapping, tokenizer_fingerprint
-from .objectives import DraftObjective, estimated_acceptance_length
+from .objectives import estimated_acceptance_length, objective_of
 from .supervision import SupervisionPlan, supervised_steps
 from .targets.target import FrozenTarget
 from .training_arguments import EagleTrainingArguments
@@ -42,7 +43,7 @@ class EagleTrainer(Trainer):
     ranks do not change the gradient.
 
     Args:
-        model ([`LlamaForCausalLMEagle3`]): the draft, its vocabulary mapping set.
+        model ([`LlamaForCausalLMEagle3`] or [`LlamaForCausalLMEagle`]): the draft, its vocabulary mapping set.
         args ([`EagleTrainingArguments`]): arguments.
         target ([`FrozenTarget`]): the target; its taps are taken from the draft's config.
         processing_class (`PreTrainedTokenizerBase`, *optional*): the target's tokenizer, for padding and for the check
@@ -50,7 +51,7 @@ class EagleTrainer(Trainer):
         kwargs: as for `Trainer`. `train_dataset` has the columns `input_ids` and `loss_mask`.
 
     Raises:
-        ValueError: if draft, target and tokenizer do not belong together.
+        ValueError: if draft, target and tokenizer do not belong together, or an argument is another kind of draft's.
 
     Example:
         >>> trainer = EagleTrainer(model=draft, args=args, target=target, train_dataset=chats)
@@ -70,6 +71,7 @@ class EagleTrainer(Trainer):
         **kwargs: Any,
     ):
         _check_fit(model, target, processing_class)
+        refuse_other_methods(model.method, args)
         if processing_class is not None:
             model.config.tokenizer_fingerprint = tokenizer_fingerprint(processing_class)
         if data_collator is None:
@@ -81,9 +83,10 @@ class EagleTrainer(Trainer):
             raise ValueError("Several GPUs need one process each: start with `torchrun` or `accelerate launch`.")
         self.target = target.to(self.args.device)
         self.target.tap_ids = model.config.tap_ids
-        model.set_target_embeddings(target.embedding_weight())
-        self.objective = DraftObjective(args.loss, args.oov_rows, args.lk_scale, args.lk_decay)
-        weights = torch.tensor([args.step_weight**s for s in range(args.ttt_steps)])
+        model.attach(target)
+        self.objective = objective_of(model.method, args)
+        self.ttt_steps = args.ttt_steps or model.default_ttt_steps
+        weights = torch.tensor([args.step_weight**s for s in range(self.ttt_steps)])
         self._step_weights = weights / weights.sum() if args.normalize_step_weights else weights
         self._train_totals = StepTotals()
         self._eval_totals = StepTotals()
@@ -108,7 +111,7 @@ class EagleTrainer(Trainer):
         output, counts = self.unroll(model, inputs, num_items_in_batch)
         loss = output.loss
         totals = self._train_totals if self.model.training else self._eval_totals
-        totals.add(loss=output.loss_sums, correct=output.correct, rows=counts)
+        totals.add(loss=output.loss_sums, correct=output.correct, rows=counts, **(output.parts or {}))
         if not torch.isfinite(loss.detach()):
             raise FloatingPointError(
                 f"The loss is {loss.item()} at step {self.state.global_step}: lower `learning_rate`, or look for "
@@ -130,19 +133,22 @@ class EagleTrainer(Trainer):
             factors = factors / plan.counts.clamp_min(1)
         else:  # data parallelism averages gradients
             factors = factors * self.accelerator.num_processes / num_items_in_batch.to(factors.device).clamp_min(1)
-        features = self.target(**{name: x for name, x in inputs.items() if name not in _OWN_COLUMNS})
-        draft_ids = self.accelerator.unwrap_model(model).draft_ids
-        teacher = self.target.distribution(
-            features.last_hidden.flatten(0, 1)[plan.positions],
-            draft_ids,
-            dtype=torch.bfloat16 if self.args.bf16 else torch.float32,
-            with_mass=self.objective.needs_mass,
+        seen = self.target(**{name: x for name, x in inputs.items() if name not in _OWN_COLUMNS})
+        draft = self.accelerator.unwrap_model(model)
+        features = draft.select_features(seen)
+        if model.training:
+            features = self.objective.disturb(features, self._documents(inputs))
+        teacher = self.objective.ask(
+            self.target,
+            seen.last_hidden.flatten(0, 1)[plan.positions],
+            draft.draft_ids,
+            torch.bfloat16 if self.args.bf16 else torch.float32,
         )
         output = model(
             input_ids=inputs["input_ids"],
-            taps=features.taps,
+            features=features,
             rows=plan.rows,
-            num_steps=self.args.ttt_steps,
+            num_steps=self.ttt_steps,
             objective=self.objective.bind(plan, teacher, factors),
             attention_mask=inputs.get("attention_mask"),
             position_ids=inputs.get("position_ids"),
@@ -150,16 +156,20 @@ class EagleTrainer(Trainer):
         )
         return output, plan.counts
 
-    def _supervised(self, inputs: dict[str, Any]) -> torch.Tensor:
+    def _documents(self, inputs: dict[str, Any]) -> torch.Tensor:
+        """`(batch, length)` document ids, negative on padding."""
         documents = inputs.get("documents")
         if documents is None:
             documents = torch.zeros_like(inputs["loss_mask"])
         if inputs.get("attention_mask") is not None:
             documents = documents.masked_fill(inputs["attention_mask"] == 0, -1)
-        return supervised_steps(inputs["loss_mask"], documents, self.args.ttt_steps, self.args.supervision)
+        return documents
+
+    def _supervised(self, inputs: dict[str, Any]) -> torch.Tensor:
+        return supervised_steps(inputs["loss_mask"], self._documents(inputs), self.ttt_steps, self.args.supervision)
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor:
-        counts = torch.zeros(self.args.ttt_steps, dtype=torch.long, device=device)
+        counts = torch.zeros(self.ttt_steps, dtype=torch.long, device=device)
         for batch in batch_samples:
             counts += self._supervised(batch).sum((1, 2)).to(device)
         return self.accelerator.reduce(counts, reduction="sum")
@@ -278,15 +288,20 @@ class StepTotals:
             self.sums[name] = value if name not in self.sums else self.sums[name] + value
 
     def metrics(self, accelerator, step_weights: torch.Tensor) -> dict[str, float]:
-        """Means over all ranks: loss, accuracy of each step, estimated acceptance length, rows per second."""
+        """Means over all ranks: loss and its parts, accuracies, estimated acceptance length, rows per second."""
         if not self.sums:
             return {}
         total = {name: accelerator.reduce(value, reduction="sum").cpu() for name, value in sorted(self.sums.items())}
         rows = total["rows"].clamp_min(1)
         accuracies = (total["correct"] / rows).tolist()
         elapsed = time.perf_counter() - self.started
+        means = {
+            name: float((step_weights.double().cpu() * value / rows).sum())
+            for name, value in total.items()
+            if name not in ("correct", "rows")
+        }
         return {
-            "loss": float((step_weights.double().cpu() * total["loss"] / rows).sum()),
+            **means,
             **{f"accuracy_step_{step}": round(value, 4) for step, value in enumerate(accuracies)},
             "estimated_acceptance_length": round(estimated_acceptance_length(accuracies), 4),
             # significant digits, not decimals: zero must mean that there was no row

@@ -158,7 +158,7 @@ def load(args: EvaluationArguments, settings):
     settings.shape.check_vocabulary(draft)
     check_target(target, needs_masks=settings.shape.tree or settings.batch_size > 1)
     draft.to(device).eval()
-    draft.set_target_embeddings(target.embedding_weight())
+    draft.attach(target)
 
     tokenizer = AutoTokenizer.from_pretrained(args.target)
     for prompt in prompts:

@@ -19,12 +19,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without installation
 
-from hf_eagle.arguments import DataArguments, DraftArguments, EagleArguments, TargetArguments
+from hf_eagle.arguments import DataArguments, DraftArguments, EagleArguments, TargetArguments, refuse_other_methods
 from hf_eagle.parser import EagleArgumentParser
 
 
 logger = logging.getLogger("hf_eagle")
 OURS = (TargetArguments, DraftArguments, DataArguments)
+# what a draft's shape is made of
+FIXED = ("tap_ids", "draft_vocab_size", "fc_norm", "norm_output")
 
 
 def parse(args: list[str] | None = None):
@@ -57,6 +59,7 @@ def main() -> None:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     set_seed(args.seed)
     # what can be refused is refused before anything is loaded
+    refuse_other_methods(draft_args.draft_method, target_args, draft_args, args)
     resume = resolve_resume(args.output_dir, args.resume_from_checkpoint)
     if resume is None and args.resume_from_checkpoint is None:
         refuse_other_run(args.output_dir, args.overwrite)
@@ -95,7 +98,10 @@ def main() -> None:
         processing_class=tokenizer,
     )
     if prompts:
-        measured = AcceptanceLengthCallback(trainer, tokenizer, prompts, every_steps=data_args.acceptance_steps)
+        method = "tree" if draft_args.method == "eagle2" else "chain"
+        measured = AcceptanceLengthCallback(
+            trainer, tokenizer, prompts, every_steps=data_args.acceptance_steps, method=method
+        )
         trainer.add_callback(measured)
     result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     trainer.save_model()
@@ -138,28 +144,32 @@ def draft_for(target, tokenizer, train, target_args, draft_args, resume):
     import torch
 
     from hf_eagle.drafts.build import draft_config, load_draft, new_draft
-    from hf_eagle.drafts.configuration_eagle_mla import LATENT_SIZES
+    from hf_eagle.drafts.configuration_eagle import Eagle1Config
     from hf_eagle.drafts.vocabulary import VocabularyMapping, count_supervised_tokens, tokenizer_fingerprint
     from hf_eagle.drafts.warm_start import start_from
 
-    config = draft_config(
-        target.config,
-        draft_args.draft_attention,
-        draft_args.latent_sizes,
-        draft_vocab_size=draft_args.draft_vocab_size,
-        tap_ids=target_args.tap_ids,
-        fc_norm=draft_args.fc_norm,
-        norm_output=draft_args.norm_output,
-        tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
-    )
+    fingerprint = tokenizer_fingerprint(tokenizer)
+    if draft_args.draft_method == "eagle1":
+        config = Eagle1Config.from_target(target.config, tokenizer_fingerprint=fingerprint)
+    else:
+        config = draft_config(
+            target.config,
+            draft_args.draft_attention,
+            draft_args.latent_sizes,
+            draft_vocab_size=draft_args.draft_vocab_size,
+            tap_ids=target_args.tap_ids,
+            fc_norm=draft_args.fc_norm,
+            norm_output=draft_args.norm_output,
+            tokenizer_fingerprint=fingerprint,
+        )
     if resume is not None:
         draft = load_draft(resume, target, dtype=torch.float32)
-        for name in ("architectures", "tap_ids", "draft_vocab_size", "fc_norm", "norm_output", *LATENT_SIZES):
-            wanted, seen = (getattr(c, name, None) for c in (config, draft.config))
-            if wanted != seen:
-                name = {"architectures": "draft_attention"}.get(name, name)
+        pairs = {name: (getattr(config, name, None), getattr(draft.config, name, None)) for name in FIXED}
+        pairs["draft_attention"] = (attention_of(config), attention_of(draft.config))
+        for name, (asked, found) in {"method": (draft_args.draft_method, draft.method), **pairs}.items():
+            if asked != found:
                 raise ValueError(
-                    f"`{name}` is {wanted} but {resume} was trained with {seen}: keep it, or start a new run in "
+                    f"`{name}` is {asked} but {resume} was trained with {found}: keep it, or start a new run in "
                     "another `output_dir`."
                 )
         draft.set_attn_implementation(draft_args.draft_attn_implementation)

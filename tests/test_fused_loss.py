@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hf_eagle import fused_loss
-from hf_eagle.fused_loss import FusedHeadLoss, LossRows, acceptance_rates
+from hf_eagle.fused_loss import FusedHeadLoss, LossRows, StreamedRows, acceptance_rates
 
 
 ROWS, PLACES, VOCAB, HIDDEN = 23, 11, 40, 16
@@ -107,3 +107,21 @@ def test_no_tensor_of_all_rows_and_the_vocabulary_is_made(monkeypatch):
     with Sizes():
         FusedHeadLoss.apply(normed, weight, rows, True)[0].backward()
     assert set(sizes) <= {4, ROWS % 4, HIDDEN}  # chunks, the last one, and the head itself
+
+
+@pytest.mark.parametrize("transform", [None, lambda logits: 3 * torch.tanh(logits / 3)], ids=["plain", "soft_cap"])
+def test_distributions_made_chunk_by_chunk_equal_held_ones(transform, elements):
+    normed, weight, rows = rows_to_judge("ce")
+    weight.requires_grad_(False)
+    hidden = torch.randn(PLACES, HIDDEN)
+    probs = (hidden @ weight.T).softmax(-1)
+    streamed = StreamedRows(hidden, lambda h: h @ weight.T, rows.where, rows.factor, transform)
+    total, losses, hits = FusedHeadLoss.apply(normed, weight, streamed, True)
+    (gradient,) = torch.autograd.grad(2 * total, normed)
+
+    logits = normed @ weight.T if transform is None else transform(normed @ weight.T)
+    ce = -(probs[rows.where] * logits.log_softmax(-1)).sum(-1)
+    torch.testing.assert_close(losses, ce)
+    assert hits.tolist() == (logits.argmax(-1) == probs.argmax(-1)[rows.where]).tolist()
+    (wanted,) = torch.autograd.grad(2 * (ce * rows.factor).sum(), normed)
+    torch.testing.assert_close(gradient, wanted, rtol=1e-5, atol=1e-5)

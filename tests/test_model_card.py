@@ -139,3 +139,15 @@ def test_unknown_facts_and_missing_plots_are_refused_and_keep_the_old_card(tmp_p
     with pytest.raises(ValueError, match="`training_plot` is 'no.png', but .* has no such file"):
         render_model_card(tmp_path, {"name": "X", "target": "t", "training_plot": "no.png"})
     assert (tmp_path / "README.md").read_text() == before
+
+
+def test_the_card_of_an_eagle1_draft(tmp_path):
+    from tiny import tiny_eagle1_pair
+
+    tiny_eagle1_pair()[1].save_pretrained(tmp_path)
+    card = ModelCard.load(render_model_card(tmp_path, CardFacts(name="X", target="org/t", draft="me/d")))
+    assert "An EAGLE-1/2 draft" in card.text and "2401.15077" in card.text and "2503.01840" not in card.text
+    assert '"method": "eagle", "model": "me/d"' in card.text and "--speculative-algorithm EAGLE " in card.text
+    assert "None" not in card.text and "layers" not in card.text and "{%" not in card.text
+    tags = card.data.to_dict()["tags"]
+    assert "eagle" in tags and "eagle3" not in tags

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_eagle.arguments import DataArguments, DraftArguments, TargetArguments
+from hf_eagle.arguments import DataArguments, DraftArguments, TargetArguments, refuse_other_methods
 from hf_eagle.parser import EagleArgumentParser
 
 
@@ -101,5 +101,9 @@ def test_recipes_parse(recipe):
     from hf_eagle import EagleTrainingArguments
 
     parser = EagleArgumentParser((TargetArguments, DraftArguments, DataArguments, EagleTrainingArguments))
-    target, *_ = parser.parse_args_and_config(["--config", str(ROOT / "training_args" / recipe)])
+    target, draft, data, args = parser.parse_args_and_config(["--config", str(ROOT / "training_args" / recipe)])
     assert target.target
+    refuse_other_methods(draft.draft_method, target, draft, args)
+    assert draft.method == ("eagle1" if "eagle1" in recipe else "eagle3")
+    # drafts of one target are comparable: the same data, as often
+    assert (data.max_length, args.num_train_epochs, args.per_device_train_batch_size) == (512, 3, 8)

@@ -1,4 +1,4 @@
-"""The README's Python example, run as it stands."""
+"""The README's Python examples, run as they stand, one after the other."""
 
 import json
 import re
@@ -11,9 +11,9 @@ from tiny_tokenizer import smollm2_folder
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def test_the_python_example_runs(tmp_path, monkeypatch):
-    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
-    assert len(example.strip().splitlines()) <= 15
+def test_the_python_examples_run(tmp_path, monkeypatch, capsys):
+    training, decoding = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    assert max(len(example.strip().splitlines()) for example in (training, decoding)) <= 15
     (tmp_path / "assets").mkdir()
     (tmp_path / "assets" / "smollm2-135m-instruct").symlink_to(smollm2_folder().resolve())
     chats = tmp_path / "outputs" / "quickstart-data" / "answers.jsonl"
@@ -26,5 +26,8 @@ def test_the_python_example_runs(tmp_path, monkeypatch):
             )
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
-    exec(example, {})
+    exec(training, {})
     assert (tmp_path / "outputs" / "my-draft" / "model.safetensors").stat().st_size > 1_000_000
+    capsys.readouterr()
+    exec(decoding, {})
+    assert "Who are you?" in capsys.readouterr().out

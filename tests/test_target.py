@@ -83,6 +83,25 @@ def test_a_compiled_target_says_the_same():
     assert compiled.model._compiled_call_impl is not None
 
 
+@pytest.mark.parametrize("tap_ids", [None, []])
+@pytest.mark.parametrize("method", ["hooks", "output_hidden_states"])
+def test_without_taps_there_is_the_last_hidden_state(tap_ids, method):
+    model = tiny_llama()
+    batch = pad_batch(random_chats(3), "left")
+    wanted = FrozenTarget(model, [2, 4, 7])(batch["input_ids"], batch["attention_mask"]).last_hidden
+    features = FrozenTarget(model, tap_ids, method)(batch["input_ids"], batch["attention_mask"])
+    assert features.taps is None and torch.equal(features.last_hidden, wanted)
+
+
+def test_an_eagle3_draft_asks_for_taps():
+    from tiny import tiny_pair
+
+    target, draft = tiny_pair()
+    target.tap_ids = None
+    with pytest.raises(ValueError, match="Set `tap_ids` of the target"):
+        draft.select_features(target(torch.tensor([[3, 4]])))
+
+
 def test_padding_does_not_change_features():
     target = FrozenTarget(tiny_llama(), [2, 4, 7])
     records = random_chats(3, seed=8)

@@ -69,12 +69,16 @@ def folder(tmp_path_factory):
         "max_length": 128,
     }
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    recipe = {name: x for name, x in recipe.items() if name not in ("draft_vocab_size", "ttt_steps", "oov_rows")}
+    (folder / "eagle1.yaml").write_text(
+        yaml.safe_dump({**recipe, "method": "eagle1", "gradient_accumulation_steps": 2})
+    )
     return folder
 
 
-def train(folder, *args, launcher=(), expect=0):
+def train(folder, *args, launcher=(), expect=0, recipe="recipe.yaml"):
     command = [sys.executable, *launcher, str(ROOT / "scripts" / "train_eagle.py")]
-    command += ["--config", str(folder / "recipe.yaml"), *map(str, args)]
+    command += ["--config", str(folder / recipe), *map(str, args)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment, cwd=folder)
     assert done.returncode == expect, f"{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
@@ -206,3 +210,57 @@ def test_another_tokenizer_than_the_mappings_is_refused(trained, folder, tmp_pat
     args = ("--output_dir", trained, "--resume_from_checkpoint", "last", "--target", tmp_path / "target")
     printed = train(folder, *args, expect=1)
     assert "mapping was made with another tokenizer" in printed
+
+
+@pytest.fixture(scope="module")
+def trained_eagle1(folder):
+    printed = train(folder, "--output_dir", folder / "eagle1", "--eval_share", 0.25, recipe="eagle1.yaml")
+    assert "vLLM and SGLang load that folder" in printed
+    return folder / "eagle1"
+
+
+def test_eagle1_leaves_a_draft_with_its_curves(trained_eagle1, folder):
+    from hf_eagle import FrozenTarget, LlamaForCausalLMEagle, load_draft
+
+    draft = load_draft(trained_eagle1, FrozenTarget.from_pretrained(str(folder / "target")))
+    assert type(draft) is LlamaForCausalLMEagle and draft.config.tokenizer_fingerprint
+    history = json.loads((trained_eagle1 / "trainer_state.json").read_text())["log_history"]
+    for entry in (e for e in history if "loss" in e):
+        assert entry["loss"] == pytest.approx(entry["regression_loss"] + 0.1 * entry["ce_loss"], rel=1e-3)
+    assert json.loads((trained_eagle1 / "eval_results.json").read_text())["eval_ce_loss"] > 0
+    assert (trained_eagle1 / "training.png").stat().st_size > 5000
+
+
+def test_eagle2_resumes_what_eagle1_began(trained_eagle1, folder):
+    """They are one draft; EAGLE-3 is another."""
+    args = ("--output_dir", trained_eagle1, "--resume_from_checkpoint", "last", "--max_steps", 8)
+    printed = train(folder, *args, "--method", "eagle3", recipe="eagle1.yaml", expect=1)
+    assert "error: `method` is eagle3 but" in printed and "was trained with eagle1" in printed
+    (folder / "asked.txt").write_text("red green\nstone fish\n")
+    acceptance = ("--acceptance_prompts", folder / "asked.txt", "--acceptance_steps", 8)
+    train(folder, *args, "--method", "eagle2", *acceptance, recipe="eagle1.yaml")
+    assert max(curve(trained_eagle1)) == 8
+    history = json.loads((trained_eagle1 / "trainer_state.json").read_text())["log_history"]
+    assert [entry["acceptance_length"] >= 1 for entry in history if "acceptance_length" in entry] == [True]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (
+            ["--draft_vocab_size", 24],
+            "`draft_vocab_size` is 24, which means nothing to an EAGLE-1/2 draft: leave it out",
+        ),
+        (["--tap_ids", 2, 4, 5], "`tap_ids` is [2, 4, 5], which means nothing"),
+        (["--fc_norm", "true"], "`fc_norm` is True, which means nothing"),
+        (["--ttt_steps", 2], "`ttt_steps` is 2, which means nothing"),
+        (
+            ["--method", "eagle3", "--feature_noise", "none"],
+            "`feature_noise` is none, which means nothing to an EAGLE-3",
+        ),
+    ],
+)
+def test_options_of_another_method_are_one_sentence(args, message, folder, tmp_path):
+    printed = train(folder, "--output_dir", tmp_path / "out", *args, recipe="eagle1.yaml", expect=1)
+    assert printed.strip().splitlines()[-1].startswith("error: ") and message in printed, printed
+    assert "Traceback" not in printed and not (tmp_path / "out").exists()

@@ -4,7 +4,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from hf_eagle.drafts.build import new_draft
-from hf_eagle.drafts.configuration_eagle import EagleConfig
+from hf_eagle.drafts.configuration_eagle import Eagle1Config, EagleConfig
 from hf_eagle.drafts.vocabulary import VocabularyMapping
 from hf_eagle.targets.target import FrozenTarget
 
@@ -51,6 +51,18 @@ def tiny_pair(draft_vocab_size: int | None = 40, tap_ids=None, seed: int = 0, ti
         for name, parameter in draft.named_parameters():
             if "norm" in name:
                 parameter.add_(0.3 * torch.randn_like(parameter))
+    return target, draft
+
+
+def tiny_eagle1_pair(model=None, seed: int = 0):
+    """A frozen tiny target without taps, and a fresh EAGLE-1 draft for it."""
+    target = FrozenTarget(tiny_llama(seed=seed) if model is None else model)
+    torch.manual_seed(seed + 1)
+    config = Eagle1Config.from_target(target.config, initializer_range=0.2)
+    draft = new_draft(config, target.embedding_weight(), head_weight=target.head_weight())
+    with torch.no_grad():
+        norm = draft.layers[0].post_attention_layernorm.weight
+        norm.add_(0.3 * torch.randn_like(norm))
     return target, draft
 
 

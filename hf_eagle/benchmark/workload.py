@@ -8,6 +8,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from ..drafts.build import new_draft
 from ..drafts.configuration_eagle import EagleConfig
 from ..drafts.configuration_eagle_mla import LATENT_SIZES, EagleMLAConfig
+from ..drafts.modeling_base import EagleOutput
 from ..drafts.vocabulary import VocabularyMapping
 from ..objectives import DraftObjective
 from ..supervision import SupervisionPlan, supervised_steps
@@ -159,6 +160,6 @@ class Step:
                 losses.append((row_losses * supervised[step]).sum())
                 hits.append(((logits.argmax(-1) == self.teacher.argmax[where]) & supervised[step]).sum())
             losses = torch.stack(losses)
-            return (factors * losses).sum(), losses.detach(), torch.stack(hits)
+            return EagleOutput((factors * losses).sum(), losses.detach(), torch.stack(hits))
 
         return objective

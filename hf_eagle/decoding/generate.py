@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import torch
 from transformers.generation.streamers import BaseStreamer
 
+from ..targets.few_rows import few_rows_products
 from .answers import Answers, RoundClock
 from .caches import Lengths
 from .chain import DraftRun, propose_chain
@@ -118,19 +119,19 @@ def speculative_generate(
     sampling = Sampling(temperature, top_p, sampling_top_k, generator)
     answers = Answers(input_ids, max_new_tokens, eos_token_ids, streamer)
     run = TargetRun(target, input_ids, attention_mask, room=max_new_tokens + shape.drafted)
-    decoding = _Decoding(target, draft, shape, sampling, run)
     drafts, accepted = [0] * len(answers.tokens), [[0] * shape.depth for _ in answers.tokens]
-
-    kept = answers.extend(decoding.newest.tolist())
-    while answers.rows:
-        if kept is not None:
-            decoding.select(kept)
-        report = decoding.round()
-        for row, (count, *_) in zip(answers.rows, report, strict=True):
-            drafts[row] += 1
-            for position in range(count):
-                accepted[row][position] += 1
-        kept = answers.extend([chosen[: count + 1] for count, *chosen in report])
+    with few_rows_products(target.model, draft):
+        decoding = _Decoding(target, draft, shape, sampling, run)
+        kept = answers.extend(decoding.newest.tolist())
+        while answers.rows:
+            if kept is not None:
+                decoding.select(kept)
+            report = decoding.round()
+            for row, (count, *_) in zip(answers.rows, report, strict=True):
+                drafts[row] += 1
+                for position in range(count):
+                    accepted[row][position] += 1
+            kept = answers.extend([chosen[: count + 1] for count, *chosen in report])
 
     sequences = answers.sequences(_pad_token_id(target, eos_token_ids)).to(target.device)
     clock = decoding.clock
@@ -229,16 +230,17 @@ def target_generate(
     sampling = Sampling(temperature, top_p, sampling_top_k, generator)
     answers = Answers(input_ids, max_new_tokens, eos_token_ids)
     run = TargetRun(target, input_ids, attention_mask, room=max_new_tokens)
-    newest = sampling.choose(target.logits(run.last_of_prompt(run.read_prompt().last_hidden)))
-    kept = answers.extend(newest.tolist())
-    while answers.rows:
-        if kept is not None:
-            index = torch.tensor(kept, device=target.device)
-            run.select(kept, index)
-            newest = newest[index]
-        newest = sampling.choose(run.logits_of(newest))
+    with few_rows_products(target.model):
+        newest = sampling.choose(target.logits(run.last_of_prompt(run.read_prompt().last_hidden)))
         kept = answers.extend(newest.tolist())
-        run.lengths = run.lengths.grown([1] * len(newest), torch.ones_like(run.lengths.device))
+        while answers.rows:
+            if kept is not None:
+                index = torch.tensor(kept, device=target.device)
+                run.select(kept, index)
+                newest = newest[index]
+            newest = sampling.choose(run.logits_of(newest))
+            kept = answers.extend(newest.tolist())
+            run.lengths = run.lengths.grown([1] * len(newest), torch.ones_like(run.lengths.device))
     return answers.tokens
 
 

@@ -44,6 +44,14 @@ class DraftAttention(nn.Module, ABC):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Rotated keys `(..., kv_heads, key_dim)` and values `(..., kv_heads, value_dim)`."""
 
+    def project_query(self, x: torch.Tensor) -> torch.Tensor:
+        """`(..., input_size)` -> what `query` takes."""
+        return _side_by_side(self.query_projections, x)
+
+    def project_key_value(self, x: torch.Tensor) -> torch.Tensor:
+        """`(..., input_size)` -> what `key_value` takes."""
+        return _side_by_side(self.key_value_projections, x)
+
     def behind_cache(
         self,
         x: torch.Tensor,
@@ -62,8 +70,8 @@ class DraftAttention(nn.Module, ABC):
         Returns:
             `(batch, n, heads, value_dim)`, in front of `o_proj`.
         """
-        query = self.query(_side_by_side(self.query_projections, x), cos_sin).transpose(1, 2)
-        key, value = self.key_value(_side_by_side(self.key_value_projections, x), cos_sin)
+        query = self.query(self.project_query(x), cos_sin).transpose(1, 2)
+        key, value = self.key_value(self.project_key_value(x), cos_sin)
         key, value = past_key_values.update(key.transpose(1, 2), value.transpose(1, 2), 0)
         if attention_mask is None and query.shape[2] > 1:
             past = key.shape[2] - query.shape[2]
@@ -83,7 +91,7 @@ class EagleAttention(DraftAttention):
 
     Args:
         config: the draft's.
-        input_size: `2 * hidden` in EAGLE-3, which attends over `cat(embedding, hidden)`.
+        input_size: `2 * hidden` in EAGLE-3, which attends over `cat(embedding, hidden)`; `hidden` in EAGLE-1.
     """
 
     def __init__(self, config: EagleConfig, input_size: int):

@@ -12,6 +12,7 @@ from transformers.utils import cached_file
 from .configuration_eagle import EagleConfig
 from .configuration_eagle_mla import EagleMLAConfig, has_latent_attention
 from .modeling_base import EaglePreTrainedModel
+from .modeling_eagle import LlamaForCausalLMEagle
 from .modeling_eagle3 import LlamaForCausalLMEagle3
 from .modeling_eagle3_mla import Eagle3DeepseekV2ForCausalLM
 from .vocabulary import VocabularyMapping
@@ -22,6 +23,7 @@ logger = logging.getLogger(__name__)
 DRAFT_CLASSES = {
     "LlamaForCausalLMEagle3": LlamaForCausalLMEagle3,
     "Eagle3DeepseekV2ForCausalLM": Eagle3DeepseekV2ForCausalLM,
+    "LlamaForCausalLMEagle": LlamaForCausalLMEagle,
 }
 
 
@@ -68,7 +70,8 @@ def new_draft(
         config: its configuration.
         embedding_weight: `(vocab_size, hidden)`, the target's input embedding.
         mapping: the draft vocabulary; needed when it is smaller than the target's.
-        head_weight: `(vocab_size, hidden)`: the target's head, from whose rows the draft's starts; random if `None`.
+        head_weight: `(vocab_size, hidden)`, the target's head. EAGLE-1 shares it; EAGLE-3 starts its own from its rows,
+            or from random ones if `None`.
         attn_implementation: of the training-time test, see `ttt_attention.py`.
 
     Raises:
@@ -85,9 +88,7 @@ def new_draft(
             )
         draft.set_vocabulary(mapping)
     if head_weight is not None:
-        rows = head_weight if draft.d2t is None else head_weight[draft.draft_ids.to(head_weight.device)]
-        with torch.no_grad():
-            draft.lm_head.weight.copy_(rows)
+        draft.start_head(head_weight)
     return draft
 
 
@@ -96,8 +97,8 @@ def load_draft(path: str | Path, target=None, dtype: torch.dtype | None = None) 
 
     Args:
         path: folder or Hub id.
-        target ([`FrozenTarget`], *optional*): its embeddings are attached; without one, call `set_target_embeddings`
-            before using the draft.
+        target ([`FrozenTarget`], *optional*): what it lends is attached; without one, call `attach` before using the
+            draft.
         dtype: of the weights, the checkpoint's when `None`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""`EagleConfig`: a Llama config which writes the `config.json` that both vLLM and SGLang read (contract section 5)."""
+"""Configs of drafts with Llama layers, which write the `config.json` that vLLM and SGLang read (contract section 5)."""
 
 from typing import Any
 
@@ -10,6 +10,17 @@ from .vocabulary import check_draft_vocab_size
 
 # rope_scaling of the older readers carries everything but the base
 _ROPE_BASE = "rope_theta"
+# SGLang takes the first, vLLM the second
+_EAGLE1_ARCHITECTURES = ("LlamaForCausalLMEagle", "EagleLlamaForCausalLM")
+# fields without a meaning in EAGLE-1
+_OF_EAGLE3 = (
+    "target_hidden_size",
+    "eagle_aux_hidden_state_layer_ids",
+    "fc_norm",
+    "norm_output",
+    "norm_before_residual",
+    "norm_before_fc",
+)
 
 
 class EagleConfig(LlamaConfig):
@@ -66,17 +77,20 @@ class EagleConfig(LlamaConfig):
 
     def _check(self):
         check_draft_vocab_size(self.draft_vocab_size, self.vocab_size)
-        unsupported = {
-            "num_hidden_layers": (self.num_hidden_layers, 1),
-            "tie_word_embeddings": (self.tie_word_embeddings, False),
-            "attention_bias": (self.attention_bias, False),
-            "mlp_bias": (self.mlp_bias, False),
-            "norm_before_residual": (self.norm_before_residual, False),
-            "norm_before_fc": (self.norm_before_fc, False),
-        }
-        for name, (seen, wanted) in unsupported.items():
-            if seen != wanted:
-                raise ValueError(f"`{name}` of an EAGLE-3 draft must be {wanted}, got {seen}.")
+        self._refuse(
+            "EAGLE-3",
+            num_hidden_layers=1,
+            tie_word_embeddings=False,
+            attention_bias=False,
+            mlp_bias=False,
+            norm_before_residual=False,
+            norm_before_fc=False,
+        )
+
+    def _refuse(self, kind: str, **wanted: Any) -> None:
+        for name, value in wanted.items():
+            if getattr(self, name) != value:
+                raise ValueError(f"`{name}` of an {kind} draft must be {value}, got {getattr(self, name)}.")
 
     @property
     def tap_ids(self) -> list[int] | None:
@@ -106,53 +120,140 @@ class EagleConfig(LlamaConfig):
         Raises:
             ValueError: for a wrong tap id or a draft vocabulary larger than the target's.
         """
-        text = target_config.get_text_config()
-        tap_ids = default_tap_ids(text.num_hidden_layers) if tap_ids is None else tap_ids
-        heads = text.num_attention_heads
+        layers = target_config.get_text_config().num_hidden_layers
+        tap_ids = default_tap_ids(layers) if tap_ids is None else tap_ids
         fields = {
-            "vocab_size": text.vocab_size,
-            "hidden_size": text.hidden_size,
-            "target_hidden_size": text.hidden_size,
-            "intermediate_size": text.intermediate_size,
-            "num_attention_heads": heads,
-            "num_key_value_heads": getattr(text, "num_key_value_heads", None) or heads,
-            "head_dim": getattr(text, "head_dim", None) or text.hidden_size // heads,
-            "rms_norm_eps": getattr(text, "rms_norm_eps", 1e-5),
-            "max_position_embeddings": text.max_position_embeddings,
-            "rope_parameters": dict(text.rope_parameters),
-            "initializer_range": getattr(text, "initializer_range", 0.02),
-            "bos_token_id": text.bos_token_id,
-            "eos_token_id": text.eos_token_id,
-            "pad_token_id": text.pad_token_id,
+            **_fields_of_target(target_config),
+            "target_hidden_size": target_config.get_text_config().hidden_size,
             "draft_vocab_size": draft_vocab_size,
-            "eagle_aux_hidden_state_layer_ids": check_tap_ids(tap_ids, text.num_hidden_layers),
+            "eagle_aux_hidden_state_layer_ids": check_tap_ids(tap_ids, layers),
         }
         return cls(**{**fields, **overrides})
 
     def to_diff_dict(self) -> dict[str, Any]:
         """What `config.json` holds: every field both servers read, RoPE and dtype in the old and the new spelling."""
-        written = super().to_diff_dict()
-        for name in ("use_cache", "pretraining_tp", "attention_dropout", "_name_or_path"):
-            written.pop(name, None)  # the trainer switches `use_cache` off; a server must not inherit that
-
-        rope = dict(self.rope_parameters)
-        scaling = {k: v for k, v in rope.items() if k != _ROPE_BASE}
-        written["rope_parameters"] = rope
-        written["rope_theta"] = rope[_ROPE_BASE]
-        written["rope_scaling"] = None if rope.get("rope_type", "default") == "default" else scaling
-
-        dtype = written.get("dtype") or "float32"
-        written.update(dtype=dtype, torch_dtype=dtype, tie_word_embeddings=False, num_hidden_layers=1)
-        for name in ("attention_bias", "mlp_bias", "norm_before_residual", "norm_before_fc", "fc_norm", "norm_output"):
+        written = _written_for_servers(self, super().to_diff_dict())
+        for name in ("norm_before_residual", "norm_before_fc", "fc_norm", "norm_output"):
             written[name] = getattr(self, name)
-        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-            written[name] = getattr(self, name)
-
         written["eagle_config"] = {"use_aux_hidden_state": True}
         written["num_aux_hidden_states"] = self.num_taps
         if self.tap_ids is not None:
             written["eagle_aux_hidden_state_layer_ids"] = list(self.tap_ids)
             written["eagle_config"]["eagle_aux_hidden_state_layer_ids"] = [i - 1 for i in self.tap_ids]
-        if written.get("tokenizer_fingerprint") is None:
-            written.pop("tokenizer_fingerprint", None)
         return written
+
+
+class Eagle1Config(EagleConfig):
+    """Configuration of an EAGLE-1/2 draft: no taps, no vocabulary and no head of its own.
+
+    Args:
+        logit_scale (`float`, *optional*): factor on the logits of the target's head, where the target has one.
+        final_logit_softcapping (`float`, *optional*): soft cap of the target's logits, where it has one.
+
+    Raises:
+        ValueError: for a field that belongs to EAGLE-3.
+
+    Example:
+        >>> Eagle1Config.from_target(target.config).save_pretrained("draft")
+    """
+
+    logit_scale: float | None = None
+    final_logit_softcapping: float | None = None
+
+    def __post_init__(self, **kwargs):
+        if self.architectures is None:
+            self.architectures = list(_EAGLE1_ARCHITECTURES)
+        super().__post_init__(**kwargs)
+
+    def _check(self):
+        self._refuse(
+            "EAGLE-1",
+            num_hidden_layers=1,
+            tie_word_embeddings=False,
+            attention_bias=False,
+            mlp_bias=False,
+            eagle_aux_hidden_state_layer_ids=None,
+            draft_vocab_size=self.vocab_size,
+            target_hidden_size=self.hidden_size,
+            fc_norm=False,
+            norm_output=False,
+        )
+
+    @property
+    def tap_ids(self) -> list[int]:
+        """None of them: this draft looks at the target's last hidden state."""
+        return []
+
+    @classmethod
+    def from_target(cls, target_config: PreTrainedConfig, **overrides: Any) -> "Eagle1Config":
+        """A draft for this target: its widths, heads, RoPE, context length and special ids; one untied Llama layer.
+
+        Args:
+            target_config: the target's (text) config.
+            overrides: any other field.
+
+        Raises:
+            ValueError: for a field that belongs to EAGLE-3.
+        """
+        text = target_config.get_text_config()
+        scale = (getattr(text, "logit_scale", None) or 1.0) / (getattr(text, "logits_scaling", None) or 1.0)
+        fields = {
+            **_fields_of_target(target_config),
+            # the names that the servers read; both run the target's head without the target's own forward
+            "logit_scale": None if scale == 1.0 else scale,
+            "final_logit_softcapping": getattr(text, "final_logit_softcapping", None),
+        }
+        return cls(**{**fields, **overrides})
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """What `config.json` holds: what both servers read, and nothing of EAGLE-3."""
+        written = _written_for_servers(self, LlamaConfig.to_diff_dict(self))
+        for name in _OF_EAGLE3:
+            written.pop(name, None)
+        # transformers names the class that it saves, and no other
+        written.update(architectures=list(_EAGLE1_ARCHITECTURES), draft_vocab_size=self.vocab_size)
+        for name in ("logit_scale", "final_logit_softcapping"):
+            if written.get(name) is None:  # vLLM would multiply by null
+                written.pop(name, None)
+        return written
+
+
+def _fields_of_target(target_config: PreTrainedConfig) -> dict[str, Any]:
+    """What every draft takes over from its target."""
+    text = target_config.get_text_config()
+    heads = text.num_attention_heads
+    return {
+        "vocab_size": text.vocab_size,
+        "hidden_size": text.hidden_size,
+        "intermediate_size": text.intermediate_size,
+        "num_attention_heads": heads,
+        "num_key_value_heads": getattr(text, "num_key_value_heads", None) or heads,
+        "head_dim": getattr(text, "head_dim", None) or text.hidden_size // heads,
+        "rms_norm_eps": getattr(text, "rms_norm_eps", 1e-5),
+        "max_position_embeddings": text.max_position_embeddings,
+        "rope_parameters": dict(text.rope_parameters),
+        "initializer_range": getattr(text, "initializer_range", 0.02),
+        "bos_token_id": text.bos_token_id,
+        "eos_token_id": text.eos_token_id,
+        "pad_token_id": text.pad_token_id,
+    }
+
+
+def _written_for_servers(config: EagleConfig, written: dict[str, Any]) -> dict[str, Any]:
+    """`written`, with every field both servers read of any draft, RoPE and dtype in the old and the new spelling."""
+    for name in ("use_cache", "pretraining_tp", "attention_dropout", "_name_or_path"):
+        written.pop(name, None)  # the trainer switches `use_cache` off; a server must not inherit that
+
+    rope = dict(config.rope_parameters)
+    scaling = {k: v for k, v in rope.items() if k != _ROPE_BASE}
+    written["rope_parameters"] = rope
+    written["rope_theta"] = rope[_ROPE_BASE]
+    written["rope_scaling"] = None if rope.get("rope_type", "default") == "default" else scaling
+
+    dtype = written.get("dtype") or "float32"
+    written.update(dtype=dtype, torch_dtype=dtype, tie_word_embeddings=False, num_hidden_layers=1)
+    for name in ("attention_bias", "mlp_bias", "bos_token_id", "eos_token_id", "pad_token_id"):
+        written[name] = getattr(config, name)
+    if written.get("tokenizer_fingerprint") is None:
+        written.pop("tokenizer_fingerprint", None)
+    return written

@@ -14,10 +14,6 @@ from .configuration_eagle import EagleConfig
 from .vocabulary import VocabularyMapping, check_mapping, draft_token_ids
 
 
-# (normed hidden states of all steps (steps, N, hidden), head) -> final loss, summed loss and correct rows of each step
-Objective = Callable[[torch.Tensor, nn.Module], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
-
-
 @dataclass
 class EagleOutput(ModelOutput):
     """What an unroll returns.
@@ -26,13 +22,19 @@ class EagleOutput(ModelOutput):
         loss: what to call `backward` on, 0-d.
         loss_sums: summed loss of each TTT step, `(steps,)`; carries no gradient.
         correct: rows of each step whose argmax is the target's, `(steps,)`.
+        parts: summed parts of the loss by name, `(steps,)` each, where it has several; they carry no gradient.
         hidden_states: without an objective, the normed hidden states of every step, `(steps, N, hidden)`.
     """
 
     loss: torch.Tensor | None = None
     loss_sums: torch.Tensor | None = None
     correct: torch.Tensor | None = None
+    parts: dict[str, torch.Tensor] | None = None
     hidden_states: torch.Tensor | None = None
+
+
+# (hidden states of all steps as the head takes them (steps, N, hidden), head) -> everything but `hidden_states`
+Objective = Callable[[torch.Tensor, nn.Module], EagleOutput]
 
 
 class EaglePreTrainedModel(PreTrainedModel):
@@ -48,6 +50,10 @@ class EaglePreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_flex_attn = True
     supports_gradient_checkpointing = True
+    # of `--method`: what a draft of this class is, and how it is trained
+    method = "eagle3"
+    # steps of the training-time test where none are asked for
+    default_ttt_steps = 7
 
     @classmethod
     def _can_set_attn_implementation(cls) -> bool:
@@ -75,9 +81,23 @@ class EaglePreTrainedModel(PreTrainedModel):
                 f"The target's embedding table is {tuple(weight.shape)} but this draft was made for {wanted}: it "
                 "belongs to another target."
             )
-        like = self.lm_head.weight
-        weight = weight.detach().to(device=like.device, dtype=like.dtype)
-        self.embed_tokens.weight = nn.Parameter(weight, requires_grad=False)
+        self.embed_tokens.weight = self._lent(weight)
+
+    def attach(self, target) -> None:
+        """Use what a [`FrozenTarget`] lends its draft, which is never saved: its embeddings.
+
+        Raises:
+            ValueError: if it is another target than the draft was made for.
+        """
+        self.set_target_embeddings(target.embedding_weight())
+
+    def _lent(self, weight: torch.Tensor) -> nn.Parameter:
+        like = self.fc.weight
+        return nn.Parameter(weight.detach().to(device=like.device, dtype=like.dtype), requires_grad=False)
+
+    def _freeze(self) -> None:
+        """What is not trained; transformers makes everything trainable again when it loads a folder."""
+        self.embed_tokens.requires_grad_(False)
 
     def set_vocabulary(self, mapping: VocabularyMapping) -> None:
         """Put a mapping of the configured size into the buffers.
@@ -113,8 +133,32 @@ class EaglePreTrainedModel(PreTrainedModel):
             self.t2d.copy_(torch.arange(self.config.vocab_size) < self.config.draft_vocab_size)
 
     def select_features(self, features) -> torch.Tensor:
-        """Of a target's [`TargetFeatures`], those that `combine_features` takes: `(batch, length, ...)`."""
+        """Of a target's [`TargetFeatures`], those that `combine_features` takes: `(batch, length, ...)`.
+
+        Raises:
+            ValueError: if the target was not asked for taps.
+        """
+        if features.taps is None:
+            raise ValueError("Set `tap_ids` of the target before asking it for the features of an EAGLE-3 draft.")
         return features.taps
+
+    def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """`(..., hidden)` as `decode` returns it for the head -> `(..., draft_vocab_size)`."""
+        return self.lm_head(hidden)
+
+    def cos_sin(self, like: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """RoPE tables `(*positions.shape, rotated width)` in the dtype of `like`."""
+        cos, sin = self.rotary_emb(like, positions.reshape(1, -1))
+        return cos.view(*positions.shape, -1), sin.view(*positions.shape, -1)
+
+    def _judge(self, hidden: torch.Tensor, objective: Objective | None) -> EagleOutput:
+        """`(steps, N, hidden)` for the head: judged, or returned where there is no objective."""
+        return EagleOutput(hidden_states=hidden) if objective is None else objective(hidden, self.lm_head)
+
+    def _untrained(self, num_steps: int) -> torch.Tensor:
+        """A batch without a supervised row: nothing to learn, but every parameter is touched, or DDP and FSDP hang."""
+        nothing = sum(p.sum() for p in self.parameters() if p.requires_grad) * 0.0
+        return self.fc.weight.new_empty(num_steps, 0, self.config.hidden_size) + nothing
 
     @property
     def draft_ids(self) -> torch.Tensor | None:
@@ -144,7 +188,7 @@ class EaglePreTrainedModel(PreTrainedModel):
         kwargs["ignore_mismatched_sizes"] = True  # so that all that is wrong is named in one message
         draft, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
         wrong = {
-            "missing": sorted(set(info["missing_keys"]) - {"embed_tokens.weight"}),
+            "missing": sorted(set(info["missing_keys"]) - set(cls._keys_to_ignore_on_save)),
             "unexpected": sorted(info["unexpected_keys"]),
             "of another shape": sorted(str(key) for key in info["mismatched_keys"]),
         }
@@ -154,7 +198,34 @@ class EaglePreTrainedModel(PreTrainedModel):
                 f"The checkpoint {pretrained_model_name_or_path} does not hold exactly the tensors of a "
                 f"{cls.__name__} ({found}): a server would load it silently as garbage."
             )
-        if draft.d2t is not None:
-            check_mapping(draft.d2t, draft.t2d)
-        draft.embed_tokens.requires_grad_(False)
+        draft._check_loaded()
+        draft._freeze()
         return (draft, info) if wants_info else draft
+
+    def _check_loaded(self) -> None:
+        """`ValueError` for values that no draft of this kind can have, whatever their names and shapes."""
+        if self.d2t is not None:
+            check_mapping(self.d2t, self.t2d)
+
+
+def complete_batch(
+    input_ids: torch.Tensor,
+    rows: torch.Tensor | None,
+    attention_mask: torch.Tensor | None,
+    position_ids: torch.Tensor | None,
+    documents: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What a draft's `forward` was not given: all rows, positions along the unpadded tokens, one document a sequence.
+
+    Returns:
+        `rows` `(N,)`, `position_ids` `(batch, length)` and `documents` `(batch, length)`, negative on padding.
+    """
+    if attention_mask is None:
+        attention_mask = torch.ones_like(input_ids)
+    if position_ids is None:
+        position_ids = (attention_mask.long().cumsum(-1) - 1).clamp_min(0)
+    documents = torch.zeros_like(input_ids) if documents is None else documents
+    documents = documents.masked_fill(attention_mask == 0, -1)
+    if rows is None:
+        rows = torch.arange(input_ids.numel(), device=input_ids.device)
+    return rows, position_ids, documents

@@ -10,7 +10,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from .attention import DraftAttention, EagleAttention
 from .configuration_eagle import EagleConfig
 from .layers import EagleMLP, EagleRMSNorm
-from .modeling_base import EagleOutput, EaglePreTrainedModel, Objective
+from .modeling_base import EagleOutput, EaglePreTrainedModel, Objective, complete_batch
 from .row_layout import RowLayout
 from .unroll import TTTUnroll
 
@@ -49,7 +49,6 @@ class Eagle3Draft(EaglePreTrainedModel):
     def __init__(self, config: EagleConfig):
         super().__init__(config)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.embed_tokens.requires_grad_(False)
         if config.fc_norm:
             norms = [EagleRMSNorm(config.target_hidden_size, config.rms_norm_eps) for _ in range(config.num_taps)]
             self.fc_norm = nn.ModuleList(norms)
@@ -61,9 +60,15 @@ class Eagle3Draft(EaglePreTrainedModel):
         self.gradient_checkpointing = False  # switched by `gradient_checkpointing_enable`: one checkpoint a TTT step
         self._register_vocabulary(config)
         self.post_init()
+        self._freeze()
 
     def get_output_embeddings(self) -> nn.Linear:
         return self.lm_head
+
+    @torch.no_grad()
+    def start_head(self, weight: torch.Tensor) -> None:
+        """Start the head from the rows of the target's `(vocab_size, hidden)`."""
+        self.lm_head.weight.copy_(weight if self.d2t is None else weight[self.draft_ids.to(weight.device)])
 
     def combine_features(self, taps: torch.Tensor) -> torch.Tensor:
         """`(..., taps * target_hidden)` -> `(..., hidden)`."""
@@ -73,14 +78,10 @@ class Eagle3Draft(EaglePreTrainedModel):
             taps = torch.cat([norm(chunk) for norm, chunk in zip(self.fc_norm, chunks, strict=True)], dim=-1)
         return self.fc(taps)
 
-    def compute_logits(self, normed: torch.Tensor) -> torch.Tensor:
-        """`(..., hidden)` after the final norm -> `(..., draft_vocab_size)`."""
-        return self.lm_head(normed)
-
     def forward(
         self,
         input_ids: torch.Tensor,
-        taps: torch.Tensor,
+        features: torch.Tensor,
         rows: torch.Tensor | None = None,
         num_steps: int = 1,
         objective: Objective | None = None,
@@ -95,7 +96,7 @@ class Eagle3Draft(EaglePreTrainedModel):
 
         Args:
             input_ids: `(batch, length)`.
-            taps: `(batch, length, taps * target_hidden)`.
+            features: the taps, `(batch, length, taps * target_hidden)`.
             rows: `(N,)` flat ids `b * length + t` of the rows to unroll, ascending; all rows when `None`.
             num_steps: TTT steps.
             objective: called once with the normed hidden states `(num_steps, N, hidden)` and the head.
@@ -106,20 +107,13 @@ class Eagle3Draft(EaglePreTrainedModel):
         Returns:
             [`EagleOutput`].
         """
-        if attention_mask is None:
-            attention_mask = torch.ones_like(input_ids)
-        if position_ids is None:
-            position_ids = (attention_mask.long().cumsum(-1) - 1).clamp_min(0)
-        documents = torch.zeros_like(input_ids) if documents is None else documents
-        documents = documents.masked_fill(attention_mask == 0, -1)
-        if rows is None:
-            rows = torch.arange(input_ids.numel(), device=input_ids.device)
+        rows, position_ids, documents = complete_batch(input_ids, rows, attention_mask, position_ids, documents)
         if rows.numel() == 0:
             return self._judge(self._untrained(num_steps), objective)
 
         layout = RowLayout.of(rows, documents)
         run = TTTUnroll(self, input_ids.flatten(), position_ids.flatten(), layout, num_steps)
-        hidden = self.combine_features(taps.flatten(0, 1)[layout.keys])
+        hidden = self.combine_features(features.flatten(0, 1)[layout.keys])
         key, value = run.context(hidden)
         hidden, own_keys, own_values, normed = hidden[layout.row_in_keys], [], [], []
         step_function = run.step
@@ -132,26 +126,10 @@ class Eagle3Draft(EaglePreTrainedModel):
                 own_keys, own_values = [*own_keys, own_key], [*own_values, own_value]
         return self._judge(torch.stack(normed), objective)
 
-    def _judge(self, normed: torch.Tensor, objective: Objective | None) -> EagleOutput:
-        if objective is None:
-            return EagleOutput(hidden_states=normed)
-        loss, loss_sums, correct = objective(normed, self.lm_head)
-        return EagleOutput(loss=loss, loss_sums=loss_sums, correct=correct)
-
-    def cos_sin(self, like: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """RoPE tables `(*positions.shape, rotated width)` in the dtype of `like`."""
-        cos, sin = self.rotary_emb(like, positions.reshape(1, -1))
-        return cos.view(*positions.shape, -1), sin.view(*positions.shape, -1)
-
     def feedback(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """What the head sees and what the next step gets: the residual stream, or with EAGLE-3.1 the normed one."""
         normed = self.norm(hidden)
         return normed, normed if self.config.norm_output else hidden
-
-    def _untrained(self, num_steps: int) -> torch.Tensor:
-        """A batch without a supervised row: nothing to learn, but every parameter is touched, or DDP and FSDP hang."""
-        nothing = sum(p.sum() for p in self.parameters() if p.requires_grad) * 0.0
-        return self.fc.weight.new_empty(num_steps, 0, self.config.hidden_size) + nothing
 
     def decode(
         self,

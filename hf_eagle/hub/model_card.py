@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 
-TAGS = ["speculative-decoding", "eagle3", "draft-model", "vllm", "sglang"]
+TAGS = ["speculative-decoding", "draft-model", "vllm", "sglang"]
 
 
 @dataclass
@@ -96,14 +96,14 @@ def render_model_card(output_dir: str | os.PathLike, facts: CardFacts | dict) ->
     speculative_tokens = measurements[0]["num_speculative_tokens"] if measurements else 3
     base_model = facts.base_model or (None if os.path.isdir(facts.target) else facts.target)
     card = ModelCard.from_template(
-        _card_data(facts, base_model, measurements),
+        _card_data(facts, base_model, measurements, checkpoint["method"]),
         template_path=_template_path("eagle_draft_card.md"),
         facts=facts,
         checkpoint=checkpoint,
-        algorithm="EAGLE-3.1" if checkpoint.get("norm_output") else "EAGLE-3",
+        algorithm=_algorithm(checkpoint),
         target_link=f"[{base_model}](https://huggingface.co/{base_model})" if base_model else f"`{facts.target}`",
         measurements=measurements,
-        commands=serve_commands(facts.target, facts.draft or str(output_dir), speculative_tokens),
+        commands=serve_commands(facts.target, facts.draft or str(output_dir), speculative_tokens, checkpoint["method"]),
     )
     part = output_dir / ".README.md-part"
     part.write_text(card.content.rstrip() + "\n", encoding="utf-8")
@@ -111,15 +111,19 @@ def render_model_card(output_dir: str | os.PathLike, facts: CardFacts | dict) ->
     return output_dir / "README.md"
 
 
-def serve_commands(target: str, draft: str, num_speculative_tokens: int = 3) -> dict[str, str]:
-    """Shell commands that serve `target` with `draft`, by server; SGLang's draft is the same chain as vLLM's."""
-    speculative = {"method": "eagle3", "model": draft, "num_speculative_tokens": num_speculative_tokens}
+def serve_commands(target: str, draft: str, num_speculative_tokens: int = 3, method: str = "eagle3") -> dict[str, str]:
+    """Shell commands that serve `target` with `draft`, by server; SGLang's draft is the same chain as vLLM's.
+
+    Args:
+        method: `"eagle3"`, or `"eagle"` for an EAGLE-1/2 draft, as vLLM names them.
+    """
+    speculative = {"method": method, "model": draft, "num_speculative_tokens": num_speculative_tokens}
     # as modules: these run wherever the package is importable, also where its console command is not
     return {
         "vLLM": f"python -m vllm.entrypoints.openai.api_server --model {shlex.quote(target)} \\\n"
         f"    --speculative-config {shlex.quote(json.dumps(speculative))}",
         "SGLang": f"python -m sglang.launch_server --model-path {shlex.quote(target)} \\\n"
-        f"    --speculative-algorithm EAGLE3 --speculative-draft-model-path {shlex.quote(draft)} \\\n"
+        f"    --speculative-algorithm {method.upper()} --speculative-draft-model-path {shlex.quote(draft)} \\\n"
         f"    --speculative-num-steps {num_speculative_tokens} --speculative-eagle-topk 1 "
         f"--speculative-num-draft-tokens {num_speculative_tokens + 1}",
     }
@@ -127,10 +131,12 @@ def serve_commands(target: str, draft: str, num_speculative_tokens: int = 3) -> 
 
 def read_checkpoint(folder: Path) -> dict:
     """Size, taps, vocabularies and EAGLE version of the draft in `folder`, as far as its files tell."""
-    found = {}
+    found = {"method": "eagle3"}
     if (folder / "config.json").is_file():
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        found = {key: config.get(key) for key in ("draft_vocab_size", "vocab_size", "norm_output")}
+        found |= {key: config.get(key) for key in ("draft_vocab_size", "vocab_size", "norm_output")}
+        if "LlamaForCausalLMEagle" in (config.get("architectures") or ()):
+            found["method"] = "eagle"
         found["tap_ids"] = config.get("eagle_aux_hidden_state_layer_ids")
     if (folder / "model.safetensors").is_file():
         from safetensors import safe_open
@@ -142,6 +148,12 @@ def read_checkpoint(folder: Path) -> dict:
     return found
 
 
+def _algorithm(checkpoint: dict) -> str:
+    if checkpoint["method"] == "eagle":
+        return "EAGLE-1/2"
+    return "EAGLE-3.1" if checkpoint.get("norm_output") else "EAGLE-3"
+
+
 def _template_path(name: str) -> Path:
     """Installed, the templates lie in the package; in a clone, beside it."""
     package = Path(__file__).parents[1]
@@ -150,7 +162,7 @@ def _template_path(name: str) -> Path:
     )
 
 
-def _card_data(facts: CardFacts, base_model: str | None, measurements: list[dict]):
+def _card_data(facts: CardFacts, base_model: str | None, measurements: list[dict], method: str):
     from huggingface_hub import EvalResult, ModelCardData
 
     results = [
@@ -172,7 +184,7 @@ def _card_data(facts: CardFacts, base_model: str | None, measurements: list[dict
         pipeline_tag="text-generation",
         license=facts.license,
         datasets=facts.datasets or None,
-        tags=TAGS,
+        tags=[method, *TAGS],
         model_name=facts.name if results else None,
         eval_results=results or None,
     )

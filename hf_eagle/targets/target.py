@@ -11,6 +11,7 @@ from torch.nn.functional import linear
 from transformers import AutoModelForCausalLM, Cache, PreTrainedModel
 
 from .architectures import check_tap_ids, find_decoder_parts, logit_transform
+from .few_rows import few_rows_linear
 from .packed_attention import (
     CannotStandIn,
     Segments,
@@ -31,12 +32,13 @@ class TargetFeatures:
     """What a target says about a batch; at padding, nothing that means anything.
 
     Attributes:
-        taps: residual streams at the tapped entries, before any norm, `(batch, length, taps * hidden)`, ascending ids.
+        taps: residual streams at the tapped entries, before any norm, `(batch, length, taps * hidden)`, ascending ids;
+            `None` without taps.
         last_hidden: `(batch, length, hidden)` after the final norm: what the head takes.
         past_key_values: the target's cache when `use_cache` was set.
     """
 
-    taps: torch.Tensor
+    taps: torch.Tensor | None
     last_hidden: torch.Tensor
     past_key_values: Cache | None = None
 
@@ -66,7 +68,8 @@ class FrozenTarget:
 
     Args:
         model (`PreTrainedModel`): loaded weights; it is frozen and put into evaluation mode.
-        tap_ids (`list[int]`, *optional*): ascending entry ids; set later through the attribute when not yet known.
+        tap_ids (`list[int]`, *optional*): ascending entry ids; set later through the attribute when not yet known, and
+            left out for a draft that looks at the last hidden state only.
         tap_method (`str`, defaults to `"hooks"`): or `"output_hidden_states"`, where layers cannot be hooked.
 
     Raises:
@@ -134,7 +137,7 @@ class FrozenTarget:
 
     @tap_ids.setter
     def tap_ids(self, tap_ids: list[int] | None):
-        if tap_ids is not None:
+        if tap_ids:
             tap_ids = check_tap_ids(tap_ids, self.num_layers)
             if self.tap_method == "output_hidden_states" and self.num_layers in tap_ids:
                 raise ValueError(
@@ -195,10 +198,8 @@ class FrozenTarget:
             inputs: whatever else the model's forward takes (images, video grids); `None` values are left out.
 
         Raises:
-            ValueError: if no `tap_ids` are set, or if this target cannot keep documents apart.
+            ValueError: if this target cannot keep documents apart.
         """
-        if self.tap_ids is None:
-            raise ValueError("Set `tap_ids` of the target before asking it for features.")
         inputs = {name: value for name, value in inputs.items() if value is not None}
         has_2d_mask = isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 2
         if past_key_values is not None or use_cache:
@@ -257,15 +258,15 @@ class FrozenTarget:
         arguments = {"use_cache": False, **{name: x for name, x in arguments.items() if x is not None}}
         if "past_key_values" in arguments:
             arguments[self.cache_argument] = arguments.pop("past_key_values")
-        by_output = self.tap_method == "output_hidden_states"
-        with self._recording(self.tap_ids if not by_output else []) as seen:
+        tap_ids, by_output = self.tap_ids or [], self.tap_method == "output_hidden_states"
+        with self._recording(tap_ids if not by_output else []) as seen:
             output = self.model(
                 input_ids=input_ids, output_hidden_states=by_output, logits_to_keep=self._no_logits, **arguments
             )
         if by_output:
-            seen.update({i: output.hidden_states[i] for i in self.tap_ids})
+            seen.update({i: output.hidden_states[i] for i in tap_ids})
         return TargetFeatures(
-            taps=torch.cat([seen[i] for i in self.tap_ids], dim=-1),
+            taps=torch.cat([seen[i] for i in tap_ids], dim=-1) if tap_ids else None,
             last_hidden=seen["last_hidden"],
             past_key_values=getattr(output, self.cache_argument) if arguments["use_cache"] else None,
         )
@@ -296,6 +297,11 @@ class FrozenTarget:
     @torch.no_grad()
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """The target's logits `(..., vocabulary)` of post-norm hidden states `(..., hidden)`."""
+        return self._transform(few_rows_linear(hidden, self.head_weight(), self.parts.head.bias))
+
+    @torch.no_grad()
+    def teacher_logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """As `logits`, for training: how a batch happens to be split must not change how it is rounded."""
         return self._transform(linear(hidden, self.head_weight(), self.parts.head.bias))
 
     @torch.no_grad()
@@ -318,7 +324,7 @@ class FrozenTarget:
         """
         parts = []
         for rows in hidden.split(chunk):
-            logits = self.logits(rows)
+            logits = self.teacher_logits(rows)
             seen = (logits if draft_ids is None else logits.index_select(-1, draft_ids)).float()
             best, argmax = seen.max(-1)
             # the largest logit is enough to know whether the draft vocabulary holds it: an argmax is 4x dearer
@@ -345,7 +351,8 @@ def _at_places(flat: TargetFeatures, places: torch.Tensor, shape: torch.Size) ->
             x = x.new_zeros(shape.numel(), x.shape[-1]).index_copy_(0, places, x[0])
         return x.view(*shape, -1)
 
-    return TargetFeatures(taps=spread(flat.taps), last_hidden=spread(flat.last_hidden))
+    taps = None if flat.taps is None else spread(flat.taps)
+    return TargetFeatures(taps=taps, last_hidden=spread(flat.last_hidden))
 
 
 def _full(weight: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """Train a tiny draft as told by a JSON file; started by tests, alone or under torchrun.
 
-    train_worker.py SPEC.json      {"out": DIR, "records": 8, "tied": false, "kill_at": "...", "args": {...},
-                            "acceptance": {"prompts": 5, "every_steps": 2, ...}}
+    train_worker.py SPEC.json      {"out": DIR, "records": 8, "tied": false, "kill_at": "...", "method": "eagle1",
+                            "args": {...}, "acceptance": {"prompts": 5, "every_steps": 2, ...}}
 
 Leaves in `out`: `gradients.pt` of the first optimiser step, `log.json`, and the trainer's own `output_dir`.
 """
@@ -20,7 +20,7 @@ torch.set_num_threads(1)
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[2])]
 
 from datasets import Dataset  # noqa: E402
-from tiny import VOCAB, random_chats, tiny_pair  # noqa: E402
+from tiny import VOCAB, random_chats, tiny_eagle1_pair, tiny_pair  # noqa: E402
 from tiny_tokenizer import word_tokenizer  # noqa: E402
 
 from hf_eagle import EagleTrainer, EagleTrainingArguments  # noqa: E402
@@ -75,7 +75,10 @@ def add_acceptance(trainer, prompts: int, patience: int | None = None, **argumen
 def main():
     spec = json.loads(Path(sys.argv[1]).read_text())
     out = Path(spec["out"])
-    target, draft = tiny_pair(40, tied=spec.get("tied", False), seed=0)
+    if spec.get("method") == "eagle1":
+        target, draft = tiny_eagle1_pair()
+    else:
+        target, draft = tiny_pair(40, tied=spec.get("tied", False), seed=0)
     args = EagleTrainingArguments(output_dir=str(out / "run"), report_to="none", disable_tqdm=True, **spec["args"])
     callbacks = [KeepGradients(out / "gradients.pt")]
     if "kill_before_step" in spec:

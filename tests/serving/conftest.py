@@ -80,12 +80,20 @@ def _prompt_ids(tokenizer, text):
     return tokenizer(rendered, add_special_tokens=False)["input_ids"]
 
 
+RECIPES = harness.ROOT / "training_args"
 # name -> arguments of training
 DRAFTS = {
     "eagle3": {"draft_vocab_size": 512},
     "four_taps": {"draft_vocab_size": 512, "tap_ids": [1, 10, 20, 29]},
     "full_vocabulary": {"max_steps": 24},
     "eagle3.1": {"draft_vocab_size": 512, "fc_norm": True, "norm_output": True},
+    # its recipe; a draft of features learns more slowly than one of tokens
+    "eagle1": {
+        "config": RECIPES / "smollm2-135m-eagle1.yaml",
+        "ttt_steps": None,
+        "learning_rate": None,
+        "max_steps": 72,
+    },
 }
 
 

@@ -69,11 +69,13 @@ def train(folder: Path, data: Path, **changes) -> Path:
     return folder
 
 
-def measure(folder: Path, draft: Path, prompts: Path, **changes) -> tuple[dict, list[dict]]:
+def measure(
+    folder: Path, draft: Path, prompts: Path, script: str = "scripts/evaluate_draft.py", **changes
+) -> tuple[dict, list[dict]]:
     """What `scripts/evaluate_draft.py` writes: the result, and prompt and answer ids of every prompt."""
     values = {"target": TARGET, "draft": draft, "prompts": prompts}
     values |= {"output_json": folder / "acceptance.json", "output_tokens": folder / "tokens.json"} | changes
-    call([PROJECT_PYTHON, "scripts/evaluate_draft.py", *options(values)])
+    call([PROJECT_PYTHON, script, *options(values)])
     return json.loads((folder / "acceptance.json").read_text()), json.loads((folder / "tokens.json").read_text())
 
 
