@@ -7,6 +7,10 @@ from dataclasses import dataclass, field, fields
 from typing import Literal, get_args, get_origin
 
 
+# of multi-head latent attention, as DeepSeek's own configs spell them
+LATENT_SIZES = ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
+
+
 def _arg(default, help: str):
     return field(default=default, metadata={"help": help})
 
@@ -88,8 +92,7 @@ class DraftArguments:
     @property
     def latent_sizes(self) -> dict[str, int | None]:
         """The sizes of latent attention that were set, as a draft's config takes them."""
-        names = ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
-        sizes = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        sizes = {name: getattr(self, name) for name in LATENT_SIZES if getattr(self, name) is not None}
         return {**sizes, "q_lora_rank": None} if self.q_lora_rank == 0 else sizes
 
 
@@ -178,7 +181,8 @@ class EagleArguments:
 # what means nothing to a kind of draft, and would be ignored without a word
 _MEANINGLESS = {
     "eagle1": (
-        *("tap_ids", "tap_method", "draft_vocab_size", "fc_norm", "norm_output", "head_init"),
+        *("tap_ids", "tap_method", "draft_vocab_size", "fc_norm", "norm_output", "head_init", "draft_attention"),
+        *LATENT_SIZES,
         *("ttt_steps", "step_weight", "normalize_step_weights", "loss", "oov_rows", "lk_scale", "lk_decay"),
     ),
     "eagle3": ("regression_weight", "ce_weight", "feature_noise"),

@@ -22,7 +22,9 @@ from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without installation
 
-LATENT_SIZES = ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
+from hf_eagle.arguments import LATENT_SIZES
+
+
 SWEEPS = {"length": (512, 1024, 2048, 4096, 8192), "ttt": (1, 2, 3, 5, 7), "batch": (1, 2, 4, 8)}
 
 

@@ -19,14 +19,21 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without installation
 
-from hf_eagle.arguments import DataArguments, DraftArguments, EagleArguments, TargetArguments, refuse_other_methods
+from hf_eagle.arguments import (
+    LATENT_SIZES,
+    DataArguments,
+    DraftArguments,
+    EagleArguments,
+    TargetArguments,
+    refuse_other_methods,
+)
 from hf_eagle.parser import EagleArgumentParser
 
 
 logger = logging.getLogger("hf_eagle")
 OURS = (TargetArguments, DraftArguments, DataArguments)
 # what a draft's shape is made of
-FIXED = ("tap_ids", "draft_vocab_size", "fc_norm", "norm_output")
+FIXED = ("tap_ids", "draft_vocab_size", "fc_norm", "norm_output", *LATENT_SIZES)
 
 
 def parse(args: list[str] | None = None):
@@ -145,6 +152,7 @@ def draft_for(target, tokenizer, train, target_args, draft_args, resume):
 
     from hf_eagle.drafts.build import draft_config, load_draft, new_draft
     from hf_eagle.drafts.configuration_eagle import Eagle1Config
+    from hf_eagle.drafts.configuration_eagle_mla import has_latent_attention
     from hf_eagle.drafts.vocabulary import VocabularyMapping, count_supervised_tokens, tokenizer_fingerprint
     from hf_eagle.drafts.warm_start import start_from
 
@@ -165,8 +173,11 @@ def draft_for(target, tokenizer, train, target_args, draft_args, resume):
     if resume is not None:
         draft = load_draft(resume, target, dtype=torch.float32)
         pairs = {name: (getattr(config, name, None), getattr(draft.config, name, None)) for name in FIXED}
-        pairs["draft_attention"] = (attention_of(config), attention_of(draft.config))
-        for name, (asked, found) in {"method": (draft_args.draft_method, draft.method), **pairs}.items():
+        kinds = {
+            "method": (draft_args.draft_method, draft.method),
+            "draft_attention": tuple("mla" if has_latent_attention(c) else "llama" for c in (config, draft.config)),
+        }
+        for name, (asked, found) in {**kinds, **pairs}.items():
             if asked != found:
                 raise ValueError(
                     f"`{name}` is {asked} but {resume} was trained with {found}: keep it, or start a new run in "

@@ -107,7 +107,7 @@ def load_draft(path: str | Path, target=None, dtype: torch.dtype | None = None) 
     draft = draft_class_of(path).from_pretrained(path, dtype="auto" if dtype is None else dtype)
     if target is not None:
         draft.to(target.device)
-        draft.set_target_embeddings(target.embedding_weight())
+        draft.attach(target)
     return draft.eval()
 
 

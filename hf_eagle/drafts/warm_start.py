@@ -20,7 +20,7 @@ def start_from(draft: EaglePreTrainedModel, source: EaglePreTrainedModel) -> int
         source: the draft to start from, of any draft vocabulary.
 
     Returns:
-        Rows of the head that were carried over.
+        Rows of the head that were carried over; none of a draft whose head is the target's.
 
     Raises:
         ValueError: naming the first thing in which the two differ, before anything is copied.
@@ -32,6 +32,8 @@ def start_from(draft: EaglePreTrainedModel, source: EaglePreTrainedModel) -> int
         if name not in skipped:
             tensor.copy_(given[name])
 
+    if "lm_head.weight" in draft._keys_to_ignore_on_save:
+        return 0
     mine, theirs = proposable(draft), proposable(source)
     place = torch.searchsorted(theirs, mine).clamp_max(len(theirs) - 1)
     common = theirs[place] == mine
