@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from test_train_script import ROOT, folder  # noqa: F401 (a fixture)
-from tiny import VOCAB, pad_batch, random_chats, tiny_pair
+from tiny import VOCAB, pad_batch, random_chats, tiny_eagle1_pair, tiny_pair
 from tiny_mla import tiny_mla_pair
 
 from hf_eagle import load_draft
@@ -94,6 +94,11 @@ def test_what_would_not_prune_is_refused(size, kept, message):
     with pytest.raises(ValueError, match=message):
         prune_vocabulary(draft, torch.tensor(kept, dtype=torch.long))
     assert all(torch.equal(x, before[name]) for name, x in draft.state_dict().items())
+
+
+def test_an_eagle1_draft_has_nothing_to_prune():
+    with pytest.raises(ValueError, match="A LlamaForCausalLMEagle proposes by the target's head"):
+        prune_vocabulary(tiny_eagle1_pair()[1], torch.arange(5))
 
 
 def test_growing_and_too_few_counts_are_refused():

@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from test_train_script import WORDS, folder, train, trained, write_chats  # noqa: F401 (folder, trained: fixtures)
-from tiny import VOCAB, pad_batch, random_chats, tiny_mapping, tiny_pair
+from tiny import VOCAB, pad_batch, random_chats, tiny_eagle1_pair, tiny_mapping, tiny_pair
 from tiny_mla import tiny_mla_pair
 
 from hf_eagle.drafts.build import new_draft
@@ -68,6 +68,18 @@ def test_what_does_not_fit_is_refused_before_anything_is_copied(fields, message)
     with pytest.raises(ValueError, match=message):
         start_from(draft, source)
     assert all(torch.equal(x, before[name]) for name, x in draft.state_dict().items())
+
+
+def test_an_eagle1_draft_is_started_without_touching_the_targets_head():
+    target, source = tiny_eagle1_pair(seed=1)
+    _, draft = tiny_eagle1_pair(seed=2)
+    head = target.head_weight().clone()
+    draft.attach(target)
+    assert start_from(draft, source) == 0
+    assert torch.equal(target.head_weight(), head) and not draft.fc.bias.any()
+    for name, tensor in source.named_parameters():
+        if name not in ("embed_tokens.weight", "lm_head.weight"):
+            assert torch.equal(draft.get_parameter(name), tensor), name
 
 
 def test_another_attention_is_refused():
