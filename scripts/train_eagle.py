@@ -152,9 +152,9 @@ def draft_for(target, tokenizer, train, target_args, draft_args, resume):
 
     from hf_eagle.drafts.build import draft_config, load_draft, new_draft
     from hf_eagle.drafts.configuration_eagle import Eagle1Config
-    from hf_eagle.drafts.configuration_eagle_mla import has_latent_attention
     from hf_eagle.drafts.vocabulary import VocabularyMapping, count_supervised_tokens, tokenizer_fingerprint
     from hf_eagle.drafts.warm_start import start_from
+    from hf_eagle.targets.architectures import has_latent_attention
 
     fingerprint = tokenizer_fingerprint(tokenizer)
     if draft_args.draft_method == "eagle1":

@@ -121,6 +121,26 @@ def test_yarn_without_mscale_stretches_what_is_rotated():
     assert cos.max().item() == pytest.approx(temperature(yarn, "mscale", 1))
 
 
+@pytest.mark.parametrize("config_class", [EagleConfig, EagleMLAConfig])
+@pytest.mark.parametrize(
+    ("tap_ids", "deepseek", "llama"),
+    [(None, [1, 14, 26], [1, 14, 26]), ([2, 9, 20], [1, 8, 19], [1, 8, 19]), ([3, 9, 20], [3, 9, 20], [2, 8, 19])],
+)
+def test_sglang_takes_other_ids_beside_a_deepseek_target(config_class, tap_ids, deepseek, llama, tmp_path):
+    """There it adds 1 only when the first is 1."""
+    for target, wanted in ((DeepseekV3Config(**KIMI_TEXT), deepseek), (target_config(), llama)):
+        config_class.from_target(target, tap_ids=tap_ids).save_pretrained(tmp_path)
+        found = written(config_class.from_pretrained(tmp_path), tmp_path)
+        assert found["eagle_config"]["eagle_aux_hidden_state_layer_ids"] == wanted
+        assert found["eagle_aux_hidden_state_layer_ids"] == (tap_ids or [2, 15, 27])
+        assert "sglang_counts_entries" not in found
+
+
+def test_a_first_tap_that_sglang_cannot_be_told_is_named(caplog):
+    EagleMLAConfig.from_target(DeepseekV3Config(**KIMI_TEXT), tap_ids=[1, 9, 20])
+    assert "begin with 1, which SGLang cannot be told" in caplog.text
+
+
 def test_sizes_are_the_targets_or_deepseeks_or_those_asked_for():
     v2 = DeepseekV2Config(**{**KIMI_TEXT, "q_lora_rank": None, "rope_parameters": None})
     # servers want the bottleneck that this target is without

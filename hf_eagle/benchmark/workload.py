@@ -7,11 +7,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from ..drafts.build import new_draft
 from ..drafts.configuration_eagle import EagleConfig
-from ..drafts.configuration_eagle_mla import LATENT_SIZES, EagleMLAConfig
+from ..drafts.configuration_eagle_mla import EagleMLAConfig
 from ..drafts.modeling_base import EagleOutput
 from ..drafts.vocabulary import VocabularyMapping
 from ..objectives import DraftObjective
 from ..supervision import SupervisionPlan, supervised_steps
+from ..targets.architectures import LATENT_SIZES
 from ..targets.target import FrozenTarget, TargetDistribution
 
 

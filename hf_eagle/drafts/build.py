@@ -9,8 +9,9 @@ import torch
 from transformers import PreTrainedConfig
 from transformers.utils import cached_file
 
+from ..targets.architectures import has_latent_attention
 from .configuration_eagle import EagleConfig
-from .configuration_eagle_mla import EagleMLAConfig, has_latent_attention
+from .configuration_eagle_mla import EagleMLAConfig
 from .modeling_base import EaglePreTrainedModel
 from .modeling_eagle import LlamaForCausalLMEagle
 from .modeling_eagle3 import LlamaForCausalLMEagle3

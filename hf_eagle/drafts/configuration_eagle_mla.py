@@ -4,11 +4,10 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
+from ..targets.architectures import LATENT_SIZES, has_latent_attention
 from .configuration_eagle import EagleConfig
 
 
-# names of the latent attention's sizes, as DeepSeek's own configs spell them
-LATENT_SIZES = ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
 # what the servers' RoPE of this attention reads besides the base; anything else they would ignore
 _YARN = ("factor", "original_max_position_embeddings", "beta_fast", "beta_slow", "mscale", "mscale_all_dim")
 _OF_LLAMA = ("head_dim", "norm_before_residual", "norm_before_fc")
@@ -101,11 +100,6 @@ class EagleMLAConfig(EagleConfig):
             written.pop(name, None)
         written.update({name: getattr(self, name) for name in LATENT_SIZES}, rope_interleave=True)
         return written
-
-
-def has_latent_attention(config: PreTrainedConfig) -> bool:
-    """Whether a target's (text) config is one of multi-head latent attention with all sizes of it."""
-    return all(hasattr(config, name) for name in LATENT_SIZES)
 
 
 def _check_rope(rope: dict[str, Any]) -> None:
