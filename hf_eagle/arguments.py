@@ -7,6 +7,10 @@ from dataclasses import dataclass, field, fields
 from typing import Literal, get_args, get_origin
 
 
+# of multi-head latent attention, as DeepSeek's own configs spell them
+LATENT_SIZES = ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
+
+
 def _arg(default, help: str):
     return field(default=default, metadata={"help": help})
 
@@ -52,9 +56,28 @@ class DraftArguments:
     draft_vocab_size: int | None = _arg(
         None, "Tokens the draft can propose, the most frequent of the supervised ones. Unset: the whole vocabulary."
     )
+    draft_attention: Literal["auto", "llama", "mla"] = _arg(
+        "auto",
+        "Attention of the draft: grouped-query as in Llama, or DeepSeek's multi-head latent attention. `auto` is `mla` "
+        "for a target that has it (DeepSeek, Kimi), `llama` for any other.",
+    )
+    q_lora_rank: int | None = _arg(
+        None,
+        "`mla`: rank of the queries' bottleneck, 0 for none (no server loads such a draft yet). Unset, as the next "
+        "four: the target's, or DeepSeek-V3's for a target without latent attention.",
+    )
+    kv_lora_rank: int | None = _arg(None, "`mla`: width of the latent that keys and values are made from.")
+    qk_nope_head_dim: int | None = _arg(None, "`mla`: part of a head's key that is not rotated.")
+    qk_rope_head_dim: int | None = _arg(None, "`mla`: part of a key that is rotated, shared by all heads.")
+    v_head_dim: int | None = _arg(None, "`mla`: width of a head's value.")
     fc_norm: bool = _arg(False, "EAGLE-3.1: one RMSNorm per tap in front of `fc`.")
     norm_output: bool = _arg(False, "EAGLE-3.1: feed the normed output back instead of the residual stream.")
     head_init: Literal["target", "random"] = _arg("target", "Start the draft's head from the target's rows, or random.")
+    init_from: str | None = _arg(
+        None,
+        "Draft to start from, a folder or a Hub id: of the same shapes and taps, of any draft vocabulary. Rows of its "
+        "head are carried over by token, those of new tokens are as `head_init` says. Without a meaning when resuming.",
+    )
     draft_attn_implementation: Literal["sdpa", "eager", "flex_attention"] = _arg(
         "sdpa",
         "Attention of the training-time test: `sdpa` takes the fused kernel that the device has, `eager` is the slow "
@@ -65,6 +88,12 @@ class DraftArguments:
     def draft_method(self) -> str:
         """What kind of draft is trained: EAGLE-2's is EAGLE-1's."""
         return "eagle1" if self.method == "eagle2" else self.method
+
+    @property
+    def latent_sizes(self) -> dict[str, int | None]:
+        """The sizes of latent attention that were set, as a draft's config takes them."""
+        sizes = {name: getattr(self, name) for name in LATENT_SIZES if getattr(self, name) is not None}
+        return {**sizes, "q_lora_rank": None} if self.q_lora_rank == 0 else sizes
 
 
 @dataclass
@@ -152,7 +181,8 @@ class EagleArguments:
 # what means nothing to a kind of draft, and would be ignored without a word
 _MEANINGLESS = {
     "eagle1": (
-        *("tap_ids", "tap_method", "draft_vocab_size", "fc_norm", "norm_output", "head_init"),
+        *("tap_ids", "tap_method", "draft_vocab_size", "fc_norm", "norm_output", "head_init", "draft_attention"),
+        *LATENT_SIZES,
         *("ttt_steps", "step_weight", "normalize_step_weights", "loss", "oov_rows", "lk_scale", "lk_decay"),
     ),
     "eagle3": ("regression_weight", "ce_weight", "feature_noise"),

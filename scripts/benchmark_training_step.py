@@ -22,12 +22,15 @@ from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without installation
 
+from hf_eagle.arguments import LATENT_SIZES
+
+
 SWEEPS = {"length": (512, 1024, 2048, 4096, 8192), "ttt": (1, 2, 3, 5, 7), "batch": (1, 2, 4, 8)}
 
 
 @dataclass
 class BenchmarkArguments:
-    preset: Literal["smollm2", "llama3-8b", "qwen3-30b-a3b"] = field(
+    preset: Literal["smollm2", "llama3-8b", "qwen3-30b-a3b", "kimi-mla"] = field(
         default="smollm2", metadata={"help": "Shapes of the target and of the draft's layer."}
     )
     batch_size: int = field(default=1, metadata={"help": "Rows of a batch."})
@@ -43,6 +46,13 @@ class BenchmarkArguments:
     vocab_size: int | None = field(default=None, metadata={"help": "The target's vocabulary."})
     draft_vocab_size: int | None = field(default=None, metadata={"help": "The draft's; with --data all by default."})
     num_hidden_layers: int | None = field(default=None, metadata={"help": "The target's layers."})
+    kv_lora_rank: int | None = field(
+        default=None, metadata={"help": "This and the next four override a preset with latent attention in the draft."}
+    )
+    q_lora_rank: int | None = field(default=None, metadata={"help": "Rank of the queries' bottleneck."})
+    qk_nope_head_dim: int | None = field(default=None, metadata={"help": "Part of a head's key that is not rotated."})
+    qk_rope_head_dim: int | None = field(default=None, metadata={"help": "Part of a key that is rotated."})
+    v_head_dim: int | None = field(default=None, metadata={"help": "Width of a head's value."})
     dtype: Literal["float32", "bfloat16"] = field(
         default="float32", metadata={"help": "bfloat16: mixed precision of the draft, and the target's dtype."}
     )
@@ -79,6 +89,10 @@ class BenchmarkArguments:
             raise ValueError("`data` needs the `target` whose tokenizer and features go with it.")
         if self.compare == "float32" and self.dtype == "float32":
             raise ValueError("`compare` float32 needs `dtype` bfloat16.")
+        latent = {name: getattr(self, name) for name in LATENT_SIZES if getattr(self, name) is not None}
+        if latent and self.preset != "kimi-mla":
+            name, size = next(iter(latent.items()))
+            raise ValueError(f"`{name}` is {size}, but the draft of `preset` {self.preset} has no latent attention.")
         if self.sweep != "none" and self.compare not in ("none", "eager"):
             raise ValueError("`sweep` goes with `compare` eager or none.")
 

@@ -19,14 +19,21 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without installation
 
-from hf_eagle.arguments import DataArguments, DraftArguments, EagleArguments, TargetArguments, refuse_other_methods
+from hf_eagle.arguments import (
+    LATENT_SIZES,
+    DataArguments,
+    DraftArguments,
+    EagleArguments,
+    TargetArguments,
+    refuse_other_methods,
+)
 from hf_eagle.parser import EagleArgumentParser
 
 
 logger = logging.getLogger("hf_eagle")
 OURS = (TargetArguments, DraftArguments, DataArguments)
 # what a draft's shape is made of
-FIXED = ("tap_ids", "draft_vocab_size", "fc_norm", "norm_output")
+FIXED = ("tap_ids", "draft_vocab_size", "fc_norm", "norm_output", *LATENT_SIZES)
 
 
 def parse(args: list[str] | None = None):
@@ -49,6 +56,7 @@ def main() -> None:
     from hf_eagle.callbacks import AcceptanceLengthCallback
     from hf_eagle.checkpoints import refuse_other_run, resolve_resume
     from hf_eagle.distributed import leave
+    from hf_eagle.drafts.build import draft_class_of
     from hf_eagle.evaluation.plots import plot_acceptance_history, plot_training
     from hf_eagle.evaluation.prompts import load_prompts
     from hf_eagle.targets.target import FrozenTarget
@@ -62,6 +70,8 @@ def main() -> None:
     resume = resolve_resume(args.output_dir, args.resume_from_checkpoint)
     if resume is None and args.resume_from_checkpoint is None:
         refuse_other_run(args.output_dir, args.overwrite)
+    if draft_args.init_from is not None:
+        draft_class_of(draft_args.init_from)
     prompts = data_args.acceptance_prompts and load_prompts(
         data_args.acceptance_prompts, limit=data_args.acceptance_num_prompts
     )
@@ -140,16 +150,20 @@ def draft_for(target, tokenizer, train, target_args, draft_args, resume):
     """The draft to train: the checkpoint's with its vocabulary mapping, or a new one for these data."""
     import torch
 
-    from hf_eagle.drafts.build import load_draft, new_draft
-    from hf_eagle.drafts.configuration_eagle import Eagle1Config, EagleConfig
+    from hf_eagle.drafts.build import draft_config, load_draft, new_draft
+    from hf_eagle.drafts.configuration_eagle import Eagle1Config
     from hf_eagle.drafts.vocabulary import VocabularyMapping, count_supervised_tokens, tokenizer_fingerprint
+    from hf_eagle.drafts.warm_start import start_from
+    from hf_eagle.targets.architectures import has_latent_attention
 
     fingerprint = tokenizer_fingerprint(tokenizer)
     if draft_args.draft_method == "eagle1":
         config = Eagle1Config.from_target(target.config, tokenizer_fingerprint=fingerprint)
     else:
-        config = EagleConfig.from_target(
+        config = draft_config(
             target.config,
+            draft_args.draft_attention,
+            draft_args.latent_sizes,
             draft_vocab_size=draft_args.draft_vocab_size,
             tap_ids=target_args.tap_ids,
             fc_norm=draft_args.fc_norm,
@@ -158,8 +172,12 @@ def draft_for(target, tokenizer, train, target_args, draft_args, resume):
         )
     if resume is not None:
         draft = load_draft(resume, target, dtype=torch.float32)
-        pairs = {name: (getattr(config, name), getattr(draft.config, name)) for name in FIXED}
-        for name, (asked, found) in {"method": (draft_args.draft_method, draft.method), **pairs}.items():
+        pairs = {name: (getattr(config, name, None), getattr(draft.config, name, None)) for name in FIXED}
+        kinds = {
+            "method": (draft_args.draft_method, draft.method),
+            "draft_attention": tuple("mla" if has_latent_attention(c) else "llama" for c in (config, draft.config)),
+        }
+        for name, (asked, found) in {**kinds, **pairs}.items():
             if asked != found:
                 raise ValueError(
                     f"`{name}` is {asked} but {resume} was trained with {found}: keep it, or start a new run in "
@@ -179,7 +197,16 @@ def draft_for(target, tokenizer, train, target_args, draft_args, resume):
             100 * mapping.coverage,
         )
     head = target.head_weight() if draft_args.head_init == "target" else None
-    return new_draft(config, target.embedding_weight(), mapping, head, draft_args.draft_attn_implementation)
+    draft = new_draft(config, target.embedding_weight(), mapping, head, draft_args.draft_attn_implementation)
+    if draft_args.init_from is not None:
+        carried = start_from(draft, load_draft(draft_args.init_from, dtype=torch.float32))
+        logger.info(
+            "Started from %s, with %d of its tokens among the draft's %d.",
+            draft_args.init_from,
+            carried,
+            config.draft_vocab_size,
+        )
+    return draft
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from hf_eagle.drafts.build import DRAFT_CLASSES
 from hf_eagle.drafts.configuration_eagle import EagleConfig
-from hf_eagle.drafts.modeling_eagle3 import LlamaForCausalLMEagle3
 from hf_eagle.drafts.vocabulary import VocabularyMapping
 from hf_eagle.targets.target import FrozenTarget
 
@@ -48,12 +48,12 @@ def generate(target, input_ids, max_new_tokens, eos_token_ids=()):
     )
 
 
-def make_draft(target, draft_vocab_size=None, tap_ids=None, steps=60, **flags):
+def make_draft(target, draft_vocab_size=None, tap_ids=None, steps=60, config_class=EagleConfig, **flags):
     """A draft that was taught a little on the target's own answers, so that it is right now and then."""
     torch.manual_seed(1)
     vocab = target.vocab_size
-    config = EagleConfig.from_target(target.config, draft_vocab_size=draft_vocab_size, tap_ids=tap_ids, **flags)
-    draft = LlamaForCausalLMEagle3(config)
+    config = config_class.from_target(target.config, draft_vocab_size=draft_vocab_size, tap_ids=tap_ids, **flags)
+    draft = DRAFT_CLASSES[config.architectures[0]](config)
     draft.set_target_embeddings(target.embedding_weight())
     answers = generate(target, random_prompts(24, 4, seed=2, vocab=vocab), 30)
     if draft_vocab_size is not None:

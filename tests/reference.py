@@ -36,6 +36,7 @@ class ReferenceDraft:
         self.p = dict(draft.named_parameters())
         self.c = draft.config
         self.theta = self.c.rope_parameters["rope_theta"]
+        self.scale = 1 / math.sqrt(self.c.head_dim)
         self.ids = (
             list(range(self.c.vocab_size))
             if draft.d2t is None
@@ -66,7 +67,7 @@ class ReferenceDraft:
         for head in range(self.c.num_attention_heads):
             k = torch.stack([key[head // share] for key in keys])
             v = torch.stack([value[head // share] for value in values])
-            weights = torch.softmax(k @ query[head] / math.sqrt(self.c.head_dim), 0)
+            weights = torch.softmax(k @ query[head] * self.scale, 0)
             heads.append(weights @ v)
         u = hidden + self.lin(torch.cat(heads), "midlayer.self_attn.o_proj")
         m = self.norm(u, "midlayer.post_attention_layernorm")
@@ -95,10 +96,19 @@ class ReferenceDraft:
 
 
 def reference_loss(
-    draft, model, records, steps, supervision="serving", loss="ce", oov_rows="mask", scale=1.0, decay=3.0
+    draft,
+    model,
+    records,
+    steps,
+    supervision="serving",
+    loss="ce",
+    oov_rows="mask",
+    scale=1.0,
+    decay=3.0,
+    reference=ReferenceDraft,
 ):
     """Per step: summed loss, correct rows, supervised rows, over conversations `{"input_ids", "loss_mask"}`."""
-    ref = ReferenceDraft(draft)
+    ref = reference(draft)
     rows = [[] for _ in range(steps)]
     for record in records:
         ids, mask = record["input_ids"], record["loss_mask"]

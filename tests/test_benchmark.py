@@ -1,5 +1,6 @@
 """The benchmark measures what it says: both ways compute the same, operations are counted right, the script runs."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from hf_eagle.benchmark.workload import Shapes, Step, build_draft, chat_batch, r
 
 CPU = torch.device("cpu")
 SHAPES = Shapes(64, 96, 4, 2, 16, 300, 128, 8)
+LATENT = Shapes(64, 96, 4, 4, 16, 300, 128, 8, 24, 40, 16, 8, 12)
 TINY = [
     *("--hidden_size", "64", "--intermediate_size", "96", "--num_attention_heads", "4", "--num_key_value_heads", "2"),
     *("--head_dim", "16", "--vocab_size", "300", "--draft_vocab_size", "128", "--num_hidden_layers", "8"),
@@ -23,11 +25,11 @@ TINY = [
 ]
 
 
-def steps():
+def steps(shapes=SHAPES):
     torch.manual_seed(0)
-    draft = build_draft(SHAPES, CPU)
-    target = random_target(SHAPES, torch.float32, CPU, draft.config.tap_ids)
-    batch = chat_batch(SHAPES, 2, 60, 0.4, 3, CPU)
+    draft = build_draft(shapes, CPU)
+    target = random_target(shapes, torch.float32, CPU, draft.config.tap_ids)
+    batch = chat_batch(shapes, 2, 60, 0.4, 3, CPU)
     ways = [Step(draft, target, 4), Step(draft, target, 4, whole=True)]
     for step in ways:
         step.look(batch)
@@ -50,14 +52,32 @@ def test_the_plain_way_has_the_same_loss_and_gradients():
         torch.testing.assert_close(gradient, found[1][1][name], rtol=1e-4, atol=1e-6)
 
 
-def test_needed_operations_are_those_that_run():
+@pytest.mark.parametrize("shapes", [SHAPES, LATENT, dataclasses.replace(LATENT, q_lora_rank=None)])
+def test_needed_operations_are_those_that_run(shapes):
     """PyTorch's counter sees every matrix product but those inside the CPU's flash kernel."""
-    draft, batch, fast, _ = steps()
+    draft, batch, fast, _ = steps(shapes)
     fast.teacher.in_draft = torch.ones_like(fast.teacher.in_draft)
     with FlopCounterMode(display=False) as counter:
         fast.forward(batch).backward()
     needed = costs.needed_flops(draft.config, fast.plan, batch["attention_mask"] - 1, 4)
     assert 0.95 < (needed["projections"] + needed["head"]) / counter.get_total_flops() < 1.05
+
+
+@pytest.mark.parametrize("shapes", [SHAPES, LATENT])
+def test_attention_needs_half_of_what_the_plain_way_computes(shapes):
+    """All rows of one document, one step: `eager` also computes what is masked; the counter does not see `sdpa`."""
+    draft = build_draft(shapes, CPU)
+    target = random_target(shapes, torch.float32, CPU, draft.config.tap_ids)
+    batch = chat_batch(shapes, 1, 64, 0.999, 1, CPU)
+    step, seen = Step(draft, target, 1), {}
+    step.look(batch)
+    for implementation in ("eager", "sdpa"):
+        draft.set_attn_implementation(implementation)
+        with FlopCounterMode(display=False) as counter:
+            step.forward(batch).backward()
+        seen[implementation] = counter.get_total_flops()
+    needed = costs.needed_flops(draft.config, step.plan, batch["attention_mask"] - 1, 1)
+    assert 0.95 < 2 * needed["attention"] / (seen["eager"] - seen["sdpa"]) < 1.05
 
 
 def test_peak_memory_sees_what_is_taken_and_given_back():
@@ -67,7 +87,17 @@ def test_peak_memory_sees_what_is_taken_and_given_back():
     assert 120 * 2**20 < added < 200 * 2**20
 
 
-@pytest.mark.parametrize("way", [["--compare", "eager"], ["--dtype", "bfloat16", "--compare", "float32"]])
+MLA = "--preset kimi-mla --q_lora_rank 24 --kv_lora_rank 32 --qk_nope_head_dim 16 --qk_rope_head_dim 8 --v_head_dim 16"
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        ["--compare", "eager"],
+        ["--dtype", "bfloat16", "--compare", "float32"],
+        [*MLA.split(), "--compare", "eager"],
+    ],
+)
 def test_the_script_compares(tmp_path, way):
     out = tmp_path / "out.json"
     done = run(*TINY, *way, "--target", "random", "--output_json", str(out))
@@ -110,6 +140,7 @@ def test_the_script_compares_on_real_chats(tmp_path, compare):
     [
         ({"compare": "padded"}, "`compare` padded is about real chats: name a `data` file and a `target`"),
         ({"compare": "float32"}, "`compare` float32 needs `dtype` bfloat16"),
+        ({"v_head_dim": 8}, "`v_head_dim` is 8, but the draft of `preset` smollm2 has no latent attention"),
         ({"length": 0}, "`length` must be at least 1"),
         ({"supervised_share": 1.0}, "`supervised_share` must lie between 0 and 1"),
         ({"data": "chats.jsonl"}, "`data` needs the `target`"),

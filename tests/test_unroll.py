@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from reference import reference_loss
+from reference import ReferenceDraft, reference_loss
 from tiny import pad_batch, random_chats, tiny_llama, tiny_mapping, tiny_pair
 
 from hf_eagle.drafts import ttt_attention
@@ -48,9 +48,9 @@ def gradients(draft, loss):
     return {name: p.grad.clone() for name, p in draft.named_parameters() if p.requires_grad}
 
 
-def assert_equal_to_reference(target, draft, records, side="right", **kinds):
+def assert_equal_to_reference(target, draft, records, side="right", reference=ReferenceDraft, **kinds):
     output, counts = unroll(target, draft, pad_batch(records, side), **kinds)
-    sums, correct, rows = reference_loss(draft, target.model, records, STEPS, **kinds)
+    sums, correct, rows = reference_loss(draft, target.model, records, STEPS, reference=reference, **kinds)
     assert counts.tolist() == rows and rows[-1] > 0
     assert output.correct.tolist() == correct
     torch.testing.assert_close(output.loss_sums, sums, rtol=2e-5, atol=1e-5)

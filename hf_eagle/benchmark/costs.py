@@ -5,10 +5,12 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 
+from ..drafts.configuration_eagle_mla import EagleMLAConfig
 from ..drafts.row_layout import RowLayout
 from ..supervision import SupervisionPlan
 
@@ -30,22 +32,60 @@ def needed_flops(config, plan: SupervisionPlan, documents: torch.Tensor, num_ste
     """
     layout = RowLayout.of(plan.rows, documents)
     rows, keys = len(layout.rows), len(layout.keys)
-    hidden, heads, width = config.hidden_size, config.num_attention_heads, config.head_dim
-    key_value = 2 * config.num_key_value_heads * width
+    hidden, of = config.hidden_size, _AttentionSizes.of(config)
     pairs = sum(
         (r.stop - r.start) * (k.stop - k.start) if not causal else (r.stop - r.start) * (r.stop - r.start + 1) // 2
         for r, blocks in layout.spans
         for k, causal in blocks
     )
-    per_row = hidden * heads * width * 2 + 3 * hidden * config.intermediate_size  # q and o, MLP
-    projections = 3 * rows * num_steps * per_row + 3 * rows * (num_steps - 1) * hidden * key_value
-    projections += 3 * 2 * keys * hidden * key_value + 3 * rows * hidden * heads * width  # step 0, the tokens' halves
+    per_row = hidden * (of.query + of.output) + of.query_behind + 3 * hidden * config.intermediate_size
+    projections = 3 * rows * num_steps * per_row
+    projections += 3 * rows * (num_steps - 1) * (hidden * of.key_value + of.key_value_behind)
+    # step 0, where the tokens' halves are apart from those of the features
+    projections += 3 * keys * (2 * hidden * of.key_value + of.key_value_behind) + 3 * rows * hidden * of.query
     projections += 2 * keys * config.num_taps * config.target_hidden_size * hidden  # no gradient for the features
     return {
         "projections": 2.0 * projections,
         "head": 2.0 * 3 * int(plan.counts.sum()) * hidden * config.draft_vocab_size,
-        "attention": 2.0 * 6 * num_steps * pairs * heads * width,
+        "attention": 2.0 * 3 * num_steps * pairs * of.scores_and_sums,
     }
+
+
+@dataclass(frozen=True)
+class _AttentionSizes:
+    """Widths of what projects a draft layer's input, and multiplications of a row in what follows.
+
+    Attributes:
+        query, key_value: width of the projections of the layer's input.
+        query_behind, key_value_behind: multiplications that make queries, and keys and values, of them.
+        output: width of what the output projection takes.
+        scores_and_sums: multiplications of a row and one key that it sees.
+    """
+
+    query: int
+    key_value: int
+    query_behind: int
+    key_value_behind: int
+    output: int
+    scores_and_sums: int
+
+    @classmethod
+    def of(cls, config) -> "_AttentionSizes":
+        heads = config.num_attention_heads
+        if not isinstance(config, EagleMLAConfig):
+            width = config.head_dim
+            return cls(heads * width, 2 * config.num_key_value_heads * width, 0, 0, heads * width, 2 * heads * width)
+        rank, latent = config.q_lora_rank, config.kv_lora_rank
+        queries = heads * (config.qk_nope_head_dim + config.qk_rope_head_dim)
+        values = heads * config.v_head_dim
+        return cls(
+            query=rank or queries,
+            key_value=latent + config.qk_rope_head_dim,
+            query_behind=(rank or 0) * queries,
+            key_value_behind=latent * (heads * config.qk_nope_head_dim + values),
+            output=values,
+            scores_and_sums=queries + values,
+        )
 
 
 @lru_cache  # once a process: a sweep asks at every point

@@ -7,10 +7,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from ..drafts.build import new_draft
 from ..drafts.configuration_eagle import EagleConfig
+from ..drafts.configuration_eagle_mla import EagleMLAConfig
 from ..drafts.modeling_base import EagleOutput
 from ..drafts.vocabulary import VocabularyMapping
 from ..objectives import DraftObjective
 from ..supervision import SupervisionPlan, supervised_steps
+from ..targets.architectures import LATENT_SIZES
 from ..targets.target import FrozenTarget, TargetDistribution
 
 
@@ -26,20 +28,30 @@ class Shapes:
     vocab_size: int
     draft_vocab_size: int
     num_hidden_layers: int  # the target's
+    # of a draft with latent attention
+    q_lora_rank: int | None = None
+    kv_lora_rank: int | None = None
+    qk_nope_head_dim: int | None = None
+    qk_rope_head_dim: int | None = None
+    v_head_dim: int | None = None
 
 
 PRESETS = {
     "smollm2": Shapes(576, 1536, 9, 3, 64, 49152, 8192, 30),
     "llama3-8b": Shapes(4096, 14336, 32, 8, 128, 128256, 32000, 32),
     "qwen3-30b-a3b": Shapes(2048, 6144, 32, 4, 128, 151936, 32000, 48),
+    "kimi-mla": Shapes(7168, 18432, 64, 64, 112, 163840, 32000, 61, 1536, 512, 128, 64, 128),
 }
 
 
 def build_draft(shapes: Shapes, device: torch.device, embedding: torch.Tensor | None = None):
     """A random draft in training mode, for a target of these shapes."""
-    sizes = {f.name: getattr(shapes, f.name) for f in fields(shapes) if f.name != "num_hidden_layers"}
+    latent = shapes.kv_lora_rank is not None
+    left_out = {"num_hidden_layers", *(("num_key_value_heads", "head_dim") if latent else LATENT_SIZES)}
+    sizes = {f.name: getattr(shapes, f.name) for f in fields(shapes) if f.name not in left_out}
     n = shapes.num_hidden_layers
-    config = EagleConfig(**sizes, eagle_aux_hidden_state_layer_ids=[2, n // 2, n - 3], max_position_embeddings=2**17)
+    config_class = EagleMLAConfig if latent else EagleConfig
+    config = config_class(**sizes, eagle_aux_hidden_state_layer_ids=[2, n // 2, n - 3], max_position_embeddings=2**17)
     mapping = None
     if shapes.draft_vocab_size < shapes.vocab_size:
         kept = torch.randperm(shapes.vocab_size)[: shapes.draft_vocab_size]
@@ -51,7 +63,8 @@ def build_draft(shapes: Shapes, device: torch.device, embedding: torch.Tensor | 
 
 def random_target(shapes: Shapes, dtype: torch.dtype, device: torch.device, tap_ids: list[int]) -> FrozenTarget:
     """A Llama of these shapes with random weights: what it says is noise, what it costs is not."""
-    sizes = {f.name: getattr(shapes, f.name) for f in fields(shapes) if f.name != "draft_vocab_size"}
+    left_out = {"draft_vocab_size", *LATENT_SIZES}
+    sizes = {f.name: getattr(shapes, f.name) for f in fields(shapes) if f.name not in left_out}
     config = LlamaConfig(**sizes, max_position_embeddings=2**17, tie_word_embeddings=True)
     return FrozenTarget(LlamaForCausalLM(config).to(device=device, dtype=dtype), tap_ids)
 

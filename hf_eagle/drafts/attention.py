@@ -1,4 +1,6 @@
-"""Grouped-query attention of a draft with Llama's layer: the projections, RoPE, and decoding behind a cache."""
+"""What attends inside a draft's layer: the shape of it, decoding behind a cache, and grouped-query attention."""
+
+from abc import ABC, abstractmethod
 
 import torch
 from torch import nn
@@ -9,7 +11,82 @@ from transformers.models.llama.modeling_llama import rotate_half
 from .configuration_eagle import EagleConfig
 
 
-class EagleAttention(nn.Module):
+class DraftAttention(nn.Module, ABC):
+    """Attention in the two parts that an unroll takes apart: projections of the layer's input, and what follows them.
+
+    The projections are linear, so the unroll makes those of the token's half of the input once for all steps.
+
+    Attributes:
+        scaling: factor on the scores.
+        o_proj: `(..., heads * value_dim)` -> `(..., hidden)`.
+    """
+
+    scaling: float
+    o_proj: nn.Module
+
+    @property
+    @abstractmethod
+    def query_projections(self) -> list[nn.Module]:
+        """Of the layer's input; side by side, their results are what `query` takes."""
+
+    @property
+    @abstractmethod
+    def key_value_projections(self) -> list[nn.Module]:
+        """Of the layer's input; side by side, their results are what `key_value` takes."""
+
+    @abstractmethod
+    def query(self, projected: torch.Tensor, cos_sin: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        """Rotated queries `(..., heads, key_dim)`."""
+
+    @abstractmethod
+    def key_value(
+        self, projected: torch.Tensor, cos_sin: tuple[torch.Tensor, torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rotated keys `(..., kv_heads, key_dim)` and values `(..., kv_heads, value_dim)`."""
+
+    def project_query(self, x: torch.Tensor) -> torch.Tensor:
+        """`(..., input_size)` -> what `query` takes."""
+        return _side_by_side(self.query_projections, x)
+
+    def project_key_value(self, x: torch.Tensor) -> torch.Tensor:
+        """`(..., input_size)` -> what `key_value` takes."""
+        return _side_by_side(self.key_value_projections, x)
+
+    def behind_cache(
+        self,
+        x: torch.Tensor,
+        cos_sin: tuple[torch.Tensor, torch.Tensor],
+        past_key_values: Cache,
+        attention_mask: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Serving: rows attend to those in the cache and to each other; their keys are added to it.
+
+        Args:
+            x: `(batch, n, input_size)`.
+            cos_sin: RoPE tables `(batch, n, rotated width)`.
+            past_key_values: cache of one layer.
+            attention_mask: bool `(batch, 1, n, past + n)`; causal when `None`.
+
+        Returns:
+            `(batch, n, heads, value_dim)`, in front of `o_proj`.
+        """
+        query = self.query(self.project_query(x), cos_sin).transpose(1, 2)
+        key, value = self.key_value(self.project_key_value(x), cos_sin)
+        key, value = past_key_values.update(key.transpose(1, 2), value.transpose(1, 2), 0)
+        if attention_mask is None and query.shape[2] > 1:
+            past = key.shape[2] - query.shape[2]
+            attention_mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=x.device).tril(past)
+        attended = scaled_dot_product_attention(
+            query, key, value, attn_mask=attention_mask, scale=self.scaling, enable_gqa=True
+        )
+        return attended.transpose(1, 2)
+
+
+def _side_by_side(projections: list[nn.Module], x: torch.Tensor) -> torch.Tensor:
+    return torch.cat([projection(x) for projection in projections], dim=-1)
+
+
+class EagleAttention(DraftAttention):
     """Llama's attention over inputs of any width.
 
     Args:
@@ -34,48 +111,13 @@ class EagleAttention(nn.Module):
     def key_value_projections(self) -> list[nn.Module]:
         return [self.k_proj, self.v_proj]
 
-    def project_key_value(self, x: torch.Tensor) -> torch.Tensor:
-        """`(..., input_size)` -> the key and value projections side by side."""
-        return torch.cat([projection(x) for projection in self.key_value_projections], dim=-1)
-
-    def query(self, projected: torch.Tensor, cos_sin: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        """From the query projection: rotated queries `(..., heads, head_dim)`."""
+    def query(self, projected, cos_sin):
         return self._rotate(projected.unflatten(-1, (-1, self.head_dim)), cos_sin)
 
-    def key_value(self, projected: torch.Tensor, cos_sin: tuple[torch.Tensor, torch.Tensor]):
-        """From the key and value projections side by side: rotated keys and values, `(..., kv_heads, head_dim)`."""
+    def key_value(self, projected, cos_sin):
         key, value = projected.unflatten(-1, (-1, self.head_dim)).chunk(2, dim=-2)
         return self._rotate(key, cos_sin), value
 
     def _rotate(self, x: torch.Tensor, cos_sin: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         cos, sin = (part.unsqueeze(-2) for part in cos_sin)  # (..., 1, head_dim)
         return x * cos + rotate_half(x) * sin
-
-    def behind_cache(
-        self,
-        x: torch.Tensor,
-        cos_sin: tuple[torch.Tensor, torch.Tensor],
-        past_key_values: Cache,
-        attention_mask: torch.Tensor | None,
-    ) -> torch.Tensor:
-        """Serving: rows attend to those in the cache and to each other; their keys are added to it.
-
-        Args:
-            x: `(batch, n, input_size)`.
-            cos_sin: RoPE tables `(batch, n, head_dim)`.
-            past_key_values: cache of one layer.
-            attention_mask: bool `(batch, 1, n, past + n)`; causal when `None`.
-
-        Returns:
-            `(batch, n, heads, head_dim)`, in front of `o_proj`.
-        """
-        query = self.query(self.q_proj(x), cos_sin).transpose(1, 2)
-        key, value = (part.transpose(1, 2) for part in self.key_value(self.project_key_value(x), cos_sin))
-        key, value = past_key_values.update(key, value, 0)
-        if attention_mask is None and query.shape[2] > 1:
-            past = key.shape[2] - query.shape[2]
-            attention_mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=x.device).tril(past)
-        attended = scaled_dot_product_attention(
-            query, key, value, attn_mask=attention_mask, scale=self.scaling, enable_gqa=True
-        )
-        return attended.transpose(1, 2)

@@ -1,19 +1,61 @@
 """A draft to start from: new, or read from a folder by the `architectures` in its config."""
 
 import json
+import logging
 from pathlib import Path
+from typing import Any
 
 import torch
+from transformers import PreTrainedConfig
 from transformers.utils import cached_file
 
+from ..targets.architectures import has_latent_attention
 from .configuration_eagle import EagleConfig
+from .configuration_eagle_mla import EagleMLAConfig
 from .modeling_base import EaglePreTrainedModel
 from .modeling_eagle import LlamaForCausalLMEagle
 from .modeling_eagle3 import LlamaForCausalLMEagle3
+from .modeling_eagle3_mla import Eagle3DeepseekV2ForCausalLM
 from .vocabulary import VocabularyMapping
 
 
-DRAFT_CLASSES = {"LlamaForCausalLMEagle3": LlamaForCausalLMEagle3, "LlamaForCausalLMEagle": LlamaForCausalLMEagle}
+logger = logging.getLogger(__name__)
+
+DRAFT_CLASSES = {
+    "LlamaForCausalLMEagle3": LlamaForCausalLMEagle3,
+    "Eagle3DeepseekV2ForCausalLM": Eagle3DeepseekV2ForCausalLM,
+    "LlamaForCausalLMEagle": LlamaForCausalLMEagle,
+}
+
+
+def draft_config(
+    target_config: PreTrainedConfig, attention: str = "auto", latent_sizes: dict | None = None, **fields: Any
+) -> EagleConfig:
+    """The config of a new draft for a target.
+
+    Args:
+        target_config: the target's (text) config.
+        attention: `"llama"` or `"mla"`; `"auto"` is the target's own kind.
+        latent_sizes: of `"mla"`, those that are not the target's.
+        fields: as for [`EagleConfig.from_target`].
+
+    Raises:
+        ValueError: for an unknown kind, latent sizes of another, or what does not fit the target.
+    """
+    if attention not in ("auto", "llama", "mla"):
+        raise ValueError(f"`draft_attention` must be one of auto, llama, mla, got {attention!r}.")
+    if attention == "mla" or (attention == "auto" and has_latent_attention(target_config.get_text_config())):
+        config = EagleMLAConfig.from_target(target_config, **(latent_sizes or {}), **fields)
+        if config.q_lora_rank is None:
+            logger.warning("`q_lora_rank` is none: neither vLLM 0.32 nor SGLang 0.5.23 loads such a draft.")
+        return config
+    if latent_sizes:
+        name, size = next(iter(latent_sizes.items()))
+        raise ValueError(
+            f"`{name}` is {size}, but the draft's attention is Llama's, which has none: leave it out, or set "
+            "`draft_attention` to mla."
+        )
+    return EagleConfig.from_target(target_config, **fields)
 
 
 def new_draft(
@@ -63,6 +105,15 @@ def load_draft(path: str | Path, target=None, dtype: torch.dtype | None = None) 
     Raises:
         ValueError: if the folder is no draft, or not exactly one of a known kind.
     """
+    draft = draft_class_of(path).from_pretrained(path, dtype="auto" if dtype is None else dtype)
+    if target is not None:
+        draft.to(target.device)
+        draft.attach(target)
+    return draft.eval()
+
+
+def draft_class_of(path: str | Path) -> type[EaglePreTrainedModel]:
+    """The class of a draft folder or Hub id; `ValueError` if it is no draft of a known kind."""
     config_file = cached_file(str(path), "config.json")
     names = json.loads(Path(config_file).read_text()).get("architectures") or []
     draft_class = next((DRAFT_CLASSES[name] for name in names if name in DRAFT_CLASSES), None)
@@ -70,8 +121,4 @@ def load_draft(path: str | Path, target=None, dtype: torch.dtype | None = None) 
         raise ValueError(
             f"{path} is not a draft: `architectures` in its config.json is {names}, known are {sorted(DRAFT_CLASSES)}."
         )
-    draft = draft_class.from_pretrained(path, dtype="auto" if dtype is None else dtype)
-    if target is not None:
-        draft.to(target.device)
-        draft.attach(target)
-    return draft.eval()
+    return draft_class

@@ -1,12 +1,15 @@
 """Configs of drafts with Llama layers, which write the `config.json` that vLLM and SGLang read (contract section 5)."""
 
+import logging
 from typing import Any
 
 from transformers import LlamaConfig, PreTrainedConfig
 
-from ..targets.architectures import check_tap_ids, default_tap_ids
+from ..targets.architectures import check_tap_ids, default_tap_ids, has_latent_attention
 from .vocabulary import check_draft_vocab_size
 
+
+logger = logging.getLogger(__name__)
 
 # rope_scaling of the older readers carries everything but the base
 _ROPE_BASE = "rope_theta"
@@ -16,6 +19,7 @@ _EAGLE1_ARCHITECTURES = ("LlamaForCausalLMEagle", "EagleLlamaForCausalLM")
 _OF_EAGLE3 = (
     "target_hidden_size",
     "eagle_aux_hidden_state_layer_ids",
+    "sglang_counts_entries",
     "fc_norm",
     "norm_output",
     "norm_before_residual",
@@ -35,7 +39,10 @@ class EagleConfig(LlamaConfig):
             Width of one tap.
         eagle_aux_hidden_state_layer_ids (`list[int]`, *optional*):
             Tap ids as layer ENTRY ids, ascending and unique (vLLM's convention). The nested
-            `eagle_config["eagle_aux_hidden_state_layer_ids"]`, SGLang's OUTPUT ids, is derived as `id - 1`.
+            `eagle_config["eagle_aux_hidden_state_layer_ids"]`, SGLang's, is derived.
+        sglang_counts_entries (`bool`, defaults to `False`):
+            SGLang takes its ids as OUTPUT ids, `id - 1`; beside a target with latent attention (DeepSeek, Kimi) as
+            ENTRY ids, unless the first of them is 1.
         fc_norm (`bool`, defaults to `False`): EAGLE-3.1: one RMSNorm per tap in front of `fc`.
         norm_output (`bool`, defaults to `False`): EAGLE-3.1: the normed output is fed back, not the residual stream.
         tokenizer_fingerprint (`str`, *optional*): identity of the tokenizer that the vocabulary mapping was made with.
@@ -59,11 +66,14 @@ class EagleConfig(LlamaConfig):
     norm_output: bool = False
     norm_before_residual: bool = False
     norm_before_fc: bool = False
+    sglang_counts_entries: bool = False
     tokenizer_fingerprint: str | None = None
 
     def __post_init__(self, **kwargs):
-        for derived in ("eagle_config", "num_aux_hidden_states"):  # made anew from the taps when written
-            kwargs.pop(derived, None)
+        kwargs.pop("num_aux_hidden_states", None)  # made anew from the taps when written, as is
+        nested = (kwargs.pop("eagle_config", None) or {}).get("eagle_aux_hidden_state_layer_ids")
+        if nested is not None and nested == self.eagle_aux_hidden_state_layer_ids:
+            self.sglang_counts_entries = True
         if self.draft_vocab_size is None:
             self.draft_vocab_size = self.vocab_size
         if self.target_hidden_size is None:
@@ -128,18 +138,24 @@ class EagleConfig(LlamaConfig):
             "draft_vocab_size": draft_vocab_size,
             "eagle_aux_hidden_state_layer_ids": check_tap_ids(tap_ids, layers),
         }
+        if has_latent_attention(target_config.get_text_config()):
+            fields["sglang_counts_entries"] = tap_ids[0] != 2  # where it is 2, `id - 1` says the same
+            if tap_ids[0] == 1:
+                logger.warning("`tap_ids` %s begin with 1, which SGLang cannot be told beside this target.", tap_ids)
         return cls(**{**fields, **overrides})
 
     def to_diff_dict(self) -> dict[str, Any]:
         """What `config.json` holds: every field both servers read, RoPE and dtype in the old and the new spelling."""
         written = _written_for_servers(self, super().to_diff_dict())
+        written.pop("sglang_counts_entries", None)  # said by the ids
         for name in ("norm_before_residual", "norm_before_fc", "fc_norm", "norm_output"):
             written[name] = getattr(self, name)
         written["eagle_config"] = {"use_aux_hidden_state": True}
         written["num_aux_hidden_states"] = self.num_taps
         if self.tap_ids is not None:
             written["eagle_aux_hidden_state_layer_ids"] = list(self.tap_ids)
-            written["eagle_config"]["eagle_aux_hidden_state_layer_ids"] = [i - 1 for i in self.tap_ids]
+            less = 0 if self.sglang_counts_entries else 1
+            written["eagle_config"]["eagle_aux_hidden_state_layer_ids"] = [i - less for i in self.tap_ids]
         return written
 
 

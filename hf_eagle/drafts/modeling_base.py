@@ -147,7 +147,7 @@ class EaglePreTrainedModel(PreTrainedModel):
         return self.lm_head(hidden)
 
     def cos_sin(self, like: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """RoPE tables `(*positions.shape, head_dim)` in the dtype of `like`."""
+        """RoPE tables `(*positions.shape, rotated width)` in the dtype of `like`."""
         cos, sin = self.rotary_emb(like, positions.reshape(1, -1))
         return cos.view(*positions.shape, -1), sin.view(*positions.shape, -1)
 

@@ -199,7 +199,7 @@ class LlamaForCausalLMEagle(EaglePreTrainedModel):
         x = self._layer_input(next_tokens, self.combine_features(features[layout.keys]))
         key, value = attention.key_value(attention.project_key_value(x), self.cos_sin(x, position_ids[layout.keys]))
         x = x[layout.row_in_keys]
-        query = attention.query(attention.q_proj(x), self.cos_sin(x, position_ids[layout.rows]))
+        query = attention.query(attention.project_query(x), self.cos_sin(x, position_ids[layout.rows]))
         attend = ttt_attention(self.config._attn_implementation, x.device)
         return layer.finish(x, attend(query, key, value, [], [], layout, attention.scaling))
 

@@ -1,4 +1,4 @@
-"""The EAGLE-3 / 3.1 draft with Llama attention, as vLLM and SGLang run it (contract section 2)."""
+"""The EAGLE-3 / 3.1 draft, as vLLM and SGLang run it (contract section 2), and its form with Llama attention."""
 
 from functools import partial
 
@@ -7,7 +7,7 @@ from torch import nn
 from transformers import Cache
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from .attention import EagleAttention
+from .attention import DraftAttention, EagleAttention
 from .configuration_eagle import EagleConfig
 from .layers import EagleMLP, EagleRMSNorm
 from .modeling_base import EagleOutput, EaglePreTrainedModel, Objective, complete_batch
@@ -18,12 +18,12 @@ from .unroll import TTTUnroll
 class EagleDecoderLayer(nn.Module):
     """The draft's one layer: two norms in front, attention, SwiGLU."""
 
-    def __init__(self, config: EagleConfig):
+    def __init__(self, config: EagleConfig, attention: DraftAttention):
         super().__init__()
         norm = {"hidden_size": config.hidden_size, "eps": config.rms_norm_eps}
         self.input_layernorm = EagleRMSNorm(**norm)
         self.hidden_norm = EagleRMSNorm(**norm)
-        self.self_attn = EagleAttention(config, 2 * config.hidden_size)
+        self.self_attn = attention
         self.post_attention_layernorm = EagleRMSNorm(**norm)
         self.mlp = EagleMLP(config)
 
@@ -37,16 +37,14 @@ class EagleDecoderLayer(nn.Module):
         return hidden + self.mlp(self.post_attention_layernorm(hidden))
 
 
-class LlamaForCausalLMEagle3(EaglePreTrainedModel):
+class Eagle3Draft(EaglePreTrainedModel):
     """EAGLE-3 draft: taps -> `fc` -> one layer over `cat(embedding, hidden)` -> head over the draft vocabulary.
 
-    Row `i` holds the taps of token `i` and the embedding of token `i + 1`; it predicts token `i + 2`.
-
-    Example:
-        >>> config = EagleConfig.from_target(target.config, draft_vocab_size=8192)
-        >>> draft = LlamaForCausalLMEagle3(config)
-        >>> draft.set_target_embeddings(target.embedding_weight())
+    Row `i` holds the taps of token `i` and the embedding of token `i + 1`; it predicts token `i + 2`. What attends
+    inside the layer is a subclass's.
     """
+
+    attention_class: type[DraftAttention]
 
     def __init__(self, config: EagleConfig):
         super().__init__(config)
@@ -55,7 +53,7 @@ class LlamaForCausalLMEagle3(EaglePreTrainedModel):
             norms = [EagleRMSNorm(config.target_hidden_size, config.rms_norm_eps) for _ in range(config.num_taps)]
             self.fc_norm = nn.ModuleList(norms)
         self.fc = nn.Linear(config.num_taps * config.target_hidden_size, config.hidden_size, bias=False)
-        self.midlayer = EagleDecoderLayer(config)
+        self.midlayer = EagleDecoderLayer(config, self.attention_class(config, 2 * config.hidden_size))
         self.norm = EagleRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.lm_head = nn.Linear(config.hidden_size, config.draft_vocab_size, bias=False)
         self.rotary_emb = LlamaRotaryEmbedding(config=config)
@@ -157,3 +155,15 @@ class LlamaForCausalLMEagle3(EaglePreTrainedModel):
         cos_sin = self.cos_sin(x, position_ids)
         attended = self.midlayer.self_attn.behind_cache(x, cos_sin, past_key_values, attention_mask)
         return self.feedback(self.midlayer.finish(hidden, attended))
+
+
+class LlamaForCausalLMEagle3(Eagle3Draft):
+    """The EAGLE-3 draft with grouped-query attention as in Llama.
+
+    Example:
+        >>> config = EagleConfig.from_target(target.config, draft_vocab_size=8192)
+        >>> draft = LlamaForCausalLMEagle3(config)
+        >>> draft.set_target_embeddings(target.embedding_weight())
+    """
+
+    attention_class = EagleAttention

@@ -1,0 +1,102 @@
+"""Cut the vocabulary of a trained draft: fewer rows in its head, and not a digit of the kept ones changed."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from .modeling_eagle3 import Eagle3Draft
+from .vocabulary import VocabularyMapping
+
+
+def prune_vocabulary(draft: Eagle3Draft, token_ids: torch.Tensor) -> VocabularyMapping:
+    """Leave only some of the tokens that a draft can propose, in place; logits of the kept ones stay as they are.
+
+    Args:
+        draft: of the whole vocabulary or of a part of it.
+        token_ids: target ids to keep, in any order; each must be one that the draft can propose now.
+
+    Returns:
+        The new mapping, already set.
+
+    Raises:
+        ValueError: if the draft has no vocabulary of its own, cannot propose one of the tokens, or would keep all.
+    """
+    if not isinstance(draft, Eagle3Draft):
+        raise ValueError(f"A {type(draft).__name__} proposes by the target's head and has no vocabulary to prune.")
+    config = draft.config
+    mapping = VocabularyMapping.from_token_ids(token_ids.cpu(), config.vocab_size)
+    kept, current = mapping.t2d.nonzero()[:, 0], proposable(draft)
+    rows = torch.searchsorted(current, kept).clamp_max(len(current) - 1)
+    missing = kept[current[rows] != kept].tolist()
+    if missing:
+        raise ValueError(
+            f"`token_ids` holds {len(missing)} tokens that the draft cannot propose (the first is {missing[0]}): "
+            "pruning only takes tokens away; train with a larger `draft_vocab_size` to have them."
+        )
+    _check_smaller(len(kept), len(current), "token_ids")
+
+    old = draft.lm_head.weight
+    draft.lm_head = nn.Linear(config.hidden_size, len(kept), bias=False, device="meta")
+    draft.lm_head.weight = nn.Parameter(old.detach()[rows.to(old.device)], requires_grad=old.requires_grad)
+    config.draft_vocab_size = len(kept)
+    del draft.d2t, draft.t2d
+    draft._register_vocabulary(config)
+    draft.to(old.device)  # the new buffers
+    draft.set_vocabulary(mapping)
+    return mapping
+
+
+def most_frequent(
+    draft: Eagle3Draft, counts: torch.Tensor, draft_vocab_size: int, special_ids: Iterable[int] = ()
+) -> torch.Tensor:
+    """Of the tokens a draft can propose the most frequent ones, special tokens always among them.
+
+    Args:
+        draft: the draft to prune.
+        counts: int `(vocab_size,)`, how often each token was said.
+        draft_vocab_size: how many to keep.
+        special_ids: kept whatever their count, as far as the draft can propose them.
+
+    Returns:
+        Target ids `(draft_vocab_size,)`, ascending.
+
+    Raises:
+        ValueError: if the draft has no more tokens than that, or fewer different ones were counted.
+    """
+    current = proposable(draft)
+    _check_smaller(draft_vocab_size, len(current), "draft_vocab_size")
+    counts, special_ids = _of_draft(current, counts, special_ids)
+    return VocabularyMapping.from_counts(counts, draft_vocab_size, special_ids).t2d.nonzero()[:, 0]
+
+
+def coverage(draft: Eagle3Draft, counts: torch.Tensor, special_ids: Iterable[int] = ()) -> dict[int, float]:
+    """Share of all counted tokens that the draft could propose, by the size it is pruned to: 4096, 8192, ..., all."""
+    current = proposable(draft)
+    total = max(int(counts.sum()), 1)
+    counts, special_ids = _of_draft(current, counts, special_ids)
+    order = counts.to(torch.float64)
+    order[special_ids] = float("inf")
+    reached = counts[torch.sort(order, descending=True, stable=True).indices].cumsum(0)
+    sizes = [size for power in range(12, 40) if (size := 2**power) < len(current)]
+    return {size: int(reached[size - 1]) / total for size in [*sizes, len(current)]}
+
+
+def proposable(draft: Eagle3Draft) -> torch.Tensor:
+    """Target ids that a draft can propose, ascending, on the CPU."""
+    return torch.arange(draft.config.vocab_size) if draft.draft_ids is None else draft.draft_ids.cpu()
+
+
+def _of_draft(current: torch.Tensor, counts: torch.Tensor, special_ids: Iterable[int]):
+    inside = torch.zeros(len(counts), dtype=torch.bool)
+    inside[current] = True
+    special = sorted({int(i) for i in special_ids if i is not None and 0 <= int(i) < len(counts) and inside[int(i)]})
+    return counts.where(inside, 0), special
+
+
+def _check_smaller(size: int, current: int, name: str) -> None:
+    if size >= current:
+        seen = f"is {size}" if name == "draft_vocab_size" else f"names {size} tokens"
+        raise ValueError(f"`{name}` {seen}, but the draft has {current} already and cannot grow: keep fewer.")
+    if size < 1:
+        raise ValueError(f"`{name}` must keep at least one token, got {size}.")

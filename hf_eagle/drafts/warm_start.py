@@ -1,0 +1,71 @@
+"""Start a draft from another one: the next version of a target, another data set, another draft vocabulary."""
+
+import torch
+
+from .modeling_base import EaglePreTrainedModel
+from .prune import proposable
+
+
+# equal shapes do not show that these differ, and then the same weights compute something else
+_SAME = ("tap_ids", "fc_norm", "norm_output", "vocab_size")
+_OF_VOCABULARY = {"lm_head.weight", "d2t", "t2d"}
+
+
+@torch.no_grad()
+def start_from(draft: EaglePreTrainedModel, source: EaglePreTrainedModel) -> int:
+    """Copy the weights of one draft into another, rows of the head by the token they stand for.
+
+    Args:
+        draft: a new draft; rows of tokens that `source` cannot propose stay as they are in it.
+        source: the draft to start from, of any draft vocabulary.
+
+    Returns:
+        Rows of the head that were carried over; none of a draft whose head is the target's.
+
+    Raises:
+        ValueError: naming the first thing in which the two differ, before anything is copied.
+    """
+    _check_fits(draft, source)
+    skipped = {*(draft._keys_to_ignore_on_save or ()), *_OF_VOCABULARY}
+    given = source.state_dict()
+    for name, tensor in draft.state_dict().items():
+        if name not in skipped:
+            tensor.copy_(given[name])
+
+    if "lm_head.weight" in draft._keys_to_ignore_on_save:
+        return 0
+    mine, theirs = proposable(draft), proposable(source)
+    place = torch.searchsorted(theirs, mine).clamp_max(len(theirs) - 1)
+    common = theirs[place] == mine
+    head, given_head = draft.lm_head.weight, source.lm_head.weight
+    head[common.nonzero()[:, 0].to(head.device)] = given_head[place[common].to(given_head.device)].to(head)
+    return int(common.sum())
+
+
+def _check_fits(draft: EaglePreTrainedModel, source: EaglePreTrainedModel) -> None:
+    wanted, seen = type(draft).__name__, type(source).__name__
+    if wanted != seen:
+        raise ValueError(
+            f"`init_from` is of class {seen}, but the draft to train of {wanted}: give both the same `draft_attention`."
+        )
+    for name in _SAME:
+        ours, theirs = getattr(draft.config, name), getattr(source.config, name)
+        if ours != theirs:
+            raise ValueError(
+                f"`init_from` was trained with `{name}` {theirs}, but the draft to train has {ours}: make them equal, "
+                "or train from the start."
+            )
+    prints = draft.config.tokenizer_fingerprint, source.config.tokenizer_fingerprint
+    if None not in prints and prints[0] != prints[1]:
+        raise ValueError(
+            f"`init_from` was made with another tokenizer (fingerprint {prints[1]}, this one has {prints[0]}), so the "
+            "rows of its head stand for other tokens: train from the start."
+        )
+    shapes, given = ({n: list(x.shape) for n, x in d.state_dict().items()} for d in (draft, source))
+    wrong = [f"{n} is {given.get(n)} instead of {shapes[n]}" for n in shapes if given.get(n) != shapes[n]]
+    wrong = [text for text in wrong if text.split(" ", 1)[0] not in _OF_VOCABULARY]
+    if wrong:
+        raise ValueError(
+            f"`init_from` does not fit the draft to train: {'; '.join(wrong[:4])}. Start from a draft of the same "
+            "widths, heads and taps, or from none."
+        )

@@ -1,0 +1,136 @@
+"""Cut the vocabulary of a trained draft, for a faster head; the logits of the tokens that stay do not change.
+
+    python scripts/prune_draft.py DRAFT --output_dir OUT --token_ids ids.json
+    python scripts/prune_draft.py DRAFT --output_dir OUT --counts_from chats.jsonl --target TARGET --draft_vocab_size N
+
+`ids.json` is a list of the target's token ids to keep. With `--counts_from` the N tokens that are supervised most often
+in these chats are kept, special tokens always, and the share of what is said that drafts of several sizes could propose
+is printed; without `--draft_vocab_size` nothing but that happens. OUT is a draft folder like any other.
+"""
+
+import json
+import logging
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without installation
+
+
+def _arg(default, help: str):
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass
+class PruneArguments:
+    draft: str = field(metadata={"help": "Draft to prune, a folder or a Hub id; may stand first without its name."})
+    output_dir: str | None = _arg(None, "Folder for the pruned draft.")
+    token_ids: str | None = _arg(None, "JSON file with a list of the target's token ids to keep.")
+    counts_from: list[str] | None = _arg(
+        None, "Chats whose supervised tokens are counted: JSON, JSONL, Parquet or CSV files, folders, or Hub ids."
+    )
+    draft_vocab_size: int | None = _arg(None, "How many of the most frequent tokens to keep.")
+    target: str | None = _arg(None, "The draft's target, a folder or a Hub id: `counts_from` needs its tokenizer.")
+    max_length: int = _arg(2048, "Longest chat in tokens; what is longer is cut, as in training.")
+    trust_remote_code: bool = _arg(False, "Run code that comes with the tokenizer.")
+    overwrite: bool = _arg(False, "Replace a draft that is in `output_dir` already.")
+
+    def __post_init__(self):
+        if self.token_ids and (self.counts_from or self.draft_vocab_size is not None):
+            raise ValueError("`token_ids` says what to keep: leave out `counts_from` and `draft_vocab_size`.")
+        if self.draft_vocab_size is not None and not self.counts_from:
+            raise ValueError(
+                f"`draft_vocab_size` is {self.draft_vocab_size}, but which tokens are frequent is not known: name "
+                "chats to count them in with `counts_from`, or the tokens with `token_ids`."
+            )
+        if not self.token_ids and not self.counts_from:
+            raise ValueError("Say what to keep: `token_ids`, or `counts_from` and `draft_vocab_size`.")
+        if self.counts_from and not self.target:
+            raise ValueError("`counts_from` needs the tokenizer of the draft's target: name it with `target`.")
+        if self.output_dir is None and (self.token_ids or self.draft_vocab_size is not None):
+            raise ValueError("Name an `output_dir` for the pruned draft.")
+
+
+def main() -> None:
+    from hf_eagle.parser import EagleArgumentParser
+
+    given = sys.argv[1:]
+    if given and not given[0].startswith("-"):
+        given = ["--draft", *given]
+    (args,) = EagleArgumentParser(PruneArguments, description=__doc__).parse_args_and_config(given)
+    # what can be refused is refused before anything is loaded
+    if args.output_dir is not None:
+        check_output_dir(args)
+    token_ids = args.token_ids and read_token_ids(args.token_ids)
+
+    import torch
+
+    from hf_eagle.drafts.build import load_draft
+    from hf_eagle.drafts.prune import most_frequent, prune_vocabulary
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    draft = load_draft(args.draft)
+    before = draft.config.draft_vocab_size
+    if args.counts_from:
+        token_ids = counted(draft, args, most_frequent)
+    if token_ids is None:
+        return
+    mapping = prune_vocabulary(draft, torch.as_tensor(token_ids, dtype=torch.long))
+    ends = draft.config.eos_token_id
+    lost = [i for i in (ends if isinstance(ends, list) else [ends]) if i is not None and not mapping.t2d[i]]
+    if lost:
+        print(f"The pruned draft cannot propose {', '.join(map(str, lost))}, which ends an answer.")
+    draft.save_pretrained(args.output_dir)
+    print(f"{args.output_dir}: {draft.config.draft_vocab_size} of the draft's {before} tokens")
+
+
+def check_output_dir(args: PruneArguments) -> None:
+    """`ValueError` or `FileExistsError` where a draft would be overwritten that nobody wants to lose."""
+    output_dir = Path(args.output_dir)
+    if output_dir.resolve() == Path(args.draft).resolve():
+        raise ValueError(f"`output_dir` {output_dir} is the draft itself: name another folder.")
+    if any(output_dir.glob("*.safetensors")) and not args.overwrite:
+        raise FileExistsError(
+            f"`output_dir` {output_dir} holds a draft already: name another folder, or replace it with `--overwrite`."
+        )
+
+
+def read_token_ids(path: str) -> list[int]:
+    """The ids in a JSON file; `ValueError` where it holds anything else."""
+    try:
+        ids = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as problem:
+        raise ValueError(f"`token_ids` {path} cannot be read as JSON: {problem}.") from problem
+    if not isinstance(ids, list) or not ids or not all(type(i) is int for i in ids):
+        raise ValueError(f"`token_ids` {path} must hold a list of token ids, such as [0, 1, 42].")
+    return ids
+
+
+def counted(draft, args: PruneArguments, most_frequent):
+    """Print what drafts of several sizes cover; the ids of the most frequent tokens, `None` without a size."""
+    from transformers import AutoTokenizer
+
+    from hf_eagle.data.conversations import build_dataset
+    from hf_eagle.data.records import load_records
+    from hf_eagle.drafts.prune import coverage
+    from hf_eagle.drafts.vocabulary import count_supervised_tokens, tokenizer_fingerprint
+
+    tokenizer = AutoTokenizer.from_pretrained(args.target, trust_remote_code=args.trust_remote_code)
+    if draft.config.tokenizer_fingerprint not in (None, tokenizer_fingerprint(tokenizer)):
+        raise ValueError(f"The tokenizer of `target` {args.target} is not the one that the draft was trained with.")
+    chats = build_dataset(load_records(args.counts_from), tokenizer, args.max_length)
+    counts = count_supervised_tokens(chats, draft.config.vocab_size)
+    special = tokenizer.all_special_ids
+    for size, share in coverage(draft, counts, special).items():
+        print(f"{size:>9,} tokens cover {share:7.2%} of what is said")
+    if args.draft_vocab_size is None:
+        return None
+    return most_frequent(draft, counts, args.draft_vocab_size, special)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (OSError, ValueError) as problem:
+        raise SystemExit(f"error: {problem}") from problem
