@@ -72,11 +72,13 @@ class DraftArguments:
     v_head_dim: int | None = _arg(None, "`mla`: width of a head's value.")
     fc_norm: bool = _arg(False, "EAGLE-3.1: one RMSNorm per tap in front of `fc`.")
     norm_output: bool = _arg(False, "EAGLE-3.1: feed the normed output back instead of the residual stream.")
-    head_init: Literal["target", "random"] = _arg("target", "Start the draft's head from the target's rows, or random.")
+    draft_init: Literal["target", "random"] = _arg(
+        "target", "Start with the target's rows in the head and its last tap passed through `fc`, or at random."
+    )
     init_from: str | None = _arg(
         None,
         "Draft to start from, a folder or a Hub id: of the same shapes and taps, of any draft vocabulary. Rows of its "
-        "head are carried over by token, those of new tokens are as `head_init` says. Without a meaning when resuming.",
+        "head are carried over by token, those of new tokens are as `draft_init` says. Has no meaning on resuming.",
     )
     draft_attn_implementation: Literal["sdpa", "eager", "flex_attention"] = _arg(
         "sdpa",
@@ -181,7 +183,7 @@ class EagleArguments:
 # what means nothing to a kind of draft, and would be ignored without a word
 _MEANINGLESS = {
     "eagle1": (
-        *("tap_ids", "tap_method", "draft_vocab_size", "fc_norm", "norm_output", "head_init", "draft_attention"),
+        *("tap_ids", "tap_method", "draft_vocab_size", "fc_norm", "norm_output", "draft_init", "draft_attention"),
         *LATENT_SIZES,
         *("ttt_steps", "step_weight", "normalize_step_weights", "loss", "oov_rows", "lk_scale", "lk_decay"),
     ),

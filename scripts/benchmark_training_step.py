@@ -9,7 +9,8 @@ this machine's matrix products reach. `--compare` runs a second way beside it, i
 
     eager    every row unrolled, scores and whole-vocabulary logits of every row held (draft side only)
     float32  the same step without mixed precision, for --dtype bfloat16
-    padded   the same chats in padded batches instead of packed rows, whole step
+    padded   the same chats in padded batches instead of packed rows, whole step; and the plain way: padded, with every
+             row of the draft and whole-vocabulary logits computed as under `eager`
     trainer  the same batches through EagleTrainer instead of a bare loop, whole step
 """
 

@@ -196,7 +196,7 @@ def draft_for(target, tokenizer, train, target_args, draft_args, resume):
             config.vocab_size,
             100 * mapping.coverage,
         )
-    head = target.head_weight() if draft_args.head_init == "target" else None
+    head = target.head_weight() if draft_args.draft_init == "target" else None
     draft = new_draft(config, target.embedding_weight(), mapping, head, draft_args.draft_attn_implementation)
     if draft_args.init_from is not None:
         carried = start_from(draft, load_draft(draft_args.init_from, dtype=torch.float32))

@@ -174,7 +174,7 @@ def test_arguments_of_eagle1_are_refused_for_eagle3(fields, tmp_path):
         (DraftArguments(draft_vocab_size=100), "draft_vocab_size"),
         (DraftArguments(fc_norm=True), "fc_norm"),
         (DraftArguments(norm_output=True), "norm_output"),
-        (DraftArguments(head_init="random"), "head_init"),
+        (DraftArguments(draft_init="random"), "draft_init"),
         (TargetArguments(target="x", tap_ids=[2, 4, 7]), "tap_ids"),
         (TargetArguments(target="x", tap_method="output_hidden_states"), "tap_method"),
     ],

@@ -44,10 +44,11 @@ def measure(args, device: torch.device) -> dict:
         # packed rows hold about as many tokens a batch as the padded ones
         rows = max(1, round(8 * sum(map(len, data["input_ids"])) / len(data) / args.length))
         batches["packed"] = _batches(pack_dataset(data, args.length), collator, rows, device)
-        if args.compare == "padded":  # as trainers that know no packing run them: padding is computed and masked away
-            batches["masked"] = [{**batch, "full_mask": _causal_mask(batch)} for batch in batches["padded"]]
-        step = Step(draft, target, args.ttt_steps, autocast)
-        runs = {way: lambda found=found: _epoch(step, found, device) for way, found in batches.items()}
+        steps = dict.fromkeys(batches, Step(draft, target, args.ttt_steps, autocast))
+        if args.compare == "padded":  # the plain way: padding is computed and masked away, by target and draft
+            batches["plain"] = [{**batch, "full_mask": _causal_mask(batch)} for batch in batches["padded"]]
+            steps["plain"] = Step(draft, target, args.ttt_steps, autocast, whole=True)
+        runs = {way: lambda way=way: _epoch(steps[way], batches[way], device) for way in batches}
     medians = costs.alternating_medians(runs, args.repeats)
     rows = {way: m.pop("rows") for way, m in medians.items()}
     total = {way: sum(m.values()) for way, m in medians.items()}

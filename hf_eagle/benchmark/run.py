@@ -67,8 +67,6 @@ def measure(args, device: torch.device) -> dict:
 
 def timed_step(step: Step, batch: dict, optimizer, device) -> dict[str, float]:
     """Seconds of each part of one training step."""
-    implementation = "eager" if step.whole else "sdpa"
-    step.draft.set_attn_implementation(implementation)
     marks = [time.perf_counter()]
 
     def mark():
@@ -89,7 +87,6 @@ def timed_step(step: Step, batch: dict, optimizer, device) -> dict[str, float]:
 
 def _draft_memory(step: Step, batch: dict, device) -> int | None:
     """What forward and backward of the draft add at their peak, gradients of the weights included."""
-    step.draft.set_attn_implementation("eager" if step.whole else "sdpa")
     step.look(batch)
 
     def forward_and_backward():

@@ -94,6 +94,7 @@ class Step:
 
     def __init__(self, draft, target: FrozenTarget | None, num_steps: int, autocast=None, whole: bool = False):
         self.draft, self.target, self.num_steps, self.autocast, self.whole = draft, target, num_steps, autocast, whole
+        self.attention = "eager" if whole else "sdpa"
         self.factors = torch.tensor([0.8**s for s in range(num_steps)])
 
     def look(self, batch: dict) -> None:
@@ -129,6 +130,7 @@ class Step:
 
     def forward(self, batch: dict) -> torch.Tensor:
         """The draft's loss on what `look` saw."""
+        self.draft.set_attn_implementation(self.attention)
         factors = (self.factors.to(self.counts.device) / self.counts.clamp_min(1)).float()
         objective = self._whole_objective(factors) if self.whole else None
         objective = objective or DraftObjective().bind(self.plan, self.teacher, factors)

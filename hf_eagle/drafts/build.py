@@ -71,8 +71,8 @@ def new_draft(
         config: its configuration.
         embedding_weight: `(vocab_size, hidden)`, the target's input embedding.
         mapping: the draft vocabulary; needed when it is smaller than the target's.
-        head_weight: `(vocab_size, hidden)`, the target's head. EAGLE-1 shares it; EAGLE-3 starts its own from its rows,
-            or from random ones if `None`.
+        head_weight: `(vocab_size, hidden)`, the target's head. EAGLE-1 shares it; EAGLE-3 starts its own from its rows
+            and lets `fc` pass the last tap through, or starts at random if `None`.
         attn_implementation: of the training-time test, see `ttt_attention.py`.
 
     Raises:
@@ -89,7 +89,7 @@ def new_draft(
             )
         draft.set_vocabulary(mapping)
     if head_weight is not None:
-        draft.start_head(head_weight)
+        draft.start_from_target(head_weight)
     return draft
 
 

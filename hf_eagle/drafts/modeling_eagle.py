@@ -110,7 +110,7 @@ class LlamaForCausalLMEagle(EaglePreTrainedModel):
             )
         self.lm_head.weight = self._lent(weight)
 
-    start_head = set_target_head  # of a new draft: there is no head of its own to start
+    start_from_target = set_target_head  # of a new draft: there is no head of its own to start
 
     def _freeze(self) -> None:
         super()._freeze()

@@ -66,9 +66,12 @@ class Eagle3Draft(EaglePreTrainedModel):
         return self.lm_head
 
     @torch.no_grad()
-    def start_head(self, weight: torch.Tensor) -> None:
-        """Start the head from the rows of the target's `(vocab_size, hidden)`."""
+    def start_from_target(self, weight: torch.Tensor) -> None:
+        """Start in the target's terms: the head from the rows of its own, `(vocab_size, hidden)`, which are at home in
+        its residual stream, and `fc` passing its last tap through, so that the draft's stream is the same one."""
         self.lm_head.weight.copy_(weight if self.d2t is None else weight[self.draft_ids.to(weight.device)])
+        if self.config.target_hidden_size == self.config.hidden_size:
+            self.fc.weight[:, -self.config.hidden_size :].diagonal().add_(1)
 
     def combine_features(self, taps: torch.Tensor) -> torch.Tensor:
         """`(..., taps * target_hidden)` -> `(..., hidden)`."""
