@@ -30,6 +30,8 @@ sys.path.insert(0, str(ROOT))  # a clone works without installation
 
 BASE_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 PROMPT_SET = "MT-Bench, first turns"
+# what training and measuring leave beside the draft, where they were asked for it
+PICTURES = {"training": "training.png", "history": "acceptance_history.png", "sweep": "acceptance_sweep.png"}
 SHORT = {
     "output_dir": "outputs/quickstart-short",
     "num_prompts": 48,
@@ -234,8 +236,8 @@ def write_card(arguments: QuickstartArguments, target: Path, answers: Path, minu
         hyperparameters=recipe(train_command(arguments, target, answers)),
         versions={p: version(p) for p in ("torch", "transformers", "accelerate", "datasets")}
         | {"Python": platform.python_version()},
-        training_plot="training.png" if (output_dir / "training.png").exists() else None,
         acceptance_plot=acceptance_plot and acceptance_plot.name,
+        **{f"{kind}_plot": name for kind, name in PICTURES.items() if (output_dir / name).exists()},
     )
     print(f"wrote {render_model_card(output_dir, facts)}")
 

@@ -35,7 +35,7 @@ def draft_folder(tmp_path, norm_output=False):
     tensors = {"lm_head.weight": np.zeros((8, 4), np.float32), "fc.weight": np.zeros((4, 12), np.float32)}
     tensors |= {"d2t": np.zeros(8, np.int64), "t2d": np.zeros(1024, bool)}
     save_file(tensors, tmp_path / "model.safetensors")
-    for plot in ("training.png", "acceptance.png"):
+    for plot in ("training.png", "history.png", "acceptance.png", "sweep.png"):
         (tmp_path / plot).write_bytes(b"a picture")
     return tmp_path
 
@@ -53,7 +53,9 @@ def full_facts() -> CardFacts:
         hyperparameters={"learning_rate": 2e-3, "bf16": True},
         versions={"torch": "2.13.0", "transformers": "5.23.0"},
         training_plot="training.png",
+        history_plot="history.png",
         acceptance_plot="acceptance.png",
+        sweep_plot="sweep.png",
     )
 
 
@@ -77,19 +79,34 @@ def test_yaml_header_is_read_back_as_the_hub_reads_it(tmp_path):
 
 def test_body_tells_every_fact(tmp_path):
     text = render_model_card(draft_folder(tmp_path), full_facts()).read_text()
-    assert "| MT-Bench, first turns (40) | 3 | **1.475** | 785, 238, 82 | 2,326 |" in text
+    assert "| MT-Bench, first turns (40) | greedy, K=3 | **1.475** | 785, 238, 82 | 2,326 |" in text
     assert "47.2 tokens/s with the draft, 39.9 without it" in text and "float32 on cpu" in text
     assert "the same, token for token" in text
     assert "of 80 parameters" in text  # 8 * 4 + 4 * 12; the mapping is no parameter
     assert "layers 2, 15, 27" in text and "8 of the target's 1,024 tokens" in text
     assert "![Loss and teacher-forced accuracy during training](training.png)" in text
-    assert "(acceptance.png)" in text
+    for plot in ("acceptance", "sweep", "history"):
+        assert f"({plot}.png)" in text
     assert "* 2,000 prompts answered by the target\n* chats, MIT\n" in text
     assert "| optimizer steps | 1200 |\n| minutes | 12.5 |" in text
     assert "| `learning_rate` | `0.002` |" in text
     assert "torch 2.13.0, transformers 5.23.0." in text
     assert "2503.01840" in text
     assert "{{" not in text and "{%" not in text and "None" not in text and "\n\n\n" not in text
+
+
+def test_trees_and_draws_are_named(tmp_path):
+    facts = full_facts()
+    tree = {"method": "tree", "depth": 5, "top_k": 8, "total_tokens": 40, "num_speculative_tokens": 5}
+    facts.acceptance = {"a": {**MEASURED, **tree, "temperature": 0.0}, "b": {**MEASURED, "temperature": 0.7}}
+    card = ModelCard.load(render_model_card(draft_folder(tmp_path), facts))
+    assert "| a (40) | greedy, tree of 40 tokens, depth 5 | **1.475** |" in card.text
+    assert "| b (40) | temperature 0.7, K=3 | **1.475** |" in card.text
+    names = {result.metric_name for result in card.data.eval_results}
+    assert names == {
+        "Acceptance length (greedy, tree of 40 tokens, depth 5)",
+        "Acceptance length (temperature 0.7, K=3)",
+    }
 
 
 def test_commands_are_valid_json_and_shell(tmp_path):

@@ -39,8 +39,9 @@ class CardFacts:
             Arguments that differ from their defaults.
         versions (`dict[str, str]`, *optional*):
             From package to version.
-        training_plot, acceptance_plot (`str`, *optional*):
-            File names of pictures in the card's folder.
+        training_plot, history_plot, acceptance_plot, sweep_plot (`str`, *optional*):
+            File names of pictures in the card's folder: loss and accuracy, acceptance length measured during training,
+            acceptance by position, speed by number of drafted tokens.
     """
 
     name: str
@@ -55,7 +56,9 @@ class CardFacts:
     hyperparameters: dict[str, object] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     training_plot: str | None = None
+    history_plot: str | None = None
     acceptance_plot: str | None = None
+    sweep_plot: str | None = None
 
 
 def render_model_card(output_dir: str | os.PathLike, facts: CardFacts | dict) -> Path:
@@ -86,13 +89,17 @@ def render_model_card(output_dir: str | os.PathLike, facts: CardFacts | dict) ->
             known = ", ".join(CardFacts.__dataclass_fields__)
             raise ValueError(f"`facts` holds {', '.join(unknown)}, which no card shows; it takes: {known}.")
         facts = CardFacts(**facts)
-    for name in ("training_plot", "acceptance_plot"):
+    for name in (name for name in CardFacts.__dataclass_fields__ if name.endswith("_plot")):
         plot = getattr(facts, name)
         if plot and not (output_dir / plot).is_file():
             raise ValueError(f"`{name}` is {plot!r}, but {output_dir} has no such file; draw it before the card.")
 
     checkpoint = read_checkpoint(output_dir)
-    measurements = [{"name": name, **found} for name, found in facts.acceptance.items() if found["acceptance_length"]]
+    measurements = [
+        {"name": name, "way": _way(found), **found}
+        for name, found in facts.acceptance.items()
+        if found["acceptance_length"]
+    ]
     speculative_tokens = measurements[0]["num_speculative_tokens"] if measurements else 3
     base_model = facts.base_model or (None if os.path.isdir(facts.target) else facts.target)
     card = ModelCard.from_template(
@@ -148,6 +155,14 @@ def read_checkpoint(folder: Path) -> dict:
     return found
 
 
+def _way(measured: dict) -> str:
+    """How a measurement decoded, in a few words: `greedy, K=3`."""
+    draws = f"temperature {measured['temperature']:g}" if measured.get("temperature") else "greedy"
+    if measured.get("method") == "tree":
+        return f"{draws}, tree of {measured['total_tokens']} tokens, depth {measured['depth']}"
+    return f"{draws}, K={measured['num_speculative_tokens']}"
+
+
 def _algorithm(checkpoint: dict) -> str:
     if checkpoint["method"] == "eagle":
         return "EAGLE-1/2"
@@ -171,7 +186,7 @@ def _card_data(facts: CardFacts, base_model: str | None, measurements: list[dict
             dataset_type=measured["name"].split(",")[0].lower().replace(" ", "-"),
             dataset_name=measured["name"],
             metric_type="acceptance_length",
-            metric_name=f"Acceptance length (greedy, K={measured['num_speculative_tokens']})",
+            metric_name=f"Acceptance length ({_way(measured)})",
             metric_value=round(measured["acceptance_length"], 4),
         )
         for measured in measurements
