@@ -120,9 +120,8 @@ class LlamaForCausalLMEagle(EaglePreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         if isinstance(module, LentHead):
-            nn.init.zeros_(
-                module.weight
-            )  # until one is lent: so a folder that holds one is told from one that does not
+            # until one is lent: so a folder that holds one is told from one that does not
+            nn.init.zeros_(module.weight)
         else:
             super()._init_weights(module)
 
