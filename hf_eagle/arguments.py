@@ -6,9 +6,7 @@
 from dataclasses import dataclass, field, fields
 from typing import Literal, get_args, get_origin
 
-
-# of multi-head latent attention, as DeepSeek's own configs spell them
-LATENT_SIZES = ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
+from .targets.latent import LATENT_SIZES
 
 
 def _arg(default, help: str):

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.functional import smooth_l1_loss
 
 from .drafts.modeling_base import EagleOutput, Objective
+from .drafts.row_layout import number_documents
 from .fused_loss import FusedHeadLoss, LossRows, StreamedRows, acceptance_rates
 
 
@@ -172,9 +173,7 @@ def add_feature_noise(features: torch.Tensor, documents: torch.Tensor, kind: str
         return features
     if kind == "gaussian":
         return features + 0.2 * torch.randn_like(features)
-    changes = torch.ones_like(documents, dtype=torch.bool)
-    changes[:, 1:] = documents[:, 1:] != documents[:, :-1]
-    number = changes.flatten().cumsum(0) - 1
+    number = number_documents(documents)
     lengths = torch.bincount(number)[number].view(documents.shape)
     width = (0.2 * 512 / lengths).to(features.dtype)[..., None]
     return features + (torch.rand_like(features) - 0.5) * width

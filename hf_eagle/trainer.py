@@ -24,6 +24,7 @@ from .checkpoints import (
 )
 from .data.collators import EagleDataCollator
 from .drafts.modeling_base import EagleOutput, EaglePreTrainedModel
+from .drafts.row_layout import mark_padding
 from .drafts.vocabulary import check_mapping, tokenizer_fingerprint
 from .objectives import estimated_acceptance_length, objective_of
 from .supervision import SupervisionPlan, supervised_steps
@@ -158,12 +159,7 @@ class EagleTrainer(Trainer):
 
     def _documents(self, inputs: dict[str, Any]) -> torch.Tensor:
         """`(batch, length)` document ids, negative on padding."""
-        documents = inputs.get("documents")
-        if documents is None:
-            documents = torch.zeros_like(inputs["loss_mask"])
-        if inputs.get("attention_mask") is not None:
-            documents = documents.masked_fill(inputs["attention_mask"] == 0, -1)
-        return documents
+        return mark_padding(inputs.get("documents"), inputs.get("attention_mask"), like=inputs["loss_mask"])
 
     def _supervised(self, inputs: dict[str, Any]) -> torch.Tensor:
         return supervised_steps(inputs["loss_mask"], self._documents(inputs), self.ttt_steps, self.args.supervision)

@@ -23,7 +23,7 @@ from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without installation
 
-from hf_eagle.arguments import LATENT_SIZES
+from hf_eagle.targets.latent import LATENT_SIZES
 
 
 SWEEPS = {"length": (512, 1024, 2048, 4096, 8192), "ttt": (1, 2, 3, 5, 7), "batch": (1, 2, 4, 8)}

@@ -20,7 +20,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without installation
 
 from hf_eagle.arguments import (
-    LATENT_SIZES,
     DataArguments,
     DraftArguments,
     EagleArguments,
@@ -28,6 +27,7 @@ from hf_eagle.arguments import (
     refuse_other_methods,
 )
 from hf_eagle.parser import EagleArgumentParser
+from hf_eagle.targets.latent import LATENT_SIZES, has_latent_attention
 
 
 logger = logging.getLogger("hf_eagle")
@@ -154,7 +154,6 @@ def draft_for(target, tokenizer, train, target_args, draft_args, resume):
     from hf_eagle.drafts.configuration_eagle import Eagle1Config
     from hf_eagle.drafts.vocabulary import VocabularyMapping, count_supervised_tokens, tokenizer_fingerprint
     from hf_eagle.drafts.warm_start import start_from
-    from hf_eagle.targets.architectures import has_latent_attention
 
     fingerprint = tokenizer_fingerprint(tokenizer)
     if draft_args.draft_method == "eagle1":

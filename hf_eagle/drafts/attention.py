@@ -46,11 +46,11 @@ class DraftAttention(nn.Module, ABC):
 
     def project_query(self, x: torch.Tensor) -> torch.Tensor:
         """`(..., input_size)` -> what `query` takes."""
-        return _side_by_side(self.query_projections, x)
+        return side_by_side(self.query_projections, x)
 
     def project_key_value(self, x: torch.Tensor) -> torch.Tensor:
         """`(..., input_size)` -> what `key_value` takes."""
-        return _side_by_side(self.key_value_projections, x)
+        return side_by_side(self.key_value_projections, x)
 
     def behind_cache(
         self,
@@ -82,7 +82,8 @@ class DraftAttention(nn.Module, ABC):
         return attended.transpose(1, 2)
 
 
-def _side_by_side(projections: list[nn.Module], x: torch.Tensor) -> torch.Tensor:
+def side_by_side(projections: list[nn.Module], x: torch.Tensor) -> torch.Tensor:
+    """Several projections of one input, `(..., sum of their widths)`."""
     return torch.cat([projection(x) for projection in projections], dim=-1)
 
 

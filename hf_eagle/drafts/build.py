@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedConfig
 from transformers.utils import cached_file
 
-from ..targets.architectures import has_latent_attention
+from ..targets.latent import has_latent_attention
 from .configuration_eagle import EagleConfig
 from .configuration_eagle_mla import EagleMLAConfig
 from .modeling_base import EaglePreTrainedModel

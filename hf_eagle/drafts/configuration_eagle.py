@@ -5,7 +5,8 @@ from typing import Any
 
 from transformers import LlamaConfig, PreTrainedConfig
 
-from ..targets.architectures import check_tap_ids, default_tap_ids, has_latent_attention
+from ..targets.architectures import check_tap_ids, default_tap_ids
+from ..targets.latent import has_latent_attention
 from .vocabulary import check_draft_vocab_size
 
 

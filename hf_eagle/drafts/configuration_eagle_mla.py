@@ -4,7 +4,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from ..targets.architectures import LATENT_SIZES, has_latent_attention
+from ..targets.latent import LATENT_SIZES, has_latent_attention
 from .configuration_eagle import EagleConfig
 
 

@@ -1,4 +1,4 @@
-"""A draft's norm and MLP, keeping for the backward pass what cannot be made again cheaply.
+"""What all drafts' layers are made of; norm and MLP keep for the backward pass what cannot be made again cheaply.
 
 The unroll holds every step's activations at once, so they decide its memory. The results are those of `LlamaRMSNorm`
 and `LlamaMLP`, whose parameters they have.
@@ -25,6 +25,26 @@ class EagleMLP(LlamaMLP):
         if type(self.down_proj) is not nn.Linear:  # an adapter is more than its weight
             return self.down_proj(silu(gate) * up)
         return _DownOfSwiGLU.apply(gate, up, self.down_proj.weight)
+
+
+class DraftLayer(nn.Module):
+    """Attention and MLP with their residuals; what is in front of attention is a subclass's.
+
+    Args:
+        config: the draft's.
+        attention ([`DraftAttention`]): over inputs of the subclass's width.
+    """
+
+    def __init__(self, config, attention: nn.Module):
+        super().__init__()
+        self.self_attn = attention
+        self.post_attention_layernorm = EagleRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.mlp = EagleMLP(config)
+
+    def finish(self, hidden: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
+        """Residual of the UN-normed `(..., hidden)` around attention `(..., heads, value_dim)`, then the MLP."""
+        hidden = hidden + self.self_attn.o_proj(attended.flatten(-2))
+        return hidden + self.mlp(self.post_attention_layernorm(hidden))
 
 
 class _RMSNorm(torch.autograd.Function):

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import Cache, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from .configuration_eagle import EagleConfig
+from .row_layout import RowLayout, mark_padding
 from .vocabulary import VocabularyMapping, check_mapping, draft_token_ids
 
 
@@ -151,9 +152,89 @@ class EaglePreTrainedModel(PreTrainedModel):
         cos, sin = self.rotary_emb(like, positions.reshape(1, -1))
         return cos.view(*positions.shape, -1), sin.view(*positions.shape, -1)
 
-    def _judge(self, hidden: torch.Tensor, objective: Objective | None) -> EagleOutput:
-        """`(steps, N, hidden)` for the head: judged, or returned where there is no objective."""
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        features: torch.Tensor,
+        rows: torch.Tensor | None = None,
+        num_steps: int = 1,
+        objective: Objective | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        documents: torch.Tensor | None = None,
+    ) -> EagleOutput:
+        """The unroll of all steps in one forward, so that DDP and FSDP see one forward and one backward.
+
+        Args:
+            input_ids: `(batch, length)`.
+            features: what `select_features` takes of the target's, `(batch, length, ...)`.
+            rows: `(N,)` flat ids `b * length + t` of the rows to unroll, ascending; all rows when `None`.
+            num_steps: TTT steps; EAGLE-1 knows one.
+            objective: called once with what the head takes at every step, `(num_steps, N, hidden)`, and the head.
+            attention_mask: `(batch, length)`, 0 on padding.
+            position_ids: `(batch, length)`, counted along the unpadded tokens when `None`.
+            documents: `(batch, length)` ids of packed documents, which do not see each other.
+
+        Returns:
+            [`EagleOutput`].
+        """
+        self._check_steps(num_steps)
+        if position_ids is None:
+            present = torch.ones_like(input_ids) if attention_mask is None else attention_mask.long()
+            position_ids = (present.cumsum(-1) - 1).clamp_min(0)
+        if rows is None:
+            rows = torch.arange(input_ids.numel(), device=input_ids.device)
+        if rows.numel():
+            layout = RowLayout.of(rows, mark_padding(documents, attention_mask, like=input_ids))
+            hidden = self._unroll(
+                input_ids.flatten(), features.flatten(0, 1), position_ids.flatten(), layout, num_steps
+            )
+        else:
+            hidden = self._untrained(num_steps)
         return EagleOutput(hidden_states=hidden) if objective is None else objective(hidden, self.lm_head)
+
+    def _check_steps(self, num_steps: int) -> None:
+        """`ValueError` for more steps than this kind of draft is unrolled for."""
+
+    def _unroll(
+        self,
+        input_ids: torch.Tensor,
+        features: torch.Tensor,
+        position_ids: torch.Tensor,
+        layout: RowLayout,
+        num_steps: int,
+    ) -> torch.Tensor:
+        """What the head takes of the rows `layout.rows` at every step, `(num_steps, N, hidden)`.
+
+        Args:
+            input_ids, position_ids: `(batch * length,)`.
+            features: `(batch * length, ...)`.
+            layout: which rows are unrolled, and which keys they need.
+            num_steps: TTT steps.
+        """
+        raise NotImplementedError
+
+    def decode(
+        self,
+        input_ids: torch.Tensor,
+        hidden: torch.Tensor,
+        position_ids: torch.Tensor,
+        past_key_values: Cache,
+        attention_mask: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Serving: run rows behind those in the cache, and add their keys to it.
+
+        Args:
+            input_ids: `(batch, n)`, for each row the NEXT token.
+            hidden: `(batch, n, hidden)` from `combine_features`, or fed back by an earlier call.
+            position_ids: `(batch, n)` of the rows.
+            past_key_values: cache of one layer.
+            attention_mask: bool `(batch, 1, n, past + n)`; causal when `None`.
+
+        Returns:
+            Hidden states for the head and hidden states to feed back, each `(batch, n, hidden)`.
+        """
+        raise NotImplementedError
 
     def _untrained(self, num_steps: int) -> torch.Tensor:
         """A batch without a supervised row: nothing to learn, but every parameter is touched, or DDP and FSDP hang."""
@@ -206,26 +287,3 @@ class EaglePreTrainedModel(PreTrainedModel):
         """`ValueError` for values that no draft of this kind can have, whatever their names and shapes."""
         if self.d2t is not None:
             check_mapping(self.d2t, self.t2d)
-
-
-def complete_batch(
-    input_ids: torch.Tensor,
-    rows: torch.Tensor | None,
-    attention_mask: torch.Tensor | None,
-    position_ids: torch.Tensor | None,
-    documents: torch.Tensor | None,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """What a draft's `forward` was not given: all rows, positions along the unpadded tokens, one document a sequence.
-
-    Returns:
-        `rows` `(N,)`, `position_ids` `(batch, length)` and `documents` `(batch, length)`, negative on padding.
-    """
-    if attention_mask is None:
-        attention_mask = torch.ones_like(input_ids)
-    if position_ids is None:
-        position_ids = (attention_mask.long().cumsum(-1) - 1).clamp_min(0)
-    documents = torch.zeros_like(input_ids) if documents is None else documents
-    documents = documents.masked_fill(attention_mask == 0, -1)
-    if rows is None:
-        rows = torch.arange(input_ids.numel(), device=input_ids.device)
-    return rows, position_ids, documents

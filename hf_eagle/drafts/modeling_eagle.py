@@ -4,15 +4,14 @@ from functools import partial
 
 import torch
 from torch import nn
-from transformers import Cache
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from ..targets.architectures import logit_transform
 from ..targets.few_rows import few_rows_linear
 from .attention import EagleAttention
 from .configuration_eagle import Eagle1Config
-from .layers import EagleMLP, EagleRMSNorm
-from .modeling_base import EagleOutput, EaglePreTrainedModel, Objective, complete_batch
+from .layers import DraftLayer
+from .modeling_base import EaglePreTrainedModel
 from .row_layout import RowLayout
 from .ttt_attention import ttt_attention
 
@@ -32,21 +31,6 @@ class LentHead(nn.Linear):
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         logits = few_rows_linear(hidden, self.weight)  # without a gradient, which only decoding is
         return logits if self.transform is None else self.transform(logits)
-
-
-class Eagle1DecoderLayer(nn.Module):
-    """A Llama layer without a norm in front: what comes from `fc` goes straight into attention."""
-
-    def __init__(self, config: Eagle1Config):
-        super().__init__()
-        self.self_attn = EagleAttention(config, config.hidden_size)
-        self.post_attention_layernorm = EagleRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.mlp = EagleMLP(config)
-
-    def finish(self, hidden: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
-        """Residual around attention, residual around the MLP."""
-        hidden = hidden + self.self_attn.o_proj(attended.flatten(-2))
-        return hidden + self.mlp(self.post_attention_layernorm(hidden))
 
 
 class LlamaForCausalLMEagle(EaglePreTrainedModel):
@@ -72,7 +56,8 @@ class LlamaForCausalLMEagle(EaglePreTrainedModel):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         # the bias is saved as zeros and not trained: SGLang would leave a missing one random, vLLM runs without
         self.fc = nn.Linear(2 * config.hidden_size, config.hidden_size, bias=True)
-        self.layers = nn.ModuleList([Eagle1DecoderLayer(config)])
+        # without a norm in front: what comes from `fc` goes straight into attention
+        self.layers = nn.ModuleList([DraftLayer(config, EagleAttention(config, config.hidden_size))])
         self.lm_head = LentHead(config)
         self.rotary_emb = LlamaRotaryEmbedding(config=config)
         self.gradient_checkpointing = False  # switched by `gradient_checkpointing_enable`
@@ -148,47 +133,16 @@ class LlamaForCausalLMEagle(EaglePreTrainedModel):
     def _layer_input(self, input_ids: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
         return self.fc(torch.cat([self.embed_tokens(input_ids), hidden], dim=-1))
 
-    def forward(
-        self,
-        input_ids: torch.Tensor,
-        features: torch.Tensor,
-        rows: torch.Tensor | None = None,
-        num_steps: int = 1,
-        objective: Objective | None = None,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        documents: torch.Tensor | None = None,
-    ) -> EagleOutput:
-        """The next feature of every row that is asked for; rows before them have a key and a value, and no more.
-
-        Args:
-            input_ids: `(batch, length)`.
-            features: the target's last hidden states, `(batch, length, hidden)`.
-            rows: `(N,)` flat ids `b * length + t`, ascending; all rows when `None`.
-            num_steps: 1; EAGLE-1 has no training-time test.
-            objective: called once with the predicted features `(1, N, hidden)` and the head.
-            attention_mask: `(batch, length)`, 0 on padding.
-            position_ids: `(batch, length)`, counted along the unpadded tokens when `None`.
-            documents: `(batch, length)` ids of packed documents, which do not see each other.
-
-        Returns:
-            [`EagleOutput`].
-
-        Raises:
-            ValueError: for more than one step.
-        """
+    def _check_steps(self, num_steps: int) -> None:
         if num_steps != 1:
             raise ValueError(f"`num_steps` of an EAGLE-1 draft must be 1, got {num_steps}.")
-        rows, position_ids, documents = complete_batch(input_ids, rows, attention_mask, position_ids, documents)
-        if rows.numel() == 0:
-            return self._judge(self._untrained(1), objective)
+
+    def _unroll(self, input_ids, features, position_ids, layout: RowLayout, num_steps: int) -> torch.Tensor:
+        """The next feature of every row; rows before them have a key and a value, and no more."""
         predict = self._predict
         if self.gradient_checkpointing and self.training:
             predict = partial(self._gradient_checkpointing_func, predict)
-        predicted = predict(
-            input_ids.flatten(), features.flatten(0, 1), position_ids.flatten(), RowLayout.of(rows, documents)
-        )
-        return self._judge(predicted[None], objective)
+        return predict(input_ids, features, position_ids, layout)[None]
 
     def _predict(self, input_ids, features, position_ids, layout: RowLayout) -> torch.Tensor:
         """Next features of the rows `layout.rows`, `(N, hidden)`."""
@@ -202,26 +156,8 @@ class LlamaForCausalLMEagle(EaglePreTrainedModel):
         attend = ttt_attention(self.config._attn_implementation, x.device)
         return layer.finish(x, attend(query, key, value, [], [], layout, attention.scaling))
 
-    def decode(
-        self,
-        input_ids: torch.Tensor,
-        hidden: torch.Tensor,
-        position_ids: torch.Tensor,
-        past_key_values: Cache,
-        attention_mask: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Serving: run rows behind those in the cache, and add their keys to it.
-
-        Args:
-            input_ids: `(batch, n)`, for each row the NEXT token.
-            hidden: `(batch, n, hidden)` from `combine_features`, or fed back by an earlier call.
-            position_ids: `(batch, n)` of the rows.
-            past_key_values: cache of one layer.
-            attention_mask: bool `(batch, 1, n, past + n)`; causal when `None`.
-
-        Returns:
-            Hidden states for the head and to feed back, `(batch, n, hidden)`: the predicted features, both times.
-        """
+    def decode(self, input_ids, hidden, position_ids, past_key_values, attention_mask=None):
+        """As the base class says; the predicted features are both what the head takes and what is fed back."""
         x = self._layer_input(input_ids, hidden)
         layer = self.layers[0]
         attended = layer.self_attn.behind_cache(x, self.cos_sin(x, position_ids), past_key_values, attention_mask)

@@ -4,37 +4,27 @@ from functools import partial
 
 import torch
 from torch import nn
-from transformers import Cache
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from .attention import DraftAttention, EagleAttention
 from .configuration_eagle import EagleConfig
-from .layers import EagleMLP, EagleRMSNorm
-from .modeling_base import EagleOutput, EaglePreTrainedModel, Objective, complete_batch
+from .layers import DraftLayer, EagleRMSNorm
+from .modeling_base import EaglePreTrainedModel
 from .row_layout import RowLayout
 from .unroll import TTTUnroll
 
 
-class EagleDecoderLayer(nn.Module):
+class EagleDecoderLayer(DraftLayer):
     """The draft's one layer: two norms in front, attention, SwiGLU."""
 
     def __init__(self, config: EagleConfig, attention: DraftAttention):
-        super().__init__()
-        norm = {"hidden_size": config.hidden_size, "eps": config.rms_norm_eps}
-        self.input_layernorm = EagleRMSNorm(**norm)
-        self.hidden_norm = EagleRMSNorm(**norm)
-        self.self_attn = attention
-        self.post_attention_layernorm = EagleRMSNorm(**norm)
-        self.mlp = EagleMLP(config)
+        super().__init__(config, attention)
+        self.input_layernorm = EagleRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.hidden_norm = EagleRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
     def attention_input(self, embeds: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
         """`(..., 2 * hidden)`, embeddings first."""
         return torch.cat([self.input_layernorm(embeds).to(hidden.dtype), self.hidden_norm(hidden)], dim=-1)
-
-    def finish(self, hidden: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
-        """Residual of the UN-normed hidden state, then the MLP."""
-        hidden = hidden + self.self_attn.o_proj(attended.flatten(-2))
-        return hidden + self.mlp(self.post_attention_layernorm(hidden))
 
 
 class Eagle3Draft(EaglePreTrainedModel):
@@ -81,42 +71,14 @@ class Eagle3Draft(EaglePreTrainedModel):
             taps = torch.cat([norm(chunk) for norm, chunk in zip(self.fc_norm, chunks, strict=True)], dim=-1)
         return self.fc(taps)
 
-    def forward(
-        self,
-        input_ids: torch.Tensor,
-        features: torch.Tensor,
-        rows: torch.Tensor | None = None,
-        num_steps: int = 1,
-        objective: Objective | None = None,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        documents: torch.Tensor | None = None,
-    ) -> EagleOutput:
-        """The whole training-time test in one forward: `num_steps` steps, teacher-forced tokens, own hidden states.
+    def _unroll(self, input_ids, features, position_ids, layout: RowLayout, num_steps: int) -> torch.Tensor:
+        """The whole training-time test: `num_steps` steps, teacher-forced tokens, own hidden states.
 
-        Step 0 makes a key and a value for every row that is looked at; all else is computed for `rows` only, which is
-        exact in a draft of one layer since later steps see nothing but step-0 keys and their own row.
-
-        Args:
-            input_ids: `(batch, length)`.
-            features: the taps, `(batch, length, taps * target_hidden)`.
-            rows: `(N,)` flat ids `b * length + t` of the rows to unroll, ascending; all rows when `None`.
-            num_steps: TTT steps.
-            objective: called once with the normed hidden states `(num_steps, N, hidden)` and the head.
-            attention_mask: `(batch, length)`, 0 on padding.
-            position_ids: `(batch, length)`, counted along the unpadded tokens when `None`.
-            documents: `(batch, length)` ids of packed documents, which do not see each other.
-
-        Returns:
-            [`EagleOutput`].
+        Step 0 makes a key and a value for every row that is looked at; all else is computed for the unrolled rows only,
+        which is exact in a draft of one layer: later steps see nothing but step-0 keys and their own row.
         """
-        rows, position_ids, documents = complete_batch(input_ids, rows, attention_mask, position_ids, documents)
-        if rows.numel() == 0:
-            return self._judge(self._untrained(num_steps), objective)
-
-        layout = RowLayout.of(rows, documents)
-        run = TTTUnroll(self, input_ids.flatten(), position_ids.flatten(), layout, num_steps)
-        hidden = self.combine_features(features.flatten(0, 1)[layout.keys])
+        run = TTTUnroll(self, input_ids, position_ids, layout, num_steps)
+        hidden = self.combine_features(features[layout.keys])
         key, value = run.context(hidden)
         hidden, own_keys, own_values, normed = hidden[layout.row_in_keys], [], [], []
         step_function = run.step
@@ -127,33 +89,15 @@ class Eagle3Draft(EaglePreTrainedModel):
             normed.append(result)
             if step:
                 own_keys, own_values = [*own_keys, own_key], [*own_values, own_value]
-        return self._judge(torch.stack(normed), objective)
+        return torch.stack(normed)
 
     def feedback(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """What the head sees and what the next step gets: the residual stream, or with EAGLE-3.1 the normed one."""
         normed = self.norm(hidden)
         return normed, normed if self.config.norm_output else hidden
 
-    def decode(
-        self,
-        input_ids: torch.Tensor,
-        hidden: torch.Tensor,
-        position_ids: torch.Tensor,
-        past_key_values: Cache,
-        attention_mask: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Serving: run rows behind those in the cache, and add their keys to it.
-
-        Args:
-            input_ids: `(batch, n)`, for each row the NEXT token.
-            hidden: `(batch, n, hidden)` from `combine_features`, or fed back by an earlier call.
-            position_ids: `(batch, n)` of the rows.
-            past_key_values: cache of one layer.
-            attention_mask: bool `(batch, 1, n, past + n)`; causal when `None`.
-
-        Returns:
-            Normed hidden states for the head and hidden states to feed back, each `(batch, n, hidden)`.
-        """
+    def decode(self, input_ids, hidden, position_ids, past_key_values, attention_mask=None):
+        """As the base class says; the head takes normed hidden states."""
         x = self.midlayer.attention_input(self.embed_tokens(input_ids), hidden)
         cos_sin = self.cos_sin(x, position_ids)
         attended = self.midlayer.self_attn.behind_cache(x, cos_sin, past_key_values, attention_mask)

@@ -6,6 +6,30 @@ from functools import cached_property
 import torch
 
 
+def mark_padding(
+    documents: torch.Tensor | None, attention_mask: torch.Tensor | None, like: torch.Tensor
+) -> torch.Tensor:
+    """Document ids `(batch, length)` of a batch, -1 on padding; one document a sequence where none are given.
+
+    Args:
+        documents: ids of packed documents.
+        attention_mask: 0 on padding; no padding when `None`.
+        like: `(batch, length)`.
+    """
+    documents = torch.zeros_like(like) if documents is None else documents
+    return documents if attention_mask is None else documents.masked_fill(attention_mask == 0, -1)
+
+
+def number_documents(documents: torch.Tensor) -> torch.Tensor:
+    """Which document of the batch each token is of, counted from 0: `(batch, length)` ids -> `(batch * length,)`.
+
+    A document is a run of one id in one sequence; a run of padding counts as one.
+    """
+    changes = torch.ones_like(documents, dtype=torch.bool)
+    changes[:, 1:] = documents[:, 1:] != documents[:, :-1]
+    return changes.flatten().cumsum(0) - 1
+
+
 @dataclass
 class RowLayout:
     """The unrolled rows of a `(batch, length)` grid, and the rows that need a key for them.
@@ -29,9 +53,7 @@ class RowLayout:
     @classmethod
     def of(cls, rows: torch.Tensor, documents: torch.Tensor) -> "RowLayout":
         """For these rows of a batch whose tokens belong to `documents` `(batch, length)`, each in one piece."""
-        changes = torch.ones_like(documents, dtype=torch.bool)
-        changes[:, 1:] = documents[:, 1:] != documents[:, :-1]
-        document = changes.flatten().cumsum(0) - 1
+        document = number_documents(documents)
         places = torch.arange(document.numel(), device=rows.device)
         last_row = torch.full_like(places, -1).scatter_reduce(0, document[rows], rows, "amax")
         needed = places <= last_row[document]

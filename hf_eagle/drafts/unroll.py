@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.nn.functional import linear
 
+from .attention import side_by_side
 from .row_layout import RowLayout
 from .ttt_attention import ttt_attention
 
@@ -78,13 +79,9 @@ class TTTUnroll:
 def halves(projections: list[nn.Module], width: int) -> tuple[Projection, Projection]:
     """The projections of `cat(first, second)`, side by side, as one function of each half; the two results add up."""
     if not all(type(projection) is nn.Linear for projection in projections):  # an adapter is more than its weight
-
-        def whole(x):
-            return torch.cat([projection(x) for projection in projections], dim=-1)
-
         return (
-            lambda first: whole(torch.cat([first, torch.zeros_like(first)], dim=-1)),
-            lambda second: whole(torch.cat([torch.zeros_like(second), second], dim=-1)),
+            lambda first: side_by_side(projections, torch.cat([first, torch.zeros_like(first)], dim=-1)),
+            lambda second: side_by_side(projections, torch.cat([torch.zeros_like(second), second], dim=-1)),
         )
     weight = torch.cat([projection.weight for projection in projections])
     if torch.is_autocast_enabled(weight.device.type):  # autocast would cast a part of a weight at every use

@@ -8,9 +8,6 @@ from torch import nn
 from transformers import PreTrainedModel
 
 
-# sizes of multi-head latent attention, as DeepSeek's own configs spell them
-LATENT_SIZES = ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
-
 _LAYERS = ("layers", "h", "blocks")
 _FINAL_NORM = ("norm", "final_layernorm", "final_layer_norm", "ln_f")
 
@@ -58,11 +55,6 @@ def logit_transform(config) -> Callable[[torch.Tensor], torch.Tensor]:
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
     return transform
-
-
-def has_latent_attention(config) -> bool:
-    """Whether a (text) config is one of multi-head latent attention (DeepSeek, Kimi) with all sizes of it."""
-    return all(hasattr(config, name) for name in LATENT_SIZES)
 
 
 def default_tap_ids(num_layers: int) -> list[int]:
