@@ -60,8 +60,8 @@ class BenchmarkArguments:
     target: str = field(
         default="none",
         metadata={
-            "help": "A folder or hub id; `random`: random weights of the preset's shapes; `none`: random features, to "
-            "look at the draft's side alone."
+            "help": "`none`: random features, to look at the draft's side alone; `random`: a Llama of the preset's "
+            "shapes with random weights; with --data a folder or hub id."
         },
     )
     data: str | None = field(default=None, metadata={"help": "Real chats instead of random tokens; needs a --target."})
@@ -88,6 +88,12 @@ class BenchmarkArguments:
             raise ValueError(f"`compare` {self.compare} is about real chats: name a `data` file and a `target`.")
         if self.data is not None and self.target in ("none", "random"):
             raise ValueError("`data` needs the `target` whose tokenizer and features go with it.")
+        if self.data is None and self.target not in ("none", "random"):
+            raise ValueError(
+                f"`target` {self.target} is measured on real chats: name a `data` file, or take `random` or `none`."
+            )
+        if self.data is not None and (self.compare in ("eager", "float32") or self.sweep != "none"):
+            raise ValueError("`data` goes with `compare` none, padded or trainer, and without a `sweep`.")
         if self.compare == "float32" and self.dtype == "float32":
             raise ValueError("`compare` float32 needs `dtype` bfloat16.")
         latent = {name: getattr(self, name) for name in LATENT_SIZES if getattr(self, name) is not None}
@@ -120,7 +126,7 @@ def main() -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
         if args.sweep != "none":
-            print(f"wrote {run.plot_sweep(result, path.with_suffix('.png'))}")
+            print(f"wrote {run.draw_sweep(result, path.with_suffix('.png'))}")
 
 
 if __name__ == "__main__":

@@ -67,13 +67,13 @@ def main() -> None:
     import torch
 
     from hf_eagle.drafts.build import load_draft
-    from hf_eagle.drafts.prune import most_frequent, prune_vocabulary
+    from hf_eagle.drafts.prune import prune_vocabulary
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     draft = load_draft(args.draft)
     before = draft.config.draft_vocab_size
     if args.counts_from:
-        token_ids = counted(draft, args, most_frequent)
+        token_ids = counted(draft, args)
     if token_ids is None:
         return
     mapping = prune_vocabulary(draft, torch.as_tensor(token_ids, dtype=torch.long))
@@ -107,13 +107,13 @@ def read_token_ids(path: str) -> list[int]:
     return ids
 
 
-def counted(draft, args: PruneArguments, most_frequent):
+def counted(draft, args: PruneArguments):
     """Print what drafts of several sizes cover; the ids of the most frequent tokens, `None` without a size."""
     from transformers import AutoTokenizer
 
     from hf_eagle.data.conversations import build_dataset
     from hf_eagle.data.records import load_records
-    from hf_eagle.drafts.prune import coverage
+    from hf_eagle.drafts.prune import coverage, most_frequent
     from hf_eagle.drafts.vocabulary import count_supervised_tokens, tokenizer_fingerprint
 
     tokenizer = AutoTokenizer.from_pretrained(args.target, trust_remote_code=args.trust_remote_code)

@@ -57,9 +57,7 @@ def main() -> None:
     from hf_eagle.checkpoints import refuse_other_run, resolve_resume
     from hf_eagle.distributed import leave
     from hf_eagle.drafts.build import draft_class_of
-    from hf_eagle.evaluation.plots import plot_acceptance_history, plot_training
     from hf_eagle.evaluation.prompts import load_prompts
-    from hf_eagle.targets.target import FrozenTarget
     from hf_eagle.trainer import EagleTrainer
 
     logging.basicConfig(level=logging.INFO if args.should_log else logging.ERROR, format="%(message)s")
@@ -84,17 +82,7 @@ def main() -> None:
     )
     train, held_out = conversations(tokenizer, data_args, args)
 
-    target = FrozenTarget.from_pretrained(
-        target_args.target,
-        dtype=target_args.target_dtype,
-        gguf_file=target_args.gguf_file,
-        attn_implementation=target_args.attn_implementation,
-        tap_method=target_args.tap_method,
-        trust_remote_code=target_args.trust_remote_code,
-        revision=target_args.target_revision,
-    )
-    if target_args.compile_target:
-        target.compile()
+    target = load_target(target_args)
     draft = draft_for(target, tokenizer, train, target_args, draft_args, resume)
     trainer = EagleTrainer(
         model=draft,
@@ -111,16 +99,40 @@ def main() -> None:
         )
         trainer.add_callback(measured)
     result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    leave_results(trainer, result)
+    leave()
+
+
+def load_target(target_args):
+    """The frozen target that the arguments name."""
+    from hf_eagle.targets.target import FrozenTarget
+
+    target = FrozenTarget.from_pretrained(
+        target_args.target,
+        dtype=target_args.target_dtype,
+        gguf_file=target_args.gguf_file,
+        attn_implementation=target_args.attn_implementation,
+        tap_method=target_args.tap_method,
+        trust_remote_code=target_args.trust_remote_code,
+        revision=target_args.target_revision,
+    )
+    return target.compile() if target_args.compile_target else target
+
+
+def leave_results(trainer, result) -> None:
+    """The draft, what was measured, and pictures of it, in `output_dir`."""
+    from hf_eagle.evaluation.plots import plot_acceptance_history, plot_training
+
     trainer.save_model()
     trainer.save_state()
     trainer.save_metrics("train", result.metrics)
-    if held_out is not None:
+    if trainer.eval_dataset is not None:
         trainer.save_metrics("eval", trainer.evaluate())
     if trainer.is_world_process_zero():
-        plot_training(trainer.state.log_history, Path(args.output_dir) / "training.png")
-        plot_acceptance_history(trainer.state.log_history, Path(args.output_dir) / "acceptance_history.png")
-        logger.info("The draft is in %s: vLLM and SGLang load that folder as it is.", args.output_dir)
-    leave()
+        output_dir = Path(trainer.args.output_dir)
+        plot_training(trainer.state.log_history, output_dir / "training.png")
+        plot_acceptance_history(trainer.state.log_history, output_dir / "acceptance_history.png")
+        logger.info("The draft is in %s: vLLM and SGLang load that folder as it is.", trainer.args.output_dir)
 
 
 def conversations(tokenizer, data_args, args):

@@ -143,6 +143,9 @@ def test_the_script_compares_on_real_chats(tmp_path, compare):
         ({"length": 0}, "`length` must be at least 1"),
         ({"supervised_share": 1.0}, "`supervised_share` must lie between 0 and 1"),
         ({"data": "chats.jsonl"}, "`data` needs the `target`"),
+        ({"target": "a/model"}, "`target` a/model is measured on real chats: name a `data` file"),
+        ({"data": "chats.jsonl", "target": "a/model", "compare": "eager"}, "`data` goes with `compare` none, padded"),
+        ({"data": "chats.jsonl", "target": "a/model", "sweep": "ttt"}, "and without a `sweep`"),
     ],
 )
 def test_what_does_not_fit_is_one_sentence(fields, message, monkeypatch):

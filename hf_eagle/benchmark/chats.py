@@ -14,6 +14,7 @@ from ..data.records import load_records
 from ..drafts.build import new_draft
 from ..drafts.configuration_eagle import EagleConfig
 from ..drafts.vocabulary import VocabularyMapping, count_supervised_tokens
+from ..supervision import supervised_steps
 from ..targets.target import FrozenTarget
 from ..trainer import EagleTrainer
 from ..training_arguments import EagleTrainingArguments
@@ -35,24 +36,25 @@ def measure(args, device: torch.device) -> dict:
 
     collator = EagleDataCollator(tokenizer.pad_token_id or 0)
     batches = {"padded": _batches(data, collator, 8, device)}
+    fast = Step(draft, target, args.ttt_steps, autocast)
     if args.compare == "trainer":
         runs = {
-            "bare": lambda: _bare_loop(draft, target, batches["padded"], args, device),
+            "bare": lambda: _bare_loop(fast, batches["padded"], device),
             "trainer": lambda: _trainer(draft, target, data, tokenizer, args),
         }
     else:
         # packed rows hold about as many tokens a batch as the padded ones
-        rows = max(1, round(8 * sum(map(len, data["input_ids"])) / len(data) / args.length))
-        batches["packed"] = _batches(pack_dataset(data, args.length), collator, rows, device)
-        steps = dict.fromkeys(batches, Step(draft, target, args.ttt_steps, autocast))
+        size = max(1, round(8 * sum(map(len, data["input_ids"])) / len(data) / args.length))
+        batches["packed"] = _batches(pack_dataset(data, args.length), collator, size, device)
+        steps = dict.fromkeys(batches, fast)
         if args.compare == "padded":  # the plain way: padding is computed and masked away, by target and draft
             batches["plain"] = [{**batch, "full_mask": _causal_mask(batch)} for batch in batches["padded"]]
             steps["plain"] = Step(draft, target, args.ttt_steps, autocast, whole=True)
         runs = {way: lambda way=way: _epoch(steps[way], batches[way], device) for way in batches}
     medians = costs.alternating_medians(runs, args.repeats)
-    rows = {way: m.pop("rows") for way, m in medians.items()}
-    total = {way: sum(m.values()) for way, m in medians.items()}
-    rates = {way: rows[way] / total[way] for way in medians}
+    # the same chats every way, so the same rows
+    rows = sum(int(supervised_steps(b["loss_mask"], b["attention_mask"] - 1, 1).sum()) for b in batches["padded"])
+    rates = {way: rows / sum(m.values()) for way, m in medians.items()}
     first = "bare" if args.compare == "trainer" else "packed"
     result = {"seconds": medians, "supervised_rows_per_second": rates[first], "rows_per_second": rates}
     for way in set(rates) - {first}:
@@ -85,33 +87,28 @@ def _causal_mask(batch: dict) -> torch.Tensor:
 
 def _epoch(step: Step, batches: list[dict], device) -> dict[str, float]:
     """Target, forward and backward of every batch."""
-    found = {"target_seconds": 0.0, "draft_seconds": 0.0, "rows": 0}
+    found = {"target_seconds": 0.0, "draft_seconds": 0.0}
     for batch in batches:
         found["target_seconds"] += costs.seconds(lambda b=batch: step.look(b), device)
         found["draft_seconds"] += costs.seconds(lambda b=batch: step.forward(b).backward(), device)
-        found["rows"] += int(step.counts[0])
         step.draft.zero_grad(set_to_none=True)
     return found
 
 
-def _bare_loop(draft, target, batches, args, device) -> dict[str, float]:
+def _bare_loop(step: Step, batches: list[dict], device) -> dict[str, float]:
     """What the Trainer does with these batches, and nothing else."""
-    autocast = None if args.dtype == "float32" else getattr(torch, args.dtype)
-    step = Step(draft, target, args.ttt_steps, autocast)
-    trained = [p for p in draft.parameters() if p.requires_grad]
-    optimizer, rows = torch.optim.AdamW(trained, lr=1e-6, fused=True), 0
+    trained = [p for p in step.draft.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-6, fused=True)
 
     def loop():
-        nonlocal rows
         for batch in batches:
             step.look(batch)
             step.forward(batch).backward()
             torch.nn.utils.clip_grad_norm_(trained, 0.5)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            rows += int(step.counts[0])
 
-    return {"seconds": costs.seconds(loop, device), "rows": rows}
+    return {"seconds": costs.seconds(loop, device)}
 
 
 class _Clock(TrainerCallback):
@@ -144,6 +141,5 @@ def _trainer(draft, target, data, tokenizer, args) -> dict[str, float]:
         trainer = EagleTrainer(
             draft, arguments, target, processing_class=tokenizer, train_dataset=data, callbacks=[clock]
         )
-        rows = sum(int(trainer._supervised(batch)[0].sum()) for batch in trainer.get_train_dataloader())
         trainer.train()
-    return {"seconds": clock.seconds, "rows": rows}
+    return {"seconds": clock.seconds}

@@ -4,6 +4,7 @@ import dataclasses
 import math
 import os
 import platform
+import statistics
 import time
 from itertools import pairwise
 from pathlib import Path
@@ -107,11 +108,13 @@ def sweep(args, device: torch.device, values: tuple[int, ...]) -> dict:
         print(f"{name} {value}\n{describe(result)}\n", flush=True)
     result = {"swept": name, "points": points}
     upper = points[len(points) // 2 - 1 :]
+    x = [math.log(point[name]) for point in upper]
     for what, pick in (("time", lambda p: p["draft_seconds"]), ("memory", lambda p: p["draft_memory_bytes"]["fast"])):
-        first, last = upper[0], upper[-1]
-        growth = math.log(pick(last) / pick(first)) / math.log(last[name] / first[name])
-        result[f"{what}_exponent"] = growth
-        print(f"{what} grows with {name} to the power {growth:.2f} ({first[name]} to {last[name]})")
+        costs_there = [pick(point) for point in upper]
+        if None not in costs_there:  # memory cannot be seen on every system
+            growth = statistics.linear_regression(x, [math.log(cost) for cost in costs_there]).slope
+            result[f"{what}_exponent"] = growth
+            print(f"{what} grows with {name} to the power {growth:.2f} ({upper[0][name]} to {upper[-1][name]})")
     return result
 
 
@@ -133,7 +136,7 @@ def describe(result: dict) -> str:
     return "\n".join(lines)
 
 
-def plot_sweep(result: dict, path: Path) -> Path:
+def draw_sweep(result: dict, path: Path) -> Path:
     """Time and memory of the draft's side over what was swept."""
     name, points = result["swept"], result["points"]
     ways = points[0]["seconds"]
@@ -141,7 +144,7 @@ def plot_sweep(result: dict, path: Path) -> Path:
         way: [p["seconds"][way]["forward_seconds"] + p["seconds"][way]["backward_seconds"] for p in points]
         for way in ways
     }
-    memory = {way: [p["draft_memory_bytes"][way] / 2**20 for p in points] for way in ways}
+    memory = {way: [(p["draft_memory_bytes"][way] or math.nan) / 2**20 for p in points] for way in ways}
     panels = {"seconds, forward and backward": seconds, "MiB added": memory}
     return plot_growth(name.replace("_", " "), [point[name] for point in points], panels, path)
 

@@ -96,6 +96,7 @@ class Step:
         self.draft, self.target, self.num_steps, self.autocast, self.whole = draft, target, num_steps, autocast, whole
         self.attention = "eager" if whole else "sdpa"
         self.factors = torch.tensor([0.8**s for s in range(num_steps)])
+        self.taps = self.teacher = None
 
     def look(self, batch: dict) -> None:
         """Which rows count, and what the target says of them; the target's part of a step."""
@@ -117,7 +118,7 @@ class Step:
             self.teacher = self.target.distribution(
                 features.last_hidden.flatten(0, 1)[self.plan.positions], self.draft.draft_ids, self._resting_dtype()
             )
-        elif not hasattr(self, "taps"):
+        elif self.taps is None:
             config = self.draft.config
             shape = (*batch["input_ids"].shape, config.num_taps * config.hidden_size)
             self.taps = torch.randn(shape, device=documents.device)
@@ -132,8 +133,10 @@ class Step:
         """The draft's loss on what `look` saw."""
         self.draft.set_attn_implementation(self.attention)
         factors = (self.factors.to(self.counts.device) / self.counts.clamp_min(1)).float()
-        objective = self._whole_objective(factors) if self.whole else None
-        objective = objective or DraftObjective().bind(self.plan, self.teacher, factors)
+        if self.whole:
+            objective = self._whole_objective(factors)
+        else:
+            objective = DraftObjective().bind(self.plan, self.teacher, factors)
         with torch.autocast(self.taps.device.type, self.autocast, enabled=self.autocast is not None):
             return self.draft(
                 batch["input_ids"],
