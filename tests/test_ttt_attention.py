@@ -87,13 +87,42 @@ def test_bfloat16_is_as_exact_as_bfloat16_can_be(implementation):
         assert (ours.float() - theirs).norm() < 0.02 * theirs.norm()
 
 
-@pytest.mark.parametrize(("steps", "heads", "kv_heads"), [(0, 4, 2), (3, 4, 2), (2, 3, 1)])
-def test_flex_attention_on_a_cpu_has_the_same_output(steps, heads, kv_heads):
-    """PyTorch runs it without gradients there: what is left to see on an accelerator is the next test's."""
+@pytest.mark.parametrize(("steps", "heads", "kv_heads", "value_dim"), [(0, 4, 2, 16), (3, 4, 2, 16), (2, 3, 1, 24)])
+def test_flex_attention_equals_one_softmax_row_by_row(monkeypatch, steps, heads, kv_heads, value_dim):
+    """PyTorch has the backward of the uncompiled form for every device, and only refuses to run it on a CPU."""
+    monkeypatch.setattr("torch.nn.attention.flex_attention._validate_device", lambda *tensors: None)
     layout = RowLayout.of(ROWS, DOCUMENTS)
-    query, key, value, *own = (x.detach() for x in random_inputs(layout, heads, kv_heads, 16, 16, steps))
-    arguments = (query, key, value, own[:steps], own[steps:], layout, 0.3)
-    torch.testing.assert_close(flex_ttt_attention(*arguments), row_by_row(*arguments), rtol=1e-5, atol=1e-5)
+    inputs = random_inputs(layout, heads, kv_heads, 16, value_dim, steps)
+    out, grads = run(flex_ttt_attention, layout, inputs, 0.3)
+    wanted, wanted_grads = run(row_by_row, layout, inputs, 0.3)
+    torch.testing.assert_close(out, wanted, rtol=1e-5, atol=1e-5)
+    for ours, theirs in zip(grads, wanted_grads, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=2e-5)
+
+
+def test_the_blocks_of_flex_attention_are_those_that_hold_a_seen_key():
+    """What the compiled form skips, and what it takes whole, against the mask written out."""
+    documents = torch.tensor([[0] * 300 + [1] * 500 + [2] * 100 + [-1] * 60, [0] * 700 + [1] * 260])
+    spans = [(20, 50), (100, 300), (320, 340), (700, 800), (960, 1640), (1900, 1920)]
+    layout = RowLayout.of(torch.cat([torch.arange(*span) for span in spans]), documents)
+    seen = layout.document_of_row[:, None] == layout.document_of_key
+    seen &= layout.keys <= layout.rows[:, None]
+    mask = layout.block_mask
+    found = {"some": torch.zeros(mask.kv_num_blocks.shape[-1], mask.kv_indices.shape[-1], dtype=torch.bool)}
+    found["all"] = found["some"].clone()
+    for name, counts, ids in (
+        ("some", mask.kv_num_blocks, mask.kv_indices),
+        ("all", mask.full_kv_num_blocks, mask.full_kv_indices),
+    ):
+        for row, count in enumerate(counts[0, 0].tolist()):
+            found[name][row, ids[0, 0, row, :count]] = True
+    for row in range(found["all"].shape[0]):
+        for column in range(found["all"].shape[1]):
+            block = seen[128 * row : 128 * (row + 1), 128 * column : 128 * (column + 1)]
+            assert found["all"][row, column] == block.all()
+            # a block may be looked into for nothing, but none that holds something may be left out
+            assert found["all"][row, column] or found["some"][row, column] or not block.any()
+    assert found["all"].any() and found["some"].any() and not (found["all"] | found["some"]).all()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="flex_attention has no backward on a CPU")

@@ -6,6 +6,9 @@ from functools import cached_property
 import torch
 
 
+_BLOCK = 128  # rows and keys of a block of `flex_attention`
+
+
 def mark_padding(
     documents: torch.Tensor | None, attention_mask: torch.Tensor | None, like: torch.Tensor
 ) -> torch.Tensor:
@@ -90,12 +93,36 @@ class RowLayout:
 
     @cached_property
     def block_mask(self):
-        """The same as a mask of `flex_attention`."""
-        from torch.nn.attention.flex_attention import create_block_mask
+        """The same as a mask of `flex_attention`: blocks of keys that a block of rows sees in full, or in part."""
+        from torch.nn.attention.flex_attention import BlockMask
 
         def visible(batch, head, row, key):
             same = self.document_of_row[row] == self.document_of_key[key]
             return same & (self.keys[key] <= self.rows[row])
 
-        sizes = {"Q_LEN": self.rows.numel(), "KV_LEN": self.keys.numel()}
-        return create_block_mask(visible, B=None, H=None, device=self.rows.device, **sizes)
+        # rows, keys and documents ascend, so the ends of a block say what is in it
+        first_row, last_row = (x[:, None] for x in _ends_of_blocks(self.rows))
+        row_document, last_row_document = (x[:, None] for x in _ends_of_blocks(self.document_of_row))
+        first_key, last_key = _ends_of_blocks(self.keys)
+        key_document, last_key_document = _ends_of_blocks(self.document_of_key)
+        met = (first_key <= last_row) & (key_document <= last_row_document) & (last_key_document >= row_document)
+        full = (last_key <= first_row) & (key_document == last_row_document) & (last_key_document == row_document)
+        return BlockMask.from_kv_blocks(
+            *_listed(met & ~full),
+            *_listed(full),
+            BLOCK_SIZE=_BLOCK,
+            mask_mod=visible,
+            seq_lengths=(self.rows.numel(), self.keys.numel()),
+        )
+
+
+def _ends_of_blocks(ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """First and last of every `_BLOCK` ids."""
+    starts = torch.arange(0, ids.numel(), _BLOCK, device=ids.device)
+    return ids[starts], ids[(starts + _BLOCK - 1).clamp_max(ids.numel() - 1)]
+
+
+def _listed(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Bool `(rows, columns)` as `flex_attention` wants it: how many columns a row has, and which, those first."""
+    order = blocks.int().argsort(dim=-1, descending=True, stable=True)
+    return blocks.sum(-1, dtype=torch.int32)[None, None], order.int()[None, None]
