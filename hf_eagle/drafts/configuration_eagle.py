@@ -88,9 +88,14 @@ class EagleConfig(LlamaConfig):
 
     def _check(self):
         check_draft_vocab_size(self.draft_vocab_size, self.vocab_size)
+        if self.num_hidden_layers != 1:
+            raise ValueError(
+                f"`num_hidden_layers` of an EAGLE-3 draft must be 1, got {self.num_hidden_layers}: for a second layer "
+                "vLLM and SGLang want different tensor names, and SGLang drops the residual of the first, so that no "
+                "folder is the same draft in both."
+            )
         self._refuse(
             "EAGLE-3",
-            num_hidden_layers=1,
             tie_word_embeddings=False,
             attention_bias=False,
             mlp_bias=False,
