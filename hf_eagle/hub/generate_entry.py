@@ -1,0 +1,159 @@
+"""What `custom_generate/generate.py` of a published draft is made from: `generate` of a plain transformers model.
+
+    model.generate(**inputs, custom_generate="you/your-draft", trust_remote_code=True, max_new_tokens=256)
+
+`custom_generate.write_custom_generate` puts this module and all that it imports beside a draft, so that nobody needs
+hf_eagle to use it.
+"""
+
+from contextlib import contextmanager
+from copy import deepcopy
+from weakref import WeakKeyDictionary
+
+from transformers import GenerationConfig, PreTrainedModel
+
+from ..decoding.generate import speculative_generate
+from ..drafts.build import load_draft
+from ..targets.target import FrozenTarget
+
+
+# the repository of this draft, written when it is published
+DRAFT = None
+# what changes the tokens of `generate` and is not done here, with the values that change nothing
+_NEUTRAL = {
+    **dict.fromkeys(("num_beams", "num_beam_groups", "num_return_sequences"), (None, 1)),
+    **dict.fromkeys(("repetition_penalty", "encoder_repetition_penalty", "typical_p"), (None, 1.0)),
+    **dict.fromkeys(("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "min_length"), (None, 0)),
+    **dict.fromkeys(("min_new_tokens", "min_p", "penalty_alpha", "guidance_scale", "watermarking_config"), (None,)),
+    **dict.fromkeys(("bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "sequence_bias"), (None, [])),
+    **dict.fromkeys(("forced_bos_token_id", "forced_eos_token_id", "exponential_decay_length_penalty"), (None,)),
+    **dict.fromkeys(("epsilon_cutoff", "eta_cutoff"), (None, 0.0)),
+    **dict.fromkeys(("stop_strings", "max_time", "token_healing", "return_dict_in_generate"), (None, False)),
+}
+_loaded: WeakKeyDictionary = WeakKeyDictionary()  # model -> (folder or repository, draft)
+
+
+def generate(
+    model: PreTrainedModel,
+    inputs=None,
+    generation_config: GenerationConfig | None = None,
+    streamer=None,
+    input_ids=None,
+    attention_mask=None,
+    draft: str | None = None,
+    method: str = "chain",
+    num_speculative_tokens: int | None = None,
+    depth: int | None = None,
+    tree_top_k: int | None = None,
+    total_tokens: int | None = None,
+    **kwargs,
+):
+    """
+    As `model.generate`, with the same tokens when greedy and the same distribution when sampling, only in fewer
+    forwards of the model.
+
+    Args:
+        model (`PreTrainedModel`):
+            The target that the draft was trained for.
+        inputs, input_ids, attention_mask, generation_config, streamer, kwargs:
+            As for `generate`: prompts padded on the left, and `max_new_tokens`, `do_sample`, `temperature`, `top_p`,
+            `top_k`, `eos_token_id` and their kin.
+        draft (`str`, *optional*):
+            Folder or Hub id of the draft. By default the repository that this file was published in.
+        method (`str`, *optional*, defaults to `"chain"`):
+            `"chain"`, with `num_speculative_tokens` (3) drafted a round, or `"tree"`, with `depth` (5), `tree_top_k`
+            (8) and `total_tokens` (40).
+
+    Returns:
+        `torch.LongTensor`: `(batch, prompt + longest answer)`, as `generate` returns it.
+
+    Raises:
+        ValueError: for an argument of `generate` that is not done here and would change the tokens, or a draft that was
+            made for another model.
+    """
+    ids = inputs if input_ids is None else input_ids
+    if ids is None:
+        raise ValueError("`input_ids` is missing: pass a tokenized prompt.")
+    config = deepcopy(model.generation_config if generation_config is None else generation_config)
+    left = config.update(**kwargs)
+    _refuse(config, left)
+    with _left_as_it_was(model):
+        target = FrozenTarget(model)
+        speaker = _draft_of(model, target, draft or DRAFT)
+        target.tap_ids = speaker.config.tap_ids
+        return speculative_generate(
+            target,
+            speaker,
+            ids.to(target.device),
+            attention_mask,
+            max_new_tokens=_new_tokens(config, ids.shape[1]),
+            method=method,
+            num_speculative_tokens=num_speculative_tokens,
+            depth=depth,
+            top_k=tree_top_k,
+            total_tokens=total_tokens,
+            eos_token_ids=_as_list(config.eos_token_id),
+            streamer=streamer,
+            **_sampling(config),
+        ).sequences
+
+
+def _refuse(config: GenerationConfig, left: dict) -> None:
+    """Raises a `ValueError` for what would change the tokens and is not done here."""
+    changing = {name: value for name, value in left.items() if value is not None and value != [] and value is not False}
+    for name, neutral in _NEUTRAL.items():
+        if getattr(config, name, None) not in neutral:
+            changing[name] = getattr(config, name)
+    if changing:
+        raise ValueError(
+            f"`{next(iter(changing))}` is not done with a draft: leave it out, or call `generate` without "
+            "`custom_generate`."
+        )
+
+
+def _new_tokens(config: GenerationConfig, prompt: int) -> int:
+    if config.max_new_tokens is not None:
+        return config.max_new_tokens
+    if config.max_length is None:
+        return 20  # as in `generate`
+    if config.max_length <= prompt:
+        raise ValueError(f"`max_length` is {config.max_length}, but the prompt has {prompt} tokens: raise it.")
+    return config.max_length - prompt
+
+
+def _sampling(config: GenerationConfig) -> dict:
+    if not config.do_sample:
+        return {"temperature": 0.0}
+    return {
+        "temperature": 1.0 if config.temperature is None else config.temperature,
+        "top_p": 1.0 if config.top_p is None else config.top_p,
+        "sampling_top_k": config.top_k or None,
+    }
+
+
+def _as_list(ids) -> list[int]:
+    if ids is None:
+        return []
+    return [int(i) for i in ids] if hasattr(ids, "__iter__") else [int(ids)]
+
+
+def _draft_of(model: PreTrainedModel, target: FrozenTarget, name: str | None):
+    if name is None:
+        raise ValueError("`draft` is missing: pass the folder or the Hub id of the draft that is to be used.")
+    known, draft = _loaded.get(model, (None, None))
+    if known != name or draft.device != target.device or draft.dtype != target.dtype:
+        draft = load_draft(name, target, dtype=target.dtype)
+        _loaded[model] = (name, draft)
+    return draft
+
+
+@contextmanager
+def _left_as_it_was(model: PreTrainedModel):
+    """A target is frozen and put into evaluation mode; a model that is being trained goes on being trained."""
+    training, trained = model.training, [p for p in model.parameters() if p.requires_grad]
+    try:
+        yield
+    finally:
+        model.train(training)
+        for parameter in trained:
+            parameter.requires_grad_(True)
