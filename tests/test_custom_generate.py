@@ -7,11 +7,11 @@ import sys
 
 import pytest
 import torch
+from chain_models import make_draft, make_target, random_prompts
 from transformers import TextStreamer
 
 from hf_eagle.hub import generate_entry
 from hf_eagle.hub.custom_generate import bundle, write_custom_generate
-from tests.chain_models import make_draft, make_target, random_prompts
 
 
 # runs where hf_eagle cannot be imported

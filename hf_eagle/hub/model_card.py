@@ -4,10 +4,12 @@ import json
 import math
 import os
 import shlex
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 
+# what a card was made from, beside it
+FACTS = "card_facts.json"
 TAGS = ["speculative-decoding", "draft-model", "vllm", "sglang"]
 
 
@@ -63,7 +65,7 @@ class CardFacts:
 
 def render_model_card(output_dir: str | os.PathLike, facts: CardFacts | dict) -> Path:
     """
-    Write the card of the draft in `output_dir` to its `README.md`.
+    Write the card of the draft in `output_dir` to its `README.md`, and the facts beside it.
 
     The draft's size, taps and vocabulary are read from the checkpoint there. Only measured numbers appear: an
     acceptance without a single draft, or a fact that is not given, is left out.
@@ -80,8 +82,6 @@ def render_model_card(output_dir: str | os.PathLike, facts: CardFacts | dict) ->
     Raises:
         ValueError: for an unknown fact, or a plot that is not in the folder.
     """
-    from huggingface_hub import ModelCard
-
     output_dir = Path(output_dir)
     if isinstance(facts, dict):
         unknown = sorted(set(facts) - set(CardFacts.__dataclass_fields__))
@@ -93,6 +93,17 @@ def render_model_card(output_dir: str | os.PathLike, facts: CardFacts | dict) ->
         plot = getattr(facts, name)
         if plot and not (output_dir / plot).is_file():
             raise ValueError(f"`{name}` is {plot!r}, but {output_dir} has no such file; draw it before the card.")
+    text = card_text(output_dir, facts)
+    for name, content in ((FACTS, json.dumps(asdict(facts), indent=2) + "\n"), ("README.md", text)):
+        part = output_dir / f".{name}-part"
+        part.write_text(content, encoding="utf-8")
+        os.replace(part, output_dir / name)
+    return output_dir / "README.md"
+
+
+def card_text(output_dir: Path, facts: CardFacts) -> str:
+    """The card of the draft in `output_dir`, from these facts and its checkpoint."""
+    from huggingface_hub import ModelCard
 
     checkpoint = read_checkpoint(output_dir)
     measurements = [
@@ -110,12 +121,10 @@ def render_model_card(output_dir: str | os.PathLike, facts: CardFacts | dict) ->
         algorithm=_algorithm(checkpoint),
         target_link=f"[{base_model}](https://huggingface.co/{base_model})" if base_model else f"`{facts.target}`",
         measurements=measurements,
+        published=facts.draft is not None and not os.path.isdir(facts.draft),
         commands=serve_commands(facts.target, facts.draft or str(output_dir), speculative_tokens, checkpoint["method"]),
     )
-    part = output_dir / ".README.md-part"
-    part.write_text(card.content.rstrip() + "\n", encoding="utf-8")
-    os.replace(part, output_dir / "README.md")
-    return output_dir / "README.md"
+    return card.content.rstrip() + "\n"
 
 
 def serve_commands(target: str, draft: str, num_speculative_tokens: int = 3, method: str = "eagle3") -> dict[str, str]:

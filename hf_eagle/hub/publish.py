@@ -1,0 +1,129 @@
+"""Put a draft's folder on the Hub: what servers and readers need, and nothing of the training's own."""
+
+import json
+from pathlib import Path
+
+from .custom_generate import FOLDER, bundle
+from .model_card import FACTS, CardFacts, card_text
+
+
+# optimizer states, checkpoints, `training_args.bin` and logs stay at home
+PUBLISHED = ("config.json", "*.safetensors", "*.safetensors.index.json", "*.png", "acceptance*.json")
+CARD = "README.md"
+
+
+def contents(folder: str | Path, repo_id: str, include: tuple[str, ...] | list[str] = ()) -> dict[str, Path | bytes]:
+    """
+    What a repository of this draft holds.
+
+    The card names the repository as the draft wherever it is as it was rendered; one that was edited goes as it is. The
+    files of `custom_generate/` are made for this repository. The folder itself is not touched.
+
+    Args:
+        folder (`str` or `Path`):
+            The draft's folder.
+        repo_id (`str`):
+            Where it goes.
+        include (list of `str`, *optional*):
+            Patterns of further files in the folder, `checkpoint-*/*` for example.
+
+    Returns:
+        `dict[str, Path | bytes]`: from the path in the repository to a file or a content.
+
+    Raises:
+        ValueError: if the folder holds no draft, or a pattern of `include` matches nothing.
+    """
+    folder = Path(folder)
+    missing = [name for name in ("config.json", "*.safetensors") if not any(folder.glob(name))]
+    if missing:
+        raise ValueError(f"`draft` {folder} holds no {' and no '.join(missing)}: name a folder that training has left.")
+    found = {path for pattern in PUBLISHED for path in folder.glob(pattern)}
+    for pattern in include:
+        more = [path for path in folder.glob(pattern) if path.is_file()]
+        if not more:
+            raise ValueError(f"`include` {pattern!r} matches no file in {folder}.")
+        found.update(more)
+    files: dict[str, Path | bytes] = {path.relative_to(folder).as_posix(): path for path in found}
+    if (folder / CARD).is_file():
+        files[CARD] = _card_for(folder, repo_id)
+    files |= {f"{FOLDER}/{name}": source.encode() for name, source in bundle(repo_id).items()}
+    return dict(sorted(files.items()))
+
+
+def publish_draft(
+    folder: str | Path,
+    repo_id: str,
+    private: bool | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+    commit_message: str = "Upload draft",
+    include: tuple[str, ...] | list[str] = (),
+    run_as_future: bool = False,
+):
+    """
+    Upload a draft in one commit. After an interruption the same call goes on: weights that arrived are not sent again.
+
+    Args:
+        folder, include: as for `contents`.
+        repo_id (`str`):
+            Repository, made if it does not exist.
+        private (`bool`, *optional*):
+            Of a new repository.
+        revision (`str`, *optional*):
+            Branch, made if it does not exist. By default `main`.
+        token (`str`, *optional*):
+            By default the one that `hf auth login` stored.
+        commit_message (`str`, *optional*):
+            Of the commit.
+        run_as_future (`bool`, *optional*, defaults to `False`):
+            Return at once, with a future of the result.
+
+    Returns:
+        [`~huggingface_hub.CommitInfo`], or a future of it.
+
+    Raises:
+        ValueError: as for `contents`.
+        OSError: if the Hub refuses the token or cannot be reached, in one sentence.
+    """
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    # the client's HTTP library changes its name from release to release; its error is taken from where the client does
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError
+
+    files = contents(folder, repo_id, include)
+    api = HfApi(token=token)
+    try:
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        if revision is not None:
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        return api.create_commit(
+            repo_id,
+            [CommitOperationAdd(name, content) for name, content in files.items()],
+            commit_message=commit_message,
+            revision=revision,
+            run_as_future=run_as_future,
+        )
+    except HfHubHTTPError as problem:
+        status = problem.response.status_code if problem.response is not None else None
+        if status in (401, 403):
+            raise OSError(
+                f"The Hub does not let this token write to `repo_id` {repo_id} ({status}): pass another `token`, or "
+                "log in again with `hf auth login`."
+            ) from problem
+        raise OSError(f"The Hub refused {repo_id} ({problem}): nothing was committed, run it again.") from problem
+    except (HTTPError, OSError, RuntimeError) as problem:
+        raise OSError(
+            f"The connection to the Hub failed ({problem.__cause__ or problem}): nothing was committed. Run it again, "
+            "what has arrived is not sent twice."
+        ) from problem
+
+
+def _card_for(folder: Path, repo_id: str) -> bytes:
+    """The card of a folder, with the repository as the draft's name unless somebody edited it."""
+    card = (folder / CARD).read_text(encoding="utf-8")
+    if (folder / FACTS).is_file():
+        facts = CardFacts(**json.loads((folder / FACTS).read_text(encoding="utf-8")))
+        if card_text(folder, facts) == card:
+            facts.draft = repo_id
+            card = card_text(folder, facts)
+    return card.encode()

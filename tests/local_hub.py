@@ -1,0 +1,166 @@
+"""A server that speaks as much of the Hub's API as publishing and reading back take; content lies in memory.
+
+There are self-hosted hubs (KohakuHub, for one), which need a database and an object store to run.
+"""
+
+import base64
+import hashlib
+import json
+import re
+import socket
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+
+TOKEN = "hf_right"
+LFS_SUFFIXES = (".safetensors", ".png")
+
+
+class LocalHub:
+    """Repositories by id, each a dict of branches, each a dict of files; start with `with`.
+
+    Attributes:
+        repos: `{repo_id: {"private": bool, "branches": {name: {"sha": str, "files": {path: bytes}}}}}`.
+        blobs: what was uploaded as a large file, by SHA-256.
+        uploads: how often each of them was sent.
+        cut_uploads, cut_commits: so many of the next uploads and commits lose their connection.
+    """
+
+    def __init__(self):
+        self.repos, self.blobs, self.uploads = {}, {}, {}
+        self.cut_uploads = self.cut_commits = 0
+
+    def __enter__(self):
+        handler = type("Handler", (_Handler,), {"hub": self})
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *exception):
+        self.server.shutdown()
+        self.server.server_close()
+
+    def files(self, repo_id: str, branch: str = "main") -> dict[str, bytes]:
+        return self.repos[repo_id]["branches"][branch]["files"]
+
+
+class _Handler(BaseHTTPRequestHandler):
+    hub: LocalHub
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *args):
+        pass
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if self.path == "/api/validate-yaml":
+            return self._json({"errors": [], "warnings": []})
+        if self.headers.get("Authorization") != f"Bearer {TOKEN}":
+            return self._json({"error": "Invalid username or password."}, 401)
+        if self.path == "/api/repos/create":
+            return self._create(json.loads(body))
+        repo, _, what = re.match(r"/(?:api/models/)?([^/]+/[^/]+?)(\.git)?/(.*?)(?:\?.*)?$", self.path).groups()
+        if repo not in self.hub.repos:
+            return self._json({"error": "Repository not found"}, 404)
+        kind, _, rest = what.partition("/")
+        branches = self.hub.repos[repo]["branches"]
+        if kind == "branch":
+            branches[rest] = dict(branches["main"], files=dict(branches["main"]["files"]))
+            return self._json({})
+        if kind == "preupload":
+            files = [
+                {"path": f["path"], "uploadMode": self._mode(f["path"]), "shouldIgnore": False}
+                for f in json.loads(body)["files"]
+            ]
+            return self._json({"files": files})
+        if what == "info/lfs/objects/batch":
+            return self._json({"transfer": "basic", "objects": [self._lfs(o) for o in json.loads(body)["objects"]]})
+        assert kind == "commit", self.path
+        if self.hub.cut_commits:
+            self.hub.cut_commits -= 1
+            return self._cut()
+        return self._commit(repo, branches[rest], [json.loads(line) for line in body.splitlines()])
+
+    def _create(self, wanted: dict):
+        repo = f"{wanted.get('organization') or 'me'}/{wanted['name']}"
+        there = repo in self.hub.repos
+        if not there:
+            main = {"sha": "0" * 40, "files": {}}
+            self.hub.repos[repo] = {"private": wanted.get("visibility") == "private", "branches": {"main": main}}
+        return self._json({"url": f"{self.hub.url}/{repo}", "name": repo, "id": repo}, 409 if there else 200)
+
+    @staticmethod
+    def _mode(path: str) -> str:
+        return "lfs" if path.endswith(LFS_SUFFIXES) else "regular"
+
+    def _lfs(self, wanted: dict) -> dict:
+        if wanted["oid"] in self.hub.blobs:
+            return wanted
+        return {**wanted, "actions": {"upload": {"href": f"{self.hub.url}/lfs/{wanted['oid']}"}}}
+
+    def do_PUT(self):
+        oid = self.path.rsplit("/", 1)[1]
+        if self.hub.cut_uploads:
+            self.hub.cut_uploads -= 1
+            self.rfile.read(16)
+            return self._cut()
+        content = self.rfile.read(int(self.headers["Content-Length"]))
+        assert hashlib.sha256(content).hexdigest() == oid
+        self.hub.blobs[oid] = content
+        self.hub.uploads[oid] = self.hub.uploads.get(oid, 0) + 1
+        return self._json({})
+
+    def _commit(self, repo: str, branch: dict, lines: list[dict]):
+        files = dict(branch["files"])
+        for line in lines:
+            value = line["value"]
+            if line["key"] == "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+            elif line["key"] == "lfsFile":
+                files[value["path"]] = self.hub.blobs[value["oid"]]
+        branch["files"], branch["sha"] = files, hashlib.sha1(repr(sorted(files.items())).encode()).hexdigest()
+        return self._json({"commitUrl": f"{self.hub.url}/{repo}/commit/{branch['sha']}", "commitOid": branch["sha"]})
+
+    def do_HEAD(self):
+        self.do_GET(body=False)
+
+    def do_GET(self, body: bool = True):
+        path = self.path.partition("?")[0]
+        info = re.fullmatch(r"/api/models/([^/]+/[^/]+)/(?:revision/([^/]+)|tree/([^/]+).*)", path)
+        file = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
+        repo, revision = (info[1], info[2] or info[3]) if info else (file[1], file[2]) if file else (None, None)
+        known = self.hub.repos.get(repo)
+        if known is None or (known["private"] and self.headers.get("Authorization") != f"Bearer {TOKEN}"):
+            return self._json({"error": "Repository not found"}, 404, {"X-Error-Code": "RepoNotFound"})
+        branch = known["branches"].get(revision) or next(b for b in known["branches"].values() if b["sha"] == revision)
+        if info and info[3]:
+            entries = [{"type": "file", "path": p, "size": len(c), "oid": _etag(c)} for p, c in branch["files"].items()]
+            return self._json(entries)
+        if info:
+            siblings = [{"rfilename": name} for name in branch["files"]]
+            return self._json({"id": repo, "sha": branch["sha"], "siblings": siblings, "private": known["private"]})
+        content = branch["files"].get(file[3])
+        headers = {"X-Repo-Commit": branch["sha"]}
+        if content is None:
+            return self._json({"error": "Entry not found"}, 404, {**headers, "X-Error-Code": "EntryNotFound"})
+        return self._send(content, 200, {**headers, "ETag": f'"{_etag(content)}"'}, body)
+
+    def _cut(self):
+        self.close_connection = True
+        self.connection.shutdown(socket.SHUT_RDWR)
+
+    def _json(self, content, status: int = 200, headers: dict | None = None):
+        return self._send(json.dumps(content).encode(), status, {"Content-Type": "application/json", **(headers or {})})
+
+    def _send(self, content: bytes, status: int, headers: dict, body: bool = True):
+        self.send_response(status)
+        for name, value in {**headers, "Content-Length": str(len(content))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if body and self.command != "HEAD":
+            self.wfile.write(content)
+
+
+def _etag(content: bytes) -> str:
+    return hashlib.sha1(content).hexdigest()
