@@ -77,7 +77,15 @@ def test_values_are_checked_without_a_command_line_too():
         EagleTrainingArguments(output_dir="x", loss="mse")
 
 
-SCRIPTS = ["train_eagle", "evaluate_draft", "regenerate_answers", "fetch_assets", "quickstart", "prune_draft"]
+SCRIPTS = [
+    "train_eagle",
+    "evaluate_draft",
+    "regenerate_answers",
+    "fetch_assets",
+    "quickstart",
+    "prune_draft",
+    "import_draft",
+]
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

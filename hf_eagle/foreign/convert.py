@@ -1,0 +1,174 @@
+"""`from_foreign`: a draft as another project published it -> a draft of ours, with the same function."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
+
+from ..drafts.build import DRAFT_CLASSES
+from ..drafts.modeling_base import EaglePreTrainedModel
+from ..drafts.vocabulary import tokenizer_fingerprint
+from .fields import check_flags, draft_config, flat_config
+from .files import has_tokenizer, read_config, read_target_embedding, read_tensors
+from .forms import Form, form_of, stored_tap_ids
+from .tensors import check_embedding, check_names, check_taps, drop_biases, renamed, sort_vocabulary, weights_dtype
+
+
+logger = logging.getLogger(__name__)
+
+
+def from_foreign(
+    path: str | Path,
+    target: str | Path,
+    form: str = "auto",
+    tap_ids: list[int] | None = None,
+    rope_theta: float | None = None,
+    drop_fc_bias: bool = False,
+    trust_remote_code: bool = False,
+) -> EaglePreTrainedModel:
+    """Read a draft that another project published; `save_pretrained` of the result writes our folder.
+
+    The forms are those of `forms.py`. Nothing of the draft is run, a pickle that is more than tensors is refused, and
+    of the target only config, tokenizer and, where they are on this machine, embeddings are read.
+
+    Args:
+        path: the draft, a folder or a Hub id.
+        target: its target, a folder or a Hub id.
+        form: one of `FORMS`; `"auto"` recognises it by config and tensor names.
+        tap_ids: entry ids of the taps, where the draft's files name none and it was not trained on the default.
+        rope_theta: the RoPE base that the draft was trained with, where its config names another.
+        drop_fc_bias: leave out the trained `fc.bias` of an EAGLE-1 draft, as vLLM does.
+        trust_remote_code: run code that comes with the target's config or tokenizer.
+
+    Returns:
+        The draft, in the dtype of its tensors; `attach` a target before using it.
+
+    Raises:
+        ValueError: naming the flag or tensor that a draft of ours cannot have, or that does not fit the target.
+        OSError: if files are missing.
+
+    Example:
+        >>> from_foreign("yuhuili/EAGLE3-LLaMA3.1-Instruct-8B", "my/llama").save_pretrained("draft")
+    """
+    config = read_config(path)
+    tensors = read_tensors(path)
+    written = form_of(form, config, tensors)
+    logger.info("%s: a draft in the form `%s` (%s)", path, written.name, written.project)
+    _check_options(written, tap_ids, rope_theta, drop_fc_bias)
+
+    target_config = AutoConfig.from_pretrained(target, trust_remote_code=trust_remote_code)
+    stored = stored_tap_ids(written, config, tensors, target_config.get_text_config().num_hidden_layers)
+    config = flat_config(written, config)
+    check_flags(written, config)
+    tensors = renamed(written, tensors)
+    drop_biases(written, tensors, drop_fc_bias)
+    _check_target(config, tensors, target_config, target)
+
+    text = target_config.get_text_config()
+    size = text.vocab_size if written.eagle1 else sort_vocabulary(tensors, text.vocab_size)
+    ours = draft_config(written, config, target_config, size, tap_ids or stored, rope_theta)
+    if not written.eagle1:
+        check_taps(tensors.get("fc.weight"), text.hidden_size, ours.tap_ids)
+    ours.tokenizer_fingerprint = _common_fingerprint(path, config, target, trust_remote_code)
+    _say(written, config, ours, stored, tap_ids)
+    return _build(ours, tensors)
+
+
+def _check_options(form: Form, tap_ids: list[int] | None, rope_theta: float | None, drop_fc_bias: bool) -> None:
+    if tap_ids and form.eagle1:
+        raise ValueError(f"`tap_ids` is {tap_ids}, but an EAGLE-1 draft has no taps: leave it out.")
+    if drop_fc_bias and not form.eagle1:
+        raise ValueError(
+            f"`drop_fc_bias` is for EAGLE-1 drafts, and this one is in the form `{form.name}`: leave it out."
+        )
+    if rope_theta is not None and rope_theta <= 0:
+        raise ValueError(f"`rope_theta` must be above 0, got {rope_theta}.")
+
+
+def _build(config: Any, tensors: dict[str, torch.Tensor]) -> EaglePreTrainedModel:
+    draft_class = DRAFT_CLASSES[config.architectures[0]]
+    with torch.device("meta"):
+        empty = draft_class(config)
+    lent = set(empty._keys_to_ignore_on_save)
+    check_names(tensors, {name: x.shape for name, x in empty.state_dict().items() if name not in lent})
+    dtype = weights_dtype(tensors)
+    return draft_class.from_pretrained(None, config=config, state_dict=tensors, dtype=dtype).eval()
+
+
+def _check_target(
+    config: dict[str, Any], tensors: dict[str, torch.Tensor], target_config: PreTrainedConfig, target: str | Path
+) -> None:
+    """Sizes of draft and target, and the embeddings, which are taken out of `tensors`."""
+    text = target_config.get_text_config()
+    t2d, embedding = tensors.get("t2d"), tensors.pop("embed_tokens.weight", None)
+    sizes = {
+        "vocab_size": (config.get("vocab_size") or text.vocab_size, text.vocab_size),
+        "hidden_size": (config.get("hidden_size") or text.hidden_size, text.hidden_size),
+        "target_hidden_size": (config.get("target_hidden_size") or text.hidden_size, text.hidden_size),
+        "t2d": (text.vocab_size if t2d is None else t2d.numel(), text.vocab_size),
+    }
+    for name, (seen, wanted) in sizes.items():
+        if seen != wanted:
+            reason = (
+                "a draft of another width than its target needs embeddings of its own, which are not served"
+                if name == "hidden_size"
+                else "it is a draft of another target"
+            )
+            raise ValueError(f"`{name}` of this draft is {seen}, but `target` {target} has {wanted}: {reason}.")
+    if embedding is None:
+        return
+    theirs = read_target_embedding(target)
+    if theirs is None:
+        logger.warning(
+            "The draft holds embeddings, and those of %s are not on this machine: they were not compared, and the "
+            "draft will be served with the target's.",
+            target,
+        )
+    else:
+        check_embedding(embedding, theirs)
+
+
+def _common_fingerprint(
+    path: str | Path, config: dict[str, Any], target: str | Path, trust_remote_code: bool
+) -> str | None:
+    """Of the target's tokenizer, `None` where it has none; `ValueError` if the draft comes with another one."""
+    wanted = _fingerprint(target, trust_remote_code)
+    given = config.get("tokenizer_fingerprint") or _fingerprint(path, False)
+    if None not in (wanted, given) and wanted != given:
+        raise ValueError(
+            f"`draft` {path} comes with another tokenizer than `target` {target} (fingerprints {given} and {wanted}): "
+            "its head stands for other tokens."
+        )
+    if wanted is None:
+        logger.warning("%s has no tokenizer that can be read: nobody will notice when it is another one.", target)
+    return wanted
+
+
+def _fingerprint(path: str | Path, trust_remote_code: bool) -> str | None:
+    if not has_tokenizer(path):
+        return None
+    return tokenizer_fingerprint(AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code))
+
+
+def _say(form: Form, config: dict[str, Any], ours: Any, stored: list[int] | None, given: list[int] | None) -> None:
+    """What was decided, and what the files cannot tell."""
+    if not form.eagle1:
+        source = "given" if given else "its config's" if stored else "the default, since its files name none"
+        logger.info("taps: the inputs of layers %s (%s)", ", ".join(map(str, ours.tap_ids)), source)
+    rope = ours.rope_parameters
+    logger.info("RoPE: %s, base %g", rope.get("rope_type", "default"), rope["rope_theta"])
+    scaled = rope.get("rope_type") in ("yarn", "linear") and rope["rope_theta"] != 10000
+    if scaled and form.name in ("torchspec", "eagle3", "eagle1"):
+        logger.warning(
+            "%s trains with RoPE base 10000 where RoPE is scaled, whatever the config says; both servers take the "
+            "config's. If this draft was trained so, give `rope_theta` 10000.",
+            form.project,
+        )
+    if form.name == "specforge" and "norm_output" in config:
+        logger.warning(
+            "`norm_output` is %s, which is kept as the servers read it; SpecForge before September 2026 fed back the "
+            "un-normed output all the same.",
+            config["norm_output"],
+        )

@@ -1,0 +1,141 @@
+"""From the config of a foreign draft to ours: its sizes and its RoPE, and no flag that would be lost on the way."""
+
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+from ..drafts.configuration_eagle import Eagle1Config, EagleConfig
+from ..drafts.configuration_eagle_mla import EagleMLAConfig
+from ..targets.latent import LATENT_SIZES
+from .forms import Form, has_latent_sizes
+
+
+# flag -> values under which it changes nothing, and why no other can be kept
+_FLAGS = {
+    "norm_before_residual": ((None, False), "vLLM runs it and SGLang does not"),
+    "norm_before_fc": ((None, False), "it is one norm over all taps, which the servers do not share"),
+    "parallel_drafting": ((None, False), "such a draft proposes all tokens in one forward"),
+    "parallel_draft_step": ((None, 0, 1), "such a draft proposes several tokens in one forward"),
+    "use_aux_hidden_state": ((None, True), "such a draft has no taps, but is none of EAGLE-1 either"),
+    "use_mtp_layernorm": ((None, False), "the servers have no such norm"),
+    "use_last_layernorm": ((None, True), "the servers always norm what the head sees"),
+    "hidden_act": ((None, "silu", "swish"), "the draft's MLP is SwiGLU"),
+    "hidden_activation": ((None, "silu", "swish"), "the draft's MLP is SwiGLU"),
+    "rope_interleave": ((None, True), "the servers rotate neighbouring pairs in latent attention"),
+    "partial_rotary_factor": ((None, 1, 1.0), "the draft rotates the whole head"),
+    "logit_scale": ((None, 1, 1.0), "SGLang does not scale a draft's logits"),
+}
+_ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+# what projects and LlamaConfig take where a config says nothing
+_DEFAULT_THETA = 10000.0
+_DEFAULT_EPS = 1e-6
+
+
+def flat_config(form: Form, config: dict[str, Any]) -> dict[str, Any]:
+    """One mapping of all fields; speculators keep those of the layer in one of their own."""
+    if form.name != "speculators":
+        return config
+    kind = config.get("speculators_model_type")
+    if kind != "eagle3":
+        raise ValueError(f"`speculators_model_type` is {kind!r}, but only eagle3 drafts can be imported.")
+    layer = config.get("transformer_layer_config") or {}
+    if layer.get("model_type", "llama") != "llama":
+        raise ValueError(
+            f"`model_type` of this draft's layer is {layer['model_type']!r}, which norms queries and keys; SGLang's "
+            "draft does not, so only Llama layers can be imported."
+        )
+    if "sliding_attention" in (layer.get("layer_types") or ()):
+        raise ValueError("`layer_types` of this draft has sliding attention, which SGLang's draft does not.")
+    # vLLM takes a missing flag for true
+    return {"norm_before_residual": True} | layer | {k: v for k, v in config.items() if v is not None}
+
+
+def check_flags(form: Form, config: dict[str, Any]) -> None:
+    """`ValueError` for the first flag that neither our draft nor both servers could honour."""
+    for place in (config, config.get("eagle_config") or {}, _rope_fields(config)):
+        for flag, (harmless, reason) in _FLAGS.items():
+            if place.get(flag) not in harmless:
+                raise ValueError(f"`{flag}` of this draft is {place[flag]!r}, which cannot be imported: {reason}.")
+    if form.name == "nemo" and has_latent_sizes(config) and _rope_fields(config).get("mscale_all_dim"):
+        raise ValueError(
+            "`mscale_all_dim` of this draft is set, but NeMo trains latent attention without YaRN's temperature, which "
+            "both servers apply."
+        )
+
+
+def draft_config(
+    form: Form,
+    config: dict[str, Any],
+    target_config: PreTrainedConfig,
+    draft_vocab_size: int,
+    tap_ids: list[int] | None,
+    rope_theta: float | None = None,
+) -> EagleConfig:
+    """Our config of a foreign draft for its target.
+
+    Args:
+        form: that the draft is written in.
+        config: its fields, flat.
+        target_config: of its target, which says vocabulary, context length and special ids.
+        draft_vocab_size: rows of its head.
+        tap_ids: entry ids, the default where `None`.
+        rope_theta: to be taken instead of the one its config names.
+
+    Raises:
+        ValueError: for RoPE that the servers would run otherwise, or what does not fit the target.
+    """
+    rope = rope_parameters(config)
+    if rope_theta is not None:
+        rope["rope_theta"] = rope_theta
+    heads = _field(config, "num_attention_heads")
+    fields = {
+        "hidden_size": _field(config, "hidden_size"),
+        "intermediate_size": _field(config, "intermediate_size"),
+        "num_attention_heads": heads,
+        "rms_norm_eps": config.get("rms_norm_eps") or _DEFAULT_EPS,
+        "rope_parameters": rope,
+    }
+    if has_latent_sizes(config):
+        fields |= {name: config[name] for name in LATENT_SIZES}
+    else:
+        fields["num_key_value_heads"] = config.get("num_key_value_heads") or heads
+        fields["head_dim"] = config.get("head_dim") or fields["hidden_size"] // heads
+    if form.eagle1:
+        return Eagle1Config.from_target(target_config, **fields)
+    fields |= {"fc_norm": bool(config.get("fc_norm")), "norm_output": bool(config.get("norm_output"))}
+    kind = EagleMLAConfig if has_latent_sizes(config) else EagleConfig
+    return kind.from_target(target_config, draft_vocab_size, tap_ids, **fields)
+
+
+def rope_parameters(config: dict[str, Any]) -> dict[str, Any]:
+    """RoPE of a config in the spelling of transformers 5, whether it is written in the old, the new, or both."""
+    given = {k: v for k, v in _rope_fields(config).items() if v is not None}
+    if any(isinstance(value, dict) for value in given.values()):
+        raise ValueError("`rope_parameters` of this draft differ by kind of layer, which a draft of one layer cannot.")
+    old = given.pop("type", "default")
+    kind = given.pop("rope_type", old)
+    if kind not in _ROPE_TYPES or "mrope_section" in given:
+        seen = "mrope" if "mrope_section" in given else kind
+        raise ValueError(
+            f"`rope_scaling` of this draft is of type {seen!r}, which the servers run in ways of their own: only "
+            f"{', '.join(_ROPE_TYPES)} can be imported."
+        )
+    given.pop("partial_rotary_factor", None)  # it is 1
+    bases = {float(x) for x in (given.pop("rope_theta", None), config.get("rope_theta")) if x is not None}
+    if len(bases) > 1:
+        raise ValueError(
+            f"`rope_theta` of this draft is {' and '.join(map(str, sorted(bases)))} in one config, and the servers do "
+            "not read the same one: correct its config.json."
+        )
+    theta = bases.pop() if bases else _DEFAULT_THETA
+    return {"rope_type": kind, "rope_theta": theta} | (given if kind != "default" else {})
+
+
+def _rope_fields(config: dict[str, Any]) -> dict[str, Any]:
+    return {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
+
+
+def _field(config: dict[str, Any], name: str) -> int:
+    if config.get(name) is None:
+        raise ValueError(f"`{name}` is missing in the config.json of this draft.")
+    return int(config[name])

@@ -1,0 +1,107 @@
+"""The files of a draft that others made: its config and its tensors, read without running anything of theirs."""
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers.utils import cached_file
+
+
+# in the order in which they are looked for; an index names the files that hold the tensors
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
+_EMBEDDINGS = ("embed_tokens.weight", "wte.weight")
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """What `config.json` of a folder or Hub id holds.
+
+    Raises:
+        ValueError: if it is not a JSON mapping.
+        OSError: if it is not there.
+    """
+    file = Path(cached_file(str(path), "config.json"))
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as problem:
+        raise ValueError(f"`draft` {path}: config.json cannot be read as JSON: {problem}.") from problem
+    if not isinstance(config, dict):
+        raise ValueError(f"`draft` {path}: config.json must hold a mapping, got {type(config).__name__}.")
+    return config
+
+
+def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
+    """All tensors of a draft by name, on the CPU, as they are stored.
+
+    Args:
+        path: folder or Hub id with safetensors or `pytorch_model.bin`, in one file or several.
+
+    Raises:
+        ValueError: if there are no weights, they cannot be read, or a pickle holds more than tensors.
+    """
+    tensors = {}
+    for file in _weight_files(path):
+        tensors |= _read_safetensors(file) if file.suffix == ".safetensors" else _read_pickle(file)
+    return tensors
+
+
+def has_tokenizer(path: str | Path) -> bool:
+    """Whether there is a tokenizer beside the weights; `AutoTokenizer` makes up an empty one from a config alone."""
+    return any(cached_file(str(path), name, _raise_exceptions_for_missing_entries=False) for name in _TOKENIZER)
+
+
+def read_target_embedding(target: str | Path) -> torch.Tensor | None:
+    """The target's input embedding `(vocab_size, hidden)`; `None` where its safetensors are not on this machine.
+
+    Of the target nothing but this one tensor is read, and nothing is downloaded.
+    """
+    try:
+        files = _weight_files(target, local_files_only=True)
+    except (OSError, ValueError):
+        return None
+    for file in files:
+        if file.suffix != ".safetensors" or not file.is_file():
+            continue
+        with safe_open(file, "pt") as weights:
+            names = [name for name in weights.keys() if name.endswith(_EMBEDDINGS)]
+            if len(names) == 1:
+                return weights.get_tensor(names[0])
+    return None
+
+
+def _weight_files(path: str | Path, **options: Any) -> list[Path]:
+    for name in _WEIGHTS:
+        file = cached_file(str(path), name, _raise_exceptions_for_missing_entries=False, **options)
+        if file is None:
+            continue
+        if not name.endswith(".index.json"):
+            return [Path(file)]
+        parts = sorted(set(json.loads(Path(file).read_text(encoding="utf-8"))["weight_map"].values()))
+        found = [cached_file(str(path), p, _raise_exceptions_for_missing_entries=False, **options) for p in parts]
+        return [Path(part) for part in found if part is not None]
+    raise ValueError(f"{path} holds no weights: looked for {', '.join(_WEIGHTS)}.")
+
+
+def _read_safetensors(file: Path) -> dict[str, torch.Tensor]:
+    try:
+        with safe_open(file, "pt") as weights:
+            return {name: weights.get_tensor(name) for name in weights.keys()}
+    except SafetensorError as problem:
+        raise ValueError(f"{file} cannot be read as safetensors: {problem}.") from problem
+
+
+def _read_pickle(file: Path) -> dict[str, torch.Tensor]:
+    try:
+        held = torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as problem:
+        reason = str(problem).strip().split("\n")[0]
+        raise ValueError(
+            f"{file} holds more than tensors, or is damaged, and is not run: {reason} If you trust its source, save "
+            "its tensors as model.safetensors there."
+        ) from problem
+    if not isinstance(held, dict) or not all(isinstance(x, torch.Tensor) for x in held.values()):
+        raise ValueError(f"{file} must hold tensors by name, and nothing else.")
+    return held

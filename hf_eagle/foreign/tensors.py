@@ -1,0 +1,171 @@
+"""From the tensors of a foreign draft to ours: names, biases, the order of the draft vocabulary, embeddings."""
+
+from typing import Any
+
+import torch
+
+from ..drafts.vocabulary import VocabularyMapping, draft_token_ids
+from .forms import Form
+
+
+# our layer's name, and what else it is called
+_LAYER, _OTHER_LAYER = "midlayer.", "layers.0."
+_SERVED = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def renamed(form: Form, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """By the names of our drafts; `embed_tokens.weight` is still there, copies that only training needs are not.
+
+    Raises:
+        ValueError: for several layers, or a number format that is not a plain one.
+    """
+    found = {}
+    for name, tensor in tensors.items():
+        name = name.removeprefix("model.") if form.name == "nemo" else name
+        if name in form.own_copies or name.endswith("rotary_emb.inv_freq"):
+            continue
+        if not form.eagle1 and name.startswith(_OTHER_LAYER):
+            name = _LAYER + name.removeprefix(_OTHER_LAYER)
+        found[name] = tensor
+    more = sorted({name.split(".")[1] for name in found if name.startswith("layers.")} - {"0"}, key=int)
+    if more:
+        raise ValueError(
+            f"`num_hidden_layers` of this draft is {len(more) + 1}: only drafts of one layer are imported."
+        )
+    if "mask_hidden" in found:
+        raise ValueError("`mask_hidden` shows `parallel_drafting`: such a draft proposes all tokens in one forward.")
+    for name, tensor in found.items():
+        if name not in ("d2t", "t2d") and tensor.dtype not in _SERVED:
+            raise ValueError(
+                f"`{name}` is stored as {str(tensor.dtype).removeprefix('torch.')}: a quantised draft cannot be "
+                "imported, take the one that it was made from."
+            )
+    return found
+
+
+def weights_dtype(tensors: dict[str, torch.Tensor]) -> torch.dtype:
+    """The narrowest dtype that holds all tensors without rounding, whatever the config says."""
+    dtype = None
+    for name, tensor in tensors.items():
+        if name not in ("d2t", "t2d", "embed_tokens.weight"):
+            dtype = tensor.dtype if dtype is None else torch.promote_types(dtype, tensor.dtype)
+    return dtype
+
+
+def drop_biases(form: Form, tensors: dict[str, torch.Tensor], drop_fc_bias: bool) -> None:
+    """Leave out biases that are zero, in place; those of EAGLE-1's `fc` are stored as zeros.
+
+    Raises:
+        ValueError: naming the flag of a bias that is not zero.
+    """
+    for name in [name for name in tensors if name.endswith(".bias")]:
+        bias = tensors.pop(name)
+        if not bias.any():
+            continue
+        if name == "fc.bias" and form.eagle1:
+            if drop_fc_bias:
+                continue
+            raise ValueError(
+                "`fc.bias` of this draft was trained: vLLM drops it and SGLang adds it, so the two run different "
+                "drafts. `drop_fc_bias` imports what vLLM runs."
+            )
+        flag = "attention_bias" if ".self_attn." in name else "mlp_bias" if ".mlp." in name else name
+        raise ValueError(f"`{flag}`: this draft holds a bias, `{name}`, which a served draft has not.")
+    if form.eagle1 and "fc.weight" in tensors:
+        tensors["fc.bias"] = tensors["fc.weight"].new_zeros(tensors["fc.weight"].shape[0])
+
+
+def sort_vocabulary(tensors: dict[str, torch.Tensor], vocab_size: int) -> int:
+    """Put the draft vocabulary into the order of target ids, rows of the head along, in place.
+
+    `d2t` holds offsets in every form; ModelOpt and NeMo keep tokens by frequency, and ModelOpt no `t2d`.
+
+    Args:
+        tensors: with `lm_head.weight` `(draft_vocab_size, hidden)`, maybe `d2t` and `t2d`.
+        vocab_size: the target's.
+
+    Returns:
+        The number of draft tokens.
+
+    Raises:
+        ValueError: if `d2t` and `t2d` do not describe the rows of the head.
+    """
+    head, d2t, t2d = tensors.get("lm_head.weight"), tensors.pop("d2t", None), tensors.pop("t2d", None)
+    if head is None:
+        raise ValueError(
+            "`lm_head.weight` is missing in this draft: it proposes by a head that is not published with it."
+        )
+    size = head.shape[0]
+    if size == vocab_size and (d2t is None or not d2t.any()):
+        return size
+    if d2t is None or d2t.shape != (size,):
+        seen = "is missing" if d2t is None else f"has shape {list(d2t.shape)}"
+        raise ValueError(f"`d2t` {seen}, but `lm_head.weight` has {size} rows for {vocab_size} target tokens.")
+    ids, order = draft_token_ids(d2t.long()).sort()
+    if ids[0] < 0 or ids[-1] >= vocab_size or bool((ids[1:] == ids[:-1]).any()):
+        raise ValueError(
+            "`d2t` must hold offsets: `j + d2t[j]` must be different target ids between 0 and "
+            f"{vocab_size - 1}, but they are {int(ids[0])}..{int(ids[-1])}. Were absolute ids stored?"
+        )
+    mapping = VocabularyMapping.from_token_ids(ids, vocab_size)
+    if t2d is not None and not torch.equal(t2d.bool(), mapping.t2d):
+        raise ValueError(
+            f"`t2d` of this draft marks {int(t2d.bool().sum())} tokens, which are not the {size} that `d2t` names: its "
+            "vocabulary mapping was never set, or lost."
+        )
+    _check_rows(head, d2t)
+    tensors["lm_head.weight"] = head[order]
+    if size < vocab_size:
+        tensors |= {"d2t": mapping.d2t, "t2d": mapping.t2d}
+    return size
+
+
+def _check_rows(head: torch.Tensor, d2t: torch.Tensor) -> None:
+    """TorchSpec's converter prunes a head by `head[d2t]`: where offsets are equal, neighbours then share one row."""
+    pairs = (d2t[1:] == d2t[:-1]).nonzero()[:, 0]
+    same = (head[pairs] == head[pairs + 1]).all(-1)
+    if len(pairs) and bool(same.all()):
+        raise ValueError(
+            "`lm_head.weight` holds one row for every run of neighbouring tokens: it was pruned by the offsets in "
+            "`d2t` instead of by token ids, so its rows are other tokens'. Convert the draft without pruning, and "
+            "prune it here."
+        )
+
+
+def check_embedding(given: torch.Tensor, target: torch.Tensor) -> None:
+    """`ValueError` unless a draft's embeddings `(vocab_size, hidden)` are its target's, up to a copy's rounding."""
+    if given.shape != target.shape:
+        raise ValueError(
+            f"`embed_tokens` of this draft is {list(given.shape)} but the target's is {list(target.shape)}: it belongs "
+            "to another target."
+        )
+    near = torch.isclose(given.float(), target.float(), rtol=2**-7, atol=1e-5).all(-1)
+    wrong = int((~near).sum())
+    if wrong:
+        raise ValueError(
+            f"`embed_tokens` of this draft differs from the target's in {wrong} of {len(near)} tokens: it was trained, "
+            "or is another target's, and a draft is served with its target's."
+        )
+
+
+def check_taps(fc: torch.Tensor | None, width: int, tap_ids: list[int]) -> None:
+    """`ValueError` unless `fc` `(hidden, taps * width)` takes as many taps as are named."""
+    if fc is not None and fc.shape[-1] != width * len(tap_ids):
+        raise ValueError(
+            f"`fc.weight` of this draft takes {fc.shape[-1] / width:g} taps, but {len(tap_ids)} are known, {tap_ids}: "
+            "give the entry ids that it was trained with as `tap_ids`."
+        )
+
+
+def check_names(tensors: dict[str, torch.Tensor], wanted: dict[str, Any]) -> None:
+    """`ValueError` naming what is missing, unexpected, or of another shape than in `wanted`."""
+    shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
+    wanted = {name: list(shape) for name, shape in wanted.items()}
+    wrong = [f"`{n}` is missing" for n in wanted if n not in shapes]
+    wrong += [f"`{n}` is unexpected" for n in shapes if n not in wanted]
+    wrong += [f"`{n}` is {shapes[n]} instead of {wanted[n]}" for n in wanted if n in shapes and shapes[n] != wanted[n]]
+    if wrong:
+        raise ValueError(
+            f"This draft does not hold the tensors of its form, with the sizes in its config: {'; '.join(wrong[:6])}"
+            + (f"; and {len(wrong) - 6} more." if len(wrong) > 6 else ".")
+        )

@@ -1,0 +1,81 @@
+"""Import a draft that another project published: it becomes a draft folder like any other, with the same function.
+
+    python scripts/import_draft.py DRAFT --target TARGET --output_dir OUT
+    python scripts/import_draft.py DRAFT --target TARGET --output_dir OUT --form modelopt
+
+Forms: SafeAILab's EAGLE-1 and EAGLE-3, SpecForge, NVIDIA's ModelOpt and NeMo Automodel, vLLM's speculators, TorchSpec.
+The form is recognised and printed. What the servers would not run, or would run differently, is refused with its name.
+Nothing that comes with the draft is run; of the target only config, tokenizer and, where it is on this machine, the
+embedding are read.
+"""
+
+import logging
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without installation
+
+from hf_eagle.foreign.forms import FORMS
+from hf_eagle.parser import EagleArgumentParser
+
+
+@dataclass
+class ImportArguments:
+    draft: str = field(metadata={"help": "Draft to import, a folder or a Hub id; may stand first without its name."})
+    target: str = field(metadata={"help": "The draft's target, a folder or a Hub id."})
+    output_dir: str = field(metadata={"help": "New folder for the imported draft."})
+    form: str = field(default="auto", metadata={"help": "Project that wrote the draft.", "choices": ["auto", *FORMS]})
+    tap_ids: list[int] | None = field(
+        default=None,
+        metadata={
+            "help": "Layers whose inputs the draft was trained on, as vLLM counts them, where its files do not say."
+        },
+    )
+    rope_theta: float | None = field(
+        default=None, metadata={"help": "RoPE base that the draft was trained with, where its config names another."}
+    )
+    drop_fc_bias: bool = field(
+        default=False, metadata={"help": "Leave out the trained bias of an EAGLE-1 draft's fc, as vLLM does."}
+    )
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "Run code that comes with the target's config or tokenizer."}
+    )
+
+    def __post_init__(self):
+        output_dir = Path(self.output_dir)
+        if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
+            raise ValueError(f"`output_dir` {output_dir} holds something already: name a new or an empty folder.")
+
+
+def main() -> None:
+    given = sys.argv[1:]
+    if given and not given[0].startswith("-"):
+        given = ["--draft", *given]
+    (args,) = EagleArgumentParser(ImportArguments, description=__doc__).parse_args_and_config(given)
+
+    from hf_eagle.foreign.convert import from_foreign
+
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout)
+    logging.getLogger("hf_eagle.foreign").setLevel(logging.INFO)
+    draft = from_foreign(
+        args.draft,
+        args.target,
+        form=args.form,
+        tap_ids=args.tap_ids,
+        rope_theta=args.rope_theta,
+        drop_fc_bias=args.drop_fc_bias,
+        trust_remote_code=args.trust_remote_code,
+    )
+    draft.save_pretrained(args.output_dir)
+    parameters = sum(p.numel() for name, p in draft.named_parameters() if name not in draft._keys_to_ignore_on_save)
+    size = draft.config.draft_vocab_size
+    print(f"{args.output_dir}: {type(draft).__name__}, {parameters:,} parameters, {draft.dtype}, {size} draft tokens")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (OSError, ValueError) as problem:
+        raise SystemExit(f"error: {problem}") from problem
