@@ -24,6 +24,7 @@ _PUBLIC = {
     "StepAccuracy": "evaluation.metrics",
     "VocabularyMapping": "drafts.vocabulary",
     "build_dataset": "data.conversations",
+    "from_foreign": "foreign.convert",
     "load_draft": "drafts.build",
     "load_prompts": "evaluation.prompts",
     "load_records": "data.conversations",

@@ -139,6 +139,7 @@ def trained_embeddings(t):
             bias("midlayer.self_attn.q_norm.weight", 16),
             "`midlayer.self_attn.q_norm.weight` is unexpected",
         ),
+        (forms.eagle1, bias("layers.0.input_layernorm.weight"), "`layers.0.input_layernorm.weight` is unexpected"),
         (forms.eagle3, lambda t: {n: x for n, x in t.items() if n != "norm.weight"}, "`norm.weight` is missing"),
         (forms.eagle3, lambda t: {n: x for n, x in t.items() if n != "d2t"}, "`d2t` is missing"),
         (forms.eagle3, lambda t: {n: x for n, x in t.items() if n != "lm_head.weight"}, "`lm_head.weight` is missing"),

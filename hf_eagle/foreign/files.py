@@ -66,7 +66,8 @@ def read_target_embedding(target: str | Path) -> torch.Tensor | None:
         if file.suffix != ".safetensors" or not file.is_file():
             continue
         with safe_open(file, "pt") as weights:
-            names = [name for name in weights.keys() if name.endswith(_EMBEDDINGS)]
+            # a layer that has embeddings of its own is one for multi-token prediction
+            names = [name for name in weights.keys() if name.endswith(_EMBEDDINGS) and ".layers." not in name]
             if len(names) == 1:
                 return weights.get_tensor(names[0])
     return None
