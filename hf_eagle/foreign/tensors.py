@@ -30,7 +30,8 @@ def renamed(form: Form, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Ten
     more = sorted({name.split(".")[1] for name in found if name.startswith("layers.")} - {"0"}, key=int)
     if more:
         raise ValueError(
-            f"`num_hidden_layers` of this draft is {len(more) + 1}: only drafts of one layer are imported."
+            f"`num_hidden_layers` of this draft is {len(more) + 1}: vLLM and SGLang run a second layer differently, so "
+            "only drafts of one are imported."
         )
     if "mask_hidden" in found:
         raise ValueError("`mask_hidden` shows `parallel_drafting`: such a draft proposes all tokens in one forward.")
