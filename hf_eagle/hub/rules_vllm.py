@@ -335,10 +335,16 @@ def _tensors(folder, target) -> Iterator[Finding]:
     if unknown:
         yield Finding(READER, f"{named(unknown)} has no parameter of that name: loading fails.", _unknown_fix(folder))
     missing = [folder.spelt(name) for name in wanted if name not in given and name != "d2t"]
-    if missing and not folder.prefixed:
+    if missing == ["lm_head.weight"]:
         yield Finding(
             READER,
-            f"{named(missing)} is missing: it loads in silence and runs on uninitialised memory.",
+            "`lm_head.weight` is missing: the target's head is run in its place.",
+            "restore the tensor from the checkpoint that was trained; nothing can replace it",
+        )
+    elif missing and not folder.prefixed:
+        yield Finding(
+            READER,
+            f"{named(missing)} is missing: it loads in silence and runs on numbers that nobody trained.",
             "restore the tensors from the checkpoint that was trained; nothing can replace them",
         )
     yield from shape_findings(READER, folder, wanted, given)
