@@ -7,7 +7,7 @@ import torch
 from reference_mla import rotation_frequencies, temperature
 from test_configuration import ROPES, target_config, written
 from tiny_mla import SIZES, YARN
-from transformers import DeepseekV2Config, DeepseekV3Config, LongcatFlashConfig, Qwen3Config
+from transformers import DeepseekV2Config, DeepseekV3Config, Qwen3Config
 
 from hf_eagle import EagleConfig, EagleMLAConfig, load_draft
 from hf_eagle.drafts.build import DRAFT_CLASSES
@@ -134,14 +134,6 @@ def test_sglang_takes_other_ids_beside_a_deepseek_target(config_class, tap_ids, 
         assert found["eagle_config"]["eagle_aux_hidden_state_layer_ids"] == wanted
         assert found["eagle_aux_hidden_state_layer_ids"] == (tap_ids or [2, 15, 27])
         assert "sglang_counts_entries" not in found
-
-
-def test_sglang_counts_outputs_of_longcat_although_its_attention_is_latent(tmp_path):
-    fields = {name: x for name, x in KIMI_TEXT.items() if name not in ("intermediate_size", "rope_parameters")}
-    longcat = LongcatFlashConfig(**fields, num_layers=15, ffn_hidden_size=128, head_dim=8)
-    EagleConfig.from_target(longcat, tap_ids=[3, 9, 20], intermediate_size=96).save_pretrained(tmp_path)
-    found = json.loads((tmp_path / "config.json").read_text())
-    assert found["eagle_config"]["eagle_aux_hidden_state_layer_ids"] == [2, 8, 19]
 
 
 def test_a_first_tap_that_sglang_cannot_be_told_is_named(caplog):

@@ -1,20 +1,24 @@
 """The check passes every draft that hf_eagle makes, catches planted faults, and mends those that can be mended."""
 
+import ast
 import json
+import runpy
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from test_trainer import make_trainer
-from tiny import pad_batch, random_chats, tiny_eagle1_pair, tiny_pair
+from tiny import pad_batch, random_chats, tiny_eagle1_pair, tiny_llama, tiny_pair
 from tiny_mla import YARN, tiny_mla_pair
 from transformers import DeepseekV3Config, LlamaConfig
 
 from hf_eagle import load_draft
 from hf_eagle.drafts.layers import EagleRMSNorm
 from hf_eagle.drafts.prune import prune_vocabulary
+from hf_eagle.hub import rules_folder, rules_sglang, rules_vllm, served_math
 from hf_eagle.hub.draft_folder import TargetFacts
 from hf_eagle.hub.probe import probe
 from hf_eagle.hub.repair import repair_draft
@@ -43,6 +47,14 @@ def faults(path, target=None):
     return [str(finding) for finding in check_draft(path, config) if finding.level != "note"]
 
 
+@pytest.fixture(scope="module")
+def target_folder(tmp_path_factory):
+    """The target of all tiny pairs."""
+    folder = tmp_path_factory.mktemp("target")
+    tiny_llama().save_pretrained(folder)
+    return folder
+
+
 # ---- what hf_eagle makes passes ----
 
 
@@ -50,18 +62,15 @@ def faults(path, target=None):
 @pytest.mark.parametrize("size", [40, None])
 @pytest.mark.parametrize("taps", [None, [1, 4, 6], [1, 3, 5, 7]])
 @pytest.mark.parametrize("flags", FLAGS)
-def test_every_kind_of_eagle3_draft_passes(pair, size, taps, flags, tmp_path):
+def test_every_kind_of_eagle3_draft_passes(pair, size, taps, flags, target_folder, tmp_path):
     target, draft = pair(size, taps, **FLAGS[flags])
-    draft.save_pretrained(tmp_path / "draft")
-    target.model.save_pretrained(tmp_path / "target")
-    assert faults(tmp_path / "draft") == faults(tmp_path / "draft", target) == []
-    assert probe(tmp_path / "draft", tmp_path / "target", target.config) == []
+    draft.save_pretrained(tmp_path)
+    assert faults(tmp_path) == faults(tmp_path, target) == []
+    assert probe(tmp_path, target_folder, target.config) == []
 
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_an_eagle1_draft_passes(tied, tmp_path):
-    from tiny import tiny_llama
-
     target, draft = tiny_eagle1_pair(tiny_llama(tied=tied))
     draft.save_pretrained(tmp_path / "draft")
     target.model.save_pretrained(tmp_path / "target")
@@ -70,14 +79,13 @@ def test_an_eagle1_draft_passes(tied, tmp_path):
 
 
 @pytest.mark.parametrize("rope", [*ROPES, "latent yarn"])
-def test_every_rope_passes_and_is_restated(rope, tmp_path):
+def test_every_rope_passes_and_is_restated(rope, target_folder, tmp_path):
     stretched = {**YARN, "mscale": 0.7, "original_max_position_embeddings": 16, "factor": 8.0}
     pair = tiny_mla_pair if rope == "latent yarn" else tiny_pair
     target, draft = pair(40, rope_parameters=ROPES.get(rope, stretched))
-    draft.save_pretrained(tmp_path / "draft")
-    target.model.save_pretrained(tmp_path / "target")
-    assert faults(tmp_path / "draft", target) == []
-    assert probe(tmp_path / "draft", tmp_path / "target", target.config) == []
+    draft.save_pretrained(tmp_path)
+    assert faults(tmp_path, target) == []
+    assert probe(tmp_path, target_folder, target.config) == []
 
 
 @pytest.mark.parametrize("size", [40, None])
@@ -92,6 +100,22 @@ def test_a_half_precision_draft_passes_without_a_note(tmp_path):
     target, draft = tiny_pair(40)
     draft.to(torch.bfloat16).save_pretrained(tmp_path)
     assert check_draft(tmp_path, target.config) == []
+
+
+def test_a_context_that_the_target_stretches_by_its_rope_is_asked_of_the_draft(tmp_path):
+    _, draft = tiny_pair(40)
+    draft.save_pretrained(tmp_path)
+    rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
+    stretched = SimpleNamespace(config=LlamaConfig(**sizes(rope_parameters=rope)))
+    (found,) = faults(tmp_path, stretched)
+    assert "`max_position_embeddings` of 512 gives a shorter context" in found and "set it to 1024" in found
+
+
+@pytest.mark.parametrize("module", [rules_vllm, rules_sglang, rules_folder, served_math])
+def test_the_rules_lean_on_nothing_that_writes_drafts(module):
+    imported = [node for node in ast.walk(ast.parse(Path(module.__file__).read_text())) if type(node) is ast.ImportFrom]
+    ours = {node.module for node in imported if node.level or node.module.startswith("hf_eagle")}
+    assert ours <= {"draft_folder"}
 
 
 @pytest.mark.parametrize("first", [2, 3])
@@ -230,7 +254,13 @@ PLANTED = {
     "one dtype": ("eagle3", put(torch_dtype=...), "`torch_dtype` is missing", True),
     "another dtype": ("eagle3", put(dtype="bfloat16"), "says bfloat16, the tensors are float32", True),
     "mixed dtypes": ("eagle3", tensor("norm.weight", lambda x: x.double()), "several dtypes", True),
-    "short context": ("eagle3", put(max_position_embeddings=64), "context is 64 tokens, less than the target", True),
+    "short context": ("eagle3", put(max_position_embeddings=64), "of 64 gives a shorter context than the target", True),
+    "part of a head rotated": (
+        "eagle3",
+        put(rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}),
+        "`partial_rotary_factor` is 0.5",
+        True,
+    ),
     "NaN": ("eagle3", tensor("fc.weight", nan), "`fc.weight` holds NaN or infinity", False),
     "surplus tensor": ("eagle3", tensor("adapter.scale", lambda x: torch.ones(2)), "`adapter.scale` has no par", True),
     "bias of zeros": ("eagle3", tensor("fc.bias", lambda x: torch.zeros(32)), "dropped in silence", True),
@@ -283,7 +313,7 @@ PLANTED = {
 
 @pytest.fixture(scope="module")
 def drafts(tmp_path_factory):
-    """kind -> (target, folder of a faultless draft)."""
+    """kind -> (target, folder of a faultless draft, its logits)."""
     made = {
         "eagle3": tiny_pair(40),
         "whole": tiny_pair(None),
@@ -296,7 +326,7 @@ def drafts(tmp_path_factory):
     for kind, (target, draft) in made.items():
         draft.save_pretrained(folder / kind)
         assert faults(folder / kind, target) == []
-    return {kind: (target, folder / kind) for kind, (target, _) in made.items()}
+    return {kind: (target, folder / kind, logits(folder / kind, target)) for kind, (target, _) in made.items()}
 
 
 def damaged(folder, into, change):
@@ -321,7 +351,7 @@ def logits(folder, target):
 @pytest.mark.parametrize("name", PLANTED)
 def test_a_planted_fault_is_caught_and_mended_where_it_can_be(name, drafts, tmp_path):
     kind, change, words, mends = PLANTED[name]
-    target, folder = drafts[kind]
+    target, folder, whole = drafts[kind]
     damaged(folder, tmp_path / "draft", change)
     before = (tmp_path / "draft" / "model.safetensors").read_bytes()
     found = faults(tmp_path / "draft", target)
@@ -333,7 +363,7 @@ def test_a_planted_fault_is_caught_and_mended_where_it_can_be(name, drafts, tmp_
     left = faults(tmp_path / "mended", target)
     if mends:
         assert done and left == []
-        assert torch.equal(logits(tmp_path / "mended", target), logits(folder, target))
+        assert torch.equal(logits(tmp_path / "mended", target), whole)
     else:
         assert any(words in line for line in left), left
 
@@ -343,7 +373,7 @@ def test_there_are_as_many_faults_as_asked_for():
 
 
 def test_a_whole_draft_is_mended_by_leaving_it_as_it_is(drafts, tmp_path):
-    for kind, (target, folder) in drafts.items():
+    for kind, (target, folder, _) in drafts.items():
         assert repair_draft(folder, tmp_path / kind, target.config) == []
         wanted, found = load_file(folder / "model.safetensors"), load_file(tmp_path / kind / "model.safetensors")
         assert wanted.keys() == found.keys() and all(torch.equal(wanted[name], found[name]) for name in wanted)
@@ -383,13 +413,11 @@ def test_nothing_is_overwritten(drafts, tmp_path):
         repair_draft(drafts["eagle3"][1], tmp_path)
 
 
-def test_the_probe_notices_a_change_of_our_model(drafts, tmp_path, monkeypatch):
-    target, folder = drafts["eagle3"]
-    target.model.save_pretrained(tmp_path)
-    assert probe(folder, tmp_path, target.config) == []
+def test_the_probe_notices_a_change_of_our_model(drafts, target_folder, monkeypatch):
+    target, folder, _ = drafts["eagle3"]
     forward = EagleRMSNorm.forward
     monkeypatch.setattr(EagleRMSNorm, "forward", lambda norm, x: forward(norm, x + 0.01))
-    (found,) = probe(folder, tmp_path, target.config)
+    (found,) = probe(folder, target_folder, target.config)
     assert "the draft that was trained is not the one that is served" in found.text
 
 
@@ -403,7 +431,9 @@ def test_the_trainer_checks_what_it_saves(tmp_path):
     assert faults(tmp_path / "run", trainer.target) == []
     assert faults(tmp_path / "run" / "checkpoint-2", trainer.target) == []
     trainer.model.config.max_position_embeddings = 64
-    with pytest.raises(ValueError, match="was saved, but would not be served as it was trained.*SGLang: the draft's c"):
+    with pytest.raises(
+        ValueError, match="was saved, but would not be served as it was trained.*gives a shorter context"
+    ):
         trainer.save_model()
 
 
@@ -416,9 +446,6 @@ def test_a_kind_that_no_server_has_is_saved_with_a_warning(tmp_path, caplog):
 
 
 def run(monkeypatch, capsys, *options):
-    import runpy
-    from pathlib import Path
-
     script = Path(__file__).resolve().parents[1] / "scripts" / "check_draft.py"
     monkeypatch.setattr("sys.argv", [str(script), *map(str, options)])
     with pytest.raises(SystemExit) as end:
@@ -426,10 +453,9 @@ def run(monkeypatch, capsys, *options):
     return end.value.code, capsys.readouterr()
 
 
-def test_the_script_says_what_is_wrong_and_mends_it(drafts, tmp_path, monkeypatch, capsys):
-    target, folder = drafts["eagle3"]
-    target.model.save_pretrained(tmp_path / "target")
-    beside = ("--target", tmp_path / "target")
+def test_the_script_says_what_is_wrong_and_mends_it(drafts, target_folder, tmp_path, monkeypatch, capsys):
+    _, folder, _ = drafts["eagle3"]
+    beside = ("--target", target_folder)
     assert run(monkeypatch, capsys, folder)[0] == 0
     code, printed = run(monkeypatch, capsys, folder, *beside)
     assert code == 0 and "serve it as it was trained." in printed.out

@@ -6,7 +6,7 @@ from typing import Any
 from transformers import LlamaConfig, PreTrainedConfig
 
 from ..targets.architectures import check_tap_ids, default_tap_ids
-from ..targets.latent import sglang_counts_entries
+from ..targets.latent import has_latent_attention
 from .vocabulary import check_draft_vocab_size
 
 
@@ -144,7 +144,7 @@ class EagleConfig(LlamaConfig):
             "draft_vocab_size": draft_vocab_size,
             "eagle_aux_hidden_state_layer_ids": check_tap_ids(tap_ids, layers),
         }
-        if sglang_counts_entries(target_config.get_text_config()):
+        if has_latent_attention(target_config.get_text_config()):
             fields["sglang_counts_entries"] = tap_ids[0] != 2  # where it is 2, `id - 1` says the same
             if tap_ids[0] == 1:
                 logger.warning("`tap_ids` %s begin with 1, which SGLang cannot be told beside this target.", tap_ids)

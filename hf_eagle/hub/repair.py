@@ -168,8 +168,9 @@ def _sizes(draft: Draft) -> None:
     config, tensors = draft.config, draft.tensors
     draft.write("num_hidden_layers", draft.num_layers)
     if draft.target is not None:
-        if (config.get("max_position_embeddings") or 0) < draft.target.max_positions:
-            draft.write("max_position_embeddings", draft.target.max_positions)
+        needed = max(draft.target.max_positions, rules_sglang.needed_positions(config, draft.target))
+        if (config.get("max_position_embeddings") or 0) < needed:
+            draft.write("max_position_embeddings", needed)
     if draft.kind == "eagle1":
         return
     if "lm_head.weight" in tensors:

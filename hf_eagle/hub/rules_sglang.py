@@ -4,6 +4,7 @@ Read there (0.5.23): `models/llama_eagle.py`, `llama_eagle3.py`, `kimi_k25_eagle
 the targets, `model_runner_components/spec_aux_hidden_state.py`, `configs/model_config.py`.
 """
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -217,27 +218,29 @@ def _rope(folder, target) -> Iterator[Finding]:
         yield Finding(READER, "`rope_interleave` is false: halves are rotated, not pairs.", "set it to true")
 
 
-def _context_length(positions: int, rope: dict[str, Any]) -> int:
-    stretched = rope.get("factor") or 1
-    if "original_max_position_embeddings" in rope or rope.get("rope_type") == "llama3":
-        stretched = 1
-    return int(positions * stretched)
+def _stretched(rope: dict[str, Any]) -> float:
+    """By how much this RoPE makes a context longer than `max_position_embeddings`."""
+    own = "original_max_position_embeddings" in rope or rope.get("rope_type") == "llama3"
+    return 1 if own else rope.get("factor") or 1
+
+
+def needed_positions(config: dict, target: TargetFacts) -> int:
+    """The least `max_position_embeddings` with which a draft of this RoPE has the target's context."""
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    return math.ceil(int(target.max_positions * _stretched(target.rope)) / _stretched(rope))
 
 
 def _context(folder, target) -> Iterator[Finding]:
     positions = folder.config.get("max_position_embeddings")
     if positions is None:
         yield Finding(READER, "`max_position_embeddings` is missing.", "set it to the target's")
-    elif target is not None:
-        rope = folder.config.get("rope_parameters") or folder.config.get("rope_scaling") or {}
-        mine = _context_length(positions, rope)
-        wanted = _context_length(target.max_positions, target.rope)
-        if mine < wanted:
-            yield Finding(
-                READER,
-                f"the draft's context is {mine} tokens, less than the target's {wanted}, and it is refused.",
-                "set `max_position_embeddings` to the target's",
-            )
+    elif target is not None and positions < needed_positions(folder.config, target):
+        yield Finding(
+            READER,
+            f"`max_position_embeddings` of {positions} gives a shorter context than the target's, and the draft is "
+            "refused.",
+            f"set it to {needed_positions(folder.config, target)}",
+        )
 
 
 def _dtype(folder, target) -> Iterator[Finding]:

@@ -90,36 +90,29 @@ def _vocabulary(folder, target) -> Iterator[Finding]:
 
 
 def _features(folder, target) -> Iterator[Finding]:
+    config = folder.config
+    if target is not None and config.get("hidden_size") != target.hidden_size:
+        yield Finding(
+            READER,
+            f"`hidden_size` is {config.get('hidden_size')}, the target's {target.hidden_size}: its embeddings cannot "
+            "be shared, and the draft's own are uninitialised.",
+            "serve the draft beside the target that it was trained for",
+        )
     if folder.kind == "eagle1":
-        if target is not None and folder.config.get("hidden_size") != target.hidden_size:
-            yield _other_width(folder, target)
-        if "logit_scale" in folder.config and folder.config["logit_scale"] is None:
+        if "logit_scale" in config and config["logit_scale"] is None:
             yield Finding(READER, "`logit_scale` is null, and logits are multiplied by it.", "leave the field out")
-        return
-    if "target_hidden_size" in folder.config and folder.config["target_hidden_size"] is None:
+    elif "target_hidden_size" in config and config["target_hidden_size"] is None:
         yield Finding(
             READER,
             "`target_hidden_size` is null, and the width of `fc` is computed from it.",
             "set it to the width of one tap, or leave it out where that is `hidden_size`",
         )
-    elif target is not None and _tap_width(folder.config) != target.hidden_size:
+    elif target is not None and _tap_width(config) != target.hidden_size:
         yield Finding(
             READER,
-            f"`target_hidden_size` is {_tap_width(folder.config)}, but the target's features are "
-            f"{target.hidden_size} wide.",
+            f"`target_hidden_size` is {_tap_width(config)}, but the target's features are {target.hidden_size} wide.",
             "serve the draft beside the target that it was trained for",
         )
-    if target is not None and folder.config.get("hidden_size") != target.hidden_size:
-        yield _other_width(folder, target)
-
-
-def _other_width(folder, target) -> Finding:
-    return Finding(
-        READER,
-        f"`hidden_size` is {folder.config.get('hidden_size')}, the target's {target.hidden_size}: its embeddings "
-        "cannot be shared, and the draft's own are uninitialised.",
-        "serve the draft beside the target that it was trained for",
-    )
 
 
 def _tap_width(config) -> int:
@@ -231,6 +224,13 @@ def _rope(folder, target) -> Iterator[Finding]:
             READER,
             f"RoPE of type {kind!r} is run as YaRN in latent attention.",
             "train the draft with plain RoPE or YaRN",
+        )
+    if rope.get("partial_rotary_factor", 1.0) != 1.0:
+        yield Finding(
+            READER,
+            f"`partial_rotary_factor` is {rope['partial_rotary_factor']}: a part of each head is rotated, in training "
+            "the whole.",
+            "leave it out",
         )
     if target is not None and old == 10000 and target.rope.get("rope_theta", 10000) != 10000:
         yield Finding(

@@ -48,8 +48,8 @@ def require_servable(path: str | Path, target_config: Any) -> None:
     Raises:
         ValueError: naming all that keeps the folder from being served as it was trained.
     """
-    if not any(Path(path).glob("*.safetensors")):
-        return  # nothing that a server would load, such as the adapter of a draft
+    if not (Path(path) / "config.json").is_file():
+        return  # nothing that a server would load, such as the adapter of a draft alone
     found = check_draft(path, target_config, values=False)
     for limit in (finding for finding in found if finding.level == "limit"):
         logger.warning("%s: %s", path, limit)
