@@ -23,7 +23,10 @@ class CheckArguments:
     target: str | None = field(
         default=None, metadata={"help": "The target that it will be served beside, a folder or a Hub id."}
     )
-    fix: str | None = field(default=None, metadata={"help": "New folder for a mended copy."})
+    fix: str | None = field(
+        default=None,
+        metadata={"help": "New folder for a mended copy; taps and context length are mended with `target` alone."},
+    )
     probe: bool = field(default=True, metadata={"help": "With `target`: compare logits, for which it is read."})
     trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with the target's config."})
 

@@ -263,6 +263,12 @@ PLANTED = {
     ),
     "NaN": ("eagle3", tensor("fc.weight", nan), "`fc.weight` holds NaN or infinity", False),
     "surplus tensor": ("eagle3", tensor("adapter.scale", lambda x: torch.ones(2)), "`adapter.scale` has no par", True),
+    "norm of queries": (
+        "eagle3",
+        tensor("midlayer.self_attn.q_norm.weight", lambda x: torch.ones(8)),
+        "`midlayer.self_attn.q_norm.weight` has no parameter",
+        False,
+    ),
     "bias of zeros": ("eagle3", tensor("fc.bias", lambda x: torch.zeros(32)), "dropped in silence", True),
     "trained bias": ("eagle3", tensor("fc.bias", lambda x: torch.ones(32)), "dropped in silence", False),
     "own embeddings": (
@@ -281,12 +287,12 @@ PLANTED = {
     "sliding window": ("eagle3", put(layer_types=["sliding_attention"]), "hides keys that training showed", False),
     "activation": ("eagle3", put(hidden_act="gelu"), "only silu is run", False),
     "EAGLE-1 with a head": ("eagle1", tensor("lm_head.weight", lambda x: torch.ones(96, 32)), "loading fails", True),
-    "EAGLE-1 with a norm": ("eagle1", tensor("norm.weight", lambda x: torch.ones(32)), "loading fails", True),
+    "EAGLE-1 with a norm": ("eagle1", tensor("norm.weight", lambda x: torch.ones(32)), "loading fails", False),
     "EAGLE-1 with an input norm": (
         "eagle1",
         tensor("layers.0.input_layernorm.weight", lambda x: torch.ones(32)),
         "`layers.0.input_layernorm.weight` has no parameter",
-        True,
+        False,
     ),
     "EAGLE-1 without fc.bias": (
         "eagle1",
@@ -377,6 +383,23 @@ def test_a_whole_draft_is_mended_by_leaving_it_as_it_is(drafts, tmp_path):
         assert repair_draft(folder, tmp_path / kind, target.config) == []
         wanted, found = load_file(folder / "model.safetensors"), load_file(tmp_path / kind / "model.safetensors")
         assert wanted.keys() == found.keys() and all(torch.equal(wanted[name], found[name]) for name in wanted)
+
+
+def test_without_the_target_taps_are_not_guessed(drafts, tmp_path):
+    damaged(
+        drafts["eagle3"][1], tmp_path / "draft", put(eagle_aux_hidden_state_layer_ids=..., tie_word_embeddings=True)
+    )
+    (done,) = repair_draft(tmp_path / "draft", tmp_path / "mended")
+    assert done.startswith("`tie_word_embeddings`")
+    assert any("is missing: vLLM takes those in `eagle_config`" in line for line in faults(tmp_path / "mended"))
+
+
+def test_a_draft_for_another_target_is_not_made_to_look_like_its_own(drafts, tmp_path):
+    other = LlamaConfig(**sizes(vocab_size=128))
+    assert repair_draft(drafts["eagle3"][1], tmp_path / "mended", other) == []
+    assert any(
+        "`vocab_size` is 96, the target's is 128" in str(line) for line in check_draft(tmp_path / "mended", other)
+    )
 
 
 def test_without_the_target_equal_ids_are_only_noted(drafts, tmp_path):

@@ -98,10 +98,12 @@ def _names(draft: Draft) -> None:
 
 
 def _vocab_size(draft: Draft) -> None:
-    if draft.target is not None:
-        draft.write("vocab_size", draft.target.vocab_size)
-    elif draft.kind != "eagle1" and "t2d" in draft.tensors:
-        draft.write("vocab_size", len(draft.tensors["t2d"]))
+    """By what the folder holds; the target's alone would make a draft of another one look like its own."""
+    tensors = draft.tensors
+    if draft.kind != "eagle1" and "t2d" in tensors:
+        draft.write("vocab_size", len(tensors["t2d"]))
+    elif draft.kind != "eagle1" and "d2t" not in tensors and "lm_head.weight" in tensors:
+        draft.write("vocab_size", len(tensors["lm_head.weight"]))
 
 
 def _vocabulary(draft: Draft) -> None:
@@ -140,11 +142,11 @@ def _surplus(draft: Draft) -> None:
     wanted |= rules_sglang.parameters(draft.config, draft.kind, draft.num_layers).keys()
     if draft.kind != "eagle1" and "d2t" in draft.tensors:
         wanted |= {"d2t", "t2d"}
-    # norms of taps tell of a lost flag rather than of a tensor too many
-    surplus = [n for n in draft.tensors if n.replace("midlayer.", "layers.0.") not in wanted and "fc_norm" not in n]
-    for name in surplus:
-        if name.endswith(".bias") and draft.tensors[name].any():
-            continue  # it was trained, and the draft without it is another
+    for name in [name for name in draft.tensors if name.replace("midlayer.", "layers.0.") not in wanted]:
+        biased = name.endswith(".bias") and draft.tensors[name].any()
+        inside = name.startswith(("layers.", "midlayer.")) and not name.endswith(".bias")
+        if biased or inside or "norm" in name:
+            continue  # training may have used it, and the draft without it is another
         del draft.tensors[name]
         draft.done.append(f"`{name}` is gone: no server has a place for it")
 
@@ -186,30 +188,23 @@ def _sizes(draft: Draft) -> None:
 
 
 def _taps(draft: Draft) -> None:
-    """Both spellings of the taps; where they disagree, the target's default decides, and nothing else can."""
-    if draft.kind == "eagle1":
+    """Both spellings of the taps. How SGLang counts depends on the target; where the spellings disagree, only one that
+    is the target's default shows which of them was trained."""
+    config, target = draft.config, draft.target
+    if draft.kind == "eagle1" or target is None:
         return
-    nested = dict(draft.config.get(_NESTED) or {})
-    nested["use_aux_hidden_state"] = True
-    top, target = draft.config.get(_TOP), draft.target
-    captured = rules_sglang.captured_ids(draft.config, target)
-    candidates = [list(ids) for ids in (top, captured) if ids]
-    entries = candidates[0] if candidates else None
-    if target is not None:
-        layers = target.num_layers
-        default = [2, layers // 2, layers - 3]
-        if not candidates and draft.config.get("num_aux_hidden_states", 3) == 3:
-            entries = default
-        elif default in candidates:
-            entries = default
-    disagree = len(candidates) == 2 and candidates[0] != candidates[1]
-    if entries is None or (disagree and (target is None or entries != default)):
+    default = [2, target.num_layers // 2, target.num_layers - 3]
+    said = [list(ids) for ids in (config.get(_TOP), rules_sglang.captured_ids(config, target)) if ids]
+    if not said:
+        said = [default] if config.get("num_aux_hidden_states", 3) == 3 else []
+    entries = default if default in said else said[0] if said else None
+    if entries is None or (entries != default and said != [entries] * len(said)):
         return
-    if len(set(entries)) != len(entries) or entries != sorted(entries):
+    if entries != sorted(set(entries)):
         return  # which columns of `fc` belong to which tap is not known
     draft.write(_TOP, entries)
     for less in (1, 0):
-        told = {**nested, _TOP: [i - less for i in entries]}
+        told = {**(config.get(_NESTED) or {}), "use_aux_hidden_state": True, _TOP: [i - less for i in entries]}
         if rules_sglang.captured_ids({_NESTED: told}, target) == entries:
             draft.write(_NESTED, told)
             return

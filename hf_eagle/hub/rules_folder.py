@@ -129,7 +129,7 @@ def _vocabulary(folder) -> Iterator[Finding]:
         )
     if t2d is None:
         yield Finding("hf_eagle", "`t2d` is missing beside `d2t`.", "mark in it the tokens that `d2t` names")
-    elif t2d.numel() != vocab or t2d.nonzero()[:, 0].tolist() != ids.sort().values.tolist():
+    elif t2d.numel() != vocab or not torch.equal(t2d.nonzero()[:, 0], ids.sort().values):
         yield Finding(
             "hf_eagle",
             f"`t2d` disagrees with `d2t`: it marks {int(t2d.sum())} of {t2d.numel()} tokens, not those that `d2t` "

@@ -16,6 +16,7 @@ _CLASSES = {
     "mla": {"Eagle3DeepseekV2ForCausalLM", "Eagle3DeepseekV3ForCausalLM"},
     "eagle1": {"EagleLlamaForCausalLM"},
 }
+_TAPS = "eagle_aux_hidden_state_layer_ids"
 _MODEL_TYPES = {"eagle3": ("llama",), "eagle1": ("llama",), "mla": ("kimi_k2", "deepseek_v2")}
 
 
@@ -119,37 +120,31 @@ def _tap_width(config) -> int:
     return config.get("target_hidden_size") or config.get("hidden_size") or 0
 
 
-def entry_ids(config: dict) -> list[int] | None:
-    """Layers whose ENTRY is recorded, as the config gives them; `None` for the target class's default."""
-    nested = config.get("eagle_config") or {}
-    ids = config.get("eagle_aux_hidden_state_layer_ids") or nested.get("eagle_aux_hidden_state_layer_ids")
-    return list(ids) if ids else None
+def _nested(config) -> dict:
+    return config.get("eagle_config") or {}
 
 
 def _num_taps(config) -> int:
     number = config.get("num_aux_hidden_states")
-    if number is None:
-        number = len((config.get("eagle_config") or {}).get("eagle_aux_hidden_state_layer_ids") or [0, 0, 0])
-    return number
+    return len(_nested(config).get(_TAPS) or [0, 0, 0]) if number is None else number
 
 
 def _taps(folder, target) -> Iterator[Finding]:
     if folder.kind == "eagle1":
         return
     config = folder.config
-    field = "eagle_aux_hidden_state_layer_ids"
-    if not config.get(field):
-        instead = "those in `eagle_config`, as ENTRY ids" if entry_ids(config) else "(2, N // 2, N - 3)"
+    ids = config.get(_TAPS) or _nested(config).get(_TAPS) or [2, 3, 4]  # entry ids, or as many as the default has
+    if not config.get(_TAPS):
+        instead = "those in `eagle_config`, as ENTRY ids" if _nested(config).get(_TAPS) else "(2, N // 2, N - 3)"
         yield Finding(
             READER,
-            f"the top-level `{field}` is missing: vLLM takes {instead}.",
+            f"the top-level `{_TAPS}` is missing: vLLM takes {instead}.",
             "write the entry ids of the taps that the draft was trained with",
         )
-    ids = entry_ids(config) or [2, 3, 4]
     if ids != sorted(set(ids)):
         yield Finding(
             READER,
-            f"`{field}` {ids} is sorted and de-duplicated before use, so the columns of `fc` meet other taps.",
+            f"`{_TAPS}` {ids} is sorted and de-duplicated before use, so the columns of `fc` meet other taps.",
             "write ascending unique ids and order the columns of `fc` by them",
         )
     if len(set(ids)) != _num_taps(config):
@@ -161,10 +156,10 @@ def _taps(folder, target) -> Iterator[Finding]:
     if target is not None and not all(0 <= i <= target.num_layers for i in ids):
         yield Finding(
             READER,
-            f"`{field}` {ids} names layers that a target of {target.num_layers} layers does not have.",
+            f"`{_TAPS}` {ids} names layers that a target of {target.num_layers} layers does not have.",
             f"use entry ids of 0..{target.num_layers}, those of training",
         )
-    if not (config.get("eagle_config") or {}).get("use_aux_hidden_state", True):
+    if not _nested(config).get("use_aux_hidden_state", True):
         yield Finding(
             READER,
             "`eagle_config.use_aux_hidden_state` is false: the draft gets the last hidden state instead of its taps.",
@@ -174,19 +169,21 @@ def _taps(folder, target) -> Iterator[Finding]:
 
 def _flags(folder, target) -> Iterator[Finding]:
     config = folder.config
-    nested = config.get("eagle_config") or {}
-    wrong = []
-    if folder.kind != "mla":
-        wrong += [name for name in ("attention_bias", "bias", "qkv_bias", "mlp_bias") if config.get(name)]
-    for name in wrong:
-        if not any(tensor.endswith(".bias") and "self_attn" in tensor for tensor in folder.shapes):
+    for name in ("attention_bias", "bias", "qkv_bias", "mlp_bias") if folder.kind != "mla" else ():
+        block = ".mlp." if name == "mlp_bias" else ".self_attn."
+        if config.get(name) and not any(block in n and n.endswith(".bias") for n in folder.shapes):
             yield Finding(
                 READER,
                 f"`{name}` is true, but there are no such tensors: biases of uninitialised memory are added.",
                 "set it to false",
             )
-    for name in ("norm_before_residual", "norm_before_fc") if folder.kind != "eagle1" else ():
-        if nested.get(name, config.get(name)):
+    other_norms = {
+        "norm_before_residual": folder.kind != "eagle1" and config.get("norm_before_residual"),
+        "norm_before_fc": folder.kind == "eagle3"
+        and _nested(config).get("norm_before_fc", config.get("norm_before_fc")),
+    }
+    for name, is_set in other_norms.items():
+        if is_set:
             yield Finding(
                 READER,
                 f"`{name}` is true: vLLM runs another draft than EAGLE-3 as the paper and SGLang have it.",
@@ -329,11 +326,14 @@ def _tensors(folder, target) -> Iterator[Finding]:
     biases = [name for name in unknown if name.endswith(".bias")]
     if folder.kind == "eagle1":
         biases = [name for name in biases if name != "fc.bias"]  # zeros, for SGLang
+    if config.get("attention_bias"):
+        biases = [name for name in biases if ".self_attn." not in name]
     if biases:
         yield Finding(READER, f"{named(biases)} has no parameter and is dropped in silence.", "train without biases")
     unknown = [name for name in unknown if not name.endswith(".bias")]
     if unknown:
-        yield Finding(READER, f"{named(unknown)} has no parameter of that name: loading fails.", _unknown_fix(folder))
+        fix = "take `model.` off the names" if folder.prefixed else "remove what is not the draft's"
+        yield Finding(READER, f"{named(unknown)} has no parameter of that name: loading fails.", fix)
     missing = [folder.spelt(name) for name in wanted if name not in given and name != "d2t"]
     if missing == ["lm_head.weight"]:
         yield Finding(
@@ -348,7 +348,3 @@ def _tensors(folder, target) -> Iterator[Finding]:
             "restore the tensors from the checkpoint that was trained; nothing can replace them",
         )
     yield from shape_findings(READER, folder, wanted, given)
-
-
-def _unknown_fix(folder) -> str:
-    return "take `model.` off the names" if folder.prefixed else "remove what is not the draft's"
