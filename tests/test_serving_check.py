@@ -444,6 +444,21 @@ def test_the_probe_notices_a_change_of_our_model(drafts, target_folder, monkeypa
     assert "the draft that was trained is not the one that is served" in found.text
 
 
+def test_another_name_of_the_layer_is_the_servers_too_and_mended_for_hf_eagle(drafts, target_folder, tmp_path):
+    target, folder, whole = drafts["eagle3"]
+
+    def rename(config, tensors):
+        for name in [name for name in tensors if name.startswith("midlayer.")]:
+            tensors[name.replace("midlayer.", "layers.0.")] = tensors.pop(name)
+
+    damaged(folder, tmp_path / "draft", rename)
+    assert faults(tmp_path / "draft", target) == []
+    (found,) = probe(tmp_path / "draft", target_folder, target.config)
+    assert found.level == "note" and "hf_eagle cannot load what the servers can" in found.text
+    assert repair_draft(tmp_path / "draft", tmp_path / "mended") == ["layer 0 is named `midlayer`"]
+    assert torch.equal(logits(tmp_path / "mended", target), whole)
+
+
 # ---- where it runs ----
 
 

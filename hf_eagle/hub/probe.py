@@ -39,7 +39,12 @@ def probe(path: str | Path, target: str | Path, target_config: PreTrainedConfig)
         text = f"RoPE of type {rope['rope_type']!r} is not restated here, so logits were not compared."
         return [Finding(READER, text, "compare acceptance in the server with `hf-eagle evaluate`", level="note")]
     embedding, head = lent_weights(target, target_config)
-    ours, served = _ours(path, embedding, head), _served(folder, embedding, head)
+    try:
+        ours = _ours(path, embedding, head)
+    except ValueError as problem:
+        text = f"hf_eagle cannot load what the servers can, so logits were not compared ({problem})."
+        return [Finding(READER, text, "write a copy with `--fix`, which takes hf_eagle's names", level="note")]
+    served = _served(folder, embedding, head)
     finite = served.isfinite()
     if not torch.equal(finite, ours.isfinite()):
         return [Finding(READER, "other tokens can be drafted by the server than by hf_eagle.", "restore `d2t`")]
