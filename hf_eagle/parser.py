@@ -4,11 +4,12 @@ import argparse
 import difflib
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
 import yaml
 from transformers.hf_argparser import HfArgumentParser
+
+from .shipped import find_config
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -45,7 +46,7 @@ class EagleArgumentParser(HfArgumentParser):
             **kwargs,
         }
         super().__init__(dataclass_types, **kwargs)
-        self.add_argument("--config", metavar="FILE", help="YAML file of arguments; the command line overrides it.")
+        self.add_argument("--config", metavar="FILE", help="YAML file of arguments, or a recipe's name.")
 
     def parse_args_and_config(self, args: list[str] | None = None) -> tuple[Any, ...]:
         """One instance of each dataclass, in order.
@@ -56,6 +57,9 @@ class EagleArgumentParser(HfArgumentParser):
         Exits with a usage message for an unknown name, a value that does not fit, or an unreadable file.
         """
         args = sys.argv[1:] if args is None else list(args)
+        for option in (arg.split("=")[0] for arg in args if arg.startswith("--")):
+            if option not in self._option_string_actions:  # before anything that argparse misses
+                self.error(self._unknown(option))
         config = _value_of("--config", args)
         from_file = [] if config is None else self._tokens(config)
         try:
@@ -71,7 +75,9 @@ class EagleArgumentParser(HfArgumentParser):
     def _tokens(self, path: str) -> list[str]:
         """The file as command-line tokens."""
         try:
-            values = yaml.safe_load(Path(path).read_text())
+            values = yaml.safe_load(find_config(path).read_text())
+        except ValueError as problem:
+            self.error(str(problem))
         except (OSError, yaml.YAMLError) as problem:
             self.error(f"`--config` {path} cannot be read as YAML: {' '.join(str(problem).split())}")
         if not isinstance(values, dict):

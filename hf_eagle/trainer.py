@@ -26,6 +26,7 @@ from .data.collators import EagleDataCollator
 from .drafts.modeling_base import EagleOutput, EaglePreTrainedModel
 from .drafts.row_layout import mark_padding
 from .drafts.vocabulary import check_mapping, tokenizer_fingerprint
+from .hub.serving_check import require_servable
 from .objectives import estimated_acceptance_length, objective_of
 from .supervision import SupervisionPlan, supervised_steps
 from .targets.target import FrozenTarget
@@ -261,6 +262,10 @@ class EagleTrainer(Trainer):
             super().save_model(output_dir, _internal_call)
         except WRITE_ERRORS as problem:
             raise write_failure(output_dir or self.args.output_dir, problem) from problem
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, state_dict)  # on the main process only
+        require_servable(output_dir or self.args.output_dir, self.target.config)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         draft = self.accelerator.unwrap_model(model or self.model)

@@ -4,11 +4,13 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import zipfile
 from email import message_from_string
 from pathlib import Path
 
 import pytest
+from tiny_files import write_chats, write_tiny_target
 
 
 ROOT = Path(__file__).parents[1]
@@ -20,7 +22,7 @@ def wheel(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("build")
     for name in ("setup.cfg", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, folder)
-    for name in ("hf_eagle", "training_args", "model_cards"):
+    for name in ("hf_eagle", "training_args", "model_cards", "scripts"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     command = [sys.executable, "-m", "pip", "wheel", "-qq", "--no-deps", "--no-index", "--no-build-isolation"]
     done = subprocess.run(
@@ -44,12 +46,19 @@ def test_every_module_recipe_and_card_template_is_in_the_wheel(names):
     recipes, cards = sources("training_args", "*.yaml"), sources("model_cards", "*.md")
     assert recipes and cards
     expected = sources("hf_eagle", "*.py") | {f"hf_eagle/{name}" for name in recipes | cards}
+    expected |= {f"hf_eagle/commands/{name}" for name in sources("scripts", "*.py")}
     assert expected <= names, expected - names
 
 
 def test_nothing_else_is_in_the_wheel(names):
     assert {name.partition("/")[0].partition("-")[0] for name in names} == {"hf_eagle"}
     assert not [name for name in names if name.endswith((".pyc", ".safetensors", ".jsonl"))]
+
+
+def test_scripts_put_no_module_of_ours_on_the_path(names):
+    """Each puts the folder above its own in front of `sys.path`, where `trainer` or `data` would be anybody's."""
+    beside = {name.split("/")[2] for name in names if name.startswith("hf_eagle/commands/")}
+    assert beside == {"__init__.py", "scripts"}
 
 
 def test_metadata(wheel):
@@ -81,6 +90,40 @@ def test_an_installed_copy_finds_its_templates_and_recipes(wheel, tmp_path):
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(str(tmp_path / "site")) and "# X" in done.stdout
+
+
+@pytest.fixture(scope="module")
+def command(wheel, tmp_path_factory):
+    """`hf-eagle` in a fresh environment that has the wheel, and the dependencies of this one."""
+    environment = tmp_path_factory.mktemp("environment")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(environment)], check=True)
+    python = environment / "bin" / "python"
+    install = ["install", "-qq", "--no-deps", "--no-index", str(wheel)]
+    subprocess.run([sys.executable, "-m", "pip", "--python", str(python), *install], check=True)
+    (site,) = (environment / "lib").glob("python*/site-packages")
+    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+
+    def run(folder, *options):
+        arguments = [str(environment / "bin" / "hf-eagle"), *map(str, options)]
+        done = subprocess.run(
+            arguments, cwd=folder, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": ""}
+        )
+        return done.returncode, done.stdout + done.stderr
+
+    return run
+
+
+def test_the_command_trains_by_a_recipes_name_outside_the_repository(command, tmp_path):
+    write_tiny_target(tmp_path / "target")
+    write_chats(tmp_path / "chats.jsonl")
+    paths = ("--target", "target", "--train_data", "chats.jsonl", "--output_dir", "draft")
+    small = ("--max_steps", 1, "--draft_vocab_size", 24, "--oov_rows", "renormalize", "--save_strategy", "no")
+    code, printed = command(tmp_path, "train", "--config", "smollm2-135m-eagle3", *paths, *small, "--use_cpu")
+    assert code == 0, printed
+    code, printed = command(tmp_path, "evaluate", "--traget", "target")
+    assert code == 2 and "hf-eagle evaluate: error: unknown argument --traget, did you mean --target?" in printed
+    code, printed = command(tmp_path, "check", "draft", "--target", "target")
+    assert code == 0 and "draft: vLLM and SGLang serve it as it was trained." in printed, printed
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,8 @@ import shlex
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from ..shipped import shipped
+
 
 # what a card was made from, beside it
 FACTS = "card_facts.json"
@@ -115,7 +117,7 @@ def card_text(output_dir: Path, facts: CardFacts) -> str:
     base_model = facts.base_model or (None if os.path.isdir(facts.target) else facts.target)
     card = ModelCard.from_template(
         _card_data(facts, base_model, measurements, checkpoint["method"]),
-        template_path=_template_path("eagle_draft_card.md"),
+        template_path=shipped("model_cards") / "eagle_draft_card.md",
         facts=facts,
         checkpoint=checkpoint,
         algorithm=_algorithm(checkpoint),
@@ -176,14 +178,6 @@ def _algorithm(checkpoint: dict) -> str:
     if checkpoint["method"] == "eagle":
         return "EAGLE-1/2"
     return "EAGLE-3.1" if checkpoint.get("norm_output") else "EAGLE-3"
-
-
-def _template_path(name: str) -> Path:
-    """Installed, the templates lie in the package; in a clone, beside it."""
-    package = Path(__file__).parents[1]
-    return next(
-        path for path in (package / "model_cards" / name, package.parent / "model_cards" / name) if path.is_file()
-    )
 
 
 def _card_data(facts: CardFacts, base_model: str | None, measurements: list[dict], method: str):

@@ -5,8 +5,10 @@ import shutil
 
 import harness
 import pytest
+from safetensors.torch import load_file, save_file
 
 from hf_eagle.evaluation.prompts import encode_prompt, load_prompts
+from hf_eagle.hub.serving_check import check_draft
 
 
 @pytest.mark.parametrize("name", ["eagle3", "four_taps", "full_vocabulary", "eagle3.1"])
@@ -39,6 +41,21 @@ def test_falsified_tap_ids_are_noticed(measured_draft, answers, tmp_path):
     with pytest.raises(AssertionError, match="accepted_per_position"):
         harness.assert_counts_equal(served, measured)
     assert served["accepted_tokens"] < measured["accepted_tokens"]
+
+
+def test_a_missing_tensor_loads_in_silence_and_acceptance_collapses(measured_draft, answers, tmp_path):
+    """What `check_draft` is for: vLLM starts, answers as the target does, and drafts by numbers that nobody trained."""
+    draft, measured, _ = measured_draft("eagle3")
+    broken = shutil.copytree(draft, tmp_path / "broken")
+    tensors = load_file(draft / "model.safetensors")
+    del tensors["fc.weight"]
+    save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
+
+    served = harness.serve(tmp_path, answers["prompt_token_ids"], broken)
+    assert served["token_ids"] == answers["token_ids"]
+    assert served["accepted_tokens"] < measured["accepted_tokens"] / 2
+    assert not [finding for finding in check_draft(draft) if finding.level != "note"]
+    assert any("`fc.weight` is missing: it loads in silence" in finding.text for finding in check_draft(broken))
 
 
 def test_the_number_of_the_quickstart_is_vllms(tokenizer, tmp_path):

@@ -1,0 +1,82 @@
+"""`hf-eagle VERB [arguments]`: the scripts of `scripts/`, from wherever hf_eagle is installed.
+
+`python -m hf_eagle` is the same, for launchers: `torchrun --nproc-per-node 8 -m hf_eagle train --config ...`.
+"""
+
+import ast
+import difflib
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+
+from .shipped import recipe_names, shipped
+
+
+# verb -> file in `scripts/`
+VERBS = {
+    "train": "train_eagle.py",
+    "evaluate": "evaluate_draft.py",
+    "regenerate": "regenerate_answers.py",
+    "preview": "preview_data.py",
+    "cache": "cache_features.py",
+    "check": "check_draft.py",
+    "prune": "prune_draft.py",
+    "import": "import_draft.py",
+    "publish": "publish_draft.py",
+    "compare": "compare_runs.py",
+    "benchmark": "benchmark_training_step.py",
+}
+COMPLETION = """\
+_hf_eagle() {
+  local word=${COMP_WORDS[COMP_CWORD]} words=
+  if [[ $COMP_CWORD == 1 ]]; then words='VERBS'
+  elif [[ ${COMP_WORDS[COMP_CWORD-1]} == --config ]]; then words='RECIPES'
+  elif [[ $word == -* ]]; then words=$(hf-eagle "${COMP_WORDS[1]}" --help 2>/dev/null | grep -oE -- '^ +--[a-z_0-9]+')
+  fi
+  COMPREPLY=($(compgen -W "$words" -- "$word"))
+}
+complete -o default -F _hf_eagle hf-eagle
+"""
+
+
+def scripts() -> dict[str, Path]:
+    """The verbs whose script is there."""
+    found = {verb: shipped("scripts") / name for verb, name in VERBS.items()}
+    return {verb: path for verb, path in found.items() if path.is_file()}
+
+
+def usage() -> str:
+    """The verbs, each with the first sentence of its script; no script is run for it."""
+    lines = ["usage: hf-eagle VERB [--help] [arguments]", ""]
+    for verb, path in scripts().items():
+        described = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").partition("\n\n")[0]
+        lines.append(f"  {verb:<11}{' '.join(described.split())}")
+    lines += ["", f"Recipes for `train --config NAME`: {', '.join(recipe_names())}"]
+    return "\n".join([*lines, 'In bash, eval "$(hf-eagle completion)" completes verbs, arguments and recipes.'])
+
+
+def run(script: Path) -> None:
+    """A script as the main module of this process, which is what workers and type hints look for."""
+    spec = spec_from_file_location("__main__", script)
+    sys.modules["__main__"] = module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+
+def main() -> None:
+    """Run the script of the verb as if it had been called itself."""
+    verb, known = (sys.argv[1] if len(sys.argv) > 1 else "--help"), scripts()
+    if verb in ("--help", "-h", "help"):
+        print(usage())
+    elif verb in ("--version", "-V"):
+        from . import __version__
+
+        print(f"hf_eagle {__version__}")
+    elif verb == "completion":
+        print(COMPLETION.replace("VERBS", " ".join(known)).replace("RECIPES", " ".join(recipe_names())), end="")
+    elif verb in known:
+        sys.argv = [f"hf-eagle {verb}", *sys.argv[2:]]
+        run(known[verb])
+    else:
+        near = difflib.get_close_matches(verb, known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"verbs are {', '.join(known)}."
+        raise SystemExit(f"hf-eagle: error: unknown verb {verb}, {hint} (--help describes them)")

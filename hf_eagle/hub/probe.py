@@ -1,0 +1,143 @@
+"""The numeric part of the check: hf_eagle's draft and the restated server compute the same logits."""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from transformers import PreTrainedConfig
+from transformers.utils import cached_file
+
+from ..drafts.build import draft_class_of
+from .draft_folder import DraftFolder, Finding
+from .served_math import RESTATED_ROPES, ServedDraft
+
+
+READER = "Logits"
+ROWS, STEPS = 12, 3
+# relative to the largest logit; both run in float32, so more than rounding is a fault
+TOLERANCE = 1e-4
+
+
+def probe(path: str | Path, target: str | Path, target_config: PreTrainedConfig) -> list[Finding]:
+    """Run the draft on random features through the target's embeddings, by our code and as vLLM would.
+
+    Args:
+        path: the draft's folder, free of other faults.
+        target: folder or Hub id of the target, of whose weights embeddings and head are read.
+        target_config: its config.
+
+    Returns:
+        A finding where the logits differ; a note where they cannot be compared.
+
+    Raises:
+        ValueError: if the target's embeddings cannot be found.
+    """
+    folder = DraftFolder.read(path)
+    rope = folder.config.get("rope_parameters") or {}
+    if rope.get("rope_type", "default") not in RESTATED_ROPES:
+        text = f"RoPE of type {rope['rope_type']!r} is not restated here, so logits were not compared."
+        return [Finding(READER, text, "compare acceptance in the server with `hf-eagle evaluate`", level="note")]
+    embedding, head = lent_weights(target, target_config)
+    try:
+        ours = _ours(path, embedding, head)
+    except ValueError as problem:
+        text = f"hf_eagle cannot load what the servers can, so logits were not compared ({problem})."
+        return [Finding(READER, text, "write a copy with `--fix`, which takes hf_eagle's names", level="note")]
+    served = _served(folder, embedding, head)
+    finite = served.isfinite()
+    if not torch.equal(finite, ours.isfinite()):
+        return [Finding(READER, "other tokens can be drafted by the server than by hf_eagle.", "restore `d2t`")]
+    worst = float((ours - served)[finite].abs().max() / served[finite].abs().max().clamp_min(1e-9))
+    if worst < TOLERANCE:
+        return []
+    return [
+        Finding(
+            READER,
+            f"hf_eagle and the restated server differ by {worst:.2g} of the largest logit: the draft that was trained "
+            "is not the one that is served.",
+            "report it, with config.json: the two should agree whatever the weights",
+        )
+    ]
+
+
+def _inputs(width: int, vocab: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, vocab, (ROWS + STEPS,), generator=generator)
+    return ids, torch.randn(ROWS, width, generator=generator)
+
+
+@torch.no_grad()
+def _ours(path: str | Path, embedding: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
+    """`(rows + steps, vocab)` by the code that training and evaluation run."""
+    from transformers import DynamicCache
+
+    draft = draft_class_of(path).from_pretrained(path, dtype=torch.float32).eval()
+    draft.set_target_embeddings(embedding)
+    if hasattr(draft, "set_target_head"):
+        draft.set_target_head(head)
+    width = draft.config.num_taps * draft.config.target_hidden_size or draft.config.hidden_size
+    ids, features = _inputs(width, len(embedding))
+    hidden, cache, found = draft.combine_features(features[None]), DynamicCache(), []
+    for start, rows in ((0, ROWS), *((ROWS + step, 1) for step in range(STEPS))):
+        positions = torch.arange(start, start + rows)[None]
+        result, hidden = draft.decode(ids[None, start : start + rows], hidden, positions, cache)
+        found.append(draft.compute_logits(result[0]))
+        hidden = hidden[:, -1:]
+    logits = torch.cat(found)
+    if draft.draft_ids is None:
+        return logits
+    everything = logits.new_full((len(logits), len(embedding)), float("-inf"))
+    return everything.index_copy(1, draft.draft_ids, logits)
+
+
+@torch.no_grad()
+def _served(folder: DraftFolder, embedding: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
+    tensors = {name: folder.tensor(name) for name in folder.shapes}
+    tensors = {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
+    served = ServedDraft(folder.config, tensors, folder.kind, embedding, head)
+    width = len(embedding[0]) if folder.kind == "eagle1" else folder.shapes["fc.weight"][1]
+    ids, features = _inputs(width, len(embedding))
+    logits, fed_back = served.run(ids[:ROWS], served.combine(features), 0)
+    found = [logits]
+    for step in range(STEPS):
+        logits, fed_back = served.run(ids[ROWS + step :][:1], fed_back[-1:], ROWS + step)
+        found.append(logits)
+    logits, cap = torch.cat(found), folder.config.get("final_logit_softcapping")
+    # vLLM leaves EAGLE-1's soft cap out, which changes no order
+    return logits if cap is None or folder.kind != "eagle1" else cap * torch.tanh(logits / cap)
+
+
+def lent_weights(target: str | Path, config: PreTrainedConfig) -> tuple[torch.Tensor, torch.Tensor]:
+    """Embedding and head `(vocab, hidden)` of a target in float32; nothing else of its weights is read.
+
+    Raises:
+        ValueError: if they are not found under a known name.
+    """
+    text = config.get_text_config()
+    wanted = (text.vocab_size, text.hidden_size)
+    found = {}
+    for name, file in _tensor_files(target).items():
+        if name.endswith(("embed_tokens.weight", "wte.weight", "lm_head.weight")):
+            with safe_open(file() if callable(file) else file, "pt") as tensors:
+                if tuple(tensors.get_slice(name).get_shape()) == wanted:
+                    found["head" if name.endswith("lm_head.weight") else "embedding"] = tensors.get_tensor(name).float()
+    if "embedding" not in found:
+        raise ValueError(
+            f"The embeddings {wanted} of `target` {target} were not found in its safetensors files: leave the target's "
+            "weights out of the check with `--no_probe`."
+        )
+    return found["embedding"], found.get("head", found["embedding"])
+
+
+def _tensor_files(target: str | Path) -> dict:
+    """Tensor name -> file, or a function that fetches it."""
+    index = cached_file(str(target), "model.safetensors.index.json", _raise_exceptions_for_missing_entries=False)
+    if index is not None:
+        names = json.loads(Path(index).read_text())["weight_map"]
+        return {name: (lambda shard=shard: cached_file(str(target), shard)) for name, shard in names.items()}
+    file = cached_file(str(target), "model.safetensors", _raise_exceptions_for_missing_entries=False)
+    if file is None:
+        raise ValueError(f"`target` {target} holds no safetensors files to read embeddings from.")
+    with safe_open(file, "pt") as tensors:
+        return dict.fromkeys(tensors.keys(), file)

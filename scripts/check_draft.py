@@ -1,0 +1,81 @@
+"""Would vLLM and SGLang load this draft, and run the one that was trained? Exit status 0 if so, 1 if not.
+
+    python scripts/check_draft.py outputs/my-draft --target your/model
+    python scripts/check_draft.py outputs/my-draft --target your/model --fix outputs/my-mended-draft
+
+A line for each thing that is wrong, with its fix. Servers load much of what is wrong in silence, and only acceptance
+tells. With `--target` taps, context length and vocabulary are checked against it too, and the draft is run on random
+features, by hf_eagle and as the server would: the logits must agree. `--fix` writes a copy in which is mended what can
+be mended, and checks that one.
+"""
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without installation
+
+
+@dataclass
+class CheckArguments:
+    draft: str = field(metadata={"help": "Folder of the draft; may stand first without its name."})
+    target: str | None = field(
+        default=None, metadata={"help": "The target that it will be served beside, a folder or a Hub id."}
+    )
+    fix: str | None = field(
+        default=None,
+        metadata={"help": "New folder for a mended copy; taps and context length are mended with `target` alone."},
+    )
+    probe: bool = field(default=True, metadata={"help": "With `target`: compare logits, for which it is read."})
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with the target's config."})
+
+
+def main() -> int:
+    from hf_eagle.parser import EagleArgumentParser
+
+    given = sys.argv[1:]
+    if given and not given[0].startswith("-"):
+        given = ["--draft", *given]
+    (args,) = EagleArgumentParser(CheckArguments, description=__doc__).parse_args_and_config(given)
+
+    from transformers import AutoConfig
+    from transformers.utils import logging
+
+    from hf_eagle.hub.repair import repair_draft
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    target_config = args.target and AutoConfig.from_pretrained(args.target, trust_remote_code=args.trust_remote_code)
+    if args.fix is None:
+        return report(args.draft, args.target, target_config, args.probe)
+    for line in repair_draft(args.draft, args.fix, target_config or None):
+        print(f"mended: {line}")
+    return report(args.fix, args.target, target_config, args.probe)
+
+
+def report(draft: str, target: str | None, target_config, wants_probe: bool) -> int:
+    """Print what is wrong with a folder; 1 if anything is."""
+    from hf_eagle.hub.probe import probe
+    from hf_eagle.hub.serving_check import check_draft
+
+    found = check_draft(draft, target_config or None)
+    wrong = [finding for finding in found if finding.level != "note"]
+    if target and wants_probe and not wrong:
+        found += probe(draft, target, target_config)
+        wrong = [finding for finding in found if finding.level != "note"]
+    for finding in found:
+        print(finding)
+    if not wrong:
+        print(
+            f"{draft}: vLLM and SGLang serve it as it was trained" + ("." if target else ", as far as it alone tells.")
+        )
+    return int(bool(wrong))
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except (OSError, ValueError) as problem:
+        print(f"error: {problem}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,80 @@
+"""`hf-eagle`: verbs, recipes by name, what it says to a wrong word, and completion in bash."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hf_eagle import cli
+from hf_eagle.shipped import find_config, recipe_names
+
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def call(monkeypatch, *arguments):
+    monkeypatch.setattr("sys.argv", ["hf-eagle", *arguments])
+    cli.main()
+
+
+def test_every_script_has_a_verb():
+    """But those which are for a clone of the repository alone, or measure hf_eagle itself."""
+    own = {"__init__.py", "quickstart.py", "fetch_assets.py"}
+    missing = {path.name for path in (ROOT / "scripts").glob("*.py")} - own - set(cli.VERBS.values())
+    assert not {name for name in missing if not name.startswith("benchmark_")}
+    assert {"train", "evaluate", "regenerate", "check", "prune"} <= cli.scripts().keys()
+
+
+def test_help_lists_the_verbs_and_loads_no_torch():
+    code = "import sys; from hf_eagle import cli; print(cli.usage()); assert not {'torch', 'yaml'} & {*sys.modules}"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "\n  prune      Cut the vocabulary of a trained draft" in done.stdout and recipe_names()[0] in done.stdout
+
+
+def test_a_wrong_verb_is_told_the_nearest(monkeypatch):
+    with pytest.raises(SystemExit, match="unknown verb trian, did you mean train?"):
+        call(monkeypatch, "trian")
+    with pytest.raises(SystemExit, match="unknown verb xyz, verbs are train, evaluate"):
+        call(monkeypatch, "xyz")
+
+
+def test_a_wrong_argument_is_told_the_nearest_although_others_are_missing():
+    start = [sys.executable, "-m", "hf_eagle", "check"]
+    done = subprocess.run([*start, "--traget", "x"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "hf-eagle check: error: unknown argument --traget, did you mean --target?" in done.stderr
+
+
+def test_recipes_are_found_by_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "smollm2-135m-eagle3" in recipe_names()
+    for name in ("smollm2-135m-eagle3", "smollm2-135m-eagle3.yaml"):
+        assert find_config(name) == ROOT / "training_args" / "smollm2-135m-eagle3.yaml"
+    (tmp_path / "smollm2-135m-eagle3").write_text("mine: 1")  # a file of one's own comes first
+    assert find_config("smollm2-135m-eagle3") == Path("smollm2-135m-eagle3")
+    assert find_config("some/where.yaml") == Path("some/where.yaml")  # whoever reads it says that it is not there
+    with pytest.raises(ValueError, match="neither a file nor a recipe: did you mean smollm2-135m-eagle1?"):
+        find_config("smollm2-135m-eagle2.yaml")
+
+
+def test_bash_completes_verbs_and_recipes(monkeypatch, capsys):
+    call(monkeypatch, "completion")
+    script = capsys.readouterr().out
+
+    def complete(*words):
+        asked = f'COMP_WORDS=({" ".join(words)} ""); COMP_CWORD={len(words)}; _hf_eagle; echo "${{COMPREPLY[*]}}"'
+        done = subprocess.run(["bash", "-c", f"{script}\n{asked}"], capture_output=True, text=True)
+        assert not done.stderr
+        return done.stdout.split()
+
+    assert complete("hf-eagle") == list(cli.scripts())
+    assert complete("hf-eagle", "train", "--config") == recipe_names()
+
+
+def test_version(monkeypatch, capsys):
+    from hf_eagle import __version__
+
+    call(monkeypatch, "--version")
+    assert capsys.readouterr().out == f"hf_eagle {__version__}\n"
