@@ -1,4 +1,4 @@
-"""A stand-in server with OpenAI's chat API: it answers with a function of the messages, and fails where it is told to."""
+"""A stand-in server with OpenAI's chat API: answers are a function of the messages; it fails where it is told to."""
 
 import hashlib
 import json

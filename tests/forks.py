@@ -1,4 +1,4 @@
-"""Runs that can be killed: a process that has imported what they need forks a child for each, so that twenty are cheap."""
+"""Runs that can be killed: a process that has imported what they need forks a child for each, so twenty are cheap."""
 
 import json
 import os

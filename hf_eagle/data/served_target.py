@@ -1,11 +1,14 @@
 """Is the model behind a server the target that is meant, and does it read chats as the target does?"""
 
+import logging
 import os
 from dataclasses import dataclass
 
 from .chat_client import ChatClient, Refused, ServerError, TooLong
 from .turns import context
 
+
+logger = logging.getLogger(__name__)
 
 _CHECKED = 4  # records whose prompts are compared
 # A server takes what a request does not name from the model's generation_config.json; the target itself is meant here.
@@ -32,14 +35,23 @@ class ServedTarget:
 
         Raises a `ServerError` when the server serves something else or does not answer.
         """
-        model = _served_name(client, target, server_model)
+        model = _listed(client, target, server_model)
+        length = model.get("max_model_len")
+        if length is not None and fields["max_tokens"] >= length:
+            raise ServerError(
+                f"`max_new_tokens` is {fields['max_tokens']}, but the server at {client.url} reads and writes {length} "
+                "tokens altogether; lower it, or start the server with a longer context."
+            )
         refusal = None
-        for served in (cls(client, model, fields | _NEUTRAL), cls(client, model, fields)):
+        for served in (cls(client, model["id"], fields | _NEUTRAL), cls(client, model["id"], fields)):
             try:
                 client.chat(served.body([{"role": "user", "content": "Hi"}]) | {"max_tokens": 1})
-                return served
             except Refused as problem:
                 refusal = refusal or problem
+                continue
+            if refusal is not None:
+                logger.warning("Asked without %s, for %s.", ", ".join(_NEUTRAL), refusal)
+            return served
         raise ServerError(f"A chat of one word cannot be answered: {refusal}.")
 
     def body(self, messages: list[dict], seed: int | None = None) -> dict:
@@ -79,15 +91,14 @@ class ServedTarget:
         )
 
 
-def _served_name(client: ChatClient, target: str, server_model: str | None) -> str:
+def _listed(client: ChatClient, target: str, server_model: str | None) -> dict:
+    """The target's entry in the server's list."""
     models = client.models()
-    names = [model["id"] for model in models]
-    if server_model is None:
-        same = [model["id"] for model in models if _same(target, model["id"]) or _same(target, model.get("root"))]
-        if same:
-            return same[0]
-    elif server_model in names:
-        return server_model
+    for model in models:
+        if server_model is None and (_same(target, model["id"]) or _same(target, model.get("root"))):
+            return model
+        if model["id"] == server_model:
+            return model
     listed = ", ".join(model["id"] + (f" ({model['root']})" if model.get("root") else "") for model in models)
     wanted = f"`target` {target}" if server_model is None else f"`server_model` {server_model}"
     raise ServerError(

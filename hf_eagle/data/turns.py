@@ -31,18 +31,21 @@ def read_turns(records, parts: bool = False) -> list[list[list[dict]]]:
 
 def _read_with_parts(record, index: int) -> list[dict]:
     written = record.get("messages") if isinstance(record, Mapping) else None
-    written = [turn if isinstance(turn, Mapping) else {} for turn in written] if isinstance(written, list) else []
-    if not any(isinstance(turn.get("content"), list) for turn in written):
+    if not isinstance(written, list) or not any(map(_has_parts, written)):
         return read_record(record, index)[0]
-    as_text = [turn | {"content": "parts"} if isinstance(turn.get("content"), list) else turn for turn in written]
+    as_text = [turn | {"content": "parts"} if _has_parts(turn) else turn for turn in written]
     messages = read_record(record | {"messages": as_text}, index)[0]
     # a system text that stands beside the messages was put before them
     for message, turn in zip(messages[len(messages) - len(written) :], written, strict=True):
-        if isinstance(turn.get("content"), list):
+        if _has_parts(turn):
             message["content"] = [_filled(part) for part in turn["content"]]
             if not all(isinstance(part, Mapping) and "type" in part for part in message["content"]):
                 raise ValueError(f"Record {index}: every part of a message's content must be an object with a `type`.")
     return messages
+
+
+def _has_parts(turn) -> bool:
+    return isinstance(turn, Mapping) and isinstance(turn.get("content"), list)
 
 
 def _filled(value):
