@@ -142,6 +142,14 @@ def test_prompts_that_the_server_does_not_take(tmp_path, caplog):
         assert read(tmp_path / "out") == whole and server.asked == before + 1 + 1 + 2 + 1
 
 
+def test_one_prompt_that_breaks_the_server_does_not_hold_up_the_run(tmp_path, caplog):
+    """Even as the only one under way."""
+    with ChatServer(fault=lambda n, body: "drop" if "what is 2 and 1" in json.dumps(body) else None) as server:
+        regenerate(tmp_path / "out", server.url, records=records(3), retries=2, concurrency=1)
+    assert [len(row["finish_reason"]) for row in read(tmp_path / "out")] == [1, 2, 1]
+    assert "1 records end early, since the server fails on them" in caplog.text and "record 2: " in caplog.text
+
+
 def test_a_server_that_fails_everywhere_ends_the_run(tmp_path):
     cases = [
         ((400, "no template"), r"1\d prompts in a row fail; of record \d+: .*no template"),
@@ -154,12 +162,12 @@ def test_a_server_that_fails_everywhere_ends_the_run(tmp_path):
         after = 30 if number else 1  # the greeting, and some answers that must not be lost
         with ChatServer(fault=lambda n, body, fault=fault, after=after: fault if n >= after else None) as server:
             with pytest.raises(ServerError, match=message):
-                regenerate(output, server.url, retries=2)
+                regenerate(output, server.url, records=records(60), retries=2)
         assert not output.exists()
         with ChatServer() as server:
-            regenerate(output, server.url)
-            assert server.asked == 499 - (after - 1) + 1
-        assert read(output) == expected(records())
+            regenerate(output, server.url, records=records(60))
+            assert server.asked == 120 - (after - 1) + 1
+        assert read(output) == expected(records(60))
 
 
 def test_few_records_all_refused(tmp_path):

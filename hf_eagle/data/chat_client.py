@@ -107,9 +107,9 @@ class ChatClient:
             "GET", "/v1/models", None, lambda reply: [dict(model, id=model["id"]) for model in reply["data"]]
         )
 
-    def chat(self, body: dict) -> ChatAnswer:
-        """The answer to one chat completion request."""
-        return self._ask("POST", "/v1/chat/completions", body, _chat_answer)
+    def chat(self, body: dict, retries: int | None = None) -> ChatAnswer:
+        """The answer to one chat completion request; `retries` instead of the client's, if given."""
+        return self._ask("POST", "/v1/chat/completions", body, _chat_answer, retries)
 
     def prompt_ids(self, model: str, messages: list[dict]) -> list[int] | None:
         """The token ids the server makes of a chat; `None` where it does not tell (only vLLM does)."""

@@ -44,9 +44,9 @@ def regenerate_through_server(
     `concurrency` records are under way at the same time. Each answer goes to `<output_path>.journal` as it comes, and a
     run that was killed asks for the missing ones only. Messages are sent as they are, content parts with images too.
 
-    An error that may pass is retried (see `ChatClient`). A prompt that does not fit the server's context, or that it
-    refuses or fails on while it answers others, ends its record there; it is counted in a warning and asked again by
-    the next call. The run stops when the server stays away or refuses everything.
+    An error that may pass is retried (see `ChatClient`). A prompt that does not fit the server's context, that it
+    refuses, or that it fails on although it answers a greeting, ends its record there; it is counted in a warning and
+    asked again by the next call. The run stops when the server stays away or refuses everything.
 
     Args:
         records (`datasets.Dataset` or list of dict): chat records of any form that `to_messages` reads.
@@ -87,6 +87,7 @@ def regenerate_through_server(
     served = ServedTarget.find(client(), target, server_model, {"max_tokens": max_new_tokens, **sampling})
     if tokenizer is not None:
         served.check_prompts(tokenizer, turns)
+    served.client.close()
 
     settings = {
         "target": str(target),
@@ -118,9 +119,8 @@ class _Run:
 
     def __post_init__(self):
         self._waiting = iter([id for id, turns in enumerate(self.turns) if len(self.answers[id]) < len(turns)])
-        self._lock = threading.Lock()  # of the iterator and the count
+        self._lock = threading.Lock()  # of the iterator
         self._events = queue.SimpleQueue()
-        self._answered = 0
         self._started = time.monotonic()
 
     def start(self, clients: list[ChatClient]) -> None:
@@ -203,19 +203,17 @@ class _Run:
             return next(self._waiting, None)
 
     def _answer(self, client: ChatClient, id: int) -> None:
-        turn, answered_before = len(self.answers[id]), self._answered
+        turn = len(self.answers[id])
         seed = None if self.seed is None else _turn_seed(self.seed, id, turn)
         try:
             answer = client.chat(self.served.body(context(self.turns[id], self.answers[id]), seed))
         except (Refused, Unavailable) as problem:
-            # while others are answered, it is this prompt that the server fails on
-            if isinstance(problem, Unavailable) and (problem.busy or self._answered == answered_before):
+            # a server that is there for others fails on this prompt
+            if isinstance(problem, Unavailable) and (problem.busy or not self.served.is_there(client)):
                 raise
             self.answers[id].append(None)
             self._events.put((id, problem))
             return
-        with self._lock:
-            self._answered += 1
         self.answers[id].append((answer.text, answer.finish_reason))
         self._events.put(_row(id, turn, answer))
 

@@ -45,7 +45,7 @@ class ServedTarget:
         refusal = None
         for served in (cls(client, model["id"], fields | _NEUTRAL), cls(client, model["id"], fields)):
             try:
-                client.chat(served.body([{"role": "user", "content": "Hi"}]) | {"max_tokens": 1})
+                client.chat(served.greeting())
             except Refused as problem:
                 refusal = refusal or problem
                 continue
@@ -58,6 +58,18 @@ class ServedTarget:
         """A chat completion request."""
         body = {"model": self.model, "messages": messages, **self.fields}
         return body if seed is None else {**body, "seed": seed}
+
+    def greeting(self) -> dict:
+        """The least that can be asked."""
+        return self.body([{"role": "user", "content": "Hi"}]) | {"max_tokens": 1}
+
+    def is_there(self, client: ChatClient) -> bool:
+        """Does the server answer a greeting, at once?"""
+        try:
+            client.chat(self.greeting(), retries=0)
+            return True
+        except ServerError:
+            return False
 
     def check_prompts(self, tokenizer, turns: list[list[list[dict]]]) -> None:
         """Raises a `ServerError` when the server makes another prompt than the tokenizer of some of these chats.

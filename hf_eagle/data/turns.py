@@ -31,7 +31,7 @@ def read_turns(records, parts: bool = False) -> list[list[list[dict]]]:
 
 def _read_with_parts(record, index: int) -> list[dict]:
     written = record.get("messages") if isinstance(record, Mapping) else None
-    if not isinstance(written, list) or not any(map(_has_parts, written)):
+    if not isinstance(written, list) or not any(map(_has_parts, written)) or record.get("chosen"):
         return read_record(record, index)[0]
     as_text = [turn | {"content": "parts"} if _has_parts(turn) else turn for turn in written]
     messages = read_record(record | {"messages": as_text}, index)[0]
