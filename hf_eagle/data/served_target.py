@@ -4,7 +4,9 @@ import logging
 import os
 from dataclasses import dataclass
 
-from .chat_client import ChatClient, Refused, ServerError, TooLong
+from jinja2 import TemplateError
+
+from .chat_client import ChatClient, Refused, ServerError
 from .turns import context
 
 
@@ -82,7 +84,10 @@ class ServedTarget:
         ]
         for chat in texts[:: max(1, -(-len(texts) // _CHECKED))]:
             messages = context(chat[:2], [("Yes.", "stop")] * (len(chat) > 1))
-            rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            try:
+                rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            except TemplateError:
+                continue  # the server will refuse it, too
             expected = tokenizer(rendered, add_special_tokens=False, verbose=False)["input_ids"]
             found = self.client.prompt_ids(self.model, messages)
             if found is not None:
@@ -91,7 +96,7 @@ class ServedTarget:
                 continue
             try:
                 number = self.client.chat(self.body(messages) | {"max_tokens": 1}).prompt_tokens
-            except TooLong:
+            except Refused:
                 continue
             if number is not None and number != len(expected):
                 raise self._other_prompt(f"it has {number} tokens, not the {len(expected)} of {rendered[:200]!r}")
