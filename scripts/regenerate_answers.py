@@ -28,7 +28,7 @@ from hf_eagle.parser import EagleArgumentParser
 
 # what is meant by an option that is left out; each belongs to one of the two ways
 IN_PROCESS = {"batch_size": 96, "dtype": "auto", "device": None, "gguf_file": None}
-SERVED = {"server_model": None, "concurrency": 64, "retries": 8, "request_timeout": 600.0}
+SERVED = {"server_model": None, "concurrency": 64, "retries": 12, "request_timeout": 600.0}
 
 
 def _arg(default, help: str):
@@ -60,7 +60,9 @@ class RegenerationArguments:
     server_url: str | None = _arg(None, "Ask the server here, such as http://localhost:8000, which runs the target.")
     server_model: str | None = _arg(None, "Server: its name for the target, where that cannot be told from `target`.")
     concurrency: int | None = _arg(None, "Server: requests under way together. Default 64.")
-    retries: int | None = _arg(None, "Server: attempts after a failed first one, ever later. Default 8, two minutes.")
+    retries: int | None = _arg(
+        None, "Server: attempts after a failed first one, ever later. Default 12, two to three minutes."
+    )
     request_timeout: float | None = _arg(None, "Server: seconds that an answer may take. Default 600.")
 
     def __post_init__(self):

@@ -1,6 +1,7 @@
 """One connection to an OpenAI-compatible server (vLLM, SGLang): what is asked again, what ends a prompt or the run.
 
-Standard library only, so that a process which asks a server starts at once. Each thread has a client of its own.
+Standard library only, so that a process which asks a server starts at once. Each thread has a client of its own. The
+connection is direct: proxies that the environment names are not used.
 """
 
 import http.client
@@ -74,7 +75,7 @@ class ChatClient:
         url (`str`): of the server, with or without `/v1`.
         api_key (`str`, *optional*): sent as a bearer token.
         timeout (`float`, *optional*, defaults to 600.0): seconds that an answer may take.
-        retries (`int`, *optional*, defaults to 8): attempts after the first, each after twice the time (jittered).
+        retries (`int`, *optional*, defaults to 12): attempts after the first, each after twice the time (jittered).
         stop (`threading.Event`, *optional*): once set, waiting ends with `Aborted`.
 
     Asked again: no connection, a dropped one, a timeout, an answer that is no chat answer, the statuses 408, 425, 429
@@ -86,7 +87,7 @@ class ChatClient:
         url: str,
         api_key: str | None = None,
         timeout: float = 600.0,
-        retries: int = 8,
+        retries: int = 12,
         stop: threading.Event | None = None,
     ):
         parts = urlsplit(url)

@@ -34,7 +34,7 @@ def regenerate_through_server(
     temperature: float = 0.0,
     top_p: float = 1.0,
     seed: int = 0,
-    retries: int = 8,
+    retries: int = 12,
     request_timeout: float = 600.0,
     time_limit: float | None = None,
     progress: bool = True,
@@ -61,7 +61,7 @@ def regenerate_through_server(
         temperature (`float`, *optional*, defaults to 0.0): 0 is greedy.
         top_p (`float`, *optional*, defaults to 1.0): nucleus, when sampling.
         seed (`int`, *optional*, defaults to 0): of the sampling; each turn of each record has its own, made from it.
-        retries (`int`, *optional*, defaults to 8): attempts after the first one, over about two minutes.
+        retries (`int`, *optional*, defaults to 12): attempts after the first one, over two to three minutes.
         request_timeout (`float`, *optional*, defaults to 600.0): seconds that an answer may take.
         time_limit (`float`, *optional*): in seconds; no request starts later, though each worker makes one. The file
             then holds the records answered so far, and another call goes on.
