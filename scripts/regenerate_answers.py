@@ -1,17 +1,34 @@
 """Let the target answer the prompts of a data set itself; train the draft on what it says.
 
     python scripts/regenerate_answers.py --target TARGET --data prompts.jsonl --output answers.jsonl
+    python scripts/regenerate_answers.py --target TARGET --data prompts.jsonl --output answers.jsonl \
+        --server_url http://localhost:8000
 
 Every user turn is answered, in order, with the model's own earlier answers in view; answers in the data are dropped.
 The output holds `messages`, one conversation a line, ready for `train_data` of scripts/train_eagle.py. Interrupt it
 when you like: the same command goes on where it stopped.
+
+The first line runs the target in this process, the second asks a server that runs it: vLLM, SGLang, or another one that
+speaks OpenAI's chat API (a key is taken from the environment variable OPENAI_API_KEY). A server can answer prompts with
+images.
 """
 
 import logging
+import os
+import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without installation
+
 from hf_eagle.parser import EagleArgumentParser
+
+
+# what is meant by an option that is left out; each belongs to one of the two ways
+IN_PROCESS = {"batch_size": 96, "dtype": "auto", "device": None, "gguf_file": None}
+SERVED = {"server_model": None, "concurrency": 64, "retries": 12, "request_timeout": 600.0}
 
 
 def _arg(default, help: str):
@@ -26,32 +43,43 @@ class RegenerationArguments:
             "help": "Chats whose user turns are answered: JSON, JSONL, Parquet or CSV files, folders, or Hub ids."
         }
     )
-    output: str = field(metadata={"help": "JSONL file to write; `<output>.journal` beside it holds finished batches."})
+    output: str = field(metadata={"help": "JSONL file to write; `<output>.journal` beside it holds finished work."})
     num_records: int | None = _arg(None, "Take the first so many records only.")
     max_new_tokens: int = _arg(128, "Length of an answer at most, in tokens.")
-    batch_size: int = _arg(96, "Prompts answered together.")
     temperature: float = _arg(0.0, "0 is greedy.")
     top_p: float = _arg(1.0, "Nucleus, when sampling.")
-    seed: int = _arg(0, "Seed of sampling and of the order of the batches.")
-    time_limit: float | None = _arg(None, "Minutes after which no further batch starts; another call goes on.")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = _arg("auto", "Data type the target runs in.")
-    device: str | None = _arg(None, "Device of the target. Unset: cuda if there is one, else cpu.")
-    gguf_file: str | None = _arg(None, "Name of a GGUF file inside `target`, if it is one.")
+    seed: int = _arg(0, "Seed of sampling.")
+    time_limit: float | None = _arg(None, "Minutes after which nothing further is begun; another call goes on.")
     trust_remote_code: bool = _arg(False, "Run code that comes with the target.")
+    batch_size: int | None = _arg(None, "In process: prompts answered together. Default 96.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = _arg(
+        None, "In process: data type the target runs in. Default auto, its own."
+    )
+    device: str | None = _arg(None, "In process: device of the target. Default cuda if there is one, else cpu.")
+    gguf_file: str | None = _arg(None, "In process: name of a GGUF file inside `target`, if it is one.")
+    server_url: str | None = _arg(None, "Ask the server here, such as http://localhost:8000, which runs the target.")
+    server_model: str | None = _arg(None, "Server: its name for the target, where that cannot be told from `target`.")
+    concurrency: int | None = _arg(None, "Server: requests under way together. Default 64.")
+    retries: int | None = _arg(
+        None, "Server: attempts after a failed first one, ever later. Default 12, two to three minutes."
+    )
+    request_timeout: float | None = _arg(None, "Server: seconds that an answer may take. Default 600.")
 
     def __post_init__(self):
         if self.num_records is not None and self.num_records < 1:
             raise ValueError(f"`num_records` must be at least 1, got {self.num_records}.")
+        idle, way = (SERVED, "without") if self.server_url is None else (IN_PROCESS, "with")
+        for name in idle:
+            if getattr(self, name) is not None:
+                raise ValueError(f"`{name}` means nothing {way} `server_url`; leave it out.")
 
 
 def main() -> None:
     (args,) = EagleArgumentParser(RegenerationArguments, description=__doc__).parse_args_and_config()
 
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     from hf_eagle.data.records import load_records
-    from hf_eagle.data.regeneration import regenerate_answers
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
@@ -59,25 +87,54 @@ def main() -> None:
         records = load_records(args.data)
         if args.num_records is not None:
             records = records.select(range(min(args.num_records, len(records))))
-
         source = {"gguf_file": args.gguf_file} if args.gguf_file else {}
         source["trust_remote_code"] = args.trust_remote_code
         tokenizer = AutoTokenizer.from_pretrained(args.target, **source)
-        model = AutoModelForCausalLM.from_pretrained(args.target, dtype=args.dtype, **source).eval()
-        regenerate_answers(
-            model.to(args.device or ("cuda" if torch.cuda.is_available() else "cpu")),
-            tokenizer,
-            records,
-            args.output,
-            max_new_tokens=args.max_new_tokens,
-            batch_size=args.batch_size,
-            temperature=args.temperature,
-            top_p=args.top_p,
-            seed=args.seed,
-            time_limit=None if args.time_limit is None else 60 * args.time_limit,
-        )
+        common = {
+            "max_new_tokens": args.max_new_tokens,
+            "temperature": args.temperature,
+            "top_p": args.top_p,
+            "seed": args.seed,
+            "time_limit": None if args.time_limit is None else 60 * args.time_limit,
+        }
+        if args.server_url is None:
+            answer_in_process(args, records, tokenizer, source, common)
+        else:
+            ask_server(args, records, tokenizer, common)
     except ValueError as problem:
         raise SystemExit(f"error: {problem}") from None
+
+
+def answer_in_process(args: RegenerationArguments, records, tokenizer, source: dict, common: dict) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from hf_eagle.data.regeneration import regenerate_answers
+
+    own = given(args, IN_PROCESS)
+    model = AutoModelForCausalLM.from_pretrained(args.target, dtype=own["dtype"], **source).eval()
+    model = model.to(own["device"] or ("cuda" if torch.cuda.is_available() else "cpu"))
+    regenerate_answers(model, tokenizer, records, args.output, batch_size=own["batch_size"], **common)
+
+
+def ask_server(args: RegenerationArguments, records, tokenizer, common: dict) -> None:
+    from hf_eagle.data.served_answers import regenerate_through_server
+
+    regenerate_through_server(
+        records,
+        args.output,
+        server_url=args.server_url,
+        target=args.target,
+        tokenizer=tokenizer,
+        api_key=os.environ.get("OPENAI_API_KEY"),
+        **given(args, SERVED),
+        **common,
+    )
+
+
+def given(args: RegenerationArguments, defaults: dict) -> dict:
+    """The options of one way, with its defaults where they were left out."""
+    return {name: default if getattr(args, name) is None else getattr(args, name) for name, default in defaults.items()}
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""Regenerate answers with a tiny random model: `python regeneration_worker.py OUTPUT TEMPERATURE`."""
+"""Regenerate answers with a tiny random model, in children that can be killed: see forks.py."""
 
-import sys
+import tempfile
 
 import torch
+from forks import serve_forks
 from tiny_tokenizer import CHATML, assistant, tiny_tokenizer, user
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -36,15 +37,17 @@ def records(number: int = 24) -> list[dict]:
     return chats
 
 
-def regenerate(output, temperature: float = 0.0, **arguments):
+def regenerate(output, temperature: float = 0.0, number: int = 24, **arguments):
     from hf_eagle.data.regeneration import regenerate_answers
 
     tokenizer = tiny_tokenizer(CHATML)
     arguments = {"max_new_tokens": 12, "batch_size": 3, "progress": False, **arguments}
     model = tiny_chat_model(tokenizer)
-    return regenerate_answers(model, tokenizer, records(), output, temperature=temperature, **arguments)
+    return regenerate_answers(model, tokenizer, records(number), output, temperature=temperature, **arguments)
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    regenerate(sys.argv[1], float(sys.argv[2]))
+    with tempfile.TemporaryDirectory() as folder:
+        regenerate(f"{folder}/first", number=1)  # whatever is loaded at first use, the children then have
+    serve_forks(lambda output, temperature, number: regenerate(output, float(temperature), int(number)))

@@ -37,6 +37,18 @@ def test_any_torn_end_is_cut_off(tmp_path):
             assert journal.rows == [*kept, "more"]
 
 
+def test_two_writers_are_refused(tmp_path):
+    path = tmp_path / "journal"
+    with Journal(path, SETTINGS) as journal:
+        journal.extend([1, 2])
+        journal.extend([])
+        with pytest.raises(ValueError, match="journal is being written by another process; wait until it ends"):
+            Journal(path, SETTINGS)
+        journal.append(3)
+    with Journal(path, SETTINGS) as journal:
+        assert journal.rows == [1, 2, 3]
+
+
 def test_refusals(tmp_path):
     path = tmp_path / "journal"
     Journal(path, SETTINGS).__exit__()

@@ -1,16 +1,15 @@
 """The target's own answers: what it would say alone, whatever the batches and however often it is killed."""
 
 import json
-import os
+import random
 import runpy
-import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from forks import Forks
 from regeneration_worker import records, regenerate, tiny_chat_model
 from tiny_tokenizer import CHATML, assistant, system, tiny_tokenizer, user
 
@@ -63,31 +62,27 @@ def test_output_is_ready_to_train_on(greedy):
     assert len(dataset) == 24 and all(any(row["loss_mask"]) for row in dataset)
 
 
-def test_sigkill_loses_and_doubles_nothing(tmp_path, sampled):
-    """Killed once in the first turns and once later, its journal's end torn off by hand: the same bytes come out."""
-    output = tmp_path / "answers.jsonl"
-    journal = tmp_path / "answers.jsonl.journal"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    environment["PYTHONPATH"] = os.pathsep.join([str(WORKER.parents[1]), os.environ.get("PYTHONPATH", "")])
-    command = [sys.executable, str(WORKER), str(output), "1.0"]
+def test_twenty_kills_lose_double_and_tear_nothing(tmp_path):
+    """At random moments; a torn end of the journal, as a machine that lost its power leaves it, is cut off too."""
+    whole = regenerate(tmp_path / "whole.jsonl", temperature=1.0, number=72)
+    output, journal = tmp_path / "answers.jsonl", tmp_path / "answers.jsonl.journal"
+    moments = random.Random(0)
+    forks = Forks(WORKER)
     kept = b""
-    for lines in (3, 9):
-        worker = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
-        deadline = time.monotonic() + 120
-        while not journal.exists() or journal.read_bytes().count(b"\n") < lines:
-            assert worker.poll() is None and time.monotonic() < deadline, worker.stderr.read().decode()
-            time.sleep(0.002)
-        worker.send_signal(signal.SIGKILL)
-        assert worker.wait() == -signal.SIGKILL and not output.exists()
-        worker.stderr.close()
+    for number in range(20):
+        arguments = moments.randrange(1, 3), moments.uniform(0, 0.03), output, 1.0, 72
+        assert forks.kill_when(journal, *arguments) == -9 and not output.exists()
         assert journal.read_bytes().startswith(kept)
-        kept = journal.read_bytes()[: journal.read_bytes().rindex(b"\n") - 5]
-        journal.write_bytes(kept)
+        if number % 10 == 9:
+            journal.write_bytes(journal.read_bytes()[:-5])
+        kept = journal.read_bytes()
         kept = kept[: kept.rindex(b"\n") + 1]
 
-    subprocess.run(command, env=environment, check=True, capture_output=True)
-    assert output.read_bytes() == sampled.read_bytes()
-    assert journal.read_bytes() == Path(f"{sampled}.journal").read_bytes()
+    forks.start(output, 1.0, 72)
+    assert forks.wait() == 0
+    forks.close()
+    assert output.read_bytes() == whole.read_bytes()
+    assert journal.read_bytes() == Path(f"{whole}.journal").read_bytes()
 
 
 def test_time_limit_stops_and_goes_on(tmp_path, sampled):

@@ -5,8 +5,14 @@ import os
 from pathlib import Path
 
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+
 class Journal:
-    """Lines of JSON under a first line of settings; each is on the disk when `append` returns.
+    """Lines of JSON under a first line of settings; each is on the disk when `append` or `extend` returns.
 
     Args:
         path (`Path`):
@@ -17,28 +23,38 @@ class Journal:
     `rows` holds the lines of earlier runs. The last line, torn by a kill, is cut off.
 
     Raises:
-        `ValueError`: the file is no journal, or was begun with other settings.
+        `ValueError`: the file is no journal, was begun with other settings, or another process writes it.
     """
 
     def __init__(self, path: Path, settings: dict):
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
-        lines, complete = _complete_lines(path)
-        if lines:
-            _compare(path, lines[0], settings)
+        self._file = path.open("ab")
+        try:
+            _lock(self._file, path)
+            lines, complete = _complete_lines(path)
+            if lines:
+                _compare(path, lines[0], settings)
+        except ValueError:
+            self._file.close()
+            raise
         self.rows = lines[1:]
-        self._file = path.open("r+b" if path.exists() else "w+b")
         self._file.truncate(complete)
-        self._file.seek(complete)
         if not lines:
             self.append(settings)
             self.rows = []
 
     def append(self, row) -> None:
-        self._file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+        self.extend([row])
+
+    def extend(self, rows: list) -> None:
+        """Appends several lines with one wait for the disk."""
+        if not rows:
+            return
+        self._file.write(b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows))
         self._file.flush()
         os.fsync(self._file.fileno())
-        self.rows.append(row)
+        self.rows += rows
 
     def __enter__(self):
         return self
@@ -55,6 +71,20 @@ def write_atomically(path: Path, lines) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(part, path)
+
+
+def _lock(file, path: Path) -> None:
+    """Holds the file until it is closed or the process ends, however it ends: two writers would double rows."""
+    if fcntl is None:
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ValueError(
+            f"{path} is being written by another process; wait until it ends, or choose another output path."
+        ) from None
+    except OSError:
+        pass  # a file system without locks
 
 
 def _complete_lines(path: Path) -> tuple[list, int]:

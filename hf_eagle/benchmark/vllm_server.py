@@ -1,0 +1,73 @@
+"""A real vLLM behind its OpenAI-compatible API, for as long as something is asked of it."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+# what an unattended server on this machine needs; the environment's own values win
+ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+@contextmanager
+def vllm_server(
+    target: str | Path, log: str | Path, python: str | Path = sys.executable, ready_within: float = 600.0, **options
+) -> Iterator[str]:
+    """Serves `target` on a free port of this machine and yields the URL; ends the server afterwards.
+
+    Args:
+        target: folder or Hub id.
+        log: file for what the server prints.
+        python: interpreter of the environment in which vLLM is installed.
+        ready_within: seconds until it must answer.
+        options: vLLM's own, `max_num_seqs=8` as `--max-num-seqs 8`, `True` as a flag without a value.
+
+    Raises a `RuntimeError` with the end of the log when the server does not come up.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [str(python), "-m", "vllm.entrypoints.openai.api_server", "--model", str(target)]
+    command += ["--host", "127.0.0.1", "--port", str(port)]
+    for name, value in options.items():
+        command += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
+    with Path(log).open("w") as output:
+        # a group of its own: the engine is a child of the server
+        server = subprocess.Popen(
+            command, env=ENVIRONMENT | os.environ, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    try:
+        url = f"http://127.0.0.1:{port}"
+        _wait_until_ready(server, url, time.monotonic() + ready_within, Path(log))
+        yield url
+    finally:
+        server.terminate()
+        try:
+            server.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            pass
+        try:
+            os.killpg(server.pid, signal.SIGKILL)  # whatever is left of the group
+        except ProcessLookupError:
+            pass
+        server.wait()
+
+
+def _wait_until_ready(server: subprocess.Popen, url: str, deadline: float, log: Path) -> None:
+    while True:
+        try:
+            urllib.request.urlopen(f"{url}/health", timeout=5).close()
+            return
+        except (urllib.error.URLError, OSError):
+            pass
+        if server.poll() is not None or time.monotonic() > deadline:
+            raise RuntimeError(f"The server did not come up; its last words:\n{log.read_text()[-3000:]}")
+        time.sleep(0.2)

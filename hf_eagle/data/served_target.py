@@ -1,0 +1,137 @@
+"""Is the model behind a server the target that is meant, and does it read chats as the target does?"""
+
+import logging
+import os
+from dataclasses import dataclass
+
+from jinja2 import TemplateError
+
+from .chat_client import ChatClient, Refused, ServerError
+from .turns import context
+
+
+logger = logging.getLogger(__name__)
+
+_CHECKED = 4  # records whose prompts are compared
+# A server takes what a request does not name from the model's generation_config.json; the target itself is meant here.
+# Only vLLM, SGLang and their kin know these fields.
+_NEUTRAL = {"top_k": -1, "repetition_penalty": 1.0}
+
+
+@dataclass
+class ServedTarget:
+    """A target behind a server: the name it has there, and the fields that every request carries."""
+
+    client: ChatClient
+    model: str
+    fields: dict
+
+    @classmethod
+    def find(cls, client: ChatClient, target: str, server_model: str | None, fields: dict) -> "ServedTarget":
+        """Finds the target on the server and asks it for one token.
+
+        Args:
+            target: folder or Hub id, compared with what `/v1/models` lists.
+            server_model: taken instead of comparing, if given.
+            fields: sampling and length, as a chat completion request has them.
+
+        Raises a `ServerError` when the server serves something else or does not answer.
+        """
+        model = _listed(client, target, server_model)
+        length = model.get("max_model_len")
+        if length is not None and fields["max_tokens"] >= length:
+            raise ServerError(
+                f"`max_new_tokens` is {fields['max_tokens']}, but the server at {client.url} reads and writes {length} "
+                "tokens altogether; lower it, or start the server with a longer context."
+            )
+        refusal = None
+        for served in (cls(client, model["id"], fields | _NEUTRAL), cls(client, model["id"], fields)):
+            try:
+                client.chat(served.greeting())
+            except Refused as problem:
+                refusal = refusal or problem
+                continue
+            if refusal is not None:
+                logger.warning("Asked without %s, for %s.", ", ".join(_NEUTRAL), refusal)
+            return served
+        raise ServerError(f"A chat of one word cannot be answered: {refusal}.")
+
+    def body(self, messages: list[dict], seed: int | None = None) -> dict:
+        """A chat completion request."""
+        body = {"model": self.model, "messages": messages, **self.fields}
+        return body if seed is None else {**body, "seed": seed}
+
+    def greeting(self) -> dict:
+        """The least that can be asked."""
+        return self.body([{"role": "user", "content": "Hi"}]) | {"max_tokens": 1}
+
+    def is_there(self, client: ChatClient) -> bool:
+        """Does the server answer a greeting, at once?"""
+        try:
+            client.chat(self.greeting(), retries=0)
+            return True
+        except ServerError:
+            return False
+
+    def check_prompts(self, tokenizer, turns: list[list[list[dict]]]) -> None:
+        """Raises a `ServerError` when the server makes another prompt than the tokenizer of some of these chats.
+
+        Token by token where the server tells its prompts (vLLM), else by their number. Chats with images are left out:
+        only the server has their processor.
+        """
+        texts = [
+            chat for chat in turns if all(isinstance(message["content"], str) for turn in chat for message in turn)
+        ]
+        for chat in texts[:: max(1, -(-len(texts) // _CHECKED))]:
+            messages = context(chat[:2], [("Yes.", "stop")] * (len(chat) > 1))
+            try:
+                rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            except TemplateError:
+                continue  # the server will refuse it, too
+            expected = tokenizer(rendered, add_special_tokens=False, verbose=False)["input_ids"]
+            found = self.client.prompt_ids(self.model, messages)
+            if found is not None:
+                if found != expected:
+                    raise self._other_prompt(_around_difference(tokenizer, found, expected))
+                continue
+            try:
+                number = self.client.chat(self.body(messages) | {"max_tokens": 1}).prompt_tokens
+            except Refused:
+                continue
+            if number is not None and number != len(expected):
+                raise self._other_prompt(f"it has {number} tokens, not the {len(expected)} of {rendered[:200]!r}")
+
+    def _other_prompt(self, difference: str) -> ServerError:
+        return ServerError(
+            f"The server at {self.client.url} makes another prompt of a chat than `target`'s tokenizer and template: "
+            f"{difference}. Start it with the target's own files, or with `--chat-template`."
+        )
+
+
+def _listed(client: ChatClient, target: str, server_model: str | None) -> dict:
+    """The target's entry in the server's list."""
+    models = client.models()
+    for model in models:
+        if server_model is None and (_same(target, model["id"]) or _same(target, model.get("root"))):
+            return model
+        if model["id"] == server_model:
+            return model
+    listed = ", ".join(model["id"] + (f" ({model['root']})" if model.get("root") else "") for model in models)
+    wanted = f"`target` {target}" if server_model is None else f"`server_model` {server_model}"
+    raise ServerError(
+        f"The server at {client.url} serves {listed or 'nothing'}, not {wanted}; start it with the target, or name in "
+        "`server_model` which of these is the same model."
+    )
+
+
+def _same(target: str, name: str | None) -> bool:
+    if name is None:
+        return False
+    return target == name or (os.path.isdir(name) and os.path.realpath(target) == os.path.realpath(name))
+
+
+def _around_difference(tokenizer, found: list[int], expected: list[int]) -> str:
+    place = next((n for n, pair in enumerate(zip(found, expected, strict=False)) if pair[0] != pair[1]), None)
+    place = min(len(found), len(expected)) if place is None else place
+    here = slice(max(0, place - 4), place + 8)
+    return f"at token {place} it reads {tokenizer.decode(found[here])!r}, not {tokenizer.decode(expected[here])!r}"

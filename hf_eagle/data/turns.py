@@ -1,0 +1,127 @@
+"""What regeneration answers, and what it writes: user turns, their answers' journal, the answered conversations."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+from .journal import Journal, write_atomically
+from .records import read_record
+
+
+logger = logging.getLogger(__name__)
+
+
+def read_turns(records, parts: bool = False) -> list[list[list[dict]]]:
+    """Per record and answer, the messages that precede it since the last answer.
+
+    The answers of a record are dropped. Messages of a user in a row are one turn. A tool's message ends the
+    conversation, since the target may not have called that tool.
+
+    Args:
+        records: chat records of any form that `to_messages` reads.
+        parts: keep contents that are lists of typed parts (text, images, videos) as they are.
+
+    Raises a `ValueError` that names the record, when it is malformed or no user speaks in it.
+    """
+    read = _read_with_parts if parts else lambda record, index: read_record(record, index)[0]
+    return [_turns(read(record, index), index) for index, record in enumerate(records)]
+
+
+def _read_with_parts(record, index: int) -> list[dict]:
+    written = record.get("messages") if isinstance(record, Mapping) else None
+    if not isinstance(written, list) or not any(map(_has_parts, written)) or record.get("chosen"):
+        return read_record(record, index)[0]
+    as_text = [turn | {"content": "parts"} if _has_parts(turn) else turn for turn in written]
+    messages = read_record(record | {"messages": as_text}, index)[0]
+    # a system text that stands beside the messages was put before them
+    for message, turn in zip(messages[len(messages) - len(written) :], written, strict=True):
+        if _has_parts(turn):
+            message["content"] = [_filled(part) for part in turn["content"]]
+            if not all(isinstance(part, Mapping) and "type" in part for part in message["content"]):
+                raise ValueError(f"Record {index}: every part of a message's content must be an object with a `type`.")
+    return messages
+
+
+def _has_parts(turn) -> bool:
+    return isinstance(turn, Mapping) and isinstance(turn.get("content"), list)
+
+
+def _filled(value):
+    """Without the empty keys that Arrow gives to objects of different shapes."""
+    if isinstance(value, Mapping):
+        return {key: _filled(inner) for key, inner in value.items() if inner is not None}
+    return [_filled(inner) for inner in value] if isinstance(value, list) else value
+
+
+def _turns(messages: list[dict], index: int) -> list[list[dict]]:
+    turns, following = [], []
+    for place, message in enumerate(messages):
+        if message["role"] == "tool":
+            break
+        if message["role"] == "assistant":
+            continue
+        following.append(message)
+        last = messages[place + 1]["role"] if place + 1 < len(messages) else None
+        if message["role"] == "user" and last not in ("user", "system"):
+            turns.append(following)
+            following = []
+    if not turns:
+        raise ValueError(f"Record {index} has no user turn to answer.")
+    return turns
+
+
+def context(turns: list[list[dict]], answers: list[tuple]) -> list[dict]:
+    """The conversation up to its next unanswered turn, with the `(text, finish_reason)` of the turns before it."""
+    messages = []
+    for turn, (text, _) in zip(turns, answers, strict=False):
+        messages += [*turn, {"role": "assistant", "content": text}]
+    return messages + (turns[len(answers)] if len(answers) < len(turns) else [])
+
+
+def open_journal(output_path: Path, turns: list, settings: dict, asked_with=None) -> Journal:
+    """The journal beside `output_path`, which belongs to these turns and settings.
+
+    Args:
+        asked_with: whatever else the questions depend on; a hash of it is kept.
+
+    Raises a `ValueError` when `output_path` holds something else, or was begun with other settings.
+    """
+    path = output_path.with_name(output_path.name + ".journal")
+    if output_path.exists() and not path.exists():
+        raise ValueError(f"`output_path` {output_path} exists and was not written by regeneration; choose another.")
+    questions = hashlib.sha256(json.dumps([turns, asked_with]).encode()).hexdigest()[:16]
+    return Journal(path, settings | {"records": len(turns), "questions": questions})
+
+
+def write_answered(output_path: Path, turns: list, answers: list[list]) -> None:
+    """Writes the finished conversations in order, whole or not at all, and logs how many they are.
+
+    Args:
+        answers: per record `(text, finish_reason)` of each turn; `None` after them where the record ends early.
+    """
+    finished = [id for id in range(len(turns)) if len(answers[id]) == len(turns[id]) or answers[id][-1:] == [None]]
+    write_atomically(output_path, (_line(id, turns[id], answers[id]) for id in finished))
+    cut = sum(answer is not None and answer[1] == "length" for id in finished for answer in answers[id])
+    logger.info("%d of %d records answered, %d answers cut: %s", len(finished), len(turns), cut, output_path)
+
+
+def _line(id: int, turns: list[list[dict]], answers: list[tuple | None]) -> str:
+    given = [answer for answer in answers if answer is not None]
+    messages = context(turns[: max(1, len(given))], given)
+    reasons = [reason for _, reason in given]
+    return json.dumps({"id": id, "messages": messages, "finish_reason": reasons}, ensure_ascii=False)
+
+
+def check_arguments(at_least_one: dict, temperature: float, top_p: float, time_limit: float | None) -> None:
+    """Raises a `ValueError` for an argument out of range; `at_least_one` are counts by name."""
+    for name, value in at_least_one.items():
+        if value < 1:
+            raise ValueError(f"`{name}` must be at least 1, got {value}.")
+    if temperature < 0:
+        raise ValueError(f"`temperature` must be 0 (greedy) or more, got {temperature}.")
+    if not 0 < top_p <= 1:
+        raise ValueError(f"`top_p` must be above 0 and at most 1, got {top_p}.")
+    if time_limit is not None and time_limit < 0:
+        raise ValueError(f"`time_limit` must be a number of seconds, got {time_limit}.")

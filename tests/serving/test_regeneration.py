@@ -1,0 +1,88 @@
+"""Answers through a real vLLM server are the target's own: what the same command answers in its own process."""
+
+import json
+
+import harness
+import pytest
+
+from hf_eagle.benchmark.vllm_server import vllm_server
+
+
+QUESTIONS = [
+    "What is the capital of France? Answer in one short sentence.",
+    "Give me five tips for somebody who wants to buy a bicycle.",
+    "Write a short story about a tiger.",
+    "Who wrote Romeo and Juliet?",
+    "Name three primary colours.",
+    "Explain photosynthesis in one sentence.",
+]
+
+
+@pytest.fixture(scope="module")
+def url(shared):
+    options = {"dtype": "float32", "max_num_seqs": 8, "max_model_len": 1024, "enforce_eager": True}
+    with vllm_server(harness.TARGET, shared / "api_server.log", **options) as url:
+        yield url
+
+
+def regenerate(folder, name, prompts, **options):
+    data = folder / f"{name}-prompts.jsonl"
+    data.write_text("".join(json.dumps({"messages": messages}) + "\n" for messages in prompts))
+    output = folder / f"{name}.jsonl"
+    values = {"target": harness.TARGET, "data": data, "output": output, "max_new_tokens": 48} | options
+    printed = harness.call([harness.PROJECT_PYTHON, "scripts/regenerate_answers.py", *harness.options(values)])
+    return [json.loads(line) for line in output.read_text().splitlines()], printed
+
+
+def user(content):
+    return {"role": "user", "content": content}
+
+
+def test_greedy_answers_are_those_of_the_target_in_process(url, tmp_path):
+    prompts = [[user(question)] for question in QUESTIONS]
+    prompts += [[{"role": "system", "content": "You are a pirate."}, user("Hello!")]]
+    prompts += [[user(a), {"role": "assistant", "content": "?"}, user("Say it shorter.")] for a in QUESTIONS[:3]]
+    served, _ = regenerate(tmp_path, "served", prompts, server_url=url, concurrency=8)
+    in_process, _ = regenerate(tmp_path, "in_process", prompts, dtype="float32", batch_size=5)
+    assert served == in_process
+    reasons = [reason for row in served for reason in row["finish_reason"]]
+    assert len(reasons) == 13 and set(reasons) == {"stop", "length"}
+
+
+def test_content_parts_go_through(url, tmp_path):
+    parts = [{"type": "text", "text": QUESTIONS[0]}]
+    rows, _ = regenerate(tmp_path, "parts", [[user(parts)], [user(QUESTIONS[0])]], server_url=url)
+    assert rows[0]["messages"][0]["content"] == parts
+    assert rows[0]["messages"][1] == rows[1]["messages"][1]
+
+
+def test_too_long_prompts_end_their_records(url, tmp_path):
+    prompts = [[user(QUESTIONS[0])], [user("again and " * 1000)], [user("and " * 1010)]]
+    rows, printed = regenerate(tmp_path, "long", prompts, server_url=url)
+    assert [row["finish_reason"] for row in rows] == [["stop"], [], []]
+    assert "2 records end early: with `max_new_tokens` their prompts exceed the server's context length." in printed
+
+
+def test_sampled_answers_follow_their_seed(url, tmp_path):
+    prompts = [[user(question)] for question in QUESTIONS]
+    sampling = {"server_url": url, "temperature": 1.0, "max_new_tokens": 16}
+    first, again, other = (
+        [row["messages"] for row in regenerate(tmp_path, name, prompts, seed=seed, **sampling)[0]]
+        for name, seed in (("first", 0), ("again", 0), ("other", 1))
+    )
+    assert first == again != other
+
+
+def test_another_target_is_refused(url, tmp_path):
+    with pytest.raises(AssertionError, match="error: The server at .* serves .*smollm2-135m-instruct.*, not `target`"):
+        regenerate(tmp_path, "other", [[user("Hi")]], server_url=url, target=make_other(tmp_path))
+
+
+def make_other(folder):
+    """The tokenizer of the target in another folder: another model for all one can know."""
+    other = folder / "other-target"
+    other.mkdir()
+    for file in harness.TARGET.iterdir():
+        if file.suffix in (".json", ".jinja", ".txt"):
+            (other / file.name).write_bytes(file.read_bytes())
+    return other
