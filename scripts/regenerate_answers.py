@@ -20,7 +20,7 @@ def _arg(default, help: str):
 
 @dataclass
 class RegenerationArguments:
-    target: str = field(metadata={"help": "Target model: a folder or a Hub id."})
+    target: str = field(metadata={"help": "Target model: a folder or a Hub id, also of a PEFT adapter."})
     data: list[str] = field(
         metadata={
             "help": "Chats whose user turns are answered: JSON, JSONL, Parquet or CSV files, folders, or Hub ids."
@@ -48,10 +48,10 @@ def main() -> None:
     (args,) = EagleArgumentParser(RegenerationArguments, description=__doc__).parse_args_and_config()
 
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from hf_eagle.data.records import load_records
     from hf_eagle.data.regeneration import regenerate_answers
+    from hf_eagle.targets.loading import load_causal_lm, load_tokenizer
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
@@ -62,8 +62,8 @@ def main() -> None:
 
         source = {"gguf_file": args.gguf_file} if args.gguf_file else {}
         source["trust_remote_code"] = args.trust_remote_code
-        tokenizer = AutoTokenizer.from_pretrained(args.target, **source)
-        model = AutoModelForCausalLM.from_pretrained(args.target, dtype=args.dtype, **source).eval()
+        tokenizer = load_tokenizer(args.target, **source)
+        model = load_causal_lm(args.target, dtype=args.dtype, **source).eval()
         regenerate_answers(
             model.to(args.device or ("cuda" if torch.cuda.is_available() else "cpu")),
             tokenizer,
