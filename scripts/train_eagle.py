@@ -74,6 +74,11 @@ def main() -> None:
         draft_class_of(draft_args.init_from)
     elif adapter_args.use_peft:
         raise ValueError("`use_peft` trains an adapter on a draft that is there already: name it with `init_from`.")
+    if adapter_args.use_peft and Path(draft_args.init_from).resolve() == Path(args.output_dir).resolve():
+        raise ValueError(
+            f"`output_dir` {args.output_dir} is the draft that `init_from` names, which the adapter is added to "
+            "whenever training goes on: choose another folder."
+        )
     prompts = data_args.acceptance_prompts and load_prompts(
         data_args.acceptance_prompts, limit=data_args.acceptance_num_prompts
     )
@@ -100,7 +105,7 @@ def main() -> None:
         peft_config=adapter_args.peft_config(),
     )
     if adapter_args.use_peft:
-        logger.info("The adapter trains %d of %d parameters.", *trainer.model.get_nb_trainable_parameters())
+        logger.info("The adapter has %d parameters to train.", trainer.model.get_nb_trainable_parameters()[0])
     if prompts:
         method = "tree" if draft_args.method == "eagle2" else "chain"
         measured = AcceptanceLengthCallback(

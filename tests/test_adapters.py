@@ -232,6 +232,15 @@ def test_acceptance_measured_in_training_is_that_of_the_merged_folder(tmp_path):
     assert sorted(found) == [3, 6] and all(torch.equal(again[name], kept[name]) for name in kept)
 
 
+def test_bf16_training_follows_float32(tmp_path):
+    curves = {}
+    for bf16 in (False, True):
+        trainer = make_trainer(tmp_path / str(bf16), tiny_pair(40), lora(**WITH_HEAD), bf16=bf16)
+        trainer.train()
+        curves[bf16] = losses(trainer)
+    assert curves[True] == pytest.approx(curves[False], rel=0.03) and curves[True] != curves[False]
+
+
 # ---- what is refused ----
 
 

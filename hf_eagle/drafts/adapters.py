@@ -27,6 +27,8 @@ _FIXED = {
     "lora_target_modules": "target_modules",
     "lora_modules_to_save": "modules_to_save",
     "use_rslora": "use_rslora",
+    "rank_pattern": "rank_pattern",
+    "alpha_pattern": "alpha_pattern",
 }
 
 
@@ -126,7 +128,10 @@ class AdaptedDraft(PeftModel):
         weights = load_file(folder / _WEIGHTS)
         wrong = set(weights) ^ set(self._adapter_weights())
         if wrong:
-            raise ValueError(f"The adapter in {folder.parent} does not fit this draft: {sorted(wrong)[:4]} are in one.")
+            raise ValueError(
+                f"The adapter in {folder.parent} does not fit this draft: one has {', '.join(sorted(wrong)[:4])}, the "
+                "other does not. Was it trained with other code?"
+            )
         set_peft_model_state_dict(self, weights)
 
     def _adapter_weights(self) -> dict[str, torch.Tensor]:
