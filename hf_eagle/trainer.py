@@ -1,5 +1,6 @@
 """`EagleTrainer`: a `transformers.Trainer` whose `compute_loss` asks a frozen target and unrolls a draft."""
 
+import os
 import shutil
 import time
 from pathlib import Path
@@ -84,13 +85,14 @@ class EagleTrainer(Trainer):
             pad = getattr(processing_class, "pad_token_id", None)
             data_collator = EagleDataCollator(pad_token_id=0 if pad is None else pad)
         if peft_config is not None:
+            by_launcher = any(os.environ.get(f"ACCELERATE_USE_{name}") == "true" for name in ("FSDP", "DEEPSPEED"))
+            if args.fsdp or args.deepspeed or by_launcher:  # merging and resuming look at whole tensors
+                raise ValueError("`use_peft` cannot train a sharded draft: leave out `fsdp` and `deepspeed`.")
             model = AdaptedDraft(model, peft_config)
         # the tokenizer stays here: Trainer would rewrite the draft's special ids from it
         super().__init__(model=model, args=args, data_collator=data_collator, **kwargs)
         if self.args.n_gpu > 1:
             raise ValueError("Several GPUs need one process each: start with `torchrun` or `accelerate launch`.")
-        if peft_config is not None and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
-            raise ValueError("`use_peft` cannot train a sharded draft: leave out `fsdp` and `deepspeed`.")
         self.target = target.to(self.args.device)
         self.target.tap_ids = model.config.tap_ids
         model.attach(target)

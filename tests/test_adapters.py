@@ -280,6 +280,14 @@ def test_another_peft_model_is_refused(tmp_path):
         make_trainer(tmp_path, (target, get_peft_model(draft, lora(target_modules=["fc"]))))
 
 
+def test_a_sharded_draft_is_refused(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="`use_peft` cannot train a sharded draft: leave out `fsdp`"):
+        make_trainer(tmp_path, tiny_pair(40), lora(), fsdp=True)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")  # as `accelerate launch` says it
+    with pytest.raises(ValueError, match="`use_peft` cannot train a sharded draft"):
+        make_trainer(tmp_path, tiny_pair(40), lora())
+
+
 def test_a_checkpoint_of_something_else_is_refused(tmp_path):
     make_trainer(tmp_path, tiny_pair(40), lora()).train()
 
