@@ -9,6 +9,7 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "AcceptanceLength": "evaluation.metrics",
     "AcceptanceLengthCallback": "callbacks",
+    "AdaptedDraft": "drafts.adapters",
     "DraftObjective": "objectives",
     "Eagle1Config": "drafts.configuration_eagle",
     "Eagle3DeepseekV2ForCausalLM": "drafts.modeling_eagle3_mla",

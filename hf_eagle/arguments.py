@@ -19,7 +19,12 @@ class TargetArguments:
 
     _argument_group_name = "target"
 
-    target: str = field(metadata={"help": "Target model: a folder or a Hub id. It is never changed."})
+    target: str = field(
+        metadata={
+            "help": "Target model: a folder or a Hub id, also of a PEFT adapter, which is merged into its base. No "
+            "file of it is changed."
+        }
+    )
     target_revision: str = _arg("main", "Revision of the target on the Hub.")
     target_dtype: Literal["auto", "float32", "bfloat16", "float16"] = _arg(
         "auto", "Data type the target runs in; `auto` keeps its checkpoint's."
@@ -76,7 +81,8 @@ class DraftArguments:
     init_from: str | None = _arg(
         None,
         "Draft to start from, a folder or a Hub id: of the same shapes and taps, of any draft vocabulary. Rows of its "
-        "head are carried over by token, those of new tokens are as `draft_init` says. Has no meaning on resuming.",
+        "head are carried over by token, those of new tokens are as `draft_init` says. Has no meaning on resuming, but "
+        "with `use_peft`, where it is what the adapter is added to.",
     )
     draft_attn_implementation: Literal["sdpa", "eager", "flex_attention"] = _arg(
         "sdpa",
@@ -94,6 +100,58 @@ class DraftArguments:
         """The sizes of latent attention that were set, as a draft's config takes them."""
         sizes = {name: getattr(self, name) for name in LATENT_SIZES if getattr(self, name) is not None}
         return {**sizes, "q_lora_rank": None} if self.q_lora_rank == 0 else sizes
+
+
+@dataclass
+class AdapterArguments:
+    """LoRA on the draft, by PEFT; the names are those of TRL's `ModelConfig`."""
+
+    _argument_group_name = "adapter"
+
+    use_peft: bool = _arg(
+        False,
+        "Train a LoRA adapter on the draft that `init_from` names, instead of the draft. What is saved is the draft "
+        "with the adapter merged in, and the adapter beside it, in `adapter/`.",
+    )
+    lora_r: int = _arg(16, "Rank of the adapter's matrices.")
+    lora_alpha: int = _arg(32, "The adapter is added with the factor `lora_alpha / lora_r`.")
+    lora_dropout: float = _arg(0.0, "Share of the adapter's inputs that is dropped in training.")
+    lora_target_modules: list[str] | None = _arg(
+        None,
+        "Projections that get an adapter, by the last parts of their names. Unset: those of the draft's layer and "
+        "`fc`; name `lm_head` too for the head.",
+    )
+    lora_modules_to_save: list[str] | None = _arg(
+        None, "Modules that are trained whole beside the adapter, such as `lm_head` or `norm` (every norm)."
+    )
+
+    def __post_init__(self):
+        if not self.use_peft:
+            for known in fields(self):
+                if getattr(self, known.name) != known.default:
+                    raise ValueError(
+                        f"`{known.name}` is {getattr(self, known.name)}, but `use_peft` is not set: set it, or leave "
+                        f"out `{known.name}`."
+                    )
+        for name in ("lora_r", "lora_alpha"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        if not 0 <= self.lora_dropout < 1:
+            raise ValueError(f"`lora_dropout` must be at least 0 and below 1, got {self.lora_dropout}.")
+
+    def peft_config(self):
+        """The [`~peft.LoraConfig`] that `EagleTrainer` takes, `None` without `use_peft`."""
+        if not self.use_peft:
+            return None
+        from peft import LoraConfig
+
+        return LoraConfig(
+            r=self.lora_r,
+            lora_alpha=self.lora_alpha,
+            lora_dropout=self.lora_dropout,
+            target_modules=self.lora_target_modules,
+            modules_to_save=self.lora_modules_to_save,
+        )
 
 
 @dataclass

@@ -9,6 +9,8 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 
+from .drafts.adapters import ADAPTER_FOLDER
+
 
 MANIFEST = "checkpoint_manifest.json"
 _CHECKPOINT = re.compile(r"^checkpoint-(\d+)$")
@@ -94,9 +96,10 @@ def refuse_other_run(output_dir: str | Path, overwrite: bool = False) -> None:
 
 
 def clear_run(output_dir: str | Path) -> None:
-    """Delete the checkpoints and the draft of an earlier run, and nothing else."""
+    """Delete the checkpoints, the draft and the adapter of an earlier run, and nothing else."""
     for path in checkpoints(output_dir):
         shutil.rmtree(path)
+    shutil.rmtree(Path(output_dir) / ADAPTER_FOLDER, ignore_errors=True)
     for path in Path(output_dir).glob("*.safetensors"):
         path.unlink()
 
@@ -118,8 +121,14 @@ def check_tensors(model: PreTrainedModel, folder: str | Path) -> None:
     """Do the weights in a folder fit this draft, name by name and shape by shape?
 
     Raises:
-        ValueError: naming the first tensors that are missing, unexpected or of another shape.
+        ValueError: naming the first tensors that are missing, unexpected or of another shape; or if they are what an
+            adapter was merged into, whose training cannot go on without it.
     """
+    if (Path(folder) / ADAPTER_FOLDER).is_dir():
+        raise ValueError(
+            f"The checkpoint {folder} holds an adapter, so it was trained with `use_peft`: set it, or start a new run "
+            "with `init_from` that checkpoint."
+        )
     found = {}
     for path in Path(folder).glob("*.safetensors"):
         with safe_open(path, "pt") as file:

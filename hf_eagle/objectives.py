@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn.functional import smooth_l1_loss
 
+from .drafts.adapters import head_operands
 from .drafts.modeling_base import EagleOutput, Objective
 from .drafts.row_layout import number_documents
 from .fused_loss import FusedHeadLoss, LossRows, StreamedRows, acceptance_rates
@@ -73,7 +74,7 @@ class DraftObjective:
             if self.oov_rows == "mask":  # neither learned from nor correct: no need to look at them
                 kept = kept & teacher.in_draft[plan.position_of]
             step, row = kept.nonzero(as_tuple=True)
-            x = normed.flatten(0, 1)[step * count + row]
+            x, weight = head_operands(head, normed.flatten(0, 1)[step * count + row])
             rows = LossRows(
                 loss=self.loss,
                 probs=teacher.probs,
@@ -83,10 +84,10 @@ class DraftObjective:
                 factor=step_factors.float()[step],
             )
             if self.loss == "lk_lambda":
-                alphas = acceptance_rates(x, head.weight, rows)
+                alphas = acceptance_rates(x, weight, rows)
                 mean = _sums(alphas, step, steps) / kept.sum(1).clamp_min(1)
                 rows.ce_share = (self.lk_scale * torch.exp(-self.lk_decay * mean))[step]
-            loss, losses, hits = FusedHeadLoss.apply(x, head.weight, rows, torch.is_grad_enabled())
+            loss, losses, hits = FusedHeadLoss.apply(x, weight, rows, torch.is_grad_enabled())
             hits = hits & teacher.in_draft[rows.where]
             return EagleOutput(loss=loss, loss_sums=_sums(losses, step, steps), correct=_sums(hits, step, steps))
 

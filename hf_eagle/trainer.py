@@ -1,11 +1,13 @@
 """`EagleTrainer`: a `transformers.Trainer` whose `compute_loss` asks a frozen target and unrolls a draft."""
 
+import os
 import shutil
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftConfig, PeftModel
 from torch import nn
 from transformers import PreTrainedTokenizerBase, Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
@@ -23,6 +25,7 @@ from .checkpoints import (
     write_manifest,
 )
 from .data.collators import EagleDataCollator
+from .drafts.adapters import AdaptedDraft
 from .drafts.modeling_base import EagleOutput, EaglePreTrainedModel
 from .drafts.row_layout import mark_padding
 from .drafts.vocabulary import check_mapping, tokenizer_fingerprint
@@ -50,6 +53,8 @@ class EagleTrainer(Trainer):
         target ([`FrozenTarget`]): the target; its taps are taken from the draft's config.
         processing_class (`PreTrainedTokenizerBase`, *optional*): the target's tokenizer, for padding and for the check
             that the draft's vocabulary was made with it.
+        peft_config ([`~peft.LoraConfig`], *optional*): train this adapter on the draft instead of the draft; what is
+            saved is the draft with the adapter merged in, see [`AdaptedDraft`].
         kwargs: as for `Trainer`. `train_dataset` has the columns `input_ids` and `loss_mask`.
 
     Raises:
@@ -70,6 +75,7 @@ class EagleTrainer(Trainer):
         target: FrozenTarget,
         processing_class: PreTrainedTokenizerBase | None = None,
         data_collator=None,
+        peft_config: PeftConfig | None = None,
         **kwargs: Any,
     ):
         _check_fit(model, target, processing_class)
@@ -79,6 +85,11 @@ class EagleTrainer(Trainer):
         if data_collator is None:
             pad = getattr(processing_class, "pad_token_id", None)
             data_collator = EagleDataCollator(pad_token_id=0 if pad is None else pad)
+        if peft_config is not None:
+            by_launcher = any(os.environ.get(f"ACCELERATE_USE_{name}") == "true" for name in ("FSDP", "DEEPSPEED"))
+            if args.fsdp or args.deepspeed or by_launcher:  # merging and resuming look at whole tensors
+                raise ValueError("`use_peft` cannot train a sharded draft: leave out `fsdp` and `deepspeed`.")
+            model = AdaptedDraft(model, peft_config)
         # the tokenizer stays here: Trainer would rewrite the draft's special ids from it
         super().__init__(model=model, args=args, data_collator=data_collator, **kwargs)
         if self.args.n_gpu > 1:
@@ -269,10 +280,20 @@ class EagleTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         draft = self.accelerator.unwrap_model(model or self.model)
+        if isinstance(draft, AdaptedDraft):
+            draft.load_adapter_from(resume_from_checkpoint)
+            return
         check_tensors(draft, resume_from_checkpoint)
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         if draft.d2t is not None:
             check_mapping(draft.d2t, draft.t2d)
+
+    def _load_best_model(self) -> None:
+        draft = self.accelerator.unwrap_model(self.model)
+        if isinstance(draft, AdaptedDraft):
+            draft.load_adapter_from(self.state.best_model_checkpoint)
+        else:
+            super()._load_best_model()
 
 
 class StepTotals:
@@ -311,6 +332,8 @@ class StepTotals:
 
 
 def _check_fit(draft, target: FrozenTarget, tokenizer: PreTrainedTokenizerBase | None) -> None:
+    if isinstance(draft, PeftModel):
+        raise ValueError("`model` has an adapter already: pass the draft itself, and the adapter as `peft_config`.")
     config = draft.config
     if config.tap_ids is None:
         raise ValueError("The draft's config names no taps: set `eagle_aux_hidden_state_layer_ids`.")

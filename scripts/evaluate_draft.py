@@ -20,7 +20,7 @@ from typing import Literal
 
 @dataclass
 class EvaluationArguments:
-    target: str = field(metadata={"help": "The target: a folder or a hub id."})
+    target: str = field(metadata={"help": "The target: a folder or a hub id, also of a PEFT adapter."})
     draft: str = field(metadata={"help": "The draft's checkpoint folder or hub id."})
     prompts: str = field(
         metadata={
@@ -142,11 +142,11 @@ def load(args: EvaluationArguments, settings):
     prompts = load_prompts(args.prompts, limit=args.num_prompts)
 
     import torch
-    from transformers import AutoTokenizer
 
     from hf_eagle import load_draft
     from hf_eagle.decoding.checks import check_draft_fits
     from hf_eagle.decoding.target_run import check_target
+    from hf_eagle.targets.loading import load_tokenizer
     from hf_eagle.targets.target import FrozenTarget
 
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -160,7 +160,7 @@ def load(args: EvaluationArguments, settings):
     draft.to(device).eval()
     draft.attach(target)
 
-    tokenizer = AutoTokenizer.from_pretrained(args.target)
+    tokenizer = load_tokenizer(args.target)
     for prompt in prompts:
         encode_prompt(prompt, tokenizer)
     return target, draft, tokenizer, prompts

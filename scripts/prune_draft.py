@@ -109,14 +109,13 @@ def read_token_ids(path: str) -> list[int]:
 
 def counted(draft, args: PruneArguments):
     """Print what drafts of several sizes cover; the ids of the most frequent tokens, `None` without a size."""
-    from transformers import AutoTokenizer
-
     from hf_eagle.data.conversations import build_dataset
     from hf_eagle.data.records import load_records
     from hf_eagle.drafts.prune import coverage, most_frequent
     from hf_eagle.drafts.vocabulary import count_supervised_tokens, tokenizer_fingerprint
+    from hf_eagle.targets.loading import load_tokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(args.target, trust_remote_code=args.trust_remote_code)
+    tokenizer = load_tokenizer(args.target, trust_remote_code=args.trust_remote_code)
     if draft.config.tokenizer_fingerprint not in (None, tokenizer_fingerprint(tokenizer)):
         raise ValueError(f"The tokenizer of `target` {args.target} is not the one that the draft was trained with.")
     chats = build_dataset(load_records(args.counts_from), tokenizer, args.max_length)

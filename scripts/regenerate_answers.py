@@ -37,7 +37,7 @@ def _arg(default, help: str):
 
 @dataclass
 class RegenerationArguments:
-    target: str = field(metadata={"help": "Target model: a folder or a Hub id."})
+    target: str = field(metadata={"help": "Target model: a folder or a Hub id, also of a PEFT adapter."})
     data: list[str] = field(
         metadata={
             "help": "Chats whose user turns are answered: JSON, JSONL, Parquet or CSV files, folders, or Hub ids."
@@ -77,9 +77,8 @@ class RegenerationArguments:
 def main() -> None:
     (args,) = EagleArgumentParser(RegenerationArguments, description=__doc__).parse_args_and_config()
 
-    from transformers import AutoTokenizer
-
     from hf_eagle.data.records import load_records
+    from hf_eagle.targets.loading import load_tokenizer
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
@@ -89,7 +88,7 @@ def main() -> None:
             records = records.select(range(min(args.num_records, len(records))))
         source = {"gguf_file": args.gguf_file} if args.gguf_file else {}
         source["trust_remote_code"] = args.trust_remote_code
-        tokenizer = AutoTokenizer.from_pretrained(args.target, **source)
+        tokenizer = load_tokenizer(args.target, **source)
         common = {
             "max_new_tokens": args.max_new_tokens,
             "temperature": args.temperature,
@@ -107,12 +106,12 @@ def main() -> None:
 
 def answer_in_process(args: RegenerationArguments, records, tokenizer, source: dict, common: dict) -> None:
     import torch
-    from transformers import AutoModelForCausalLM
 
     from hf_eagle.data.regeneration import regenerate_answers
+    from hf_eagle.targets.loading import load_causal_lm
 
     own = given(args, IN_PROCESS)
-    model = AutoModelForCausalLM.from_pretrained(args.target, dtype=own["dtype"], **source).eval()
+    model = load_causal_lm(args.target, dtype=own["dtype"], **source).eval()
     model = model.to(own["device"] or ("cuda" if torch.cuda.is_available() else "cpu"))
     regenerate_answers(model, tokenizer, records, args.output, batch_size=own["batch_size"], **common)
 

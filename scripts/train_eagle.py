@@ -20,6 +20,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without installation
 
 from hf_eagle.arguments import (
+    AdapterArguments,
     DataArguments,
     DraftArguments,
     EagleArguments,
@@ -31,13 +32,13 @@ from hf_eagle.targets.latent import LATENT_SIZES, has_latent_attention
 
 
 logger = logging.getLogger("hf_eagle")
-OURS = (TargetArguments, DraftArguments, DataArguments)
+OURS = (TargetArguments, DraftArguments, AdapterArguments, DataArguments)
 # what a draft's shape is made of
 FIXED = ("tap_ids", "draft_vocab_size", "fc_norm", "norm_output", *LATENT_SIZES)
 
 
 def parse(args: list[str] | None = None):
-    """The four argument groups; `--help` is answered without loading torch."""
+    """The five argument groups; `--help` is answered without loading torch."""
     args = sys.argv[1:] if args is None else args
     if "--help_all" in args:
         args = ["--help"]
@@ -49,15 +50,16 @@ def parse(args: list[str] | None = None):
 
 
 def main() -> None:
-    target_args, draft_args, data_args, args = parse()
+    target_args, draft_args, adapter_args, data_args, args = parse()
 
-    from transformers import AutoTokenizer, set_seed
+    from transformers import set_seed
 
     from hf_eagle.callbacks import AcceptanceLengthCallback
     from hf_eagle.checkpoints import refuse_other_run, resolve_resume
     from hf_eagle.distributed import leave
     from hf_eagle.drafts.build import draft_class_of
     from hf_eagle.evaluation.prompts import load_prompts
+    from hf_eagle.targets.loading import load_tokenizer
     from hf_eagle.trainer import EagleTrainer
 
     logging.basicConfig(level=logging.INFO if args.should_log else logging.ERROR, format="%(message)s")
@@ -70,11 +72,18 @@ def main() -> None:
         refuse_other_run(args.output_dir, args.overwrite)
     if draft_args.init_from is not None:
         draft_class_of(draft_args.init_from)
+    elif adapter_args.use_peft:
+        raise ValueError("`use_peft` trains an adapter on a draft that is there already: name it with `init_from`.")
+    if adapter_args.use_peft and Path(draft_args.init_from).resolve() == Path(args.output_dir).resolve():
+        raise ValueError(
+            f"`output_dir` {args.output_dir} is the draft that `init_from` names, which the adapter is added to "
+            "whenever training goes on: choose another folder."
+        )
     prompts = data_args.acceptance_prompts and load_prompts(
         data_args.acceptance_prompts, limit=data_args.acceptance_num_prompts
     )
 
-    tokenizer = AutoTokenizer.from_pretrained(
+    tokenizer = load_tokenizer(
         target_args.target,
         revision=target_args.target_revision,
         trust_remote_code=target_args.trust_remote_code,
@@ -83,7 +92,9 @@ def main() -> None:
     train, held_out = conversations(tokenizer, data_args, args)
 
     target = load_target(target_args)
-    draft = draft_for(target, tokenizer, train, target_args, draft_args, resume)
+    # an adapter's base is the draft that its training began with, on resuming too
+    existing = draft_args.init_from if adapter_args.use_peft else resume
+    draft = draft_for(target, tokenizer, train, target_args, draft_args, existing)
     trainer = EagleTrainer(
         model=draft,
         args=args,
@@ -91,7 +102,10 @@ def main() -> None:
         train_dataset=train,
         eval_dataset=held_out,
         processing_class=tokenizer,
+        peft_config=adapter_args.peft_config(),
     )
+    if adapter_args.use_peft:
+        logger.info("The adapter has %d parameters to train.", trainer.model.get_nb_trainable_parameters()[0])
     if prompts:
         method = "tree" if draft_args.method == "eagle2" else "chain"
         measured = AcceptanceLengthCallback(
@@ -158,8 +172,8 @@ def conversations(tokenizer, data_args, args):
     return train, held_out
 
 
-def draft_for(target, tokenizer, train, target_args, draft_args, resume):
-    """The draft to train: the checkpoint's with its vocabulary mapping, or a new one for these data."""
+def draft_for(target, tokenizer, train, target_args, draft_args, existing):
+    """The draft to train: the one in the folder `existing` with its vocabulary mapping, or a new one for these data."""
     import torch
 
     from hf_eagle.drafts.build import draft_config, load_draft, new_draft
@@ -181,8 +195,8 @@ def draft_for(target, tokenizer, train, target_args, draft_args, resume):
             norm_output=draft_args.norm_output,
             tokenizer_fingerprint=fingerprint,
         )
-    if resume is not None:
-        draft = load_draft(resume, target, dtype=torch.float32)
+    if existing is not None:
+        draft = load_draft(existing, target, dtype=torch.float32)
         pairs = {name: (getattr(config, name, None), getattr(draft.config, name, None)) for name in FIXED}
         kinds = {
             "method": (draft_args.draft_method, draft.method),
@@ -191,7 +205,7 @@ def draft_for(target, tokenizer, train, target_args, draft_args, resume):
         for name, (asked, found) in {**kinds, **pairs}.items():
             if asked != found:
                 raise ValueError(
-                    f"`{name}` is {asked} but {resume} was trained with {found}: keep it, or start a new run in "
+                    f"`{name}` is {asked} but {existing} was trained with {found}: keep it, or start a new draft in "
                     "another `output_dir`."
                 )
         draft.set_attn_implementation(draft_args.draft_attn_implementation)

@@ -48,3 +48,13 @@ def test_a_rank_without_supervised_rows_does_not_hang(tmp_path):
     alone, _ = run(tmp_path / "alone", 1, 8, 1, unsupervised=[4, 5, 6, 7])
     for name, wanted in alone.items():
         assert (gradients[name] - wanted).norm() <= 1e-6 * wanted.norm(), name
+
+
+def test_an_adapters_gradient_does_not_depend_on_it_either(tmp_path):
+    spec = {"unsupervised": [4, 5, 6, 7], "peft": {"r": 4, "modules_to_save": ["lm_head"]}}
+    gradients, curve = run(tmp_path / "ranks", 2, 4, 1, **spec)
+    wanted, wanted_curve = run(tmp_path / "alone", 1, 8, 1, **spec)
+    assert gradients.keys() == wanted.keys() and {name.split(".")[-2] for name in wanted} == {"default"}
+    for name in wanted:  # A's are zero before the first step, since B is
+        assert (gradients[name] - wanted[name]).norm() <= 1e-6 * wanted[name].norm(), name
+    assert curve == pytest.approx(wanted_curve, rel=1e-6)

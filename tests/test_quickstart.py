@@ -98,7 +98,7 @@ def test_the_recipes_options_are_ones_that_training_knows():
 
     options = [*quickstart.SHORT["train_options"].split(), "--bf16", "False", "--target_dtype", "float32"]
     config = SCRIPTS.parent / quickstart.QuickstartArguments().train_config
-    target, draft, data, training = train_eagle.parse(["--config", str(config), *options])
+    target, draft, *_, training = train_eagle.parse(["--config", str(config), *options])
     assert (draft.draft_vocab_size, training.max_steps, training.bf16) == (256, 20, False)
     assert target.target == "assets/smollm2-135m-instruct" and target.target_dtype == "float32"
 

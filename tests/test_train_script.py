@@ -180,6 +180,36 @@ def test_another_tokenizer_than_the_mappings_is_refused(trained, folder, tmp_pat
     assert "mapping was made with another tokenizer" in printed
 
 
+def test_an_adapter_is_trained_and_resumed(trained, folder, tmp_path):
+    args = ("--output_dir", tmp_path / "lora", "--init_from", trained, "--use_peft", "--lora_r", 4)
+    modules = ("--lora_target_modules", "q_proj", "fc", "lm_head")
+    printed = train(folder, *args, *modules, "--max_steps", 3)
+    # q: 64 -> 32, fc: 96 -> 32, head: 32 -> 24
+    assert f"The adapter has {4 * (96 + 128 + 56)} parameters" in printed and "load that folder" in printed
+    before, after = (load_file(run / "model.safetensors") for run in (trained, tmp_path / "lora"))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert before.keys() == after.keys()
+    assert changed == {"midlayer.self_attn.q_proj.weight", "fc.weight", "lm_head.weight"}
+
+    train(folder, *args, *modules, "--resume_from_checkpoint", "last", "--max_steps", 4)
+    assert sorted(curve(tmp_path / "lora")) == [1, 2, 3, 4]
+
+
+def test_an_adapter_on_no_draft_or_in_its_place_is_refused(trained, folder, monkeypatch):
+    sys.path.insert(0, str(ROOT / "scripts"))
+    import train_eagle
+
+    args = ["--config", folder / "recipe.yaml", "--use_peft", "--overwrite"]
+    for more, message in (
+        (["--output_dir", folder / "new"], "`use_peft` trains an adapter on a draft that is there already: name it"),
+        (["--output_dir", trained, "--init_from", f"{trained}/"], "is the draft that `init_from` names, which the"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["train_eagle.py", *map(str, args + more)])
+        with pytest.raises(ValueError, match=message):
+            train_eagle.main()
+    assert (trained / "model.safetensors").is_file()
+
+
 @pytest.fixture(scope="module")
 def trained_eagle1(folder):
     printed = train(folder, "--output_dir", folder / "eagle1", "--eval_share", 0.25, recipe="eagle1.yaml")

@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 from torch.nn.functional import linear
-from transformers import AutoModelForCausalLM, Cache, PreTrainedModel
+from transformers import Cache, PreTrainedModel
 
 from .architectures import check_tap_ids, find_decoder_parts, logit_transform
 from .few_rows import few_rows_linear
+from .loading import load_causal_lm
 from .packed_attention import (
     CannotStandIn,
     Segments,
@@ -115,13 +116,13 @@ class FrozenTarget:
         trust_remote_code: bool = False,
         revision: str = "main",
     ) -> "FrozenTarget":
-        """Load any `AutoModelForCausalLM`, a GGUF file too (`gguf_file`), and freeze it.
+        """Load any `AutoModelForCausalLM`, a GGUF file too (`gguf_file`), or a PEFT adapter on one, and freeze it.
 
         Args:
             dtype: `"auto"` keeps the checkpoint's.
             device: where it is put; the default device when `None`.
         """
-        model = AutoModelForCausalLM.from_pretrained(
+        model = load_causal_lm(
             name_or_path,
             dtype=dtype,
             gguf_file=gguf_file,

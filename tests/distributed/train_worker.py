@@ -1,7 +1,7 @@
 """Train a tiny draft as told by a JSON file; started by tests, alone or under torchrun.
 
     train_worker.py SPEC.json      {"out": DIR, "records": 8, "tied": false, "kill_at": "...", "method": "eagle1",
-                            "args": {...}, "acceptance": {"prompts": 5, "every_steps": 2, ...}}
+                            "peft": {"r": 4, ...}, "args": {...}, "acceptance": {"prompts": 5, "every_steps": 2, ...}}
 
 Leaves in `out`: `gradients.pt` of the first optimiser step, `log.json`, and the trainer's own `output_dir`.
 """
@@ -20,6 +20,7 @@ torch.set_num_threads(1)
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[2])]
 
 from datasets import Dataset  # noqa: E402
+from peft import LoraConfig  # noqa: E402
 from tiny import VOCAB, random_chats, tiny_eagle1_pair, tiny_pair  # noqa: E402
 from tiny_tokenizer import word_tokenizer  # noqa: E402
 
@@ -94,6 +95,7 @@ def main():
         target=target,
         train_dataset=Dataset.from_list(records),
         eval_dataset=Dataset.from_list(random_chats(4, seed=9)) if args.eval_strategy != "no" else None,
+        peft_config=LoraConfig(**spec["peft"]) if "peft" in spec else None,
         callbacks=callbacks,
     )
     if "acceptance" in spec:

@@ -1,0 +1,106 @@
+"""Load a target's weights and its tokenizer, also where the target is a PEFT adapter on a base model."""
+
+import json
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import cached_file, find_adapter_config_file
+
+
+logger = logging.getLogger(__name__)
+
+
+def load_causal_lm(name_or_path: str, revision: str = "main", **options: Any) -> PreTrainedModel:
+    """A causal language model; of an adapter, its base with the adapter merged in, which is then a model as any other.
+
+    Args:
+        name_or_path: folder or Hub id of a model, or of a PEFT adapter, which names its base itself.
+        revision: of that on the Hub; an adapter's config may name one of the base.
+        options: as for `AutoModelForCausalLM.from_pretrained`. `dtype` is the merged model's.
+
+    Raises:
+        ValueError: for an adapter that does not fit its base, or cannot be merged.
+        OSError: if there is no such model, or no base.
+    """
+    adapter = None if options.get("gguf_file") else _adapter_config(name_or_path, revision)
+    if adapter is None:
+        return AutoModelForCausalLM.from_pretrained(name_or_path, revision=revision, **options)
+    base = _base_of(name_or_path, adapter)
+    try:
+        model = load_causal_lm(base, adapter.get("revision") or "main", **options)
+    except OSError as problem:
+        why = str(problem).splitlines()[0]
+        raise OSError(
+            f"`target` {name_or_path} is an adapter on {base}, which cannot be loaded ({why}): correct "
+            "`base_model_name_or_path` in its adapter_config.json."
+        ) from problem
+    model = _merged(model, name_or_path, revision)
+    # whoever asks which target this is must not hear the base's name
+    model.name_or_path = model.config.name_or_path = str(name_or_path)
+    logger.info("The target is %s with the adapter %s merged in.", base, name_or_path)
+    return model
+
+
+def load_tokenizer(name_or_path: str, revision: str = "main", **options: Any) -> PreTrainedTokenizerBase:
+    """A target's tokenizer; of an adapter that brings none, its base's.
+
+    Args:
+        name_or_path, revision: as in [`load_causal_lm`].
+        options: as for `AutoTokenizer.from_pretrained`.
+    """
+    adapter = None if options.get("gguf_file") else _adapter_config(name_or_path, revision)
+    if adapter is not None:
+        missing = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+        if cached_file(str(name_or_path), "tokenizer_config.json", revision=revision, **missing) is None:
+            return load_tokenizer(_base_of(name_or_path, adapter), adapter.get("revision") or "main", **options)
+    return AutoTokenizer.from_pretrained(name_or_path, revision=revision, **options)
+
+
+def _adapter_config(name_or_path: str, revision: str) -> dict | None:
+    """The config of an adapter, `None` for anything else; `ValueError` where it cannot be told which is meant."""
+    file = find_adapter_config_file(str(name_or_path), revision=revision)
+    if file is None:
+        return None
+    whole = [*Path(file).parent.glob("model*.safetensors"), *Path(file).parent.glob("pytorch_model*.bin")]
+    if whole:
+        raise ValueError(
+            f"`target` {name_or_path} holds both a whole model ({whole[0].name}) and an adapter (adapter_config.json): "
+            "leave in the folder the one that is meant."
+        )
+    return json.loads(Path(file).read_text(encoding="utf-8"))
+
+
+def _base_of(name_or_path: str, adapter: dict) -> str:
+    base = adapter.get("base_model_name_or_path")
+    if not base:
+        raise ValueError(
+            f"`target` {name_or_path} is an adapter whose adapter_config.json names no `base_model_name_or_path`: "
+            "write the base model there."
+        )
+    return base
+
+
+def _merged(model: PreTrainedModel, adapter: str, revision: str) -> PreTrainedModel:
+    """A base model with an adapter merged in, `ValueError` where that does not work."""
+    from peft import PeftModel
+
+    with warnings.catch_warnings():
+        # weights that the file does not have would stay as they were drawn
+        warnings.filterwarnings("error", message="Found missing adapter keys")
+        try:
+            adapted = PeftModel.from_pretrained(model, adapter, revision=revision)
+        except (RuntimeError, UserWarning, ValueError) as problem:
+            raise ValueError(
+                f"The adapter `target` {adapter} does not fit its base {model.name_or_path}: "
+                f"{' '.join(str(problem).split())[:300]}"
+            ) from problem
+    if not hasattr(adapted.base_model, "merge_and_unload"):
+        kind = adapted.peft_type.value
+        raise ValueError(
+            f"The adapter `target` {adapter} is of type {kind}, which is no change of weights and cannot be merged: "
+            "use the base as target, or a LoRA."
+        )
+    return adapted.merge_and_unload(safe_merge=True)  # refuses NaN
