@@ -15,8 +15,8 @@ class Shifted(ConversationEncoder):
 
     start, end = 0, 0
 
-    def answer_spans(self, messages):
-        text, spans = super().answer_spans(messages)
+    def answer_spans(self, messages, tools=None, options=None):
+        text, spans = super().answer_spans(messages, tools, options)
         return text, [AnswerSpan(s.start + self.start, s.content_end, s.end + self.end) for s in spans]
 
 

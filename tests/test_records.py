@@ -1,60 +1,15 @@
-"""Every record form and file format, and what is said about broken ones."""
+"""Every file format and source, alone and mixed, and what is said about broken ones."""
 
 import json
 
 import pytest
 from datasets import Dataset
-from tiny_tokenizer import assistant, system, user
+from tiny_tokenizer import assistant, user
 
 from hf_eagle.data.records import load_records, read_record, to_messages
 
 
 QA = [user("q"), assistant("a")]
-FORMS = {
-    "messages": ({"messages": QA, "id": 3}, QA),
-    "sharegpt": ({"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}, QA),
-    "conversations with roles": ({"conversations": QA}, QA),
-    "system field": ({"system": "s", "messages": QA}, [system("s"), *QA]),
-    "texts": ({"prompt": "q", "completion": "a"}, QA),
-    "message lists": ({"prompt": [system("s"), user("q")], "completion": [assistant("a")]}, [system("s"), *QA]),
-    "prompt only": ({"prompt": "q"}, [user("q")]),
-    "alpaca": ({"instruction": "q", "input": "", "output": "a"}, QA),
-    "alpaca with input": ({"instruction": "q", "input": "x", "output": "a"}, [user("q\nx"), assistant("a")]),
-    "absent columns": ({"messages": None, "prompt": "q", "completion": None}, [user("q")]),
-    "tools": (
-        {"conversations": [{"from": "function_call", "value": "f"}, {"from": "observation", "value": "o"}]},
-        [assistant("f"), {"role": "tool", "content": "o"}],
-    ),
-}
-
-
-@pytest.mark.parametrize("form", FORMS)
-def test_forms(form):
-    record, expected = FORMS[form]
-    assert to_messages(record) == expected
-
-
-@pytest.mark.parametrize(
-    "record, message",
-    [
-        ({"messages": []}, "Record 4: the conversation is empty"),
-        ({"prompt": ""}, "Record 4: the conversation is empty"),
-        ({"messages": [{"role": "narrator", "content": "x"}]}, "message 0 has the unknown role 'narrator'; known are"),
-        (
-            {"messages": [{"role": "user", "content": [{"type": "image"}]}]},
-            "content of message 0 must be text, got list",
-        ),
-        ({"messages": [{"role": "user"}]}, "content of message 0 must be text, got NoneType"),
-        ({"messages": "hello"}, "must be a list of messages, got str"),
-        ({"messages": ["hello"]}, "message 0 must be an object with role and content, got str"),
-        ({"text": "hello"}, r"no conversation in the columns \['text'\]"),
-        ("hello", "a record must be an object .* got str"),
-    ],
-)
-def test_malformed_record_is_named(record, message):
-    with pytest.raises(ValueError, match=message) as caught:
-        read_record(record, 4)
-    assert str(caught.value).startswith("Record 4: ") and "\n" not in str(caught.value)
 
 
 def _write(path, kind):
@@ -112,7 +67,7 @@ def test_unreadable_file(tmp_path, name, content, message):
 
 
 def test_unreadable_folder_and_hub_id(tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match="holds no .json, .jsonl, .parquet, .csv file"):
+    with pytest.raises(ValueError, match="holds no .json, .jsonl, .parquet, .csv, .arrow file"):
         load_records(tmp_path)
     with pytest.raises(ValueError, match="`sources` is empty"):
         load_records([])
