@@ -129,8 +129,9 @@ class DataArguments:
     )
     streaming: bool = _arg(
         False,
-        "Read and tokenise conversations while training, for data that are too large to prepare first. Needs "
-        "`max_steps`; nothing can be packed, grouped by length, held out or counted for a draft vocabulary.",
+        "Read and tokenise conversations while training, shuffled within 1,000, for data that are too large to prepare "
+        "first. Needs `max_steps`; nothing can be packed, grouped by length, held out or counted for a draft "
+        "vocabulary.",
     )
     last_turn_only: bool = _arg(False, "Train on what follows the last user's message only, not on every answer.")
     train_on_thoughts: bool = _arg(True, "Train on the thoughts of answers too, where the template writes them.")

@@ -107,7 +107,8 @@ def measure(rows, tokenizer, data, overlap_prompts: list[str] | None) -> dict:
     statistics = token_statistics(rows) | duplicate_statistics(rows)
     counts = count_supervised_tokens(rows, len(tokenizer))
     statistics["different_tokens"] = int((counts > 0).sum())
-    statistics["coverage"] = coverage_by_size(counts, tokenizer.all_special_ids)
+    coverage = coverage_by_size(counts, tokenizer.all_special_ids)
+    statistics["coverage"] = {str(size): share for size, share in coverage.items()}  # as JSON has it
     if overlap_prompts:
         form = data.dataset_format
         records = load_records(data.train_data, dataset_format=form, weights=data.data_weights)
@@ -132,7 +133,7 @@ def told(statistics: dict) -> str:
         ),
         f"{s['duplicates']:,} conversations repeat an earlier one, token for token",
         f"{s['different_tokens']:,} different tokens are supervised; a draft vocabulary of",
-        *(f"{size:>9,} tokens holds {share:7.2%} of what is said" for size, share in s["coverage"].items()),
+        *(f"{int(size):>9,} tokens holds {share:7.2%} of what is said" for size, share in s["coverage"].items()),
     ]
     for name, found in s.get("overlap", {}).items():
         lines.append(

@@ -150,6 +150,7 @@ def conversations(tokenizer, data_args, args):
         form = data_args.dataset_format
         records = load_records(sources, dataset_format=form, weights=weights, streaming=streaming, seed=args.seed)
         if streaming:
+            records = records.shuffle(seed=args.seed, buffer_size=1000)
             return build_stream(records, tokenizer, data_args.max_length, **template)
         return build_dataset(records, tokenizer, data_args.max_length, data_args.preprocessing_workers, **template)
 

@@ -95,11 +95,6 @@ def _ngrams(words: list[str], starts: set[str] | None = None) -> Iterator[tuple]
 def _spread(values: np.ndarray) -> dict[str, float]:
     if not len(values):
         return {}
-    median, p90, p99 = np.percentile(values, [50, 90, 99])
-    return {
-        "mean": round(float(values.mean()), 1),
-        "median": float(median),
-        "p90": float(p90),
-        "p99": float(p99),
-        "max": int(values.max()),
-    }
+    found = dict(zip(("median", "p90", "p99"), np.percentile(values, [50, 90, 99]).tolist(), strict=True))
+    found = {"mean": float(values.mean()), **found}
+    return {**{name: round(value, 1) for name, value in found.items()}, "max": int(values.max())}
