@@ -145,7 +145,8 @@ class ConversationEncoder:
         return self._tokens(self.render(messages, tools, **kwargs))
 
     def tokenise(self, texts: list[str], **kwargs):
-        return self.tokenizer(texts, add_special_tokens=False, padding=False, truncation=False, verbose=False, **kwargs)
+        kwargs = {"padding": False, "truncation": False, "return_attention_mask": False, "verbose": False, **kwargs}
+        return self.tokenizer(texts, add_special_tokens=False, **kwargs)
 
     def _tokens(self, text: str) -> list[int]:
         return self.tokenise([text])["input_ids"][0]
