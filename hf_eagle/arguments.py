@@ -3,6 +3,7 @@
 `training_arguments.EagleTrainingArguments` joins `EagleArguments` with `transformers.TrainingArguments`.
 """
 
+import json
 from dataclasses import dataclass, field, fields
 from typing import Literal, get_args, get_origin
 
@@ -161,7 +162,20 @@ class DataArguments:
     _argument_group_name = "data"
 
     train_data: list[str] = field(
-        metadata={"help": "Chats to train on: JSON, JSONL, Parquet or CSV files, folders, or Hub data sets."}
+        metadata={
+            "help": "Chats to train on: JSON, JSONL, Parquet, CSV or Arrow files, folders, or Hub data sets, where "
+            "`id:split` takes another split than train."
+        }
+    )
+    data_weights: list[float] | None = _arg(
+        None,
+        "One number for each of `train_data`: how often its records are taken. 0.5 is a random half, 2 is each twice; "
+        "with `streaming`, shares of the mixture.",
+    )
+    dataset_format: Literal["auto", "messages", "sharegpt", "alpaca", "prompt_completion", "preference", "text"] = _arg(
+        "auto",
+        "Form of the records; `auto` goes by their columns. `preference` takes the chosen answers; `text` is "
+        "supervised whole, or, where it is a rendered chat, behind the answers' headers.",
     )
     eval_data: list[str] | None = _arg(None, "Chats to evaluate on.")
     eval_share: float = _arg(0.0, "Share of the training chats to hold out for evaluation when `eval_data` is unset.")
@@ -170,6 +184,18 @@ class DataArguments:
         False,
         "Put whole conversations side by side in rows of `max_length` tokens instead of padding each. The loss stays "
         "that of the conversations; `per_device_train_batch_size` and `per_device_eval_batch_size` then count rows.",
+    )
+    streaming: bool = _arg(
+        False,
+        "Read and tokenise conversations while training, shuffled within 1,000, for data that are too large to prepare "
+        "first. Needs `max_steps`; nothing can be packed, grouped by length, held out or counted for a draft "
+        "vocabulary.",
+    )
+    last_turn_only: bool = _arg(False, "Train on what follows the last user's message only, not on every answer.")
+    train_on_thoughts: bool = _arg(True, "Train on the thoughts of answers too, where the template writes them.")
+    train_on_tool_calls: bool = _arg(True, "Train on the tool calls of answers too.")
+    chat_template_kwargs: str | None = _arg(
+        None, 'What else the chat template is given, as JSON: `{"enable_thinking": false}`. Serve with the same.'
     )
     preprocessing_workers: int | None = _arg(None, "Processes that tokenise.")
     acceptance_prompts: str | None = _arg(
@@ -184,6 +210,15 @@ class DataArguments:
     def __post_init__(self):
         if not 0 <= self.eval_share < 1:
             raise ValueError(f"`eval_share` must be at least 0 and below 1, got {self.eval_share}.")
+        if self.data_weights is not None and len(self.data_weights) != len(self.train_data):
+            raise ValueError(
+                f"`data_weights` has {len(self.data_weights)} numbers for the {len(self.train_data)} sources of "
+                "`train_data`: give one for each."
+            )
+        if self.streaming and (self.packing or self.eval_share):
+            wrong = "packing" if self.packing else "eval_share"
+            raise ValueError(f"`{wrong}` needs the whole data, which `streaming` never has: leave one of them out.")
+        _ = self.template_kwargs
         if self.max_length < 4:
             raise ValueError(f"`max_length` must be at least 4 tokens, got {self.max_length}.")
         if self.acceptance_steps is not None and self.acceptance_prompts is None:
@@ -191,6 +226,17 @@ class DataArguments:
         for name in ("acceptance_steps", "acceptance_num_prompts"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+
+    @property
+    def template_kwargs(self) -> dict:
+        """What the chat template is given besides messages and tools."""
+        try:
+            found = json.loads(self.chat_template_kwargs or "{}")
+        except json.JSONDecodeError as problem:
+            raise ValueError(f"`chat_template_kwargs` is no JSON: {problem}.") from None
+        if not isinstance(found, dict):
+            raise ValueError(f"`chat_template_kwargs` must be a JSON object, got {self.chat_template_kwargs}.")
+        return found
 
 
 @dataclass

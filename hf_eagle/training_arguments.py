@@ -45,6 +45,9 @@ class EagleTrainingArguments(EagleArguments, TrainingArguments):
         # bf16 on a machine without an accelerator needs `use_cpu` said aloud
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         TrainingArguments.__post_init__(self)
+        if self.accelerator_config.dispatch_batches is None:
+            # each rank reads a stream itself: rank 0 cannot join its batches, which differ in length
+            self.accelerator_config.dispatch_batches = False
         if self.torch_compile:
             raise ValueError(
                 "`torch_compile` cannot work: a draft's unroll follows the answers of each batch, so it has no one "

@@ -204,7 +204,7 @@ def answer_tokens(answers: Path, target: Path) -> tuple[int, int]:
 
 
 def write_card(arguments: QuickstartArguments, target: Path, answers: Path, minutes: float | None) -> None:
-    """The card, with the picture that training left and one of the acceptance."""
+    """The card, with what the data hold, the picture that training left and one of the acceptance."""
     from importlib.metadata import version
 
     from hf_eagle.evaluation.plots import plot_acceptance
@@ -215,6 +215,13 @@ def write_card(arguments: QuickstartArguments, target: Path, answers: Path, minu
     acceptance = json.loads((output_dir / "acceptance.json").read_text())
     acceptance_plot = plot_acceptance(acceptance, output_dir / "acceptance.png")
 
+    statistics = answers.with_name("statistics.json")
+    run_script(
+        "preview_data.py",
+        *train_command(arguments, target, answers),
+        *("--num_previews", "0", "--output_json", str(statistics)),
+        *("--overlap_prompts", str(Path(arguments.assets_dir) / "prompts" / "mt_bench.jsonl")),
+    )
     conversations, tokens = answer_tokens(answers, target)
     sources = json.loads((Path(arguments.assets_dir) / "sources.json").read_text())["prompts/train.jsonl"]["from"]
     facts = CardFacts(
@@ -226,6 +233,7 @@ def write_card(arguments: QuickstartArguments, target: Path, answers: Path, minu
             f"{conversations:,} prompts, answered greedily by the target itself ({tokens:,} answer tokens)",
             *(f"prompts from [{s['file']}]({s['from']}), licence {s['license']}" for s in sources.values()),
         ],
+        data_statistics=json.loads(statistics.read_text()),
         acceptance={PROMPT_SET: acceptance},
         training={
             "optimizer steps": state["global_step"],

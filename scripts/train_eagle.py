@@ -70,6 +70,8 @@ def main() -> None:
     resume = resolve_resume(args.output_dir, args.resume_from_checkpoint)
     if resume is None and args.resume_from_checkpoint is None:
         refuse_other_run(args.output_dir, args.overwrite)
+    if data_args.streaming:
+        refuse_with_streaming(draft_args, args, resume)
     if draft_args.init_from is not None:
         draft_class_of(draft_args.init_from)
     elif adapter_args.use_peft:
@@ -150,16 +152,25 @@ def leave_results(trainer, result) -> None:
 
 
 def conversations(tokenizer, data_args, args):
-    """Tokenised data to train on and to hold out (or `None`), packed when asked for."""
-    from hf_eagle.data.conversations import build_dataset
+    """Tokenised data to train on and to hold out (or `None`), packed when asked for, or a stream."""
+    from hf_eagle.data.conversations import MaskOptions, build_dataset, build_stream
     from hf_eagle.data.packing import pack_dataset
     from hf_eagle.data.records import load_records
 
-    def build(sources):
-        return build_dataset(load_records(sources), tokenizer, data_args.max_length, data_args.preprocessing_workers)
+    options = MaskOptions(data_args.last_turn_only, data_args.train_on_thoughts, data_args.train_on_tool_calls)
+    template = {"options": options, "template_kwargs": data_args.template_kwargs}
+
+    def build(sources, weights=None, streaming=False):
+        form = data_args.dataset_format
+        records = load_records(sources, dataset_format=form, weights=weights, streaming=streaming, seed=args.seed)
+        if streaming:
+            records = records.shuffle(seed=args.seed, buffer_size=1000)
+            return build_stream(records, tokenizer, data_args.max_length, **template)
+        return build_dataset(records, tokenizer, data_args.max_length, data_args.preprocessing_workers, **template)
 
     with args.main_process_first(desc="tokenising"):
-        train, held_out = (sources and build(sources) for sources in (data_args.train_data, data_args.eval_data))
+        train = build(data_args.train_data, data_args.data_weights, data_args.streaming)
+        held_out = data_args.eval_data and build(data_args.eval_data)
         if not held_out and data_args.eval_share > 0:
             parts = train.train_test_split(test_size=data_args.eval_share, seed=args.seed)
             train, held_out = parts["train"], parts["test"]
@@ -170,6 +181,22 @@ def conversations(tokenizer, data_args, args):
         logger.info("Packed rows are equally long: not `%s` but random sampling.", args.train_sampling_strategy)
         args.train_sampling_strategy = "random"
     return train, held_out
+
+
+def refuse_with_streaming(draft_args, args, resume) -> None:
+    """`ValueError` for what needs the whole data at hand."""
+    if args.max_steps <= 0:
+        raise ValueError("`streaming` data have no length: say with `max_steps` how long to train.")
+    if args.train_sampling_strategy in ("group_by_length", "batch_rebalance"):
+        raise ValueError(
+            f"`train_sampling_strategy` is {args.train_sampling_strategy}, which needs every conversation's length: "
+            "set it to random, or leave out `streaming`."
+        )
+    if draft_args.draft_vocab_size is not None and resume is None:
+        raise ValueError(
+            f"`draft_vocab_size` is {draft_args.draft_vocab_size}, but tokens of `streaming` data cannot be counted "
+            "first: leave it out and prune the draft afterwards (scripts/prune_draft.py), or leave out `streaming`."
+        )
 
 
 def draft_for(target, tokenizer, train, target_args, draft_args, existing):

@@ -5,9 +5,10 @@ import logging
 
 import pytest
 from datasets import Dataset
+from template_families import family_tokenizer
 from tiny_tokenizer import CHATML, LLAMA3, MARKED, assistant, supervised_texts, tiny_tokenizer, user
 
-from hf_eagle.data.conversations import build_dataset, encode_conversation, load_records
+from hf_eagle.data.conversations import MaskOptions, build_dataset, build_stream, encode_conversation, load_records
 
 
 RECORDS = [
@@ -47,7 +48,9 @@ def test_rows_equal_single_conversations(caplog):
     tokens = sum(len(row["input_ids"]) for row in expected)
     share = 100 * sum(sum(row["loss_mask"]) for row in expected) / tokens
     ours = [record.getMessage() for record in caplog.records if record.name == "hf_eagle.data.conversations"]
-    assert ours == [f"3 conversations, {tokens} tokens, {share:.1f}% of them supervised"]
+    assert ours[0].startswith("Tokenised in ") and ours[1:] == [
+        f"3 conversations, {tokens} tokens, {share:.1f}% of them supervised"
+    ]
 
 
 def test_long_and_unanswered_conversations_are_counted(caplog):
@@ -69,18 +72,90 @@ def test_finish_reason_reaches_the_mask():
     assert supervised_texts(tokenizer, row["input_ids"], row["loss_mask"]) == ["b c"]
 
 
-def test_cache_and_processes(tmp_path):
-    """Rows do not depend on the number of processes; what is tokenised once is read back."""
-    path = tmp_path / "chats.jsonl"
-    path.write_text("".join(json.dumps({"prompt": f"q {n}", "completion": f"a {n}"}) + "\n" for n in range(40)))
-    records = load_records(path)
-    tokenizer = tiny_tokenizer(CHATML)
+def write_chats(path, number):
+    path.write_text("".join(json.dumps({"prompt": f"q {n}", "completion": f"a {n}"}) + "\n" for n in range(number)))
+    return load_records(path)
+
+
+def test_rows_do_not_depend_on_the_number_of_processes(tmp_path):
+    records, tokenizer = write_chats(tmp_path / "chats.jsonl", 40), tiny_tokenizer(CHATML)
     one = build_dataset(records, tokenizer)
-    two = build_dataset(records, tiny_tokenizer(CHATML))
-    assert one.cache_files == two.cache_files and one.cache_files
-    assert build_dataset(records, tiny_tokenizer(LLAMA3)).cache_files != one.cache_files
-    assert build_dataset(records, tokenizer, max_length=30).cache_files != one.cache_files
     assert list(build_dataset(Dataset.from_list(records.to_list()), tokenizer, num_proc=2)) == list(one)
+
+
+def test_cache_is_hit_by_the_same_and_missed_by_anything_else(tmp_path, caplog):
+    """What is tokenised once is read back: by other objects, and for the same content only."""
+    records = write_chats(tmp_path / "chats.jsonl", 10)
+    options = {"records": records, "tokenizer": tiny_tokenizer(CHATML), "max_length": 64}
+
+    def read_back(**changed):
+        caplog.clear()
+        with caplog.at_level(logging.INFO, "hf_eagle.data.conversations"):
+            build_dataset(**{**options, **changed})
+        first = caplog.messages[0]
+        assert first.startswith(("Read back from the cache", "Tokenised in"))
+        return first.startswith("Read back")
+
+    assert not read_back()
+    assert read_back() and read_back(tokenizer=tiny_tokenizer(CHATML), records=load_records(tmp_path / "chats.jsonl"))
+    other_end = tiny_tokenizer(CHATML)
+    other_end.add_tokens("q ")
+    changes = [
+        {"tokenizer": tiny_tokenizer(LLAMA3)},
+        {"tokenizer": tiny_tokenizer(CHATML + " ")},
+        {"tokenizer": other_end},
+        {"max_length": 30},
+        {"options": MaskOptions(last_turn_only=True)},
+        {"options": MaskOptions(thoughts=False)},
+        {"options": MaskOptions(tool_calls=False)},
+        {"template_kwargs": {"enable_thinking": False}},
+        {"records": write_chats(tmp_path / "others.jsonl", 11)},
+    ]
+    for change in changes:
+        assert not read_back(**change), change
+        assert read_back(**change), change
+
+
+def test_options_tools_and_template_arguments_reach_the_rows():
+    tokenizer = family_tokenizer("qwen3")
+    call = {"type": "function", "function": {"name": "add", "arguments": {"x": 1}}}
+    tool = {"type": "function", "function": {"name": "add", "description": "sums", "parameters": {}}}
+    thinking = {"role": "assistant", "content": "four", "reasoning_content": "hm"}
+    chat = [user("a"), {"role": "assistant", "content": "", "tool_calls": [call]}, user("b"), thinking]
+    record = {"messages": chat, "tools": [tool]}
+
+    def supervised(**kwargs):
+        row = build_dataset([record], tokenizer, **kwargs)[0]
+        assert "sums" in tokenizer.decode(row["input_ids"])
+        return supervised_texts(tokenizer, row["input_ids"], row["loss_mask"])
+
+    said = '<tool_call>\n{"name": "add", "arguments": {"x": 1}}\n</tool_call><|im_end|>'
+    assert supervised() == [said, "<think>\nhm\n</think>\n\nfour<|im_end|>"]
+    assert supervised(options=MaskOptions(thoughts=False)) == [said, "four<|im_end|>"]
+    assert supervised(options=MaskOptions(tool_calls=False, last_turn_only=True)) == [
+        "<think>\nhm\n</think>\n\nfour<|im_end|>"
+    ]
+    record = {"messages": [user("b"), assistant("four")], "tools": [tool]}
+    assert supervised(template_kwargs={"enable_thinking": False}) == ["four<|im_end|>"]
+
+
+def test_what_the_template_leaves_out_is_told(caplog):
+    call = {"type": "function", "function": {"name": "add", "arguments": {"x": 1}}}
+    answer = {"role": "assistant", "content": "four", "reasoning_content": "hm", "tool_calls": [call]}
+    build_dataset([{"messages": [user("a"), answer]}], tiny_tokenizer(CHATML))
+    assert "writes no thoughts: those in the records are left out" in caplog.text
+    assert "writes no tool calls: they become JSON in the answers' text" in caplog.text
+
+
+def test_a_stream_gives_the_rows_of_the_data_set(tmp_path):
+    path = tmp_path / "chats.jsonl"
+    rows = [*({"prompt": f"q {n}", "completion": f"a {n}"} for n in range(150)), {"prompt": "x", "completion": None}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tokenizer = tiny_tokenizer(CHATML)
+    stream = build_stream(load_records(path, streaming=True), tokenizer, max_length=64)
+    assert (
+        list(stream) == list(build_dataset(load_records(path), tokenizer, max_length=64)) and len(list(stream)) == 150
+    )
 
 
 @pytest.mark.parametrize(

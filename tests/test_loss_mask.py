@@ -22,6 +22,7 @@ from transformers import AutoTokenizer
 
 from hf_eagle.data.loss_mask import ConversationEncoder
 from hf_eagle.data.mask_check import check_loss_mask
+from hf_eagle.data.token_mask import mask_by_pieces
 
 
 MARKER = "<|im_start|>assistant\nnot an answer<|im_end|>\n"
@@ -186,16 +187,40 @@ def test_any_content_against_plain_reference(turns, open_end):
     assert mask == [int(owned[end - 1]) for _, end in offsets]
 
 
-def test_time_is_linear_in_the_turns():
-    tokenizer = tiny_tokenizer(CHATML)
-    encoder = ConversationEncoder(tokenizer)
-    seconds = {}
-    for turns in (50, 800):
-        messages = [user("what is the answer?"), assistant("the answer is four")] * turns
+def long_chat(tokens: int) -> list[dict]:
+    """Turns of about 24 tokens each, questions and answers."""
+    return [user("what is the answer?"), assistant("the answer is four")] * (tokens // 24)
+
+
+@pytest.mark.parametrize("template", [CHATML, MARKED])
+def test_time_is_linear_up_to_200k_tokens(template):
+    encoder = ConversationEncoder(tiny_tokenizer(template))
+    seconds, lengths = [], []
+    for tokens in (50_000, 200_000):
         begun = time.process_time()
-        encoder.encode([messages])
-        seconds[turns] = time.process_time() - begun
-    assert seconds[800] < 64 * seconds[50]  # 16 times the work; rendering prefixes would take 256 times
+        ids, _ = encoder.encode([long_chat(tokens)])[0]
+        seconds.append(time.process_time() - begun)
+        lengths.append(len(ids))
+    assert lengths[1] > 180_000 and 3.9 < lengths[1] / lengths[0] < 4.1
+    assert seconds[1] < 10 * seconds[0]  # 4 times the work; what is quadratic would take 16 times
+
+
+def test_work_of_a_slow_tokenizer_is_linear():
+    """Characters that are handed to the tokenizer, for the whole text and again for its pieces and borders."""
+    fast = tiny_tokenizer(CHATML)
+    encoder = ConversationEncoder(fast)
+    for tokens in (2_000, 20_000):
+        chat = long_chat(tokens)
+        text, spans = encoder.answer_spans(chat)
+        handed = []
+
+        def tokenise(piece, handed=handed):
+            handed.append(len(piece))
+            return fast(piece, add_special_tokens=False)["input_ids"]
+
+        pairs = [(span.start, span.end) for span in spans]
+        assert mask_by_pieces(tokenise, encoder.special, text, pairs) == encoder.encode([chat])[0]
+        assert sum(handed) < 2.2 * len(text)
 
 
 def test_errors():

@@ -1,7 +1,8 @@
 """The second method must object when the first is wrong, and show what it saw."""
 
 import pytest
-from tiny_tokenizer import CHATML, MARKED, assistant, tiny_tokenizer, user
+from template_families import family_tokenizer
+from tiny_tokenizer import CHATML, MARKED, assistant, system, tiny_tokenizer, user
 
 from hf_eagle.data.loss_mask import AnswerSpan, ConversationEncoder
 from hf_eagle.data.mask_check import check_loss_mask, incremental_mask, show_mask
@@ -15,8 +16,8 @@ class Shifted(ConversationEncoder):
 
     start, end = 0, 0
 
-    def answer_spans(self, messages):
-        text, spans = super().answer_spans(messages)
+    def answer_spans(self, messages, tools=None, options=None):
+        text, spans = super().answer_spans(messages, tools, options)
         return text, [AnswerSpan(s.start + self.start, s.content_end, s.end + self.end) for s in spans]
 
 
@@ -28,6 +29,18 @@ def test_wrong_span_is_refused(start, end):
         check_loss_mask(encoder, [CHAT], [3])
     assert r"By increments: '<|im_start|>user\nthe cat<|im_end|>\n" in str(caught.value)
     assert "[[hello there<|im_end|>]]" in str(caught.value)
+
+
+@pytest.mark.parametrize("family", ["mistral", "gptoss", "qwen3"])
+@pytest.mark.parametrize("start, end", [(-12, 0), (12, 0), (0, 12), (0, -12)])
+def test_wrong_span_is_refused_where_turns_are_rewritten_later(family, start, end):
+    """Mistral moves the system text to the last question, the others end or begin an answer of the past differently."""
+    chat = [system("be kind"), *CHAT[:2], *CHAT]
+    encoder = Shifted(family_tokenizer(family))
+    check_loss_mask(encoder, [chat], [0])
+    encoder.start, encoder.end = start, end
+    with pytest.raises(ValueError, match="Record 0: two ways to find the answers"):
+        check_loss_mask(encoder, [chat], [0])
 
 
 def test_incremental_mask_knows_nothing_of_the_first():

@@ -24,6 +24,17 @@ MEASURED = {
 }
 
 
+STATISTICS = {
+    "conversations": 2000,
+    "tokens": 300_000,
+    "supervised_share": 0.625,
+    "length": {"median": 151.0, "max": 512},
+    "duplicates": 3,
+    "coverage": {"4096": 0.951, "49152": 1.0},
+    "overlap": {"mt_bench.jsonl": {"prompts": 160, "prompts_found": 2, "conversations_found": 5}},
+}
+
+
 def draft_folder(tmp_path, norm_output=False):
     config = {
         "draft_vocab_size": 8,
@@ -48,6 +59,7 @@ def full_facts() -> CardFacts:
         license="apache-2.0",
         datasets=["org/chats"],
         data=["2,000 prompts answered by the target", "chats, MIT"],
+        data_statistics=STATISTICS,
         acceptance={"MT-Bench, first turns": MEASURED},
         training={"optimizer steps": 1200, "minutes": 12.5},
         hyperparameters={"learning_rate": 2e-3, "bf16": True},
@@ -168,3 +180,13 @@ def test_the_card_of_an_eagle1_draft(tmp_path):
     assert "None" not in card.text and "layers" not in card.text and "{%" not in card.text
     tags = card.data.to_dict()["tags"]
     assert "eagle" in tags and "eagle3" not in tags
+
+
+def test_what_the_data_hold(tmp_path):
+    card = render_model_card(draft_folder(tmp_path), full_facts()).read_text()
+    assert "2,000 conversations, 300,000 tokens, 62.5% of them supervised. A conversation has 151 tokens" in card
+    assert "512 at most; 3 repeat an earlier one." in card
+    assert "| 4,096 | 95.10% |\n| 49,152 | 100.00% |" in card
+    assert "Of the 160 prompts in mt_bench.jsonl, 2 occur in the data (13 words in a row)." in card
+    bare = render_model_card(tmp_path, CardFacts(name="Tiny", target="org/Tiny")).read_text()
+    assert "draft vocabulary |" not in bare and "repeat an earlier" not in bare

@@ -3,13 +3,16 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from hf_eagle.arguments import DataArguments, DraftArguments, TargetArguments, refuse_other_methods
+from hf_eagle.data.messages import FORMS
 from hf_eagle.parser import EagleArgumentParser
 
 
+FORMS_IN_ORDER = ("messages", "sharegpt", "alpaca", "prompt_completion", "preference", "text")
 ROOT = Path(__file__).resolve().parents[1]
 FILE = """
 target: some/model
@@ -42,6 +45,13 @@ def test_file_then_command_line(parse):
     assert (training.learning_rate, training.bf16, training.ttt_steps) == (1e-4, True, 3)
 
 
+def test_data_options(parse):
+    _, _, data, _ = parse(file=FILE + "chat_template_kwargs: {enable_thinking: false}\ndata_weights: [0.5, 2]\n")
+    assert data.template_kwargs == {"enable_thinking": False} and data.data_weights == [0.5, 2.0]
+    assert get_args(DataArguments.__dataclass_fields__["dataset_format"].type) == ("auto", *FORMS_IN_ORDER)
+    assert sorted(FORMS) == sorted(FORMS_IN_ORDER)
+
+
 @pytest.mark.parametrize(
     ("args", "file", "message"),
     [
@@ -56,6 +66,12 @@ def test_file_then_command_line(parse):
         (["--step_weight", "0"], FILE, "`step_weight` must lie above 0"),
         (["--eval_share", "1.5"], FILE, "`eval_share` must be at least 0 and below 1, got 1.5"),
         (["--max_length", "2"], FILE, "`max_length` must be at least 4 tokens, got 2"),
+        (["--data_weights", "1"], FILE, "`data_weights` has 1 numbers for the 2 sources of `train_data`"),
+        (["--streaming", "--packing"], FILE, "`packing` needs the whole data, which `streaming` never has"),
+        (["--streaming", "--eval_share", "0.1"], FILE, "`eval_share` needs the whole data"),
+        (["--dataset_format", "chatml"], FILE, "-format: invalid choice: 'chatml'"),
+        (["--chat_template_kwargs", "{thinking: no}"], FILE, "`chat_template_kwargs` is no JSON"),
+        (["--chat_template_kwargs", "[1]"], FILE, "`chat_template_kwargs` must be a JSON object, got [1]"),
         (["--config", "nowhere.yaml"], FILE, "nowhere.yaml cannot be read"),
     ],
 )

@@ -1,60 +1,17 @@
-"""Every record form and file format, and what is said about broken ones."""
+"""Every file format and source, alone and mixed, and what is said about broken ones."""
 
 import json
+import logging
+import shutil
 
 import pytest
-from datasets import Dataset
-from tiny_tokenizer import assistant, system, user
+from datasets import Dataset, DatasetDict, IterableDataset
+from tiny_tokenizer import assistant, user
 
-from hf_eagle.data.records import load_records, read_record, to_messages
+from hf_eagle.data.records import load_records, read_record, read_tools, to_messages
 
 
 QA = [user("q"), assistant("a")]
-FORMS = {
-    "messages": ({"messages": QA, "id": 3}, QA),
-    "sharegpt": ({"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}, QA),
-    "conversations with roles": ({"conversations": QA}, QA),
-    "system field": ({"system": "s", "messages": QA}, [system("s"), *QA]),
-    "texts": ({"prompt": "q", "completion": "a"}, QA),
-    "message lists": ({"prompt": [system("s"), user("q")], "completion": [assistant("a")]}, [system("s"), *QA]),
-    "prompt only": ({"prompt": "q"}, [user("q")]),
-    "alpaca": ({"instruction": "q", "input": "", "output": "a"}, QA),
-    "alpaca with input": ({"instruction": "q", "input": "x", "output": "a"}, [user("q\nx"), assistant("a")]),
-    "absent columns": ({"messages": None, "prompt": "q", "completion": None}, [user("q")]),
-    "tools": (
-        {"conversations": [{"from": "function_call", "value": "f"}, {"from": "observation", "value": "o"}]},
-        [assistant("f"), {"role": "tool", "content": "o"}],
-    ),
-}
-
-
-@pytest.mark.parametrize("form", FORMS)
-def test_forms(form):
-    record, expected = FORMS[form]
-    assert to_messages(record) == expected
-
-
-@pytest.mark.parametrize(
-    "record, message",
-    [
-        ({"messages": []}, "Record 4: the conversation is empty"),
-        ({"prompt": ""}, "Record 4: the conversation is empty"),
-        ({"messages": [{"role": "narrator", "content": "x"}]}, "message 0 has the unknown role 'narrator'; known are"),
-        (
-            {"messages": [{"role": "user", "content": [{"type": "image"}]}]},
-            "content of message 0 must be text, got list",
-        ),
-        ({"messages": [{"role": "user"}]}, "content of message 0 must be text, got NoneType"),
-        ({"messages": "hello"}, "must be a list of messages, got str"),
-        ({"messages": ["hello"]}, "message 0 must be an object with role and content, got str"),
-        ({"text": "hello"}, r"no conversation in the columns \['text'\]"),
-        ("hello", "a record must be an object .* got str"),
-    ],
-)
-def test_malformed_record_is_named(record, message):
-    with pytest.raises(ValueError, match=message) as caught:
-        read_record(record, 4)
-    assert str(caught.value).startswith("Record 4: ") and "\n" not in str(caught.value)
 
 
 def _write(path, kind):
@@ -63,11 +20,14 @@ def _write(path, kind):
         path.write_text(json.dumps(rows, indent=1))
     elif kind == "jsonl":
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    else:
+    elif kind == "parquet":
         Dataset.from_list(rows).to_parquet(path)
+    else:
+        Dataset.from_list(rows).save_to_disk(path.parent / "saved")
+        shutil.copy(path.parent / "saved/data-00000-of-00001.arrow", path)
 
 
-@pytest.mark.parametrize("kind", ["json", "jsonl", "parquet"])
+@pytest.mark.parametrize("kind", ["json", "jsonl", "parquet", "arrow"])
 def test_file_formats(tmp_path, kind):
     path = tmp_path / f"chats.{kind}"
     _write(path, kind)
@@ -112,10 +72,95 @@ def test_unreadable_file(tmp_path, name, content, message):
 
 
 def test_unreadable_folder_and_hub_id(tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match="holds no .json, .jsonl, .parquet, .csv file"):
+    with pytest.raises(ValueError, match="holds no .json, .jsonl, .parquet, .csv, .arrow file"):
         load_records(tmp_path)
     with pytest.raises(ValueError, match="`sources` is empty"):
         load_records([])
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     with pytest.raises(ValueError, match=r"nobody/no-such-data is neither a file nor a Hub data set .*split 'train'"):
         load_records("nobody/no-such-data")
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def answers(records):
+    return [to_messages(record)[-1]["content"] for record in records]
+
+
+def test_saved_folder_and_its_splits(tmp_path):
+    rows = Dataset.from_list([{"messages": QA}])
+    rows.save_to_disk(tmp_path / "saved")
+    DatasetDict({"train": rows}).save_to_disk(tmp_path / "splits")
+    for folder in ("saved", "splits"):
+        assert [to_messages(record) for record in load_records(tmp_path / folder)] == [QA]
+    with pytest.raises(ValueError, match="has the splits train, but no 'test'"):
+        load_records(tmp_path / "splits", split="test")
+
+
+def test_the_form_is_told_and_can_be_named(tmp_path, caplog):
+    both = write(tmp_path / "both.jsonl", [{"messages": QA, "instruction": "r", "output": "b"}] * 3)
+    with caplog.at_level(logging.INFO):
+        assert answers(load_records(both)) == ["a"] * 3
+        assert answers(load_records(both, dataset_format="alpaca")) == ["b"] * 3
+    told = [record.getMessage() for record in caplog.records if record.name == "hf_eagle.data.records"]
+    assert told[0] == f"{both}: 3 records, `messages` (role, content)"
+    assert told[1] == f"{both}: 3 records, `instruction` with `input` and `output`"
+    with pytest.raises(ValueError, match="`dataset_format` must be auto, preference, messages, .* got 'chatml'"):
+        load_records(both, dataset_format="chatml")
+    with pytest.raises(ValueError, match="both.jsonl: Record 0: `dataset_format` is text, which is read from `text`"):
+        load_records(both, dataset_format="text")
+    words = write(tmp_path / "words.jsonl", [{"words": "hello"}])
+    with pytest.raises(ValueError, match="words.jsonl: Record 0: no conversation in the columns"):
+        load_records(words)
+
+
+def test_tools_and_calls_survive_the_common_form(tmp_path):
+    called = {"function": {"name": "f", "arguments": {"x": 1}}}
+    other = {"function": {"name": "g", "arguments": {"y": ["a", {"z": None}]}}}
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
+    rows = [
+        {"messages": [user("q"), {"role": "assistant", "content": "", "tool_calls": [c]}], "tools": tools}
+        for c in (called, other)
+    ]
+    records = load_records([write(tmp_path / "a.jsonl", rows), write(tmp_path / "b.jsonl", [{"messages": QA}])])
+    calls = [message["tool_calls"][0] for record in list(records)[:2] for message in to_messages(record)[1:]]
+    assert [call["function"] for call in calls] == [
+        called["function"],
+        {"name": "g", "arguments": {"y": ["a", {}]}},
+    ]
+    assert [read_tools(record, 0) for record in records] == [tools, tools, None]
+
+
+def test_weights(tmp_path):
+    paths = [
+        write(tmp_path / f"{n}.jsonl", [{"prompt": "q", "completion": f"{n}{i}"} for i in range(10)]) for n in "ab"
+    ]
+    mixed = answers(load_records(paths, weights=[0.5, 2]))
+    assert len(mixed) == 25 and mixed[5:] == [f"b{i}" for i in range(10)] * 2
+    assert len(set(mixed[:5])) == 5 and mixed[:5] == sorted(mixed[:5])
+    assert answers(load_records(paths, weights=[0.5, 2])) == mixed
+    assert answers(load_records(paths, weights=[0.5, 2], seed=1)) != mixed
+    assert len(load_records(paths[0], weights=[1.5])) == 15
+    for weights, message in (
+        ([1], "1 numbers for 2 sources"),
+        ([0, 1], "must be above 0"),
+        ([0.01, 1], "takes none of"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load_records(paths, weights=weights)
+
+
+def test_streams(tmp_path):
+    paths = [
+        write(tmp_path / f"{n}.jsonl", [{"prompt": "q", "completion": f"{n}{i}"} for i in range(40)]) for n in "ab"
+    ]
+    one = load_records(paths[0], streaming=True)
+    assert isinstance(one, IterableDataset) and answers(one) == answers(load_records(paths[0]))
+    first = answers(load_records(paths, weights=[3, 1], streaming=True))[:40]
+    assert first.count("b0") == 1 and 22 <= sum(answer.startswith("a") for answer in first) <= 38
+    (tmp_path / "bad.jsonl").write_text("hello")
+    with pytest.raises(ValueError, match="Line 1 of .*bad.jsonl is not JSON"):
+        load_records(tmp_path / "bad.jsonl", streaming=True)

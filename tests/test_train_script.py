@@ -165,6 +165,54 @@ def test_bad_input_is_one_sentence(args, message, folder, tmp_path):
     assert not list((tmp_path / "out").glob("checkpoint-*"))
 
 
+def test_a_stream_of_mixed_sources_resumes_on_two_ranks(folder, tmp_path):
+    """The second source's records have another form; each rank takes its batches of the same stream."""
+    records = [json.loads(line)["messages"] for line in open(folder / "chats.jsonl")]
+    asked = [{"instruction": chat[0]["content"], "output": chat[1]["content"]} for chat in records]
+    (folder / "alpaca.json").write_text(json.dumps(asked))
+    recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
+    (folder / "stream.yaml").write_text(yaml.safe_dump({**recipe, "draft_vocab_size": None}))
+    args = ("--streaming", "--data_weights", 3, 1, "--last_turn_only", "--train_on_thoughts", "false")
+    args += ("--train_data", folder / "chats.jsonl", folder / "alpaca.json")
+    printed = train(folder, *args, "--output_dir", tmp_path / "alone", recipe="stream.yaml")
+    assert "a stream of records, `messages` (role, content)" in printed and "`instruction` with `input`" in printed
+    shutil.copytree(tmp_path / "alone" / "checkpoint-3", tmp_path / "resumed" / "checkpoint-3")
+    args += (
+        "--output_dir",
+        tmp_path / "resumed",
+        "--resume_from_checkpoint",
+        "last",
+        "--per_device_train_batch_size",
+        2,
+    )
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    train(folder, *args, launcher=launcher, recipe="stream.yaml")
+    assert sorted(curve(tmp_path / "resumed")) == [1, 2, 3, 4, 5, 6]
+    assert curve(tmp_path / "resumed") == pytest.approx(curve(tmp_path / "alone"), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ([], "error: `draft_vocab_size` is 24, but tokens of `streaming` data cannot be counted first"),
+        (["--max_steps", -1], "error: `streaming` data have no length: say with `max_steps`"),
+        (
+            ["--train_sampling_strategy", "group_by_length"],
+            "error: `train_sampling_strategy` is group_by_length, which",
+        ),
+    ],
+)
+def test_what_a_stream_cannot_do_is_refused_first(args, message, folder, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    import train_eagle
+
+    command = ["train_eagle.py", "--config", str(folder / "recipe.yaml"), "--streaming", "--output_dir", "nowhere"]
+    monkeypatch.setattr("sys.argv", [*command, *map(str, args)])
+    with pytest.raises(ValueError) as caught:
+        train_eagle.main()
+    assert f"error: {caught.value}".startswith(message) and not Path("nowhere").exists()
+
+
 def test_another_tokenizer_than_the_mappings_is_refused(trained, folder, tmp_path):
     from transformers import AutoTokenizer
 

@@ -1,60 +1,90 @@
 """Which characters of a rendered conversation are the assistant's answers, and which tokens those are.
 
-Supervised are an answer's content and its end-of-turn token; not the header before it, not the newline after it. An
-empty answer is not: there is nothing to draft in it.
+Supervised are an answer's content with its thoughts and tool calls, and its end-of-turn token; not the header before
+it, not the newline after it. An empty answer is not: there is nothing to draft in it.
 """
 
 import re
-from dataclasses import dataclass
+from bisect import bisect_right
+from dataclasses import dataclass, replace
 from os.path import commonprefix
 
-import numpy as np
+from .marks import GENERATION, Places, count_call_marks, mark_messages, mark_template, take_out, unused_characters
+from .messages import TEXT
+from .rendering import PROBED_CALL, ChatRenderer
+from .token_mask import mask_by_offsets, mask_by_pieces
 
 
-_GENERATION = re.compile(r"\{%(-?)\s*generation\s*(-?)%\}")
-_END_GENERATION = re.compile(r"\{%(-?)\s*endgeneration\s*(-?)%\}")
-_THOUGHTS = re.compile(r"(.*</think>\s*)?(.*)", re.DOTALL)
 _THINK = "<think>"
-_KINDS = ("opening", "thought", "closing")
+_END_OF_THOUGHTS = re.compile(r"\s*</think>\s*")
+_NO_THOUGHTS = re.compile(r"\s*<think>\s*</think>\s*")
+
+
+@dataclass(frozen=True)
+class MaskOptions:
+    """Which parts of the answers are supervised.
+
+    Args:
+        last_turn_only: only what follows the last user's message that has an answer; all calls of tools included.
+        thoughts: thoughts, and the marks around them.
+        tool_calls: tool calls; an answer without them ends with its text, and its end of turn is not supervised.
+    """
+
+    last_turn_only: bool = False
+    thoughts: bool = True
+    tool_calls: bool = True
 
 
 @dataclass(frozen=True)
 class AnswerSpan:
-    """Characters `start:end` of the rendered text are one answer; without its end of turn it ends at `content_end`."""
+    """Characters `start:end` of the rendered text are one answer; without its end of turn it ends at `content_end`.
+
+    `start:thought_end` are its thoughts; its tool calls begin at `calls_start`, if it has any.
+    """
 
     start: int
     content_end: int
     end: int
+    thought_end: int = 0
+    calls_start: int | None = None
 
 
 class ConversationEncoder:
     """Token ids and loss mask of conversations, by one tokenizer and its chat template.
 
-    The template is rendered twice: as it is, and with unused characters around every answer or, when the template has
-    `{% generation %}` marks, around what those enclose. Taken out again they leave the plain text, so their places are
-    exact whatever the messages say. Offsets carry the places to tokens. All of it is linear in the length.
+    The template is rendered twice: as it is, and with unused characters around the parts of every answer or, when the
+    template has `{% generation %}` marks, around what those enclose. Taken out again they leave the plain text, so
+    their places are exact whatever the messages say. Offsets carry the places to tokens. All of it is linear in the
+    length.
+
+    Args:
+        tokenizer: with a chat template.
+        options: which parts of the answers are supervised.
+        template_kwargs: what else the template is given, such as `{"enable_thinking": False}`.
 
     Raises a `ValueError` when the tokenizer has no chat template, or one that refuses a question with its answer.
     """
 
-    def __init__(self, tokenizer):
-        if not getattr(tokenizer, "chat_template", None):
-            raise ValueError(
-                "`tokenizer` has no chat template; take the one of an instruction-tuned target, or set "
-                "`tokenizer.chat_template`."
-            )
-        self.tokenizer = tokenizer
-        self.template = tokenizer.get_chat_template()
-        self.has_marks = bool(_GENERATION.search(self.template))
+    def __init__(self, tokenizer, options: MaskOptions | None = None, template_kwargs: dict | None = None):
+        self.renderer = ChatRenderer(tokenizer, template_kwargs)
+        self.render = self.renderer.render
+        self.tokenizer, self.template = tokenizer, self.renderer.template
+        self.options = options or MaskOptions()
+        self.has_marks = bool(GENERATION.search(self.template))
         added = tokenizer.added_tokens_decoder
         self.special_ids = set(tokenizer.all_special_ids) | {id for id, token in added.items() if token.special}
         special = {token.content for token in added.values() if token.special} | set(tokenizer.all_special_tokens)
         self._special_texts = tuple(sorted(special, key=len, reverse=True))
-        self._special = re.compile("|".join(map(re.escape, self._special_texts)) or r"(?!)")
-        self._turn_end = re.compile(rf"\s*(?:{self._special.pattern})")
-        self.header, self.tail, self._ends_turns = self._read_template()
+        self.special = re.compile("|".join(map(re.escape, self._special_texts)) or r"(?!)")
+        self._turn_end = re.compile(rf"\s*({self.special.pattern})")
+        self._read_template()
+        self._before_call = self._call_end = ""
+        if self.renderer.writes_calls:
+            self._read_calls()
 
-    def encode(self, conversations: list[list[dict]], finish_reasons=None, indices=None) -> list[tuple[list, list]]:
+    def encode(
+        self, conversations: list[list[dict]], finish_reasons=None, indices=None, tools=None, options=None
+    ) -> list[tuple[list, list]]:
         """`(input_ids, loss_mask)` of each conversation, ids as `apply_chat_template` gives them.
 
         Args:
@@ -62,96 +92,192 @@ class ConversationEncoder:
             finish_reasons: per conversation `None` or, per answer, why it ended; the end-of-turn token that the
                 template puts after an answer cut at `"length"` is not the target's and is not supervised.
             indices: numbers of the records, for error messages.
+            tools: per conversation `None` or the JSON schemas of the tools on offer.
+            options: in place of the encoder's own.
 
         Raises a `ValueError` when the template refuses a conversation or rewrites an answer past recognition.
         """
+        options = options or self.options
         texts, spans = [], []
         for place, messages in enumerate(conversations):
-            try:
-                text, answers = self.answer_spans(messages)
-            except Exception as problem:  # jinja's own errors, and whatever a template raises by itself
-                where = "The conversation" if indices is None else f"Record {indices[place]}"
-                raise ValueError(f"{where} does not fit the chat template of `tokenizer`: {problem}") from problem
+            if messages[0]["role"] == TEXT:
+                text, found = self._document(messages)
+            else:
+                try:
+                    text, answers = self.answer_spans(messages, tools and tools[place], options)
+                except Exception as problem:  # jinja's own errors, and whatever a template raises by itself
+                    where = "The conversation" if indices is None else f"Record {indices[place]}"
+                    raise ValueError(f"{where} does not fit the chat template of `tokenizer`: {problem}") from problem
+                reasons = finish_reasons[place] if finish_reasons else None
+                found = _supervised(answers, reasons, _first_answer(messages, answers, options), options)
             texts.append(text)
-            spans.append(_supervised(answers, finish_reasons[place] if finish_reasons else None))
+            spans.append(found)
 
-        if not self.tokenizer.is_fast:  # no offsets; slower, since the prefixes are tokenised too
-            return [self._mask_by_prefixes(text, found) for text, found in zip(texts, spans, strict=True)]
+        if not self.tokenizer.is_fast:
+            return [mask_by_pieces(self._tokens, self.special, *pair) for pair in zip(texts, spans, strict=True)]
         batch = self.tokenise(texts, return_offsets_mapping=True)
         return [
-            (ids, _mask_by_offsets(offsets, found))
+            (ids, mask_by_offsets(offsets, found))
             for ids, offsets, found in zip(batch["input_ids"], batch["offset_mapping"], spans, strict=True)
         ]
 
-    def answer_spans(self, messages: list[dict]) -> tuple[str, list[AnswerSpan | None]]:
-        """The rendered text and the span of each answer in it, `None` for an empty or left out one."""
-        text = self.render(messages)
-        marks = _unused_characters(text, self.template, *(message["content"] for message in messages))
-        if self.has_marks:
-            marked = self.render(messages, chat_template=_mark_template(self.template, marks))
-        else:
-            marked = self.render(_mark_answers(messages, marks))
-        plain, places = _take_out(marked, marks)
-        if plain != text:
-            raise ValueError(
-                "it does not leave the answers as they are, so their places cannot be found; put "
-                "`{% generation %}` and `{% endgeneration %}` around them in the template."
-            )
-        if self.has_marks:
-            return text, self._enclosed(text, places)
-        answers = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
-        return text, self._found(text, places, answers)
+    def answer_spans(
+        self, messages: list[dict], tools=None, options: MaskOptions | None = None
+    ) -> tuple[str, list[AnswerSpan | None]]:
+        """The rendered text and the span of each answer in it, `None` for an empty or left out one.
 
-    def render(self, messages: list[dict], **kwargs) -> str:
-        return self.tokenizer.apply_chat_template(messages, tokenize=False, **kwargs)
+        With `{% generation %}` marks and without options, spans are what the marks enclose, in their number.
+        """
+        messages = self.renderer.fold_calls(messages)
+        text = self.render(messages, tools)
+        marks = unused_characters(text, self.template, *(message["content"] for message in messages))
+        if not self.has_marks:
+            return text, self._found(text, self._places(text, marks, messages, tools), messages)
+        template = mark_template(self.template, marks)
+        plain, places = take_out(self.render(messages, tools, chat_template=template), marks)
+        blocks = self._enclosed(text, places) if plain == text else _not_as_they_are()
+        if options in (None, MaskOptions()) or not any(block is not None for block in blocks):
+            return text, blocks
+        return text, self._aligned(text, blocks, self._places(text, marks, messages, tools), messages)
 
-    def token_ids(self, messages: list[dict], **kwargs) -> list[int]:
+    def token_ids(self, messages: list[dict], tools=None, **kwargs) -> list[int]:
         """As `apply_chat_template(messages, tokenize=True)`."""
-        return self.tokenise([self.render(messages, **kwargs)])["input_ids"][0]
+        return self._tokens(self.render(messages, tools, **kwargs))
 
     def tokenise(self, texts: list[str], **kwargs):
-        return self.tokenizer(texts, add_special_tokens=False, padding=False, truncation=False, verbose=False, **kwargs)
+        kwargs = {"padding": False, "truncation": False, "return_attention_mask": False, "verbose": False, **kwargs}
+        return self.tokenizer(texts, add_special_tokens=False, **kwargs)
 
-    def _read_template(self) -> tuple[str, str, bool]:
-        """The header that opens an answer, what follows one's end of turn, and whether that is a special token."""
+    def _tokens(self, text: str) -> list[int]:
+        return self.tokenise([text])["input_ids"][0]
+
+    def _read_template(self) -> None:
+        """The header that opens an answer, its end of turn if that is a special token, and what follows."""
         user = {"role": "user", "content": "a"}
-        marks = _unused_characters(self.template)
+        marks = unused_characters(self.template)
         try:
             without, opened = (self.render([user], add_generation_prompt=flag) for flag in (False, True))
-            answered = self.render(_mark_answers([user, {"role": "assistant", "content": "b"}], marks))
+            answered = self.render(mark_messages([user, {"role": "assistant", "content": "b"}], marks, others=False))
         except Exception as problem:
             raise ValueError(
                 f"The chat template of `tokenizer` refuses a question with its answer: {problem}"
             ) from None
         shared = len(commonprefix([without, opened]))
         # "<|endoftext|>" and "<|assistant|>" share two characters, which belong to the header all the same
-        inside = [found.start() for found in self._special.finditer(opened) if found.start() < shared < found.end()]
-        plain, places = _take_out(answered, marks)
-        header = opened[inside[0] if inside else shared :]
-        content_end = places["closing"][-1][1] if places["closing"] else len(plain)
+        inside = [found.start() for found in self.special.finditer(opened) if found.start() < shared < found.end()]
+        plain, places = take_out(answered, marks)
+        self._prompt = opened
+        self.header = opened[inside[0] if inside else shared :]
+        content_end = places["closing"][1][-1] if places["closing"] else len(plain)
         turn_end = self._turn_end.match(plain, content_end)
-        return header, plain[turn_end.end() if turn_end else content_end :], bool(turn_end)
+        self._end_text = turn_end[1] if turn_end else ""
+        self.tail = plain[turn_end.end() if turn_end else content_end :]
 
-    def _found(self, text: str, places: dict, answers: list[int]) -> list[AnswerSpan | None]:
-        """Spans where the answers' contents were marked: each begins after its header."""
-        opens, thoughts, closes = (dict(places[kind]) for kind in _KINDS)
+    def _read_calls(self) -> None:
+        """What the template writes before a first tool call's name, and the token that ends a turn of calls."""
+        marks = unused_characters(self.template)
+        try:
+            text, places = take_out(self.render(mark_messages(PROBED_CALL, marks, others=False)), marks)
+        except Exception:  # the template has its say when a conversation with calls comes
+            return
+        places = places["call"][1]
+        begin = len(commonprefix([self._prompt, text]))
+        self._before_call = text[begin : places[0]] if places else ""
+        specials = self.special.findall(text.removesuffix(self.tail), places[-1]) if places else []
+        self._call_end = specials[-1] if specials else ""
+
+    def _places(self, text: str, marks: dict[str, str], messages: list[dict], tools) -> Places:
+        """Where the parts of all messages lie in the text."""
+        for others in (True, False):  # a template may look at how a question ends
+            plain, places = take_out(self.render(mark_messages(messages, marks, others), tools), marks)
+            if plain == text:
+                return places
+        _not_as_they_are()
+
+    def _found(self, text: str, places: Places, messages: list[dict]) -> list[AnswerSpan | None]:
+        """Spans where the parts of the answers were marked: each begins after its header."""
         spans, floor = [], 0
-        for number in answers:
-            if number not in closes:
+        for number, message in enumerate(messages):
+            if message["role"] != "assistant":
+                floor = max([floor, *places["other"].get(number, ())])
+                continue
+            first = min((place for kind in places.values() for place in kind.get(number, ())), default=None)
+            if first is None:
                 spans.append(None)
                 continue
-            content_end = closes[number]
-            # the opening mark is gone where a template takes the thoughts of an answer out, or writes them anew
-            limit = opens.get(number, thoughts.get(number, content_end))
-            start, choices = self._after_header(text, floor, limit, content_end)
-            if number not in opens and choices != 1:
+            content_end, end = self._end(text, number, places, message)
+            start, choices = self._after_header(text, floor, first, content_end)
+            # an opening mark is gone where a template takes the thoughts of an answer out, or writes them anew
+            opened = any(number in places[kind] for kind in ("opening", "thinking", "call"))
+            if not opened and choices > 1:
                 raise ValueError(
                     "where an answer begins cannot be told; mark it with `{% generation %}` in the template."
                 )
-            turn_end = self._turn_end.match(text, content_end) if self._ends_turns else None
-            floor = turn_end.end() if turn_end else content_end
-            spans.append(AnswerSpan(start, content_end, floor))
+            if not choices and first in places["call"].get(number, ())[:1]:
+                if text.endswith(self._before_call, floor, first):
+                    start = first - len(self._before_call)
+            spans.append(self._with_parts(text, AnswerSpan(start, content_end, end), number, places))
+            floor = end
         return spans
+
+    def _end(self, text: str, number: int, places: Places, message: dict) -> tuple[int, int]:
+        """Where an answer's text ends, and where its turn does."""
+        # a tool's answer may repeat the call's name, with its marks
+        calls = places["call"].get(number, ())[: count_call_marks(message)]
+        content = places["closing"].get(number)
+        if not calls and content:
+            turn_end = self._turn_end.match(text, content[0]) if self._end_text else None
+            return content[0], turn_end.end() if turn_end else content[0]
+        last = calls[-1] if calls else max(place for kind in places.values() for place in kind.get(number, ()))
+        wanted = self._call_end if calls else self._end_text
+        place = text.find(wanted, last) if wanted else -1
+        return (place, place + len(wanted)) if place >= 0 else (last, last)
+
+    def _with_parts(self, text: str, span: AnswerSpan, number: int, places: Places) -> AnswerSpan:
+        """With the end of the thoughts and the start of the tool calls."""
+        thought = places["said"].get(number) or places["thought"].get(number)
+        if thought:
+            # the marks around thoughts, or the end of the message that they are (gpt-oss)
+            after = _END_OF_THOUGHTS.match(text, thought[0])
+            after = after or (self._turn_end.match(text, thought[0]) if number in places["thought"] else None)
+            thought_end = after.end() if after else thought[0]
+        else:
+            none = _NO_THOUGHTS.match(text, span.start, span.end)
+            thought_end = none.end() if none else span.start
+        calls_start = None
+        if places["call"].get(number):
+            said = [place for place in places["closing"].get(number, ()) if place <= places["call"][number][0]]
+            calls_start = max([thought_end, *said[-1:]])
+        return replace(span, thought_end=min(thought_end, span.end), calls_start=calls_start)
+
+    def _aligned(self, text: str, blocks: list, places: Places, messages: list[dict]) -> list[AnswerSpan | None]:
+        """One span for each answer: the `{% generation %}` block that its marks lie in, if any."""
+        blocks = [block for block in blocks if block is not None]
+        starts, spans = [block.start for block in blocks], []
+        for number in (number for number, message in enumerate(messages) if message["role"] == "assistant"):
+            own = sorted(place for kind in places.values() for place in kind.get(number, ()))
+            inside = (bisect_right(starts, place) - 1 for place in own)
+            block = next((blocks[n] for n, p in zip(inside, own, strict=True) if n >= 0 and p <= blocks[n].end), None)
+            spans.append(block and self._with_parts(text, block, number, places))
+        return spans
+
+    def _document(self, messages: list[dict]) -> tuple[str, list[tuple[int, int]]]:
+        """Plain text, all of it supervised; of a chat that is rendered already, what follows the answers' headers."""
+        text = "\n\n".join(message["content"] for message in messages)
+        if self.header.strip() and self._end_text and self.header in text:
+            spans, place = [], text.find(self.header)
+            while place >= 0:
+                start = place + len(self.header)
+                end = text.find(self._end_text, start)
+                end = len(text) if end < 0 else end + len(self._end_text)
+                spans.append((start, end))
+                place = text.find(self.header, end)
+            return text, spans
+        bos = self.tokenizer.bos_token or ""
+        starts_so = self.tokenizer("a")["input_ids"][:1] == [self.tokenizer.bos_token_id]
+        before = bos if starts_so and not text.startswith(bos) else ""
+        text = before + text + (self.tokenizer.eos_token or "")
+        return text, [(len(before), len(text))]
 
     def _after_header(self, text: str, floor: int, limit: int, content_end: int) -> tuple[int, int]:
         """Where the header before `limit` ends, and how many there are; an earlier one is text of a message.
@@ -167,10 +293,10 @@ class ConversationEncoder:
                 return place + (len(thought) if thought.startswith(_THINK) else 0), count
         return limit, 0
 
-    def _enclosed(self, text: str, places: dict) -> list[AnswerSpan | None]:
+    def _enclosed(self, text: str, places: Places) -> list[AnswerSpan | None]:
         """Spans from `{% generation %}` marks, which often enclose part of the header, or a newline after the end."""
         blocks = []
-        for (_, start), (_, end) in zip(places["opening"], places["closing"], strict=True):
+        for start, end in zip(places["opening"][0], places["closing"][0], strict=True):
             if blocks and blocks[-1][1] == start:  # one answer in two blocks
                 start = blocks.pop()[0]
             blocks.append((start, end))
@@ -186,68 +312,34 @@ class ConversationEncoder:
             spans.append(AnswerSpan(start, content_end, end) if text[start:content_end].strip() else None)
         return spans
 
-    def _mask_by_prefixes(self, text: str, spans: list[tuple[int, int]]) -> tuple[list[int], list[int]]:
-        ids = self.tokenise([text])["input_ids"][0]
-        mask = [0] * len(ids)
-        for span in spans:
-            start, end = (shared_length(self.tokenise([text[:cut]])["input_ids"][0], ids) for cut in span)
-            mask[start:end] = [1] * (end - start)
-        return ids, mask
+
+def _not_as_they_are():
+    raise ValueError(
+        "it does not leave the answers as they are, so their places cannot be found; put `{% generation %}` and "
+        "`{% endgeneration %}` around them in the template."
+    )
 
 
-def shared_length(one: list[int], other: list[int]) -> int:
-    """Length of the longest common prefix."""
-    return next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+def _first_answer(messages: list[dict], spans: list[AnswerSpan | None], options: MaskOptions) -> int:
+    """The number, among the answers, of the first one that is supervised."""
+    if not options.last_turn_only:
+        return 0
+    answers = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
+    last = max((number for number, span in zip(answers, spans, strict=False) if span is not None), default=0)
+    question = max((n for n in range(last) if messages[n]["role"] == "user"), default=-1)
+    return sum(number < question for number in answers)
 
 
-def _supervised(spans: list[AnswerSpan | None], reasons: list[str] | None) -> list[tuple[int, int]]:
+def _supervised(spans: list, reasons: list[str] | None, first: int, options: MaskOptions) -> list[tuple[int, int]]:
     cut = [reason == "length" for reason in reasons or []] + [False] * len(spans)
-    return [(s.start, s.content_end if c else s.end) for s, c in zip(spans, cut, strict=False) if s is not None]
-
-
-def _mask_by_offsets(offsets: list[tuple[int, int]], spans: list[tuple[int, int]]) -> list[int]:
-    """A token belongs to the span that it ends in: one that straddles a header's end is the answer's first."""
-    mask = np.zeros(len(offsets), dtype=np.int8)
-    ends = np.asarray(offsets, dtype=np.int64).reshape(-1, 2)[:, 1]
-    for first, last in np.searchsorted(ends, np.asarray(spans, dtype=np.int64).reshape(-1, 2), side="right"):
-        mask[first:last] = 1
-    return mask.tolist()
-
-
-def _unused_characters(*texts: str) -> dict[str, str]:
-    """A character of the private use area for each kind of mark, none of which occurs in a text."""
-    free = (chr(code) for code in range(0xE000, 0xF900) if not any(chr(code) in text for text in texts))
-    return {kind: next(free) for kind in _KINDS}
-
-
-def _mark_answers(messages: list[dict], marks: dict[str, str]) -> list[dict]:
-    """Marks go inside the surrounding white space, so that a template which strips it gives the same text with them."""
-    opening, thought, closing = (marks[kind] + "{}" + marks[kind] for kind in _KINDS)
-    marked = []
-    for number, message in enumerate(messages):
-        if message["role"] == "assistant" and message["content"].strip():
-            content = message["content"]
-            before, after = content[: len(content) - len(content.lstrip())], content[len(content.rstrip()) :]
-            thoughts, said = _THOUGHTS.fullmatch(content.strip()).groups()
-            thoughts = thoughts + thought.format(number) if thoughts else ""
-            content = opening.format(number) + thoughts + said + closing.format(number)
-            message = {**message, "content": before + content + after}
-        marked.append(message)
-    return marked
-
-
-def _mark_template(template: str, marks: dict[str, str]) -> str:
-    """`{% generation %}` blocks as `with` blocks (the same scope) that write the marks out."""
-    template = _GENERATION.sub(rf"{{%\1 with %}}{marks['opening'] * 2}{{% if true \2%}}", template)
-    return _END_GENERATION.sub(rf"{{%\1 endif %}}{marks['closing'] * 2}{{% endwith \2%}}", template)
-
-
-def _take_out(marked: str, marks: dict[str, str]) -> tuple[str, dict[str, list[tuple[int, int]]]]:
-    """The text without marks, and of each kind of mark the `(number, place)` of all."""
-    kinds = {character: kind for kind, character in marks.items()}
-    pieces, places, last, taken = [], {kind: [] for kind in marks}, 0, 0
-    for mark in re.finditer(rf"([{''.join(kinds)}])(\d*)\1", marked):
-        pieces.append(marked[last : mark.start()])
-        places[kinds[mark[1]]].append((int(mark[2] or 0), mark.start() - taken))
-        last, taken = mark.end(), taken + len(mark[0])
-    return "".join(pieces) + marked[last:], places
+    found = []
+    for span, was_cut in list(zip(spans, cut, strict=False))[first:]:
+        if span is None:
+            continue
+        start = span.start if options.thoughts else max(span.start, span.thought_end)
+        end = span.content_end if was_cut else span.end
+        if not options.tool_calls and span.calls_start is not None:
+            end = min(end, span.calls_start)
+        if start < end:
+            found.append((start, end))
+    return found

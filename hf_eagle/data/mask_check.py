@@ -1,20 +1,28 @@
 """A second method for the loss mask, and the comparison of both."""
 
-from .loss_mask import ConversationEncoder, shared_length
+from .loss_mask import ConversationEncoder, MaskOptions
+from .messages import TEXT
+from .token_mask import shared_length
 
 
-def check_loss_mask(encoder: ConversationEncoder, conversations: list[list[dict]], indices: list[int]) -> None:
+def check_loss_mask(
+    encoder: ConversationEncoder, conversations: list[list[dict]], indices: list[int], tools: list | None = None
+) -> None:
     """Compares the masks of `conversations` with those of incremental rendering.
 
     Both must be equal; with `{% generation %}` marks, which may leave part of an answer out on purpose, no token
-    outside an answer may be marked. Conversations without an answer are passed over.
+    outside an answer may be marked. Whole answers are compared, whatever parts of them the encoder's options take.
+    Conversations without an answer, and plain texts, are passed over.
 
     Raises:
         `ValueError`: the methods differ, or nothing at all is supervised; the rendered text is shown with it.
     """
-    encoded = encoder.encode(conversations, indices=indices)
-    for messages, index, (ids, mask) in zip(conversations, indices, encoded, strict=True):
-        expected = incremental_mask(encoder, messages, ids, mask)
+    tools = tools or [None] * len(conversations)
+    encoded = encoder.encode(conversations, indices=indices, tools=tools, options=MaskOptions())
+    for messages, index, offer, (ids, mask) in zip(conversations, indices, tools, encoded, strict=True):
+        if messages[0]["role"] == TEXT:
+            continue
+        expected = incremental_mask(encoder, messages, ids, mask, offer)
         wrong = any(m > e for m, e in zip(mask, expected, strict=True)) if encoder.has_marks else mask != expected
         if wrong:
             raise ValueError(
@@ -32,22 +40,29 @@ def check_loss_mask(encoder: ConversationEncoder, conversations: list[list[dict]
         )
 
 
-def incremental_mask(encoder: ConversationEncoder, messages: list[dict], ids: list[int], mask: list[int]) -> list[int]:
+def incremental_mask(
+    encoder: ConversationEncoder, messages: list[dict], ids: list[int], mask: list[int], tools: list | None = None
+) -> list[int]:
     """The mask by rendering ever longer parts of the conversation and comparing their token ids.
 
     An answer begins where the messages before it, with the generation prompt, end; it ends where the messages up to
     it end, white space aside. A template may write an answer of the past differently (thoughts left out, another end
     token): then `mask`'s own run is taken if it is the end of the answer as it was written first, or marked on purpose.
     """
-    found = [0] * len(ids)
+    found, floor = [0] * len(ids), 0
     for place, message in enumerate(messages):
-        if message["role"] != "assistant" or not (message["content"].strip() or encoder.has_marks):
+        if message["role"] != "assistant" or not (_says_something(message) or encoder.has_marks):
             continue
-        after = encoder.tokenise([encoder.render(messages[: place + 1]).removesuffix(encoder.tail)])["input_ids"][0]
+        after = encoder.render(messages[: place + 1], tools).removesuffix(encoder.tail)
+        after = encoder.tokenise([after])["input_ids"][0]
         while after and not encoder.tokenizer.decode([after[-1]]).strip():
             after.pop()
         if place:
-            start = shared_length(encoder.token_ids(messages[:place], add_generation_prompt=True), ids)
+            prompt = encoder.token_ids(messages[:place], tools, add_generation_prompt=True)
+            start = shared_length(prompt, ids)
+            if start < len(prompt) - 1:  # the template writes what precedes the answer differently in the end
+                own = next((n for n in range(floor, len(ids)) if mask[n]), start)
+                start = own if _same_end(prompt, ids[max(0, own - 2) : own]) else start
         else:  # nothing precedes a conversation's first message: there is no prompt to compare with
             start = next((n for n, supervised in enumerate(mask) if supervised), len(ids))
         end = shared_length(after, ids)
@@ -56,8 +71,11 @@ def incremental_mask(encoder: ConversationEncoder, messages: list[dict], ids: li
         elif end < len(after):
             stop = next((n for n in range(start, len(ids)) if not mask[n]), len(ids))
             written = ids[start + 1 : stop]  # the first token may hold the end of the header
-            end = stop if encoder.has_marks or start < stop and after[len(after) - len(written) :] == written else end
+            if written and {written[-1], after[-1]} <= encoder.special_ids:  # not every turn ends with the same one
+                after[-1] = written[-1]
+            end = stop if encoder.has_marks or start < stop and _same_end(after, written) else end
         found[start:end] = [1] * max(0, end - start)
+        floor = max(floor, end)
     return found
 
 
@@ -74,5 +92,13 @@ def show_mask(encoder: ConversationEncoder, ids: list[int], mask: list[int], lim
     return text if len(text) <= limit else text[:limit] + "..."
 
 
+def _same_end(ids: list[int], end: list[int]) -> bool:
+    return ids[len(ids) - len(end) :] == end
+
+
 def _has_answer(messages: list[dict]) -> bool:
-    return any(message["role"] == "assistant" and message["content"].strip() for message in messages)
+    return any(message["role"] == "assistant" and _says_something(message) for message in messages)
+
+
+def _says_something(message: dict) -> bool:
+    return bool(message["content"].strip() or message.get("tool_calls") or message.get("reasoning_content", "").strip())

@@ -1,159 +1,198 @@
-"""Chat records of every common form: reading them, and turning one into messages."""
+"""Chat records read from files, folders and the Hub, alone or mixed, whole or as a stream."""
 
 import json
-from collections.abc import Mapping
+import logging
+from collections import Counter
+from itertools import islice
 from pathlib import Path
 
-from datasets import Dataset, Features, List, Value, concatenate_datasets, load_dataset
-
-
-ROLES = {
-    "system": "system",
-    "developer": "system",
-    "user": "user",
-    "human": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "model": "assistant",
-    "function_call": "assistant",  # ShareGPT's tool forms: the call is written by the model, the observation is not
-    "tool": "tool",
-    "observation": "tool",
-}
-FORMS = (
-    "`messages` (role, content), ShareGPT `conversations` (from, value), `prompt` with `completion`, or "
-    "`instruction` with `input` and `output`"
+import numpy as np
+from datasets import (
+    Dataset,
+    DatasetDict,
+    Features,
+    IterableDataset,
+    List,
+    Value,
+    concatenate_datasets,
+    interleave_datasets,
+    load_dataset,
+    load_from_disk,
 )
-_READERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
-_COMMON = Features({"messages": List({"role": Value("string"), "content": Value("string")}),
-                    "finish_reason": List(Value("string"))})  # fmt: skip
+
+from .messages import FORMS, read_record, read_tools, recognise_form, to_messages
 
 
-def load_records(sources: str | Path | list[str | Path], split: str = "train") -> Dataset:
-    """Chat records, as they are written.
+__all__ = ["load_records", "read_record", "read_tools", "to_messages"]
+
+logger = logging.getLogger(__name__)
+
+_READERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv", ".arrow": "arrow"}
+_LOOKED_AT = 16  # first records that the form is recognised from
+_MESSAGE = ("role", "content", "reasoning_content", "tool_calls", "name", "tool_call_id")
+# tool calls and tools as JSON texts: as Arrow objects those of all records would share their keys
+_COMMON = Features(
+    {
+        "messages": List({name: Value("string") for name in _MESSAGE}),
+        "finish_reason": List(Value("string")),
+        "tools": Value("string"),
+    }
+)
+
+
+def load_records(
+    sources: str | Path | list[str | Path],
+    split: str = "train",
+    dataset_format: str = "auto",
+    weights: list[float] | None = None,
+    streaming: bool = False,
+    seed: int = 0,
+) -> Dataset | IterableDataset:
+    """Chat records. What form they have is logged for each source.
 
     Args:
         sources (`str`, `Path` or a list of them):
-            `.json` (a list of objects, or one a line), `.jsonl`, `.parquet`, `.csv`, a folder of such files, or the id
-            of a data set on the Hub. Records of several sources are put one after another as `messages` and
-            `finish_reason`; those of one source keep all their columns.
+            `.json` (a list of objects, or one a line), `.jsonl`, `.parquet`, `.csv` or `.arrow`, a folder of such files
+            or of `save_to_disk`, or the id of a data set on the Hub, where `id:split` takes another split. Records of
+            several sources are put one after another in one form (`messages`, `finish_reason`, `tools`); those of one
+            source keep all their columns.
         split (`str`, *optional*, defaults to `"train"`):
             Split of a Hub data set.
+        dataset_format (`str`, *optional*, defaults to `"auto"`):
+            A key of `hf_eagle.data.messages.FORMS`; `"auto"` goes by the columns of each record.
+        weights (`list[float]`, *optional*):
+            One for each source: how many times its records are taken. 0.5 takes a random half, 2 every record twice.
+            Of streams, whose length is not known, they are the shares of the mixture.
+        streaming (`bool`, *optional*, defaults to `False`):
+            Read records as they are needed, and return an `IterableDataset`.
+        seed (`int`, *optional*, defaults to 0):
+            Of the random part that a weight takes, and of the mixture of streams.
 
     Raises:
-        `ValueError`: a file is missing, is no JSON, or holds no record; the Hub data set cannot be read.
+        `ValueError`: a file is missing, is no JSON, or holds no record; the Hub data set cannot be read; its first
+            records have no form that is known; the weights do not fit.
     """
     sources = [sources] if isinstance(sources, str | Path) else list(sources)
     if not sources:
         raise ValueError("`sources` is empty; name at least one file, folder or Hub data set.")
-    parts = [part for source in sources for part in _load_source(source, split)]
-    if len(parts) == 1:
-        return parts[0][1]
-    return concatenate_datasets([_as_messages(name, records) for name, records in parts])
+    if dataset_format != "auto" and dataset_format not in FORMS:
+        raise ValueError(f"`dataset_format` must be auto, {', '.join(FORMS)}, got {dataset_format!r}.")
+    weights = _checked_weights(weights, sources)
+    parts = []
+    for source, weight in zip(sources, weights, strict=True):
+        for name, records in _load_source(source, split, streaming):
+            _tell_form(name, records, dataset_format)
+            parts.append((name, records, weight))
+    if len(parts) == 1 and dataset_format == "auto":
+        _, records, weight = parts[0]
+        return records if streaming else _take(records, weight, seed)
+    form = None if dataset_format == "auto" else dataset_format
+    common = [_as_messages(name, records, form) for name, records, _ in parts]
+    if streaming:
+        if len(common) == 1:
+            return common[0]
+        shares = np.asarray([weight for *_, weight in parts], dtype=float)
+        return interleave_datasets(common, shares / shares.sum(), seed=seed, stopping_strategy="all_exhausted")
+    return concatenate_datasets([_take(d, w, seed) for d, (*_, w) in zip(common, parts, strict=True)])
 
 
-def to_messages(record: dict) -> list[dict]:
-    """The conversation of one record as `[{"role": ..., "content": ...}]`, roles system, user, assistant and tool.
-
-    Reads `messages` (role, content), ShareGPT `conversations` (from, value), `prompt` with `completion` (each text or
-    messages) and `instruction` with `input` and `output`. A missing answer is fine. A `system` text goes first.
-
-    Raises:
-        `ValueError`: the record has none of these forms, no message, an unknown role, or a content that is no text.
-    """
-    if not isinstance(record, Mapping):
-        raise ValueError(f"a record must be an object with {FORMS}, got {type(record).__name__}.")
-    record = {key: value for key, value in record.items() if value is not None}
-    if "messages" in record:
-        turns = record["messages"]
-    elif "conversations" in record:
-        turns = record["conversations"]
-    elif "prompt" in record:
-        turns = _side(record["prompt"], "user") + _side(record.get("completion"), "assistant")
-    elif "instruction" in record:
-        question = "\n".join(str(record[key]) for key in ("instruction", "input") if record.get(key))
-        turns = _side(question, "user") + _side(record.get("output"), "assistant")
-    else:
-        raise ValueError(f"no conversation in the columns {sorted(record)}; a record needs {FORMS}.")
-
-    if not isinstance(turns, list):
-        raise ValueError(f"the conversation must be a list of messages, got {type(turns).__name__}.")
-    messages = [_message(turn, place) for place, turn in enumerate(turns)]
-    if not messages:
-        raise ValueError("the conversation is empty; remove the record, or give it at least one message.")
-    if isinstance(record.get("system"), str) and record["system"] and messages[0]["role"] != "system":
-        messages.insert(0, {"role": "system", "content": record["system"]})
-    return messages
+def _checked_weights(weights: list[float] | None, sources: list) -> list[float]:
+    if weights is None:
+        return [1.0] * len(sources)
+    if len(weights) != len(sources):
+        raise ValueError(f"`weights` has {len(weights)} numbers for {len(sources)} sources: give one for each.")
+    if not all(0 < weight < float("inf") for weight in weights):
+        raise ValueError(f"`weights` must be above 0, got {weights}: leave out a source that is not wanted.")
+    return list(weights)
 
 
-def read_record(record: dict, index: int) -> tuple[list[dict], list[str] | None]:
-    """Messages and, where regeneration wrote them, each answer's `finish_reason`; errors name the record's index."""
-    try:
-        return to_messages(record), record.get("finish_reason")
-    except ValueError as problem:
-        raise ValueError(f"Record {index}: {problem}") from None
+def _take(records: Dataset, weight: float, seed: int) -> Dataset:
+    """Every record `weight` times; the part that is left over is drawn at random and stays in order."""
+    if weight == 1:
+        return records
+    times, rest = int(weight), round((weight - int(weight)) * len(records))
+    drawn = np.sort(np.random.default_rng(seed).permutation(len(records))[:rest])
+    indices = np.concatenate([np.tile(np.arange(len(records)), times), drawn])
+    if not len(indices):
+        raise ValueError(f"`weights` holds {weight}, which takes none of a source's {len(records)} records.")
+    return records.select(indices)
 
 
-def _message(turn, place: int) -> dict:
-    if not isinstance(turn, dict):
-        raise ValueError(f"message {place} must be an object with role and content, got {type(turn).__name__}.")
-    role, content = turn.get("role") or turn.get("from"), turn.get("content")
-    content = turn.get("value") if content is None else content
-    if role not in ROLES:
-        raise ValueError(f"message {place} has the unknown role {role!r}; known are {', '.join(ROLES)}.")
-    if not isinstance(content, str):
-        raise ValueError(f"the content of message {place} must be text, got {type(content).__name__}.")
-    return {"role": ROLES[role], "content": content}
+def _tell_form(name: str, records: Dataset | IterableDataset, dataset_format: str) -> None:
+    """Logs what the first records look like; `ValueError` when they look like nothing that is known."""
+    forms = Counter()
+    for index, record in enumerate(islice(records, _LOOKED_AT)):
+        try:
+            form = recognise_form(record) if dataset_format == "auto" else dataset_format
+            to_messages(record, form)
+        except ValueError as problem:
+            raise ValueError(f"{name}: Record {index}: {problem}") from None
+        forms[form] += 1
+    if not forms:
+        raise ValueError(f"{name} holds no record.")
+    size = f"{len(records):,} records" if isinstance(records, Dataset) else "a stream of records"
+    logger.info("%s: %s, %s", name, size, " and ".join(FORMS[form] for form in forms))
 
 
-def _side(text, role: str) -> list[dict]:
-    """One side of a prompt/completion record: text, messages, or nothing."""
-    if text is None or text == "":
-        return []
-    return text if isinstance(text, list) else [{"role": role, "content": text}]
-
-
-def _as_messages(name: str, records: Dataset) -> Dataset:
+def _as_messages(name: str, records: Dataset | IterableDataset, form: str | None):
     def convert(record, index):
-        messages, finish_reason = read_record(record, index)
-        return {"messages": messages, "finish_reason": finish_reason}
+        messages, finish_reason = read_record(record, index, form)
+        tools = read_tools(record, index)
+        rows = [{key: _stored(message.get(key)) for key in _MESSAGE} for message in messages]
+        return {"messages": rows, "finish_reason": finish_reason, "tools": tools and json.dumps(tools)}
 
+    columns = records.column_names
     try:
-        return records.map(convert, with_indices=True, remove_columns=records.column_names, features=_COMMON)
+        return records.map(convert, with_indices=True, remove_columns=columns, features=_COMMON)
     except ValueError as problem:
         raise ValueError(f"{name}: {problem}") from None
 
 
-def _load_source(source: str | Path, split: str) -> list[tuple[str, Dataset]]:
+def _stored(value) -> str | None:
+    return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _load_source(source: str | Path, split: str, streaming: bool) -> list[tuple[str, Dataset | IterableDataset]]:
     path = Path(source).expanduser()
+    if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
+        saved = load_from_disk(str(path))
+        if isinstance(saved, DatasetDict):
+            if split not in saved:
+                raise ValueError(f"{path} has the splits {', '.join(saved)}, but no {split!r}.")
+            saved = saved[split]
+        return [(str(path), saved.to_iterable_dataset() if streaming else saved)]
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.suffix in _READERS)
         if not files:
             raise ValueError(f"The folder {path} holds no {', '.join(_READERS)} file.")
-        kinds = sorted({_READERS[file.suffix] for file in files})
-        return [(str(path), _load_files(kind, [f for f in files if _READERS[f.suffix] == kind])) for kind in kinds]
+        by_kind = {kind: [f for f in files if _READERS[f.suffix] == kind] for kind in set(_READERS.values())}
+        return [(str(path), _load_files(kind, by_kind[kind], streaming)) for kind in sorted(by_kind) if by_kind[kind]]
     if path.is_file():
         if path.suffix not in _READERS:
             raise ValueError(f"{path} must end in one of {', '.join(_READERS)}.")
-        return [(str(path), _load_files(_READERS[path.suffix], [path]))]
+        return [(str(path), _load_files(_READERS[path.suffix], [path], streaming))]
     if path.suffix in _READERS or str(source).startswith((".", "/", "~")) or str(source).count("/") > 1:
         raise ValueError(f"The file {source} does not exist; give a file, a folder or the id of a Hub data set.")
+    hub_id, _, named = str(source).partition(":")
+    split = named or split
     try:
-        return [(str(source), load_dataset(str(source), split=split))]
+        return [(str(source), load_dataset(hub_id, split=split, streaming=streaming))]
     except Exception as problem:  # whatever the Hub, the network or the data set raises
         raise ValueError(
             f"{source} is neither a file nor a Hub data set that can be read (split {split!r}): {problem}"
         ) from problem
 
 
-def _load_files(kind: str, files: list[Path]) -> Dataset:
+def _load_files(kind: str, files: list[Path], streaming: bool) -> Dataset | IterableDataset:
     names = ", ".join(map(str, files[:3])) + (", ..." if len(files) > 3 else "")
     try:
-        records = load_dataset(kind, data_files=[str(file) for file in files], split="train")
+        records = load_dataset(kind, data_files=[str(f) for f in files], split="train", streaming=streaming)
+        if streaming:
+            next(iter(records), None)  # a broken file is told of now
     except Exception as problem:  # `datasets` wraps a parser's error in several ways
         reason = _json_problem(files) if kind == "json" else None
         raise ValueError(reason or f"{names} cannot be read as {kind}: {problem.__cause__ or problem}") from problem
-    if not len(records):
+    if not streaming and not len(records):
         raise ValueError(f"{names} holds no record.")
     return records
 

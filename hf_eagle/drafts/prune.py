@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from .modeling_eagle3 import Eagle3Draft
-from .vocabulary import VocabularyMapping
+from .vocabulary import VocabularyMapping, coverage_by_size
 
 
 def prune_vocabulary(draft: Eagle3Draft, token_ids: torch.Tensor) -> VocabularyMapping:
@@ -72,14 +72,9 @@ def most_frequent(
 
 def coverage(draft: Eagle3Draft, counts: torch.Tensor, special_ids: Iterable[int] = ()) -> dict[int, float]:
     """Share of all counted tokens that the draft could propose, by the size it is pruned to: 4096, 8192, ..., all."""
-    current = proposable(draft)
-    total = max(int(counts.sum()), 1)
+    current, total = proposable(draft), int(counts.sum())
     counts, special_ids = _of_draft(current, counts, special_ids)
-    order = counts.to(torch.float64)
-    order[special_ids] = float("inf")
-    reached = counts[torch.sort(order, descending=True, stable=True).indices].cumsum(0)
-    sizes = [size for power in range(12, 40) if (size := 2**power) < len(current)]
-    return {size: int(reached[size - 1]) / total for size in [*sizes, len(current)]}
+    return coverage_by_size(counts, special_ids, len(current), total)
 
 
 def proposable(draft: Eagle3Draft) -> torch.Tensor:

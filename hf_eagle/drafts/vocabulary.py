@@ -135,6 +135,26 @@ def count_supervised_tokens(dataset: "Dataset", vocab_size: int) -> torch.Tensor
     return counts
 
 
+def coverage_by_size(
+    counts: torch.Tensor, special_ids: "Iterable[int]" = (), largest: int | None = None, total: int | None = None
+) -> dict[int, float]:
+    """Share of all counted tokens that draft vocabularies of 4096, 8192, ... and `largest` tokens hold, by size.
+
+    Args:
+        counts: int `(vocab_size,)`, how often each token was said.
+        special_ids: held by every one of them.
+        largest: the last size; by default the whole vocabulary.
+        total: of how many tokens; by default of the sum of `counts`.
+    """
+    largest = largest or counts.numel()
+    total = max(int(counts.sum()) if total is None else total, 1)
+    order = counts.to(torch.float64)
+    order[sorted({int(i) for i in special_ids if i is not None and 0 <= int(i) < counts.numel()})] = float("inf")
+    reached = counts[torch.sort(order, descending=True, stable=True).indices].cumsum(0)
+    sizes = [size for power in range(12, 40) if (size := 2**power) < largest]
+    return {size: int(reached[size - 1]) / total for size in [*sizes, largest]}
+
+
 def tokenizer_fingerprint(tokenizer: "PreTrainedTokenizerBase") -> str:
     """16 hex digits which change when any token of the tokenizer gets another id."""
     vocab = json.dumps(sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])).encode()

@@ -5,6 +5,8 @@ import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ..data.messages import to_messages
+
 
 FORMS = '{"turns": [...]}, {"messages": [...]}, {"conversations": [...]} or {"prompt": ...}'
 
@@ -148,8 +150,6 @@ def _to_prompt(record, index: int, path: Path) -> Prompt:
 
 
 def _share_gpt(record: dict, where: str) -> list[dict]:
-    from ..data.records import to_messages  # needs `datasets`, which a server's environment may lack
-
     try:
         return to_messages(record)
     except ValueError as error:

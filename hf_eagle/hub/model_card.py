@@ -35,6 +35,8 @@ class CardFacts:
             Hub ids of the training data.
         data (`list[str]`, *optional*):
             A sentence for each source of training data: what, how much, which licence.
+        data_statistics (`dict`, *optional*):
+            What the data hold, as scripts/preview_data.py writes it with `--output_json`.
         acceptance (`dict[str, dict]`, *optional*):
             From the name of a prompt set to what `measure_acceptance` returned for it.
         training (`dict[str, object]`, *optional*):
@@ -55,6 +57,7 @@ class CardFacts:
     license: str | None = None
     datasets: list[str] = field(default_factory=list)
     data: list[str] = field(default_factory=list)
+    data_statistics: dict[str, object] = field(default_factory=dict)
     acceptance: dict[str, dict] = field(default_factory=dict)
     training: dict[str, object] = field(default_factory=dict)
     hyperparameters: dict[str, object] = field(default_factory=dict)

@@ -1,0 +1,246 @@
+"""One chat record, of any common form, to messages in one shape; and the tools that it offers."""
+
+import json
+import re
+from collections.abc import Mapping
+
+
+ROLES = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
+    "model": "assistant",
+    "function_call": "assistant",  # ShareGPT's tool forms: the call is written by the model, the observation is not
+    "tool_call": "assistant",
+    "tool": "tool",
+    "observation": "tool",
+    "function": "tool",
+    "ipython": "tool",
+}
+_CALLS = ("function_call", "tool_call")
+# form -> what a record of it looks like; the first whose column is there is taken
+FORMS = {
+    "preference": "`chosen`, with or without `prompt`",
+    "messages": "`messages` (role, content)",
+    "sharegpt": "ShareGPT `conversations` (from, value)",
+    "alpaca": "`instruction` with `input` and `output`",
+    "prompt_completion": "`prompt` with `completion`",
+    "text": "plain `text`",
+}
+_COLUMNS = {
+    "preference": ("chosen",),
+    "messages": ("messages",),
+    "sharegpt": ("conversations", "conversation"),
+    "alpaca": ("instruction",),
+    "prompt_completion": ("prompt", "question", "query"),
+    "text": ("text",),
+}
+_ANSWERS = ("completion", "response", "answer", "output")
+_THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+_SPEAKERS = re.compile(r"\n\n(Human|Assistant): ?")
+TEXT = "text"  # the role of a document that is no chat
+
+
+def recognise_form(record: Mapping) -> str:
+    """The key of `FORMS` that a record's columns speak for.
+
+    Raises a `ValueError` when there is no conversation in them.
+    """
+    for form, columns in _COLUMNS.items():
+        if any(record.get(column) is not None for column in columns):
+            return form
+    raise ValueError(f"no conversation in the columns {sorted(record)}; a record needs {', or '.join(FORMS.values())}.")
+
+
+def to_messages(record: Mapping, form: str | None = None) -> list[dict]:
+    """The conversation of one record as `[{"role": ..., "content": ...}]`, roles system, user, assistant and tool.
+
+    An answer may also have `reasoning_content` (its thoughts) and `tool_calls`, whose arguments are an object; a tool's
+    message its `name` and `tool_call_id`. A missing answer is fine. A `system` text goes first. A document of plain
+    text is one message of the role `text`.
+
+    Args:
+        record: of any form in `FORMS`.
+        form: which one; by default what its columns speak for.
+
+    Raises:
+        `ValueError`: the record has none of these forms, no message, an unknown role, or a content that is no text.
+    """
+    if not isinstance(record, Mapping):
+        raise ValueError(
+            f"a record must be an object with {', or '.join(FORMS.values())}, got {type(record).__name__}."
+        )
+    record = {key: value for key, value in record.items() if value is not None}
+    form = form or recognise_form(record)
+    column = next((name for name in _COLUMNS[form] if name in record), None)
+    if column is None:
+        raise ValueError(
+            f"`dataset_format` is {form}, which is read from `{_COLUMNS[form][0]}`, but the columns are "
+            f"{sorted(record)}."
+        )
+    turns = _TURNS[form](record, record[column])
+    if isinstance(turns, str) and turns.lstrip().startswith("["):  # in CSV, for example
+        try:
+            turns = json.loads(turns)
+        except json.JSONDecodeError as problem:
+            raise ValueError(f"`{column}` is no JSON: {problem}.") from None
+
+    if not isinstance(turns, list):
+        raise ValueError(f"the conversation must be a list of messages, got {type(turns).__name__}.")
+    messages = [message for place, turn in enumerate(turns) for message in [_message(turn, place)] if message]
+    if not messages:
+        raise ValueError("the conversation is empty; remove the record, or give it at least one message.")
+    if isinstance(record.get("system"), str) and record["system"] and messages[0]["role"] not in ("system", TEXT):
+        messages.insert(0, {"role": "system", "content": record["system"]})
+    return messages
+
+
+def read_record(record: Mapping, index: int, form: str | None = None) -> tuple[list[dict], list[str] | None]:
+    """Messages and, where regeneration wrote them, each answer's `finish_reason`; errors name the record's index."""
+    try:
+        return to_messages(record, form), record.get("finish_reason")
+    except ValueError as problem:
+        raise ValueError(f"Record {index}: {problem}") from None
+
+
+def read_tools(record: Mapping, index: int) -> list[dict] | None:
+    """The tools in the column `tools` (or `functions`), as JSON schemas: a list, a JSON text of it, or texts in a list.
+
+    Raises a `ValueError`, which names the record's index, for anything else.
+    """
+    found = next((record[name] for name in ("tools", "functions") if record.get(name)), None)
+    try:
+        found = json.loads(found) if isinstance(found, str) else found
+        tools = [_filled(json.loads(tool) if isinstance(tool, str) else tool) for tool in found or ()]
+    except (TypeError, json.JSONDecodeError) as problem:
+        raise ValueError(f"Record {index}: `tools` is no list of JSON schemas: {problem}.") from None
+    if not all(isinstance(tool, dict) for tool in tools):
+        raise ValueError(f"Record {index}: `tools` must be a list of objects, each the JSON schema of a tool.")
+    # templates expect OpenAI's envelope
+    return [t if "function" in t or "type" in t else {"type": "function", "function": t} for t in tools] or None
+
+
+def _preference(record: dict, chosen):
+    """The better of two answers: a whole conversation, or what follows the prompt."""
+    if isinstance(chosen, str) and _SPEAKERS.match(chosen):  # "\n\nHuman: ...\n\nAssistant: ..."
+        pieces = _SPEAKERS.split(chosen)[1:]
+        return [{"from": who.lower(), "value": said} for who, said in zip(pieces[::2], pieces[1::2], strict=True)]
+    answer = [chosen] if isinstance(chosen, dict) else _side(chosen, "assistant")
+    first = answer[0] if isinstance(answer, list) and answer and isinstance(answer[0], dict) else {}
+    if ROLES.get(first.get("role") or first.get("from")) != "assistant":
+        return answer
+    question = {key: value for key, value in record.items() if key not in ("chosen", *_ANSWERS)}
+    form = recognise_form(question)
+    column = next(name for name in _COLUMNS[form] if name in question)
+    return _TURNS[form](question, question[column]) + answer
+
+
+def _alpaca(record: dict, instruction):
+    turns = []
+    for question, answer in record.get("history") or ():
+        turns += _side(question, "user") + _side(answer, "assistant")
+    parts = [instruction] + [record[key] for key in ("input", "context") if record.get(key)]
+    return turns + _side("\n".join(map(str, parts)), "user") + _answer(record)
+
+
+_TURNS = {
+    "preference": _preference,
+    "messages": lambda record, turns: turns,
+    "sharegpt": lambda record, turns: turns,
+    "alpaca": _alpaca,
+    "prompt_completion": lambda record, prompt: _side(prompt, "user") + _answer(record),
+    "text": lambda record, text: [{"role": TEXT, "content": text}],
+}
+
+
+def _answer(record: dict) -> list[dict]:
+    return _side(next((record[name] for name in _ANSWERS if record.get(name)), None), "assistant")
+
+
+def _side(text, role: str) -> list[dict]:
+    """One side of a record: text, messages, or nothing."""
+    if text is None or text == "":
+        return []
+    return text if isinstance(text, list) else [{"role": role, "content": text}]
+
+
+def _message(turn, place: int) -> dict | None:
+    if not isinstance(turn, Mapping):
+        raise ValueError(f"message {place} must be an object with role and content, got {type(turn).__name__}.")
+    if turn.get("role") == TEXT:
+        return {"role": TEXT, "content": _text(turn.get("content"), place)} if turn.get("content") else None
+    role, content = turn.get("role") or turn.get("from"), turn.get("content")
+    content = turn.get("value") if content is None else content
+    if role not in ROLES:
+        raise ValueError(f"message {place} has the unknown role {role!r}; known are {', '.join(ROLES)}.")
+    calls = _tool_calls(turn.get("tool_calls") or turn.get("function_call"), place)
+    if role in _CALLS and not calls:
+        calls = _call_in_text(content)
+        content = "" if calls else content
+    content = "" if content is None and calls else content
+    message = {"role": ROLES[role], "content": _text(content, place)}
+    thoughts = next((turn[name] for name in _THOUGHTS if turn.get(name)), None)
+    if thoughts and ROLES[role] == "assistant":
+        message["reasoning_content"] = _text(thoughts, place)
+    if calls:
+        message["tool_calls"] = calls
+    return message | {key: turn[key] for key in ("name", "tool_call_id") if ROLES[role] == "tool" and turn.get(key)}
+
+
+def _text(content, place: int) -> str:
+    """A content, of which typed parts are joined by line breaks, as servers do for templates that take text only."""
+    if isinstance(content, list) and all(isinstance(part, str | Mapping) for part in content):
+        parts = [{"type": "text", "text": part} if isinstance(part, str) else part for part in content]
+        for part in parts:
+            if not isinstance(part.get("text"), str):
+                raise ValueError(
+                    f"the content of message {place} must be text, but holds a part of the type {part.get('type')!r}; "
+                    "leave such records out."
+                )
+        return "\n".join(part["text"] for part in parts)
+    if not isinstance(content, str):
+        raise ValueError(f"the content of message {place} must be text, got {type(content).__name__}.")
+    return content
+
+
+def _tool_calls(calls, place: int) -> list[dict]:
+    """OpenAI's tool calls, with the arguments as objects, which is what templates take."""
+    try:
+        calls = json.loads(calls) if isinstance(calls, str) else calls
+        calls = [calls] if isinstance(calls, Mapping) else calls
+        return [_call(json.loads(call) if isinstance(call, str) else call) for call in calls or ()]
+    except (TypeError, KeyError, AttributeError, json.JSONDecodeError) as problem:
+        raise ValueError(
+            f"the `tool_calls` of message {place} cannot be read ({problem!r}); each is an object with a `function` "
+            "that has a `name` and `arguments`."
+        ) from None
+
+
+def _call(call: Mapping) -> dict:
+    function = call.get("function") or call
+    arguments = function.get("arguments", function.get("parameters"))
+    arguments = json.loads(arguments) if isinstance(arguments, str) and arguments.strip() else arguments or {}
+    found = {"type": "function", "function": {"name": str(function["name"]), "arguments": _filled(arguments)}}
+    return {"id": call["id"], **found} if call.get("id") else found
+
+
+def _call_in_text(content) -> list[dict]:
+    """The calls that ShareGPT's `function_call` holds as JSON; none when it holds something else."""
+    try:
+        calls = json.loads(content)
+        return [_call(call) for call in (calls if isinstance(calls, list) else [calls])]
+    except (TypeError, KeyError, AttributeError, json.JSONDecodeError):
+        return []
+
+
+def _filled(value):
+    """Without the empty keys that Arrow puts into objects of different shapes."""
+    if isinstance(value, Mapping):
+        return {key: _filled(inner) for key, inner in value.items() if inner is not None}
+    return [_filled(inner) for inner in value] if isinstance(value, list) else value

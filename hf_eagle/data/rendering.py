@@ -1,0 +1,97 @@
+"""Messages as text, in the shape that a chat template takes tool calls and thoughts in."""
+
+import json
+
+
+_THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+_PROBE = {"type": "function", "function": {"name": "name", "arguments": {"key": "value"}}}
+PROBED_CALL = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "", "tool_calls": [_PROBE]}]
+
+
+class ChatRenderer:
+    """Renders conversations by a tokenizer's chat template.
+
+    Thoughts are handed over under every name that the template mentions. Arguments of tool calls are objects, or texts
+    where the template refuses objects; ids of calls become nine digits where it asks for that (Mistral). A template
+    that writes no tool calls gets them as JSON in the answer's text.
+
+    Args:
+        tokenizer: with a chat template.
+        template_kwargs: what else the template is given, such as `{"enable_thinking": False}`.
+
+    Raises a `ValueError` when the tokenizer has no chat template.
+    """
+
+    def __init__(self, tokenizer, template_kwargs: dict | None = None):
+        if not getattr(tokenizer, "chat_template", None):
+            raise ValueError(
+                "`tokenizer` has no chat template; take the one of an instruction-tuned target, or set "
+                "`tokenizer.chat_template`."
+            )
+        self.tokenizer = tokenizer
+        self.template = tokenizer.get_chat_template()
+        self.template_kwargs = dict(template_kwargs or {})
+        self.thought_names = [name for name in _THOUGHTS if name in self.template]
+        self.arguments_as_text, self.short_ids, self.writes_calls = False, False, True
+        self._probe_calls()
+
+    def render(self, messages: list[dict], tools: list[dict] | None = None, **kwargs) -> str:
+        """As `apply_chat_template(..., tokenize=False)`; raises whatever the template raises."""
+        return self.tokenizer.apply_chat_template(
+            self._prepared(messages), tools=tools, tokenize=False, **{**self.template_kwargs, **kwargs}
+        )
+
+    def fold_calls(self, messages: list[dict]) -> list[dict]:
+        """Tool calls as JSON in the answers' texts, where the template writes none; else the messages as they are."""
+        if self.writes_calls or not any(message.get("tool_calls") for message in messages):
+            return messages
+        folded = []
+        for message in messages:
+            if message.get("tool_calls"):
+                texts = [json.dumps(call["function"], ensure_ascii=False) for call in message["tool_calls"]]
+                content = "\n".join([message["content"], *texts] if message["content"] else texts)
+                message = {k: v for k, v in message.items() if k != "tool_calls"} | {"content": content}
+            folded.append(message)
+        return folded
+
+    def _probe_calls(self) -> None:
+        for self.arguments_as_text, self.short_ids in ((False, False), (True, False), (False, True), (True, True)):
+            try:
+                text = self.render(PROBED_CALL)
+            except Exception:  # jinja's own errors, and whatever a template raises by itself
+                continue
+            self.writes_calls = "value" in text and "name" in text
+            return
+        # then it says itself what it does not like about a call
+        self.arguments_as_text, self.short_ids, self.writes_calls = False, False, "tool_calls" in self.template
+
+    def _prepared(self, messages: list[dict]) -> list[dict]:
+        ids: dict[str, str] = {}  # of calls, in their order
+        prepared = []
+        for message in self.fold_calls(messages):
+            if "reasoning_content" in message:
+                thoughts = message["reasoning_content"]
+                message = {k: v for k, v in message.items() if k != "reasoning_content"}
+                message |= dict.fromkeys(self.thought_names, thoughts)
+            if message.get("tool_calls"):
+                message = self._with_calls(message, ids)
+            elif self.short_ids and message["role"] == "tool":
+                answered = message.get("tool_call_id") or next(iter(ids), "")
+                message = message | {"tool_call_id": ids.pop(answered, "0" * 9)}
+            prepared.append(message)
+        return prepared
+
+    def _with_calls(self, message: dict, ids: dict[str, str]) -> dict:
+        calls = []
+        for call in message["tool_calls"]:
+            function = call["function"]
+            if self.arguments_as_text:
+                text = json.dumps(function["arguments"], ensure_ascii=False)
+                function = function | {"arguments": text}
+            call = call | {"function": function}
+            if self.short_ids:
+                short = f"{len(ids):09d}"
+                ids[call.get("id", short)] = short
+                call["id"] = short
+            calls.append(call)
+        return message | {"tool_calls": calls}

@@ -1,0 +1,150 @@
+"""Show what a draft would be trained on: supervised tokens in colour, and what the data hold.
+
+    python scripts/preview_data.py --config training_args/smollm2-135m-eagle3.yaml --html masks.html
+    python scripts/preview_data.py --target TARGET --train_data chats.jsonl --output_json data.json \
+        --overlap_prompts assets/prompts/mt_bench.jsonl
+
+It takes every argument of scripts/train_eagle.py, so the same YAML file and options show exactly what training sees; no
+model is loaded. Printed, and written to `--output_json` for the model card, are lengths, the share of supervised
+tokens, what draft vocabularies of several sizes could propose, duplicates, and the overlap with evaluation prompts.
+"""
+
+import json
+import logging
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without installation
+
+from hf_eagle.arguments import DataArguments, DraftArguments, EagleArguments, TargetArguments
+from hf_eagle.parser import EagleArgumentParser
+
+
+def _arg(default, help: str):
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass
+class PreviewArguments:
+    """What to show, and where."""
+
+    _argument_group_name = "preview"
+
+    num_previews: int = _arg(3, "Conversations shown in the terminal.")
+    html: str | None = _arg(None, "Page of masks to write.")
+    html_conversations: int = _arg(50, "Conversations on the page, spread over the data.")
+    output_json: str | None = _arg(None, "File for the statistics, which the model card takes as `data_statistics`.")
+    overlap_prompts: list[str] | None = _arg(
+        None, "Evaluation prompts (.jsonl, .json, .txt) to look for in the data: 13 words in a row."
+    )
+
+    def __post_init__(self):
+        for name in ("num_previews", "html_conversations"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"`{name}` must not be negative, got {getattr(self, name)}.")
+        for name in ("html", "output_json"):
+            path = getattr(self, name)
+            if path is not None and not Path(path).absolute().parent.is_dir():
+                raise ValueError(f"`{name}` is {path}, but there is no folder {Path(path).parent}: make it first.")
+
+
+def main() -> None:
+    groups, given = (PreviewArguments, TargetArguments, DataArguments), sys.argv[1:]
+    if "--help" in given or "-h" in given:  # without loading torch
+        EagleArgumentParser((*groups, DraftArguments, EagleArguments), description=__doc__).parse_args_and_config(given)
+    from hf_eagle.training_arguments import EagleTrainingArguments
+
+    groups = (*groups, DraftArguments, EagleTrainingArguments)
+    preview, target, data, _, args = EagleArgumentParser(groups, description=__doc__).parse_args_and_config(given)
+    if data.streaming:
+        raise ValueError("`streaming` data are never there as a whole, which statistics need: leave it out.")
+    data.packing = False  # rows are shown as conversations
+
+    from train_eagle import conversations
+    from transformers import AutoTokenizer
+
+    from hf_eagle.data.preview import to_html, to_terminal
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    tokenizer = AutoTokenizer.from_pretrained(
+        target.target,
+        revision=target.target_revision,
+        trust_remote_code=target.trust_remote_code,
+        **({"gguf_file": target.gguf_file} if target.gguf_file else {}),
+    )
+    rows, _ = conversations(tokenizer, data, args)
+    for place in spread(len(rows), preview.num_previews):
+        row = rows[place]
+        print(f"\n=== conversation {place}\n{to_terminal(tokenizer, row['input_ids'], row['loss_mask'])}")
+    if preview.html is not None:
+        shown = [rows[place] for place in spread(len(rows), preview.html_conversations)]
+        Path(preview.html).write_text(to_html(tokenizer, shown, ", ".join(data.train_data)), encoding="utf-8")
+        print(f"\nwrote {preview.html}")
+
+    statistics = measure(rows, tokenizer, data, preview.overlap_prompts)
+    print(f"\n{told(statistics)}")
+    if preview.output_json is not None:
+        Path(preview.output_json).write_text(json.dumps(statistics, indent=2) + "\n", encoding="utf-8")
+        print(f"\nwrote {preview.output_json}")
+
+
+def spread(total: int, number: int) -> list[int]:
+    """So many places, from the first to the last."""
+    number = min(total, number)
+    return [n * (total - 1) // max(1, number - 1) for n in range(number)]
+
+
+def measure(rows, tokenizer, data, overlap_prompts: list[str] | None) -> dict:
+    """All statistics, as the JSON file holds them."""
+    from hf_eagle.data.records import load_records
+    from hf_eagle.data.statistics import duplicate_statistics, overlap_statistics, token_statistics
+    from hf_eagle.drafts.vocabulary import count_supervised_tokens, coverage_by_size
+    from hf_eagle.evaluation.prompts import load_prompts
+
+    statistics = token_statistics(rows) | duplicate_statistics(rows)
+    counts = count_supervised_tokens(rows, len(tokenizer))
+    statistics["different_tokens"] = int((counts > 0).sum())
+    coverage = coverage_by_size(counts, tokenizer.all_special_ids)
+    statistics["coverage"] = {str(size): share for size, share in coverage.items()}  # as JSON has it
+    if overlap_prompts:
+        form = data.dataset_format
+        records = load_records(data.train_data, dataset_format=form, weights=data.data_weights)
+        statistics["overlap"] = {}
+        for path in overlap_prompts:
+            prompts = load_prompts(path)
+            asked = [text for p in prompts for text in (p.messages[-1]["content"], *p.follow_ups)]
+            statistics["overlap"][Path(path).name] = overlap_statistics(records, asked)
+    return statistics
+
+
+def told(statistics: dict) -> str:
+    """The statistics as lines for a reader."""
+    s = statistics
+    lines = [
+        f"{s['conversations']:,} conversations, {s['tokens']:,} tokens, {s['supervised_tokens']:,} of them supervised "
+        f"({s['supervised_share']:.1%})",
+        *(
+            f"tokens a conversation{', supervised' if name == 'supervised' else ''}: "
+            + ", ".join(f"{key} {value:,}" for key, value in s[name].items())
+            for name in ("length", "supervised")
+        ),
+        f"{s['duplicates']:,} conversations repeat an earlier one, token for token",
+        f"{s['different_tokens']:,} different tokens are supervised; a draft vocabulary of",
+        *(f"{int(size):>9,} tokens holds {share:7.2%} of what is said" for size, share in s["coverage"].items()),
+    ]
+    for name, found in s.get("overlap", {}).items():
+        lines.append(
+            f"{name}: {found['prompts_found']:,} of {found['prompts']:,} prompts lie in "
+            f"{found['conversations_found']:,} conversations (13 words in a row)"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (OSError, ValueError) as problem:
+        raise SystemExit(f"error: {problem}") from problem
