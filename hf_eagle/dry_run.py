@@ -1,8 +1,7 @@
 """What every rank of a training run would hold, from configs alone: no weight is read or made.
 
-Parameters are counted on models of the meta device and are exact. Activations are those that autograd keeps for the
-backward pass, counted tensor by tensor, and what exists beside them at the peak; tests compare them with the tensors of
-real runs. What an allocator, CUDA itself and libraries take beside that is not counted.
+Parameters are counted on models of the meta device and are exact; activations are those of `activation_memory.py`. What
+an allocator, CUDA itself and libraries take beside that is not counted.
 """
 
 from dataclasses import dataclass, field
@@ -10,64 +9,15 @@ from dataclasses import dataclass, field
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
+from .activation_memory import FLOAT32, RunShapes, beside_unroll, kept_by_unroll
 from .drafts.build import DRAFT_CLASSES
 from .drafts.configuration_eagle import Eagle1Config, EagleConfig
-from .drafts.configuration_eagle_mla import EagleMLAConfig
-from .fused_loss import BLOCK_ELEMENTS, CHUNK_ELEMENTS
 from .targets.architectures import find_decoder_parts
 
 
 GIB = 2**30
-_FLOAT32 = 4
 # rows whose full logits a target makes at one time, see `FrozenTarget.distribution`
 _TEACHER_ROWS = 256
-
-
-@dataclass(frozen=True)
-class RunShapes:
-    """What of a run decides how much a rank holds.
-
-    Attributes:
-        world_size: ranks.
-        rows: sequences of a rank's batch.
-        length: tokens of each, padding included.
-        ttt_steps: steps of the training-time test.
-        supervised_share: share of the tokens that are an answer's; 1 is the most there can be.
-        bf16: mixed precision.
-        checkpointing: gradient checkpointing, one checkpoint a TTT step.
-        draft_sharded: the draft under FSDP instead of DDP.
-        target_dtype: the target runs in.
-        target_sharding: `"none"`, `"fsdp2"`, `"tensor"` or `"expert"`.
-        target_shard_size: ranks that hold one whole target between them; all of them when `None`.
-        accelerator: the draft's attention is `flex_attention`, which repeats a row's own keys for every query head; on
-            a CPU they are read in place. Known from the code: no accelerator's memory was measured.
-    """
-
-    world_size: int = 1
-    rows: int = 1
-    length: int = 2048
-    ttt_steps: int = 7
-    supervised_share: float = 1.0
-    bf16: bool = True
-    checkpointing: bool = False
-    draft_sharded: bool = False
-    target_dtype: torch.dtype = torch.bfloat16
-    target_sharding: str = "none"
-    target_shard_size: int | None = None
-    accelerator: bool = True
-
-    @property
-    def tokens(self) -> int:
-        return self.rows * self.length
-
-    @property
-    def supervised(self) -> int:
-        return round(self.tokens * self.supervised_share)
-
-    @property
-    def width(self) -> int:
-        """Bytes of a number in the draft's activations."""
-        return 2 if self.bf16 else _FLOAT32
 
 
 @dataclass
@@ -222,15 +172,15 @@ def _draft_weights(trained: int, lent: list[int], target, shapes: RunShapes) -> 
     shared = shapes.target_dtype == torch.float32 and shapes.target_sharding == "none"
     copies = 0 if shared else lent[0] if _is_tied(target) else sum(lent)
     held = [
-        Holding("draft, trained, float32", own * _FLOAT32, own),
-        Holding("draft, frozen, float32" + (" (the target's own)" if shared else ""), copies * _FLOAT32, sum(lent)),
-        Holding("gradients, float32", own * _FLOAT32),
-        Holding("AdamW's two moments, float32", 2 * own * _FLOAT32),
+        Holding("draft, trained, float32", own * FLOAT32, own),
+        Holding("draft, frozen, float32" + (" (the target's own)" if shared else ""), copies * FLOAT32, sum(lent)),
+        Holding("gradients, float32", own * FLOAT32),
+        Holding("AdamW's two moments, float32", 2 * own * FLOAT32),
     ]
     if shapes.world_size > 1 and not shapes.draft_sharded:
-        held.append(Holding("DDP's buckets of gradients", trained * _FLOAT32))
+        held.append(Holding("DDP's buckets of gradients", trained * FLOAT32))
     elif shapes.draft_sharded:
-        held.append(Holding("the draft's weights, gathered for a step", trained * _FLOAT32))
+        held.append(Holding("the draft's weights, gathered for a step", trained * FLOAT32))
     return held
 
 
@@ -277,7 +227,7 @@ def _teacher(config: EagleConfig, shapes: RunShapes) -> Holding:
     if isinstance(config, Eagle1Config):  # its distributions are made and forgotten a chunk at a time
         held = shapes.supervised * config.hidden_size * shapes.target_dtype.itemsize
         return Holding("the target's last hidden states of supervised rows", held)
-    logits = min(_TEACHER_ROWS, shapes.supervised) * config.vocab_size * (shapes.target_dtype.itemsize + _FLOAT32)
+    logits = min(_TEACHER_ROWS, shapes.supervised) * config.vocab_size * (shapes.target_dtype.itemsize + FLOAT32)
     return Holding(
         f"the target's probabilities of {config.draft_vocab_size:,} tokens",
         shapes.supervised * config.draft_vocab_size * shapes.width + logits,
@@ -294,83 +244,3 @@ def _unroll(config: EagleConfig, trained: int, shapes: RunShapes) -> list[Holdin
         *held,
         Holding("head and loss" + (", or a step made again" * shapes.checkpointing), beside_unroll(config, shapes)),
     ]
-
-
-def kept_by_unroll(config: EagleConfig, shapes: RunShapes) -> int:
-    """Bytes of activations that the backward pass of the unroll needs, the head's and the loss's not among them."""
-    hidden, attention = config.hidden_size, _AttentionWidths.of(config, shapes.accelerator)
-    rows, keys, width, steps = shapes.supervised, shapes.tokens, shapes.width, shapes.ttt_steps
-    # residual streams before and behind attention, each of them normed; gate and up; attention
-    step = 4 * hidden + 2 * config.intermediate_size + attention.query + attention.output + attention.rotation
-    own = attention.key_value
-    if isinstance(config, Eagle1Config):  # cat(embedding, feature) in both precisions, and what `fc` makes of it
-        return width * (keys * (3 * hidden + own) + rows * (step - hidden)) + _FLOAT32 * 2 * hidden * keys
-    if shapes.checkpointing:  # what a step is given
-        per_row = steps * (hidden + own)
-    else:
-        per_row = steps * (step + own) - own + steps * (steps - 1) // 2 * attention.again
-    taps = config.num_taps * config.target_hidden_size
-    per_key = taps + 2 * hidden + own + attention.rotation + 2 * hidden
-    in_float32 = hidden + (taps if config.fc_norm else 0)  # embeddings, and taps in front of their norms
-    weights = 2 * hidden * attention.projections
-    return width * (rows * per_row + keys * per_key + weights) + _FLOAT32 * keys * in_float32
-
-
-def beside_unroll(config: EagleConfig, shapes: RunShapes) -> int:
-    """Bytes that head and loss take beside that, or the one step that a checkpointed unroll makes again, at most."""
-    of_features = isinstance(config, Eagle1Config)
-    width, rows = shapes.width, shapes.supervised * (1 if of_features else shapes.ttt_steps)
-    # made in the forward pass: gradients of what the head takes, and of the head
-    gradients = rows * config.hidden_size * width
-    gradients += 0 if of_features else config.draft_vocab_size * config.hidden_size * _FLOAT32
-    logits = rows * config.draft_vocab_size
-    block = CHUNK_ELEMENTS if shapes.accelerator else BLOCK_ELEMENTS
-    # two chunks of logits when there are several; of a block both distributions and their product
-    loss = min(2 * CHUNK_ELEMENTS, logits) * width + min(block, logits) * (2 * width + _FLOAT32)
-    loss += 2 * rows * config.hidden_size * width  # what the head takes, of all steps and of those that count
-    if of_features:  # the target's distributions are made as the draft's are, and features compared in float32
-        loss += min(2 * CHUNK_ELEMENTS, logits) * width + 2 * rows * config.hidden_size * _FLOAT32
-    if not shapes.checkpointing:
-        return gradients + loss
-    attention = _AttentionWidths.of(config, shapes.accelerator)
-    step = 4 * config.hidden_size + 2 * config.intermediate_size + attention.query + attention.output
-    step += attention.rotation + attention.key_value + (shapes.ttt_steps - 1) * attention.again
-    return gradients + max(loss, shapes.supervised * step * width)
-
-
-@dataclass(frozen=True)
-class _AttentionWidths:
-    """Numbers that attention keeps of a row.
-
-    Attributes:
-        query, key_value, output: of its query, of its key and value, and of what it attended to.
-        rotation: of its cosines and sines.
-        projections: width of all projections of the layer's input, whose weights are put side by side.
-        again: of its key and value, once more at every later step.
-    """
-
-    query: int
-    key_value: int
-    output: int
-    rotation: int
-    projections: int
-    again: int
-
-    @classmethod
-    def of(cls, config: EagleConfig, accelerator: bool) -> "_AttentionWidths":
-        heads, rotation = config.num_attention_heads, 2 * config.head_dim
-        if not isinstance(config, EagleMLAConfig):
-            query, key = heads * config.head_dim, config.num_key_value_heads * config.head_dim
-            # a value is kept with the key that it was projected beside
-            return cls(query, 3 * key, query, rotation, query + 2 * key, 2 * query if accelerator else 0)
-        key, value = heads * (config.qk_nope_head_dim + config.qk_rope_head_dim), heads * config.v_head_dim
-        wide, rank = max(key, value), config.q_lora_rank or 0  # the kernel takes one width
-        latent = config.kv_lora_rank + config.qk_rope_head_dim
-        return cls(
-            query=key + 2 * rank,
-            key_value=2 * wide + latent + config.kv_lora_rank,
-            output=wide + value,
-            rotation=rotation,
-            projections=(rank or key) + latent,
-            again=2 * wide if accelerator else wide,
-        )

@@ -1,21 +1,16 @@
 """What `--dry_run` says a rank would hold: exact parameters, and bytes beside those of real steps."""
 
-import weakref
 from pathlib import Path
 
 import pytest
 import torch
 from real_configs import PARAMETERS, write_config
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
+from hf_eagle.activation_memory import RunShapes
 from hf_eagle.arguments import DryRunArguments
-from hf_eagle.benchmark.workload import Shapes, Step, build_draft, chat_batch
-from hf_eagle.drafts.build import draft_config, new_draft
+from hf_eagle.drafts.build import draft_config
 from hf_eagle.drafts.configuration_eagle import Eagle1Config
-from hf_eagle.dry_run import GIB, RunShapes, beside_unroll, dry_run, kept_by_unroll, read_target_config
-from hf_eagle.objectives import FeatureObjective, FeatureTeacher
-from hf_eagle.supervision import SupervisionPlan, supervised_steps
+from hf_eagle.dry_run import GIB, dry_run, read_target_config
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -106,93 +101,6 @@ def test_what_a_float32_target_lends_is_held_once(tmp_path):
     for dtype, copies in ((torch.float32, 0), (torch.bfloat16, 1)):
         frozen = holding(dry_run(target, config, RunShapes(target_dtype=dtype, ttt_steps=1)).kept, "draft, frozen")
         assert (frozen.bytes, frozen.parameters) == (4 * copies * table, 2 * table)
-
-
-# ---- beside real steps ----
-
-
-class LiveBytes(TorchDispatchMode):
-    """The most bytes of tensors that were alive at one time, without those that were there before."""
-
-    def __init__(self, known):
-        super().__init__()
-        self.known, self.live, self.peak = {x.untyped_storage()._cdata for x in known}, 0, 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        output = func(*args, **(kwargs or {}))
-        for x in (x for x in tree_leaves(output) if isinstance(x, torch.Tensor)):
-            storage = x.untyped_storage()
-            if storage._cdata not in self.known:
-                self.known.add(storage._cdata)
-                self.live += storage.nbytes()
-                weakref.finalize(storage, self.forget, storage._cdata, storage.nbytes())
-        self.peak = max(self.peak, self.live)
-        return output
-
-    def forget(self, key, size):
-        self.known.discard(key)
-        self.live -= size
-
-
-# half the width of SmolLM2, its proportions, and a latent draft of the same size
-LLAMA = Shapes(288, 768, 9, 3, 32, 2000, 1500, 8)
-LATENT = Shapes(288, 768, 8, 8, 32, 2000, 1500, 8, 96, 64, 24, 8, 24)
-LENGTH = 768
-
-
-def shapes_of_step(steps, share, autocast, checkpointing):
-    half = autocast is not None
-    return RunShapes(1, 1, LENGTH, steps, share, half, checkpointing, accelerator=False)
-
-
-def said_of(draft, shapes):
-    trained = sum(p.numel() for p in draft.parameters() if p.requires_grad)
-    copies = 2 * trained if shapes.bf16 else 0
-    return kept_by_unroll(draft.config, shapes) + beside_unroll(draft.config, shapes) + copies
-
-
-@pytest.mark.parametrize(
-    ("sizes", "checkpointing", "autocast", "share"),
-    [
-        (LLAMA, False, None, 1.0),
-        (LLAMA, False, torch.bfloat16, 0.5),
-        (LLAMA, True, torch.bfloat16, 1.0),
-        (LATENT, False, torch.bfloat16, 1.0),
-        (LATENT, True, None, 1.0),
-    ],
-)
-def test_activations_are_those_of_a_real_step(sizes, checkpointing, autocast, share):
-    """Forward and backward of the draft at their peak, counted tensor by tensor on a CPU."""
-    torch.manual_seed(0)
-    device = torch.device("cpu")
-    draft = build_draft(sizes, device)
-    if checkpointing:
-        draft.gradient_checkpointing_enable()
-    step = Step(draft, None, 4, autocast)
-    batch = chat_batch(sizes, 1, LENGTH, share, 1, device)
-    step.look(batch)
-    before = [*draft.parameters(), *draft.buffers(), step.taps, step.teacher.probs, step.teacher.argmax]
-    with LiveBytes(before) as seen:
-        step.forward(batch).backward()
-    assert said_of(draft, shapes_of_step(4, share, autocast, checkpointing)) == pytest.approx(seen.peak, rel=0.1)
-
-
-@pytest.mark.parametrize("autocast", [None, torch.bfloat16], ids=["float32", "bfloat16"])
-def test_activations_of_eagle1_are_those_of_a_real_step(autocast):
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 288, "intermediate_size": 768, "num_attention_heads": 9, "num_key_value_heads": 3}
-    config = Eagle1Config(vocab_size=2000, head_dim=32, **sizes)
-    draft = new_draft(config, torch.randn(2000, 288), head_weight=torch.randn(2000, 288)).train()
-    ids = torch.randint(0, 2000, (1, LENGTH))
-    plan = SupervisionPlan.of(supervised_steps(torch.ones_like(ids), torch.zeros_like(ids), 1))
-    features, dtype = torch.randn(1, LENGTH, 288), autocast or torch.float32
-    head = draft.lm_head.weight.to(dtype)
-    teacher = FeatureTeacher(features[0, plan.positions], lambda hidden: hidden.to(dtype) @ head.T, dtype)
-    objective = FeatureObjective().bind(plan, teacher, torch.ones(1) / len(plan.rows))
-    known = [*draft.parameters(), *draft.buffers(), ids, features, head, teacher.hidden]
-    with LiveBytes(known) as seen, torch.autocast("cpu", autocast, enabled=autocast is not None):
-        draft(ids, features, rows=plan.rows, objective=objective).loss.backward()
-    assert said_of(draft, shapes_of_step(1, 1.0, autocast, False)) == pytest.approx(seen.peak, rel=0.15)
 
 
 # ---- what is refused ----
