@@ -240,6 +240,34 @@ class DataArguments:
 
 
 @dataclass
+class DryRunArguments:
+    """What a run would hold, instead of the run."""
+
+    _argument_group_name = "dry run"
+
+    dry_run: bool = _arg(
+        False,
+        "Print what every rank would hold, from the configs alone, and stop. `target` may then be a folder with "
+        "nothing but its `config.json`.",
+    )
+    world_size: int = _arg(1, "`dry_run`: ranks of the run.")
+    device_memory_gb: float | None = _arg(None, "`dry_run`: warn when a rank needs more GiB than that.")
+    supervised_share: float = _arg(
+        1.0, "`dry_run`: share of a batch's tokens that are an answer's; 1 is the most there can be."
+    )
+
+    def __post_init__(self):
+        if self.world_size < 1:
+            raise ValueError(f"`world_size` must be at least 1, got {self.world_size}.")
+        if not 0 < self.supervised_share <= 1:
+            raise ValueError(f"`supervised_share` must lie above 0 and at most at 1, got {self.supervised_share}.")
+        for other in fields(self):
+            value = getattr(self, other.name)
+            if not self.dry_run and value != other.default:
+                raise ValueError(f"`{other.name}` is {value}, but only `dry_run` reads it: leave it out, or set that.")
+
+
+@dataclass
 class EagleArguments:
     """What is EAGLE's own in the training of a draft."""
 

@@ -12,8 +12,8 @@ from torch.nn.functional import linear
 
 
 # logits that exist at one time, and those that are worked on while they lie in a core's cache
-_CHUNK_ELEMENTS = 2**23
-_BLOCK_ELEMENTS = 2**20
+CHUNK_ELEMENTS = 2**23
+BLOCK_ELEMENTS = 2**20
 
 
 @dataclass
@@ -132,7 +132,7 @@ def _chunks(normed, weight) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor,
     if torch.is_autocast_enabled(device):
         normed, weight = (t.to(torch.get_autocast_dtype(device)) for t in (normed, weight))
     with torch.autocast(device, enabled=False):
-        size = max(1, _CHUNK_ELEMENTS // len(weight))
+        size = max(1, CHUNK_ELEMENTS // len(weight))
         for start in range(0, len(normed), size):
             chunk = slice(start, min(start + size, len(normed)))
             yield chunk, normed[chunk], weight, linear(normed[chunk], weight)
@@ -141,7 +141,7 @@ def _chunks(normed, weight) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor,
 def _blocks(logits: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
     """Slices of rows of a chunk, and their logits, a view."""
     # a GPU is best fed with all at once
-    size = max(1, _BLOCK_ELEMENTS // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
+    size = max(1, BLOCK_ELEMENTS // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
     for start in range(0, len(logits), size):
         block = slice(start, min(start + size, len(logits)))
         yield block, logits[block]

@@ -5,7 +5,8 @@
     accelerate launch --config_file training_args/accelerate/ddp.yaml scripts/train_eagle.py --config ...
 
 The YAML file holds `argument: value` lines; the command line overrides it. What is left in `--output_dir` is the
-folder that vLLM and SGLang load. An interrupted run goes on with `--resume_from_checkpoint last`.
+folder that vLLM and SGLang load. An interrupted run goes on with `--resume_from_checkpoint last`. Whether a run fits
+its devices is told without weights by `--dry_run --world_size 8 --device_memory_gb 80`.
 
 Besides the arguments below, every argument of `transformers.TrainingArguments` is taken (`--help_all` lists them):
 --output_dir, --learning_rate, --num_train_epochs, --max_steps, --per_device_train_batch_size, --bf16, --save_steps,
@@ -23,6 +24,7 @@ from hf_eagle.arguments import (
     AdapterArguments,
     DataArguments,
     DraftArguments,
+    DryRunArguments,
     EagleArguments,
     TargetArguments,
     refuse_other_methods,
@@ -32,7 +34,7 @@ from hf_eagle.targets.latent import LATENT_SIZES, has_latent_attention
 
 
 logger = logging.getLogger("hf_eagle")
-OURS = (TargetArguments, DraftArguments, AdapterArguments, DataArguments)
+OURS = (TargetArguments, DraftArguments, AdapterArguments, DataArguments, DryRunArguments)
 # what a draft's shape is made of
 FIXED = ("tap_ids", "draft_vocab_size", "fc_norm", "norm_output", *LATENT_SIZES)
 
@@ -50,7 +52,7 @@ def parse(args: list[str] | None = None):
 
 
 def main() -> None:
-    target_args, draft_args, adapter_args, data_args, args = parse()
+    target_args, draft_args, adapter_args, data_args, dry_args, args = parse()
 
     from transformers import set_seed
 
@@ -59,6 +61,7 @@ def main() -> None:
     from hf_eagle.distributed import leave
     from hf_eagle.drafts.build import draft_class_of
     from hf_eagle.evaluation.prompts import load_prompts
+    from hf_eagle.targets.architectures import check_length
     from hf_eagle.targets.loading import load_tokenizer
     from hf_eagle.trainer import EagleTrainer
 
@@ -67,6 +70,8 @@ def main() -> None:
     set_seed(args.seed)
     # what can be refused is refused before anything is loaded
     refuse_other_methods(draft_args.draft_method, target_args, draft_args, args)
+    if dry_args.dry_run:
+        return print_dry_run(target_args, draft_args, data_args, dry_args, args)
     resume = resolve_resume(args.output_dir, args.resume_from_checkpoint)
     if resume is None and args.resume_from_checkpoint is None:
         refuse_other_run(args.output_dir, args.overwrite)
@@ -94,6 +99,7 @@ def main() -> None:
     train, held_out = conversations(tokenizer, data_args, args)
 
     target = load_target(target_args)
+    check_length(target.config, data_args.max_length)
     # an adapter's base is the draft that its training began with, on resuming too
     existing = draft_args.init_from if adapter_args.use_peft else resume
     draft = draft_for(target, tokenizer, train, target_args, draft_args, existing)
@@ -117,6 +123,24 @@ def main() -> None:
     result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     leave_results(trainer, result)
     leave()
+
+
+def print_dry_run(target_args, draft_args, data_args, dry_args, args) -> None:
+    """What every rank of the run would hold, and whether it fits."""
+    from hf_eagle.drafts.build import DRAFT_CLASSES
+    from hf_eagle.dry_run import dry_run, read_target_config, shapes_of
+    from hf_eagle.targets.architectures import check_length
+
+    hub = (target_args.target_revision, target_args.trust_remote_code)
+    target_config = read_target_config(target_args.target, *hub)
+    check_length(target_config, data_args.max_length)
+    config = config_of_draft(target_config, target_args, draft_args)
+    steps = args.ttt_steps or DRAFT_CLASSES[config.architectures[0]].default_ttt_steps
+    run = dry_run(target_config, config, shapes_of(target_config, target_args, data_args, dry_args, args, steps))
+    print(run.describe())
+    warning = run.warning(dry_args.device_memory_gb)
+    if warning is not None:
+        logger.warning("%s", warning)
 
 
 def load_target(target_args):
@@ -199,29 +223,39 @@ def refuse_with_streaming(draft_args, args, resume) -> None:
         )
 
 
+def config_of_draft(target_config, target_args, draft_args, **fields):
+    """The config of the draft that the arguments describe."""
+    from hf_eagle.drafts.build import draft_config
+    from hf_eagle.drafts.configuration_eagle import Eagle1Config
+    from hf_eagle.targets.architectures import describe_taps
+
+    if draft_args.draft_method == "eagle1":
+        return Eagle1Config.from_target(target_config, **fields)
+    config = draft_config(
+        target_config,
+        draft_args.draft_attention,
+        draft_args.latent_sizes,
+        draft_vocab_size=draft_args.draft_vocab_size,
+        tap_ids=target_args.tap_ids,
+        fc_norm=draft_args.fc_norm,
+        norm_output=draft_args.norm_output,
+        **fields,
+    )
+    logger.info("%s", describe_taps(target_config, config.tap_ids))
+    return config
+
+
 def draft_for(target, tokenizer, train, target_args, draft_args, existing):
     """The draft to train: the one in the folder `existing` with its vocabulary mapping, or a new one for these data."""
     import torch
 
-    from hf_eagle.drafts.build import draft_config, load_draft, new_draft
-    from hf_eagle.drafts.configuration_eagle import Eagle1Config
+    from hf_eagle.drafts.build import load_draft, new_draft
     from hf_eagle.drafts.vocabulary import VocabularyMapping, count_supervised_tokens, tokenizer_fingerprint
     from hf_eagle.drafts.warm_start import start_from
 
-    fingerprint = tokenizer_fingerprint(tokenizer)
-    if draft_args.draft_method == "eagle1":
-        config = Eagle1Config.from_target(target.config, tokenizer_fingerprint=fingerprint)
-    else:
-        config = draft_config(
-            target.config,
-            draft_args.draft_attention,
-            draft_args.latent_sizes,
-            draft_vocab_size=draft_args.draft_vocab_size,
-            tap_ids=target_args.tap_ids,
-            fc_norm=draft_args.fc_norm,
-            norm_output=draft_args.norm_output,
-            tokenizer_fingerprint=fingerprint,
-        )
+    config = config_of_draft(
+        target.config, target_args, draft_args, tokenizer_fingerprint=tokenizer_fingerprint(tokenizer)
+    )
     if existing is not None:
         draft = load_draft(existing, target, dtype=torch.float32)
         pairs = {name: (getattr(config, name, None), getattr(draft.config, name, None)) for name in FIXED}

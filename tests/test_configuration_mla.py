@@ -11,6 +11,7 @@ from transformers import DeepseekV2Config, DeepseekV3Config, Qwen3Config
 
 from hf_eagle import EagleConfig, EagleMLAConfig, load_draft
 from hf_eagle.drafts.build import DRAFT_CLASSES
+from hf_eagle.drafts.configuration_eagle import Eagle1Config
 
 
 ROPES = {**ROPES, "yarn": YARN}
@@ -87,14 +88,22 @@ def test_config_round_trips(rope, q_lora_rank, tmp_path):
 
 
 @pytest.mark.parametrize("rope", ROPES)
-@pytest.mark.parametrize("config_class", [EagleConfig, EagleMLAConfig])
+@pytest.mark.parametrize("config_class", [EagleConfig, EagleMLAConfig, Eagle1Config])
 def test_an_older_reader_rotates_as_the_draft_does(rope, config_class, tmp_path):
-    """`rope_theta` and `rope_scaling` alone, and a draft's own tables: the target's base for every type of RoPE."""
-    sizes = SIZES if config_class is EagleMLAConfig else {}
+    """`rope_theta` and `rope_scaling` alone, and a draft's own tables: the target's base for every type of RoPE.
+
+    transformers 4 takes 10000 and no scaling where those fields are missing, whatever `rope_parameters` says.
+    """
+    fields = {
+        EagleConfig: {"draft_vocab_size": 64},
+        EagleMLAConfig: {"draft_vocab_size": 64, **SIZES},
+        Eagle1Config: {},
+    }
     target = target_config(rope_parameters=dict(ROPES[rope]), head_dim=16)
-    config = config_class.from_target(target, draft_vocab_size=64, **sizes)
-    found = written(config, tmp_path)
-    assert found["rope_theta"] == ROPES[rope]["rope_theta"]
+    config = config_class.from_target(target, **fields[config_class])
+    found = {"rope_theta": 10000.0, "rope_scaling": None, **written(config, tmp_path)}
+    del found["rope_parameters"]
+    assert found["rope_theta"] == config.rope_parameters["rope_theta"] == ROPES[rope]["rope_theta"]
     if config_class is EagleMLAConfig and rope in ("linear", "llama3"):  # the servers would run them as YaRN
         assert found["rope_scaling"] is None
     else:

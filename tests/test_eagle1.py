@@ -132,8 +132,8 @@ def test_chunks_of_rows_change_nothing_and_no_tensor_of_all_rows_is_made(monkeyp
     batch = pad_batch(random_chats(6, seed=8))
     whole, counts = forward(target, draft, batch)
     wanted = gradients(draft, whole.loss)
-    monkeypatch.setattr(fused_loss, "_CHUNK_ELEMENTS", 8 * VOCAB)
-    monkeypatch.setattr(fused_loss, "_BLOCK_ELEMENTS", 3 * VOCAB)
+    monkeypatch.setattr(fused_loss, "CHUNK_ELEMENTS", 8 * VOCAB)
+    monkeypatch.setattr(fused_loss, "BLOCK_ELEMENTS", 3 * VOCAB)
     sizes = []
 
     class Sizes(TorchDispatchMode):

@@ -13,8 +13,8 @@ ROWS, PLACES, VOCAB, HIDDEN = 23, 11, 40, 16
 @pytest.fixture(params=[7, 3000, 2**20])
 def elements(request, monkeypatch):
     """Chunks and blocks of one row, of some, of all."""
-    monkeypatch.setattr(fused_loss, "_CHUNK_ELEMENTS", 2 * request.param)
-    monkeypatch.setattr(fused_loss, "_BLOCK_ELEMENTS", request.param)
+    monkeypatch.setattr(fused_loss, "CHUNK_ELEMENTS", 2 * request.param)
+    monkeypatch.setattr(fused_loss, "BLOCK_ELEMENTS", request.param)
 
 
 def rows_to_judge(loss: str) -> tuple[torch.Tensor, torch.Tensor, LossRows]:
@@ -90,7 +90,7 @@ def test_a_frozen_head_gets_no_gradient():
 def test_no_tensor_of_all_rows_and_the_vocabulary_is_made(monkeypatch):
     from torch.utils._python_dispatch import TorchDispatchMode
 
-    monkeypatch.setattr(fused_loss, "_CHUNK_ELEMENTS", 4 * VOCAB)
+    monkeypatch.setattr(fused_loss, "CHUNK_ELEMENTS", 4 * VOCAB)
     sizes = []
 
     class Sizes(TorchDispatchMode):

@@ -5,60 +5,24 @@ from copy import deepcopy
 import pytest
 import torch
 from datasets import Dataset
-from tiny import pad_batch, random_chats, tiny_llama, tiny_pair
+from tiny import pad_batch, random_chats, tiny_pair
+from tiny_families import CONFIGS, EXPERTS, SMALL, tiny_family
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import (
-    AutoModelForCausalLM,
-    DeepseekV3Config,
-    Gemma2Config,
-    GptOssConfig,
-    MistralConfig,
-    Phi3Config,
-    Qwen2Config,
-    Qwen3Config,
-    Qwen3MoeConfig,
-    Qwen3NextConfig,
-)
+from transformers import AutoModelForCausalLM, Qwen3NextConfig
 
 from hf_eagle import EagleDataCollator, EagleTrainer, EagleTrainingArguments, FrozenTarget, pack_dataset
 from hf_eagle.targets.packed_attention import Segments
 
 
-SMALL = {
-    "vocab_size": 96,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 8,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-    "initializer_range": 0.2,
-    "pad_token_id": 0,
-}
-EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
-MLA = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8}
-FAST = {
-    "llama": None,
-    "qwen2-sliding": Qwen2Config(**SMALL, use_sliding_window=True, sliding_window=5, max_window_layers=3),
-    "qwen3": Qwen3Config(**SMALL, head_dim=8),
-    "qwen3-moe": Qwen3MoeConfig(**SMALL, head_dim=8, **EXPERTS),
-    "phi3": Phi3Config(**SMALL),
-    "mistral-sliding": MistralConfig(**SMALL, sliding_window=4),
-    "deepseek-mla": DeepseekV3Config(**SMALL | {"num_key_value_heads": 4}, **MLA, first_k_dense_replace=8),
-}
-OWN = {
-    "gpt-oss": GptOssConfig(**SMALL, head_dim=8, num_local_experts=4, num_experts_per_tok=2, sliding_window=4),
-    "gemma2": Gemma2Config(**SMALL, head_dim=8, sliding_window=4, query_pre_attn_scalar=8, attn_logit_softcapping=2.0),
-}
+OWN = ["gpt-oss", "gemma2"]
+FAST = [name for name in CONFIGS if name not in (*OWN, "llama4")]
+MOE = {"mixtral", "qwen3-moe", "gpt-oss", "glm4-moe", "glm4-moe-lite", "deepseek-v2", "deepseek-v3"}
 CHATS = random_chats(9, seed=5)
 
 
 def make_target(name, **kwargs):
-    torch.manual_seed(0)
-    config = deepcopy({**FAST, **OWN}[name])  # a model writes its implementation into it
-    model = tiny_llama() if config is None else AutoModelForCausalLM.from_config(config, **kwargs).eval()
-    return FrozenTarget(model, [0, 2, 4, 7])
+    return FrozenTarget(tiny_family(name, **kwargs), [0, 2, 4, 7])
 
 
 def packed_batch(chats=CHATS, max_length=48, side="right"):
@@ -147,7 +111,7 @@ def test_a_document_does_not_see_another(name):
     others[row, places] = False
     assert not torch.isclose(before.last_hidden[row, places], after.last_hidden[row, places]).all()
     for a, b in ((before.taps, after.taps), (before.last_hidden, after.last_hidden)):
-        if name in ("qwen3-moe", "gpt-oss"):  # an expert's batch, and so its rounding, may depend on all tokens
+        if name in MOE:  # an expert's batch, and so its rounding, may depend on all tokens
             torch.testing.assert_close(a[others], b[others], rtol=1e-5, atol=1e-5)
         else:
             assert torch.equal(a[others], b[others])

@@ -128,6 +128,7 @@ def test_recipes_parse(recipe):
     target, draft, data, args = parser.parse_args_and_config(["--config", str(ROOT / "training_args" / recipe)])
     assert target.target
     refuse_other_methods(draft.draft_method, target, draft, args)
-    assert draft.method == ("eagle1" if "eagle1" in recipe else "eagle3")
+    assert draft.method == next(method for method in ("eagle1", "eagle2", "eagle3") if method in recipe)
+    assert (draft.fc_norm, draft.norm_output) == (("eagle3.1" in recipe,) * 2)
     if recipe.startswith("smollm2"):  # drafts of one target are comparable: the same data, as often
         assert (data.max_length, args.num_train_epochs, args.per_device_train_batch_size) == (512, 3, 8)

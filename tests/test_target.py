@@ -3,21 +3,10 @@
 import pytest
 import torch
 from tiny import pad_batch, random_chats, tiny_llama
-from transformers import AutoModelForCausalLM, Phi3Config, Qwen2Config, Qwen3Config
+from tiny_families import CONFIGS, tiny_family
+from transformers import AutoModelForCausalLM
 
 from hf_eagle import FrozenTarget
-
-
-SMALL = {
-    "vocab_size": 96,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 8,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-    "pad_token_id": 0,
-}
 
 
 def inputs_of_layers(model, ids, mask):
@@ -40,11 +29,11 @@ def inputs_of_layers(model, ids, mask):
     return seen, output.logits
 
 
-@pytest.mark.parametrize("config", [None, Qwen2Config, Qwen3Config, Phi3Config])
+@pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("side", ["right", "left", None])
-def test_taps_are_the_inputs_of_the_layers(config, side):
-    torch.manual_seed(0)
-    model = tiny_llama() if config is None else AutoModelForCausalLM.from_config(config(**SMALL)).eval()
+def test_taps_are_the_inputs_of_the_layers(name, side):
+    """And what follows the last hidden state (head, soft cap, scale) makes the model's own logits of it."""
+    model = tiny_family(name)
     target = FrozenTarget(model, tap_ids=[0, 2, 5, 8])
     batch = pad_batch(random_chats(3), side or "right")
     if side is None:
@@ -129,18 +118,6 @@ def test_distribution_is_the_softmax(chunk):
     assert torch.equal(whole.mass, torch.ones(12)) and whole.in_draft.all()
     assert torch.equal(whole.argmax, logits.argmax(-1))
     assert target.distribution(hidden[:0], ids).probs.shape == (0, 4)
-
-
-def test_soft_caps_and_scales_of_the_logits_are_applied():
-    from transformers import Gemma2Config
-
-    torch.manual_seed(0)
-    config = Gemma2Config(**SMALL, head_dim=8, final_logit_softcapping=2.0, query_pre_attn_scalar=8)
-    model = AutoModelForCausalLM.from_config(config).eval()
-    target = FrozenTarget(model, [2, 4, 7])
-    ids = torch.randint(3, 96, (2, 9))
-    with torch.no_grad():
-        torch.testing.assert_close(target.logits(target(ids).last_hidden), model(ids).logits)
 
 
 def test_the_target_is_frozen_and_keeps_no_hook():

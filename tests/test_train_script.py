@@ -258,6 +258,18 @@ def test_an_adapter_on_no_draft_or_in_its_place_is_refused(trained, folder, monk
     assert (trained / "model.safetensors").is_file()
 
 
+def test_a_dry_run_needs_a_config_and_leaves_nothing(folder, tmp_path):
+    (tmp_path / "bare").mkdir()
+    shutil.copy(folder / "target" / "config.json", tmp_path / "bare")
+    args = ("--target", tmp_path / "bare", "--output_dir", tmp_path / "out", "--dry_run", "--device_memory_gb", 0.0001)
+    printed = train(folder, *args, "--world_size", 2)
+    assert "Each of 2 rank(s): LlamaForCausalLM of 8 layers" in printed and "DDP's buckets" in printed
+    assert "Taps: entry ids 2, 4, 5 of 8 layers (Llama)." in printed
+    assert "This cannot fit `device_memory_gb` 0.0001" in printed and not (tmp_path / "out").exists()
+    printed = train(folder, *args[:-3], "--world_size", 2, expect=2)
+    assert "`world_size` is 2, but only `dry_run` reads it" in printed
+
+
 @pytest.fixture(scope="module")
 def trained_eagle1(folder):
     printed = train(folder, "--output_dir", folder / "eagle1", "--eval_share", 0.25, recipe="eagle1.yaml")

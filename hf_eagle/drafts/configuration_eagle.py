@@ -5,8 +5,8 @@ from typing import Any
 
 from transformers import LlamaConfig, PreTrainedConfig
 
-from ..targets.architectures import check_tap_ids, default_tap_ids
-from ..targets.latent import has_latent_attention
+from ..targets.architectures import check_tap_ids, default_tap_ids, mlp_width, sglang_counts_entries
+from .rope import draft_rope
 from .vocabulary import check_draft_vocab_size
 
 
@@ -42,8 +42,8 @@ class EagleConfig(LlamaConfig):
             Tap ids as layer ENTRY ids, ascending and unique (vLLM's convention). The nested
             `eagle_config["eagle_aux_hidden_state_layer_ids"]`, SGLang's, is derived.
         sglang_counts_entries (`bool`, defaults to `False`):
-            SGLang takes its ids as OUTPUT ids, `id - 1`; beside a target with latent attention (DeepSeek, Kimi) as
-            ENTRY ids, unless the first of them is 1.
+            SGLang takes its ids as OUTPUT ids, `id - 1`; beside some targets (DeepSeek, Kimi) as ENTRY ids, unless the
+            first of them is 1.
         fc_norm (`bool`, defaults to `False`): EAGLE-3.1: one RMSNorm per tap in front of `fc`.
         norm_output (`bool`, defaults to `False`): EAGLE-3.1: the normed output is fed back, not the residual stream.
         tokenizer_fingerprint (`str`, *optional*): identity of the tokenizer that the vocabulary mapping was made with.
@@ -144,7 +144,7 @@ class EagleConfig(LlamaConfig):
             "draft_vocab_size": draft_vocab_size,
             "eagle_aux_hidden_state_layer_ids": check_tap_ids(tap_ids, layers),
         }
-        if has_latent_attention(target_config.get_text_config()):
+        if sglang_counts_entries(target_config):
             fields["sglang_counts_entries"] = tap_ids[0] != 2  # where it is 2, `id - 1` says the same
             if tap_ids[0] == 1:
                 logger.warning("`tap_ids` %s begin with 1, which SGLang cannot be told beside this target.", tap_ids)
@@ -247,13 +247,13 @@ def _fields_of_target(target_config: PreTrainedConfig) -> dict[str, Any]:
     return {
         "vocab_size": text.vocab_size,
         "hidden_size": text.hidden_size,
-        "intermediate_size": text.intermediate_size,
+        "intermediate_size": mlp_width(target_config),
         "num_attention_heads": heads,
         "num_key_value_heads": getattr(text, "num_key_value_heads", None) or heads,
         "head_dim": getattr(text, "head_dim", None) or text.hidden_size // heads,
         "rms_norm_eps": getattr(text, "rms_norm_eps", 1e-5),
         "max_position_embeddings": text.max_position_embeddings,
-        "rope_parameters": dict(text.rope_parameters),
+        "rope_parameters": draft_rope(text),
         "initializer_range": getattr(text, "initializer_range", 0.02),
         "bos_token_id": text.bos_token_id,
         "eos_token_id": text.eos_token_id,

@@ -6,6 +6,7 @@ from transformers import PreTrainedConfig
 
 from ..targets.latent import LATENT_SIZES, has_latent_attention
 from .configuration_eagle import EagleConfig
+from .rope import draft_rope
 
 
 # what the servers' RoPE of this attention reads besides the base; anything else they would ignore
@@ -85,10 +86,10 @@ class EagleMLAConfig(EagleConfig):
         text = target_config.get_text_config()
         latent = has_latent_attention(text)
         sizes = {name: x for name in LATENT_SIZES if latent and (x := getattr(text, name)) is not None}
-        rope = {"rope_type": "default", "rope_theta": text.rope_parameters["rope_theta"]}
-        if text.rope_parameters.get("rope_type") == "yarn":
-            rope["rope_type"] = "yarn"
-            rope |= {name: x for name in _YARN if (x := text.rope_parameters.get(name)) is not None}
+        rope = draft_rope(text)
+        yarn = rope["rope_type"] == "yarn"
+        kept = {name: rope[name] for name in _YARN if yarn and name in rope}
+        rope = {"rope_type": "yarn" if yarn else "default", "rope_theta": rope["rope_theta"], **kept}
         return super().from_target(
             target_config, draft_vocab_size, tap_ids, **{**sizes, "rope_parameters": rope, **overrides}
         )

@@ -1,4 +1,8 @@
-"""What is known of target families: where they keep what the taps need, what they do to logits, how they attend."""
+"""What is known of target families, and how the parts that taps are taken from are found in any of them.
+
+A target is tapped by discovery: no family needs a path, arguments or default taps of its own. `FAMILIES` holds what
+cannot be found in the model: what the servers do beside it. Each row is built, tapped, packed and trained on in tests.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,6 +10,100 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+
+from .latent import has_latent_attention
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family of targets, as vLLM 0.32 and SGLang 0.5.23 serve it (read in their source).
+
+    Attributes:
+        name: what people call it.
+        model_types: of its text configs.
+        servers: which of `"vllm"` and `"sglang"` take taps (EAGLE-3) from their own model of it. vLLM also takes them,
+            entry 0 excepted, from any model that transformers runs for it (`--model-impl transformers`).
+        sglang_counts_entries: SGLang takes its tap ids as ENTRY ids unless the first is 1; else always as OUTPUT ids.
+        mlp_factor: width of a draft's MLP over the hidden size, where the config names one expert's width only.
+    """
+
+    name: str
+    model_types: tuple[str, ...]
+    servers: tuple[str, ...] = ("vllm", "sglang")
+    sglang_counts_entries: bool = False
+    mlp_factor: int | None = None
+
+
+FAMILIES = (
+    Family("Llama", ("llama",)),
+    Family("Llama 4", ("llama4_text",)),
+    Family("Mistral", ("mistral",)),
+    Family("Mixtral", ("mixtral",), servers=()),
+    Family("Qwen2", ("qwen2",)),
+    Family("Qwen3", ("qwen3",)),
+    Family("Qwen3-MoE", ("qwen3_moe",)),
+    Family("Phi-3", ("phi3",)),
+    Family("gpt-oss", ("gpt_oss",), mlp_factor=6),  # as the published drafts for it: 17280 of 2880
+    Family("Gemma 2", ("gemma2",), servers=()),
+    Family("Gemma 3", ("gemma3_text",), servers=("sglang",)),
+    Family("GLM-4", ("glm", "glm4"), servers=()),
+    Family("GLM-4.5", ("glm4_moe",), servers=("sglang",)),
+    Family("GLM-4.7-Flash", ("glm4_moe_lite",), servers=("sglang",), sglang_counts_entries=True),
+    Family("DeepSeek-V2/V3, Kimi", ("deepseek_v2", "deepseek_v3", "kimi_k2"), sglang_counts_entries=True),
+)
+
+
+def family_of(config) -> Family | None:
+    """The family of a target's config, `None` if it is none of `FAMILIES`."""
+    model_type = config.get_text_config().model_type
+    return next((family for family in FAMILIES if model_type in family.model_types), None)
+
+
+def sglang_counts_entries(config) -> bool:
+    """Whether SGLang takes tap ids beside this target as ENTRY ids, see [`Family`].
+
+    A model with latent attention that is no known family's is taken for a descendant of DeepSeek's, as most are.
+    """
+    family = family_of(config)
+    return has_latent_attention(config.get_text_config()) if family is None else family.sglang_counts_entries
+
+
+def mlp_width(config) -> int:
+    """Width of the MLP of a draft for this target: its own dense MLP's."""
+    text, family = config.get_text_config(), family_of(config)
+    if family is not None and family.mlp_factor is not None:
+        return family.mlp_factor * text.hidden_size
+    # Llama 4 has one width for its experts, another for its dense layers
+    return getattr(text, "intermediate_size_mlp", None) or text.intermediate_size
+
+
+def describe_taps(config, tap_ids: list[int]) -> str:
+    """Which layers are tapped, of what, and which server will not take them, for the log."""
+    text, family = config.get_text_config(), family_of(config)
+    found = "layers found by discovery" if family is None else family.name
+    said = f"Taps: entry ids {', '.join(map(str, tap_ids))} of {text.num_hidden_layers} layers ({found})."
+    if family is None:
+        return f"{said} No family that is tested: see that your server takes taps from a {text.model_type} model."
+    if "vllm" not in family.servers:
+        said += " vLLM 0.32 takes them from this family only with `--model-impl transformers`."
+    if "sglang" not in family.servers:
+        said += " SGLang 0.5.23 takes none from this family."
+    return said
+
+
+def check_length(config, max_length: int) -> None:
+    """Refuse sequences so long that what a target says of one depends on which others are in its batch (longrope).
+
+    Raises:
+        ValueError: with the length that would do.
+    """
+    rope = getattr(config.get_text_config(), "rope_parameters", None) or {}
+    longest = rope.get("original_max_position_embeddings")
+    if rope.get("rope_type") == "longrope" and longest is not None and max_length > longest:
+        raise ValueError(
+            f"`max_length` is {max_length}, but beyond {longest} tokens this target rotates every sequence of a batch "
+            f"otherwise (longrope), short ones too: set it to {longest} at most, and serve with as long a context."
+        )
 
 
 _LAYERS = ("layers", "h", "blocks")
@@ -21,13 +119,19 @@ class DecoderParts:
     head: nn.Module
 
 
+def find_decoder(model: PreTrainedModel) -> PreTrainedModel:
+    """The module that holds the decoder layers; some models name themselves as their decoder (Llama 4's text model)."""
+    decoder = model.get_decoder()
+    return decoder.model if decoder is model and hasattr(model, "model") else decoder
+
+
 def find_decoder_parts(model: PreTrainedModel) -> DecoderParts:
-    """Decoder layers, final norm and head of a causal language model, found through `get_decoder()`.
+    """Decoder layers, final norm and head of a causal language model, found through its decoder.
 
     Raises:
         ValueError: if the model does not expose them under a known name; the message lists what was seen.
     """
-    decoder = model.get_decoder()
+    decoder = find_decoder(model)
     layers = next((getattr(decoder, name) for name in _LAYERS if hasattr(decoder, name)), None)
     norm = next((getattr(decoder, name) for name in _FINAL_NORM if hasattr(decoder, name)), None)
     head = model.get_output_embeddings()

@@ -10,7 +10,7 @@ import torch
 from torch.nn.functional import linear
 from transformers import Cache, PreTrainedModel
 
-from .architectures import check_tap_ids, find_decoder_parts, logit_transform
+from .architectures import check_tap_ids, find_decoder, find_decoder_parts, logit_transform
 from .few_rows import few_rows_linear
 from .loading import load_causal_lm
 from .packed_attention import (
@@ -93,7 +93,7 @@ class FrozenTarget:
         self.config = model.config.get_text_config()
         self.parts = find_decoder_parts(model)
         self.tap_method = tap_method
-        self._decoder = model.get_decoder()
+        self._decoder = find_decoder(model)
         self._by_segments = stands_in_for(self._decoder)
         self._transform = logit_transform(self.config)
         # what the model's forward calls its cache: transformers 5.24 renames it, and warns when called by the old name

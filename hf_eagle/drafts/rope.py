@@ -1,0 +1,49 @@
+"""RoPE of a draft: what of its target's RoPE both servers run in a draft as transformers does."""
+
+import logging
+from typing import Any
+
+
+logger = logging.getLogger(__name__)
+
+# what the servers read of each type, besides the base. Of `yarn` SGLang does not read an `attention_factor`.
+_READ = {
+    "default": (),
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+    "yarn": (
+        *("factor", "original_max_position_embeddings", "beta_fast", "beta_slow", "truncate"),
+        *("mscale", "mscale_all_dim"),
+    ),
+}
+
+
+def draft_rope(text_config) -> dict[str, Any]:
+    """`rope_parameters` of a draft for a target: its base, and its scaling where servers run that in one known way.
+
+    A draft learns its own attention, so it need not rotate as its target does; it must be served as it was trained.
+    Left out are therefore
+
+    * scalings which depend on how long the sequence is (`longrope`, `dynamic`): transformers chooses anew for every
+      batch, vLLM once at its start, for the longest context it was started with;
+    * `partial_rotary_factor` (Phi-3, GLM-4): transformers' Llama ignores it, vLLM obeys it. A draft's heads are rotated
+      whole;
+    * `mrope_section` and anything else that one server reads and another does not.
+
+    Of a RoPE for each type of layer (Gemma 3) a draft, whose attention does not slide, gets that of `full_attention`.
+    """
+    rope = getattr(text_config, "rope_parameters", None) or {}
+    if "full_attention" in rope:
+        rope = rope["full_attention"]
+    kind = rope.get("rope_type") or "default"
+    if kind not in _READ:
+        logger.warning(
+            "The target's RoPE scaling %r is not copied, because servers choose among its factors otherwise than "
+            "training does: the draft gets plain RoPE with the same base.",
+            kind,
+        )
+        kind = "default"
+    read = {name: rope[name] for name in _READ[kind] if rope.get(name) is not None}
+    if not (read.get("mscale") and read.get("mscale_all_dim")):  # one alone, or a zero, is read in several ways
+        read = {name: x for name, x in read.items() if not name.startswith("mscale")}
+    return {"rope_type": kind, "rope_theta": rope.get("rope_theta", 10000.0), **read}
