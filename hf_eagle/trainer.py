@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedTokenizerBase, Trainer
+from transformers import PreTrainedTokenizerBase
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from .arguments import refuse_other_methods
@@ -23,6 +23,7 @@ from .checkpoints import (
     write_manifest,
 )
 from .data.collators import EagleDataCollator
+from .draft_sharding import ShardedDraft, shard_draft
 from .drafts.modeling_base import EagleOutput, EaglePreTrainedModel
 from .drafts.row_layout import mark_padding
 from .drafts.vocabulary import check_mapping, tokenizer_fingerprint
@@ -36,7 +37,7 @@ from .training_arguments import EagleTrainingArguments
 _OWN_COLUMNS = ("loss_mask",)
 
 
-class EagleTrainer(Trainer):
+class EagleTrainer(ShardedDraft):
     """Trains a draft on the features of a frozen target.
 
     The target is a plain attribute: it is neither saved, optimised, wrapped nor cast. Losses are sums over supervised
@@ -82,9 +83,16 @@ class EagleTrainer(Trainer):
         super().__init__(model=model, args=args, data_collator=data_collator, **kwargs)
         if self.args.n_gpu > 1:
             raise ValueError("Several GPUs need one process each: start with `torchrun` or `accelerate launch`.")
+        if self.args.world_size > 1 and not self.args.accelerator_config.even_batches:
+            raise ValueError(
+                "`even_batches` is false in `accelerator_config`: a rank whose data end early would leave the others "
+                "waiting for ever; set it to true."
+            )
         self.target = target.to(self.args.device)
         self.target.tap_ids = model.config.tap_ids
         model.attach(target)
+        if self.is_fsdp_enabled:
+            shard_draft(model, self.accelerator)
         self.objective = objective_of(model.method, args)
         self.ttt_steps = args.ttt_steps or model.default_ttt_steps
         weights = torch.tensor([args.step_weight**s for s in range(self.ttt_steps)])

@@ -58,6 +58,7 @@ def main() -> None:
     from hf_eagle.distributed import leave
     from hf_eagle.drafts.build import draft_class_of
     from hf_eagle.evaluation.prompts import load_prompts
+    from hf_eagle.targets.sharding import loading_arguments
     from hf_eagle.trainer import EagleTrainer
 
     logging.basicConfig(level=logging.INFO if args.should_log else logging.ERROR, format="%(message)s")
@@ -70,6 +71,8 @@ def main() -> None:
         refuse_other_run(args.output_dir, args.overwrite)
     if draft_args.init_from is not None:
         draft_class_of(draft_args.init_from)
+    hub = {"trust_remote_code": target_args.trust_remote_code, "revision": target_args.target_revision}
+    loading_arguments(target_args.target, gguf_file=target_args.gguf_file, **target_args.sharding, **hub)
     prompts = data_args.acceptance_prompts and load_prompts(
         data_args.acceptance_prompts, limit=data_args.acceptance_num_prompts
     )
@@ -115,6 +118,7 @@ def load_target(target_args):
         tap_method=target_args.tap_method,
         trust_remote_code=target_args.trust_remote_code,
         revision=target_args.target_revision,
+        **target_args.sharding,
     )
     return target.compile() if target_args.compile_target else target
 
