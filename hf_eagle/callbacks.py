@@ -3,7 +3,7 @@
 import torch
 from transformers import TrainerCallback
 
-from .draft_sharding import whole_draft
+from .distributed_draft import whole_draft
 from .evaluation.acceptance import DecodingSettings, decode_prompts
 from .evaluation.prompts import Prompt, encode_prompt
 from .evaluation.statistics import acceptance_length

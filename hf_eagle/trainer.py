@@ -14,6 +14,7 @@ from .arguments import refuse_other_methods
 from .callbacks import AcceptanceLengthCallback
 from .checkpoints import (
     WRITE_ERRORS,
+    check_rows_per_step,
     check_tensors,
     clear_run,
     refuse_other_run,
@@ -23,7 +24,7 @@ from .checkpoints import (
     write_manifest,
 )
 from .data.collators import EagleDataCollator
-from .draft_sharding import ShardedDraft, shard_draft
+from .distributed_draft import DistributedDraft, shard_draft
 from .drafts.modeling_base import EagleOutput, EaglePreTrainedModel
 from .drafts.row_layout import mark_padding
 from .drafts.vocabulary import check_mapping, tokenizer_fingerprint
@@ -37,7 +38,7 @@ from .training_arguments import EagleTrainingArguments
 _OWN_COLUMNS = ("loss_mask",)
 
 
-class EagleTrainer(ShardedDraft):
+class EagleTrainer(DistributedDraft):
     """Trains a draft on the features of a frozen target.
 
     The target is a plain attribute: it is neither saved, optimised, wrapped nor cast. Losses are sums over supervised
@@ -225,9 +226,11 @@ class EagleTrainer(ShardedDraft):
 
         Raises:
             FileExistsError: if `output_dir` holds another run and this one does not continue it.
-            ValueError: if the checkpoint is half-written or does not fit the draft.
+            ValueError: if the checkpoint is half-written, or fits neither the draft nor the batch.
         """
         resume = resolve_resume(self.args.output_dir, resume_from_checkpoint)
+        if resume is not None and not (self.args.ignore_data_skip or self.args.auto_find_batch_size):
+            check_rows_per_step(resume, self._rows_per_step)
         if resume is None and resume_from_checkpoint in (None, False):
             refuse_other_run(self.args.output_dir, self.args.overwrite)
             self.accelerator.wait_for_everyone()
@@ -236,6 +239,10 @@ class EagleTrainer(ShardedDraft):
             self.accelerator.wait_for_everyone()
         self._train_totals = StepTotals()
         return super().train(resume_from_checkpoint=None if resume is None else str(resume), **kwargs)
+
+    @property
+    def _rows_per_step(self) -> int:
+        return self._train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
 
     def _save_checkpoint(self, model, trial) -> None:
         folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
@@ -252,7 +259,7 @@ class EagleTrainer(ShardedDraft):
             self.args.save_total_limit = limit
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            write_manifest(folder)
+            write_manifest(folder, self._rows_per_step)
             # older ones go only now that this one is whole
             rotate_checkpoints(
                 output_dir=str(folder.parent),

@@ -1,4 +1,4 @@
-"""The draft under FSDP2: one unit, and checkpoints that do not show it.
+"""The draft on several ranks: wrapped at the right time, one unit under FSDP2, and checkpoints that do not show it.
 
 A draft's `forward` runs the parts of its layer directly, so the whole draft is one root unit, gathered once a step.
 What a checkpoint holds is what a replicated draft writes, so a run may go on under another number of ranks, under DDP
@@ -41,7 +41,8 @@ def shard_draft(draft: nn.Module, accelerator) -> None:
     # float32 is gathered, and autocast computes in half precision, as under DDP: a policy of FSDP2's own would cast the
     # residual stream and the loss too
     fully_shard(draft, mesh=mesh, offload_policy=offload)
-    draft.forward = accelerator.autocast()(draft.forward)
+    # enters autocast, and tells an evaluation before training that nothing is to be wrapped any more
+    accelerator.prepare_model(draft, device_placement=False, evaluation_mode=True)
 
 
 def check_plugin(plugin) -> None:
@@ -82,8 +83,15 @@ def whole_draft(draft: nn.Module) -> Iterator[nn.Module]:
         draft.reshard()
 
 
-class ShardedDraft(Trainer):
-    """Of a `Trainer`, what differs when its model is a draft under FSDP2: checkpoints are a replicated draft's."""
+class DistributedDraft(Trainer):
+    """Of a `Trainer`, what differs on several ranks: checkpoints of a draft under FSDP2 are a replicated draft's."""
+
+    def evaluation_loop(self, *args, **kwargs):
+        if self.args.world_size > 1 and not self.is_fsdp_enabled and self.model_wrapped is self.model:
+            # wrapped for good: Trainer prepares a model for evaluation only, and after that `train` does not wrap it
+            # (accelerate 1.15), so that replicas would drift apart
+            self.model_wrapped = self.accelerator.prepare_model(self._wrap_model(self.model))
+        return super().evaluation_loop(*args, **kwargs)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         if not self.is_fsdp_enabled or self.args.should_save:  # all ranks have gathered, one writes
