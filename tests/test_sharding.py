@@ -44,7 +44,7 @@ def two_ranks(models, tmp_path_factory):
     """All cases in one launch, and a model that is large enough to be weighed."""
     torch.manual_seed(0)
     sizes = {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 12, "num_attention_heads": 6}
-    LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=8192)).save_pretrained(models / "large")
+    LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=8192)).bfloat16().save_pretrained(models / "large")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MALLOC_MMAP_THRESHOLD_", "65536")  # glibc would keep what is freed, and nothing could be weighed
         return results(tmp_path_factory.mktemp("two"), 2, models, TWO_RANKS, large=str(models / "large"))
@@ -89,7 +89,7 @@ def test_no_rank_ever_holds_the_whole_target(two_ranks):
     for rank in two_ranks["large"]:
         assert rank["fsdp2"]["held"] <= 0.55 * whole
         assert rank["fsdp2"]["peak"] <= 0.55 * whole + 4 * unit
-        assert rank["none"]["peak"] >= whole  # so it is this that is measured
+        assert rank["none"]["peak"] >= 0.95 * whole  # so it is this that is measured
 
 
 # ---- what is refused ----

@@ -84,22 +84,11 @@ def compare(folder: str, sharding: str, size: int | None, args) -> dict:
     by_output = FrozenTarget(target.model, TAPS, tap_method="output_hidden_states")
     ids = batches(dist.get_rank())[0]["input_ids"]
     off["hooks"] = deviation(by_output(ids).taps, target(ids).taps)
-    return {
-        **off,
-        "held": local_bytes(target.model),
-        "whole": local_bytes(whole.model),
-        "root": root_bytes(whole.model),
-    }
-
-
-def root_bytes(model) -> int:
-    """Bytes of the parameters outside of layers, embedding, final norm and head."""
-    inside = {id(p) for part in (*model.get_decoder().layers, model.get_input_embeddings()) for p in part.parameters()}
-    return sum(p.numel() * p.element_size() for p in model.parameters() if id(p) not in inside)
+    return {**off, "held": local_bytes(target.model), "whole": local_bytes(whole.model)}
 
 
 class PeakMemory(threading.Thread):
-    """The most memory of this process while it runs, above that at the start: pages of the weights' files too."""
+    """The most memory of this process while it runs, above that at the start, without pages of files that are read."""
 
     def __enter__(self):
         self.start_bytes, self.peak, self.going = self._now(), 0, True
@@ -118,15 +107,15 @@ class PeakMemory(threading.Thread):
     @staticmethod
     def _now() -> int:
         status = Path("/proc/self/status").read_text()
-        return 1024 * int(status.split("VmRSS:")[1].split()[0])
+        return 1024 * int(status.split("RssAnon:")[1].split()[0])
 
 
 def load_large(folder: str) -> dict:
-    """What loading and a first forward take, sharded and whole."""
+    """What loading and a forward take, sharded and whole; in another dtype, or the file itself would be mapped."""
     result = {}
     for sharding in ("fsdp2", "none"):
         with PeakMemory() as memory:
-            target = FrozenTarget.from_pretrained(folder, sharding=sharding)
+            target = FrozenTarget.from_pretrained(folder, dtype=torch.float32, sharding=sharding)
             target(torch.ones(1, 4, dtype=torch.long))
         result[sharding] = {"peak": memory.peak, "held": local_bytes(target.model)}
         del target
@@ -137,7 +126,6 @@ def main():
     spec = json.loads(Path(sys.argv[1]).read_text())
     dist.init_process_group("gloo", timeout=timedelta(seconds=60))
     ranks = [None] * dist.get_world_size()
-    large = load_large(spec["large"]) if spec.get("large") else None
     args = EagleTrainingArguments(output_dir=spec["out"], report_to="none", use_cpu=True, ttt_steps=3)
     assert all(int(b["input_ids"].max()) < VOCAB for b in batches(dist.get_rank()))
     results = {}
@@ -145,7 +133,8 @@ def main():
         dist.all_gather_object(ranks, compare(f"{spec['models']}/{family}", sharding, size, args))
         name = f"{family} {sharding} {size or dist.get_world_size()}"
         results[name] = {key: max(rank[key] for rank in ranks) for key in ranks[0]}
-    dist.all_gather_object(ranks, large)
+    # last, when every library is there
+    dist.all_gather_object(ranks, load_large(spec["large"]) if spec.get("large") else None)
     if dist.get_rank() == 0:
         (Path(spec["out"]) / "results.json").write_text(json.dumps({"cases": results, "large": ranks}))
     leave()
