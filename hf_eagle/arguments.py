@@ -44,6 +44,29 @@ class TargetArguments:
     compile_target: bool = _arg(
         False, "`torch.compile` the target: a minute or two at the start, then each of its forwards is a little faster."
     )
+    target_sharding: Literal["none", "fsdp2", "tensor", "expert"] = _arg(
+        "none",
+        "Spread the target over the ranks, each of which reads its share only: `fsdp2` gathers a layer while it runs, "
+        "`tensor` splits each layer's work, `expert` keeps a mixture's experts apart and treats the rest as `fsdp2`.",
+    )
+    target_shard_size: int | None = _arg(
+        None,
+        "Ranks that hold one whole target between them, for instance those of a machine; others hold further copies. "
+        "Unset: all.",
+    )
+    target_cpu_offload: bool = _arg(False, "`fsdp2`: keep the shards in main memory, and gather layers from there.")
+
+    def __post_init__(self):
+        if self.compile_target and self.target_sharding != "none":
+            raise ValueError(
+                f"`compile_target` cannot be combined with `target_sharding` {self.target_sharding}: leave one out."
+            )
+
+    @property
+    def sharding(self) -> dict[str, str | int | bool | None]:
+        """How the target is spread, as `FrozenTarget.from_pretrained` takes it."""
+        sizes = {"shard_size": self.target_shard_size, "cpu_offload": self.target_cpu_offload}
+        return {"sharding": self.target_sharding, **sizes}
 
 
 @dataclass

@@ -3,6 +3,7 @@
 import torch
 from transformers import TrainerCallback
 
+from .distributed_draft import whole_draft
 from .evaluation.acceptance import DecodingSettings, decode_prompts
 from .evaluation.prompts import Prompt, encode_prompt
 from .evaluation.statistics import acceptance_length
@@ -17,6 +18,7 @@ class AcceptanceLengthCallback(TrainerCallback):
     `EarlyStoppingCallback` go by it.
 
     On several ranks each decodes its share of the prompts and the counts are summed, so all ranks know the same number.
+    Ranks that hold one sharded target between them decode the same share together.
 
     Args:
         trainer ([`EagleTrainer`]):
@@ -103,20 +105,26 @@ class AcceptanceLengthCallback(TrainerCallback):
     def _decode(self) -> float:
         accelerator = self.trainer.accelerator
         draft = accelerator.unwrap_model(self.trainer.model)
-        share = self.prompts[accelerator.process_index :: accelerator.num_processes]
+        part, parts, counting = accelerator.process_index, accelerator.num_processes, True
+        sharding = self.trainer.target.sharding
+        if sharding is not None:
+            part, parts, counting = sharding.replica, sharding.replicas, sharding.member == 0
+        share = self.prompts[part::parts]
         training, counts = draft.training, torch.zeros(2, dtype=torch.long, device=accelerator.device)
         if share:  # there may be more ranks than prompts
             draft.eval()
-            runs = decode_prompts(
-                self.trainer.target,
-                draft,
-                self.tokenizer,
-                share,
-                self.settings,
-                compare_to_target=False,
-                progress=False,
-            ).runs
+            with whole_draft(draft):
+                runs = decode_prompts(
+                    self.trainer.target,
+                    draft,
+                    self.tokenizer,
+                    share,
+                    self.settings,
+                    compare_to_target=False,
+                    progress=False,
+                ).runs
             draft.train(training)
+        if share and counting:
             counts[0] = sum(sum(run.accepted_per_position) for run in runs)
             counts[1] = sum(run.drafts for run in runs)
         accepted, drafts = accelerator.reduce(counts, reduction="sum").tolist()

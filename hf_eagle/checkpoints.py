@@ -18,13 +18,17 @@ _CHECKPOINT = re.compile(r"^checkpoint-(\d+)$")
 WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)
 
 
-def write_manifest(folder: str | Path) -> None:
-    """List the files of a finished checkpoint with their sizes; its presence says that all of them were written."""
+def write_manifest(folder: str | Path, rows_per_step: int | None = None) -> None:
+    """List the files of a finished checkpoint with their sizes; its presence says that all of them were written.
+
+    Args:
+        rows_per_step: rows of data that the run took a step, over all processes.
+    """
     folder = Path(folder)
     files = {str(p.relative_to(folder)): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()}
     files.pop(MANIFEST, None)
     draft = folder / f"{MANIFEST}.tmp"
-    draft.write_text(json.dumps({"files": files}, indent=2) + "\n")
+    draft.write_text(json.dumps({"files": files, "rows_per_step": rows_per_step}, indent=2) + "\n")
     os.replace(draft, folder / MANIFEST)
 
 
@@ -78,6 +82,21 @@ def resolve_resume(output_dir: str | Path, resume: str | bool | None) -> Path | 
             + (f"The newest complete one beside it is {last}." if last else "There is no complete one beside it.")
         )
     return Path(resume)
+
+
+def check_rows_per_step(folder: str | Path, rows_per_step: int) -> None:
+    """A resumed run finds its place in the data by counting steps, so a step must be as many rows as before.
+
+    Raises:
+        ValueError: if it is not, on another number of processes for instance.
+    """
+    before = json.loads((Path(folder) / MANIFEST).read_text()).get("rows_per_step")
+    if before not in (None, rows_per_step):
+        raise ValueError(
+            "`per_device_train_batch_size` x `gradient_accumulation_steps` x processes is "
+            f"{rows_per_step} rows a step, but {folder} was written with {before}: keep the product, or the run would "
+            "go on at another place of the data (`ignore_data_skip` starts the data over)."
+        )
 
 
 def refuse_other_run(output_dir: str | Path, overwrite: bool = False) -> None:

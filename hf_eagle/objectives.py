@@ -131,7 +131,7 @@ class FeatureObjective:
 
     def ask(self, target: "FrozenTarget", hidden: torch.Tensor, draft_ids: torch.Tensor | None, dtype: torch.dtype):
         """The teacher that `bind` takes: the last hidden states `(positions, hidden)`, and the target's head."""
-        return FeatureTeacher(hidden, target.teacher_logits, dtype)
+        return FeatureTeacher(hidden, target.teacher_head(), dtype)
 
     def bind(self, plan: "SupervisionPlan", teacher: FeatureTeacher, step_factors: torch.Tensor) -> Objective:
         """As [`DraftObjective.bind`], of the predicted features of one step, `(1, N, hidden)`."""

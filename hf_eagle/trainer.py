@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from peft import PeftConfig, PeftModel
 from torch import nn
-from transformers import PreTrainedTokenizerBase, Trainer
+from transformers import PreTrainedTokenizerBase
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from .arguments import refuse_other_methods
 from .callbacks import AcceptanceLengthCallback
 from .checkpoints import (
     WRITE_ERRORS,
+    check_rows_per_step,
     check_tensors,
     clear_run,
     refuse_other_run,
@@ -25,6 +26,7 @@ from .checkpoints import (
     write_manifest,
 )
 from .data.collators import EagleDataCollator
+from .distributed_draft import DistributedDraft, shard_draft
 from .drafts.adapters import AdaptedDraft
 from .drafts.modeling_base import EagleOutput, EaglePreTrainedModel
 from .drafts.row_layout import mark_padding
@@ -40,7 +42,7 @@ from .training_arguments import EagleTrainingArguments
 _OWN_COLUMNS = ("loss_mask",)
 
 
-class EagleTrainer(Trainer):
+class EagleTrainer(DistributedDraft):
     """Trains a draft on the features of a frozen target.
 
     The target is a plain attribute: it is neither saved, optimised, wrapped nor cast. Losses are sums over supervised
@@ -94,9 +96,16 @@ class EagleTrainer(Trainer):
         super().__init__(model=model, args=args, data_collator=data_collator, **kwargs)
         if self.args.n_gpu > 1:
             raise ValueError("Several GPUs need one process each: start with `torchrun` or `accelerate launch`.")
+        if self.args.world_size > 1 and not self.args.accelerator_config.even_batches:
+            raise ValueError(
+                "`even_batches` is false in `accelerator_config`: a rank whose data end early would leave the others "
+                "waiting for ever; set it to true."
+            )
         self.target = target.to(self.args.device)
         self.target.tap_ids = model.config.tap_ids
         model.attach(target)
+        if self.is_fsdp_enabled:
+            shard_draft(model, self.accelerator)
         self.objective = objective_of(model.method, args)
         self.ttt_steps = args.ttt_steps or model.default_ttt_steps
         weights = torch.tensor([args.step_weight**s for s in range(self.ttt_steps)])
@@ -229,9 +238,11 @@ class EagleTrainer(Trainer):
 
         Raises:
             FileExistsError: if `output_dir` holds another run and this one does not continue it.
-            ValueError: if the checkpoint is half-written or does not fit the draft.
+            ValueError: if the checkpoint is half-written, or fits neither the draft nor the batch.
         """
         resume = resolve_resume(self.args.output_dir, resume_from_checkpoint)
+        if resume is not None and not (self.args.ignore_data_skip or self.args.auto_find_batch_size):
+            check_rows_per_step(resume, self._rows_per_step)
         if resume is None and resume_from_checkpoint in (None, False):
             refuse_other_run(self.args.output_dir, self.args.overwrite)
             self.accelerator.wait_for_everyone()
@@ -240,6 +251,10 @@ class EagleTrainer(Trainer):
             self.accelerator.wait_for_everyone()
         self._train_totals = StepTotals()
         return super().train(resume_from_checkpoint=None if resume is None else str(resume), **kwargs)
+
+    @property
+    def _rows_per_step(self) -> int:
+        return self._train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
 
     def _save_checkpoint(self, model, trial) -> None:
         folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
@@ -256,7 +271,7 @@ class EagleTrainer(Trainer):
             self.args.save_total_limit = limit
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            write_manifest(folder)
+            write_manifest(folder, self._rows_per_step)
             # older ones go only now that this one is whole
             rotate_checkpoints(
                 output_dir=str(folder.parent),

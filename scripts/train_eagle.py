@@ -63,6 +63,7 @@ def main() -> None:
     from hf_eagle.evaluation.prompts import load_prompts
     from hf_eagle.targets.architectures import check_length
     from hf_eagle.targets.loading import load_tokenizer
+    from hf_eagle.targets.sharding import loading_arguments
     from hf_eagle.trainer import EagleTrainer
 
     logging.basicConfig(level=logging.INFO if args.should_log else logging.ERROR, format="%(message)s")
@@ -86,6 +87,8 @@ def main() -> None:
             f"`output_dir` {args.output_dir} is the draft that `init_from` names, which the adapter is added to "
             "whenever training goes on: choose another folder."
         )
+    hub = {"trust_remote_code": target_args.trust_remote_code, "revision": target_args.target_revision}
+    loading_arguments(target_args.target, gguf_file=target_args.gguf_file, **target_args.sharding, **hub)
     prompts = data_args.acceptance_prompts and load_prompts(
         data_args.acceptance_prompts, limit=data_args.acceptance_num_prompts
     )
@@ -155,6 +158,7 @@ def load_target(target_args):
         tap_method=target_args.tap_method,
         trust_remote_code=target_args.trust_remote_code,
         revision=target_args.target_revision,
+        **target_args.sharding,
     )
     return target.compile() if target_args.compile_target else target
 

@@ -71,7 +71,10 @@ def damage(folder, change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t: t.pop("lm_head.weight"), "missing: lm_head.weight"),
+        (
+            lambda t: t.pop("lm_head.weight"),
+            "missing: lm_head.weight; the head was dropped by code",
+        ),
         (lambda t: t.pop("midlayer.hidden_norm.weight"), "missing: midlayer.hidden_norm.weight"),
         (lambda t: t.update({"model.norm.weight": torch.ones(32)}), "unexpected: model.norm.weight"),
         (lambda t: t.update({"fc.bias": torch.zeros(32)}), "unexpected: fc.bias"),
@@ -86,6 +89,33 @@ def test_a_folder_that_is_not_exactly_a_draft_is_refused(change, message, tmp_pa
     damage(tmp_path, change)
     with pytest.raises(ValueError, match=message):
         load_draft(tmp_path)
+
+
+@pytest.mark.parametrize("vd", [40, None])  # a head of another shape than the embeddings, and of the same
+def test_a_tied_target_does_not_tie_the_drafts_head(vd, tmp_path):
+    target, draft = tiny_pair(vd, tied=True)
+    assert target.config.tie_word_embeddings and not draft.config.tie_word_embeddings
+    embeddings = target.embedding_weight().clone()
+    with torch.no_grad():
+        draft.lm_head.weight.add_(1)
+    draft.save_pretrained(tmp_path)
+    again = load_draft(tmp_path, target)
+    assert torch.equal(again.lm_head.weight, draft.lm_head.weight)
+    assert torch.equal(again.embed_tokens.weight, embeddings)
+
+
+@pytest.mark.parametrize("vd", [40, None])
+@pytest.mark.parametrize("dropped", [False, True])
+def test_a_folder_saved_as_tied_is_refused(vd, dropped, tmp_path):
+    """By code that let the draft's config inherit the target's flag, whether or not the head got lost by it."""
+    target, draft = tiny_pair(vd, tied=True)
+    draft.save_pretrained(tmp_path)
+    if dropped:
+        damage(tmp_path, lambda t: t.pop("lm_head.weight"))
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+    with pytest.raises(ValueError, match="`tie_word_embeddings` .* got True: `lm_head.weight` is trained and its own"):
+        load_draft(tmp_path, target)
 
 
 def test_a_target_folder_is_no_draft(tmp_path):

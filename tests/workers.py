@@ -7,16 +7,16 @@ import sys
 from pathlib import Path
 
 
-WORKER = Path(__file__).parent / "distributed" / "train_worker.py"
+WORKERS = Path(__file__).parent / "distributed"
 
 
-def run_worker(out: Path, ranks: int = 1, expect_kill: bool = False, **spec) -> dict:
-    """Run `train_worker.py` and return its spec; raises with the worker's output unless it ended as expected."""
+def run_worker(out: Path, ranks: int = 1, expect_kill: bool = False, worker: str = "train_worker.py", **spec) -> dict:
+    """Run a worker and return its spec; raises with what its ranks printed unless it ended as expected."""
     out.mkdir(parents=True, exist_ok=True)
     spec = {"out": str(out), **spec}
     path = out / "spec.json"
     path.write_text(json.dumps(spec))
-    command = [sys.executable, str(WORKER), str(path)]
+    command = [sys.executable, str(WORKERS / worker), str(path)]
     if ranks > 1:
         command[1:1] = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}

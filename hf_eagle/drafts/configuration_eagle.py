@@ -94,9 +94,13 @@ class EagleConfig(LlamaConfig):
                 "vLLM and SGLang want different tensor names, and SGLang drops the residual of the first, so that no "
                 "folder is the same draft in both."
             )
+        if self.tie_word_embeddings:
+            raise ValueError(
+                "`tie_word_embeddings` of an EAGLE-3 draft must be False, got True: `lm_head.weight` is trained and "
+                "its own, also beside a target that ties its; code that took it for tied may have dropped that tensor."
+            )
         self._refuse(
             "EAGLE-3",
-            tie_word_embeddings=False,
             attention_bias=False,
             mlp_bias=False,
             norm_before_residual=False,

@@ -275,6 +275,10 @@ class EaglePreTrainedModel(PreTrainedModel):
         }
         if any(wrong.values()):
             found = "; ".join(f"{what}: {', '.join(names)}" for what, names in wrong.items() if names)
+            if "lm_head.weight" in wrong["missing"]:
+                found += (
+                    "; the head was dropped by code that took it for tied to the embeddings, and cannot be restored"
+                )
             raise ValueError(
                 f"The checkpoint {pretrained_model_name_or_path} does not hold exactly the tensors of a "
                 f"{cls.__name__} ({found}): a server would load it silently as garbage."

@@ -59,6 +59,11 @@ def load_tokenizer(name_or_path: str, revision: str = "main", **options: Any) ->
     return AutoTokenizer.from_pretrained(name_or_path, revision=revision, **options)
 
 
+def is_adapter(name_or_path: str, revision: str = "main") -> bool:
+    """Whether a target is a PEFT adapter and not a whole model."""
+    return find_adapter_config_file(str(name_or_path), revision=revision) is not None
+
+
 def _adapter_config(name_or_path: str, revision: str) -> dict | None:
     """The config of an adapter, `None` for anything else; `ValueError` where it cannot be told which is meant."""
     file = find_adapter_config_file(str(name_or_path), revision=revision)

@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,7 @@ from .packed_attention import (
     segment_attention,
     stands_in_for,
 )
+from .sharding import TargetSharding, check_weights, gathered, loading_arguments
 
 
 logger = logging.getLogger(__name__)
@@ -74,7 +76,8 @@ class FrozenTarget:
         tap_method (`str`, defaults to `"hooks"`): or `"output_hidden_states"`, where layers cannot be hooked.
 
     Raises:
-        ValueError: for a tap id the model does not have, an unknown method, or weights left on the meta device.
+        ValueError: for a tap id the model does not have, an unknown method, or weights that would teach nonsense (on
+            the meta device, zeroed, or distributed in part).
 
     Example:
         >>> target = FrozenTarget.from_pretrained("HuggingFaceTB/SmolLM2-135M-Instruct", tap_ids=[2, 15, 27])
@@ -84,11 +87,7 @@ class FrozenTarget:
     def __init__(self, model: PreTrainedModel, tap_ids: list[int] | None = None, tap_method: str = "hooks"):
         if tap_method not in TAP_METHODS:
             raise ValueError(f"`tap_method` must be one of {', '.join(TAP_METHODS)}, got {tap_method!r}.")
-        if any(parameter.is_meta for parameter in model.parameters()):
-            raise ValueError(
-                "The target still has weights on the meta device, so it would teach random numbers: load it with "
-                "`from_pretrained` before handing it over."
-            )
+        check_weights(model)
         self.model = model.eval().requires_grad_(False)
         self.config = model.config.get_text_config()
         self.parts = find_decoder_parts(model)
@@ -101,6 +100,11 @@ class FrozenTarget:
         self.cache_argument = "cache" if "cache" in parameters else "past_key_values"
         # an index of no position: the head runs on nothing (`1` would expand its weight once a sequence)
         self._no_logits = torch.empty(0, dtype=torch.long)
+        self.sharding = TargetSharding.of(model)
+        if self.sharding is not None and self._by_segments:
+            # whether its attention follows must be known to all ranks before one of them meets the first padding
+            self.tap_ids = None
+            self(self._no_logits.new_ones(1, 2).to(self.device), documents=self._no_logits.new_tensor([[0, 1]]))
         self.tap_ids = tap_ids
 
     @classmethod
@@ -115,22 +119,37 @@ class FrozenTarget:
         device: str | torch.device | None = None,
         trust_remote_code: bool = False,
         revision: str = "main",
+        sharding: str = "none",
+        shard_size: int | None = None,
+        cpu_offload: bool = False,
     ) -> "FrozenTarget":
         """Load any `AutoModelForCausalLM`, a GGUF file too (`gguf_file`), or a PEFT adapter on one, and freeze it.
 
         Args:
             dtype: `"auto"` keeps the checkpoint's.
-            device: where it is put; the default device when `None`.
+            device: where it is put; the default device when `None`. A sharded target stays on its rank's.
+            sharding, shard_size, cpu_offload: how it is spread over ranks, see `sharding.layout_of`; all ranks must
+                then load it, and run it equally often.
+
+        Raises:
+            ValueError: if it cannot be spread as asked.
         """
+        hub = {"trust_remote_code": trust_remote_code, "revision": revision}
+        spread = loading_arguments(name_or_path, sharding, shard_size, cpu_offload, gguf_file, **hub)
         model = load_causal_lm(
             name_or_path,
             dtype=dtype,
             gguf_file=gguf_file,
             attn_implementation=attn_implementation,
-            trust_remote_code=trust_remote_code,
-            revision=revision,
+            **hub,
+            **spread,
         )
-        return cls(model if device is None else model.to(device), tap_ids, tap_method)
+        if spread:
+            device = None
+        target = cls(model if device is None else model.to(device), tap_ids, tap_method)
+        if target.sharding is not None:
+            logger.info("%s", target.sharding.describe(model))
+        return target
 
     @property
     def tap_ids(self) -> list[int] | None:
@@ -161,23 +180,39 @@ class FrozenTarget:
 
     @property
     def device(self) -> torch.device:
-        return next(self.model.parameters()).device
+        return next(self.model.parameters()).device if self.sharding is None else self.sharding.device
 
     @property
     def dtype(self) -> torch.dtype:
         return next(self.model.parameters()).dtype
 
     def to(self, device: str | torch.device) -> "FrozenTarget":
-        self.model.to(device)
+        """Move it; a sharded target stays where its ranks are."""
+        if self.sharding is None:
+            self.model.to(device)
         return self
 
     def compile(self, **options: Any) -> "FrozenTarget":
-        """`torch.compile` the model in place, for batches of any length; hooks still record the taps."""
+        """`torch.compile` the model in place, for batches of any length; hooks still record the taps.
+
+        Raises:
+            ValueError: if the target is sharded.
+        """
+        if self.sharding is not None:
+            raise ValueError("`compile_target` cannot be combined with `target_sharding`: leave one of them out.")
         self.model.compile(**{"dynamic": True, **options})
         return self
 
     @torch.no_grad()
     def __call__(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **inputs: Any
+    ) -> TargetFeatures:
+        """Features of a batch, see `features`; a sharded target must be asked by all of its ranks, each of its own."""
+        inputs |= {"input_ids": input_ids, "attention_mask": attention_mask}
+        return self.features(**inputs) if self.sharding is None else self.sharding.run(self.features, inputs)
+
+    @torch.no_grad()
+    def features(
         self,
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
@@ -264,6 +299,8 @@ class FrozenTarget:
             output = self.model(
                 input_ids=input_ids, output_hidden_states=by_output, logits_to_keep=self._no_logits, **arguments
             )
+        if self.sharding is not None:
+            self.sharding.release()
         if by_output:
             seen.update({i: output.hidden_states[i] for i in tap_ids})
         return TargetFeatures(
@@ -298,12 +335,20 @@ class FrozenTarget:
     @torch.no_grad()
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """The target's logits `(..., vocabulary)` of post-norm hidden states `(..., hidden)`."""
-        return self._transform(few_rows_linear(hidden, self.head_weight(), self.parts.head.bias))
+        return self._transform(few_rows_linear(hidden, self.head_weight(), gathered(self.parts.head.bias)))
 
-    @torch.no_grad()
-    def teacher_logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """As `logits`, for training: how a batch happens to be split must not change how it is rounded."""
-        return self._transform(linear(hidden, self.head_weight(), self.parts.head.bias))
+    def teacher_head(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        """The head for training, `(..., hidden)` -> `(..., vocabulary)`, gathered once: to be asked for once a batch.
+
+        Not `logits`: how a batch happens to be split must not change how it is rounded.
+        """
+        weight, bias = self.head_weight(), gathered(self.parts.head.bias)
+
+        @torch.no_grad()
+        def logits(hidden: torch.Tensor) -> torch.Tensor:
+            return self._transform(linear(hidden, weight, bias))
+
+        return logits
 
     @torch.no_grad()
     def distribution(
@@ -323,9 +368,9 @@ class FrozenTarget:
             with_mass: also sum the full softmax, which costs another pass over the whole vocabulary.
             chunk: rows whose full logits exist at one time.
         """
-        parts = []
+        parts, head = [], self.teacher_head()
         for rows in hidden.split(chunk):
-            logits = self.teacher_logits(rows)
+            logits = head(rows)
             seen = (logits if draft_ids is None else logits.index_select(-1, draft_ids)).float()
             best, argmax = seen.max(-1)
             # the largest logit is enough to know whether the draft vocabulary holds it: an argmax is 4x dearer
@@ -337,11 +382,11 @@ class FrozenTarget:
 
     def head_weight(self) -> torch.Tensor:
         """`(vocabulary, hidden)`: the head, gathered when it is sharded."""
-        return _full(self.parts.head.weight)
+        return gathered(self.parts.head.weight)
 
     def embedding_weight(self) -> torch.Tensor:
         """`(vocabulary, hidden)`: the input embedding, gathered when it is sharded."""
-        return _full(self.model.get_input_embeddings().weight)
+        return gathered(self.model.get_input_embeddings().weight)
 
 
 def _at_places(flat: TargetFeatures, places: torch.Tensor, shape: torch.Size) -> TargetFeatures:
@@ -354,8 +399,3 @@ def _at_places(flat: TargetFeatures, places: torch.Tensor, shape: torch.Size) ->
 
     taps = None if flat.taps is None else spread(flat.taps)
     return TargetFeatures(taps=taps, last_hidden=spread(flat.last_hidden))
-
-
-def _full(weight: torch.Tensor) -> torch.Tensor:
-    # a sharded module's weight is a plain tensor after its own forward and a DTensor before it
-    return weight.full_tensor() if hasattr(weight, "full_tensor") else weight

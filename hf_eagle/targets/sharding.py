@@ -1,0 +1,344 @@
+"""A frozen target spread over ranks: where its weights lie, which ranks must run it together, what is refused.
+
+Loading is `transformers`' own (`from_pretrained(distributed_config=...)`): every rank reads its share of each weight
+from the files, and none ever holds the whole model. FSDP2 units are the decoder's layers, the embedding, and final norm
+with head in one; whatever else there is, a vision tower for instance, stays in the root unit, because its blocks would
+wait for each other as soon as one rank has images and another none.
+"""
+
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+
+from .loading import is_adapter
+
+
+logger = logging.getLogger(__name__)
+
+MODES = ("none", "fsdp2", "tensor", "expert")
+_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
+
+
+# ---- how a target is to be spread ----
+
+
+def layout_of(
+    config: PreTrainedConfig, mode: str, size: int | None = None, cpu_offload: bool = False, world: int = 1
+) -> dict[str, Any] | None:
+    """What `transformers.distributed.DistributedConfig` takes for a mode, `None` for `"none"`.
+
+    Args:
+        config: the target's.
+        mode: `"fsdp2"`: every rank gathers a layer's weights while it runs it. `"tensor"`: ranks compute their parts of
+            each layer, by the model's own plan; the ranks of a group see the same tokens. `"expert"`: ranks keep their
+            experts and exchange tokens, all else is as in `"fsdp2"`.
+        size: ranks that hold one whole target between them; the others hold further copies. All ranks when `None`.
+        cpu_offload: `"fsdp2"`: keep the shards in main memory.
+        world: ranks of the run.
+
+    Raises:
+        ValueError: for an unknown mode, a size that does not divide what it must, or a target without a fitting plan.
+    """
+    if mode not in MODES:
+        raise ValueError(f"`target_sharding` must be one of {', '.join(MODES)}, got {mode!r}.")
+    if cpu_offload and mode != "fsdp2":
+        raise ValueError(f"`target_cpu_offload` is a part of fsdp2, but `target_sharding` is {mode}: leave one out.")
+    if mode == "none":
+        if size is not None:
+            raise ValueError(f"`target_shard_size` is {size}, but `target_sharding` is none: set both or neither.")
+        return None
+    if world < 2:
+        raise ValueError(
+            f"`target_sharding` is {mode}, but this run has one process: start it with `torchrun` or `accelerate "
+            "launch`, or set it to none."
+        )
+    size = world if size is None else size
+    if size < 2 or world % size:
+        raise ValueError(
+            f"`target_shard_size` is {size}, but it must be at least 2 and divide the {world} processes of this run."
+        )
+    config = config.get_text_config()
+    if mode == "fsdp2":
+        return {"fsdp_size": size, "dp_replicate_size": world // size, "fsdp_cpu_offload": cpu_offload}
+    if mode == "tensor":
+        _check_heads(config, size)
+        return {"tp_size": size, "dp_replicate_size": world // size}
+    _check_experts(config, size)
+    return {"fsdp_size": size, "ep_size": size, "dp_replicate_size": world // size}
+
+
+def _check_heads(config: PreTrainedConfig, size: int) -> None:
+    plan = config.base_model_tp_plan
+    if not plan:
+        raise ValueError(
+            f"`target_sharding` is tensor, but transformers has no plan for {type(config).__name__}: use fsdp2."
+        )
+    split = {name.rsplit(".", 1)[-1] for name, style in plan.items() if style == "colwise"}
+    heads = {"num_attention_heads": "q_proj", "num_key_value_heads": "k_proj"}
+    for name in (name for name, projection in heads.items() if projection in split):
+        number = getattr(config, name, None)
+        if number and number % size:
+            raise ValueError(
+                f"`target_shard_size` is {size}, which does not divide the target's {number} `{name}`: choose a "
+                "divisor of it, or `target_sharding` fsdp2."
+            )
+
+
+def _check_experts(config: PreTrainedConfig, size: int) -> None:
+    number = next((getattr(config, name) for name in _EXPERTS if getattr(config, name, None)), None)
+    if number is None or "ep_dispatch_experts" not in (config.base_model_ep_plan or {}).values():
+        raise ValueError(
+            f"`target_sharding` is expert, but {type(config).__name__} has no experts that transformers can spread: "
+            "use fsdp2."
+        )
+    if number % size:
+        raise ValueError(
+            f"`target_shard_size` is {size}, which does not divide the target's {number} experts: choose a divisor."
+        )
+
+
+def loading_arguments(
+    name_or_path: str,
+    sharding: str = "none",
+    shard_size: int | None = None,
+    cpu_offload: bool = False,
+    gguf_file: str | None = None,
+    **hub: Any,
+) -> dict[str, Any]:
+    """Further arguments of `from_pretrained`, so that each rank reads its share only; none for `"none"`.
+
+    Args:
+        sharding, shard_size, cpu_offload: `mode`, `size` and `cpu_offload` of `layout_of`.
+        gguf_file: refused when sharded.
+        hub: `revision`, `trust_remote_code`.
+
+    Raises:
+        ValueError: as `layout_of`, for a GGUF file, and for a transformers that cannot do it.
+    """
+    refuse_zeroed_loading()
+    if sharding == "none":
+        layout_of(PreTrainedConfig(), sharding, shard_size, cpu_offload)
+        return {}
+    if gguf_file is not None:
+        raise ValueError(
+            f"`gguf_file` {gguf_file} can only be read whole, but `target_sharding` is {sharding}: turn it into an "
+            "ordinary checkpoint first, with `hf_eagle.targets.gguf.convert_gguf`."
+        )
+    if is_adapter(name_or_path, hub.get("revision", "main")):
+        raise ValueError(
+            f"`target` {name_or_path} is an adapter, which is merged into whole weights, but `target_sharding` is "
+            f"{sharding}, which never has them whole: merge it with PEFT's `merge_and_unload`, save that, and name it."
+        )
+    if cpu_offload and not torch.accelerator.is_available():
+        raise ValueError("`target_cpu_offload` spares an accelerator's memory, but there is none here: leave it out.")
+    config = AutoConfig.from_pretrained(name_or_path, **hub)
+    layout = layout_of(config, sharding, shard_size, cpu_offload, world_size())
+    try:
+        from transformers.distributed import DistributedConfig
+    except ImportError:
+        known = set()
+    else:
+        known = {f.name for f in fields(DistributedConfig)}
+    if not {*layout, "ep_implementation"} <= known:
+        raise ValueError(f"`target_sharding` {sharding} needs transformers 5.24 or newer, or set it to none.")
+    return {"distributed_config": DistributedConfig(**layout)}
+
+
+def world_size() -> int:
+    """Processes of this run, whether or not they have met yet."""
+    return dist.get_world_size() if dist.is_initialized() else int(os.environ.get("WORLD_SIZE", 1))
+
+
+# ---- what is refused ----
+
+
+def refuse_zeroed_loading() -> None:
+    """Refuse accelerate's option which lets all ranks but the first start every model from zeros.
+
+    Raises:
+        ValueError: if it is on in a run of several processes.
+    """
+    on = os.environ.get("FSDP_CPU_RAM_EFFICIENT_LOADING", "false").lower() in ("1", "true", "yes")
+    if on and world_size() > 1:
+        raise ValueError(
+            "`fsdp_cpu_ram_efficient_loading` is true in the launch config (or the environment): it would zero the "
+            "target on every rank but the first; set it to false."
+        )
+
+
+def check_weights(model: PreTrainedModel) -> None:
+    """Refuse a target that would teach nonsense without a word.
+
+    Raises:
+        ValueError: for weights on the meta device, zeroed ones, or ones that are only in part distributed.
+    """
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise ValueError(
+            "The target still has weights on the meta device, so it would teach random numbers: load it with "
+            "`from_pretrained` before handing it over."
+        )
+    embedding = model.get_input_embeddings().weight
+    local = embedding.to_local() if isinstance(embedding, DTensor) else embedding
+    if local.numel() and not local.any():
+        raise ValueError(
+            "The target's input embedding is all zeros on this rank, as `fsdp_cpu_ram_efficient_loading` leaves it: "
+            "set that to false, and load the target on every rank."
+        )
+    plain = [name for name, parameter in model.named_parameters() if not isinstance(parameter, DTensor)]
+    spread = [name for name, parameter in model.named_parameters() if isinstance(parameter, DTensor)]
+    by_plan = getattr(model, "is_distributed_loading_by_transformers", False)
+    units = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    if plain and spread and (units or not by_plan):
+        raise ValueError(
+            f"The target's weights are of two kinds, {spread[0]} is a DTensor and {plain[0]} a plain tensor: shard the "
+            "whole model, its root too, or load it with `target_sharding`."
+        )
+    if units and not isinstance(model, FSDPModule):
+        raise ValueError(
+            "Parts of the target are sharded by FSDP2 but its root is not: call `fully_shard` on the whole model, not "
+            "on the decoder inside."
+        )
+    _check_units(model, units)
+
+
+def _check_units(model: PreTrainedModel, units: list[FSDPModule]) -> None:
+    allowed = {*model.get_decoder().modules(), model, model.get_input_embeddings(), model.get_output_embeddings()}
+    for name, module in model.named_modules():
+        if module in units and module not in allowed:
+            raise ValueError(
+                f"The target's {name} is an FSDP2 unit of its own, outside of the decoder: ranks would wait for each "
+                "other as soon as one has images and another none. Leave it in the root unit."
+            )
+
+
+# ---- a target that is spread ----
+
+
+@dataclass
+class TargetSharding:
+    """Which ranks hold one target between them, and what they must do together.
+
+    Attributes:
+        mode: `"fsdp2"`, `"tensor"` or `"expert"`.
+        group: neighbouring ranks that hold one whole target between them: all of them run it equally often.
+        device: where this rank runs it; its shards may lie in main memory.
+        units: FSDP2 units; after a forward without a backward the last ones would stay gathered.
+    """
+
+    mode: str
+    group: dist.ProcessGroup
+    device: torch.device
+    units: list[FSDPModule]
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> "TargetSharding | None":
+        """Read off a model; `None` for one that each rank holds whole."""
+        spread = next((parameter for parameter in model.parameters() if isinstance(parameter, DTensor)), None)
+        if spread is None:
+            return None
+        config = getattr(model.config, "distributed_config", None)
+        if config is None:  # somebody's own `fully_shard`
+            mode, size = "fsdp2", spread.device_mesh.shape[-1]
+        else:
+            mode = "tensor" if config.tp_size > 1 else "expert" if config.ep_size > 1 else "fsdp2"
+            size = config.fsdp_size * config.tp_size
+        kind, device = spread.device_mesh.device_type, torch.device("cpu")
+        if kind != "cpu":
+            device = torch.device(kind, torch.accelerator.current_device_index())
+        names = ("replica", "member")
+        mesh = dist.init_device_mesh(kind, (dist.get_world_size() // size, size), mesh_dim_names=names)
+        units = [module for module in model.modules() if isinstance(module, FSDPModule)]
+        return cls(mode, mesh["member"].get_group(), device, units)
+
+    @property
+    def size(self) -> int:
+        return dist.get_world_size(self.group)
+
+    @property
+    def member(self) -> int:
+        """Place of this rank among those that hold the same copy of the target."""
+        return dist.get_rank(self.group)
+
+    @property
+    def replica(self) -> int:
+        """Which copy of the target this rank holds a part of."""
+        return dist.get_rank() // self.size
+
+    @property
+    def replicas(self) -> int:
+        return dist.get_world_size() // self.size
+
+    def run(self, forward: Callable[..., Any], inputs: dict[str, Any]) -> Any:
+        """`forward(**inputs)`, for each rank with its own inputs; every rank of the group must call.
+
+        Ranks of a tensor-parallel target need the same tokens, so they take turns: the batch of one is run by all, and
+        only that one keeps the result. Inputs with a cache are decoding's, which all ranks of a group do alike; there
+        the first one's result is everybody's, or a tie that is rounded in two ways would part them for ever.
+        """
+        if inputs.get("use_cache"):
+            result = forward(**inputs)
+            for x in vars(result).values():
+                if isinstance(x, torch.Tensor):
+                    dist.broadcast(x, group_src=0, group=self.group)
+            return result
+        if self.mode != "tensor":
+            return forward(**inputs)
+        result = None
+        for turn in range(self.size):
+            seen = forward(**self._share(inputs, turn))
+            if turn == self.member:
+                result = seen
+        return result
+
+    def _share(self, inputs: dict[str, Any], turn: int) -> dict[str, Any]:
+        """The inputs of the group's rank `turn`, on all of its ranks."""
+        forms = [{name: _form(x) for name, x in inputs.items()}]
+        dist.broadcast_object_list(forms, group_src=turn, group=self.group)
+        shared = {}
+        for name, (value, shape, dtype) in forms[0].items():
+            if dtype is not None:
+                own = turn == self.member
+                value = inputs[name].contiguous() if own else torch.empty(shape, dtype=dtype, device=self.device)
+                dist.broadcast(value, group_src=turn, group=self.group)
+            shared[name] = value
+        return shared
+
+    def release(self) -> None:
+        """Free what a forward has gathered."""
+        for unit in self.units:
+            unit.reshard()
+
+    def describe(self, model: PreTrainedModel) -> str:
+        """One line for the log: what this rank holds."""
+        held, whole = local_bytes(model), sum(p.numel() * p.element_size() for p in model.parameters())
+        return (
+            f"The target is spread by {self.mode} over groups of {self.size} ranks: this one holds "
+            f"{held / 2**20:.1f} of {whole / 2**20:.1f} MiB."
+        )
+
+
+def _form(x: Any) -> tuple[Any, tuple[int, ...] | None, torch.dtype | None]:
+    """A value, or the shape and dtype of a tensor."""
+    return (None, tuple(x.shape), x.dtype) if isinstance(x, torch.Tensor) else (x, None, None)
+
+
+def gathered(weight: torch.Tensor | None) -> torch.Tensor | None:
+    """The whole of a weight that may be spread; every rank of its group must call equally often."""
+    if not isinstance(weight, DTensor):
+        return weight
+    return weight.to(weight.device_mesh.device_type).full_tensor()  # a shard in main memory cannot be gathered there
+
+
+def local_bytes(model: nn.Module) -> int:
+    """Bytes of the parameters that lie on this rank."""
+    local = [p.to_local() if isinstance(p, DTensor) else p for p in model.parameters()]
+    return sum(x.numel() * x.element_size() for x in local)
