@@ -26,6 +26,7 @@ from .data.collators import EagleDataCollator
 from .drafts.modeling_base import EagleOutput, EaglePreTrainedModel
 from .drafts.row_layout import mark_padding
 from .drafts.vocabulary import check_mapping, tokenizer_fingerprint
+from .feature_cache import FeatureCache
 from .objectives import estimated_acceptance_length, objective_of
 from .supervision import SupervisionPlan, supervised_steps
 from .targets.target import FrozenTarget
@@ -33,7 +34,7 @@ from .training_arguments import EagleTrainingArguments
 
 
 # columns of a batch that the target must not see
-_OWN_COLUMNS = ("loss_mask",)
+_OWN_COLUMNS = ("loss_mask", "stored")
 
 
 class EagleTrainer(Trainer):
@@ -49,6 +50,7 @@ class EagleTrainer(Trainer):
         target ([`FrozenTarget`]): the target; its taps are taken from the draft's config.
         processing_class (`PreTrainedTokenizerBase`, *optional*): the target's tokenizer, for padding and for the check
             that the draft's vocabulary was made with it.
+        features ([`FeatureCache`], *optional*): asked for features instead of the target, whose head is still needed.
         kwargs: as for `Trainer`. `train_dataset` has the columns `input_ids` and `loss_mask`.
 
     Raises:
@@ -69,6 +71,7 @@ class EagleTrainer(Trainer):
         target: FrozenTarget,
         processing_class: PreTrainedTokenizerBase | None = None,
         data_collator=None,
+        features: FeatureCache | None = None,
         **kwargs: Any,
     ):
         _check_fit(model, target, processing_class)
@@ -78,10 +81,15 @@ class EagleTrainer(Trainer):
         if data_collator is None:
             pad = getattr(processing_class, "pad_token_id", None)
             data_collator = EagleDataCollator(pad_token_id=0 if pad is None else pad)
+        self.features = features
+        if features is not None:
+            data_collator = features.collator(data_collator)
         # the tokenizer stays here: Trainer would rewrite the draft's special ids from it
         super().__init__(model=model, args=args, data_collator=data_collator, **kwargs)
         if self.args.n_gpu > 1:
             raise ValueError("Several GPUs need one process each: start with `torchrun` or `accelerate launch`.")
+        if features is not None:
+            self.add_callback(features)
         self.target = target.to(self.args.device)
         self.target.tap_ids = model.config.tap_ids
         model.attach(target)
@@ -134,7 +142,8 @@ class EagleTrainer(Trainer):
             factors = factors / plan.counts.clamp_min(1)
         else:  # data parallelism averages gradients
             factors = factors * self.accelerator.num_processes / num_items_in_batch.to(factors.device).clamp_min(1)
-        seen = self.target(**{name: x for name, x in inputs.items() if name not in _OWN_COLUMNS})
+        asked = {name: x for name, x in inputs.items() if name not in _OWN_COLUMNS}
+        seen = self.target(**asked) if self.features is None else self.features(inputs, lambda: self.target(**asked))
         draft = self.accelerator.unwrap_model(model)
         features = draft.select_features(seen)
         if model.training:

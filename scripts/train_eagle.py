@@ -36,22 +36,22 @@ OURS = (TargetArguments, DraftArguments, DataArguments)
 FIXED = ("tap_ids", "draft_vocab_size", "fc_norm", "norm_output", *LATENT_SIZES)
 
 
-def parse(args: list[str] | None = None):
+def parse(args: list[str] | None = None, description: str = __doc__):
     """The four argument groups; `--help` is answered without loading torch."""
     args = sys.argv[1:] if args is None else args
     if "--help_all" in args:
         args = ["--help"]
     elif "--help" in args or "-h" in args:
-        return EagleArgumentParser((*OURS, EagleArguments), description=__doc__).parse_args_and_config(["--help"])
+        return EagleArgumentParser((*OURS, EagleArguments), description=description).parse_args_and_config(["--help"])
     from hf_eagle.training_arguments import EagleTrainingArguments
 
-    return EagleArgumentParser((*OURS, EagleTrainingArguments), description=__doc__).parse_args_and_config(args)
+    return EagleArgumentParser((*OURS, EagleTrainingArguments), description=description).parse_args_and_config(args)
 
 
 def main() -> None:
     target_args, draft_args, data_args, args = parse()
 
-    from transformers import AutoTokenizer, set_seed
+    from transformers import set_seed
 
     from hf_eagle.callbacks import AcceptanceLengthCallback
     from hf_eagle.checkpoints import refuse_other_run, resolve_resume
@@ -74,20 +74,19 @@ def main() -> None:
         data_args.acceptance_prompts, limit=data_args.acceptance_num_prompts
     )
 
-    tokenizer = AutoTokenizer.from_pretrained(
-        target_args.target,
-        revision=target_args.target_revision,
-        trust_remote_code=target_args.trust_remote_code,
-        **({"gguf_file": target_args.gguf_file} if target_args.gguf_file else {}),
-    )
+    tokenizer = load_tokenizer(target_args)
     train, held_out = conversations(tokenizer, data_args, args)
 
     target = load_target(target_args)
     draft = draft_for(target, tokenizer, train, target_args, draft_args, resume)
+    features = data_args.feature_store and stored_features(
+        target, draft.config.tap_ids, tokenizer, train, held_out, data_args, keep_target=bool(prompts)
+    )
     trainer = EagleTrainer(
         model=draft,
         args=args,
         target=target,
+        features=features,
         train_dataset=train,
         eval_dataset=held_out,
         processing_class=tokenizer,
@@ -101,6 +100,18 @@ def main() -> None:
     result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     leave_results(trainer, result)
     leave()
+
+
+def load_tokenizer(target_args):
+    """The target's tokenizer."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(
+        target_args.target,
+        revision=target_args.target_revision,
+        trust_remote_code=target_args.trust_remote_code,
+        **({"gguf_file": target_args.gguf_file} if target_args.gguf_file else {}),
+    )
 
 
 def load_target(target_args):
@@ -117,6 +128,27 @@ def load_target(target_args):
         revision=target_args.target_revision,
     )
     return target.compile() if target_args.compile_target else target
+
+
+def stored_features(target, tap_ids, tokenizer, train, held_out, data_args, keep_target: bool):
+    """The run's feature store; a target of which only the head is needed then loses the rest, unless it is kept."""
+    from hf_eagle.feature_cache import open_cache
+    from hf_eagle.targets.stored import drop_layers
+
+    write = data_args.cache_mode == "first_epoch"
+    cache = open_cache(
+        data_args.feature_store,
+        target,
+        tokenizer,
+        [data for data in (train, held_out) if data],
+        tap_ids=tap_ids,
+        max_length=data_args.max_length,
+        dtype=data_args.store_dtype,
+        write=write,
+    )
+    if not write and not keep_target:
+        drop_layers(target)
+    return cache
 
 
 def leave_results(trainer, result) -> None:
