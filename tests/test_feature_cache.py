@@ -8,10 +8,12 @@ import torch
 from datasets import Dataset
 from tiny import random_chats, tiny_eagle1_pair, tiny_llama, tiny_pair
 from tiny_tokenizer import CHATML, word_tokenizer
+from transformers import TrainerCallback
 
 from hf_eagle import EagleTrainer, EagleTrainingArguments, FrozenTarget
 from hf_eagle.data.collators import EagleDataCollator
 from hf_eagle.data.feature_dtypes import decode, encode
+from hf_eagle.data.feature_store import FeatureStore
 from hf_eagle.data.packing import pack_dataset
 from hf_eagle.feature_cache import fill, open_cache
 from hf_eagle.targets.stored import drop_layers, target_fingerprints
@@ -44,15 +46,23 @@ def filled(folder, target, data=DATA, dtype="float32", batch_size=1):
     cache.lock.release()
 
 
-def curve(out, target, draft, data=DATA, features=None, **fields):
+def curve(out, target, draft, data=DATA, features=None, callbacks=None, resume=None, **fields):
     """Every step's loss, the loss of an evaluation at the end, and a sum over the trained weights, bit for bit."""
-    defaults = {"num_train_epochs": 2, "per_device_train_batch_size": 1, "learning_rate": 3e-3, "logging_steps": 1}
+    defaults = {
+        "num_train_epochs": 2,
+        "per_device_train_batch_size": 1,
+        "learning_rate": 3e-3,
+        "logging_steps": 1,
+        "save_strategy": "no",
+    }
     steps = {"ttt_steps": 3} if draft.method == "eagle3" else {}
     args = EagleTrainingArguments(
-        output_dir=str(out), report_to="none", disable_tqdm=True, save_strategy="no", **{**defaults, **steps, **fields}
+        output_dir=str(out), report_to="none", disable_tqdm=True, **{**defaults, **steps, **fields}
     )
-    trainer = EagleTrainer(draft, args, target, train_dataset=data, eval_dataset=data, features=features)
-    trainer.train()
+    trainer = EagleTrainer(
+        draft, args, target, train_dataset=data, eval_dataset=data, features=features, callbacks=callbacks
+    )
+    trainer.train(resume_from_checkpoint=resume)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     weights = sum(float(p.detach().double().abs().sum()) for p in draft.parameters() if p.requires_grad)
     return [*losses, trainer.evaluate()["eval_loss"], weights]
@@ -211,3 +221,26 @@ def test_dropped_layers_are_gone_and_say_so():
     assert target.distribution(torch.randn(3, 32), draft.draft_ids).probs.shape == (3, 40)
     with pytest.raises(RuntimeError, match="layers were dropped since all features are stored"):
         target(torch.randint(3, 96, (1, 5)))
+
+
+class Stop(TrainerCallback):
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == 5:
+            raise KeyboardInterrupt
+
+
+def test_an_interrupted_first_epoch_goes_on(tmp_path):
+    """What was stored up to the checkpoint is there; what waited behind it is lost and asked for again."""
+    fields = {"save_strategy": "steps", "save_steps": 3}
+    live = curve(tmp_path / "live", *pair(), **fields)
+    target, draft = pair()
+    cache = cache_of(tmp_path / "store", target, write=True)
+    with pytest.raises(KeyboardInterrupt):
+        curve(tmp_path / "run", target, draft, features=cache, callbacks=[Stop()], **fields)
+    assert len(FeatureStore(tmp_path / "store")) == 3
+    cache.lock.release()
+    target, draft = pair()
+    cache = cache_of(tmp_path / "store", target, write=True)
+    resumed = curve(tmp_path / "run", target, draft, features=cache, resume="last", **fields)
+    assert resumed == live
+    assert len(FeatureStore(tmp_path / "store")) == len(DATA)
