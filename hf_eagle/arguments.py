@@ -221,6 +221,17 @@ class DataArguments:
         None, 'What else the chat template is given, as JSON: `{"enable_thinking": false}`. Serve with the same.'
     )
     preprocessing_workers: int | None = _arg(None, "Processes that tokenise.")
+    feature_store: str | None = _arg(
+        None,
+        "Folder of the target's features, which scripts/cache_features.py makes: training reads them instead of asking "
+        "the target.",
+    )
+    cache_mode: Literal["read", "first_epoch"] = _arg(
+        "read", "`feature_store` must hold everything; or is filled while the first epoch trains, and read after it."
+    )
+    store_dtype: Literal["bfloat16", "float32", "float8"] = _arg(
+        "bfloat16", "Numbers of `feature_store`; `float8` is e4m3 with a scale for each token and tap."
+    )
     acceptance_prompts: str | None = _arg(
         None,
         "Prompts (.jsonl, .json, .txt) that are decoded during training, and at evaluations, to measure acceptance.",
@@ -244,6 +255,9 @@ class DataArguments:
         _ = self.template_kwargs
         if self.max_length < 4:
             raise ValueError(f"`max_length` must be at least 4 tokens, got {self.max_length}.")
+        for name, default in (("cache_mode", "read"), ("store_dtype", "bfloat16")):
+            if self.feature_store is None and getattr(self, name) != default:
+                raise ValueError(f"`{name}` is {getattr(self, name)}, but `feature_store` names no folder.")
         if self.acceptance_steps is not None and self.acceptance_prompts is None:
             raise ValueError(f"`acceptance_steps` is {self.acceptance_steps}, but `acceptance_prompts` names no file.")
         for name in ("acceptance_steps", "acceptance_num_prompts"):

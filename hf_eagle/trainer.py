@@ -31,6 +31,7 @@ from .drafts.adapters import AdaptedDraft
 from .drafts.modeling_base import EagleOutput, EaglePreTrainedModel
 from .drafts.row_layout import mark_padding
 from .drafts.vocabulary import check_mapping, tokenizer_fingerprint
+from .feature_cache import FeatureCache
 from .hub.serving_check import require_servable
 from .objectives import estimated_acceptance_length, objective_of
 from .supervision import SupervisionPlan, supervised_steps
@@ -39,7 +40,7 @@ from .training_arguments import EagleTrainingArguments
 
 
 # columns of a batch that the target must not see
-_OWN_COLUMNS = ("loss_mask",)
+_OWN_COLUMNS = ("loss_mask", "stored")
 
 
 class EagleTrainer(DistributedDraft):
@@ -57,6 +58,7 @@ class EagleTrainer(DistributedDraft):
             that the draft's vocabulary was made with it.
         peft_config ([`~peft.LoraConfig`], *optional*): train this adapter on the draft instead of the draft; what is
             saved is the draft with the adapter merged in, see [`AdaptedDraft`].
+        features ([`FeatureCache`], *optional*): asked for features instead of the target, whose head is still needed.
         kwargs: as for `Trainer`. `train_dataset` has the columns `input_ids` and `loss_mask`.
 
     Raises:
@@ -78,6 +80,7 @@ class EagleTrainer(DistributedDraft):
         processing_class: PreTrainedTokenizerBase | None = None,
         data_collator=None,
         peft_config: PeftConfig | None = None,
+        features: FeatureCache | None = None,
         **kwargs: Any,
     ):
         _check_fit(model, target, processing_class)
@@ -92,6 +95,9 @@ class EagleTrainer(DistributedDraft):
             if args.fsdp or args.deepspeed or by_launcher:  # merging and resuming look at whole tensors
                 raise ValueError("`use_peft` cannot train a sharded draft: leave out `fsdp` and `deepspeed`.")
             model = AdaptedDraft(model, peft_config)
+        self.features = features
+        if features is not None:
+            data_collator = features.collator(data_collator)
         # the tokenizer stays here: Trainer would rewrite the draft's special ids from it
         super().__init__(model=model, args=args, data_collator=data_collator, **kwargs)
         if self.args.n_gpu > 1:
@@ -101,6 +107,8 @@ class EagleTrainer(DistributedDraft):
                 "`even_batches` is false in `accelerator_config`: a rank whose data end early would leave the others "
                 "waiting for ever; set it to true."
             )
+        if features is not None:
+            self.add_callback(features)
         self.target = target.to(self.args.device)
         self.target.tap_ids = model.config.tap_ids
         model.attach(target)
@@ -155,7 +163,8 @@ class EagleTrainer(DistributedDraft):
             factors = factors / plan.counts.clamp_min(1)
         else:  # data parallelism averages gradients
             factors = factors * self.accelerator.num_processes / num_items_in_batch.to(factors.device).clamp_min(1)
-        seen = self.target(**{name: x for name, x in inputs.items() if name not in _OWN_COLUMNS})
+        asked = {name: x for name, x in inputs.items() if name not in _OWN_COLUMNS}
+        seen = self.target(**asked) if self.features is None else self.features(inputs, lambda: self.target(**asked))
         draft = self.accelerator.unwrap_model(model)
         features = draft.select_features(seen)
         if model.training:

@@ -12,6 +12,7 @@ this machine's matrix products reach. `--compare` runs a second way beside it, i
     padded   the same chats in padded batches instead of packed rows, whole step; and the plain way: padded, with every
              row of the draft and whole-vocabulary logits computed as under `eager`
     trainer  the same batches through EagleTrainer instead of a bare loop, whole step
+    live     epochs through EagleTrainer that ask the target, beside epochs from a feature store that is made for it
 """
 
 import json
@@ -66,8 +67,14 @@ class BenchmarkArguments:
     )
     data: str | None = field(default=None, metadata={"help": "Real chats instead of random tokens; needs a --target."})
     num_chats: int = field(default=64, metadata={"help": "How many of them, drawn at random."})
-    compare: Literal["none", "eager", "float32", "padded", "trainer"] = field(
+    compare: Literal["none", "eager", "float32", "padded", "trainer", "live"] = field(
         default="none", metadata={"help": "What to run beside it, in alternation."}
+    )
+    store_dtype: Literal["bfloat16", "float32", "float8"] = field(
+        default="bfloat16", metadata={"help": "--compare live: numbers of the feature store."}
+    )
+    store_dir: str | None = field(
+        default=None, metadata={"help": "--compare live: where it is made; the system's folder for such by default."}
     )
     sweep: Literal["none", "length", "ttt", "batch"] = field(
         default="none", metadata={"help": "Measure at several values of one of them and draw how the cost grows."}
@@ -84,7 +91,7 @@ class BenchmarkArguments:
                 raise ValueError(f"`{name}` must be at least 1, but is {getattr(self, name)}.")
         if not 0 < self.supervised_share < 1:
             raise ValueError(f"`supervised_share` must lie between 0 and 1, but is {self.supervised_share}.")
-        if self.compare in ("padded", "trainer") and self.data is None:
+        if self.compare in ("padded", "trainer", "live") and self.data is None:
             raise ValueError(f"`compare` {self.compare} is about real chats: name a `data` file and a `target`.")
         if self.data is not None and self.target in ("none", "random"):
             raise ValueError("`data` needs the `target` whose tokenizer and features go with it.")
@@ -93,7 +100,7 @@ class BenchmarkArguments:
                 f"`target` {self.target} is measured on real chats: name a `data` file, or take `random` or `none`."
             )
         if self.data is not None and (self.compare in ("eager", "float32") or self.sweep != "none"):
-            raise ValueError("`data` goes with `compare` none, padded or trainer, and without a `sweep`.")
+            raise ValueError("`data` goes with `compare` none, padded, trainer or live, and without a `sweep`.")
         if self.compare == "float32" and self.dtype == "float32":
             raise ValueError("`compare` float32 needs `dtype` bfloat16.")
         latent = {name: getattr(self, name) for name in LATENT_SIZES if getattr(self, name) is not None}

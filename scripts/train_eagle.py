@@ -39,16 +39,16 @@ OURS = (TargetArguments, DraftArguments, AdapterArguments, DataArguments, DryRun
 FIXED = ("tap_ids", "draft_vocab_size", "fc_norm", "norm_output", *LATENT_SIZES)
 
 
-def parse(args: list[str] | None = None):
-    """The five argument groups; `--help` is answered without loading torch."""
+def parse(args: list[str] | None = None, description: str = __doc__):
+    """The six argument groups; `--help` is answered without loading torch."""
     args = sys.argv[1:] if args is None else args
     if "--help_all" in args:
         args = ["--help"]
     elif "--help" in args or "-h" in args:
-        return EagleArgumentParser((*OURS, EagleArguments), description=__doc__).parse_args_and_config(["--help"])
+        return EagleArgumentParser((*OURS, EagleArguments), description=description).parse_args_and_config(["--help"])
     from hf_eagle.training_arguments import EagleTrainingArguments
 
-    return EagleArgumentParser((*OURS, EagleTrainingArguments), description=__doc__).parse_args_and_config(args)
+    return EagleArgumentParser((*OURS, EagleTrainingArguments), description=description).parse_args_and_config(args)
 
 
 def main() -> None:
@@ -62,7 +62,6 @@ def main() -> None:
     from hf_eagle.drafts.build import draft_class_of
     from hf_eagle.evaluation.prompts import load_prompts
     from hf_eagle.targets.architectures import check_length
-    from hf_eagle.targets.loading import load_tokenizer
     from hf_eagle.targets.sharding import loading_arguments
     from hf_eagle.trainer import EagleTrainer
 
@@ -93,12 +92,7 @@ def main() -> None:
         data_args.acceptance_prompts, limit=data_args.acceptance_num_prompts
     )
 
-    tokenizer = load_tokenizer(
-        target_args.target,
-        revision=target_args.target_revision,
-        trust_remote_code=target_args.trust_remote_code,
-        **({"gguf_file": target_args.gguf_file} if target_args.gguf_file else {}),
-    )
+    tokenizer = tokenizer_of(target_args)
     train, held_out = conversations(tokenizer, data_args, args)
 
     target = load_target(target_args)
@@ -106,10 +100,14 @@ def main() -> None:
     # an adapter's base is the draft that its training began with, on resuming too
     existing = draft_args.init_from if adapter_args.use_peft else resume
     draft = draft_for(target, tokenizer, train, target_args, draft_args, existing)
+    features = data_args.feature_store and stored_features(
+        target, draft.config.tap_ids, tokenizer, train, held_out, data_args, keep_target=bool(prompts)
+    )
     trainer = EagleTrainer(
         model=draft,
         args=args,
         target=target,
+        features=features,
         train_dataset=train,
         eval_dataset=held_out,
         processing_class=tokenizer,
@@ -146,6 +144,18 @@ def print_dry_run(target_args, draft_args, data_args, dry_args, args) -> None:
         logger.warning("%s", warning)
 
 
+def tokenizer_of(target_args):
+    """The target's tokenizer."""
+    from hf_eagle.targets.loading import load_tokenizer
+
+    return load_tokenizer(
+        target_args.target,
+        revision=target_args.target_revision,
+        trust_remote_code=target_args.trust_remote_code,
+        **({"gguf_file": target_args.gguf_file} if target_args.gguf_file else {}),
+    )
+
+
 def load_target(target_args):
     """The frozen target that the arguments name."""
     from hf_eagle.targets.target import FrozenTarget
@@ -161,6 +171,27 @@ def load_target(target_args):
         **target_args.sharding,
     )
     return target.compile() if target_args.compile_target else target
+
+
+def stored_features(target, tap_ids, tokenizer, train, held_out, data_args, keep_target: bool):
+    """The run's feature store; a target of which only the head is needed then loses the rest, unless it is kept."""
+    from hf_eagle.feature_cache import open_cache
+    from hf_eagle.targets.stored import drop_layers
+
+    write = data_args.cache_mode == "first_epoch"
+    cache = open_cache(
+        data_args.feature_store,
+        target,
+        tokenizer,
+        [data for data in (train, held_out) if data],
+        tap_ids=tap_ids,
+        max_length=data_args.max_length,
+        dtype=data_args.store_dtype,
+        write=write,
+    )
+    if not write and not keep_target:
+        drop_layers(target)
+    return cache
 
 
 def leave_results(trainer, result) -> None:

@@ -31,7 +31,7 @@ def measure(args, device: torch.device) -> dict:
     everything = build_dataset(load_records([args.data]), tokenizer, args.length)
     chosen = torch.randperm(len(everything))[: args.num_chats].tolist()
     data = everything.select(chosen)
-    draft = _draft_for(target, everything, tokenizer, args).to(device)
+    draft = draft_for(target, everything, tokenizer, args).to(device)
     target.tap_ids = draft.config.tap_ids
 
     collator = EagleDataCollator(tokenizer.pad_token_id or 0)
@@ -40,7 +40,7 @@ def measure(args, device: torch.device) -> dict:
     if args.compare == "trainer":
         runs = {
             "bare": lambda: _bare_loop(fast, batches["padded"], device),
-            "trainer": lambda: _trainer(draft, target, data, tokenizer, args),
+            "trainer": lambda: trainer_epoch(draft, target, data, tokenizer, args),
         }
     else:
         # packed rows hold about as many tokens a batch as the padded ones
@@ -52,8 +52,7 @@ def measure(args, device: torch.device) -> dict:
             steps["plain"] = Step(draft, target, args.ttt_steps, autocast, whole=True)
         runs = {way: lambda way=way: _epoch(steps[way], batches[way], device) for way in batches}
     medians = costs.alternating_medians(runs, args.repeats)
-    # the same chats every way, so the same rows
-    rows = sum(int(supervised_steps(b["loss_mask"], b["attention_mask"] - 1, 1).sum()) for b in batches["padded"])
+    rows = supervised_rows(data)  # the same chats every way, so the same rows
     rates = {way: rows / sum(m.values()) for way, m in medians.items()}
     first = "bare" if args.compare == "trainer" else "packed"
     result = {"seconds": medians, "supervised_rows_per_second": rates[first], "rows_per_second": rates}
@@ -62,7 +61,14 @@ def measure(args, device: torch.device) -> dict:
     return result
 
 
-def _draft_for(target, data, tokenizer, args):
+def supervised_rows(data) -> int:
+    """Rows that are supervised at the first step."""
+    masks = (torch.tensor([mask]) for mask in data["loss_mask"])
+    return sum(int(supervised_steps(mask, torch.zeros_like(mask), 1).sum()) for mask in masks)
+
+
+def draft_for(target, data, tokenizer, args):
+    """A new draft whose vocabulary is counted in `data`, in training mode."""
     size = args.draft_vocab_size
     config = EagleConfig.from_target(target.config, draft_vocab_size=size)
     mapping = None
@@ -123,7 +129,8 @@ class _Clock(TrainerCallback):
         self.seconds = time.perf_counter() - self.begun
 
 
-def _trainer(draft, target, data, tokenizer, args) -> dict[str, float]:
+def trainer_epoch(draft, target, data, tokenizer, args, features=None) -> dict[str, float]:
+    """Seconds of an epoch in padded batches of 8, from the first step's beginning to the last one's end."""
     with tempfile.TemporaryDirectory() as folder:
         arguments = EagleTrainingArguments(
             output_dir=str(Path(folder) / "run"),
@@ -139,7 +146,13 @@ def _trainer(draft, target, data, tokenizer, args) -> dict[str, float]:
         )
         clock = _Clock()
         trainer = EagleTrainer(
-            draft, arguments, target, processing_class=tokenizer, train_dataset=data, callbacks=[clock]
+            draft,
+            arguments,
+            target,
+            processing_class=tokenizer,
+            train_dataset=data,
+            features=features,
+            callbacks=[clock],
         )
         trainer.train()
     return {"seconds": clock.seconds}

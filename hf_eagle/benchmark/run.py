@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from ..evaluation.plots import plot_growth
-from . import chats, costs
+from . import chats, costs, stored
 from .workload import PRESETS, Step, build_draft, chat_batch, random_target
 
 
@@ -21,6 +21,8 @@ PARTS = ("target_seconds", "forward_seconds", "backward_seconds", "optimizer_sec
 
 def measure(args, device: torch.device) -> dict:
     """Medians of every part of a step, and the ratios to what `args.compare` names."""
+    if args.compare == "live":
+        return stored.measure(args, device)
     if args.data is not None:
         return chats.measure(args, device)
     shapes = PRESETS[args.preset]
@@ -131,6 +133,11 @@ def describe(result: dict) -> str:
             f"draft: {result['flop_per_second'] / 1e9:,.0f} GFLOP/s that supervised rows need, "
             f"{result['matmul_limit_share']:.0%} of the {result['matmul_flop_per_second'] / 1e9:,.0f} that matrix "
             "products reach here"
+        )
+    if "reading_share" in result:
+        lines.append(
+            f"store: {result['store_bytes'] / 2**30:.2f} GiB, {result['store_bytes_per_token']:,.0f} bytes a token, "
+            f"filled in {result['fill_seconds']:.0f} s; reading it costs {result['reading_share']:.1%} of a step"
         )
     lines += [f"{key.replace('_', ' ')}: {value:.3g}" for key, value in result.items() if "_vs_" in key]
     return "\n".join(lines)

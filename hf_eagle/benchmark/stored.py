@@ -1,0 +1,98 @@
+"""Benchmark of training from a feature store beside training that asks the target, both through the Trainer."""
+
+import os
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from transformers import AutoTokenizer
+
+from ..data.collators import EagleDataCollator
+from ..data.conversations import build_dataset
+from ..data.records import load_records
+from ..feature_cache import FeatureCache, fill, open_cache
+from ..targets.target import FrozenTarget
+from . import chats
+
+
+_BLOCKS = 10
+
+
+def measure(args, device: torch.device) -> dict:
+    """One epoch over `args.num_chats` chats either way, taking turns after every tenth of them.
+
+    The store is evicted from memory before each of its turns, so that it is read from the disk. What reading costs is
+    the time that its thread needs, together with what the step waits and converts.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(args.target)
+    target = FrozenTarget.from_pretrained(args.target, dtype=getattr(torch, args.dtype), device=device)
+    everything = build_dataset(load_records([args.data]), tokenizer, args.length)
+    data = everything.select(torch.randperm(len(everything))[: args.num_chats].tolist())
+    draft = chats.draft_for(target, everything, tokenizer, args).to(device)
+    target.tap_ids = draft.config.tap_ids
+    size = -(-len(data) // _BLOCKS)
+    blocks = [data.select(range(i, min(i + size, len(data)))) for i in range(0, len(data), size)]
+    total = {"live": 0.0, "stored": 0.0, "reading": 0.0}
+    with tempfile.TemporaryDirectory(dir=args.store_dir) as folder:
+
+        def cache(write=False):
+            settings = {"tap_ids": target.tap_ids, "max_length": args.length, "dtype": args.store_dtype}
+            return open_cache(folder, target, tokenizer, [data], **settings, write=write)
+
+        writing = cache(write=True)
+        begun = time.perf_counter()
+        tokens = fill(writing, target, [data], EagleDataCollator(tokenizer.pad_token_id or 0), 8)
+        filling = time.perf_counter() - begun
+        stored_bytes = sum(p.stat().st_size for p in Path(folder).iterdir())
+        for number, block in enumerate([blocks[0], *blocks]):  # the first once more, to warm up
+            _evict(Path(folder))
+            clock = _ReadingClock(cache(), target)
+            seconds = {
+                "live": chats.trainer_epoch(draft, target, block, tokenizer, args)["seconds"],
+                "stored": chats.trainer_epoch(draft, target, block, tokenizer, args, features=clock)["seconds"],
+                "reading": clock.seconds,
+            }
+            if number:
+                total = {name: value + seconds[name] for name, value in total.items()}
+    return {
+        "seconds": {way: {"seconds": total[way]} for way in ("live", "stored")},
+        "supervised_rows_per_second": chats.supervised_rows(data) / total["stored"],
+        "epoch_live_vs_stored": total["live"] / total["stored"],
+        "reading_share": total["reading"] / total["stored"],
+        "store_bytes_per_token": stored_bytes / tokens,
+        "store_bytes": stored_bytes,
+        "fill_seconds": filling,
+        "chats": len(data),
+        "tokens": tokens,
+    }
+
+
+class _ReadingClock(FeatureCache):
+    """Seconds that reading takes: in its thread, and in the step that waits for it and converts."""
+
+    def __init__(self, cache: FeatureCache, target: FrozenTarget):
+        super().__init__(cache.store, target)
+        self.seconds, gather = 0.0, cache.store.gather
+
+        def timed(*arguments):
+            begun = time.perf_counter()
+            features = gather(*arguments)
+            self.seconds += time.perf_counter() - begun
+            return features
+
+        self.store.gather = timed
+
+    def __call__(self, inputs, look):
+        begun = time.perf_counter()
+        seen = super().__call__(inputs, look)
+        self.seconds += time.perf_counter() - begun
+        return seen
+
+
+def _evict(folder: Path) -> None:
+    """Ask the system to forget the files' pages."""
+    for path in folder.glob("*.safetensors"):
+        handle = os.open(path, os.O_RDONLY)
+        os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(handle)
