@@ -44,7 +44,7 @@ def main() -> None:
     datasets = [data for data in train_eagle.conversations(tokenizer, data_args, args) if data]
     target = train_eagle.load_target(target_args)
     if draft_args.draft_method == "eagle3":
-        target.tap_ids = target_args.tap_ids or default_tap_ids(target.num_layers)
+        target.tap_ids = target_args.tap_ids or default_tap_ids(target.config)
     cache = open_cache(
         data_args.feature_store,
         target,

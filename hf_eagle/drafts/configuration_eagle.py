@@ -134,14 +134,14 @@ class EagleConfig(LlamaConfig):
         Args:
             target_config: the target's (text) config.
             draft_vocab_size: rows of the draft's head, the target's vocabulary when `None`.
-            tap_ids: entry ids, `(2, N // 2, N - 3)` when `None`.
+            tap_ids: entry ids, those of `default_tap_ids` when `None`.
             overrides: any other field, for example `fc_norm=True`.
 
         Raises:
             ValueError: for a wrong tap id or a draft vocabulary larger than the target's.
         """
         layers = target_config.get_text_config().num_hidden_layers
-        tap_ids = default_tap_ids(layers) if tap_ids is None else tap_ids
+        tap_ids = default_tap_ids(target_config) if tap_ids is None else tap_ids
         fields = {
             **_fields_of_target(target_config),
             "target_hidden_size": target_config.get_text_config().hidden_size,
@@ -259,9 +259,7 @@ def _fields_of_target(target_config: PreTrainedConfig) -> dict[str, Any]:
         "max_position_embeddings": text.max_position_embeddings,
         "rope_parameters": draft_rope(text),
         "initializer_range": getattr(text, "initializer_range", 0.02),
-        "bos_token_id": text.bos_token_id,
-        "eos_token_id": text.eos_token_id,
-        "pad_token_id": text.pad_token_id,
+        **{name: getattr(text, name, None) for name in ("bos_token_id", "eos_token_id", "pad_token_id")},
     }
 
 

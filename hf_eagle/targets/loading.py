@@ -6,15 +6,32 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 from transformers.utils import cached_file, find_adapter_config_file
 
 
 logger = logging.getLogger(__name__)
 
 
+def auto_class(config: PreTrainedConfig) -> type:
+    """The Auto class of a target: `AutoModelForImageTextToText` where a config has no other, or the usual one."""
+    with_media = (
+        type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING
+    )
+    return AutoModelForImageTextToText if with_media else AutoModelForCausalLM
+
+
 def load_causal_lm(name_or_path: str, revision: str = "main", **options: Any) -> PreTrainedModel:
-    """A causal language model; of an adapter, its base with the adapter merged in, which is then a model as any other.
+    """A causal language model, which may take images too; of an adapter, its base with the adapter merged in.
 
     Args:
         name_or_path: folder or Hub id of a model, or of a PEFT adapter, which names its base itself.
@@ -27,7 +44,11 @@ def load_causal_lm(name_or_path: str, revision: str = "main", **options: Any) ->
     """
     adapter = None if options.get("gguf_file") else _adapter_config(name_or_path, revision)
     if adapter is None:
-        return AutoModelForCausalLM.from_pretrained(name_or_path, revision=revision, **options)
+        if options.get("gguf_file"):
+            return AutoModelForCausalLM.from_pretrained(name_or_path, revision=revision, **options)
+        trust = bool(options.get("trust_remote_code"))
+        config = AutoConfig.from_pretrained(name_or_path, revision=revision, trust_remote_code=trust)
+        return auto_class(config).from_pretrained(name_or_path, revision=revision, **options)
     base = _base_of(name_or_path, adapter)
     try:
         model = load_causal_lm(base, adapter.get("revision") or "main", **options)
