@@ -92,8 +92,8 @@ class FrozenTarget:
             raise ValueError(f"`tap_method` must be one of {', '.join(TAP_METHODS)}, got {tap_method!r}.")
         if tap_method == "output_hidden_states" and has_deepstack(model.config):
             raise ValueError(
-                f'`tap_method` is "output_hidden_states", but {type(model).__name__} adds features of images behind its '
-                'layers, which those do not hold and the servers see: use "hooks".'
+                f'`tap_method` is "output_hidden_states", which do not hold what {type(model).__name__} adds behind '
+                'its layers where an image is, and the servers see: use "hooks".'
             )
         check_weights(model)
         self.model = model.eval().requires_grad_(False)
