@@ -97,6 +97,11 @@ class DraftArguments:
     qk_nope_head_dim: int | None = _arg(None, "`mla`: part of a head's key that is not rotated.")
     qk_rope_head_dim: int | None = _arg(None, "`mla`: part of a key that is rotated, shared by all heads.")
     v_head_dim: int | None = _arg(None, "`mla`: width of a head's value.")
+    draft_rope: Literal["1d", "mrope"] = _arg(
+        "1d",
+        "Positions of the draft beside a target with m-RoPE (Qwen-VL): one a token, counted along all of them, or the "
+        "target's three.",
+    )
     fc_norm: bool = _arg(False, "EAGLE-3.1: one RMSNorm per tap in front of `fc`.")
     norm_output: bool = _arg(False, "EAGLE-3.1: feed the normed output back instead of the residual stream.")
     draft_init: Literal["target", "random"] = _arg(
@@ -351,6 +356,7 @@ class EagleArguments:
 _MEANINGLESS = {
     "eagle1": (
         *("tap_ids", "tap_method", "draft_vocab_size", "fc_norm", "norm_output", "draft_init", "draft_attention"),
+        "draft_rope",
         *LATENT_SIZES,
         *("ttt_steps", "step_weight", "normalize_step_weights", "loss", "oov_rows", "lk_scale", "lk_decay"),
     ),

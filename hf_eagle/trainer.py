@@ -182,7 +182,7 @@ class EagleTrainer(DistributedDraft):
             num_steps=self.ttt_steps,
             objective=self.objective.bind(plan, teacher, factors),
             attention_mask=inputs.get("attention_mask"),
-            position_ids=inputs.get("position_ids"),
+            position_ids=draft.select_positions(seen, inputs.get("position_ids")),
             documents=inputs.get("documents"),
         )
         return output, plan.counts

@@ -270,6 +270,7 @@ def config_of_draft(target_config, target_args, draft_args, **fields):
         target_config,
         draft_args.draft_attention,
         draft_args.latent_sizes,
+        draft_args.draft_rope,
         draft_vocab_size=draft_args.draft_vocab_size,
         tap_ids=target_args.tap_ids,
         fc_norm=draft_args.fc_norm,
@@ -294,7 +295,9 @@ def draft_for(target, tokenizer, train, target_args, draft_args, existing):
     if existing is not None:
         draft = load_draft(existing, target, dtype=torch.float32)
         pairs = {name: (getattr(config, name, None), getattr(draft.config, name, None)) for name in FIXED}
+        ropes = tuple("1d" if c.mrope_section is None else "mrope" for c in (config, draft.config))
         kinds = {
+            "draft_rope": ropes,
             "method": (draft_args.draft_method, draft.method),
             "draft_attention": tuple("mla" if has_latent_attention(c) else "llama" for c in (config, draft.config)),
         }
