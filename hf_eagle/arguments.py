@@ -219,6 +219,9 @@ class DataArguments:
         "first. Needs `max_steps`; nothing can be packed, grouped by length, held out or counted for a draft "
         "vocabulary.",
     )
+    skip_bad_media: bool = _arg(
+        False, "Leave out, and count, conversations of which an image or a video cannot be loaded, instead of stopping."
+    )
     last_turn_only: bool = _arg(False, "Train on what follows the last user's message only, not on every answer.")
     train_on_thoughts: bool = _arg(True, "Train on the thoughts of answers too, where the template writes them.")
     train_on_tool_calls: bool = _arg(True, "Train on the tool calls of answers too.")

@@ -35,6 +35,7 @@ from .feature_cache import FeatureCache
 from .hub.serving_check import require_servable
 from .objectives import estimated_acceptance_length, objective_of
 from .supervision import SupervisionPlan, supervised_steps
+from .targets.media import MEDIA
 from .targets.target import FrozenTarget
 from .training_arguments import EagleTrainingArguments
 
@@ -203,8 +204,8 @@ class EagleTrainer(DistributedDraft):
     def _set_signature_columns_if_needed(self):
         # the target's forward takes what the collator makes; only what neither uses may be dropped
         if self._signature_columns is None:
-            names = ("input_ids", "attention_mask", "position_ids", "documents", "document_lengths")
-            self._signature_columns = [*names, *_OWN_COLUMNS]
+            names = ("input_ids", "attention_mask", "position_ids", "documents", "document_lengths", "media")
+            self._signature_columns = [*names, *MEDIA, *_OWN_COLUMNS]
 
     # ---- evaluation and logging ----
 

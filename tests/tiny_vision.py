@@ -140,12 +140,14 @@ def tiny_vision_model(name: str = "qwen3-vl", layers: int = 10, seed: int = 0, *
 class PlainVideoProcessor:
     """What a video processor returns, made by plain operations: transformers' own needs torchvision.
 
-    Takes videos as arrays `(frames, height, width, 3)` of an even number of frames and sides that need no resizing.
+    Takes videos as arrays `(frames, height, width, 3)`, or files of such, of an even number of frames and sides that
+    need no resizing.
     """
 
     merge_size, temporal_patch_size, patch_size = MERGE, FRAMES, PATCH
 
     def __call__(self, videos, **kwargs):
+        videos = [np.load(video) if isinstance(video, str) else video for video in videos]
         patches, grids = zip(*map(video_patches, videos), strict=True)
         metadata = [SimpleNamespace(fps=2, sampled_fps=2, frames_indices=list(range(len(video)))) for video in videos]
         grids = torch.tensor(grids)
@@ -235,3 +237,28 @@ def processed(processor, conversations: list[list[dict]], side: str = "right") -
             padding_side=side,
         )
     )
+
+
+def write_records(folder, chats: list[list[dict]]) -> list[dict]:
+    """Conversations as records of a file: media become files that two of the forms name."""
+    records, number = [], 0
+    for messages in chats:
+        turns = []
+        for message in messages:
+            content = message["content"]
+            if isinstance(content, list):
+                content = list(content)
+                for n, part in enumerate(content):
+                    number += 1
+                    if part["type"] == "image":
+                        part["image"].save(folder / f"{number}.png")
+                        name = str(folder / f"{number}.png")
+                        content[n] = (
+                            {"type": "image", "image": name} if n else {"type": "image_url", "image_url": {"url": name}}
+                        )
+                    elif part["type"] == "video":
+                        np.save(folder / f"{number}.npy", part["video"])
+                        content[n] = {"type": "video", "video": str(folder / f"{number}.npy")}
+            turns.append({"role": message["role"], "content": content})
+        records.append({"messages": turns})
+    return records

@@ -8,14 +8,18 @@ from typing import Any
 
 from transformers import (
     AutoConfig,
+    AutoImageProcessor,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
+    AutoProcessor,
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    ProcessorMixin,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.utils import cached_file, find_adapter_config_file
 
 
@@ -78,6 +82,39 @@ def load_tokenizer(name_or_path: str, revision: str = "main", **options: Any) ->
         if cached_file(str(name_or_path), "tokenizer_config.json", revision=revision, **missing) is None:
             return load_tokenizer(_base_of(name_or_path, adapter), adapter.get("revision") or "main", **options)
     return AutoTokenizer.from_pretrained(name_or_path, revision=revision, **options)
+
+
+def load_processor(name_or_path: str, revision: str = "main", **options: Any) -> ProcessorMixin:
+    """The processor of a target that takes images and videos.
+
+    Without torchvision, which transformers' video processors need, it takes images alone, by PIL.
+
+    Args:
+        name_or_path, revision: as in [`load_causal_lm`].
+        options: as for `AutoProcessor.from_pretrained`.
+
+    Raises:
+        ValueError: if the target has none.
+    """
+    try:
+        return AutoProcessor.from_pretrained(name_or_path, revision=revision, **options)
+    except ImportError as problem:
+        if "orchvision" not in str(problem):
+            raise
+    config = AutoConfig.from_pretrained(name_or_path, revision=revision, **options)
+    if type(config) not in PROCESSOR_MAPPING:
+        raise ValueError(f"`target` {name_or_path} has no processor of images, but the data hold some.")
+    logger.warning("There is no torchvision here: the processor of %s takes images, but no videos.", name_or_path)
+    kind = PROCESSOR_MAPPING[type(config)]
+    # transformers insists on a video processor of its own, which nothing can make here
+    lenient = type(kind.__name__, (kind,), {"check_argument_for_proper_class": lambda *args: None})
+    images = AutoImageProcessor.from_pretrained(name_or_path, revision=revision, **options)
+    tokenizer = load_tokenizer(name_or_path, revision, **options)
+    return lenient(images, tokenizer, _no_videos, chat_template=tokenizer.chat_template)
+
+
+def _no_videos(*args, **kwargs):
+    raise ValueError("The data hold a video, which transformers' video processors need torchvision for: install it.")
 
 
 def is_adapter(name_or_path: str, revision: str = "main") -> bool:
