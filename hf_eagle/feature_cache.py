@@ -149,8 +149,8 @@ def open_cache(
         write: make the store where there is none, and add to it what is missing.
 
     Raises:
-        ValueError: if the data hold media, the store was made with anything else, lacks something, is being written by another run, or the
-            disk cannot hold it.
+        ValueError: if the data hold media, if the store was made with anything else, lacks something, is being written
+            by another run, or the disk cannot hold it.
     """
     if any("media" in data.column_names for data in datasets):
         raise ValueError(

@@ -58,6 +58,7 @@ def main() -> None:
 
     from hf_eagle.callbacks import AcceptanceLengthCallback
     from hf_eagle.checkpoints import refuse_other_run, resolve_resume
+    from hf_eagle.data.vision_collator import DataCollatorForVisionEagle
     from hf_eagle.distributed import leave
     from hf_eagle.drafts.build import draft_class_of
     from hf_eagle.evaluation.prompts import load_prompts
@@ -92,8 +93,8 @@ def main() -> None:
         data_args.acceptance_prompts, limit=data_args.acceptance_num_prompts
     )
 
-    tokenizer = tokenizer_of(target_args)
-    train, held_out = conversations(tokenizer, data_args, args)
+    tokenizer, processor = tokenizer_of(target_args), processor_of(target_args)
+    train, held_out = conversations(tokenizer, data_args, args, processor)
 
     target = load_target(target_args)
     check_length(target.config, data_args.max_length)
@@ -111,6 +112,7 @@ def main() -> None:
         train_dataset=train,
         eval_dataset=held_out,
         processing_class=tokenizer,
+        data_collator=DataCollatorForVisionEagle(processor) if "media" in (train.column_names or ()) else None,
         peft_config=adapter_args.peft_config(),
     )
     if adapter_args.use_peft:
@@ -154,6 +156,16 @@ def tokenizer_of(target_args):
         trust_remote_code=target_args.trust_remote_code,
         **({"gguf_file": target_args.gguf_file} if target_args.gguf_file else {}),
     )
+
+
+def processor_of(target_args):
+    """The processor of a target that takes images, `None` for any other."""
+    from hf_eagle.targets.loading import load_processor, takes_media
+
+    options = {"revision": target_args.target_revision, "trust_remote_code": target_args.trust_remote_code}
+    if target_args.gguf_file or not takes_media(target_args.target, **options):
+        return None
+    return load_processor(target_args.target, **options)
 
 
 def load_target(target_args):
@@ -210,11 +222,15 @@ def leave_results(trainer, result) -> None:
         logger.info("The draft is in %s: vLLM and SGLang load that folder as it is.", trainer.args.output_dir)
 
 
-def conversations(tokenizer, data_args, args):
-    """Tokenised data to train on and to hold out (or `None`), packed when asked for, or a stream."""
+def conversations(tokenizer, data_args, args, processor=None):
+    """Tokenised data to train on and to hold out (or `None`), packed when asked for, or a stream.
+
+    Chats with images or videos are read with `processor`, where the target has one.
+    """
     from hf_eagle.data.conversations import MaskOptions, build_dataset, build_stream
     from hf_eagle.data.packing import pack_dataset
     from hf_eagle.data.records import load_records
+    from hf_eagle.data.vision_dataset import build_vision_dataset, holds_media
 
     options = MaskOptions(data_args.last_turn_only, data_args.train_on_thoughts, data_args.train_on_tool_calls)
     template = {"options": options, "template_kwargs": data_args.template_kwargs}
@@ -222,6 +238,9 @@ def conversations(tokenizer, data_args, args):
     def build(sources, weights=None, streaming=False):
         form = data_args.dataset_format
         records = load_records(sources, dataset_format=form, weights=weights, streaming=streaming, seed=args.seed)
+        if processor is not None and holds_media(records):
+            skip = data_args.skip_bad_media
+            return build_vision_dataset(records, processor, data_args.max_length, skip_bad_media=skip, **template)
         if streaming:
             records = records.shuffle(seed=args.seed, buffer_size=1000)
             return build_stream(records, tokenizer, data_args.max_length, **template)

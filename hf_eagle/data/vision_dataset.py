@@ -3,12 +3,13 @@
 import copy
 import logging
 from dataclasses import dataclass
+from itertools import islice
 
 from datasets import Dataset, Features, List, Value
 
 from .loss_mask import ConversationEncoder, MaskOptions
 from .mask_check import check_loss_mask
-from .media import KINDS, as_text, from_text, read_media_record
+from .media import KINDS, as_text, from_text, has_media, read_media_record
 from .messages import read_tools
 from .token_mask import mask_by_offsets
 
@@ -80,6 +81,19 @@ def build_vision_dataset(
             f"None of the {len(records)} conversations is left: raise `max_length` {max_length}, or look at `records`."
         )
     return Dataset.from_list(rows, features=_ROWS)
+
+
+def holds_media(records) -> bool:
+    """Whether any record has an image or a video; of a stream, the first ones are looked at, and it may have none.
+
+    Raises:
+        ValueError: for a stream with media.
+    """
+    if hasattr(records, "__len__"):
+        return any(map(has_media, records))
+    if any(map(has_media, islice(records, _CHECKED))):
+        raise ValueError("`streaming` reads text, but the data hold images or videos: leave it out.")
+    return False
 
 
 @dataclass

@@ -34,6 +34,17 @@ def auto_class(config: PreTrainedConfig) -> type:
     return AutoModelForImageTextToText if with_media else AutoModelForCausalLM
 
 
+def takes_media(name_or_path: str, revision: str = "main", **options: Any) -> bool:
+    """Whether a target is of `AutoModelForImageTextToText`; arguments as of [`load_tokenizer`]."""
+    if options.get("gguf_file"):
+        return False
+    adapter = _adapter_config(name_or_path, revision)
+    if adapter is not None:
+        return takes_media(_base_of(name_or_path, adapter), adapter.get("revision") or "main", **options)
+    config = AutoConfig.from_pretrained(name_or_path, revision=revision, **options)
+    return auto_class(config) is AutoModelForImageTextToText
+
+
 def load_causal_lm(name_or_path: str, revision: str = "main", **options: Any) -> PreTrainedModel:
     """A causal language model, which may take images too; of an adapter, its base with the adapter merged in.
 
