@@ -221,9 +221,9 @@ CHATS = [
 ]
 
 
-def processed(processor, conversations: list[list[dict]], side: str = "right") -> dict[str, torch.Tensor]:
+def processed(processor, conversations: list[list[dict]], side: str = "right", **template) -> dict[str, torch.Tensor]:
     """What the processor makes of conversations, padded by its tokenizer."""
-    texts = [processor.apply_chat_template(messages, tokenize=False) for messages in conversations]
+    texts = [processor.apply_chat_template(messages, tokenize=False, **template) for messages in conversations]
     parts = [p for messages in conversations for m in messages if isinstance(m["content"], list) for p in m["content"]]
     images = [part["image"] for part in parts if part["type"] == "image"]
     videos = [part["video"] for part in parts if part["type"] == "video"]
