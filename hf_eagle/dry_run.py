@@ -216,6 +216,9 @@ def _target_forward(target, text, shapes: RunShapes) -> list[Holding]:
             for layer in parts.layers
         ]
         held.append(Holding("a layer's weights, gathered, and the next one's", 2 * max(layers) * width))
+    if shapes.target_sharding != "none":  # the teacher's logits are made by a whole head
+        head = parts.head.weight.numel()
+        held.append(Holding("the head, gathered", head * width, head))
     return held
 
 

@@ -102,7 +102,7 @@ def check_length(config, max_length: int) -> None:
     if rope.get("rope_type") == "longrope" and longest is not None and max_length > longest:
         raise ValueError(
             f"`max_length` is {max_length}, but beyond {longest} tokens this target rotates every sequence of a batch "
-            f"otherwise (longrope), short ones too: set it to {longest} at most, and serve with as long a context."
+            f"otherwise (longrope), short ones too: set it to {longest} at most, and serve with no longer a context."
         )
 
 
