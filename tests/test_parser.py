@@ -99,6 +99,7 @@ SCRIPTS = [
     "regenerate_answers",
     "fetch_assets",
     "quickstart",
+    "preview_data",
     "prune_draft",
     "import_draft",
 ]
