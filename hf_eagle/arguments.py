@@ -211,8 +211,8 @@ class DataArguments:
     streaming: bool = _arg(
         False,
         "Read and tokenise conversations while training, shuffled within 1,000, for data that are too large to prepare "
-        "first. Needs `max_steps`; nothing can be packed, grouped by length, held out or counted for a draft "
-        "vocabulary.",
+        "first. Needs `max_steps`; nothing can be packed, grouped by length, held out, stored as features or counted "
+        "for a draft vocabulary.",
     )
     last_turn_only: bool = _arg(False, "Train on what follows the last user's message only, not on every answer.")
     train_on_thoughts: bool = _arg(True, "Train on the thoughts of answers too, where the template writes them.")
@@ -249,8 +249,8 @@ class DataArguments:
                 f"`data_weights` has {len(self.data_weights)} numbers for the {len(self.train_data)} sources of "
                 "`train_data`: give one for each."
             )
-        if self.streaming and (self.packing or self.eval_share):
-            wrong = "packing" if self.packing else "eval_share"
+        wrong = next((name for name in ("packing", "eval_share", "feature_store") if getattr(self, name)), None)
+        if self.streaming and wrong:
             raise ValueError(f"`{wrong}` needs the whole data, which `streaming` never has: leave one of them out.")
         _ = self.template_kwargs
         if self.max_length < 4:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without installation
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # train_eagle.py, when the `hf-eagle` command runs this file
 
 from hf_eagle.arguments import DataArguments, DraftArguments, EagleArguments, TargetArguments
 from hf_eagle.parser import EagleArgumentParser

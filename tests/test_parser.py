@@ -69,6 +69,7 @@ def test_data_options(parse):
         (["--data_weights", "1"], FILE, "`data_weights` has 1 numbers for the 2 sources of `train_data`"),
         (["--streaming", "--packing"], FILE, "`packing` needs the whole data, which `streaming` never has"),
         (["--streaming", "--eval_share", "0.1"], FILE, "`eval_share` needs the whole data"),
+        (["--streaming", "--feature_store", "features"], FILE, "`feature_store` needs the whole data"),
         (["--dataset_format", "chatml"], FILE, "-format: invalid choice: 'chatml'"),
         (["--chat_template_kwargs", "{thinking: no}"], FILE, "`chat_template_kwargs` is no JSON"),
         (["--chat_template_kwargs", "[1]"], FILE, "`chat_template_kwargs` must be a JSON object, got [1]"),
@@ -99,6 +100,7 @@ SCRIPTS = [
     "regenerate_answers",
     "fetch_assets",
     "quickstart",
+    "preview_data",
     "prune_draft",
     "import_draft",
 ]
