@@ -5,7 +5,8 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from ..targets.target import FrozenTarget, TargetFeatures
+from ..targets.features import TargetFeatures
+from ..targets.target import FrozenTarget
 from .caches import Lengths, SlotCache, check_cache
 from .tree import DraftTree
 
