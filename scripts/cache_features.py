@@ -35,7 +35,6 @@ def main() -> None:
     from hf_eagle.data.collators import EagleDataCollator
     from hf_eagle.distributed import leave
     from hf_eagle.feature_cache import fill, open_cache
-    from hf_eagle.targets.architectures import default_tap_ids
 
     logging.basicConfig(level=logging.INFO if args.should_log else logging.ERROR, format="%(message)s")
     set_seed(args.seed)
@@ -43,8 +42,7 @@ def main() -> None:
     tokenizer = train_eagle.tokenizer_of(target_args)
     datasets = [data for data in train_eagle.conversations(tokenizer, data_args, args) if data]
     target = train_eagle.load_target(target_args)
-    if draft_args.draft_method == "eagle3":
-        target.tap_ids = target_args.tap_ids or default_tap_ids(target.num_layers)
+    target.tap_ids = train_eagle.config_of_draft(target.config, target_args, draft_args).tap_ids
     cache = open_cache(
         data_args.feature_store,
         target,
