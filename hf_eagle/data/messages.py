@@ -117,7 +117,7 @@ def read_tools(record: Mapping, index: int) -> list[dict] | None:
     found = next((record[name] for name in ("tools", "functions") if record.get(name)), None)
     try:
         found = json.loads(found) if isinstance(found, str) else found
-        tools = [_filled(json.loads(tool) if isinstance(tool, str) else tool) for tool in found or ()]
+        tools = [filled(json.loads(tool) if isinstance(tool, str) else tool) for tool in found or ()]
     except (TypeError, json.JSONDecodeError) as problem:
         raise ValueError(f"Record {index}: `tools` is no list of JSON schemas: {problem}.") from None
     if not all(isinstance(tool, dict) for tool in tools):
@@ -226,7 +226,7 @@ def _call(call: Mapping) -> dict:
     function = call.get("function") or call
     arguments = function.get("arguments", function.get("parameters"))
     arguments = json.loads(arguments) if isinstance(arguments, str) and arguments.strip() else arguments or {}
-    found = {"type": "function", "function": {"name": str(function["name"]), "arguments": _filled(arguments)}}
+    found = {"type": "function", "function": {"name": str(function["name"]), "arguments": filled(arguments)}}
     return {"id": call["id"], **found} if call.get("id") else found
 
 
@@ -239,8 +239,8 @@ def _call_in_text(content) -> list[dict]:
         return []
 
 
-def _filled(value):
+def filled(value):
     """Without the empty keys that Arrow puts into objects of different shapes."""
     if isinstance(value, Mapping):
-        return {key: _filled(inner) for key, inner in value.items() if inner is not None}
-    return [_filled(inner) for inner in value] if isinstance(value, list) else value
+        return {key: filled(inner) for key, inner in value.items() if inner is not None}
+    return [filled(inner) for inner in value] if isinstance(value, list) else value

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from .journal import Journal, write_atomically
-from .records import read_record
+from .messages import filled, read_record
 
 
 logger = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ def _read_with_parts(record, index: int) -> list[dict]:
     # a system text that stands beside the messages was put before them
     for message, turn in zip(messages[len(messages) - len(written) :], written, strict=True):
         if _has_parts(turn):
-            message["content"] = [_filled(part) for part in turn["content"]]
+            message["content"] = [filled(part) for part in turn["content"]]
             if not all(isinstance(part, Mapping) and "type" in part for part in message["content"]):
                 raise ValueError(f"Record {index}: every part of a message's content must be an object with a `type`.")
     return messages
@@ -46,13 +46,6 @@ def _read_with_parts(record, index: int) -> list[dict]:
 
 def _has_parts(turn) -> bool:
     return isinstance(turn, Mapping) and isinstance(turn.get("content"), list)
-
-
-def _filled(value):
-    """Without the empty keys that Arrow gives to objects of different shapes."""
-    if isinstance(value, Mapping):
-        return {key: _filled(inner) for key, inner in value.items() if inner is not None}
-    return [_filled(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _turns(messages: list[dict], index: int) -> list[list[dict]]:
