@@ -58,7 +58,7 @@ def recognise_form(record: Mapping) -> str:
     raise ValueError(f"no conversation in the columns {sorted(record)}; a record needs {', or '.join(FORMS.values())}.")
 
 
-def to_messages(record: Mapping, form: str | None = None) -> list[dict]:
+def to_messages(record: Mapping, form: str | None = None, content_parts: bool = False) -> list[dict]:
     """The conversation of one record as `[{"role": ..., "content": ...}]`, roles system, user, assistant and tool.
 
     An answer may also have `reasoning_content` (its thoughts) and `tool_calls`, whose arguments are an object; a tool's
@@ -68,6 +68,7 @@ def to_messages(record: Mapping, form: str | None = None) -> list[dict]:
     Args:
         record: of any form in `FORMS`.
         form: which one; by default what its columns speak for.
+        content_parts: keep contents that are lists of typed parts (text, images, videos) as they are.
 
     Raises:
         `ValueError`: the record has none of these forms, no message, an unknown role, or a content that is no text.
@@ -93,7 +94,8 @@ def to_messages(record: Mapping, form: str | None = None) -> list[dict]:
 
     if not isinstance(turns, list):
         raise ValueError(f"the conversation must be a list of messages, got {type(turns).__name__}.")
-    messages = [message for place, turn in enumerate(turns) for message in [_message(turn, place)] if message]
+    messages = [_message(turn, place, content_parts) for place, turn in enumerate(turns)]
+    messages = [message for message in messages if message]
     if not messages:
         raise ValueError("the conversation is empty; remove the record, or give it at least one message.")
     if isinstance(record.get("system"), str) and record["system"] and messages[0]["role"] not in ("system", TEXT):
@@ -101,10 +103,12 @@ def to_messages(record: Mapping, form: str | None = None) -> list[dict]:
     return messages
 
 
-def read_record(record: Mapping, index: int, form: str | None = None) -> tuple[list[dict], list[str] | None]:
+def read_record(
+    record: Mapping, index: int, form: str | None = None, content_parts: bool = False
+) -> tuple[list[dict], list[str] | None]:
     """Messages and, where regeneration wrote them, each answer's `finish_reason`; errors name the record's index."""
     try:
-        return to_messages(record, form), record.get("finish_reason")
+        return to_messages(record, form, content_parts), record.get("finish_reason")
     except ValueError as problem:
         raise ValueError(f"Record {index}: {problem}") from None
 
@@ -170,7 +174,7 @@ def _side(text, role: str) -> list[dict]:
     return text if isinstance(text, list) else [{"role": role, "content": text}]
 
 
-def _message(turn, place: int) -> dict | None:
+def _message(turn, place: int, content_parts: bool = False) -> dict | None:
     if not isinstance(turn, Mapping):
         raise ValueError(f"message {place} must be an object with role and content, got {type(turn).__name__}.")
     if turn.get("role") == TEXT:
@@ -184,13 +188,20 @@ def _message(turn, place: int) -> dict | None:
         calls = _call_in_text(content)
         content = "" if calls else content
     content = "" if content is None and calls else content
-    message = {"role": ROLES[role], "content": _text(content, place)}
+    read = _parts if content_parts and isinstance(content, list) else _text
+    message = {"role": ROLES[role], "content": read(content, place)}
     thoughts = next((turn[name] for name in _THOUGHTS if turn.get(name)), None)
     if thoughts and ROLES[role] == "assistant":
         message["reasoning_content"] = _text(thoughts, place)
     if calls:
         message["tool_calls"] = calls
     return message | {key: turn[key] for key in ("name", "tool_call_id") if ROLES[role] == "tool" and turn.get(key)}
+
+
+def _parts(content: list, place: int) -> list[dict]:
+    if not all(isinstance(part, Mapping) and part.get("type") for part in content):
+        raise ValueError(f"every part of the content of message {place} must be an object with a `type`.")
+    return [_filled(part) for part in content]
 
 
 def _text(content, place: int) -> str:
