@@ -255,10 +255,6 @@ class DataArguments:
         _ = self.template_kwargs
         if self.max_length < 4:
             raise ValueError(f"`max_length` must be at least 4 tokens, got {self.max_length}.")
-        if self.feature_store is not None and self.streaming:
-            raise ValueError(
-                "`streaming` data are not known beforehand, so no `feature_store` can hold them: leave one out."
-            )
         for name, default in (("cache_mode", "read"), ("store_dtype", "bfloat16")):
             if self.feature_store is None and getattr(self, name) != default:
                 raise ValueError(f"`{name}` is {getattr(self, name)}, but `feature_store` names no folder.")

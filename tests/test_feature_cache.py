@@ -203,8 +203,6 @@ def test_every_mismatch_is_one_sentence(tmp_path):
 
 
 def test_arguments_that_do_not_fit_are_one_sentence():
-    with pytest.raises(ValueError, match="must know all data beforehand, which `streaming` does not"):
-        DataArguments(train_data=["chats.jsonl"], feature_store="features", streaming=True)
     with pytest.raises(ValueError, match="`store_dtype` is float8, but `feature_store` names no folder"):
         DataArguments(train_data=["chats.jsonl"], store_dtype="float8")
 
