@@ -7,8 +7,9 @@ from typing import get_args
 
 import pytest
 
-from hf_eagle.arguments import DataArguments, DraftArguments, TargetArguments, refuse_other_methods
+from hf_eagle.arguments import DataArguments, DraftArguments, TargetArguments
 from hf_eagle.data.messages import FORMS
+from hf_eagle.eagle_arguments import refuse_other_methods
 from hf_eagle.parser import EagleArgumentParser
 
 

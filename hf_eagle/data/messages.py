@@ -201,7 +201,7 @@ def _message(turn, place: int, content_parts: bool = False) -> dict | None:
 def _parts(content: list, place: int) -> list[dict]:
     if not all(isinstance(part, Mapping) and part.get("type") for part in content):
         raise ValueError(f"every part of the content of message {place} must be an object with a `type`.")
-    return [_filled(part) for part in content]
+    return [without_empty_keys(part) for part in content]
 
 
 def _text(content, place: int) -> str:
