@@ -172,10 +172,16 @@ class FrozenTarget:
 
     @torch.no_grad()
     def __call__(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **inputs: Any
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        documents: torch.Tensor | None = None,
+        **inputs: Any,
     ) -> TargetFeatures:
         """Features of a batch, see `features`; a sharded target must be asked by all of its ranks, each of its own."""
         inputs |= {"input_ids": input_ids, "attention_mask": attention_mask}
+        inputs |= {"position_ids": position_ids, "documents": documents}
         return self.features(**inputs) if self.sharding is None else self.sharding.run(self.features, inputs)
 
     @torch.no_grad()
