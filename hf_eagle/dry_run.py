@@ -14,6 +14,7 @@ from .drafts.build import DRAFT_CLASSES
 from .drafts.configuration_eagle import Eagle1Config, EagleConfig
 from .targets.architectures import find_decoder_parts
 from .targets.loading import auto_class
+from .targets.sharding import layout_of
 
 
 GIB = 2**30
@@ -98,11 +99,13 @@ def read_target_config(name_or_path: str, revision: str = "main", trust_remote_c
 
 def shapes_of(target_config: PreTrainedConfig, target_args, data_args, dry_args, args, steps: int) -> RunShapes:
     """The run that a script's argument groups describe; `steps` of the training-time test."""
+    sharding, ranks = (target_args.target_sharding, target_args.target_shard_size), dry_args.world_size
+    layout_of(target_config, *sharding, world=ranks)  # refuses what cannot be spread so
     dtype = target_args.target_dtype
     if dtype == "auto":
         dtype = target_config.get_text_config().dtype or target_config.dtype or torch.float32
     return RunShapes(
-        world_size=dry_args.world_size,
+        world_size=ranks,
         rows=args.per_device_train_batch_size,
         length=data_args.max_length,
         ttt_steps=steps,
@@ -111,8 +114,8 @@ def shapes_of(target_config: PreTrainedConfig, target_args, data_args, dry_args,
         checkpointing=bool(args.gradient_checkpointing or getattr(args, "activation_checkpointing", False)),
         draft_sharded=bool(args.fsdp),
         target_dtype=dtype if isinstance(dtype, torch.dtype) else getattr(torch, dtype),
-        target_sharding=getattr(target_args, "target_sharding", "none"),
-        target_shard_size=getattr(target_args, "target_shard_size", None),
+        target_sharding=target_args.target_sharding,
+        target_shard_size=target_args.target_shard_size,
     )
 
 
@@ -132,7 +135,8 @@ def dry_run(target_config: PreTrainedConfig, draft_config: EagleConfig, shapes: 
     text = target_config.get_text_config()
     taps = "no taps" if not draft_config.tap_ids else f"taps {', '.join(map(str, draft_config.tap_ids))}"
     run = DryRun(
-        f"Each of {shapes.world_size} rank(s): {type(target).__name__} of {text.num_hidden_layers} layers, "
+        f"Each of {shapes.world_size} rank(s): {type(target).__name__} of {text.num_hidden_layers} layers "
+        f"and {sum(p.numel() for p in target.parameters()):,} parameters, "
         f"{type(draft).__name__} of {trained + sum(lent):,} parameters ({taps}), "
         f"{shapes.rows} x {shapes.length} tokens, {shapes.supervised} of them supervised at most"
     )
@@ -217,6 +221,9 @@ def _target_forward(target, text, shapes: RunShapes) -> list[Holding]:
             for layer in parts.layers
         ]
         held.append(Holding("a layer's weights, gathered, and the next one's", 2 * max(layers) * width))
+    if shapes.target_sharding != "none":  # the teacher's logits are made by a whole head
+        head = parts.head.weight.numel()
+        held.append(Holding("the head, gathered", head * width, head))
     return held
 
 

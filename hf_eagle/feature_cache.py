@@ -49,8 +49,8 @@ class FeatureCache(TrainerCallback):
         writer ([`FeatureWriter`], *optional*): where features go that are not stored yet; they are an error without.
 
     Example:
-        >>> store = open_store(folder, target, tokenizer, draft.config.tap_ids, max_length=2048)
-        >>> trainer = EagleTrainer(draft, args, target, train_dataset=chats, features=FeatureCache(store, target))
+        >>> features = open_cache(folder, target, tokenizer, [chats], tap_ids=draft.config.tap_ids, max_length=2048)
+        >>> trainer = EagleTrainer(draft, args, target, train_dataset=chats, features=features)
     """
 
     def __init__(self, store: FeatureStore, target: FrozenTarget, writer: FeatureWriter | None = None):

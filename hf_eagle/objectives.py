@@ -19,9 +19,10 @@ from .fused_loss import FusedHeadLoss, LossRows, StreamedRows, acceptance_rates
 
 
 if TYPE_CHECKING:
-    from .arguments import EagleArguments
+    from .eagle_arguments import EagleArguments
     from .supervision import SupervisionPlan
-    from .targets.target import FrozenTarget, TargetDistribution
+    from .targets.features import TargetDistribution
+    from .targets.target import FrozenTarget
 
 
 @dataclass

@@ -1,39 +1,25 @@
 """`EagleTrainer`: a `transformers.Trainer` whose `compute_loss` asks a frozen target and unrolls a draft."""
 
 import os
-import shutil
-import time
-from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel
 from torch import nn
 from transformers import PreTrainedTokenizerBase
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
-from .arguments import refuse_other_methods
 from .callbacks import AcceptanceLengthCallback
-from .checkpoints import (
-    WRITE_ERRORS,
-    check_rows_per_step,
-    check_tensors,
-    clear_run,
-    refuse_other_run,
-    resolve_resume,
-    why_incomplete,
-    write_failure,
-    write_manifest,
-)
+from .checkpointed_trainer import CheckpointedTrainer
 from .data.collators import EagleDataCollator
-from .distributed_draft import DistributedDraft, shard_draft
+from .distributed_draft import shard_draft
 from .drafts.adapters import AdaptedDraft
 from .drafts.modeling_base import EagleOutput, EaglePreTrainedModel
 from .drafts.row_layout import mark_padding
-from .drafts.vocabulary import check_mapping, tokenizer_fingerprint
+from .drafts.vocabulary import tokenizer_fingerprint
+from .eagle_arguments import refuse_other_methods
 from .feature_cache import FeatureCache
-from .hub.serving_check import require_servable
-from .objectives import estimated_acceptance_length, objective_of
+from .objectives import objective_of
+from .step_totals import StepTotals
 from .supervision import SupervisionPlan, supervised_steps
 from .targets.media import MEDIA
 from .targets.target import FrozenTarget
@@ -44,7 +30,7 @@ from .training_arguments import EagleTrainingArguments
 _OWN_COLUMNS = ("loss_mask", "stored")
 
 
-class EagleTrainer(DistributedDraft):
+class EagleTrainer(CheckpointedTrainer):
     """Trains a draft on the features of a frozen target.
 
     The target is a plain attribute: it is neither saved, optimised, wrapped nor cast. Losses are sums over supervised
@@ -241,119 +227,10 @@ class EagleTrainer(DistributedDraft):
             self._train_totals = StepTotals()
         super().log(logs, start_time)
 
-    # ---- checkpoints ----
-
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
-        """As in `Trainer`; `"last"` or `True` resumes from the newest COMPLETE checkpoint, if there is one.
-
-        Raises:
-            FileExistsError: if `output_dir` holds another run and this one does not continue it.
-            ValueError: if the checkpoint is half-written, or fits neither the draft nor the batch.
-        """
-        resume = resolve_resume(self.args.output_dir, resume_from_checkpoint)
-        if resume is not None and not (self.args.ignore_data_skip or self.args.auto_find_batch_size):
-            check_rows_per_step(resume, self._rows_per_step)
-        if resume is None and resume_from_checkpoint in (None, False):
-            refuse_other_run(self.args.output_dir, self.args.overwrite)
-            self.accelerator.wait_for_everyone()
-            if self.args.overwrite and self.args.should_save:
-                clear_run(self.args.output_dir)
-            self.accelerator.wait_for_everyone()
+    def train(self, *args, **kwargs):
+        """As in `Trainer`, see [`CheckpointedTrainer.train`]."""
         self._train_totals = StepTotals()
-        return super().train(resume_from_checkpoint=None if resume is None else str(resume), **kwargs)
-
-    @property
-    def _rows_per_step(self) -> int:
-        return self._train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-
-    def _save_checkpoint(self, model, trial) -> None:
-        folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        if self.args.should_save and folder.exists() and why_incomplete(folder):
-            shutil.rmtree(folder)  # a killed run's; its files must not mix with the new ones
-        self.accelerator.wait_for_everyone()
-        limit, self.args.save_total_limit = self.args.save_total_limit, None
-        try:
-            super()._save_checkpoint(model, trial)
-        except WRITE_ERRORS as problem:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise write_failure(folder, problem) from problem
-        finally:
-            self.args.save_total_limit = limit
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            write_manifest(folder, self._rows_per_step)
-            # older ones go only now that this one is whole
-            rotate_checkpoints(
-                output_dir=str(folder.parent),
-                save_total_limit=limit,
-                best_model_checkpoint=self.state.best_model_checkpoint,
-                use_mtime=True,
-            )
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
-        """As in `Trainer`: the folder is what the servers load."""
-        if _internal_call:  # _save_checkpoint handles its own errors
-            return super().save_model(output_dir, _internal_call)
-        try:
-            super().save_model(output_dir, _internal_call)
-        except WRITE_ERRORS as problem:
-            raise write_failure(output_dir or self.args.output_dir, problem) from problem
-
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        super()._save(output_dir, state_dict)  # on the main process only
-        require_servable(output_dir or self.args.output_dir, self.target.config)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        draft = self.accelerator.unwrap_model(model or self.model)
-        if isinstance(draft, AdaptedDraft):
-            draft.load_adapter_from(resume_from_checkpoint)
-            return
-        check_tensors(draft, resume_from_checkpoint)
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        if draft.d2t is not None:
-            check_mapping(draft.d2t, draft.t2d)
-
-    def _load_best_model(self) -> None:
-        draft = self.accelerator.unwrap_model(self.model)
-        if isinstance(draft, AdaptedDraft):
-            draft.load_adapter_from(self.state.best_model_checkpoint)
-        else:
-            super()._load_best_model()
-
-
-class StepTotals:
-    """Sums per TTT step since the last report, kept on the device until they are asked for."""
-
-    def __init__(self):
-        self.sums: dict[str, torch.Tensor] = {}
-        self.started = time.perf_counter()
-
-    def add(self, **sums: torch.Tensor) -> None:
-        """Add one batch's sums, each `(steps,)`."""
-        for name, value in sums.items():
-            value = value.detach().double()
-            self.sums[name] = value if name not in self.sums else self.sums[name] + value
-
-    def metrics(self, accelerator, step_weights: torch.Tensor) -> dict[str, float]:
-        """Means over all ranks: loss and its parts, accuracies, estimated acceptance length, rows per second."""
-        if not self.sums:
-            return {}
-        total = {name: accelerator.reduce(value, reduction="sum").cpu() for name, value in sorted(self.sums.items())}
-        rows = total["rows"].clamp_min(1)
-        accuracies = (total["correct"] / rows).tolist()
-        elapsed = time.perf_counter() - self.started
-        means = {
-            name: float((step_weights.double().cpu() * value / rows).sum())
-            for name, value in total.items()
-            if name not in ("correct", "rows")
-        }
-        return {
-            **means,
-            **{f"accuracy_step_{step}": round(value, 4) for step, value in enumerate(accuracies)},
-            "estimated_acceptance_length": round(estimated_acceptance_length(accuracies), 4),
-            # significant digits, not decimals: zero must mean that there was no row
-            "supervised_rows_per_second": float(f"{float(total['rows'][0]) / elapsed:.4g}"),
-        }
+        return super().train(*args, **kwargs)
 
 
 def _check_fit(draft, target: FrozenTarget, tokenizer: PreTrainedTokenizerBase | None) -> None:

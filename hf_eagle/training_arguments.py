@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import torch
 from transformers import TrainingArguments
 
-from .arguments import EagleArguments
+from .eagle_arguments import EagleArguments
 
 
 @dataclass

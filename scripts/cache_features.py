@@ -16,35 +16,35 @@ import time
 from pathlib import Path
 
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without installation
 
-import train_eagle  # noqa: E402
+from hf_eagle.recipe import Recipe
 
 
 logger = logging.getLogger("hf_eagle")
 
 
 def main() -> None:
-    target_args, draft_args, _, data_args, _, args = train_eagle.parse(description=__doc__)
+    recipe = Recipe.parse(description=__doc__)
+    target_args, data_args, args = recipe.target, recipe.data, recipe.training
     if data_args.feature_store is None:
         raise ValueError("Name the folder that features are stored in: `--feature_store DIR`.")
 
     from transformers import set_seed
 
-    from hf_eagle.arguments import refuse_other_methods
     from hf_eagle.data.collators import EagleDataCollator
     from hf_eagle.distributed import leave
     from hf_eagle.feature_cache import fill, open_cache
-    from hf_eagle.targets.architectures import default_tap_ids
+    from hf_eagle.run_parts import config_of_draft, conversations, load_target, spreadable, tokenizer_of
 
     logging.basicConfig(level=logging.INFO if args.should_log else logging.ERROR, format="%(message)s")
     set_seed(args.seed)
-    refuse_other_methods(draft_args.draft_method, target_args, draft_args, args)
-    tokenizer = train_eagle.tokenizer_of(target_args)
-    datasets = [data for data in train_eagle.conversations(tokenizer, data_args, args) if data]
-    target = train_eagle.load_target(target_args)
-    if draft_args.draft_method == "eagle3":
-        target.tap_ids = target_args.tap_ids or default_tap_ids(target.config)
+    recipe.refuse_other_methods()
+    target_args = spreadable(target_args, args)
+    tokenizer = tokenizer_of(target_args)
+    datasets = [data for data in conversations(tokenizer, data_args, args) if data]
+    target = load_target(target_args)
+    target.tap_ids = config_of_draft(target.config, target_args, recipe.draft).tap_ids
     cache = open_cache(
         data_args.feature_store,
         target,

@@ -18,7 +18,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without installation
 
-from hf_eagle.arguments import DataArguments, DraftArguments, EagleArguments, TargetArguments
+from hf_eagle.arguments import DataArguments, DraftArguments, TargetArguments
+from hf_eagle.eagle_arguments import EagleArguments
 from hf_eagle.parser import EagleArgumentParser
 
 
@@ -62,19 +63,12 @@ def main() -> None:
         raise ValueError("`streaming` data are never there as a whole, which statistics need: leave it out.")
     data.packing = False  # rows are shown as conversations
 
-    from train_eagle import conversations
-    from transformers import AutoTokenizer
-
     from hf_eagle.data.preview import to_html, to_terminal
+    from hf_eagle.run_parts import conversations, tokenizer_of
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    tokenizer = AutoTokenizer.from_pretrained(
-        target.target,
-        revision=target.target_revision,
-        trust_remote_code=target.trust_remote_code,
-        **({"gguf_file": target.gguf_file} if target.gguf_file else {}),
-    )
+    tokenizer = tokenizer_of(target)
     rows, _ = conversations(tokenizer, data, args)
     for place in spread(len(rows), preview.num_previews):
         row = rows[place]

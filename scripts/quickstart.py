@@ -159,13 +159,15 @@ def train_command(arguments: QuickstartArguments, target: Path, answers: Path) -
 
 def recipe(command: list[str]) -> dict[str, object]:
     """What the YAML file or the command line says to training, as training understood it; paths left out."""
-    import train_eagle
     import yaml
+
+    from hf_eagle.recipe import Recipe
 
     said = set(yaml.safe_load(Path(command[command.index("--config") + 1]).read_text()))
     said |= {word[2:].partition("=")[0] for word in command if word.startswith("--")}
     said -= {"config", "target", "train_data", "output_dir", "resume_from_checkpoint"}
-    found = {name: value for group in train_eagle.parse(command) for name, value in vars(group).items() if name in said}
+    groups = vars(Recipe.parse(command)).values()
+    found = {name: value for group in groups for name, value in vars(group).items() if name in said}
     return {name: getattr(value, "value", value) for name, value in found.items()}  # of an enum, its value
 
 

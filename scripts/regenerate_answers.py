@@ -83,7 +83,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
-        records = load_records(args.data)
+        records = load_records(args.data, content_parts=args.server_url is not None)
         if args.num_records is not None:
             records = records.select(range(min(args.num_records, len(records))))
         source = {"gguf_file": args.gguf_file} if args.gguf_file else {}

@@ -121,7 +121,7 @@ def test_the_script_sweeps_and_draws(tmp_path):
     ]
 
 
-@pytest.mark.parametrize("compare", ["padded", "trainer"])
+@pytest.mark.parametrize("compare", ["padded", "trainer", "live"])
 def test_the_script_compares_on_real_chats(tmp_path, compare):
     write_tiny_target(tmp_path / "target")
     write_chats(tmp_path / "chats.jsonl", number=20)
@@ -132,6 +132,8 @@ def test_the_script_compares_on_real_chats(tmp_path, compare):
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "out.json").read_text())
     assert any("_vs_" in key and value > 0 for key, value in result.items() if isinstance(value, float))
+    if compare == "live":
+        assert 0 < result["reading_share"] < 1 and "reading it costs" in done.stdout
 
 
 @pytest.mark.parametrize(

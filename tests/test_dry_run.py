@@ -34,13 +34,13 @@ def script():
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_is_dry_run_from_configs(recipe, script, tmp_path, capsys, caplog):
     """As the script does it, with a folder that holds the target's `config.json` and nothing else."""
-    groups = script["parse"](["--config", str(recipe), "--dry_run"])
-    name = groups[0].target
-    groups[0].target = str(write_config(name, tmp_path / "target"))
-    groups[3].device_memory_gb = 0.5
-    script["print_dry_run"](*groups)
+    asked = ["--config", str(recipe), "--dry_run", "--world_size", "8", "--device_memory_gb", "0.5"]
+    target, draft, *_, data, dry, args = script["parse"](asked)
+    name, target.target = target.target, str(write_config(target.target, tmp_path / "target"))
+    script["print_dry_run"](target, draft, data, dry, args)
     printed = capsys.readouterr().out
-    assert f"{PARAMETERS[name] - (60 * 384 if 'Kimi' in name else 0):,}" in printed  # Kimi's router has buffers
+    whole = PARAMETERS[name] - (60 * 384 if "Kimi" in name else 0)  # Kimi's router has buffers
+    assert f"layers and {whole:,} parameters" in printed
     if "mla" in recipe.stem:
         draft = 3_015_604_224 if "Kimi" in name else 1_002_457_088
         assert f"Eagle3DeepseekV2ForCausalLM of {draft:,} parameters" in printed

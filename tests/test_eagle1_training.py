@@ -10,8 +10,9 @@ from tiny import VOCAB, random_chats, tiny_eagle1_pair, tiny_pair
 from tiny_tokenizer import word_tokenizer
 
 from hf_eagle import EagleTrainer, EagleTrainingArguments, load_draft
-from hf_eagle.arguments import DraftArguments, TargetArguments, refuse_other_methods
+from hf_eagle.arguments import DraftArguments, TargetArguments
 from hf_eagle.callbacks import AcceptanceLengthCallback
+from hf_eagle.eagle_arguments import refuse_other_methods
 
 
 RECORDS = random_chats(16, seed=1)

@@ -8,12 +8,13 @@ from datasets import Dataset
 from test_packed_attention import packed_batch
 from tiny import pad_batch, random_chats
 from tiny_families import CONFIGS, SMALL, tiny_family
-from transformers import CohereConfig, Kimi_K25Config, LlamaConfig, Qwen2Config
+from transformers import CohereConfig, Kimi_K25Config, LlamaConfig, LongcatFlashConfig, Qwen2Config
 
 from hf_eagle import EagleMLAConfig, EagleTrainer, EagleTrainingArguments, FrozenTarget, load_draft
 from hf_eagle.drafts.build import draft_config, new_draft
 from hf_eagle.drafts.configuration_eagle import Eagle1Config
 from hf_eagle.targets.architectures import FAMILIES, describe_taps, family_of, sglang_counts_entries
+from hf_eagle.targets.latent import has_latent_attention
 
 
 TAPS = [2, 4, 5]
@@ -178,3 +179,8 @@ def test_a_family_that_nobody_named_is_tapped_by_discovery():
 def test_a_shallow_target_is_told_which_taps_would_do():
     with pytest.raises(ValueError, match="at least 7 layers, this one has 4: pass `tap_ids`, for example 0,2,4"):
         draft_config(Qwen2Config(**{**SMALL, "num_hidden_layers": 4}))
+
+
+def test_latent_attention_alone_does_not_make_sglang_count_entries():
+    """LongCat's class there is not made from DeepSeek's, and adds 1 as all others do."""
+    assert has_latent_attention(LongcatFlashConfig()) and not sglang_counts_entries(LongcatFlashConfig())

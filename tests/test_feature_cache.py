@@ -11,6 +11,7 @@ from tiny_tokenizer import CHATML, word_tokenizer
 from transformers import TrainerCallback
 
 from hf_eagle import EagleTrainer, EagleTrainingArguments, FrozenTarget
+from hf_eagle.arguments import DataArguments
 from hf_eagle.data.collators import EagleDataCollator
 from hf_eagle.data.feature_dtypes import decode, encode
 from hf_eagle.data.feature_store import FeatureStore
@@ -199,6 +200,11 @@ def test_every_mismatch_is_one_sentence(tmp_path):
     refused("`target_dtype` float32, this run has bfloat16", target=other(tiny_llama().bfloat16()))
     refused("weights of fingerprint", target=other(tiny_llama(seed=1)))
     refused("a `target` of configuration", target=other(tiny_llama(rope_theta=5e5)))
+
+
+def test_arguments_that_do_not_fit_are_one_sentence():
+    with pytest.raises(ValueError, match="`store_dtype` is float8, but `feature_store` names no folder"):
+        DataArguments(train_data=["chats.jsonl"], store_dtype="float8")
 
 
 def test_fingerprints_are_of_the_function_and_not_of_the_folder(tmp_path):

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_eagle import FrozenTarget
 from hf_eagle.drafts.vocabulary import tokenizer_fingerprint
-from hf_eagle.targets.loading import load_causal_lm, load_tokenizer
+from hf_eagle.targets.loading import load_causal_lm, load_tokenizer, save_merged
 
 
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10]])
@@ -142,3 +142,17 @@ class TestRefusals:
     def test_a_whole_model_beside_it(self, adapter, folders):
         shutil.copy(folders[0] / "model.safetensors", adapter)
         self.refused(adapter, r"holds both a whole model \(model.safetensors\) and an adapter")
+
+
+def test_a_merged_copy_is_made_once_and_never_over_another(folders, tmp_path):
+    base, adapter = folders
+    save_merged(str(adapter), tmp_path / "merged", dtype=torch.float32)
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    torch.testing.assert_close(logits(merged), logits(load_causal_lm(str(adapter)).eval()), rtol=0, atol=0)
+    assert tokenizer_fingerprint(load_tokenizer(tmp_path / "merged")) == tokenizer_fingerprint(load_tokenizer(base))
+    written = (tmp_path / "merged" / "model.safetensors").stat().st_mtime_ns
+    save_merged(str(adapter), tmp_path / "merged", dtype=torch.float32)
+    assert (tmp_path / "merged" / "model.safetensors").stat().st_mtime_ns == written
+    other = write_adapter(tmp_path / "other", base, seed=4)
+    with pytest.raises(FileExistsError, match=f"merged is in the way of merging `target` {other}: delete it"):
+        save_merged(str(other), tmp_path / "merged")

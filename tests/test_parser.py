@@ -7,8 +7,9 @@ from typing import get_args
 
 import pytest
 
-from hf_eagle.arguments import DataArguments, DraftArguments, TargetArguments, refuse_other_methods
+from hf_eagle.arguments import DataArguments, DraftArguments, TargetArguments
 from hf_eagle.data.messages import FORMS
+from hf_eagle.eagle_arguments import refuse_other_methods
 from hf_eagle.parser import EagleArgumentParser
 
 
@@ -69,6 +70,7 @@ def test_data_options(parse):
         (["--data_weights", "1"], FILE, "`data_weights` has 1 numbers for the 2 sources of `train_data`"),
         (["--streaming", "--packing"], FILE, "`packing` needs the whole data, which `streaming` never has"),
         (["--streaming", "--eval_share", "0.1"], FILE, "`eval_share` needs the whole data"),
+        (["--streaming", "--feature_store", "features"], FILE, "`feature_store` needs the whole data"),
         (["--dataset_format", "chatml"], FILE, "-format: invalid choice: 'chatml'"),
         (["--chat_template_kwargs", "{thinking: no}"], FILE, "`chat_template_kwargs` is no JSON"),
         (["--chat_template_kwargs", "[1]"], FILE, "`chat_template_kwargs` must be a JSON object, got [1]"),
@@ -99,6 +101,7 @@ SCRIPTS = [
     "regenerate_answers",
     "fetch_assets",
     "quickstart",
+    "preview_data",
     "prune_draft",
     "import_draft",
 ]

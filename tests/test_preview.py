@@ -97,9 +97,23 @@ def test_script(tmp_path):
     assert done.stdout.count("=== conversation") == 3 and "\x1b[30;42m" in done.stdout
     assert (tmp_path / "masks.html").read_text().count("<h2>") == 9
 
-    for args, message in (
-        (("--html", "nowhere/masks.html"), "`html` is nowhere/masks.html, but there is no folder nowhere"),
-        (("--streaming",), "`streaming` data are never there as a whole"),
-    ):
-        done = run(*args)
-        assert done.returncode in (1, 2) and message in done.stderr and "Traceback" not in done.stderr
+    # as the installed command runs it
+    module = [sys.executable, "-m", "hf_eagle", "preview", "--target", "target", "--train_data", "chats.jsonl"]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(module, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and "9 conversations, " in done.stdout, done.stderr
+
+
+def test_what_cannot_be_shown_is_refused_first(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    import preview_data
+
+    command = ["preview_data.py", "--target", "nowhere", "--train_data", "chats.jsonl"]
+    monkeypatch.setattr("sys.argv", [*command, "--html", "nowhere/masks.html"])
+    with pytest.raises(SystemExit):
+        preview_data.main()
+    assert "`html` is nowhere/masks.html, but there is no folder nowhere: make it first." in capsys.readouterr().err
+    monkeypatch.setattr("sys.argv", [*command, "--streaming"])
+    with pytest.raises(ValueError, match="`streaming` data are never there as a whole"):
+        preview_data.main()

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from hf_eagle.recipe import Recipe
+
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
@@ -94,12 +96,11 @@ except SystemExit as stop:
 
 
 def test_the_recipes_options_are_ones_that_training_knows():
-    import train_eagle
-
     options = [*quickstart.SHORT["train_options"].split(), "--bf16", "False", "--target_dtype", "float32"]
     config = SCRIPTS.parent / quickstart.QuickstartArguments().train_config
-    target, draft, *_, training = train_eagle.parse(["--config", str(config), *options])
-    assert (draft.draft_vocab_size, training.max_steps, training.bf16) == (256, 20, False)
+    recipe = Recipe.parse(["--config", str(config), *options])
+    assert (recipe.draft.draft_vocab_size, recipe.training.max_steps, recipe.training.bf16) == (256, 20, False)
+    target = recipe.target
     assert target.target == "assets/smollm2-135m-instruct" and target.target_dtype == "float32"
 
 

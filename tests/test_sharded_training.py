@@ -43,7 +43,7 @@ def handed_over(folder: Path, before: str, step: int, after: str) -> str:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Four launches, each of many runs: alone, two ranks with a replicated and with a sharded draft, alone again."""
+    """Four launches of many runs each: alone, two ranks with a replicated and with a sharded draft, alone again."""
     folder = tmp_path_factory.mktemp("runs")
     for family in ("llama_tied", "qwen3_moe"):
         tiny_family(family).save_pretrained(folder / family)
@@ -55,13 +55,12 @@ def runs(tmp_path_factory):
 
     eagle1 = {"method": "eagle1", "fields": {"max_steps": 4, "feature_noise": "none", "ttt_steps": None}}
     evaluated = {"eval_strategy": "steps", "eval_steps": 3}
-    best = {"load_best_model_at_end": True, "bf16": True}
+    best = {"load_best_model_at_end": True, "bf16": True, "learning_rate": 0.3}  # gets worse
     uneven = {"records": 15, "evaluate": True, "fields": {**evaluated, "save_strategy": "no"}}
     launch(folder, "ddp", 1, [
         run("alone", 1, save=True, prompts=6),
         run("alone_moe", 1, moe, fields={"max_steps": 4}, prompts=6),
         run("alone_eagle1", 1, moe, **eagle1),
-        smollm2(folder / "smollm2_alone", 1, "none"),
     ])  # fmt: skip
     to_ddp, to_fsdp2 = handed_over(folder, "alone", 3, "from_alone"), handed_over(folder, "alone", 3, "from_alone_2")
     launch(folder, "ddp", 2, [
@@ -72,18 +71,25 @@ def runs(tmp_path_factory):
         run("uneven", 2, **uneven),
         run("uneven_fsdp2", 2, sharding="fsdp2", **uneven),
         run("uneven_tensor", 2, sharding="tensor", **uneven),
-        smollm2(folder / "smollm2_ddp", 2, "fsdp2"),
     ])  # fmt: skip
     from_ddp = handed_over(folder, "from_alone", 6, "from_ddp")
     launch(folder, "fsdp2", 2, [
         run("from_ddp", 2, sharding="tensor", resume=from_ddp),
         run("from_alone_2", 2, resume=to_fsdp2, stop_at=6),
         run("fsdp2", 2, sharding="fsdp2", save=True, prompts=6),
-        run("best", 2, moe, "expert", evaluate=True, fields={**evaluated, **best}),
-        smollm2(folder / "smollm2_fsdp2", 2, "fsdp2"),
+        run("best", 2, moe, "expert", save=True, evaluate=True, fields={**evaluated, **best}),
     ])  # fmt: skip
     back = handed_over(folder, "from_alone_2", 6, "back")
     launch(folder / "again", "ddp", 1, [run("back", 1, resume=back)])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def smollm2_runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("smollm2")
+    launch(folder, "ddp", 1, [smollm2(folder / "alone", 1, "none")])
+    launch(folder, "ddp", 2, [smollm2(folder / "ddp", 2, "fsdp2")])
+    launch(folder, "fsdp2", 2, [smollm2(folder / "fsdp2", 2, "none")])
     return folder
 
 
@@ -131,16 +137,21 @@ def test_a_rank_whose_data_end_early_does_not_hang(sharding, runs):
 
 
 def test_an_fsdp2_draft_in_bf16_takes_its_best_checkpoint(runs):
+    """The one with the lowest loss is what is saved in the end, whatever the last one was."""
     log = logged(runs / "best", "eval_loss")
-    assert set(log) == {0, 3, 6, 9} and all(value > 0 for value in log.values())
+    assert set(log) == {3, 6, 9}
+    best = runs / "best" / "run" / f"checkpoint-{min(log, key=log.get)}"
+    wanted, found = (load_file(folder / "model.safetensors") for folder in (best, best.parent))
+    assert wanted.keys() == found.keys() and all(torch.equal(found[name], x) for name, x in wanted.items())
 
 
-@pytest.mark.parametrize("run", ["smollm2_ddp", "smollm2_fsdp2"])
-def test_smollm2_twenty_steps(run, runs):
-    """Real weights, real text: a replicated and an FSDP2 draft beside an FSDP2 target."""
-    wanted = losses(runs / "smollm2_alone")
+@pytest.mark.timeout(600)  # every step of the first gathers 540 MB through gloo
+@pytest.mark.parametrize("run", ["ddp", "fsdp2"])
+def test_smollm2_twenty_steps(run, smollm2_runs):
+    """Real weights, real text: a replicated draft beside an FSDP2 target, and an FSDP2 draft."""
+    wanted = losses(smollm2_runs / "alone")
     assert len(wanted) == 20 and wanted[20] < wanted[1]
-    assert losses(runs / run) == pytest.approx(wanted, rel=1e-5)
+    assert losses(smollm2_runs / run) == pytest.approx(wanted, rel=1e-5)
 
 
 def test_another_number_of_rows_a_step_is_refused(runs, tmp_path):

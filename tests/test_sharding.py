@@ -132,6 +132,14 @@ def test_layouts_of_a_group_and_of_all():
     assert layout_of(moe, "expert", 4, world=8) == {"fsdp_size": 4, "ep_size": 4, "dp_replicate_size": 2}
 
 
+def test_an_adapter_is_refused(tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(
+        ValueError, match="is an adapter, which is merged into whole weights, but `target_sharding` is fsdp2"
+    ):
+        loading_arguments(str(tmp_path), "fsdp2")
+
+
 def test_a_gguf_file_and_offloading_without_an_accelerator():
     with pytest.raises(ValueError, match="`gguf_file` q4.gguf can only be read whole, but `target_sharding` is fsdp2"):
         loading_arguments("anything", "fsdp2", gguf_file="q4.gguf")

@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from test_loading import write_adapter
 from tiny_files import WORDS, write_chats, write_tiny_target
 
 
@@ -144,6 +145,17 @@ def test_launchers_give_the_same_curve(launcher, folder, tmp_path):
     launched = ("--per_device_train_batch_size", 4 // ranks)
     train(folder, "--output_dir", tmp_path / "launched", *args, *launched, launcher=launcher)
     assert curve(tmp_path / "launched") == pytest.approx(curve(tmp_path / "alone"), rel=1e-5)
+
+
+def test_a_target_that_is_an_adapter_is_merged_before_it_is_spread(folder, tmp_path):
+    adapter = write_adapter(tmp_path / "adapter", folder / "target")
+    args = ("--target", adapter, "--max_steps", 2, "--save_strategy", "no", "--train_sampling_strategy", "sequential")
+    train(folder, "--output_dir", tmp_path / "alone", *args)
+    spread = ("--per_device_train_batch_size", 2, "--target_sharding", "fsdp2")
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    train(folder, "--output_dir", tmp_path / "spread", *args, *spread, launcher=launcher)
+    assert (tmp_path / "spread" / "merged-target" / "model.safetensors").is_file()
+    assert curve(tmp_path / "spread") == pytest.approx(curve(tmp_path / "alone"), rel=1e-5)
 
 
 @pytest.mark.parametrize(

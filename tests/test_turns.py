@@ -23,12 +23,12 @@ def test_turns_and_their_context():
 def test_parts_are_kept_as_they_are():
     padded = {**TEXT, "image_url": None}  # as Arrow gives it back
     chat = {"messages": [user([IMAGE, padded]), assistant("x"), user("more?"), user([TEXT])], "system": "Look."}
-    (turns,) = read_turns([chat], parts=True)
+    (turns,) = read_turns([chat], content_parts=True)
     assert turns == [[system("Look."), user([IMAGE, TEXT])], [user("more?"), user([TEXT])]]
     assert chat["messages"][0]["content"] == [IMAGE, padded]
     with pytest.raises(ValueError, match="Record 1: the content of message 0 must be text"):
         read_turns([{"prompt": "a"}, chat])
-    with pytest.raises(ValueError, match="Record 0: every part of a message's content must be an object with a `type`"):
-        read_turns([{"messages": [user([{"text": "no type"}])]}], parts=True)
+    with pytest.raises(ValueError, match="Record 0: every part of the content of message 0 must be"):
+        read_turns([{"messages": [user([{"text": "no type"}])]}], content_parts=True)
     with pytest.raises(ValueError, match="Record 0: message 0 must be an object"):
-        read_turns([{"messages": ["hello", user([TEXT])]}], parts=True)
+        read_turns([{"messages": ["hello", user([TEXT])]}], content_parts=True)

@@ -120,7 +120,7 @@ def test_ways_to_name_media(tmp_path):
     held = (tmp_path / "a.png").read_bytes()
     ways = [shown, str(tmp_path / "a.png"), {"bytes": held, "path": None}, base64.b64encode(held).decode()]
     rows = [
-        build_vision_dataset([{"messages": chat([{"type": "image", "image": way}, "a"], "b")}], vision_processor())
+        build_vision_dataset([{"messages": chat([{"type": "image", "image": way}, text("a")], "b")}], vision_processor())
         for way in ways
     ]
     by_column = {"messages": chat([{"type": "image", "image": None, "text": None}, text("a")], "b"), "images": [shown]}

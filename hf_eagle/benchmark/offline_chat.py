@@ -14,7 +14,9 @@ import time
 
 def main() -> None:
     settings = json.loads(sys.argv[1])
-    answers, sys.stdout = sys.stdout, sys.stderr  # vLLM prints, too
+    # vLLM prints, too, and so does its engine, a process of its own
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
     from vllm import LLM, SamplingParams
 
     with open(settings["chats"], encoding="utf-8") as file:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from .messages import read_record
+from .messages import read_record, text_of
 
 
 KINDS = ("image", "video")
@@ -24,7 +24,7 @@ def has_media(record: Mapping) -> bool:
 def read_media_record(record: Mapping, index: int) -> tuple[list[dict], list[dict], list[str] | None]:
     """Messages, their media in the order of their places, and each answer's `finish_reason`.
 
-    A content with media stays a list of parts, `{"type": "text", "text": ...}`, `{"type": "image"}`, `{"type":
+    In a chat with media a content that is a list stays one, `{"type": "text", "text": ...}`, `{"type": "image"}`, `{"type":
     "video"}`; all else is read as by `to_messages`. A medium stands in its part (`image`, `image_url`, `path`, `url`,
     `base64`; for videos alike) or, in their order, in the record's columns `images` and `videos`.
 
@@ -36,21 +36,17 @@ def read_media_record(record: Mapping, index: int) -> tuple[list[dict], list[dic
             answer.
     """
     record = dict(record)
-    turns = record.get("messages")
-    record["messages"] = turns = json.loads(turns) if isinstance(turns, str) else turns
-    if not has_media(record):
-        messages, reasons = read_record(record, index)
-        return messages, [], reasons
     columns = {kind: iter(record.pop(f"{kind}s", None) or ()) for kind in KINDS}
-    plain = [turn | {"content": "parts"} if any(map(_kind, _parts(turn))) else turn for turn in turns]
-    messages, reasons = read_record(record | {"messages": plain}, index)
-    media = []
-    # a system text that stands beside the messages was put before them
-    for place, (message, turn) in enumerate(zip(messages[len(messages) - len(turns) :], turns, strict=True)):
-        if any(map(_kind, _parts(turn))):
-            if message["role"] == "assistant":
+    messages, reasons = read_record(record, index, content_parts=True)
+    media: list[dict] = []
+    for place, message in enumerate(messages):
+        parts = _parts(message)
+        if message["role"] == "assistant" and parts:
+            if any(map(_kind, parts)):
                 raise ValueError(f"Record {index}: message {place} is an answer, which can hold text only.")
-            message["content"] = [_part(part, columns, media, index, place) for part in _parts(turn)]
+            message["content"] = text_of(parts)
+        elif parts:  # the template has its own way to join them
+            message["content"] = [_part(part, columns, media, index, place) for part in parts]
     for kind, rest in columns.items():
         if next(rest, None) is not None:
             raise ValueError(f"Record {index}: `{kind}s` holds more than there are parts of the type {kind}.")
@@ -72,10 +68,9 @@ def _kind(part) -> str | None:
 def _part(part, columns: dict, media: list[dict], index: int, place: int) -> dict:
     kind = _kind(part)
     if kind is None:
-        said = part if isinstance(part, str) else part.get("text") if isinstance(part, Mapping) else None
-        if not isinstance(said, str):
+        if not isinstance(part.get("text"), str):
             raise ValueError(f"Record {index}: message {place} holds a part that is neither text, image nor video.")
-        return {"type": "text", "text": said}
+        return {"type": "text", "text": part["text"]}
     named = (part.get(name) for name in (kind, f"{kind}_url", *_SOURCES))
     source = next((x for x in named if x is not None), None)
     if isinstance(source, Mapping) and "url" in source:  # OpenAI's

@@ -63,7 +63,7 @@ def text_of(content: str | list[dict]) -> str:
     return content if isinstance(content, str) else "\n".join(part.get("text", "") for part in content)
 
 
-def to_messages(record: Mapping, form: str | None = None) -> list[dict]:
+def to_messages(record: Mapping, form: str | None = None, content_parts: bool = False) -> list[dict]:
     """The conversation of one record as `[{"role": ..., "content": ...}]`, roles system, user, assistant and tool.
 
     An answer may also have `reasoning_content` (its thoughts) and `tool_calls`, whose arguments are an object; a tool's
@@ -73,6 +73,7 @@ def to_messages(record: Mapping, form: str | None = None) -> list[dict]:
     Args:
         record: of any form in `FORMS`.
         form: which one; by default what its columns speak for.
+        content_parts: keep contents that are lists of typed parts (text, images, videos) as they are.
 
     Raises:
         `ValueError`: the record has none of these forms, no message, an unknown role, or a content that is no text.
@@ -98,7 +99,8 @@ def to_messages(record: Mapping, form: str | None = None) -> list[dict]:
 
     if not isinstance(turns, list):
         raise ValueError(f"the conversation must be a list of messages, got {type(turns).__name__}.")
-    messages = [message for place, turn in enumerate(turns) for message in [_message(turn, place)] if message]
+    messages = [_message(turn, place, content_parts) for place, turn in enumerate(turns)]
+    messages = [message for message in messages if message]
     if not messages:
         raise ValueError("the conversation is empty; remove the record, or give it at least one message.")
     if isinstance(record.get("system"), str) and record["system"] and messages[0]["role"] not in ("system", TEXT):
@@ -106,10 +108,12 @@ def to_messages(record: Mapping, form: str | None = None) -> list[dict]:
     return messages
 
 
-def read_record(record: Mapping, index: int, form: str | None = None) -> tuple[list[dict], list[str] | None]:
+def read_record(
+    record: Mapping, index: int, form: str | None = None, content_parts: bool = False
+) -> tuple[list[dict], list[str] | None]:
     """Messages and, where regeneration wrote them, each answer's `finish_reason`; errors name the record's index."""
     try:
-        return to_messages(record, form), record.get("finish_reason")
+        return to_messages(record, form, content_parts), record.get("finish_reason")
     except ValueError as problem:
         raise ValueError(f"Record {index}: {problem}") from None
 
@@ -122,7 +126,7 @@ def read_tools(record: Mapping, index: int) -> list[dict] | None:
     found = next((record[name] for name in ("tools", "functions") if record.get(name)), None)
     try:
         found = json.loads(found) if isinstance(found, str) else found
-        tools = [_filled(json.loads(tool) if isinstance(tool, str) else tool) for tool in found or ()]
+        tools = [without_empty_keys(json.loads(tool) if isinstance(tool, str) else tool) for tool in found or ()]
     except (TypeError, json.JSONDecodeError) as problem:
         raise ValueError(f"Record {index}: `tools` is no list of JSON schemas: {problem}.") from None
     if not all(isinstance(tool, dict) for tool in tools):
@@ -175,7 +179,7 @@ def _side(text, role: str) -> list[dict]:
     return text if isinstance(text, list) else [{"role": role, "content": text}]
 
 
-def _message(turn, place: int) -> dict | None:
+def _message(turn, place: int, content_parts: bool = False) -> dict | None:
     if not isinstance(turn, Mapping):
         raise ValueError(f"message {place} must be an object with role and content, got {type(turn).__name__}.")
     if turn.get("role") == TEXT:
@@ -189,13 +193,20 @@ def _message(turn, place: int) -> dict | None:
         calls = _call_in_text(content)
         content = "" if calls else content
     content = "" if content is None and calls else content
-    message = {"role": ROLES[role], "content": _text(content, place)}
+    read = _parts if content_parts and isinstance(content, list) else _text
+    message = {"role": ROLES[role], "content": read(content, place)}
     thoughts = next((turn[name] for name in _THOUGHTS if turn.get(name)), None)
     if thoughts and ROLES[role] == "assistant":
         message["reasoning_content"] = _text(thoughts, place)
     if calls:
         message["tool_calls"] = calls
     return message | {key: turn[key] for key in ("name", "tool_call_id") if ROLES[role] == "tool" and turn.get(key)}
+
+
+def _parts(content: list, place: int) -> list[dict]:
+    if not all(isinstance(part, Mapping) and part.get("type") for part in content):
+        raise ValueError(f"every part of the content of message {place} must be an object with a `type`.")
+    return [without_empty_keys(part) for part in content]
 
 
 def _text(content, place: int) -> str:
@@ -231,7 +242,10 @@ def _call(call: Mapping) -> dict:
     function = call.get("function") or call
     arguments = function.get("arguments", function.get("parameters"))
     arguments = json.loads(arguments) if isinstance(arguments, str) and arguments.strip() else arguments or {}
-    found = {"type": "function", "function": {"name": str(function["name"]), "arguments": _filled(arguments)}}
+    found = {
+        "type": "function",
+        "function": {"name": str(function["name"]), "arguments": without_empty_keys(arguments)},
+    }
     return {"id": call["id"], **found} if call.get("id") else found
 
 
@@ -244,8 +258,8 @@ def _call_in_text(content) -> list[dict]:
         return []
 
 
-def _filled(value):
-    """Without the empty keys that Arrow puts into objects of different shapes."""
+def without_empty_keys(value):
+    """A value without the keys whose value is `None`, which Arrow gives to objects of different shapes."""
     if isinstance(value, Mapping):
-        return {key: _filled(inner) for key, inner in value.items() if inner is not None}
-    return [_filled(inner) for inner in value] if isinstance(value, list) else value
+        return {key: without_empty_keys(inner) for key, inner in value.items() if inner is not None}
+    return [without_empty_keys(inner) for inner in value] if isinstance(value, list) else value

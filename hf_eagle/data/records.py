@@ -48,6 +48,7 @@ def load_records(
     weights: list[float] | None = None,
     streaming: bool = False,
     seed: int = 0,
+    content_parts: bool = False,
 ) -> Dataset | IterableDataset:
     """Chat records. What form they have is logged for each source.
 
@@ -68,6 +69,8 @@ def load_records(
             Read records as they are needed, and return an `IterableDataset`.
         seed (`int`, *optional*, defaults to 0):
             Of the random part that a weight takes, and of the mixture of streams.
+        content_parts (`bool`, *optional*, defaults to `False`):
+            Let contents hold other parts than text, such as images. Only a single source keeps them.
 
     Raises:
         `ValueError`: a file is missing, is no JSON, or holds no record; the Hub data set cannot be read; its first
@@ -82,7 +85,7 @@ def load_records(
     parts = []
     for source, weight in zip(sources, weights, strict=True):
         for name, records in _load_source(source, split, streaming):
-            _tell_form(name, records, dataset_format)
+            _tell_form(name, records, dataset_format, content_parts)
             parts.append((name, records, weight))
     if len(parts) == 1 and dataset_format == "auto":
         _, records, weight = parts[0]
@@ -119,13 +122,13 @@ def _take(records: Dataset, weight: float, seed: int) -> Dataset:
     return records.select(indices)
 
 
-def _tell_form(name: str, records: Dataset | IterableDataset, dataset_format: str) -> None:
+def _tell_form(name: str, records: Dataset | IterableDataset, dataset_format: str, content_parts: bool) -> None:
     """Logs what the first records look like; `ValueError` when they look like nothing that is known."""
     forms = Counter()
     for index, record in enumerate(islice(records, _LOOKED_AT)):
         try:
             form = recognise_form(record) if dataset_format == "auto" else dataset_format
-            read_media_record(record, index) if has_media(record) else to_messages(record, form)
+            read_media_record(record, index) if has_media(record) else to_messages(record, form, content_parts)
         except ValueError as problem:
             said = str(problem).removeprefix(f"Record {index}: ")
             raise ValueError(f"{name}: Record {index}: {said}") from None

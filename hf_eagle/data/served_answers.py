@@ -77,7 +77,7 @@ def regenerate_through_server(
     if request_timeout <= 0:
         raise ValueError(f"`request_timeout` must be above 0 seconds, got {request_timeout}.")
     output_path = Path(output_path)
-    turns = read_turns(records, parts=True)
+    turns = read_turns(records, content_parts=True)
     stop = threading.Event()
 
     def client() -> ChatClient:

@@ -3,17 +3,16 @@
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
 from pathlib import Path
 
 from .journal import Journal, write_atomically
-from .records import read_record
+from .messages import read_record
 
 
 logger = logging.getLogger(__name__)
 
 
-def read_turns(records, parts: bool = False) -> list[list[list[dict]]]:
+def read_turns(records, content_parts: bool = False) -> list[list[list[dict]]]:
     """Per record and answer, the messages that precede it since the last answer.
 
     The answers of a record are dropped. Messages of a user in a row are one turn. A tool's message ends the
@@ -21,38 +20,14 @@ def read_turns(records, parts: bool = False) -> list[list[list[dict]]]:
 
     Args:
         records: chat records of any form that `to_messages` reads.
-        parts: keep contents that are lists of typed parts (text, images, videos) as they are.
+        content_parts: keep contents that are lists of typed parts (text, images, videos) as they are.
 
     Raises a `ValueError` that names the record, when it is malformed or no user speaks in it.
     """
-    read = _read_with_parts if parts else lambda record, index: read_record(record, index)[0]
-    return [_turns(read(record, index), index) for index, record in enumerate(records)]
-
-
-def _read_with_parts(record, index: int) -> list[dict]:
-    written = record.get("messages") if isinstance(record, Mapping) else None
-    if not isinstance(written, list) or not any(map(_has_parts, written)) or record.get("chosen"):
-        return read_record(record, index)[0]
-    as_text = [turn | {"content": "parts"} if _has_parts(turn) else turn for turn in written]
-    messages = read_record(record | {"messages": as_text}, index)[0]
-    # a system text that stands beside the messages was put before them
-    for message, turn in zip(messages[len(messages) - len(written) :], written, strict=True):
-        if _has_parts(turn):
-            message["content"] = [_filled(part) for part in turn["content"]]
-            if not all(isinstance(part, Mapping) and "type" in part for part in message["content"]):
-                raise ValueError(f"Record {index}: every part of a message's content must be an object with a `type`.")
-    return messages
-
-
-def _has_parts(turn) -> bool:
-    return isinstance(turn, Mapping) and isinstance(turn.get("content"), list)
-
-
-def _filled(value):
-    """Without the empty keys that Arrow gives to objects of different shapes."""
-    if isinstance(value, Mapping):
-        return {key: _filled(inner) for key, inner in value.items() if inner is not None}
-    return [_filled(inner) for inner in value] if isinstance(value, list) else value
+    return [
+        _turns(read_record(record, index, content_parts=content_parts)[0], index)
+        for index, record in enumerate(records)
+    ]
 
 
 def _turns(messages: list[dict], index: int) -> list[list[dict]]:

@@ -5,8 +5,9 @@ from weakref import WeakKeyDictionary
 
 import torch
 
+from ..targets.features import TargetFeatures
 from ..targets.media import has_mrope
-from ..targets.target import FrozenTarget, TargetFeatures
+from ..targets.target import FrozenTarget
 from .caches import Lengths, SlotCache, check_cache
 from .tree import DraftTree
 

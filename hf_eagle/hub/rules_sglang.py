@@ -14,7 +14,7 @@ from .draft_folder import DraftFolder, Finding, Shape, TargetFacts, named, shape
 READER = "SGLang"
 _CLASSES = {"eagle3": "LlamaForCausalLMEagle3", "mla": "Eagle3DeepseekV2ForCausalLM", "eagle1": "LlamaForCausalLMEagle"}
 # targets with latent attention whose class adds 1 to the ids all the same
-_LATENT_BUT_COUNTS_OUTPUTS = ("longcat_flash", "bailing_hybrid")
+_LATENT_BUT_COUNTS_OUTPUTS = ("longcat_flash", "glm5_next")
 # targets whose class captures behind the last layer too, entry id N
 _CAPTURES_THE_END = ("gemma3", "gemma4", "gpt_oss", "laguna", "mimo_v2", "minimax_m3", "nemotron_h")
 

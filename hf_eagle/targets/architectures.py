@@ -57,6 +57,8 @@ FAMILIES = (
     Family("GLM-4.7-Flash", ("glm4_moe_lite",), servers=("sglang",), sglang_counts_entries=True),
     Family("DeepSeek-V2/V3, Kimi", ("deepseek_v2", "deepseek_v3", "kimi_k2"), sglang_counts_entries=True),
 )
+# latent attention in a class of SGLang's that is not made from DeepSeek's
+_LATENT_BUT_COUNTS_OUTPUTS = ("longcat_flash", "glm5_next")
 
 
 def family_of(config) -> Family | None:
@@ -70,8 +72,10 @@ def sglang_counts_entries(config) -> bool:
 
     A model with latent attention that is no known family's is taken for a descendant of DeepSeek's, as most are.
     """
-    family = family_of(config)
-    return has_latent_attention(config.get_text_config()) if family is None else family.sglang_counts_entries
+    family, text = family_of(config), config.get_text_config()
+    if family is not None:
+        return family.sglang_counts_entries
+    return has_latent_attention(text) and not text.model_type.startswith(_LATENT_BUT_COUNTS_OUTPUTS)
 
 
 def mlp_width(config) -> int:
@@ -108,7 +112,7 @@ def check_length(config, max_length: int) -> None:
     if rope.get("rope_type") == "longrope" and longest is not None and max_length > longest:
         raise ValueError(
             f"`max_length` is {max_length}, but beyond {longest} tokens this target rotates every sequence of a batch "
-            f"otherwise (longrope), short ones too: set it to {longest} at most, and serve with as long a context."
+            f"otherwise (longrope), short ones too: set it to {longest} at most, and serve with no longer a context."
         )
 
 

@@ -1,7 +1,9 @@
 """Load a target's weights and its tokenizer, also where the target is a PEFT adapter on a base model."""
 
+import hashlib
 import json
 import logging
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -126,6 +128,44 @@ def load_processor(name_or_path: str, revision: str = "main", **options: Any) ->
 
 def _no_videos(*args, **kwargs):
     raise ValueError("The data hold a video, which transformers' video processors need torchvision for: install it.")
+
+
+def save_merged(name_or_path: str, folder: str | Path, revision: str = "main", **options: Any) -> None:
+    """Merge an adapter into its base and save that, with the tokenizer, for those who must read it in parts.
+
+    A folder that this adapter was merged into before is left as it is; one of another adapter is refused.
+
+    Args:
+        name_or_path, revision, options: as in [`load_causal_lm`].
+        folder: made, in one piece: an interrupted call leaves none.
+
+    Raises:
+        FileExistsError: if the folder holds something else.
+    """
+    folder, whose = Path(folder), _adapter_fingerprint(name_or_path, revision)
+    label = folder / "merged_from.json"
+    if label.is_file() and json.loads(label.read_text())["adapter_sha256"] == whose:
+        return
+    if folder.exists():
+        raise FileExistsError(f"{folder} is in the way of merging `target` {name_or_path}: delete it, or move it away.")
+    part = folder.with_name(f".{folder.name}-part")
+    shutil.rmtree(part, ignore_errors=True)
+    load_causal_lm(name_or_path, revision, **options).save_pretrained(part)
+    tokenizer_options = {key: options[key] for key in ("trust_remote_code",) if key in options}
+    load_tokenizer(name_or_path, revision, **tokenizer_options).save_pretrained(part)
+    (part / label.name).write_text(json.dumps({"adapter": str(name_or_path), "adapter_sha256": whose}) + "\n")
+    part.rename(folder)
+
+
+def _adapter_fingerprint(name_or_path: str, revision: str) -> str:
+    """SHA-256 of an adapter's config and weights."""
+    digest = hashlib.sha256(Path(find_adapter_config_file(str(name_or_path), revision=revision)).read_bytes())
+    missing = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    for name in ("adapter_model.safetensors", "adapter_model.bin"):
+        file = cached_file(str(name_or_path), name, revision=revision, **missing)
+        if file is not None:
+            digest.update(Path(file).read_bytes())
+    return digest.hexdigest()
 
 
 def is_adapter(name_or_path: str, revision: str = "main") -> bool:

@@ -6,6 +6,7 @@ import json
 import torch
 from torch import nn
 
+from .sharding import gathered
 from .target import FrozenTarget
 
 
@@ -21,10 +22,9 @@ def target_fingerprints(target: FrozenTarget) -> dict[str, str]:
     others.
     """
     config = {k: v for k, v in target.model.config.to_diff_dict().items() if k not in _NAMELESS}
-    config["class"] = type(target.model).__name__
     weights = hashlib.sha256()
     for name, weight in sorted(target.model.named_parameters()):
-        weight = weight.full_tensor() if hasattr(weight, "full_tensor") else weight
+        weight = gathered(weight)
         generator = torch.Generator().manual_seed(weight.numel())
         places = torch.randint(weight.numel(), (_SAMPLES,), generator=generator)
         numbers = weight.detach().flatten()[places.to(weight.device)].cpu()

@@ -4,7 +4,6 @@ import inspect
 import logging
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from torch.nn.functional import linear
 from transformers import Cache, PreTrainedModel
 
 from .architectures import check_tap_ids, find_decoder, find_decoder_parts, logit_transform
+from .features import TargetDistribution, TargetFeatures, at_places
 from .few_rows import few_rows_linear
 from .loading import load_causal_lm
 from .media import MEDIA, check_media, has_deepstack, rope_index
@@ -29,41 +29,6 @@ from .sharding import TargetSharding, check_weights, gathered, loading_arguments
 logger = logging.getLogger(__name__)
 
 TAP_METHODS = ("hooks", "output_hidden_states")
-
-
-@dataclass
-class TargetFeatures:
-    """What a target says about a batch; at padding, nothing that means anything.
-
-    Attributes:
-        taps: residual streams at the tapped entries, before any norm, `(batch, length, taps * hidden)`, ascending ids;
-            `None` without taps.
-        last_hidden: `(batch, length, hidden)` after the final norm: what the head takes.
-        past_key_values: the target's cache when `use_cache` was set.
-        position_ids: `(3, batch, length)`, where the target has put the tokens of a batch with images (m-RoPE).
-    """
-
-    taps: torch.Tensor | None
-    last_hidden: torch.Tensor
-    past_key_values: Cache | None = None
-    position_ids: torch.Tensor | None = None
-
-
-@dataclass
-class TargetDistribution:
-    """A target's next-token distribution at `positions` places, as far as a draft vocabulary can see it.
-
-    Attributes:
-        probs: `(positions, draft_vocab)`, softmax over the draft vocabulary's logits only.
-        argmax: `(positions,)` int64, the draft vocabulary's most probable id, as a DRAFT id.
-        in_draft: bool `(positions,)`, whether that is the most probable one of the full vocabulary too.
-        mass: `(positions,)` float32, what the draft vocabulary holds of the full softmax; `None` when not asked for.
-    """
-
-    probs: torch.Tensor
-    argmax: torch.Tensor
-    in_draft: torch.Tensor
-    mass: torch.Tensor | None = None
 
 
 class FrozenTarget:
@@ -213,10 +178,16 @@ class FrozenTarget:
 
     @torch.no_grad()
     def __call__(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **inputs: Any
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        documents: torch.Tensor | None = None,
+        **inputs: Any,
     ) -> TargetFeatures:
         """Features of a batch, see `features`; a sharded target must be asked by all of its ranks, each of its own."""
         inputs |= {"input_ids": input_ids, "attention_mask": attention_mask}
+        inputs |= {"position_ids": position_ids, "documents": documents}
         return self.features(**inputs) if self.sharding is None else self.sharding.run(self.features, inputs)
 
     @torch.no_grad()
@@ -299,12 +270,12 @@ class FrozenTarget:
                     features = self._forward(**flat, segments=segments)
                 if segments.attended < self.num_layers:  # a layer that does not follow the switch would leak silently
                     raise CannotStandIn("a way around the attention interface")
-                return _at_places(features, places, input_ids.shape)
+                return at_places(features, places, input_ids.shape)
             except CannotStandIn as asked:
                 self._by_segments = False
                 logger.warning("The target's attention asks for %s, so batches are masked and padded.", asked)
         if by_flash:
-            return _at_places(self._forward(**flat, **segments.flash_arguments()), places, input_ids.shape)
+            return at_places(self._forward(**flat, **segments.flash_arguments()), places, input_ids.shape)
 
         # read off restarting positions, transformers' own masks do not keep documents apart in every model (gpt-oss)
         mask = documents_mask(self._decoder.config, documents, self.dtype)
@@ -410,15 +381,3 @@ class FrozenTarget:
     def embedding_weight(self) -> torch.Tensor:
         """`(vocabulary, hidden)`: the input embedding, gathered when it is sharded."""
         return gathered(self.model.get_input_embeddings().weight)
-
-
-def _at_places(flat: TargetFeatures, places: torch.Tensor, shape: torch.Size) -> TargetFeatures:
-    """Features `(1, tokens, ...)` at their flat places of a `shape` batch, zeros elsewhere."""
-
-    def spread(x: torch.Tensor) -> torch.Tensor:
-        if len(places) < shape.numel():
-            x = x.new_zeros(shape.numel(), x.shape[-1]).index_copy_(0, places, x[0])
-        return x.view(*shape, -1)
-
-    taps = None if flat.taps is None else spread(flat.taps)
-    return TargetFeatures(taps=taps, last_hidden=spread(flat.last_hidden))
