@@ -119,10 +119,8 @@ def test_ways_to_name_media(tmp_path):
     shown.save(tmp_path / "a.png")
     held = (tmp_path / "a.png").read_bytes()
     ways = [shown, str(tmp_path / "a.png"), {"bytes": held, "path": None}, base64.b64encode(held).decode()]
-    rows = [
-        build_vision_dataset([{"messages": chat([{"type": "image", "image": way}, text("a")], "b")}], vision_processor())
-        for way in ways
-    ]
+    chats = [chat([{"type": "image", "image": way}, text("a")], "b") for way in ways]
+    rows = [build_vision_dataset([{"messages": messages}], vision_processor()) for messages in chats]
     by_column = {"messages": chat([{"type": "image", "image": None, "text": None}, text("a")], "b"), "images": [shown]}
     rows.append(build_vision_dataset([by_column], vision_processor()))
     collate = DataCollatorForVisionEagle(vision_processor())

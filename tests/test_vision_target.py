@@ -10,6 +10,7 @@ from tiny_vision import (
     image,
     picture,
     processed,
+    save_as_published,
     text,
     tiny_vision_model,
     video_patches,
@@ -150,7 +151,7 @@ def test_default_taps():
 def test_loading(name, tmp_path):
     """By the same function as every target."""
     model = tiny_vision_model(name)
-    model.save_pretrained(tmp_path)
+    save_as_published(model, tmp_path)
     loaded = load_causal_lm(str(tmp_path))
     assert type(loaded) is type(model)
     target = FrozenTarget.from_pretrained(str(tmp_path), tap_ids=TAPS)

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from tiny_tokenizer import tiny_tokenizer
 from transformers import (
     AutoModelForImageTextToText,
@@ -103,7 +104,7 @@ CONFIGS = {
             head_dim=16,
             num_experts=4,
             num_experts_per_tok=2,
-            moe_intermediate_size=16,
+            moe_intermediate_size=24,  # no matrix of an expert is square
             rope_parameters=dict(_QWEN3_ROPE),
         ),
         vision_config=dict(_QWEN3_VISION),
@@ -135,6 +136,16 @@ def tiny_vision_model(name: str = "qwen3-vl", layers: int = 10, seed: int = 0, *
     """A random model: hidden size 32, images in patches of 4 x 4 pixels, 2 x 2 of which are a token."""
     torch.manual_seed(seed)
     return AutoModelForImageTextToText.from_config(CONFIGS[name](layers), **kwargs).eval()
+
+
+def save_as_published(model, folder) -> None:
+    """As the Hub has it: Qwen3-VL-MoE's experts transposed, which transformers turns round on loading."""
+    model.save_pretrained(folder)
+    file = folder / "model.safetensors"
+    tensors = {
+        name: x.transpose(1, 2).contiguous() if ".experts." in name else x for name, x in load_file(file).items()
+    }
+    save_file(tensors, file, metadata={"format": "pt"})
 
 
 class PlainVideoProcessor:

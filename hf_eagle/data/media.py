@@ -24,9 +24,9 @@ def has_media(record: Mapping) -> bool:
 def read_media_record(record: Mapping, index: int) -> tuple[list[dict], list[dict], list[str] | None]:
     """Messages, their media in the order of their places, and each answer's `finish_reason`.
 
-    In a chat with media a content that is a list stays one, `{"type": "text", "text": ...}`, `{"type": "image"}`, `{"type":
-    "video"}`; all else is read as by `to_messages`. A medium stands in its part (`image`, `image_url`, `path`, `url`,
-    `base64`; for videos alike) or, in their order, in the record's columns `images` and `videos`.
+    In a chat with media a content that is a list stays one, of `{"type": "text", "text": ...}`, `{"type": "image"}` and
+    `{"type": "video"}`; all else is read as by `to_messages`. A medium stands in its part (`image`, `image_url`,
+    `path`, `url`, `base64`; for videos alike) or, in their order, in the record's columns `images` and `videos`.
 
     Returns:
         Messages; media, `{"type": "image", "image": source}` each; reasons.
