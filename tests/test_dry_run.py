@@ -11,6 +11,7 @@ from hf_eagle.arguments import DryRunArguments
 from hf_eagle.drafts.build import draft_config
 from hf_eagle.drafts.configuration_eagle import Eagle1Config
 from hf_eagle.dry_run import GIB, dry_run, read_target_config
+from hf_eagle.recipe import Recipe
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -35,9 +36,10 @@ def script():
 def test_every_recipe_is_dry_run_from_configs(recipe, script, tmp_path, capsys, caplog):
     """As the script does it, with a folder that holds the target's `config.json` and nothing else."""
     asked = ["--config", str(recipe), "--dry_run", "--world_size", "8", "--device_memory_gb", "0.5"]
-    target, draft, *_, data, dry, args = script["parse"](asked)
-    name, target.target = target.target, str(write_config(target.target, tmp_path / "target"))
-    script["print_dry_run"](target, draft, data, dry, args)
+    asked = Recipe.parse(asked)
+    name = asked.target.target
+    asked.target.target = str(write_config(name, tmp_path / "target"))
+    script["print_dry_run"](asked)
     printed = capsys.readouterr().out
     whole = PARAMETERS[name] - (60 * 384 if "Kimi" in name else 0)  # Kimi's router has buffers
     assert f"layers and {whole:,} parameters" in printed
