@@ -9,7 +9,6 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from .callbacks import AcceptanceLengthCallback
-from .checkpointed_trainer import CheckpointedTrainer
 from .data.collators import EagleDataCollator
 from .distributed_draft import shard_draft
 from .drafts.adapters import AdaptedDraft
@@ -19,6 +18,7 @@ from .drafts.vocabulary import tokenizer_fingerprint
 from .eagle_arguments import refuse_other_methods
 from .feature_cache import FeatureCache
 from .objectives import objective_of
+from .published_trainer import PublishedTrainer
 from .step_totals import StepTotals
 from .supervision import SupervisionPlan, supervised_steps
 from .targets.media import MEDIA
@@ -30,7 +30,7 @@ from .training_arguments import EagleTrainingArguments
 _OWN_COLUMNS = ("loss_mask", "stored")
 
 
-class EagleTrainer(CheckpointedTrainer):
+class EagleTrainer(PublishedTrainer):
     """Trains a draft on the features of a frozen target.
 
     The target is a plain attribute: it is neither saved, optimised, wrapped nor cast. Losses are sums over supervised

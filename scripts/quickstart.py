@@ -15,7 +15,6 @@ whole way in a few minutes, in outputs/quickstart-short: a check of the machiner
 
 import json
 import os
-import platform
 import shlex
 import subprocess
 import sys
@@ -30,8 +29,6 @@ sys.path.insert(0, str(ROOT))  # a clone works without installation
 
 BASE_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 PROMPT_SET = "MT-Bench, first turns"
-# what training and measuring leave beside the draft, where they were asked for it
-PICTURES = {"training": "training.png", "history": "acceptance_history.png", "sweep": "acceptance_sweep.png"}
 SHORT = {
     "output_dir": "outputs/quickstart-short",
     "num_prompts": 48,
@@ -207,10 +204,9 @@ def answer_tokens(answers: Path, target: Path) -> tuple[int, int]:
 
 def write_card(arguments: QuickstartArguments, target: Path, answers: Path, minutes: float | None) -> None:
     """The card, with what the data hold, the picture that training left and one of the acceptance."""
-    from importlib.metadata import version
-
     from hf_eagle.evaluation.plots import plot_acceptance
     from hf_eagle.hub.model_card import CardFacts, render_model_card
+    from hf_eagle.hub.run_facts import PICTURES, machine, versions
 
     output_dir = Path(arguments.output_dir)
     state = json.loads((output_dir / "trainer_state.json").read_text())
@@ -241,11 +237,10 @@ def write_card(arguments: QuickstartArguments, target: Path, answers: Path, minu
             "optimizer steps": state["global_step"],
             "epochs": round(state["epoch"], 2),
             **({"minutes": round(minutes, 1)} if minutes is not None else {}),
-            "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+            "machine": machine(),
         },
         hyperparameters=recipe(train_command(arguments, target, answers)),
-        versions={p: version(p) for p in ("torch", "transformers", "accelerate", "datasets")}
-        | {"Python": platform.python_version()},
+        versions=versions(),
         acceptance_plot=acceptance_plot and acceptance_plot.name,
         **{f"{kind}_plot": name for kind, name in PICTURES.items() if (output_dir / name).exists()},
     )

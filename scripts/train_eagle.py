@@ -131,7 +131,10 @@ def leave_results(trainer, result) -> None:
         output_dir = Path(trainer.args.output_dir)
         plot_training(trainer.state.log_history, output_dir / "training.png")
         plot_acceptance_history(trainer.state.log_history, output_dir / "acceptance_history.png")
+        trainer.create_model_card()
         logger.info("The draft is in %s: vLLM and SGLang load that folder as it is.", trainer.args.output_dir)
+    if trainer.args.push_to_hub:
+        trainer.push_to_hub()
 
 
 if __name__ == "__main__":

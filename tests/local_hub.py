@@ -29,6 +29,7 @@ class LocalHub:
     def __init__(self):
         self.repos, self.blobs, self.uploads = {}, {}, {}
         self.cut_uploads = self.cut_commits = 0
+        self.lock = threading.Lock()
 
     def __enter__(self):
         handler = type("Handler", (_Handler,), {"hub": self})
@@ -40,6 +41,13 @@ class LocalHub:
     def __exit__(self, *exception):
         self.server.shutdown()
         self.server.server_close()
+
+    def takes_cut(self, name: str) -> bool:
+        """Whether this request is one of those to cut; uploads come in several threads."""
+        with self.lock:
+            left = getattr(self, name)
+            setattr(self, name, max(0, left - 1))
+            return left > 0
 
     def files(self, repo_id: str, branch: str = "main") -> dict[str, bytes]:
         return self.repos[repo_id]["branches"][branch]["files"]
@@ -77,8 +85,7 @@ class _Handler(BaseHTTPRequestHandler):
         if what == "info/lfs/objects/batch":
             return self._json({"transfer": "basic", "objects": [self._lfs(o) for o in json.loads(body)["objects"]]})
         assert kind == "commit", self.path
-        if self.hub.cut_commits:
-            self.hub.cut_commits -= 1
+        if self.hub.takes_cut("cut_commits"):
             return self._cut()
         return self._commit(repo, branches[rest], [json.loads(line) for line in body.splitlines()])
 
@@ -101,8 +108,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_PUT(self):
         oid = self.path.rsplit("/", 1)[1]
-        if self.hub.cut_uploads:
-            self.hub.cut_uploads -= 1
+        if self.hub.takes_cut("cut_uploads"):
             self.rfile.read(16)
             return self._cut()
         content = self.rfile.read(int(self.headers["Content-Length"]))

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from local_hub import TOKEN, LocalHub
 from tiny import tiny_pair
+from tiny_files import write_chats, write_tiny_target
 
 from hf_eagle.hub.model_card import CardFacts, render_model_card
 from hf_eagle.hub.publish import contents
@@ -136,3 +137,30 @@ def test_a_card_says_how_plain_transformers_uses_it_only_when_it_is_published(dr
     facts = json.loads((draft / "card_facts.json").read_text())
     render_model_card(draft, {**facts, "draft": "me/tiny-draft"})
     assert 'custom_generate="me/tiny-draft"' in (draft / "README.md").read_text()
+
+
+def test_training_pushes_its_draft_and_keeps_its_states(hub, tmp_path):
+    write_tiny_target(tmp_path / "target")
+    write_chats(tmp_path / "chats.jsonl")
+    options = {
+        "target": tmp_path / "target",
+        "train_data": tmp_path / "chats.jsonl",
+        "output_dir": tmp_path / "draft",
+        "hub_model_id": "me/tiny-draft",
+        "hub_strategy": "checkpoint",
+        "max_steps": 4,
+        "save_steps": 2,
+        "save_total_limit": 1,
+        "ttt_steps": 2,
+    }
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    command = [sys.executable, str(ROOT / "scripts" / "train_eagle.py"), *words, "--push_to_hub", "--hub_always_push"]
+    env = environment(hub, tmp_path / "home")
+    found = subprocess.run(command, env=env, capture_output=True, text=True, timeout=280)
+    assert found.returncode == 0, found.stderr[-2000:]
+    files = hub.files("me/tiny-draft")
+    assert {"config.json", "model.safetensors", "README.md"} <= files.keys()
+    assert "training_args.bin" not in files and "last-checkpoint/optimizer.pt" in files
+    assert b"optimizer steps | 4" in files["README.md"] and b'"model": "me/tiny-draft"' in files["README.md"]
+    assert files["model.safetensors"] == (tmp_path / "draft" / "model.safetensors").read_bytes()
+    assert (tmp_path / "draft" / "training_args.bin").is_file()

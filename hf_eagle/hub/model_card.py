@@ -106,6 +106,14 @@ def render_model_card(output_dir: str | os.PathLike, facts: CardFacts | dict) ->
     return output_dir / "README.md"
 
 
+def is_as_rendered(folder: Path) -> bool:
+    """Whether the card of a folder is still what `render_model_card` made of the facts beside it."""
+    if not (folder / FACTS).is_file():
+        return False
+    facts = CardFacts(**json.loads((folder / FACTS).read_text(encoding="utf-8")))
+    return card_text(folder, facts) == (folder / "README.md").read_text(encoding="utf-8")
+
+
 def card_text(output_dir: Path, facts: CardFacts) -> str:
     """The card of the draft in `output_dir`, from these facts and its checkpoint."""
     from huggingface_hub import ModelCard

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from .custom_generate import FOLDER, bundle
-from .model_card import FACTS, CardFacts, card_text
+from .model_card import FACTS, CardFacts, card_text, is_as_rendered
 
 
 # optimizer states, checkpoints, `training_args.bin` and logs stay at home
@@ -120,10 +120,8 @@ def publish_draft(
 
 def _card_for(folder: Path, repo_id: str) -> bytes:
     """The card of a folder, with the repository as the draft's name unless somebody edited it."""
-    card = (folder / CARD).read_text(encoding="utf-8")
-    if (folder / FACTS).is_file():
-        facts = CardFacts(**json.loads((folder / FACTS).read_text(encoding="utf-8")))
-        if card_text(folder, facts) == card:
-            facts.draft = repo_id
-            card = card_text(folder, facts)
-    return card.encode()
+    if not is_as_rendered(folder):
+        return (folder / CARD).read_bytes()
+    facts = CardFacts(**json.loads((folder / FACTS).read_text(encoding="utf-8")))
+    facts.draft = repo_id
+    return card_text(folder, facts).encode()

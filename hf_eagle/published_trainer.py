@@ -1,0 +1,86 @@
+"""Of the trainer, what goes to the Hub: the draft's folder as `publish_draft` sends it, with its own card."""
+
+import shutil
+from pathlib import Path
+
+from transformers.trainer_utils import HubStrategy
+from transformers.utils import PushInProgress
+
+from .checkpointed_trainer import CheckpointedTrainer
+from .hub.model_card import is_as_rendered, render_model_card
+from .hub.publish import CARD, publish_draft
+from .hub.run_facts import run_facts
+
+
+class PublishedTrainer(CheckpointedTrainer):
+    """A `Trainer` that pushes what servers and readers need, and states only where `hub_strategy` asks for them."""
+
+    def create_model_card(self, *args, **kwargs) -> None:
+        """Write the card of what this run knows by now; one that somebody edited is left alone."""
+        folder = Path(self.args.output_dir)
+        if self.is_world_process_zero() and (not (folder / CARD).exists() or is_as_rendered(folder)):
+            render_model_card(folder, run_facts(self))
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs,
+    ):
+        """As in `Trainer`, without `training_args.bin`; `kwargs` are for `create_model_card`."""
+        if self.hub_model_id is None:
+            self.init_hf_repo(token=token, private=private)
+        self.save_model(_internal_call=True)  # on all ranks
+        if not self.is_world_process_zero():
+            return None
+        self.create_model_card(**kwargs)
+        self._finish_current_push()
+        return self._publish(self.args.output_dir, commit_message, token, revision, run_as_future=not blocking)
+
+    def _publish(self, folder, message: str, token=None, revision=None, include=(), run_as_future=False):
+        return publish_draft(
+            folder,
+            self.hub_model_id,
+            revision=revision or self.args.hub_revision,
+            token=token or self.args.hub_token,
+            commit_message=message,
+            include=include,
+            run_as_future=run_as_future,
+        )
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Publish a checkpoint's draft while training goes on; with its states where the strategy says so."""
+        strategy = self.args.hub_strategy
+        if not self.is_world_process_zero() or strategy == HubStrategy.END:
+            return
+        running = self.push_in_progress is not None and not self.push_in_progress.is_done()
+        if running and not self.args.hub_always_push:
+            return
+        folder, message = self.args.output_dir, f"Training in progress, step {self.state.global_step}"
+        for path in (x for name in ("config.json", "*.safetensors") for x in Path(checkpoint_folder).glob(name)):
+            shutil.copy(path, folder)  # the checkpoint may be rotated away before it has been sent
+        self.create_model_card()
+        jobs = [self._publish(folder, message, run_as_future=True)]
+        if strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
+            jobs.append(self._push_states(checkpoint_folder, f"{message}, checkpoint"))
+        if running:
+            self.push_in_progress.jobs.extend(jobs)
+        else:
+            self.push_in_progress = PushInProgress(jobs)
+
+    def _push_states(self, checkpoint_folder: str, message: str):
+        """The whole checkpoint, to resume from, in a folder of the repository."""
+        from huggingface_hub import HfApi
+
+        last = self.args.hub_strategy == HubStrategy.CHECKPOINT
+        return HfApi(token=self.args.hub_token).upload_folder(
+            repo_id=self.hub_model_id,
+            folder_path=checkpoint_folder,
+            path_in_repo="last-checkpoint" if last else Path(checkpoint_folder).name,
+            commit_message=message,
+            run_as_future=True,
+            revision=self.args.hub_revision,
+        )
