@@ -159,7 +159,7 @@ def teach(out: Path, steps: int) -> None:
     Qwen2VLImageProcessorPil(size={"shortest_edge": 4096, "longest_edge": 4096}, **sizes).save_pretrained(folder)
     model.config.save_pretrained(folder)
     processor = load_processor(str(folder))
-    records = load_records(out / "train.jsonl").shuffle(seed=0).select(range(4000))
+    records = load_records(out / "train.jsonl").shuffle(seed=0).select(range(2500))
     data, collate = build_vision_dataset(records, processor), DataCollatorForVisionEagle(processor)
     rows = list(data)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01)
@@ -174,7 +174,7 @@ def teach(out: Path, steps: int) -> None:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        if step % 100 == 0:
+        if step % 50 == 0:
             print(f"step {step}: loss {loss.item():.3f}", flush=True)
     model.save_pretrained(folder)
 
