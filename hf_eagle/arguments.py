@@ -97,6 +97,11 @@ class DraftArguments:
     qk_nope_head_dim: int | None = _arg(None, "`mla`: part of a head's key that is not rotated.")
     qk_rope_head_dim: int | None = _arg(None, "`mla`: part of a key that is rotated, shared by all heads.")
     v_head_dim: int | None = _arg(None, "`mla`: width of a head's value.")
+    draft_rope: Literal["1d", "mrope"] = _arg(
+        "1d",
+        "Positions of the draft beside a target with m-RoPE (Qwen-VL): one a token, counted along all of them, or the "
+        "target's three.",
+    )
     fc_norm: bool = _arg(False, "EAGLE-3.1: one RMSNorm per tap in front of `fc`.")
     norm_output: bool = _arg(False, "EAGLE-3.1: feed the normed output back instead of the residual stream.")
     draft_init: Literal["target", "random"] = _arg(
@@ -213,6 +218,9 @@ class DataArguments:
         "Read and tokenise conversations while training, shuffled within 1,000, for data that are too large to prepare "
         "first. Needs `max_steps`; nothing can be packed, grouped by length, held out, stored as features or counted "
         "for a draft vocabulary.",
+    )
+    skip_bad_media: bool = _arg(
+        False, "Leave out, and count, conversations of which an image or a video cannot be loaded, instead of stopping."
     )
     last_turn_only: bool = _arg(False, "Train on what follows the last user's message only, not on every answer.")
     train_on_thoughts: bool = _arg(True, "Train on the thoughts of answers too, where the template writes them.")

@@ -7,12 +7,13 @@ an allocator, CUDA itself and libraries take beside that is not counted.
 from dataclasses import dataclass, field
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 
 from .activation_memory import FLOAT32, RunShapes, beside_unroll, kept_by_unroll
 from .drafts.build import DRAFT_CLASSES
 from .drafts.configuration_eagle import Eagle1Config, EagleConfig
 from .targets.architectures import find_decoder_parts
+from .targets.loading import auto_class
 from .targets.sharding import layout_of
 
 
@@ -127,7 +128,7 @@ def dry_run(target_config: PreTrainedConfig, draft_config: EagleConfig, shapes: 
         shapes: the run.
     """
     with torch.device("meta"):
-        target = AutoModelForCausalLM.from_config(target_config, dtype=shapes.target_dtype)
+        target = auto_class(target_config).from_config(target_config, dtype=shapes.target_dtype)
         draft = DRAFT_CLASSES[draft_config.architectures[0]](draft_config)
     trained = sum(p.numel() for p in draft.parameters() if p.requires_grad)
     lent = [p.numel() for p in draft.parameters() if not p.requires_grad and p.dim() == 2]

@@ -149,9 +149,14 @@ def open_cache(
         write: make the store where there is none, and add to it what is missing.
 
     Raises:
-        ValueError: if the store was made with anything else, lacks something, is being written by another run, or the
-            disk cannot hold it.
+        ValueError: if the data hold media, if the store was made with anything else, lacks something, is being written
+            by another run, or the disk cannot hold it.
     """
+    if any("media" in data.column_names for data in datasets):
+        raise ValueError(
+            "`feature_store` tells conversations by their tokens, which are the same for different images: leave it "
+            "out, the target is asked about data with media."
+        )
     settings = {
         **{f"target_{name}": value for name, value in target_fingerprints(target).items()},
         "target_dtype": str(target.dtype).removeprefix("torch."),

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset, IterableDataset
-from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase, ProcessorMixin
 
 from .arguments import DataArguments, DraftArguments, TargetArguments
 from .data.conversations import MaskOptions, build_dataset, build_stream
 from .data.packing import pack_dataset
 from .data.records import load_records
+from .data.vision_dataset import build_vision_dataset, holds_media
 from .drafts.build import draft_config, load_draft, new_draft
 from .drafts.configuration_eagle import Eagle1Config, EagleConfig
 from .drafts.modeling_base import EaglePreTrainedModel
@@ -20,7 +21,7 @@ from .drafts.warm_start import start_from
 from .feature_cache import FeatureCache, open_cache
 from .targets.architectures import describe_taps
 from .targets.latent import LATENT_SIZES, has_latent_attention
-from .targets.loading import is_adapter, load_tokenizer, save_merged
+from .targets.loading import is_adapter, load_processor, load_tokenizer, save_merged, takes_media
 from .targets.sharding import loading_arguments
 from .targets.stored import drop_layers
 from .targets.target import FrozenTarget
@@ -41,6 +42,14 @@ def tokenizer_of(target_args: TargetArguments) -> PreTrainedTokenizerBase:
         trust_remote_code=target_args.trust_remote_code,
         **({"gguf_file": target_args.gguf_file} if target_args.gguf_file else {}),
     )
+
+
+def processor_of(target_args: TargetArguments) -> ProcessorMixin | None:
+    """The processor of a target that takes images, `None` for any other."""
+    options = {"revision": target_args.target_revision, "trust_remote_code": target_args.trust_remote_code}
+    if target_args.gguf_file or not takes_media(target_args.target, **options):
+        return None
+    return load_processor(target_args.target, **options)
 
 
 def spreadable(target_args: TargetArguments, args: EagleTrainingArguments) -> TargetArguments:
@@ -80,15 +89,24 @@ def load_target(target_args: TargetArguments) -> FrozenTarget:
 
 
 def conversations(
-    tokenizer: PreTrainedTokenizerBase, data_args: DataArguments, args: EagleTrainingArguments
+    tokenizer: PreTrainedTokenizerBase,
+    data_args: DataArguments,
+    args: EagleTrainingArguments,
+    processor: ProcessorMixin | None = None,
 ) -> tuple[Dataset | IterableDataset, Dataset | None]:
-    """Tokenised data to train on and to hold out (or `None`), packed when asked for, or a stream."""
+    """Tokenised data to train on and to hold out (or `None`), packed when asked for, or a stream.
+
+    Chats with images or videos are read with `processor`, where the target has one.
+    """
     options = MaskOptions(data_args.last_turn_only, data_args.train_on_thoughts, data_args.train_on_tool_calls)
     template = {"options": options, "template_kwargs": data_args.template_kwargs}
 
     def build(sources, weights=None, streaming=False):
         form = data_args.dataset_format
         records = load_records(sources, dataset_format=form, weights=weights, streaming=streaming, seed=args.seed)
+        if processor is not None and holds_media(records):
+            skip = data_args.skip_bad_media
+            return build_vision_dataset(records, processor, data_args.max_length, skip_bad_media=skip, **template)
         if streaming:
             records = records.shuffle(seed=args.seed, buffer_size=1000)
             return build_stream(records, tokenizer, data_args.max_length, **template)
@@ -119,6 +137,7 @@ def config_of_draft(
         target_config,
         draft_args.draft_attention,
         draft_args.latent_sizes,
+        draft_args.draft_rope,
         draft_vocab_size=draft_args.draft_vocab_size,
         tap_ids=target_args.tap_ids,
         fc_norm=draft_args.fc_norm,
@@ -166,6 +185,7 @@ def _check_same_shape(draft: EaglePreTrainedModel, config: EagleConfig, method: 
     pairs = {name: (getattr(config, name, None), getattr(draft.config, name, None)) for name in _FIXED}
     kinds = {
         "method": (method, draft.method),
+        "draft_rope": tuple("1d" if c.mrope_section is None else "mrope" for c in (config, draft.config)),
         "draft_attention": tuple("mla" if has_latent_attention(c) else "llama" for c in (config, draft.config)),
     }
     for name, (asked, found) in {**kinds, **pairs}.items():

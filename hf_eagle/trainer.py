@@ -21,6 +21,7 @@ from .objectives import objective_of
 from .published_trainer import PublishedTrainer
 from .step_totals import StepTotals
 from .supervision import SupervisionPlan, supervised_steps
+from .targets.media import MEDIA
 from .targets.target import FrozenTarget
 from .training_arguments import EagleTrainingArguments
 
@@ -168,7 +169,7 @@ class EagleTrainer(PublishedTrainer):
             num_steps=self.ttt_steps,
             objective=self.objective.bind(plan, teacher, factors),
             attention_mask=inputs.get("attention_mask"),
-            position_ids=inputs.get("position_ids"),
+            position_ids=draft.select_positions(seen, inputs.get("position_ids")),
             documents=inputs.get("documents"),
         )
         return output, plan.counts
@@ -189,8 +190,8 @@ class EagleTrainer(PublishedTrainer):
     def _set_signature_columns_if_needed(self):
         # the target's forward takes what the collator makes; only what neither uses may be dropped
         if self._signature_columns is None:
-            names = ("input_ids", "attention_mask", "position_ids", "documents", "document_lengths")
-            self._signature_columns = [*names, *_OWN_COLUMNS]
+            names = ("input_ids", "attention_mask", "position_ids", "documents", "document_lengths", "media")
+            self._signature_columns = [*names, *MEDIA, *_OWN_COLUMNS]
 
     # ---- evaluation and logging ----
 

@@ -31,9 +31,18 @@ def main() -> None:
 
     from transformers import set_seed
 
+    from hf_eagle.data.vision_collator import DataCollatorForVisionEagle
     from hf_eagle.distributed import leave
     from hf_eagle.evaluation.prompts import load_prompts
-    from hf_eagle.run_parts import conversations, draft_for, load_target, spreadable, stored_features, tokenizer_of
+    from hf_eagle.run_parts import (
+        conversations,
+        draft_for,
+        load_target,
+        processor_of,
+        spreadable,
+        stored_features,
+        tokenizer_of,
+    )
     from hf_eagle.targets.architectures import check_length
     from hf_eagle.trainer import EagleTrainer
 
@@ -50,8 +59,8 @@ def main() -> None:
     )
     target_args = spreadable(target_args, args)
 
-    tokenizer = tokenizer_of(target_args)
-    train, held_out = conversations(tokenizer, data_args, args)
+    tokenizer, processor = tokenizer_of(target_args), processor_of(target_args)
+    train, held_out = conversations(tokenizer, data_args, args, processor)
 
     target = load_target(target_args)
     check_length(target.config, data_args.max_length)
@@ -69,6 +78,7 @@ def main() -> None:
         train_dataset=train,
         eval_dataset=held_out,
         processing_class=tokenizer,
+        data_collator=DataCollatorForVisionEagle(processor) if "media" in (train.column_names or ()) else None,
         peft_config=recipe.adapter.peft_config(),
     )
     if recipe.adapter.use_peft:

@@ -33,6 +33,31 @@ _QWEN3 = {
     "eos_token_id": 151645,
 }
 
+_QWEN3_VL = {
+    "image_token_id": 151655,
+    "video_token_id": 151656,
+    "vision_start_token_id": 151652,
+    "vision_end_token_id": 151653,
+    "tie_word_embeddings": False,
+}
+_QWEN3_VL_TEXT = {
+    **_QWEN3,
+    "max_position_embeddings": 262144,
+    "rope_theta": 5000000,
+    "rope_scaling": {"mrope_interleaved": True, "mrope_section": [24, 20, 20], "rope_type": "default"},
+}
+_QWEN3_VL_VISION = {
+    "depth": 27,
+    "hidden_size": 1152,
+    "intermediate_size": 4304,
+    "num_heads": 16,
+    "patch_size": 16,
+    "spatial_merge_size": 2,
+    "temporal_patch_size": 2,
+    "num_position_embeddings": 2304,
+    "deepstack_visual_indexes": [8, 16, 24],
+}
+
 CONFIGS = {
     "meta-llama/Llama-3.1-8B-Instruct": {
         **_LLAMA3,
@@ -84,6 +109,69 @@ CONFIGS = {
         "num_key_value_heads": 4,
         "num_experts": 128,
         "num_experts_per_tok": 8,
+    },
+    "Qwen/Qwen3-VL-8B-Instruct": {
+        **_QWEN3_VL,
+        "model_type": "qwen3_vl",
+        "text_config": {
+            **_QWEN3_VL_TEXT,
+            "model_type": "qwen3_vl_text",
+            "hidden_size": 4096,
+            "intermediate_size": 12288,
+            "num_hidden_layers": 36,
+            "num_key_value_heads": 8,
+        },
+        "vision_config": {**_QWEN3_VL_VISION, "model_type": "qwen3_vl", "out_hidden_size": 4096},
+    },
+    "Qwen/Qwen3-VL-30B-A3B-Instruct": {
+        **_QWEN3_VL,
+        "model_type": "qwen3_vl_moe",
+        "text_config": {
+            **_QWEN3_VL_TEXT,
+            "model_type": "qwen3_vl_moe_text",
+            "hidden_size": 2048,
+            "intermediate_size": 6144,
+            "moe_intermediate_size": 768,
+            "num_hidden_layers": 48,
+            "num_key_value_heads": 4,
+            "num_experts": 128,
+            "num_experts_per_tok": 8,
+        },
+        "vision_config": {**_QWEN3_VL_VISION, "model_type": "qwen3_vl_moe", "out_hidden_size": 2048},
+    },
+    # as tests/teach_easy_vqa.py makes it
+    "assets/easy-vqa/target": {
+        "image_token_id": 5,
+        "video_token_id": 6,
+        "vision_start_token_id": 3,
+        "vision_end_token_id": 4,
+        "model_type": "qwen3_vl",
+        "text_config": {
+            "model_type": "qwen3_vl_text",
+            "vocab_size": 46,
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "num_hidden_layers": 10,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 16,
+            "max_position_embeddings": 512,
+            "rope_theta": 1e4,
+            "rope_scaling": {"mrope_interleaved": True, "mrope_section": [3, 3, 2], "rope_type": "default"},
+        },
+        "vision_config": {
+            "model_type": "qwen3_vl",
+            "depth": 4,
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "num_heads": 4,
+            "patch_size": 8,
+            "spatial_merge_size": 2,
+            "temporal_patch_size": 2,
+            "out_hidden_size": 64,
+            "num_position_embeddings": 64,
+            "deepstack_visual_indexes": [0, 1, 2],
+        },
     },
     "microsoft/Phi-3-mini-4k-instruct": {
         "model_type": "phi3",
@@ -191,6 +279,9 @@ PARAMETERS = {
     "Qwen/Qwen2.5-7B-Instruct": 7_615_616_512,
     "Qwen/Qwen3-8B": 8_190_735_360,
     "Qwen/Qwen3-30B-A3B": 30_532_122_624,
+    "Qwen/Qwen3-VL-8B-Instruct": 8_767_123_696,
+    "Qwen/Qwen3-VL-30B-A3B-Instruct": 31_070_754_032,
+    "assets/easy-vqa/target": 869_440,
     "microsoft/Phi-3-mini-4k-instruct": 3_821_079_552,
     "openai/gpt-oss-20b": 20_914_757_184,
     "moonshotai/Kimi-K2.5": 1_026_408_232_448,

@@ -59,7 +59,14 @@ class ReferenceDraft:
         embed = self.p["embed_tokens.weight"][token]
         x = torch.cat([self.norm(embed, "midlayer.input_layernorm"), self.norm(hidden, "midlayer.hidden_norm")])
         q, k, v = (self.lin(x, f"midlayer.self_attn.{name}_proj").view(-1, self.c.head_dim) for name in ("q", "k", "v"))
-        return rope(q, position, self.theta), rope(k, position, self.theta), v
+        return self.rotate(q, position), self.rotate(k, position), v
+
+    def rotate(self, x, position):
+        return rope(x, position, self.theta)
+
+    def place(self, row, step):
+        """Where a row stands at a step."""
+        return row + step
 
     def layer(self, hidden, query, keys, values):
         heads = []
@@ -78,13 +85,13 @@ class ReferenceDraft:
         """Normed hidden states of one row at each step."""
         keys, values = [], []
         for j in range(row + 1):
-            _, k, v = self.qkv(ids[j + 1], self.combine(taps[j]), j)
+            _, k, v = self.qkv(ids[j + 1], self.combine(taps[j]), self.place(j, 0))
             keys.append(k)
             values.append(v)
         hidden, out = self.combine(taps[row]), []
         for step in range(steps):
             token = ids[row + 1 + step] if row + 1 + step < len(ids) else 0
-            query, k, v = self.qkv(token, hidden, row + step)
+            query, k, v = self.qkv(token, hidden, self.place(row, step))
             if step:
                 keys.append(k)
                 values.append(v)
@@ -106,22 +113,30 @@ def reference_loss(
     scale=1.0,
     decay=3.0,
     reference=ReferenceDraft,
+    look=None,
 ):
-    """Per step: summed loss, correct rows, supervised rows, over conversations `{"input_ids", "loss_mask"}`."""
+    """Per step: summed loss, correct rows, supervised rows, over conversations `{"input_ids", "loss_mask"}`.
+
+    `look(ref, record)` gives a conversation's taps and logits; by default those of the model's text.
+    """
     ref = reference(draft)
     rows = [[] for _ in range(steps)]
     for record in records:
         ids, mask = record["input_ids"], record["loss_mask"]
-        with torch.no_grad():
-            out = model(input_ids=torch.tensor([ids]), output_hidden_states=True)
-        taps = torch.cat([out.hidden_states[i][0] for i in draft.config.tap_ids], -1)
+        if look is None:
+            with torch.no_grad():
+                out = model(input_ids=torch.tensor([ids]), output_hidden_states=True)
+            taps = torch.cat([out.hidden_states[i][0] for i in draft.config.tap_ids], -1)
+            said = out.logits[0]
+        else:
+            taps, said = look(ref, record)
         for row in range(len(ids)):
             wanted = [s for s in range(steps) if is_supervised(mask, row, s, supervision)]
             if not wanted:
                 continue
             hidden = ref.unroll(ids, taps, row, wanted[-1] + 1)
             for step in wanted:
-                full = out.logits[0, row + 1 + step]
+                full = said[row + 1 + step]
                 log_q = torch.log_softmax(ref.lin(hidden[step], "lm_head"), 0)
                 rows[step].append((full, log_q))
     sums, correct = [], []

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from os.path import commonprefix
 
 from .marks import GENERATION, Places, count_call_marks, mark_messages, mark_template, take_out, unused_characters
-from .messages import TEXT
+from .messages import TEXT, text_of
 from .rendering import PROBED_CALL, ChatRenderer
 from .token_mask import mask_by_offsets, mask_by_pieces
 
@@ -97,6 +97,19 @@ class ConversationEncoder:
 
         Raises a `ValueError` when the template refuses a conversation or rewrites an answer past recognition.
         """
+        texts, spans = self.supervised_spans(conversations, finish_reasons, indices, tools, options)
+        if not self.tokenizer.is_fast:
+            return [mask_by_pieces(self._tokens, self.special, *pair) for pair in zip(texts, spans, strict=True)]
+        batch = self.tokenise(texts, return_offsets_mapping=True)
+        return [
+            (ids, mask_by_offsets(offsets, found))
+            for ids, offsets, found in zip(batch["input_ids"], batch["offset_mapping"], spans, strict=True)
+        ]
+
+    def supervised_spans(
+        self, conversations, finish_reasons=None, indices=None, tools=None, options: MaskOptions | None = None
+    ) -> tuple[list[str], list[list[tuple[int, int]]]]:
+        """The rendered conversations and, of each, which characters are supervised; arguments as of `encode`."""
         options = options or self.options
         texts, spans = [], []
         for place, messages in enumerate(conversations):
@@ -112,14 +125,7 @@ class ConversationEncoder:
                 found = _supervised(answers, reasons, _first_answer(messages, answers, options), options)
             texts.append(text)
             spans.append(found)
-
-        if not self.tokenizer.is_fast:
-            return [mask_by_pieces(self._tokens, self.special, *pair) for pair in zip(texts, spans, strict=True)]
-        batch = self.tokenise(texts, return_offsets_mapping=True)
-        return [
-            (ids, mask_by_offsets(offsets, found))
-            for ids, offsets, found in zip(batch["input_ids"], batch["offset_mapping"], spans, strict=True)
-        ]
+        return texts, spans
 
     def answer_spans(
         self, messages: list[dict], tools=None, options: MaskOptions | None = None
@@ -130,7 +136,7 @@ class ConversationEncoder:
         """
         messages = self.renderer.fold_calls(messages)
         text = self.render(messages, tools)
-        marks = unused_characters(text, self.template, *(message["content"] for message in messages))
+        marks = unused_characters(text, self.template, *(text_of(message["content"]) for message in messages))
         if not self.has_marks:
             return text, self._found(text, self._places(text, marks, messages, tools), messages)
         template = mark_template(self.template, marks)

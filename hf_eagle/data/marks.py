@@ -6,6 +6,8 @@ Taken out of it again they leave the plain text, whatever the messages say.
 import re
 from collections import defaultdict
 
+from .messages import text_of
+
 
 GENERATION = re.compile(r"\{%(-?)\s*generation\s*(-?)%\}")
 _END_GENERATION = re.compile(r"\{%(-?)\s*endgeneration\s*(-?)%\}")
@@ -40,8 +42,8 @@ def mark_messages(messages: list[dict], marks: dict[str, str], others: bool = Tr
             if message.get("tool_calls"):
                 changed["tool_calls"] = [_mark_call(call, mark("call")) for call in message["tool_calls"]]
             message = message | changed
-        elif others and message["role"] in ("user", "tool") and message["content"].strip():
-            message = message | {"content": _inside(message["content"], "", mark("other"))}
+        elif others and message["role"] in ("user", "tool") and text_of(message["content"]).strip():
+            message = message | {"content": _mark_end(message["content"], mark("other"))}
         marked.append(message)
     return marked
 
@@ -75,6 +77,14 @@ def _inside(text: str, opening: str, closing: str, said: str = "") -> str:
     before, after = text[: len(text) - len(text.lstrip())], text[len(text.rstrip()) :]
     thoughts, words = _THOUGHTS.fullmatch(text.strip()).groups() if said else ("", text.strip())
     return before + opening + (thoughts + said if thoughts else "") + words + closing + after
+
+
+def _mark_end(content: str | list[dict], mark: str) -> str | list[dict]:
+    """The mark behind a text, or behind the last one among parts."""
+    if isinstance(content, str):
+        return _inside(content, "", mark)
+    last = max(n for n, part in enumerate(content) if part.get("text", "").strip())
+    return [*content[:last], content[last] | {"text": _inside(content[last]["text"], "", mark)}, *content[last + 1 :]]
 
 
 def _mark_call(call: dict, mark: str) -> dict:

@@ -58,6 +58,11 @@ def recognise_form(record: Mapping) -> str:
     raise ValueError(f"no conversation in the columns {sorted(record)}; a record needs {', or '.join(FORMS.values())}.")
 
 
+def text_of(content: str | list[dict]) -> str:
+    """What a content says, without its images and videos."""
+    return content if isinstance(content, str) else "\n".join(part.get("text", "") for part in content)
+
+
 def to_messages(record: Mapping, form: str | None = None, content_parts: bool = False) -> list[dict]:
     """The conversation of one record as `[{"role": ..., "content": ...}]`, roles system, user, assistant and tool.
 
@@ -211,8 +216,8 @@ def _text(content, place: int) -> str:
         for part in parts:
             if not isinstance(part.get("text"), str):
                 raise ValueError(
-                    f"the content of message {place} must be text, but holds a part of the type {part.get('type')!r}; "
-                    "leave such records out."
+                    f"the content of message {place} must be text, but holds a part of the type {part.get('type')!r}: "
+                    "images and videos need a target that takes them; leave such records out."
                 )
         return "\n".join(part["text"] for part in parts)
     if not isinstance(content, str):

@@ -32,13 +32,15 @@ def pack_dataset(dataset: Dataset, max_length: int) -> Dataset:
         conversation in the row. `EagleDataCollator` keeps them apart.
 
     Raises:
-        `ValueError`: a conversation is empty or longer than `max_length`, or the data are packed already.
+        `ValueError`: a conversation is empty or longer than `max_length`, the data are packed already, or hold media.
 
     Example:
         >>> rows = pack_dataset(build_dataset(records, tokenizer, max_length=2048), max_length=2048)
     """
     if "document_lengths" in dataset.column_names:
         raise ValueError("`dataset` is packed already: it has a column `document_lengths`.")
+    if "media" in dataset.column_names:
+        raise ValueError("`packing` packs text, but the data hold images or videos: leave it out, batches are padded.")
     dataset = dataset.select_columns(["input_ids", "loss_mask"]).with_format("arrow")
     lengths = _lengths(dataset)
     if len(lengths) and not 0 < lengths.min() <= lengths.max() <= max_length:

@@ -20,6 +20,7 @@ from datasets import (
     load_from_disk,
 )
 
+from .media import has_media, read_media_record
 from .messages import FORMS, read_record, read_tools, recognise_form, to_messages
 
 
@@ -127,9 +128,10 @@ def _tell_form(name: str, records: Dataset | IterableDataset, dataset_format: st
     for index, record in enumerate(islice(records, _LOOKED_AT)):
         try:
             form = recognise_form(record) if dataset_format == "auto" else dataset_format
-            to_messages(record, form, content_parts)
+            read_media_record(record, index) if has_media(record) else to_messages(record, form, content_parts)
         except ValueError as problem:
-            raise ValueError(f"{name}: Record {index}: {problem}") from None
+            said = str(problem).removeprefix(f"Record {index}: ")
+            raise ValueError(f"{name}: Record {index}: {said}") from None
         forms[form] += 1
     if not forms:
         raise ValueError(f"{name} holds no record.")
@@ -139,6 +141,8 @@ def _tell_form(name: str, records: Dataset | IterableDataset, dataset_format: st
 
 def _as_messages(name: str, records: Dataset | IterableDataset, form: str | None):
     def convert(record, index):
+        if has_media(record):
+            raise ValueError(f"Record {index} holds images or videos, which are read from a single source: join them.")
         messages, finish_reason = read_record(record, index, form)
         tools = read_tools(record, index)
         rows = [{key: _stored(message.get(key)) for key in _MESSAGE} for message in messages]

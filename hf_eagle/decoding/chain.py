@@ -12,11 +12,21 @@ class DraftRun:
         draft: the draft, with the target's embeddings attached.
         lengths: of the rows, none of which has a token yet.
         limit: tokens that a row will hold at most, drafted ones included.
+        prompt_positions, moved: those of the [`TargetRun`], which a draft with m-RoPE follows.
     """
 
-    def __init__(self, draft, lengths: Lengths, limit: int):
+    def __init__(
+        self,
+        draft,
+        lengths: Lengths,
+        limit: int,
+        prompt_positions: torch.Tensor | None = None,
+        moved: torch.Tensor | None = None,
+    ):
         self.draft, self.lengths = draft, lengths
         self.cache = SlotCache(lengths, limit)
+        follows = draft.config.mrope_section is not None
+        self.prompt_positions, self.moved = (prompt_positions, moved) if follows else (None, None)
 
     def catch_up(self, features: torch.Tensor, next_ids: torch.Tensor, lengths: Lengths):
         """Runs the newly verified tokens, whose keys are kept.
@@ -40,7 +50,9 @@ class DraftRun:
             causal = torch.ones(1, count, count, dtype=torch.bool, device=next_ids.device).tril()
             mask = before.visible(causal)[:, None]
         hidden = self.draft.combine_features(features)
-        positions = before.slots(count).expand(next_ids.shape[0], -1)
+        positions, self.prompt_positions = self.prompt_positions, None  # the prompt's tokens come first, and once
+        if positions is None:
+            positions = self._positions(before.slots(count), next_ids.shape[0])
         normed, feedback = self.draft.decode(next_ids, hidden, positions, self.cache, mask)
         if before.uniform and lengths.uniform:
             return normed[:, -1:], feedback[:, -1:]
@@ -68,12 +80,20 @@ class DraftRun:
                 seen = torch.ones(1, 1, drafted, dtype=torch.bool, device=tokens.device)
             mask = self.lengths.visible(seen)[:, None]
         self.cache.place(self.lengths, skip=drafted - count)
-        positions = self.lengths.slots(1, skip=level).expand(rows, count)
+        positions = self._positions(self.lengths.slots(1, skip=level), rows).expand(rows, count)
         return self.draft.decode(tokens, feedback, positions, self.cache, mask)
+
+    def _positions(self, slots: torch.Tensor, rows: int) -> torch.Tensor:
+        """`(rows, n)` positions of tokens in these slots `(rows or 1, n)`."""
+        slots = slots.expand(rows, -1)
+        return slots if self.moved is None else slots + self.moved[:, None]
 
     def select(self, kept: list[int], kept_on_device: torch.Tensor) -> None:
         self.lengths = self.lengths.select(kept, kept_on_device)
         self.cache.select(kept_on_device)
+        self.moved = None if self.moved is None else self.moved[kept_on_device]
+        if self.prompt_positions is not None:
+            self.prompt_positions = self.prompt_positions[:, kept_on_device]
 
 
 def propose_chain(run: DraftRun, normed: torch.Tensor, feedback: torch.Tensor, count: int) -> torch.Tensor:

@@ -24,7 +24,7 @@ from ..targets.few_rows import few_rows_products
 from .answers import Answers, RoundClock
 from .caches import Lengths
 from .chain import DraftRun, propose_chain
-from .checks import DraftShape, check_draft_fits, check_prompts, check_sampling
+from .checks import DraftShape, check_draft_fits, check_prompt_media, check_prompts, check_sampling
 from .target_run import TargetRun, check_target
 from .tree import propose_tree
 from .verification import Sampling, judge
@@ -72,6 +72,7 @@ def speculative_generate(
     sampling_top_k: int | None = None,
     generator: torch.Generator | None = None,
     streamer: BaseStreamer | None = None,
+    **media: torch.Tensor,
 ) -> SpeculativeOutput:
     """
     Decodes prompts with a draft, losslessly.
@@ -104,6 +105,9 @@ def speculative_generate(
             Where draws come from, on the target's device.
         streamer (`transformers` streamer, *optional*):
             Is `put` the prompt, and the tokens of every round as they come; one prompt only.
+        media:
+            What else a processor makes of prompts with images or videos (`pixel_values`, `image_grid_thw`,
+            `mm_token_type_ids`, ...), for the prompts' forward.
 
     Raises:
         `ValueError`: an argument out of range or without meaning beside the others, a draft that was made for a target
@@ -113,12 +117,13 @@ def speculative_generate(
     shape.check_vocabulary(draft)
     check_sampling(temperature, top_p, sampling_top_k)
     check_prompts(input_ids, attention_mask, max_new_tokens, streamer)
+    check_prompt_media(target, input_ids, media)
     check_draft_fits(target, draft)
     check_target(target, needs_masks=shape.tree or input_ids.shape[0] > 1)
 
     sampling = Sampling(temperature, top_p, sampling_top_k, generator)
     answers = Answers(input_ids, max_new_tokens, eos_token_ids, streamer)
-    run = TargetRun(target, input_ids, attention_mask, room=max_new_tokens + shape.drafted)
+    run = TargetRun(target, input_ids, attention_mask, room=max_new_tokens + shape.drafted, media=media)
     drafts, accepted = [0] * len(answers.tokens), [[0] * shape.depth for _ in answers.tokens]
     with few_rows_products(target.model, draft):
         decoding = _Decoding(target, draft, shape, sampling, run)
@@ -146,7 +151,7 @@ class _Decoding:
         self.clock = RoundClock(target.device)
         self.target_run, lengths = run, run.lengths
         nothing = Lengths([0] * len(lengths.host), torch.zeros_like(lengths.device))
-        self.draft_run = DraftRun(draft, nothing, run.limit)
+        self.draft_run = DraftRun(draft, nothing, run.limit, run.prompt_positions, run.moved)
 
         features = run.read_prompt()
         # (rows, 1): the newest token of each answer, of which the target has not made keys yet
@@ -210,6 +215,7 @@ def target_generate(
     top_p: float = 1.0,
     sampling_top_k: int | None = None,
     generator: torch.Generator | None = None,
+    **media: torch.Tensor,
 ) -> list[list[int]]:
     """
     Decodes with the target alone: what a draft's speed is compared with.
@@ -226,10 +232,11 @@ def target_generate(
     """
     check_sampling(temperature, top_p, sampling_top_k)
     check_prompts(input_ids, attention_mask, max_new_tokens, None)
+    check_prompt_media(target, input_ids, media)
     check_target(target, needs_masks=input_ids.shape[0] > 1)
     sampling = Sampling(temperature, top_p, sampling_top_k, generator)
     answers = Answers(input_ids, max_new_tokens, eos_token_ids)
-    run = TargetRun(target, input_ids, attention_mask, room=max_new_tokens)
+    run = TargetRun(target, input_ids, attention_mask, room=max_new_tokens, media=media)
     with few_rows_products(target.model):
         newest = sampling.choose(target.logits(run.last_of_prompt(run.read_prompt().last_hidden)))
         kept = answers.extend(newest.tolist())

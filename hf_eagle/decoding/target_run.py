@@ -6,6 +6,7 @@ from weakref import WeakKeyDictionary
 import torch
 
 from ..targets.features import TargetFeatures
+from ..targets.media import has_mrope
 from ..targets.target import FrozenTarget
 from .caches import Lengths, SlotCache, check_cache
 from .tree import DraftTree
@@ -24,23 +25,49 @@ class TargetRun:
         input_ids: `(rows, length)`, padded on the left.
         attention_mask: `(rows, length)`, 0 on padding; no padding when `None`.
         room: tokens that will stand behind a prompt at most, drafted ones included.
+        media: what else the prompts' forward takes, see `targets.media.MEDIA`.
 
     Attributes:
         lengths: verified tokens of every row, prompt included. The newest token of an answer is not among them: it is
             the first of the next round's window.
+        prompt_positions: `(3, rows, length)` of prompts with media beside a target with m-RoPE, else `None`.
+        moved: `(rows,)`, what a target with m-RoPE adds to the places of tokens behind the prompt; `None` of another.
     """
 
-    def __init__(self, target: FrozenTarget, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, room: int):
+    def __init__(
+        self,
+        target: FrozenTarget,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        room: int,
+        media: dict[str, torch.Tensor] | None = None,
+    ):
         self.target = target
         input_ids = input_ids.to(target.device)
+        self.media = {name: _to(x, target.device) for name, x in (media or {}).items() if x is not None}
+        if "mm_token_type_ids" in self.media:
+            types = self.media["mm_token_type_ids"]
+            self.media["mm_token_type_ids"] = _without_left_padding(types, attention_mask)[0]
         self.input_ids, self.lengths = _without_left_padding(input_ids, attention_mask)
         self.limit = self.lengths.high + room
         self.cache = SlotCache(self.lengths, self.limit)
+        self.prompt_positions = self.moved = None
+        if has_mrope(target.config):
+            present = torch.arange(self.input_ids.shape[1], device=target.device) < self.lengths.device[:, None]
+            found = target.rope_index(self.input_ids, present.long(), **self.media)
+            self.prompt_positions, self.moved = found or (None, torch.zeros_like(self.lengths.device))
 
     def read_prompt(self) -> TargetFeatures:
         """The prompts' forward, each from the first slot on, so that no token sees what follows a shorter prompt."""
         self.cache.place(Lengths([0] * len(self.lengths.host), torch.zeros_like(self.lengths.device)))
-        return self.target(self.input_ids, past_key_values=self.cache, use_cache=True)
+        arguments = {"past_key_values": self.cache, "use_cache": True, **self.media}
+        if self.moved is not None:  # or the model would go by what it remembers of an earlier prompt
+            positions = self.prompt_positions
+            if positions is None:
+                positions = torch.arange(self.input_ids.shape[1], device=self.input_ids.device)
+                positions = positions.expand(3, *self.input_ids.shape)
+            arguments["position_ids"] = positions
+        return self.target(self.input_ids, **arguments)
 
     def last_of_prompt(self, hidden: torch.Tensor) -> torch.Tensor:
         """The rows of every prompt's last token, `(rows, 1, hidden)`."""
@@ -52,11 +79,11 @@ class TargetRun:
     def _place_window(self, size: int, tree: DraftTree | None = None) -> dict:
         """Where a window of `size` tokens stands and what it sees: further arguments of the target's forward.
 
-        A chain behind rows of one length needs none: the target's own positions and causal mask are right.
+        A chain behind rows of one length needs no mask, and but for m-RoPE no positions: the target's own are right.
         """
         self.cache.place(self.lengths)
         if tree is None and self.lengths.uniform:
-            return {}
+            return {} if self.moved is None else {"position_ids": self._rotated(self.lengths.slots(size))}
         device = self.lengths.device.device
         if tree is None:
             steps = torch.arange(size, device=device)[None]
@@ -64,7 +91,12 @@ class TargetRun:
         else:
             steps, seen = tree.depths, tree.ancestors
         positions = self.lengths.device[:, None] + steps
-        return {"position_ids": positions, "attention_mask": self._masks(positions, self.lengths.visible(seen))}
+        masks = self._masks(positions, self.lengths.visible(seen))
+        return {"position_ids": self._rotated(positions), "attention_mask": masks}
+
+    def _rotated(self, places: torch.Tensor) -> torch.Tensor:
+        """The positions of tokens behind the prompts that stand at `places` `(rows, n)` among all tokens."""
+        return places if self.moved is None else (places + self.moved[:, None]).expand(3, -1, -1)
 
     def verify(self, window: torch.Tensor, tree: DraftTree | None = None) -> TargetFeatures:
         """The round's forward over `(rows, n)`: the newest verified token of each row and the drafted ones."""
@@ -80,6 +112,7 @@ class TargetRun:
     def select(self, kept: list[int], kept_on_device: torch.Tensor) -> None:
         self.lengths = self.lengths.select(kept, kept_on_device)
         self.cache.select(kept_on_device)
+        self.moved = None if self.moved is None else self.moved[kept_on_device]
 
     def _masks(self, positions: torch.Tensor, visible: torch.Tensor):
         """Additive 4-D masks; one for each kind of layer where the target has several."""
@@ -102,6 +135,10 @@ class TargetRun:
         own = torch.arange(slots, device=positions.device).repeat(positions.shape[0], 1)
         index = self.lengths.device[:, None] + torch.arange(positions.shape[1], device=positions.device)
         return own.scatter(1, index, positions)[:, None]
+
+
+def _to(x, device: torch.device):
+    return x.to(device) if isinstance(x, torch.Tensor) else x
 
 
 def _without_left_padding(input_ids: torch.Tensor, attention_mask: torch.Tensor | None):

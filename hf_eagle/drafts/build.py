@@ -29,7 +29,11 @@ DRAFT_CLASSES = {
 
 
 def draft_config(
-    target_config: PreTrainedConfig, attention: str = "auto", latent_sizes: dict | None = None, **fields: Any
+    target_config: PreTrainedConfig,
+    attention: str = "auto",
+    latent_sizes: dict | None = None,
+    rope: str = "1d",
+    **fields: Any,
 ) -> EagleConfig:
     """The config of a new draft for a target.
 
@@ -37,6 +41,7 @@ def draft_config(
         target_config: the target's (text) config.
         attention: `"llama"` or `"mla"`; `"auto"` is the target's own kind.
         latent_sizes: of `"mla"`, those that are not the target's.
+        rope: of `"llama"`, `"1d"` or `"mrope"`, see `draft_rope`.
         fields: as for [`EagleConfig.from_target`].
 
     Raises:
@@ -45,6 +50,10 @@ def draft_config(
     if attention not in ("auto", "llama", "mla"):
         raise ValueError(f"`draft_attention` must be one of auto, llama, mla, got {attention!r}.")
     if attention == "mla" or (attention == "auto" and has_latent_attention(target_config.get_text_config())):
+        if rope != "1d":
+            raise ValueError(
+                f"`draft_rope` is {rope}, but the draft has latent attention, which is rotated in 1d only."
+            )
         config = EagleMLAConfig.from_target(target_config, **(latent_sizes or {}), **fields)
         if config.q_lora_rank is None:
             logger.warning("`q_lora_rank` is none: neither vLLM 0.32 nor SGLang 0.5.23 loads such a draft.")
@@ -55,7 +64,7 @@ def draft_config(
             f"`{name}` is {size}, but the draft's attention is Llama's, which has none: leave it out, or set "
             "`draft_attention` to mla."
         )
-    return EagleConfig.from_target(target_config, **fields)
+    return EagleConfig.from_target(target_config, rope=rope, **fields)
 
 
 def new_draft(

@@ -57,6 +57,7 @@ class EagleConfig(LlamaConfig):
 
     # an unknown model_type fails in vLLM; Llama-style drafts are "llama" for both servers
     model_type = "llama"
+    ignore_keys_at_rope_validation = {"mrope_section", "mrope_interleaved"}
 
     num_hidden_layers: int = 1
     rms_norm_eps: float = 1e-5
@@ -99,6 +100,11 @@ class EagleConfig(LlamaConfig):
                 "`tie_word_embeddings` of an EAGLE-3 draft must be False, got True: `lm_head.weight` is trained and "
                 "its own, also beside a target that ties its; code that took it for tied may have dropped that tensor."
             )
+        if self.mrope_section is not None and sum(self.mrope_section) != self.head_dim // 2:
+            raise ValueError(
+                f"`mrope_section` {list(self.mrope_section)} of a draft must add up to half of its `head_dim` "
+                f"{self.head_dim}, got {sum(self.mrope_section)}."
+            )
         self._refuse(
             "EAGLE-3",
             attention_bias=False,
@@ -118,6 +124,11 @@ class EagleConfig(LlamaConfig):
         return self.eagle_aux_hidden_state_layer_ids
 
     @property
+    def mrope_section(self) -> list[int] | None:
+        """Pairs of a head that are rotated by each of a token's three positions, `None` where it has one (1-D RoPE)."""
+        return (self.rope_parameters or {}).get("mrope_section")
+
+    @property
     def num_taps(self) -> int:
         return 3 if self.tap_ids is None else len(self.tap_ids)
 
@@ -127,6 +138,7 @@ class EagleConfig(LlamaConfig):
         target_config: PreTrainedConfig,
         draft_vocab_size: int | None = None,
         tap_ids: list[int] | None = None,
+        rope: str = "1d",
         **overrides: Any,
     ) -> "EagleConfig":
         """A draft for this target: its widths, heads, RoPE, context length and special ids; one untied layer.
@@ -134,17 +146,20 @@ class EagleConfig(LlamaConfig):
         Args:
             target_config: the target's (text) config.
             draft_vocab_size: rows of the draft's head, the target's vocabulary when `None`.
-            tap_ids: entry ids, `(2, N // 2, N - 3)` when `None`.
+            tap_ids: entry ids, those of `default_tap_ids` when `None`.
+            rope: `"1d"`, or `"mrope"` for three positions a token, see `draft_rope`.
             overrides: any other field, for example `fc_norm=True`.
 
         Raises:
-            ValueError: for a wrong tap id or a draft vocabulary larger than the target's.
+            ValueError: for a wrong tap id, `"mrope"` beside a target that has none, or a draft vocabulary larger than
+                the target's.
         """
         layers = target_config.get_text_config().num_hidden_layers
-        tap_ids = default_tap_ids(layers) if tap_ids is None else tap_ids
+        tap_ids = default_tap_ids(target_config) if tap_ids is None else tap_ids
         fields = {
             **_fields_of_target(target_config),
             "target_hidden_size": target_config.get_text_config().hidden_size,
+            "rope_parameters": draft_rope(target_config.get_text_config(), rope),
             "draft_vocab_size": draft_vocab_size,
             "eagle_aux_hidden_state_layer_ids": check_tap_ids(tap_ids, layers),
         }
@@ -259,9 +274,7 @@ def _fields_of_target(target_config: PreTrainedConfig) -> dict[str, Any]:
         "max_position_embeddings": text.max_position_embeddings,
         "rope_parameters": draft_rope(text),
         "initializer_range": getattr(text, "initializer_range", 0.02),
-        "bos_token_id": text.bos_token_id,
-        "eos_token_id": text.eos_token_id,
-        "pad_token_id": text.pad_token_id,
+        **{name: getattr(text, name, None) for name in ("bos_token_id", "eos_token_id", "pad_token_id")},
     }
 
 
@@ -274,7 +287,7 @@ def _written_for_servers(config: EagleConfig, written: dict[str, Any]) -> dict[s
     scaling = {k: v for k, v in rope.items() if k != _ROPE_BASE}
     written["rope_parameters"] = rope
     written["rope_theta"] = rope[_ROPE_BASE]
-    written["rope_scaling"] = None if rope.get("rope_type", "default") == "default" else scaling
+    written["rope_scaling"] = None if scaling in ({}, {"rope_type": "default"}) else scaling
 
     dtype = written.get("dtype") or "float32"
     written.update(dtype=dtype, torch_dtype=dtype, tie_word_embeddings=False, num_hidden_layers=1)

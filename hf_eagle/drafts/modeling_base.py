@@ -143,14 +143,36 @@ class EaglePreTrainedModel(PreTrainedModel):
             raise ValueError("Set `tap_ids` of the target before asking it for the features of an EAGLE-3 draft.")
         return features.taps
 
+    def select_positions(self, features, position_ids: torch.Tensor | None) -> torch.Tensor | None:
+        """Where the tokens of a batch stand: with m-RoPE where the target has put them, see [`TargetFeatures`]."""
+        by_axes = self.config.mrope_section is not None and features.position_ids is not None
+        return features.position_ids if by_axes else position_ids
+
     def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """`(..., hidden)` as `decode` returns it for the head -> `(..., draft_vocab_size)`."""
         return self.lm_head(hidden)
 
     def cos_sin(self, like: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """RoPE tables `(*positions.shape, rotated width)` in the dtype of `like`."""
-        cos, sin = self.rotary_emb(like, positions.reshape(1, -1))
-        return cos.view(*positions.shape, -1), sin.view(*positions.shape, -1)
+        """RoPE tables `(*shape, rotated width)` in the dtype of `like`; `positions` `(*shape)`, or with m-RoPE `(3,
+        *shape)`."""
+        axes, shape = ((), positions.shape) if self.config.mrope_section is None else ((3,), positions.shape[1:])
+        cos, sin = self.rotary_emb(like, positions.reshape(*axes, 1, -1))
+        return cos.view(*shape, -1), sin.view(*shape, -1)
+
+    def on_axes(self, position_ids: torch.Tensor) -> torch.Tensor:
+        """Positions `(batch, n)`, or `(3, batch, n)`, as this draft takes them: the latter with m-RoPE only.
+
+        Raises:
+            ValueError: for three positions a token that this draft cannot use.
+        """
+        if position_ids.dim() == 3 and self.config.mrope_section is None:
+            raise ValueError(
+                "`position_ids` has three positions a token, but this draft has plain RoPE (`draft_rope` 1d): leave "
+                "them out, or make the draft with mrope."
+            )
+        if position_ids.dim() == 2 and self.config.mrope_section is not None:
+            return position_ids.expand(3, -1, -1)
+        return position_ids
 
     def forward(
         self,
@@ -172,7 +194,8 @@ class EaglePreTrainedModel(PreTrainedModel):
             num_steps: TTT steps; EAGLE-1 knows one.
             objective: called once with what the head takes at every step, `(num_steps, N, hidden)`, and the head.
             attention_mask: `(batch, length)`, 0 on padding.
-            position_ids: `(batch, length)`, counted along the unpadded tokens when `None`.
+            position_ids: `(batch, length)`, or with m-RoPE `(3, batch, length)`; counted along the unpadded tokens when
+                `None`. Step s stands s places further on every axis.
             documents: `(batch, length)` ids of packed documents, which do not see each other.
 
         Returns:
@@ -187,7 +210,11 @@ class EaglePreTrainedModel(PreTrainedModel):
         if rows.numel():
             layout = RowLayout.of(rows, mark_padding(documents, attention_mask, like=input_ids))
             hidden = self._unroll(
-                input_ids.flatten(), features.flatten(0, 1), position_ids.flatten(), layout, num_steps
+                input_ids.flatten(),
+                features.flatten(0, 1),
+                self.on_axes(position_ids).flatten(-2),
+                layout,
+                num_steps,
             )
         else:
             hidden = self._untrained(num_steps)
@@ -207,7 +234,8 @@ class EaglePreTrainedModel(PreTrainedModel):
         """What the head takes of the rows `layout.rows` at every step, `(num_steps, N, hidden)`.
 
         Args:
-            input_ids, position_ids: `(batch * length,)`.
+            input_ids: `(batch * length,)`.
+            position_ids: `(batch * length,)`, with m-RoPE `(3, batch * length)`.
             features: `(batch * length, ...)`.
             layout: which rows are unrolled, and which keys they need.
             num_steps: TTT steps.
@@ -227,7 +255,7 @@ class EaglePreTrainedModel(PreTrainedModel):
         Args:
             input_ids: `(batch, n)`, for each row the NEXT token.
             hidden: `(batch, n, hidden)` from `combine_features`, or fed back by an earlier call.
-            position_ids: `(batch, n)` of the rows.
+            position_ids: `(batch, n)` of the rows, with m-RoPE also `(3, batch, n)`.
             past_key_values: cache of one layer.
             attention_mask: bool `(batch, 1, n, past + n)`; causal when `None`.
 

@@ -10,6 +10,7 @@ from .attention import DraftAttention, EagleAttention
 from .configuration_eagle import EagleConfig
 from .layers import DraftLayer, EagleRMSNorm
 from .modeling_base import EaglePreTrainedModel
+from .mrope import EagleMRotaryEmbedding
 from .row_layout import RowLayout
 from .unroll import TTTUnroll
 
@@ -46,7 +47,7 @@ class Eagle3Draft(EaglePreTrainedModel):
         self.midlayer = EagleDecoderLayer(config, self.attention_class(config, 2 * config.hidden_size))
         self.norm = EagleRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.lm_head = nn.Linear(config.hidden_size, config.draft_vocab_size, bias=False)
-        self.rotary_emb = LlamaRotaryEmbedding(config=config)
+        self.rotary_emb = (LlamaRotaryEmbedding if config.mrope_section is None else EagleMRotaryEmbedding)(config)
         self.gradient_checkpointing = False  # switched by `gradient_checkpointing_enable`: one checkpoint a TTT step
         self._register_vocabulary(config)
         self.post_init()
@@ -99,7 +100,7 @@ class Eagle3Draft(EaglePreTrainedModel):
     def decode(self, input_ids, hidden, position_ids, past_key_values, attention_mask=None):
         """As the base class says; the head takes normed hidden states."""
         x = self.midlayer.attention_input(self.embed_tokens(input_ids), hidden)
-        cos_sin = self.cos_sin(x, position_ids)
+        cos_sin = self.cos_sin(x, self.on_axes(position_ids))
         attended = self.midlayer.self_attn.behind_cache(x, cos_sin, past_key_values, attention_mask)
         return self.feedback(self.midlayer.finish(hidden, attended))
 

@@ -6,6 +6,7 @@ from typing import Any
 
 logger = logging.getLogger(__name__)
 
+ROPES = ("1d", "mrope")
 # what the servers read of each type, besides the base. Of `yarn` SGLang does not read an `attention_factor`.
 _READ = {
     "default": (),
@@ -18,7 +19,7 @@ _READ = {
 }
 
 
-def draft_rope(text_config) -> dict[str, Any]:
+def draft_rope(text_config, kind: str = "1d") -> dict[str, Any]:
     """`rope_parameters` of a draft for a target: its base, and its scaling where servers run that in one known way.
 
     A draft learns its own attention, so it need not rotate as its target does; it must be served as it was trained.
@@ -28,14 +29,29 @@ def draft_rope(text_config) -> dict[str, Any]:
       batch, vLLM once at its start, for the longest context it was started with;
     * `partial_rotary_factor` (Phi-3, GLM-4): transformers' Llama ignores it, vLLM obeys it. A draft's heads are rotated
       whole;
-    * `mrope_section` and anything else that one server reads and another does not.
+    * `mrope_section`, unless `kind` is `"mrope"`, and anything else that one server reads and another does not.
+
+    With `"mrope"` a draft gives tokens three positions, as its target does. Both servers then read `mrope_section` and
+    `mrope_interleaved`, the latter false where it is not written.
 
     Of a RoPE for each type of layer (Gemma 3) a draft, whose attention does not slide, gets that of `full_attention`.
+
+    Args:
+        text_config: the target's.
+        kind: `"1d"` or `"mrope"`.
+
+    Raises:
+        ValueError: for an unknown kind, or `"mrope"` beside a target that has none, or one that is scaled.
     """
+    if kind not in ROPES:
+        raise ValueError(f"`draft_rope` must be one of {', '.join(ROPES)}, got {kind!r}.")
     rope = getattr(text_config, "rope_parameters", None) or {}
     if "full_attention" in rope:
         rope = rope["full_attention"]
-    kind = rope.get("rope_type") or "default"
+    by_axes, kind = kind == "mrope", rope.get("rope_type") or "default"
+    if by_axes and not (rope.get("mrope_section") and kind == "default"):
+        seen = f"has RoPE of type {kind}" if rope.get("mrope_section") else "counts all tokens alike"
+        raise ValueError(f"`draft_rope` is mrope, but the target {seen}: set it to 1d.")
     if kind not in _READ:
         logger.warning(
             "The target's RoPE scaling %r is not copied, because servers choose among its factors otherwise than "
@@ -46,4 +62,6 @@ def draft_rope(text_config) -> dict[str, Any]:
     read = {name: rope[name] for name in _READ[kind] if rope.get(name) is not None}
     if not (read.get("mscale") and read.get("mscale_all_dim")):  # one alone, or a zero, is read in several ways
         read = {name: x for name, x in read.items() if not name.startswith("mscale")}
+    if by_axes:
+        read = {"mrope_section": list(rope["mrope_section"]), "mrope_interleaved": bool(rope.get("mrope_interleaved"))}
     return {"rope_type": kind, "rope_theta": rope.get("rope_theta", 10000.0), **read}

@@ -22,7 +22,8 @@ class TTTUnroll:
 
     Args:
         draft: the draft, of one layer.
-        input_ids, position_ids: `(batch * length,)`.
+        input_ids: `(batch * length,)`.
+        position_ids: `(batch * length,)`, with m-RoPE `(3, batch * length)`.
         layout: which rows are unrolled, and which keys they need.
         num_steps: TTT steps.
     """
@@ -31,7 +32,7 @@ class TTTUnroll:
         self.draft, self.layer, self.layout = draft, draft.midlayer, layout
         self.attention = self.layer.self_attn
         self.attend = ttt_attention(draft.config._attn_implementation, input_ids.device)
-        self.key_positions, self.row_positions = position_ids[layout.keys], position_ids[layout.rows]
+        self.key_positions, self.row_positions = position_ids[..., layout.keys], position_ids[..., layout.rows]
 
         # row i meets the embedding of token i + 1 + s at step s
         steps = torch.arange(num_steps, device=input_ids.device)[:, None]

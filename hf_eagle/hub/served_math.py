@@ -146,7 +146,8 @@ def rotation(config: dict[str, Any], width: int, positions: torch.Tensor, latent
     """
     rope = config.get("rope_parameters") or {"rope_theta": config["rope_theta"], **(config.get("rope_scaling") or {})}
     kind, base = rope.get("rope_type", "default"), rope.get("rope_theta", 10000.0)
-    if kind not in RESTATED_ROPES or rope.get("mrope_section") or rope.get("partial_rotary_factor", 1.0) != 1.0:
+    # of text, which is all that is compared, m-RoPE's three positions are one
+    if kind not in RESTATED_ROPES or rope.get("partial_rotary_factor", 1.0) != 1.0:
         raise ValueError(f"RoPE of type {kind} is not restated.")
     frequencies = base ** (-torch.arange(0, width, 2, dtype=torch.float32) / width)
     size, factor = 1.0, 1.0

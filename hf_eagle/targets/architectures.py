@@ -25,6 +25,8 @@ class Family:
             entry 0 excepted, from any model that transformers runs for it (`--model-impl transformers`).
         sglang_counts_entries: SGLang takes its tap ids as ENTRY ids unless the first is 1; else always as OUTPUT ids.
         mlp_factor: width of a draft's MLP over the hidden size, where the config names one expert's width only.
+        first_tap: entry id of the first tap by default. Qwen3-VL adds features of images behind layers 0 to 2; from
+            entry 4 on all conventions of counting layers see the same.
     """
 
     name: str
@@ -32,6 +34,7 @@ class Family:
     servers: tuple[str, ...] = ("vllm", "sglang")
     sglang_counts_entries: bool = False
     mlp_factor: int | None = None
+    first_tap: int = 2
 
 
 FAMILIES = (
@@ -42,6 +45,9 @@ FAMILIES = (
     Family("Qwen2", ("qwen2",)),
     Family("Qwen3", ("qwen3",)),
     Family("Qwen3-MoE", ("qwen3_moe",)),
+    Family("Qwen2.5-VL", ("qwen2_5_vl_text",)),
+    Family("Qwen3-VL", ("qwen3_vl_text",), first_tap=4),
+    Family("Qwen3-VL-MoE", ("qwen3_vl_moe_text",), first_tap=4),
     Family("Phi-3", ("phi3",)),
     Family("gpt-oss", ("gpt_oss",), mlp_factor=6),  # as the published drafts for it: 17280 of 2880
     Family("Gemma 2", ("gemma2",), servers=()),
@@ -165,17 +171,25 @@ def logit_transform(config) -> Callable[[torch.Tensor], torch.Tensor]:
     return transform
 
 
-def default_tap_ids(num_layers: int) -> list[int]:
-    """Entry ids both servers use when a config names none: `(2, N // 2, N - 3)` for a target of `N` layers.
+def default_tap_ids(config) -> list[int]:
+    """Entry ids that both servers use when a draft names none: `(2, N // 2, N - 3)` for a target of `N` layers.
+
+    The first one may be another of the target's family, see [`Family`].
+
+    Args:
+        config: the target's.
 
     Raises:
         ValueError: if the target is too shallow for three different taps; the message lists ids that would do.
     """
-    ids = [2, num_layers // 2, num_layers - 3]
+    num_layers, family = config.get_text_config().num_hidden_layers, family_of(config)
+    first = 2 if family is None else family.first_tap
+    ids = [first, num_layers // 2, num_layers - 3]
     if ids != sorted(set(ids)):
         usable = sorted({0, num_layers // 2, num_layers})
         raise ValueError(
-            f"The default taps (2, N // 2, N - 3) need a target of at least 7 layers, this one has {num_layers}: "
+            f"The default taps ({first}, N // 2, N - 3) need a target of at least {max(2 * first + 2, 7)} layers, this "
+            f"one has {num_layers}: "
             f"pass `tap_ids`, for example {','.join(map(str, usable))}."
         )
     return ids

@@ -15,11 +15,13 @@ class TargetFeatures:
             `None` without taps.
         last_hidden: `(batch, length, hidden)` after the final norm: what the head takes.
         past_key_values: the target's cache when `use_cache` was set.
+        position_ids: `(3, batch, length)`, where the target has put the tokens of a batch with images (m-RoPE).
     """
 
     taps: torch.Tensor | None
     last_hidden: torch.Tensor
     past_key_values: Cache | None = None
+    position_ids: torch.Tensor | None = None
 
 
 @dataclass

@@ -8,15 +8,47 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.utils import cached_file, find_adapter_config_file
 
 
 logger = logging.getLogger(__name__)
 
 
+def auto_class(config: PreTrainedConfig) -> type:
+    """The Auto class of a target: `AutoModelForImageTextToText` where a config has no other, or the usual one."""
+    with_media = (
+        type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING
+    )
+    return AutoModelForImageTextToText if with_media else AutoModelForCausalLM
+
+
+def takes_media(name_or_path: str, revision: str = "main", **options: Any) -> bool:
+    """Whether a target is of `AutoModelForImageTextToText`; arguments as of [`load_tokenizer`]."""
+    if options.get("gguf_file"):
+        return False
+    adapter = _adapter_config(name_or_path, revision)
+    if adapter is not None:
+        return takes_media(_base_of(name_or_path, adapter), adapter.get("revision") or "main", **options)
+    config = AutoConfig.from_pretrained(name_or_path, revision=revision, **options)
+    return auto_class(config) is AutoModelForImageTextToText
+
+
 def load_causal_lm(name_or_path: str, revision: str = "main", **options: Any) -> PreTrainedModel:
-    """A causal language model; of an adapter, its base with the adapter merged in, which is then a model as any other.
+    """A causal language model, which may take images too; of an adapter, its base with the adapter merged in.
 
     Args:
         name_or_path: folder or Hub id of a model, or of a PEFT adapter, which names its base itself.
@@ -29,7 +61,11 @@ def load_causal_lm(name_or_path: str, revision: str = "main", **options: Any) ->
     """
     adapter = None if options.get("gguf_file") else _adapter_config(name_or_path, revision)
     if adapter is None:
-        return AutoModelForCausalLM.from_pretrained(name_or_path, revision=revision, **options)
+        if options.get("gguf_file"):
+            return AutoModelForCausalLM.from_pretrained(name_or_path, revision=revision, **options)
+        trust = bool(options.get("trust_remote_code"))
+        config = AutoConfig.from_pretrained(name_or_path, revision=revision, trust_remote_code=trust)
+        return auto_class(config).from_pretrained(name_or_path, revision=revision, **options)
     base = _base_of(name_or_path, adapter)
     try:
         model = load_causal_lm(base, adapter.get("revision") or "main", **options)
@@ -59,6 +95,39 @@ def load_tokenizer(name_or_path: str, revision: str = "main", **options: Any) ->
         if cached_file(str(name_or_path), "tokenizer_config.json", revision=revision, **missing) is None:
             return load_tokenizer(_base_of(name_or_path, adapter), adapter.get("revision") or "main", **options)
     return AutoTokenizer.from_pretrained(name_or_path, revision=revision, **options)
+
+
+def load_processor(name_or_path: str, revision: str = "main", **options: Any) -> ProcessorMixin:
+    """The processor of a target that takes images and videos.
+
+    Without torchvision, which transformers' video processors need, it takes images alone, by PIL.
+
+    Args:
+        name_or_path, revision: as in [`load_causal_lm`].
+        options: as for `AutoProcessor.from_pretrained`.
+
+    Raises:
+        ValueError: if the target has none.
+    """
+    try:
+        return AutoProcessor.from_pretrained(name_or_path, revision=revision, **options)
+    except ImportError as problem:
+        if "orchvision" not in str(problem):
+            raise
+    config = AutoConfig.from_pretrained(name_or_path, revision=revision, **options)
+    if type(config) not in PROCESSOR_MAPPING:
+        raise ValueError(f"`target` {name_or_path} has no processor of images, but the data hold some.")
+    logger.warning("There is no torchvision here: the processor of %s takes images, but no videos.", name_or_path)
+    kind = PROCESSOR_MAPPING[type(config)]
+    # transformers insists on a video processor of its own, which nothing can make here
+    lenient = type(kind.__name__, (kind,), {"check_argument_for_proper_class": lambda *args: None})
+    images = AutoImageProcessor.from_pretrained(name_or_path, revision=revision, **options)
+    tokenizer = load_tokenizer(name_or_path, revision, **options)
+    return lenient(images, tokenizer, _no_videos, chat_template=tokenizer.chat_template)
+
+
+def _no_videos(*args, **kwargs):
+    raise ValueError("The data hold a video, which transformers' video processors need torchvision for: install it.")
 
 
 def save_merged(name_or_path: str, folder: str | Path, revision: str = "main", **options: Any) -> None:

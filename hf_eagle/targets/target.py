@@ -14,6 +14,7 @@ from .architectures import check_tap_ids, find_decoder, find_decoder_parts, logi
 from .features import TargetDistribution, TargetFeatures, at_places
 from .few_rows import few_rows_linear
 from .loading import load_causal_lm
+from .media import MEDIA, check_media, has_deepstack, rope_index
 from .packed_attention import (
     CannotStandIn,
     Segments,
@@ -54,6 +55,11 @@ class FrozenTarget:
     def __init__(self, model: PreTrainedModel, tap_ids: list[int] | None = None, tap_method: str = "hooks"):
         if tap_method not in TAP_METHODS:
             raise ValueError(f"`tap_method` must be one of {', '.join(TAP_METHODS)}, got {tap_method!r}.")
+        if tap_method == "output_hidden_states" and has_deepstack(model.config):
+            raise ValueError(
+                f'`tap_method` is "output_hidden_states", which do not hold what {type(model).__name__} adds behind '
+                'its layers where an image is, and the servers see: use "hooks".'
+            )
         check_weights(model)
         self.model = model.eval().requires_grad_(False)
         self.config = model.config.get_text_config()
@@ -90,7 +96,7 @@ class FrozenTarget:
         shard_size: int | None = None,
         cpu_offload: bool = False,
     ) -> "FrozenTarget":
-        """Load any `AutoModelForCausalLM`, a GGUF file too (`gguf_file`), or a PEFT adapter on one, and freeze it.
+        """Load any causal language model and freeze it: one that takes images, a GGUF file, a PEFT adapter on one.
 
         Args:
             dtype: `"auto"` keeps the checkpoint's.
@@ -201,15 +207,17 @@ class FrozenTarget:
             input_ids: `(batch, length)`.
             attention_mask: `(batch, length)`, 0 on padding of either side, or the model's own 4-D form (a dict of them
                 where it has layers of several kinds).
-            position_ids: `(batch, length)`; counted along the tokens of each document when `None`.
+            position_ids: `(batch, length)`, or `(3, batch, length)` of a target with m-RoPE; by default counted along
+                the tokens of each document, with media as the model's own `get_rope_index` says.
             documents: `(batch, length)` ids of packed documents, which do not see each other; negative on padding.
             past_key_values, use_cache: as in `transformers`, for decoding.
             inputs: whatever else the model's forward takes (images, video grids); `None` values are left out.
 
         Raises:
-            ValueError: if this target cannot keep documents apart.
+            ValueError: if this target cannot keep documents apart, or does not take media that came.
         """
         inputs = {name: value for name, value in inputs.items() if value is not None}
+        check_media(self.model, inputs)
         has_2d_mask = isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 2
         if past_key_values is not None or use_cache:
             inputs.update(past_key_values=past_key_values, use_cache=use_cache)
@@ -228,9 +236,22 @@ class FrozenTarget:
         if has_2d_mask and flat_positions and not inputs and self._by_segments and self._attention == "sdpa":
             if not attention_mask.all():  # padding is left out, and no mask is made
                 return self._packed_features(input_ids, position_ids, attention_mask.long() - 1)
+        if position_ids is None and past_key_values is None:
+            found = self.rope_index(input_ids, attention_mask, **inputs)
+            position_ids = None if found is None else found[0]
         if position_ids is None and has_2d_mask and past_key_values is None:
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp_min(0)
-        return self._forward(input_ids, attention_mask=attention_mask, position_ids=position_ids, **inputs)
+        features = self._forward(input_ids, attention_mask=attention_mask, position_ids=position_ids, **inputs)
+        if position_ids is not None and position_ids.dim() == 3:
+            features.position_ids = position_ids
+        return features
+
+    def rope_index(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **inputs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Positions `(3, batch, length)` of a batch with media and what they move the text behind by, `(batch,)`."""
+        media = {name: inputs[name] for name in MEDIA if name in inputs}
+        return rope_index(self.model, input_ids, attention_mask, **media)
 
     @property
     def _attention(self) -> str:

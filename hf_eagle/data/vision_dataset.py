@@ -1,0 +1,177 @@
+"""Chats with images and videos to token ids and loss masks, over the tokens that the processor puts for each medium."""
+
+import copy
+import logging
+from dataclasses import dataclass
+from itertools import islice
+
+from datasets import Dataset, Features, List, Value
+
+from .loss_mask import ConversationEncoder, MaskOptions
+from .mask_check import check_loss_mask
+from .media import KINDS, as_text, from_text, has_media, read_media_record
+from .messages import read_tools
+from .token_mask import mask_by_offsets
+
+
+logger = logging.getLogger(__name__)
+
+_CHECKED = 16  # conversations whose mask is compared with the second method
+_ROWS = Features({"input_ids": List(Value("int32")), "loss_mask": List(Value("int8")), "media": Value("string")})
+
+
+def build_vision_dataset(
+    records,
+    processor,
+    max_length: int = 2048,
+    options: MaskOptions | None = None,
+    template_kwargs: dict | None = None,
+    skip_bad_media: bool = False,
+) -> Dataset:
+    """Tokenised conversations with images, videos, several, or none; columns `input_ids`, `loss_mask` and `media`.
+
+    Every medium stands in `input_ids` with all of its tokens, none of which is supervised. A conversation that is
+    longer than `max_length` is left out whole, since an image cannot be cut; how many were is logged.
+
+    Args:
+        records: chat records with `messages`, see `read_media_record`.
+        processor: the target's, with a chat template.
+        max_length: in tokens, those of media included.
+        options: which parts of the answers are supervised; by default all.
+        template_kwargs: what else the template is given.
+        skip_bad_media: leave out conversations of which a medium cannot be loaded, and count them, instead of stopping.
+
+    Raises:
+        ValueError: a record is malformed or names a medium that cannot be loaded; or nothing is left.
+    """
+    encoder = VisionEncoder(processor, options, template_kwargs)
+    rows, counts = [], dict.fromkeys(("bad", "long", "unanswered"), 0)
+    checked = max(1, len(records) // _CHECKED)
+    for index, record in enumerate(records):
+        messages, media, reasons = read_media_record(record, index)
+        tools = read_tools(record, index)
+        written = as_text(media)
+        try:
+            loaded = from_text(written)
+        except Exception as problem:  # whatever a decoder of images raises
+            if not skip_bad_media:
+                raise ValueError(
+                    f"Record {index}: a medium cannot be loaded ({str(problem)[:200]}): mend it, or leave such records "
+                    "out with `skip_bad_media`."
+                ) from problem
+            counts["bad"] += 1
+            continue
+        if index % checked == 0:
+            check_loss_mask(encoder.text, [messages], [index], [tools])
+        encoded = encoder.encode(messages, loaded, reasons, tools, index)
+        if len(encoded.input_ids) > max_length:
+            counts["long"] += 1
+        elif not any(encoded.loss_mask):
+            counts["unanswered"] += 1
+        else:
+            rows.append({"input_ids": encoded.input_ids, "loss_mask": encoded.loss_mask, "media": written})
+    if any(counts.values()):
+        logger.warning(
+            "Of %d conversations %d were left out whole because they are longer than `max_length`=%d tokens, %d "
+            "because a medium cannot be loaded, %d because they hold no answer.",
+            *(len(records), counts["long"], max_length, counts["bad"], counts["unanswered"]),
+        )
+    if not rows:
+        raise ValueError(
+            f"None of the {len(records)} conversations is left: raise `max_length` {max_length}, or look at `records`."
+        )
+    return Dataset.from_list(rows, features=_ROWS)
+
+
+def holds_media(records) -> bool:
+    """Whether any record has an image or a video; of a stream, the first ones are looked at, and it may have none.
+
+    Raises:
+        ValueError: for a stream with media.
+    """
+    if hasattr(records, "__len__"):
+        return any(map(has_media, records))
+    if any(map(has_media, islice(records, _CHECKED))):
+        raise ValueError("`streaming` reads text, but the data hold images or videos: leave it out.")
+    return False
+
+
+@dataclass
+class EncodedChat:
+    """Token ids with those of media, and 1 for each that is supervised."""
+
+    input_ids: list[int]
+    loss_mask: list[int]
+
+
+class VisionEncoder:
+    """Token ids and loss mask of a conversation, by a processor and its chat template.
+
+    Answers are found in the rendered text, as of any chat; then each placeholder is replaced by what the processor puts
+    in its place, and the places of the answers move along.
+
+    Args:
+        processor: of `transformers`, with a fast tokenizer.
+        options, template_kwargs: as for [`ConversationEncoder`].
+    """
+
+    def __init__(self, processor, options: MaskOptions | None = None, template_kwargs: dict | None = None):
+        self.processor, tokenizer = processor, processor.tokenizer
+        template = getattr(processor, "chat_template", None)
+        if template and template != tokenizer.chat_template:
+            tokenizer = copy.deepcopy(tokenizer)
+            tokenizer.chat_template = template
+        if not tokenizer.is_fast:
+            raise ValueError("Media need a fast tokenizer, which tells the characters of its tokens.")
+        self.text = ConversationEncoder(tokenizer, options, template_kwargs)
+        tokens = (getattr(processor, f"{kind}_token", None) for kind in KINDS)
+        self.placeholders = dict(zip(KINDS, tokens, strict=True))
+        self.media_ids = {i for kind in KINDS for i in getattr(processor, f"{kind}_token_ids", ())}
+
+    def encode(self, messages, loaded: dict[str, list], reasons=None, tools=None, index: int = 0) -> EncodedChat:
+        """One conversation.
+
+        Args:
+            messages: with parts, as `read_media_record` returns them.
+            loaded: its media by kind, in order.
+            reasons: why each answer ended.
+            tools: JSON schemas on offer.
+            index: number of the record, for error messages.
+
+        Raises:
+            ValueError: if the text has other placeholders than there are media, or the processor disagrees.
+        """
+        (text,), (spans,) = self.text.supervised_spans([messages], [reasons], [index], [tools])
+        for kind, token in self.placeholders.items():
+            if token and text.count(token) != len(loaded[kind]):
+                raise ValueError(
+                    f"Record {index}: its text holds {text.count(token)} times {token}, but it has {len(loaded[kind])} "
+                    f"{kind}s: the chat template writes one for each, and no message may hold that text itself."
+                )
+        replaced = []
+        if any(loaded.values()):
+            given = {f"{kind}s": media or None for kind, media in loaded.items()}
+            made = self.processor(text=[text], **given, return_text_replacement_offsets=True)
+            replaced = made["text_replacement_offsets"][0]
+        expanded, spans = _expand(text, spans, replaced)
+        batch = self.text.tokenise([expanded], return_offsets_mapping=True)
+        ids, mask = batch["input_ids"][0], mask_by_offsets(batch["offset_mapping"][0], spans)
+        if replaced and list(made["input_ids"][0]) != ids:
+            raise ValueError(f"Record {index}: the processor makes other tokens of the text than its tokenizer does.")
+        mask = [0 if token in self.media_ids else supervised for token, supervised in zip(ids, mask, strict=True)]
+        return EncodedChat(ids, mask)
+
+
+def _expand(text: str, spans: list[tuple[int, int]], replaced: list[dict]) -> tuple[str, list[tuple[int, int]]]:
+    """The text with its replacements, and the spans in it, none of which holds one."""
+    pieces, last = [], 0
+    for one in replaced:
+        start, end = one["span"]
+        pieces += [text[last:start], one["replacement"]]
+        last = end
+    longer = [(one["span"][1], len(one["replacement"]) - len(one["text"])) for one in replaced]
+
+    def moved(place: int) -> int:
+        return place + sum(by for end, by in longer if end <= place)
+
+    return "".join([*pieces, text[last:]]), [(moved(start), moved(end)) for start, end in spans]

@@ -1,0 +1,87 @@
+"""Images and videos in front of a target: which arguments carry them, and where their tokens stand.
+
+A model with m-RoPE gives every token three positions (time, height, width). They come from the model's own
+`get_rope_index`, on the ids as they are: once shifted ids are handed to it, every image is one token off.
+"""
+
+import inspect
+
+import torch
+from transformers import PreTrainedModel
+
+
+# arguments of a target's forward that carry media
+MEDIA = (
+    "pixel_values",
+    "image_grid_thw",
+    "pixel_values_videos",
+    "video_grid_thw",
+    "mm_token_type_ids",
+    "second_per_grid_ts",
+)
+_GRIDS = ("image_grid_thw", "video_grid_thw")
+
+
+def media_arguments(model: PreTrainedModel) -> tuple[str, ...]:
+    """Those of `MEDIA` that a model's forward takes by name; what it takes as `**kwargs` it would drop."""
+    parameters = inspect.signature(model.forward).parameters
+    return tuple(name for name in MEDIA if name in parameters)
+
+
+def check_media(model: PreTrainedModel, names) -> None:
+    """Refuse media that the model would not look at.
+
+    Raises:
+        ValueError: naming the first argument that its forward does not take.
+    """
+    taken = media_arguments(model)
+    for name in names:
+        if name in MEDIA and name not in taken:
+            raise ValueError(
+                f"The batch holds `{name}`, which the forward of {type(model).__name__} does not take "
+                f"({'it takes ' + ', '.join(taken) if taken else 'it takes no media'}): the target would train a draft "
+                "on what it never saw. Use a target and a processor that belong together."
+            )
+
+
+def has_mrope(config) -> bool:
+    """Whether a (text) config rotates by three positions a token."""
+    rope = getattr(config.get_text_config(), "rope_parameters", None) or {}
+    return bool(rope.get("mrope_section"))
+
+
+def has_deepstack(config) -> bool:
+    """Whether features of images are added behind decoder layers too, not only in front of the first (Qwen3-VL)."""
+    return bool(getattr(getattr(config, "vision_config", None), "deepstack_visual_indexes", None))
+
+
+def rope_index(
+    model: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **media
+) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Positions of a batch with media, by the model itself.
+
+    Args:
+        model: the target.
+        input_ids: `(batch, length)`, not shifted.
+        attention_mask: `(batch, length)`, 0 on padding.
+        media: what else its forward is given.
+
+    Returns:
+        Positions `(3, batch, length)`, and by how much the text behind the last medium is moved against plain
+        counting, `(batch,)`; `None` for a batch without media, or a model that counts all tokens alike.
+
+    Raises:
+        ValueError: if `mm_token_type_ids` is missing.
+    """
+    of_model = next((m for m in (model, getattr(model, "model", None)) if hasattr(m, "get_rope_index")), None)
+    if of_model is None or all(media.get(name) is None for name in _GRIDS):
+        return None
+    if media.get("mm_token_type_ids") is None:
+        raise ValueError(
+            f"The batch holds media but no `mm_token_type_ids`, which {type(model).__name__} finds their places by: "
+            "pass on all that its processor returns."
+        )
+    taken = inspect.signature(of_model.get_rope_index).parameters
+    given = {name: x for name, x in media.items() if name in taken and x is not None}
+    positions, moved = of_model.get_rope_index(input_ids, attention_mask=attention_mask, **given)
+    return positions, moved.flatten().to(positions.device)

@@ -1,0 +1,77 @@
+"""A target that takes images, spread over ranks of which one has images and another none, beside the whole one.
+
+    torchrun --nproc-per-node 2 vision_worker.py SPEC.json  {"out": DIR, "models": DIR, "cases": [[name, mode], ...]}
+
+Leaves `results.json` in `out`: of each case, and of each kind of batches, the largest deviation over the ranks.
+"""
+
+import json
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+
+torch.set_num_threads(1)
+sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[2])]
+
+from tiny_vision import CHATS, vision_processor, write_records  # noqa: E402
+
+from hf_eagle import EagleTrainer, EagleTrainingArguments, FrozenTarget  # noqa: E402
+from hf_eagle.data.vision_collator import DataCollatorForVisionEagle  # noqa: E402
+from hf_eagle.data.vision_dataset import build_vision_dataset  # noqa: E402
+from hf_eagle.distributed import leave  # noqa: E402
+from hf_eagle.drafts.build import new_draft  # noqa: E402
+from hf_eagle.drafts.configuration_eagle import EagleConfig  # noqa: E402
+from hf_eagle.targets.sharding import local_bytes  # noqa: E402
+
+
+# which conversations the ranks look at: images here and text there, a video there, the same kind, and the other way
+TURNS = {"images, text": ([0], [1]), "text, video": ([1], [2]), "both": ([0, 1], [3, 2]), "neither": ([1], [1, 1])}
+
+
+def unroll(target, args, batch) -> dict[str, torch.Tensor]:
+    """Features, loss and gradients of one batch."""
+    torch.manual_seed(1)
+    config = EagleConfig.from_target(target.model.config, rope="mrope", initializer_range=0.2)
+    draft = new_draft(config, target.embedding_weight())
+    trainer = EagleTrainer(model=draft, args=args, target=target)
+    draft.train()
+    loss = trainer.compute_loss(draft, batch, num_items_in_batch=torch.tensor([50, 40, 30]))
+    loss.backward()
+    seen, kept = target(**{name: x for name, x in batch.items() if name != "loss_mask"}), batch["attention_mask"].bool()
+    gradient = torch.cat([p.grad.flatten() for p in draft.parameters() if p.requires_grad])
+    return {"loss": loss.detach(), "taps": seen.taps[kept], "gradient": gradient}
+
+
+def main():
+    spec = json.loads(Path(sys.argv[1]).read_text())
+    dist.init_process_group("gloo", timeout=timedelta(seconds=60))
+    rank, ranks, results = dist.get_rank(), [None] * dist.get_world_size(), {}
+    args = EagleTrainingArguments(output_dir=spec["out"], report_to="none", use_cpu=True, ttt_steps=3)
+    media = Path(spec["out"]) / f"media-{rank}"
+    media.mkdir()
+    records = write_records(media, CHATS)
+    for name, sharding in spec["cases"]:
+        processor = vision_processor(name)
+        data = build_vision_dataset(records, processor)
+        whole = FrozenTarget.from_pretrained(f"{spec['models']}/{name}")
+        target = FrozenTarget.from_pretrained(f"{spec['models']}/{name}", sharding=sharding)
+        off = {"held": local_bytes(target.model) / local_bytes(whole.model)}
+        for turn, rows in TURNS.items():
+            batch = DataCollatorForVisionEagle(processor)([data[row] for row in rows[rank]])
+            wanted, found = (unroll(t, args, batch) for t in (whole, target))
+            for key, x in wanted.items():
+                assert x.abs().max() > 0
+                off[f"{turn}: {key}"] = float((found[key] - x).abs().max() / x.abs().max())
+        dist.all_gather_object(ranks, off)
+        results[f"{name} {sharding}"] = {key: max(one[key] for one in ranks) for key in off}
+    if rank == 0:
+        (Path(spec["out"]) / "results.json").write_text(json.dumps(results))
+    leave()
+
+
+if __name__ == "__main__":
+    main()

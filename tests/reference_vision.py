@@ -1,0 +1,42 @@
+"""The loop reference of `reference.py` for conversations with images and videos, each looked at alone."""
+
+import torch
+from reference import ReferenceDraft, reference_loss, rope
+from test_vision_target import inputs_of_layers
+from tiny_vision import processed
+
+
+class VisionReference(ReferenceDraft):
+    """Rows stand where the model's own `get_rope_index` puts them, if the draft goes by axes."""
+
+    def place(self, row, step):
+        return row + step if self.c.mrope_section is None else [int(axis[row]) + step for axis in self.positions]
+
+    def rotate(self, x, position):
+        if self.c.mrope_section is None:
+            return rope(x, position, self.theta)
+        by_axis, half = [rope(x, p, self.theta) for p in position], x.shape[-1] // 2
+        section, mixed = self.c.mrope_section, x.clone()
+        for pair in range(half):
+            if self.c.rope_parameters["mrope_interleaved"]:
+                axis = pair % 3 if pair < 3 * section[pair % 3] else 0
+            else:
+                axis = 0 if pair < section[0] else 1 if pair < section[0] + section[1] else 2
+            for place in (pair, pair + half):
+                mixed[:, place] = by_axis[axis][:, place]
+        return mixed
+
+
+def vision_loss(draft, model, processor, chats, rows, steps, **options):
+    """As `reference_loss`, of `rows` with `input_ids` and `loss_mask` that belong to `chats`."""
+
+    def look(reference, record):
+        batch = processed(processor, [record["chat"]])
+        assert batch["input_ids"][0].tolist() == record["input_ids"]
+        inputs, logits = inputs_of_layers(model, batch)
+        asked = {name: x for name, x in batch.items() if not name.startswith("pixel")}
+        reference.positions = model.model.get_rope_index(**asked)[0][:, 0]
+        return torch.cat([inputs[i][0] for i in draft.config.tap_ids], -1), logits[0]
+
+    records = [{**row, "chat": chat} for row, chat in zip(rows, chats, strict=True)]
+    return reference_loss(draft, model, records, steps, reference=VisionReference, look=look, **options)
