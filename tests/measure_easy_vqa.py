@@ -1,6 +1,6 @@
 """Acceptance on held-out questions: of a draft trained on pictures, and of the same one trained with black ones.
 
-    python tests/measure_easy_vqa.py OUT [--steps 300] [--questions 200]
+    python tests/measure_easy_vqa.py OUT [--steps 150] [--questions 200]
 
 OUT is what teach_easy_vqa.py left. Both drafts learn from the target's own answers to real pictures; both are measured
 behind real pictures. Acceptance lengths, and whether the output is the target's, are left in OUT/acceptance.json.
@@ -86,7 +86,7 @@ def measure(target, draft, processor, chats: list[list[dict]], ends: dict) -> di
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--questions", type=int, default=200)
     args = parser.parse_args()
     target, processor = FrozenTarget.from_pretrained(str(args.out / "target")), load_processor(str(args.out / "target"))

@@ -1,6 +1,6 @@
 """Teach a tiny Qwen3-VL to answer questions about simple pictures, and leave it with data in the form of a user's.
 
-    python tests/teach_easy_vqa.py OUT [--steps 700]
+    python tests/teach_easy_vqa.py OUT [--steps 450]
 
 easy-vqa (MIT) comes from the package index. OUT then holds `target/` (model, tokenizer, processor), `images/`,
 `train.jsonl` and `test.jsonl`, whose answers are ours: two sentences, the first of which says what is in the picture.
@@ -182,7 +182,7 @@ def teach(out: Path, steps: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--steps", type=int, default=700)
+    parser.add_argument("--steps", type=int, default=450)
     args = parser.parse_args()
     fetch(args.out)
     if not (args.out / "target" / "model.safetensors").exists():
