@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import tiny_vision
 import torch
 from datasets import Dataset
 from test_packed_attention import packed_batch
@@ -135,7 +136,9 @@ def test_the_taps_of_llama4_are_found_and_its_chunks_are_not_packed():
 
 
 def test_every_row_of_the_table_is_tested():
+    # those that take images have their own tests, test_vision_*.py
     tested = {CONFIGS[name]().model_type for name in CONFIGS}
+    tested |= {make(10).get_text_config().model_type for make in tiny_vision.CONFIGS.values()}
     assert tested | {"kimi_k2"} == {model_type for family in FAMILIES for model_type in family.model_types}
     assert len({model_type for family in FAMILIES for model_type in family.model_types}) == len(tested) + 1
     assert family_of(Kimi_K25Config()).name == "DeepSeek-V2/V3, Kimi"
