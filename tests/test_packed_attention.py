@@ -199,11 +199,9 @@ def test_recurrent_targets_are_refused():
         features_of(FrozenTarget(model, [2, 4]), packed_batch())
 
 
-def test_documents_beside_images_or_a_cache_are_refused():
+def test_documents_beside_a_cache_are_refused():
     target, batch = make_target("llama"), packed_batch()
-    with pytest.raises(ValueError, match="`documents` packs plain text, but pixel_values came with it"):
-        target(batch["input_ids"], documents=batch["documents"], pixel_values=torch.zeros(1))
-    with pytest.raises(ValueError, match="but past_key_values, use_cache came with it"):
+    with pytest.raises(ValueError, match="`documents` packs plain text, but past_key_values, use_cache came with it"):
         target(batch["input_ids"], documents=batch["documents"], use_cache=True)
 
 
