@@ -99,12 +99,13 @@ def test_a_wrong_token_is_said(hub, draft):
 
 def test_a_cut_connection_is_said_and_a_second_run_recovers(hub, draft):
     hub.cut_uploads = hub.cut_commits = 1  # the client itself tries an upload again, but not a commit
-    found = publish(hub, draft, "--repo_id", "me/tiny-draft")
+    found = publish(hub, draft, "--repo_id", "tiny-draft")
     assert found.returncode == 1 and "Traceback" not in found.stderr
     assert "error: The connection to the Hub failed" in found.stderr and hub.files("me/tiny-draft") == {}
     assert hub.cut_uploads == hub.cut_commits == 0
-    found = publish(hub, draft, "--repo_id", "me/tiny-draft")
+    found = publish(hub, draft, "--repo_id", "tiny-draft")
     assert found.returncode == 0, found.stderr[-2000:]
+    assert b'custom_generate="me/tiny-draft"' in hub.files("me/tiny-draft")["README.md"]
     assert hub.files("me/tiny-draft")["model.safetensors"] == (draft / "model.safetensors").read_bytes()
     assert set(hub.uploads.values()) == {1}
 

@@ -90,10 +90,11 @@ def publish_draft(
     # the client's HTTP library changes its name from release to release; its error is taken from where the client does
     from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
-    files = contents(folder, repo_id, include)
+    contents(folder, repo_id, include)  # what is wrong with it is said before there is a repository
     api = HfApi(token=token)
     try:
-        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id  # with its owner's name
+        files = contents(folder, repo_id, include)
         if revision is not None:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         return api.create_commit(
