@@ -36,6 +36,7 @@ def main():
     parser.add_argument("--max_num_seqs", type=int, default=1, help="prompts that may decode at the same time")
     parser.add_argument("--max_model_len", type=int, default=1024)
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--attention_backend", help="one of vLLM's, where the one it would choose cannot do the dtype")
     parser.add_argument("--output", type=Path, required=True)
     args = parser.parse_args()
     args.output.write_text(json.dumps(run(args)) + "\n")
@@ -48,10 +49,12 @@ def run(args) -> dict:
         "method": args.method,
         "model": args.draft,
         "num_speculative_tokens": args.num_speculative_tokens,
+        **({"attention_backend": args.attention_backend} if args.attention_backend else {}),
     }
     llm = LLM(
         model=args.target,
         dtype=args.dtype,
+        attention_backend=args.attention_backend,
         speculative_config=speculative_config or None,
         enforce_eager=True,
         max_model_len=args.max_model_len,
