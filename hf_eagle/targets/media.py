@@ -34,9 +34,10 @@ def check_media(model: PreTrainedModel, names) -> None:
     Raises:
         ValueError: naming the first argument that its forward does not take.
     """
-    taken = media_arguments(model)
-    for name in names:
-        if name in MEDIA and name not in taken:
+    asked = [name for name in names if name in MEDIA]
+    taken = media_arguments(model) if asked else ()  # looks at a signature: nothing for every forward of text
+    for name in asked:
+        if name not in taken:
             raise ValueError(
                 f"The batch holds `{name}`, which the forward of {type(model).__name__} does not take "
                 f"({'it takes ' + ', '.join(taken) if taken else 'it takes no media'}): the target would train a draft "
