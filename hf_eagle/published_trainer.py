@@ -7,7 +7,7 @@ from transformers.trainer_utils import HubStrategy
 from transformers.utils import PushInProgress
 
 from .checkpointed_trainer import CheckpointedTrainer
-from .hub.model_card import is_as_rendered, render_model_card
+from .hub.model_card import facts_of_card, render_model_card
 from .hub.publish import CARD, publish_draft
 from .hub.run_facts import run_facts
 
@@ -18,7 +18,7 @@ class PublishedTrainer(CheckpointedTrainer):
     def create_model_card(self, *args, **kwargs) -> None:
         """Write the card of what this run knows by now; one that somebody edited is left alone."""
         folder = Path(self.args.output_dir)
-        if self.is_world_process_zero() and (not (folder / CARD).exists() or is_as_rendered(folder)):
+        if self.is_world_process_zero() and (not (folder / CARD).exists() or facts_of_card(folder) is not None):
             render_model_card(folder, run_facts(self))
 
     def push_to_hub(

@@ -106,12 +106,12 @@ def render_model_card(output_dir: str | os.PathLike, facts: CardFacts | dict) ->
     return output_dir / "README.md"
 
 
-def is_as_rendered(folder: Path) -> bool:
-    """Whether the card of a folder is still what `render_model_card` made of the facts beside it."""
+def facts_of_card(folder: Path) -> CardFacts | None:
+    """The facts that the card of a folder was rendered from, `None` where somebody edited it since."""
     if not (folder / FACTS).is_file():
-        return False
+        return None
     facts = CardFacts(**json.loads((folder / FACTS).read_text(encoding="utf-8")))
-    return card_text(folder, facts) == (folder / "README.md").read_text(encoding="utf-8")
+    return facts if card_text(folder, facts) == (folder / "README.md").read_text(encoding="utf-8") else None
 
 
 def card_text(output_dir: Path, facts: CardFacts) -> str:

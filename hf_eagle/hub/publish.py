@@ -1,10 +1,9 @@
 """Put a draft's folder on the Hub: what servers and readers need, and nothing of the training's own."""
 
-import json
 from pathlib import Path
 
 from .custom_generate import FOLDER, bundle
-from .model_card import FACTS, CardFacts, card_text, is_as_rendered
+from .model_card import card_text, facts_of_card
 
 
 # optimizer states, checkpoints, `training_args.bin` and logs stay at home
@@ -33,6 +32,15 @@ def contents(folder: str | Path, repo_id: str, include: tuple[str, ...] | list[s
     Raises:
         ValueError: if the folder holds no draft, or a pattern of `include` matches nothing.
     """
+    files: dict[str, Path | bytes] = dict(files_of(folder, include))
+    if (Path(folder) / CARD).is_file():
+        files[CARD] = _card_for(Path(folder), repo_id)
+    files |= {f"{FOLDER}/{name}": source.encode() for name, source in bundle(repo_id).items()}
+    return dict(sorted(files.items()))
+
+
+def files_of(folder: str | Path, include: tuple[str, ...] | list[str] = ()) -> dict[str, Path]:
+    """Of `contents`, what is sent as it lies in the folder; raises what `contents` raises."""
     folder = Path(folder)
     missing = [name for name in ("config.json", "*.safetensors") if not any(folder.glob(name))]
     if missing:
@@ -43,11 +51,7 @@ def contents(folder: str | Path, repo_id: str, include: tuple[str, ...] | list[s
         if not more:
             raise ValueError(f"`include` {pattern!r} matches no file in {folder}.")
         found.update(more)
-    files: dict[str, Path | bytes] = {path.relative_to(folder).as_posix(): path for path in found}
-    if (folder / CARD).is_file():
-        files[CARD] = _card_for(folder, repo_id)
-    files |= {f"{FOLDER}/{name}": source.encode() for name, source in bundle(repo_id).items()}
-    return dict(sorted(files.items()))
+    return {path.relative_to(folder).as_posix(): path for path in found}
 
 
 def publish_draft(
@@ -90,7 +94,7 @@ def publish_draft(
     # the client's HTTP library changes its name from release to release; its error is taken from where the client does
     from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
-    contents(folder, repo_id, include)  # what is wrong with it is said before there is a repository
+    files_of(folder, include)  # what is wrong with it is said before there is a repository
     api = HfApi(token=token)
     try:
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id  # with its owner's name
@@ -121,8 +125,8 @@ def publish_draft(
 
 def _card_for(folder: Path, repo_id: str) -> bytes:
     """The card of a folder, with the repository as the draft's name unless somebody edited it."""
-    if not is_as_rendered(folder):
+    facts = facts_of_card(folder)
+    if facts is None:
         return (folder / CARD).read_bytes()
-    facts = CardFacts(**json.loads((folder / FACTS).read_text(encoding="utf-8")))
     facts.draft = repo_id
     return card_text(folder, facts).encode()
