@@ -136,6 +136,14 @@ def write_failure(folder: str | Path, problem: Exception) -> OSError:
     )
 
 
+def misfits(found: dict[str, list[int]], wanted: dict[str, list[int]]) -> list[tuple[str, str]]:
+    """Tensors that are missing, unexpected or of another shape, by name, each with what is wrong with it."""
+    wrong = [(name, "is missing") for name in wanted if name not in found]
+    wrong += [(name, "is unexpected") for name in found if name not in wanted]
+    both = [name for name in wanted if name in found and found[name] != wanted[name]]
+    return wrong + [(name, f"is {found[name]} instead of {wanted[name]}") for name in both]
+
+
 def check_tensors(model: PreTrainedModel, folder: str | Path) -> None:
     """Do the weights in a folder fit this draft, name by name and shape by shape?
 
@@ -154,9 +162,7 @@ def check_tensors(model: PreTrainedModel, folder: str | Path) -> None:
             found.update({name: list(file.get_slice(name).get_shape()) for name in file.keys()})
     skipped = set(model._keys_to_ignore_on_save or ())
     wanted = {name: list(t.shape) for name, t in model.state_dict().items() if name not in skipped}
-    wrong = [f"{n} is missing" for n in wanted if n not in found]
-    wrong += [f"{n} is unexpected" for n in found if n not in wanted]
-    wrong += [f"{n} is {found[n]} instead of {wanted[n]}" for n in wanted if n in found and found[n] != wanted[n]]
+    wrong = [f"{name} {what}" for name, what in misfits(found, wanted)]
     if wrong:
         raise ValueError(
             f"The checkpoint {folder} does not fit this draft: {'; '.join(wrong[:6])}. Was it trained with another "

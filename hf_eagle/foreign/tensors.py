@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 
+from ..checkpoints import misfits
 from ..drafts.vocabulary import VocabularyMapping, draft_token_ids
 from .forms import Form
 
@@ -163,9 +164,7 @@ def check_names(tensors: dict[str, torch.Tensor], wanted: dict[str, Any]) -> Non
     """`ValueError` naming what is missing, unexpected, or of another shape than in `wanted`."""
     shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
     wanted = {name: list(shape) for name, shape in wanted.items()}
-    wrong = [f"`{n}` is missing" for n in wanted if n not in shapes]
-    wrong += [f"`{n}` is unexpected" for n in shapes if n not in wanted]
-    wrong += [f"`{n}` is {shapes[n]} instead of {wanted[n]}" for n in wanted if n in shapes and shapes[n] != wanted[n]]
+    wrong = [f"`{name}` {what}" for name, what in misfits(shapes, wanted)]
     if wrong:
         raise ValueError(
             f"This draft does not hold the tensors of its form, with the sizes in its config: {'; '.join(wrong[:6])}"
