@@ -7,11 +7,8 @@ import json
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
+from .parser import argument as _arg
 from .targets.latent import LATENT_SIZES
-
-
-def _arg(default, help: str):
-    return field(default=default, metadata={"help": help})
 
 
 @dataclass

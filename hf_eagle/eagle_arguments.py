@@ -3,14 +3,11 @@
 `training_arguments.EagleTrainingArguments` joins `EagleArguments` with `transformers.TrainingArguments`.
 """
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Literal, get_args, get_origin
 
+from .parser import argument as _arg
 from .targets.latent import LATENT_SIZES
-
-
-def _arg(default, help: str):
-    return field(default=default, metadata={"help": help})
 
 
 @dataclass

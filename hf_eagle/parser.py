@@ -4,12 +4,18 @@ import argparse
 import difflib
 import json
 import sys
+from dataclasses import field
 from typing import Any
 
 import yaml
 from transformers.hf_argparser import HfArgumentParser
 
 from .shipped import find_config
+
+
+def argument(default: Any, help: str) -> Any:
+    """A field of a dataclass of arguments: its default, and what `--help` says of it."""
+    return field(default=default, metadata={"help": help})
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -48,15 +54,18 @@ class EagleArgumentParser(HfArgumentParser):
         super().__init__(dataclass_types, **kwargs)
         self.add_argument("--config", metavar="FILE", help="YAML file of arguments, or a recipe's name.")
 
-    def parse_args_and_config(self, args: list[str] | None = None) -> tuple[Any, ...]:
+    def parse_args_and_config(self, args: list[str] | None = None, first: str | None = None) -> tuple[Any, ...]:
         """One instance of each dataclass, in order.
 
         Args:
             args: the command line, `sys.argv[1:]` when `None`.
+            first: the argument that a word in front may stand for without its name.
 
         Exits with a usage message for an unknown name, a value that does not fit, or an unreadable file.
         """
         args = sys.argv[1:] if args is None else list(args)
+        if first is not None and args and not args[0].startswith("-"):
+            args = [f"--{first}", *args]
         for option in (arg.split("=")[0] for arg in args if arg.startswith("--")):
             if option not in self._option_string_actions:  # before anything that argparse misses
                 self.error(self._unknown(option))

@@ -34,10 +34,7 @@ class CheckArguments:
 def main() -> int:
     from hf_eagle.parser import EagleArgumentParser
 
-    given = sys.argv[1:]
-    if given and not given[0].startswith("-"):
-        given = ["--draft", *given]
-    (args,) = EagleArgumentParser(CheckArguments, description=__doc__).parse_args_and_config(given)
+    (args,) = EagleArgumentParser(CheckArguments, description=__doc__).parse_args_and_config(first="draft")
 
     from transformers import AutoConfig
     from transformers.utils import logging

@@ -50,10 +50,7 @@ class ImportArguments:
 
 
 def main() -> None:
-    given = sys.argv[1:]
-    if given and not given[0].startswith("-"):
-        given = ["--draft", *given]
-    (args,) = EagleArgumentParser(ImportArguments, description=__doc__).parse_args_and_config(given)
+    (args,) = EagleArgumentParser(ImportArguments, description=__doc__).parse_args_and_config(first="draft")
 
     from hf_eagle.foreign.convert import from_foreign
 

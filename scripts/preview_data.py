@@ -12,7 +12,7 @@ tokens, what draft vocabularies of several sizes could propose, duplicates, and 
 import json
 import logging
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 
@@ -21,10 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works wi
 from hf_eagle.arguments import DataArguments, DraftArguments, TargetArguments
 from hf_eagle.eagle_arguments import EagleArguments
 from hf_eagle.parser import EagleArgumentParser
-
-
-def _arg(default, help: str):
-    return field(default=default, metadata={"help": help})
+from hf_eagle.parser import argument as _arg
 
 
 @dataclass

@@ -17,9 +17,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without installation
 
-
-def _arg(default, help: str):
-    return field(default=default, metadata={"help": help})
+from hf_eagle.parser import EagleArgumentParser
+from hf_eagle.parser import argument as _arg
 
 
 @dataclass
@@ -53,12 +52,7 @@ class PruneArguments:
 
 
 def main() -> None:
-    from hf_eagle.parser import EagleArgumentParser
-
-    given = sys.argv[1:]
-    if given and not given[0].startswith("-"):
-        given = ["--draft", *given]
-    (args,) = EagleArgumentParser(PruneArguments, description=__doc__).parse_args_and_config(given)
+    (args,) = EagleArgumentParser(PruneArguments, description=__doc__).parse_args_and_config(first="draft")
     # what can be refused is refused before anything is loaded
     if args.output_dir is not None:
         check_output_dir(args)

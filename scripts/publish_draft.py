@@ -16,10 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without installation
 
 from hf_eagle.parser import EagleArgumentParser
-
-
-def _arg(default, help: str):
-    return field(default=default, metadata={"help": help})
+from hf_eagle.parser import argument as _arg
 
 
 @dataclass
@@ -37,10 +34,7 @@ class PublishArguments:
 
 
 def main() -> None:
-    arguments = sys.argv[1:]
-    if arguments and not arguments[0].startswith("-"):
-        arguments = ["--draft", *arguments]
-    (args,) = EagleArgumentParser(PublishArguments, description=__doc__).parse_args_and_config(arguments)
+    (args,) = EagleArgumentParser(PublishArguments, description=__doc__).parse_args_and_config(first="draft")
 
     from hf_eagle.hub.publish import CARD, contents, publish_draft
 

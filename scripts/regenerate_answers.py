@@ -24,15 +24,12 @@ from typing import Literal
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without installation
 
 from hf_eagle.parser import EagleArgumentParser
+from hf_eagle.parser import argument as _arg
 
 
 # what is meant by an option that is left out; each belongs to one of the two ways
 IN_PROCESS = {"batch_size": 96, "dtype": "auto", "device": None, "gguf_file": None}
 SERVED = {"server_model": None, "concurrency": 64, "retries": 12, "request_timeout": 600.0}
-
-
-def _arg(default, help: str):
-    return field(default=default, metadata={"help": help})
 
 
 @dataclass
