@@ -18,6 +18,15 @@ def argument(default: Any, help: str) -> Any:
     return field(default=default, metadata={"help": help})
 
 
+def parse_counts(name: str, text: str) -> list[int]:
+    """`1..4` or `1,2,3,4` -> the numbers; `ValueError` naming the argument for anything else."""
+    first, _, last = text.partition("..")
+    parts = [first, last] if last else text.split(",")
+    if not all(part.strip().isdecimal() and int(part) for part in parts) or (last and int(first) > int(last)):
+        raise ValueError(f"`{name}` must be numbers from 1 on, as `1..8` or `1,2,4`, but is {text!r}.")
+    return list(range(int(first), int(last) + 1)) if last else [int(part) for part in parts]
+
+
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Keeps the description's lines, shows one spelling of an option and only defaults that say something."""
 

@@ -73,16 +73,9 @@ class EvaluationArguments:
         if self.sweep_tokens is not None:
             if self.method != "chain":
                 raise ValueError(f"`sweep_tokens` measures chains, but `method` is {self.method!r}; leave one out.")
-            self.sweep_tokens = parse_counts(self.sweep_tokens)
+            from hf_eagle.parser import parse_counts
 
-
-def parse_counts(text: str) -> list[int]:
-    """`1..4` or `1,2,3,4` -> the numbers; `ValueError` for anything else."""
-    first, _, last = text.partition("..")
-    parts = [first, last] if last else text.split(",")
-    if not all(part.strip().isdecimal() and int(part) for part in parts) or (last and int(first) > int(last)):
-        raise ValueError(f"`sweep_tokens` must be numbers from 1 on, as `1..8` or `1,2,4`, but is {text!r}.")
-    return list(range(int(first), int(last) + 1)) if last else [int(part) for part in parts]
+            self.sweep_tokens = parse_counts("sweep_tokens", self.sweep_tokens)
 
 
 def main():

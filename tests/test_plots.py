@@ -8,6 +8,7 @@ from hf_eagle.evaluation.plots import (
     plot_acceptance_history,
     plot_growth,
     plot_runs,
+    plot_serving,
     plot_sweep,
     plot_training,
     series,
@@ -89,7 +90,11 @@ def test_measured_acceptance_over_training_is_drawn_where_it_was_measured(tmp_pa
     assert plot_acceptance_history(history, tmp_path / "none.png") is None
     history += [{"step": step, "eval_acceptance_length": 1 + step / 100} for step in (40, 80)]
     history += [{"step": 60, "acceptance_length": 1.6}]
-    assert has_color(plot_acceptance_history(history, tmp_path / "some.png"), "#d1793b")
+    path = plot_acceptance_history(history, tmp_path / "some.png")
+    assert has_color(path, "#d1793b") and not has_color(path, "#3b6fb6")
+    history += [{"step": step, "estimated_acceptance_length": 1.3 + step / 100} for step in (40, 80)]
+    path = plot_acceptance_history(history, tmp_path / "both.png")
+    assert has_color(path, "#d1793b") and has_color(path, "#3b6fb6")
     assert not (tmp_path / "none.png").exists()
 
 
@@ -103,3 +108,17 @@ def test_a_sweep_shows_the_target_alone_where_it_was_run(tmp_path, alone):
     path = plot_sweep(sweep, tmp_path / "sweep.png")
     assert has_color(path, "#d1793b") == (alone is not None) and has_color(path, "#3b6fb6")
     assert plot_sweep([], tmp_path / "none.png") is None
+
+
+def test_serving_has_a_line_a_batch_size(tmp_path):
+    entries = [
+        {"num_speculative_tokens": k, "batch_size": size, "speedup": 1 + k / size, "tokens_per_second": 20.0 * size}
+        for k in (0, 1, 3)
+        for size in (1, 8)
+    ]
+    one = plot_serving([entry for entry in entries if entry["batch_size"] == 1], tmp_path / "one.png")
+    two = plot_serving(entries, tmp_path / "two.png")
+    # the darkest and the lightest shade of two lines; one line has the dark one alone
+    assert has_color(one, "#440154") and not has_color(one, "#9ed93a")
+    assert has_color(two, "#440154")
+    assert len(colors(two) - colors(one)) > 20

@@ -93,12 +93,13 @@ def plot_acceptance(acceptance: dict, path: str | os.PathLike) -> Path | None:
 
 def plot_acceptance_history(log_history: list[dict], path: str | os.PathLike) -> Path | None:
     """
-    Draw the acceptance length that was measured during training, over optimizer steps.
+    Draw the acceptance length that was measured during training, and the teacher-forced estimate, over optimizer steps.
 
     Args:
         log_history (`list[dict]`):
             The Trainer's: entries with `step` and `acceptance_length` or `eval_acceptance_length`, as
-            `AcceptanceLengthCallback` logs them.
+            `AcceptanceLengthCallback` logs them, and `eval_estimated_acceptance_length`, of held-out data, or
+            `estimated_acceptance_length`, of the training data.
         path (`str` or `os.PathLike`):
             The PNG to write; its folder must exist.
 
@@ -113,8 +114,14 @@ def plot_acceptance_history(log_history: list[dict], path: str | os.PathLike) ->
     if not steps:
         return None
     figure, (axis,) = _figure(1)
-    axis.plot(steps, lengths, color=EVAL, marker="o", markersize=4, linewidth=1.4)
-    axis.set(xlabel="optimizer step", ylabel="tokens a target forward", title="Measured acceptance length")
+    for key, name in (("eval_estimated_acceptance_length", "held out"), ("estimated_acceptance_length", "training")):
+        estimate = series(log_history, key)
+        if estimate[0]:
+            axis.plot(*estimate, color=TRAIN, linewidth=1.4, label=f"estimate, {name}")
+            break
+    axis.plot(steps, lengths, color=EVAL, marker="o", markersize=4, linewidth=1.4, label="measured by decoding")
+    axis.legend(frameon=False)
+    axis.set(xlabel="optimizer step", ylabel="tokens a target forward", title="Acceptance length")
     return _save(figure, path)
 
 
@@ -149,6 +156,36 @@ def plot_sweep(sweep: list[dict], path: str | os.PathLike) -> Path | None:
     right.set(xlabel="drafted tokens K", ylabel="tokens a target forward", title="Acceptance length")
     for axis in (left, right):
         axis.set_xticks(counts)
+    return _save(figure, path)
+
+
+def plot_serving(entries: list[dict], path: str | os.PathLike) -> Path:
+    """
+    Draw how many times faster a server decodes with a draft, and its speed, over the number of drafted tokens.
+
+    Args:
+        entries (`list[dict]`):
+            What `hf_eagle.benchmark.serving.measure_serving` returns.
+        path (`str` or `os.PathLike`):
+            The PNG to write; its folder must exist.
+    """
+    figure, (left, right) = _figure(2)
+    sizes = sorted({entry["batch_size"] for entry in entries})
+    for size, color in zip(sizes, _shades(len(sizes)), strict=True):
+        found = sorted(
+            (entry["num_speculative_tokens"], entry["speedup"], entry["tokens_per_second"])
+            for entry in entries
+            if entry["batch_size"] == size
+        )
+        counts, factors, speeds = zip(*found, strict=True)
+        left.plot(counts, factors, color=color, marker="o", markersize=4, linewidth=1.4, label=f"batch {size}")
+        right.plot(counts, speeds, color=color, marker="o", markersize=4, linewidth=1.4)
+    left.axhline(1, color="0.6", linewidth=0.8)
+    left.set(xlabel="drafted tokens K (0: no draft)", ylabel="times as fast", title="Speed-up")
+    right.set(xlabel="drafted tokens K", ylabel="tokens a second", ylim=(0, None), title="Speed")
+    for axis in (left, right):
+        axis.set_xticks(counts)
+    left.legend(frameon=False, fontsize=8)
     return _save(figure, path)
 
 

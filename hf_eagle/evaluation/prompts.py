@@ -69,6 +69,12 @@ def load_prompts(path: str | Path, limit: int | None = None) -> list[Prompt]:
     return prompts
 
 
+def spread(prompts: list[Prompt], count: int) -> list[Prompt]:
+    """`count` of the prompts at equal distances, so that a file sorted by category gives some of each."""
+    count = min(count, len(prompts))
+    return [prompts[index * len(prompts) // count] for index in range(count)]
+
+
 def encode_prompt(prompt: Prompt, tokenizer) -> list[int]:
     """The prompt's token ids, up to and including the mark that opens the assistant's answer.
 

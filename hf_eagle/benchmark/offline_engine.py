@@ -1,0 +1,80 @@
+"""A real vLLM that decodes given prompts as often as it is told: the far end of `serving.Engine`.
+
+    python offline_engine.py '{"model": TARGET, "speculative_config": {...}, ...}'
+
+Standard library and vLLM only, since it runs in the server's environment. The argument is the engine's own arguments.
+Every line of standard input is one run, `{"prompts": [[token id]], "in_flight": 4, "max_tokens": 64}`; every line of
+standard output what came of it, see `decode`.
+"""
+
+import json
+import os
+import sys
+import time
+
+
+# read by vLLM when it is imported; one process an engine, so that nothing else spins beside it
+ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
+COUNTERS = {
+    "drafts": "vllm:spec_decode_num_drafts",
+    "draft_tokens": "vllm:spec_decode_num_draft_tokens",
+    "accepted_tokens": "vllm:spec_decode_num_accepted_tokens",
+    "accepted_per_position": "vllm:spec_decode_num_accepted_tokens_per_pos",
+}
+
+
+def main() -> None:
+    # vLLM prints, too
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    from vllm import LLM, SamplingParams
+
+    llm = LLM(**json.loads(sys.argv[1]), disable_log_stats=False, enable_prefix_caching=False)
+    print(json.dumps("ready"), file=answers, flush=True)
+    for line in sys.stdin:
+        run = json.loads(line)
+        sampling = SamplingParams(temperature=0.0, max_tokens=run["max_tokens"])
+        print(json.dumps(decode(llm, run["prompts"], sampling, run["in_flight"])), file=answers, flush=True)
+
+
+def decode(llm, prompts: list[list[int]], sampling, in_flight: int) -> dict:
+    """Answers all prompts, never more than `in_flight` at a time.
+
+    Returns:
+        `seconds`, prompts included; `token_ids`, a list an answer; and what vLLM counted in this run, under the names
+        of `COUNTERS` (zero without a draft).
+    """
+    engine, answers, begun = llm.llm_engine, {}, 0
+    before, started = counters(llm), time.perf_counter()
+    while len(answers) < len(prompts):
+        while begun < len(prompts) and begun - len(answers) < in_flight:
+            engine.add_request(str(begun), {"prompt_token_ids": prompts[begun]}, sampling)
+            begun += 1
+        for output in engine.step():
+            if output.finished:
+                answers[int(output.request_id)] = list(output.outputs[0].token_ids)
+    seconds = time.perf_counter() - started
+    found = {name: minus(value, before[name]) for name, value in counters(llm).items()}
+    return {"seconds": seconds, "token_ids": [answers[index] for index in range(len(prompts))], **found}
+
+
+def counters(llm) -> dict:
+    metrics = {metric.name: metric for metric in llm.get_metrics()}
+    found = {name: metrics.get(counter) for name, counter in COUNTERS.items()}
+    return {
+        name: 0 if metric is None else list(metric.values) if hasattr(metric, "values") else metric.value
+        for name, metric in found.items()
+    }
+
+
+def minus(now, before):
+    if isinstance(now, list):
+        # a vector that vLLM had not counted yet stood for nothing
+        return [a - b for a, b in zip(now, before or [0] * len(now), strict=True)]
+    return now - before
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,166 @@
+"""Which choice makes the better draft: variants of one recipe, each trained for the same time, measured by decoding.
+
+    python scripts/ablate.py --recipe training_args/smollm2-135m-eagle3.yaml --variants variants.yaml \
+        --prompts held_out.jsonl --minutes 4 --seeds 3 --output_dir outputs/ablation
+
+The file of variants names what each changes in the recipe, a line a variant:
+
+    recipe: {}
+    ttt 5: {ttt_steps: 5}
+    eagle1: {method: eagle1, draft_vocab_size: null, ttt_steps: null, feature_store: outputs/features-eagle1}
+
+A short run of each variant tells how many steps fit into the time; its learning rate schedule ends there. What a run
+left in `output_dir` is not done again, so an interrupted comparison goes on. Choose `prompts` that are not those of the
+final measurement: what is chosen by them is no longer a fair number for them.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # a clone works without installation
+
+TRIAL_STEPS = 20  # enough for a step's time to within a few per cent: packed steps are all alike
+
+
+@dataclass
+class AblationArguments:
+    recipe: str = field(metadata={"help": "Recipe of scripts/train_eagle.py that all variants start from."})
+    variants: str = field(metadata={"help": "YAML file: name of a variant -> arguments that it changes."})
+    prompts: str = field(metadata={"help": "Prompts to measure acceptance on."})
+    output_dir: str = field(metadata={"help": "Folder for the drafts, what was measured, and the table."})
+    minutes: float = field(default=4.0, metadata={"help": "Training time of every run, data preparation apart."})
+    seeds: int = field(default=1, metadata={"help": "Runs of every variant, with seeds from 0 on."})
+    num_prompts: int = field(default=64, metadata={"help": "Take the first so many prompts."})
+    max_new_tokens: int = field(default=64, metadata={"help": "Longest answer, in tokens."})
+    jobs: int = field(default=1, metadata={"help": "Runs at the same time, the machine's cores divided among them."})
+
+    def __post_init__(self):
+        for name in ("seeds", "num_prompts", "max_new_tokens", "jobs"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, but is {getattr(self, name)}.")
+        if not self.minutes > 0:
+            raise ValueError(f"`minutes` must be more than 0, but is {self.minutes}.")
+
+
+def main() -> None:
+    from hf_eagle.parser import EagleArgumentParser
+
+    (args,) = EagleArgumentParser(AblationArguments, description=__doc__).parse_args_and_config()
+    variants = read_variants(Path(args.variants))
+    Path(args.output_dir).mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(args.jobs) as pool:
+        steps = dict(zip(variants, pool.map(lambda name: steps_of(args, name, variants[name]), variants), strict=True))
+        runs = [(name, seed) for seed in range(args.seeds) for name in variants]
+        found = pool.map(lambda run: measured(args, run, variants[run[0]], steps[run[0]]), runs)
+        results = {}
+        for (name, _), result in zip(runs, found, strict=True):
+            results.setdefault(name, []).append(result)
+            text = table(results)
+            (Path(args.output_dir) / "table.md").write_text(text + "\n", encoding="utf-8")
+    print(text)
+
+
+def read_variants(path: Path) -> dict[str, dict]:
+    import yaml
+
+    if not path.is_file():
+        raise ValueError(f"`variants` names {path}, which does not exist.")
+    variants = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(variants, dict) or not all(isinstance(changes, dict) for changes in variants.values()):
+        raise ValueError(
+            f"`variants` must map names to arguments, as `ttt 5: {{ttt_steps: 5}}`, which {path} does not."
+        )
+    return variants
+
+
+def steps_of(args: AblationArguments, name: str, changes: dict) -> int:
+    """Optimizer steps of a variant that fit into the time."""
+    folder = Path(args.output_dir) / slug(name) / "trial"
+    if not (folder / "train_results.json").exists():
+        train(args, folder, changes, TRIAL_STEPS, 0)
+    seconds = json.loads((folder / "train_results.json").read_text())["train_runtime"] / TRIAL_STEPS
+    return max(1, round(60 * args.minutes / seconds))
+
+
+def measured(args: AblationArguments, run: tuple[str, int], changes: dict, steps: int) -> dict:
+    """What a run reached: its training's results and its acceptance."""
+    name, seed = run
+    folder = Path(args.output_dir) / slug(name) / str(seed)
+    if not (folder / "acceptance.json").exists():
+        train(args, folder, changes, steps, seed)
+        values = {
+            **{"target": recipe_of(args)["target"], "draft": folder, "prompts": args.prompts},
+            **{"num_prompts": args.num_prompts, "max_new_tokens": args.max_new_tokens, "batch_size": 16},
+            **{"dtype": "bfloat16", "compare_to_target": False, "output_json": folder / "acceptance.json"},
+        }
+        call(args, "evaluate_draft.py", values, folder.with_suffix(".measured.log"))
+    found = json.loads((folder / "acceptance.json").read_text())
+    trained = json.loads((folder / "all_results.json").read_text())
+    estimate = trained.get("eval_estimated_acceptance_length")
+    length = found["acceptance_length"]
+    print(f"{name}, seed {seed}: {steps} steps, acceptance length {length:.3f}", flush=True)
+    return {"steps": steps, "minutes": trained["train_runtime"] / 60, "estimate": estimate, "length": length}
+
+
+def train(args: AblationArguments, folder: Path, changes: dict, steps: int, seed: int) -> None:
+    import yaml
+
+    run = {"output_dir": str(folder), "max_steps": steps, "seed": seed, "save_strategy": "no", "overwrite": True}
+    config = folder.with_suffix(".yaml")
+    config.parent.mkdir(parents=True, exist_ok=True)
+    config.write_text(yaml.safe_dump(recipe_of(args) | changes | run), encoding="utf-8")
+    call(args, "train_eagle.py", {"config": config}, folder.with_suffix(".log"))
+
+
+def call(args: AblationArguments, script: str, values: dict, log: Path) -> None:
+    """Runs one of our scripts; its own words are in the log."""
+    command = [sys.executable, str(ROOT / "scripts" / script)]
+    for name, value in values.items():
+        command += [f"--{name}", str(value)]
+    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // args.jobs))}
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("w") as output:
+        done = subprocess.run(command, env=threads | os.environ, stdout=output, stderr=subprocess.STDOUT)
+    if done.returncode:
+        raise RuntimeError(f"scripts/{script} failed; the end of {log}:\n{log.read_text(errors='replace')[-1500:]}")
+
+
+def recipe_of(args: AblationArguments) -> dict:
+    import yaml
+
+    from hf_eagle.shipped import find_config
+
+    return yaml.safe_load(Path(find_config(args.recipe)).read_text(encoding="utf-8"))
+
+
+def slug(name: str) -> str:
+    return "".join(character if character.isalnum() or character in ".-" else "-" for character in name)
+
+
+def table(results: dict[str, list[dict]]) -> str:
+    """A Markdown table, best first; the spread is the standard deviation over seeds."""
+    lines = ["| variant | steps | minutes | estimate | acceptance length |", "|---|---|---|---|---|"]
+    mean = {name: statistics.mean(run["length"] for run in runs) for name, runs in results.items()}
+    for name in sorted(results, key=mean.get, reverse=True):
+        runs = results[name]
+        spread = f" ± {statistics.stdev(run['length'] for run in runs):.3f}" if len(runs) > 1 else ""
+        estimates = [run["estimate"] for run in runs if run["estimate"] is not None]
+        estimate = f"{statistics.mean(estimates):.3f}" if estimates else ""
+        minutes = statistics.mean(run["minutes"] for run in runs)
+        lines.append(f"| {name} | {runs[0]['steps']} | {minutes:.1f} | {estimate} | {mean[name]:.3f}{spread} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (OSError, RuntimeError, ValueError) as problem:
+        raise SystemExit(f"error: {problem}") from None

@@ -1,0 +1,117 @@
+"""How much faster a real vLLM decodes with a draft: tokens a second for every K and batch size, beside no draft.
+
+    python scripts/benchmark_serving.py --target assets/smollm2-135m-instruct --draft outputs/quickstart \
+        --prompts assets/prompts/mt_bench.jsonl --num_speculative_tokens 1..6 --batch_sizes 1,2,4,8 \
+        --output_json outputs/quickstart/serving.json
+
+Starts an engine for every K and one without a draft, all of them alive together, and lets each decode the same prompts
+in turn, greedily, for several rounds: what slows the machine slows all of them. Prints a table of medians and where the
+draft stops paying, and draws it beside the JSON. vLLM is found in the environment that `make test-serving` makes;
+`--serving_python` names another one. Run it on a machine that does nothing else.
+"""
+
+import json
+import sys
+import tempfile
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # a clone works without installation
+
+
+@dataclass
+class ServingArguments:
+    target: str = field(metadata={"help": "Target model: a folder or a Hub id."})
+    draft: str = field(metadata={"help": "The draft's checkpoint folder or Hub id."})
+    prompts: str = field(metadata={"help": "Prompts, in the forms that scripts/evaluate_draft.py takes."})
+    output_json: str = field(metadata={"help": "Where the result is written."})
+    num_speculative_tokens: str = field(
+        default="3", metadata={"help": "Drafted tokens K to measure, as `1..6` or `1,2,4`."}
+    )
+    batch_sizes: str = field(default="1", metadata={"help": "Requests in flight to measure, as `1..4` or `1,2,4,8`."})
+    num_prompts: int = field(default=16, metadata={"help": "Take so many prompts, evenly over the file."})
+    max_new_tokens: int = field(default=64, metadata={"help": "Longest answer, in tokens."})
+    rounds: int = field(default=5, metadata={"help": "Runs of each way, in alternation; medians are shown."})
+    dtype: str = field(default="bfloat16", metadata={"help": "Data type of target and draft."})
+    max_model_len: int = field(default=2048, metadata={"help": "Context length."})
+    engine_args: str = field(
+        default='{"enforce_eager": true}',
+        metadata={
+            "help": "More of vLLM's `LLM` arguments for every engine, as JSON; on a GPU, where several engines share "
+            'the memory: {"gpu_memory_utilization": 0.2}.'
+        },
+    )
+    serving_python: str = field(
+        default=str(ROOT / ".venv-serving/bin/python"), metadata={"help": "Interpreter that has vLLM."}
+    )
+
+    def __post_init__(self):
+        from hf_eagle.parser import parse_counts
+
+        for name in ("num_speculative_tokens", "batch_sizes"):
+            setattr(self, name, parse_counts(name, getattr(self, name)))
+        for name in ("num_prompts", "max_new_tokens", "rounds"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, but is {getattr(self, name)}.")
+        try:
+            self.engine_args = json.loads(self.engine_args)
+        except json.JSONDecodeError as problem:
+            raise ValueError(f"`engine_args` is no JSON: {problem}.") from None
+        if not isinstance(self.engine_args, dict):
+            raise ValueError(f"`engine_args` must be a JSON object, got {self.engine_args}.")
+        if not Path(self.serving_python).exists():
+            raise ValueError(f"`serving_python` {self.serving_python} does not exist; `make test-serving` makes it.")
+
+
+def main() -> None:
+    from hf_eagle.parser import EagleArgumentParser
+
+    (args,) = EagleArgumentParser(ServingArguments, description=__doc__).parse_args_and_config()
+
+    from hf_eagle.benchmark.serving import Engine, measure_serving, table
+    from hf_eagle.drafts.build import draft_class_of
+    from hf_eagle.evaluation.plots import plot_serving
+    from hf_eagle.evaluation.prompts import encode_prompt, load_prompts, spread
+    from hf_eagle.targets.loading import load_tokenizer
+
+    method = {"eagle1": "eagle"}.get(draft_class_of(args.draft).method, "eagle3")
+    tokenizer = load_tokenizer(args.target)
+    prompts = [encode_prompt(prompt, tokenizer) for prompt in spread(load_prompts(args.prompts), args.num_prompts)]
+    longest = max(map(len, prompts)) + args.max_new_tokens
+    if longest > args.max_model_len:
+        raise ValueError(f"`max_model_len` is {args.max_model_len}, but a prompt and its answer take {longest} tokens.")
+
+    with tempfile.TemporaryDirectory() as logs:
+
+        def start(count: int) -> Engine:
+            print(f"starting vLLM {f'with K = {count}' if count else 'without a draft'}", flush=True)
+            drafting = {"method": method, "model": args.draft, "num_speculative_tokens": count}
+            return Engine(
+                args.serving_python,
+                Path(logs) / f"{count}.log",
+                model=args.target,
+                dtype=args.dtype,
+                max_model_len=args.max_model_len,
+                max_num_seqs=max(args.batch_sizes),
+                **args.engine_args,
+                **({"speculative_config": drafting} if count else {}),
+            )
+
+        shape = (args.num_speculative_tokens, args.batch_sizes, args.rounds, args.max_new_tokens)
+        entries = measure_serving(start, prompts, *shape, report=lambda line: print(line, flush=True))
+
+    output = Path(args.output_json)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    result = {"server": "vLLM", "prompts": Path(args.prompts).name, "entries": entries, "arguments": asdict(args)}
+    output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    plot_serving(entries, output.with_suffix(".png"))
+    print(table(entries))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (OSError, RuntimeError, ValueError) as problem:
+        raise SystemExit(f"error: {problem}") from None
