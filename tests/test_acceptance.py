@@ -11,6 +11,7 @@ import pytest
 import torch
 from chain_models import VOCAB, generate, make_draft, make_target
 from tiny_tokenizer import word_tokenizer
+from warm_python import warm_python
 
 from hf_eagle.decoding import speculative_generate
 from hf_eagle.evaluation.acceptance import (
@@ -207,9 +208,8 @@ def folder(tmp_path_factory, pair, tokenizer, prompts):
 class TestScript:
     def run(self, folder, **changes):
         arguments = dict(target="target", draft="draft", prompts="prompts.jsonl", output_json="out/result.json")
-        command = [sys.executable, str(SCRIPT), "--device=cpu", "--max_new_tokens=20"]
-        command += [f"--{name}={value}" for name, value in (arguments | changes).items()]
-        return subprocess.run(command, cwd=folder, capture_output=True, text=True)
+        options = [f"--{name}={value}" for name, value in (arguments | changes).items()]
+        return warm_python().run(SCRIPT, "--device=cpu", "--max_new_tokens=20", *options, cwd=folder)
 
     def test_writes_what_measure_acceptance_returns(self, folder, pair, tokenizer, prompts):
         done = self.run(folder, num_prompts=5, output_tokens="out/tokens.json", sweep_tokens="1..2")

@@ -2,14 +2,12 @@
 
 import dataclasses
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from tiny_files import write_chats, write_tiny_target
 from torch.utils.flop_counter import FlopCounterMode
+from warm_python import warm_python
 
 from hf_eagle.benchmark import costs
 from hf_eagle.benchmark.workload import Shapes, Step, build_draft, chat_batch, random_target
@@ -159,5 +157,4 @@ def test_what_does_not_fit_is_one_sentence(fields, message, monkeypatch):
 
 
 def run(*options: str):
-    command = [sys.executable, "scripts/benchmark_training_step.py", *options]
-    return subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).resolve().parents[1])
+    return warm_python().run("scripts/benchmark_training_step.py", *options)

@@ -1,21 +1,18 @@
 """`scripts/cache_features.py` as a user starts it: the recipe of a training, on several ranks, then that training."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 from store_worker import rows_in_shards
 from tiny_files import write_chats, write_tiny_target
+from warm_python import warm_python
 
 from hf_eagle.data.feature_store import FeatureStore
 
 
 ROOT = Path(__file__).resolve().parents[1]
-TWO_RANKS = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
 
 
 @pytest.fixture(scope="module")
@@ -45,12 +42,8 @@ def folder(tmp_path_factory):
     return folder
 
 
-def run(script, folder, *args, launcher=(), expect=0, recipe="recipe.yaml"):
-    command = [sys.executable, *launcher, str(ROOT / "scripts" / script), "--config", str(folder / recipe)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        [*command, *map(str, args)], capture_output=True, text=True, timeout=240, env=environment, cwd=folder
-    )
+def run(script, folder, *args, ranks=1, expect=0, recipe="recipe.yaml"):
+    done = warm_python().run(ROOT / "scripts" / script, "--config", folder / recipe, *args, cwd=folder, ranks=ranks)
     assert done.returncode == expect, f"{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
     return done.stdout + done.stderr
 
@@ -63,7 +56,7 @@ def curve(out):
 
 def test_two_ranks_fill_and_read_it(folder):
     """Filled beforehand or in the first epoch, by a target that is spread over them: one rank's live losses."""
-    printed = run("cache_features.py", folder, "--target_sharding", "fsdp2", launcher=TWO_RANKS)
+    printed = run("cache_features.py", folder, "--target_sharding", "fsdp2", ranks=2)
     assert "bytes a token" in printed and "holds features of 13 conversations" in printed, printed[-3000:]
     assert len(FeatureStore(folder / "features")) == rows_in_shards(folder / "features") == 13
     assert len(list((folder / "features").glob("*.safetensors"))) == 2  # one a rank
@@ -77,7 +70,7 @@ def test_two_ranks_fill_and_read_it(folder):
 
     shared = ("--per_device_train_batch_size", 1, "--cache_mode", "first_epoch", "--feature_store", folder / "first")
     shared += ("--target_sharding", "fsdp2")
-    run("train_eagle.py", folder, *order, *shared, "--output_dir", folder / "ranks", launcher=TWO_RANKS)
+    run("train_eagle.py", folder, *order, *shared, "--output_dir", folder / "ranks", ranks=2)
     # without the evaluation: ranks count a held-out chat twice when they cannot share alike
     assert curve(folder / "ranks")[:-1] == pytest.approx(curve(folder / "live")[:-1], rel=1e-5)
     assert len(FeatureStore(folder / "first")) == 13

@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 import tiny_gguf
 from transformers import AutoModelForCausalLM
+from warm_python import warm_python
 
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
@@ -134,14 +135,8 @@ def index(tmp_path_factory):
 
 
 def fetch(index: Path, output_dir: Path, *arguments: str) -> subprocess.CompletedProcess:
-    environment = os.environ | {
-        "PIP_NO_INDEX": "1",
-        "PIP_FIND_LINKS": str(index),
-        "PIP_CONFIG_FILE": os.devnull,
-        "HF_HUB_OFFLINE": "1",
-    }
-    command = [sys.executable, SCRIPTS / "fetch_assets.py", "--output_dir", str(output_dir), *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+    environment = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(index), "PIP_CONFIG_FILE": os.devnull}
+    return warm_python().run(SCRIPTS / "fetch_assets.py", "--output_dir", output_dir, *arguments, **environment)
 
 
 @pytest.fixture(scope="module")

@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import foreign_folders as forms
@@ -13,6 +11,7 @@ from foreign_folders import TAP_IDS, write
 from tiny_files import write_tiny_target
 from tiny_tokenizer import LLAMA3, tiny_tokenizer
 from transformers import AutoTokenizer
+from warm_python import warm_python
 
 from hf_eagle import FrozenTarget, load_draft
 from hf_eagle.foreign.convert import from_foreign
@@ -224,8 +223,7 @@ def test_a_pickle_is_not_run(target_folder, embedding, tmp_path):
 
 
 def run(*options):
-    command = [sys.executable, str(ROOT / "scripts" / "import_draft.py"), *map(str, options)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = warm_python().run(ROOT / "scripts" / "import_draft.py", *options)
     return done.returncode, done.stdout, done.stderr
 
 

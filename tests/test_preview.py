@@ -1,16 +1,14 @@
 """What the previews show is the text, whole and in order, with its mask."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 from tiny_files import write_tiny_target
 from tiny_tokenizer import CHATML, assistant, tiny_tokenizer, user
+from warm_python import warm_python
 
 from hf_eagle.data.conversations import encode_conversation
 from hf_eagle.data.preview import to_html, to_terminal, token_texts
@@ -76,16 +74,8 @@ def test_script(tmp_path):
     (tmp_path / "prompts.txt").write_text("Who are you?\nwhat is two and two?\n")
 
     def run(*args):
-        command = [
-            sys.executable,
-            ROOT / "scripts/preview_data.py",
-            "--target",
-            "target",
-            "--train_data",
-            "chats.jsonl",
-        ]
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-        return subprocess.run([*command, *args], cwd=tmp_path, env=environment, capture_output=True, text=True)
+        command = [ROOT / "scripts/preview_data.py", "--target", "target", "--train_data", "chats.jsonl"]
+        return warm_python().run(*command, *args, cwd=tmp_path)
 
     done = run("--html", "masks.html", "--output_json", "data.json", "--overlap_prompts", "prompts.txt")
     assert done.returncode == 0, done.stderr
@@ -98,9 +88,9 @@ def test_script(tmp_path):
     assert (tmp_path / "masks.html").read_text().count("<h2>") == 9
 
     # as the installed command runs it
-    module = [sys.executable, "-m", "hf_eagle", "preview", "--target", "target", "--train_data", "chats.jsonl"]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(module, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    done = warm_python().run(
+        "-m", "hf_eagle", "preview", "--target", "target", "--train_data", "chats.jsonl", cwd=tmp_path
+    )
     assert done.returncode == 0 and "9 conversations, " in done.stdout, done.stderr
 
 

@@ -1,8 +1,6 @@
 """Pruned drafts: the exact rows, bit-equal logits, coverage counted by hand, and refusals."""
 
 import json
-import subprocess
-import sys
 from collections import Counter
 
 import pytest
@@ -11,6 +9,7 @@ from safetensors.torch import load_file
 from test_train_script import ROOT, folder  # noqa: F401 (a fixture)
 from tiny import VOCAB, pad_batch, random_chats, tiny_eagle1_pair, tiny_pair
 from tiny_mla import tiny_mla_pair
+from warm_python import warm_python
 
 from hf_eagle import load_draft
 from hf_eagle.data.conversations import build_dataset
@@ -111,8 +110,7 @@ def test_growing_and_too_few_counts_are_refused():
 
 
 def run(*options):
-    command = [sys.executable, str(ROOT / "scripts" / "prune_draft.py"), *map(str, options)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = warm_python().run(ROOT / "scripts" / "prune_draft.py", *options)
     return done.returncode, done.stdout, done.stderr
 
 

@@ -45,9 +45,7 @@ def two_ranks(models, tmp_path_factory):
     torch.manual_seed(0)
     sizes = {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 12, "num_attention_heads": 6}
     LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=8192)).bfloat16().save_pretrained(models / "large")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MALLOC_MMAP_THRESHOLD_", "65536")  # glibc would keep what is freed, and nothing could be weighed
-        return results(tmp_path_factory.mktemp("two"), 2, models, TWO_RANKS, large=str(models / "large"))
+    return results(tmp_path_factory.mktemp("two"), 2, models, TWO_RANKS, large=str(models / "large"))
 
 
 @pytest.fixture(scope="module")

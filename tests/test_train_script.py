@@ -13,6 +13,7 @@ import yaml
 from safetensors.torch import load_file
 from test_loading import write_adapter
 from tiny_files import WORDS, write_chats, write_tiny_target
+from warm_python import warm_python
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -45,11 +46,14 @@ def folder(tmp_path_factory):
     return folder
 
 
-def train(folder, *args, launcher=(), expect=0, recipe="recipe.yaml"):
-    command = [sys.executable, *launcher, str(ROOT / "scripts" / "train_eagle.py")]
-    command += ["--config", str(folder / recipe), *map(str, args)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment, cwd=folder)
+def train(folder, *args, launcher=(), ranks=1, expect=0, recipe="recipe.yaml"):
+    command = [str(ROOT / "scripts" / "train_eagle.py"), "--config", str(folder / recipe), *map(str, args)]
+    if launcher:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+        command = [sys.executable, *launcher, *command]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment, cwd=folder)
+    else:
+        done = warm_python().run(*command, cwd=folder, ranks=ranks)
     assert done.returncode == expect, f"{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
     return done.stdout + done.stderr
 
@@ -152,8 +156,7 @@ def test_a_target_that_is_an_adapter_is_merged_before_it_is_spread(folder, tmp_p
     args = ("--target", adapter, "--max_steps", 2, "--save_strategy", "no", "--train_sampling_strategy", "sequential")
     train(folder, "--output_dir", tmp_path / "alone", *args)
     spread = ("--per_device_train_batch_size", 2, "--target_sharding", "fsdp2")
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    train(folder, "--output_dir", tmp_path / "spread", *args, *spread, launcher=launcher)
+    train(folder, "--output_dir", tmp_path / "spread", *args, *spread, ranks=2)
     assert (tmp_path / "spread" / "merged-target" / "model.safetensors").is_file()
     assert curve(tmp_path / "spread") == pytest.approx(curve(tmp_path / "alone"), rel=1e-5)
 
@@ -197,8 +200,7 @@ def test_a_stream_of_mixed_sources_resumes_on_two_ranks(folder, tmp_path):
         "--per_device_train_batch_size",
         2,
     )
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    train(folder, *args, launcher=launcher, recipe="stream.yaml")
+    train(folder, *args, ranks=2, recipe="stream.yaml")
     assert sorted(curve(tmp_path / "resumed")) == [1, 2, 3, 4, 5, 6]
     assert curve(tmp_path / "resumed") == pytest.approx(curve(tmp_path / "alone"), rel=1e-5)
 

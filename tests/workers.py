@@ -1,10 +1,9 @@
 """Start a training worker, alone or on several gloo ranks, and say what it printed if it failed."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
+
+from warm_python import warm_python
 
 
 WORKERS = Path(__file__).parent / "distributed"
@@ -16,11 +15,7 @@ def run_worker(out: Path, ranks: int = 1, expect_kill: bool = False, worker: str
     spec = {"out": str(out), **spec}
     path = out / "spec.json"
     path.write_text(json.dumps(spec))
-    command = [sys.executable, str(WORKERS / worker), str(path)]
-    if ranks > 1:
-        command[1:1] = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
+    done = warm_python().run(WORKERS / worker, path, ranks=ranks)
     if expect_kill:
         assert done.returncode == -9, f"ended with {done.returncode}, not by SIGKILL\n{done.stdout}\n{done.stderr}"
     else:

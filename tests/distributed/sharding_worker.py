@@ -6,6 +6,7 @@
 Leaves `results.json` in `out`: of each case the largest deviation over the ranks, and what a rank held.
 """
 
+import ctypes
 import json
 import sys
 import threading
@@ -112,6 +113,8 @@ class PeakMemory(threading.Thread):
 
 def load_large(folder: str) -> dict:
     """What loading and a forward take, sharded and whole; in another dtype, or the file itself would be mapped."""
+    # M_MMAP_THRESHOLD: glibc would keep what is freed, and nothing could be weighed
+    assert ctypes.CDLL(None).mallopt(-3, 65536)
     result = {}
     for sharding in ("fsdp2", "none"):
         with PeakMemory() as memory:
