@@ -24,12 +24,14 @@ SERVING := .venv-serving/.installed-$(subst =,,$(VLLM_PACKAGE))
 PIP_INSTALL := -m pip install -qq --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help install assets quickstart test test-serving serve-target lint format clean
+.PHONY: help install install-serving assets quickstart test test-serving serve-target lint format clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: .venv/.installed ## .venv with hf_eagle (editable) and everything that tests need
+
+install-serving: $(SERVING) ## .venv-serving with VLLM_PACKAGE, a real vLLM
 
 assets: .venv/.installed ## the small target and the prompts into assets/ (git-ignored)
 	@$(PY) scripts/fetch_assets.py

@@ -139,22 +139,32 @@ def test_the_command_trains_by_a_recipes_name_outside_the_repository(command, tm
     ],
 )
 def test_ci_fails_when_a_test_fails_or_a_serving_test_is_skipped(tmp_path, tests, serving, passes):
-    # .ci/run as it is, with a `make` that says what pytest would say
-    (tmp_path / ".ci").mkdir()
-    shutil.copy(ROOT / ".ci" / "run", tmp_path / ".ci" / "run")
-    make = tmp_path / "make"
-    make.write_text(
-        "#!/usr/bin/env bash\n"
-        f"case $1 in test) line='{tests}' ;; test-serving) line='{serving}' ;; *) line=$1 ;; esac\n"
-        'echo "$line"\n[[ $line != *failed* ]]\n'
-    )
-    make.chmod(0o755)
-    environment = os.environ | {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
-    done = subprocess.run([tmp_path / ".ci" / "run"], env=environment, capture_output=True, text=True)
+    done = run_ci(tmp_path, {"test": tests, "test-serving": serving})
     assert (done.returncode == 0) == passes, done.stdout + done.stderr
     if passes:
         closing = done.stdout.rpartition("=== done")[2]
         assert tests in closing and serving in closing
+
+
+def test_ci_says_that_the_server_could_not_be_installed(tmp_path):
+    says = {"install-serving": "no such package: failed", "test-serving": "=== 5 passed in 70.02s ==="}
+    done = run_ci(tmp_path, says)
+    assert done.returncode == 1 and "5 passed" not in done.stdout
+    assert done.stderr == "no such package: failed\nthe server could not be installed\n"
+
+
+def run_ci(tmp_path, says: dict[str, str]):
+    """.ci/run as it is, with a `make` that says for its targets what it is told to."""
+    (tmp_path / ".ci").mkdir()
+    shutil.copy(ROOT / ".ci" / "run", tmp_path / ".ci" / "run")
+    said = " ".join(f"{target}) line='{line}' ;;" for target, line in says.items())
+    make = tmp_path / "make"
+    make.write_text(
+        f'#!/usr/bin/env bash\ncase $1 in {said} *) line=$1 ;; esac\necho "$line"\n[[ $line != *failed* ]]\n'
+    )
+    make.chmod(0o755)
+    environment = os.environ | {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    return subprocess.run([tmp_path / ".ci" / "run"], env=environment, capture_output=True, text=True)
 
 
 def test_make_alone_lists_the_commands():
