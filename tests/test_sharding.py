@@ -20,9 +20,10 @@ TWO_RANKS = [
     for sharding in ("fsdp2", "tensor", "expert")
     if sharding != "expert" or family in MIXTURES
 ]
-# groups of two among four ranks, and experts over all four
+# groups of two among four ranks, which know nothing of families, and experts over all four
 FOUR_RANKS = [
-    *((family, "fsdp2", 2) for family in FAMILIES),
+    ("llama_tied", "fsdp2", 2),
+    ("gpt_oss", "fsdp2", 2),
     ("llama", "tensor", 2),
     ("qwen3_moe", "tensor", 2),
     ("qwen3_moe", "expert", 2),

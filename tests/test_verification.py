@@ -21,7 +21,7 @@ from hf_eagle.decoding import speculative_generate, target_generate
 from hf_eagle.decoding.verification import Sampling, Verdict, judge, keep_chosen
 
 
-VOCAB, LENGTH, DRAWS, LEVEL = 7, 3, 40_000, 1e-4
+VOCAB, LENGTH, DRAWS, LEVEL = 7, 3, 16_000, 1e-4
 PROMPT = [3, 1, 4]
 CHAIN = {"num_speculative_tokens": 3}
 TREE = {"method": "tree", "depth": 3, "top_k": 3, "total_tokens": 8}

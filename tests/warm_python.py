@@ -29,7 +29,7 @@ class WarmPython:
     """A `python` that has imported some modules."""
 
     def __init__(self, python: str = sys.executable, modules: tuple[str, ...] = LIBRARIES, **environment: str):
-        self._environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", **environment}
+        self._environment = {**os.environ, **environment}
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": ROOT}
         self._server = subprocess.Popen([python, __file__, *modules], env=self._environment, **pipes)
         atexit.register(self._close)
@@ -62,7 +62,7 @@ class WarmPython:
 @cache
 def warm_python() -> WarmPython:
     """One for all tests of this process."""
-    return WarmPython(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1")
+    return WarmPython(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", CUDA_VISIBLE_DEVICES="")
 
 
 def _free_port() -> int:
