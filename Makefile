@@ -24,7 +24,7 @@ SERVING := .venv-serving/.installed-$(subst =,,$(VLLM_PACKAGE))
 PIP_INSTALL := -m pip install -qq --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-serving assets quickstart test test-serving serve-target lint format clean
+.PHONY: help install install-serving assets quickstart test test-serving serve-target lint format docs clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,6 +58,9 @@ lint: .venv/.installed ## ruff: rules and format
 format: .venv/.installed ## let ruff rewrite what it can
 	@$(PY) -m ruff check --fix .
 	@$(PY) -m ruff format .
+
+docs: .venv/.installed ## the API reference into outputs/docs; a docstring that pdoc warns of is an error
+	@HF_HUB_OFFLINE=1 $(PY) scripts/build_docs.py
 
 clean: ## caches and build leftovers; environments, assets and outputs stay
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -170,5 +170,5 @@ def run_ci(tmp_path, says: dict[str, str]):
 def test_make_alone_lists_the_commands():
     done = subprocess.run(["make", "-C", str(ROOT)], capture_output=True, text=True)
     assert done.returncode == 0
-    for target in ("install", "assets", "quickstart", "test", "test-serving", "lint", "clean"):
+    for target in ("install", "assets", "quickstart", "test", "test-serving", "lint", "docs", "clean"):
         assert f"make {target} " in done.stdout

@@ -109,6 +109,7 @@ def seconds(function: Callable, device: torch.device) -> float:
 
 
 def drain(device: torch.device) -> None:
+    """Wait until a device has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

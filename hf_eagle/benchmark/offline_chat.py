@@ -13,6 +13,7 @@ import time
 
 
 def main() -> None:
+    """For each line that comes in, answer the chats once more and write a line of JSON: seconds and tokens."""
     settings = json.loads(sys.argv[1])
     # vLLM prints, too, and so does its engine, a process of its own
     answers = os.fdopen(os.dup(1), "w")

@@ -62,6 +62,8 @@ class _Passing(Exception):
 
 @dataclass
 class ChatAnswer:
+    """What a server said; its counts of tokens are `None` where it gives none."""
+
     text: str
     finish_reason: str
     prompt_tokens: int | None
