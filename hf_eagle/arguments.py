@@ -24,6 +24,7 @@ class TargetArguments:
         }
     )
     target_revision: str = _arg("main", "Revision of the target on the Hub.")
+    base_model: str | None = _arg(None, "Hub id of the target for the draft's card. Unset: `target`, if it is one.")
     target_dtype: Literal["auto", "float32", "bfloat16", "float16"] = _arg(
         "auto", "Data type the target runs in; `auto` keeps its checkpoint's."
     )
@@ -109,6 +110,9 @@ class DraftArguments:
         "Draft to start from, a folder or a Hub id: of the same shapes and taps, of any draft vocabulary. Rows of its "
         "head are carried over by token, those of new tokens are as `draft_init` says. Has no meaning on resuming, but "
         "with `use_peft`, where it is what the adapter is added to.",
+    )
+    license: str | None = _arg(
+        None, "Licence of the draft for its card, as the Hub spells it. Unset: the target's, where a card tells it."
     )
     draft_attn_implementation: Literal["sdpa", "eager", "flex_attention"] = _arg(
         "sdpa",
@@ -197,6 +201,9 @@ class DataArguments:
         "One number for each of `train_data`: how often its records are taken. 0.5 is a random half, 2 is each twice; "
         "with `streaming`, shares of the mixture.",
     )
+    data_licenses: list[str] | None = _arg(
+        None, "Licence of each of `train_data`, for the card. Unset: what their own cards tell."
+    )
     dataset_format: Literal["auto", "messages", "sharegpt", "alpaca", "prompt_completion", "preference", "text"] = _arg(
         "auto",
         "Form of the records; `auto` goes by their columns. `preference` takes the chosen answers; `text` is "
@@ -249,11 +256,13 @@ class DataArguments:
     def __post_init__(self):
         if not 0 <= self.eval_share < 1:
             raise ValueError(f"`eval_share` must be at least 0 and below 1, got {self.eval_share}.")
-        if self.data_weights is not None and len(self.data_weights) != len(self.train_data):
-            raise ValueError(
-                f"`data_weights` has {len(self.data_weights)} numbers for the {len(self.train_data)} sources of "
-                "`train_data`: give one for each."
-            )
+        for name in ("data_weights", "data_licenses"):
+            values = getattr(self, name)
+            if values is not None and len(values) != len(self.train_data):
+                raise ValueError(
+                    f"`{name}` has {len(values)} values for the {len(self.train_data)} sources of `train_data`: give "
+                    "one for each."
+                )
         wrong = next((name for name in ("packing", "eval_share", "feature_store") if getattr(self, name)), None)
         if self.streaming and wrong:
             raise ValueError(f"`{wrong}` needs the whole data, which `streaming` never has: leave one of them out.")

@@ -28,7 +28,10 @@ class CheckpointedTrainer(DistributedDraft):
 
     Attributes:
         target ([`FrozenTarget`]): set by the subclass; what is saved is checked against it.
+        resumed (`bool`): whether training went on from a checkpoint.
     """
+
+    resumed = False
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
         """As in `Trainer`; `"last"` or `True` resumes from the newest COMPLETE checkpoint, if there is one.
@@ -46,6 +49,7 @@ class CheckpointedTrainer(DistributedDraft):
             if self.args.overwrite and self.args.should_save:
                 clear_run(self.args.output_dir)
             self.accelerator.wait_for_everyone()
+        self.resumed = resume is not None
         return super().train(resume_from_checkpoint=None if resume is None else str(resume), **kwargs)
 
     @property

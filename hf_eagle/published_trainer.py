@@ -1,7 +1,9 @@
 """Of the trainer, what goes to the Hub: the draft's folder as `publish_draft` sends it, with its own card."""
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import PushInProgress
@@ -13,7 +15,13 @@ from .hub.run_facts import run_facts
 
 
 class PublishedTrainer(CheckpointedTrainer):
-    """A `Trainer` that pushes what servers and readers need, and states only where `hub_strategy` asks for them."""
+    """A `Trainer` that pushes what servers and readers need, and states only where `hub_strategy` asks for them.
+
+    Attributes:
+        card_facts (`dict`): fields of [`CardFacts`] that whoever starts the run knows better than the trainer.
+    """
+
+    card_facts: Mapping[str, object] = MappingProxyType({})
 
     def create_model_card(self, *args, **kwargs) -> None:
         """Write the card of what this run knows by now; one that somebody edited is left alone."""

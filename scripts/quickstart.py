@@ -211,7 +211,7 @@ def write_card(arguments: QuickstartArguments, target: Path, answers: Path, minu
     output_dir = Path(arguments.output_dir)
     state = json.loads((output_dir / "trainer_state.json").read_text())
     acceptance = json.loads((output_dir / "acceptance.json").read_text())
-    acceptance_plot = plot_acceptance(acceptance, output_dir / "acceptance.png")
+    plot = plot_acceptance(acceptance, output_dir / "acceptance.png")
 
     statistics = answers.with_name("statistics.json")
     run_script(
@@ -232,7 +232,7 @@ def write_card(arguments: QuickstartArguments, target: Path, answers: Path, minu
             *(f"prompts from [{s['file']}]({s['from']}), licence {s['license']}" for s in sources.values()),
         ],
         data_statistics=json.loads(statistics.read_text()),
-        acceptance={PROMPT_SET: acceptance},
+        acceptance={PROMPT_SET: acceptance | ({"plot": plot.name} if plot else {})},
         training={
             "optimizer steps": state["global_step"],
             "epochs": round(state["epoch"], 2),
@@ -241,7 +241,6 @@ def write_card(arguments: QuickstartArguments, target: Path, answers: Path, minu
         },
         hyperparameters=recipe(train_command(arguments, target, answers)),
         versions=versions(),
-        acceptance_plot=acceptance_plot and acceptance_plot.name,
         **{f"{kind}_plot": name for kind, name in PICTURES.items() if (output_dir / name).exists()},
     )
     print(f"wrote {render_model_card(output_dir, facts)}")

@@ -34,6 +34,7 @@ def main() -> None:
     from hf_eagle.data.vision_collator import DataCollatorForVisionEagle
     from hf_eagle.distributed import leave
     from hf_eagle.evaluation.prompts import load_prompts
+    from hf_eagle.hub.run_facts import recipe_facts
     from hf_eagle.run_parts import (
         conversations,
         draft_for,
@@ -83,6 +84,8 @@ def main() -> None:
     )
     if recipe.adapter.use_peft:
         logger.info("The adapter has %d parameters to train.", trainer.model.get_nb_trainable_parameters()[0])
+    if trainer.is_world_process_zero():
+        trainer.card_facts = recipe_facts(recipe, train)
     if prompts:
         measure_acceptance(trainer, tokenizer, prompts, recipe)
     result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)

@@ -6,7 +6,8 @@ import pytest
 from huggingface_hub import ModelCard
 from safetensors.numpy import save_file
 
-from hf_eagle.hub.model_card import CardFacts, render_model_card, serve_commands
+from hf_eagle.hub.licenses import license_of
+from hf_eagle.hub.model_card import CardFacts, measured_in, render_model_card, serve_commands
 
 
 MEASURED = {
@@ -60,13 +61,12 @@ def full_facts() -> CardFacts:
         datasets=["org/chats"],
         data=["2,000 prompts answered by the target", "chats, MIT"],
         data_statistics=STATISTICS,
-        acceptance={"MT-Bench, first turns": MEASURED},
+        acceptance={"MT-Bench, first turns": MEASURED | {"plot": "acceptance.png"}},
         training={"optimizer steps": 1200, "minutes": 12.5},
         hyperparameters={"learning_rate": 2e-3, "bf16": True},
         versions={"torch": "2.13.0", "transformers": "5.23.0"},
         training_plot="training.png",
         history_plot="history.png",
-        acceptance_plot="acceptance.png",
         sweep_plot="sweep.png",
     )
 
@@ -167,6 +167,8 @@ def test_unknown_facts_and_missing_plots_are_refused_and_keep_the_old_card(tmp_p
         render_model_card(tmp_path, {"name": "X", "target": "t", "licence": "mit"})
     with pytest.raises(ValueError, match="`training_plot` is 'no.png', but .* has no such file"):
         render_model_card(tmp_path, {"name": "X", "target": "t", "training_plot": "no.png"})
+    with pytest.raises(ValueError, match=r"`acceptance\['p'\]\['plot'\]` is 'no.png'"):
+        render_model_card(tmp_path, {"name": "X", "target": "t", "acceptance": {"p": MEASURED | {"plot": "no.png"}}})
     assert (tmp_path / "README.md").read_text() == before
 
 
@@ -190,3 +192,81 @@ def test_what_the_data_hold(tmp_path):
     assert "Of the 160 prompts in mt_bench.jsonl, 2 occur in the data (13 words in a row)." in card
     bare = render_model_card(tmp_path, CardFacts(name="Tiny", target="org/Tiny")).read_text()
     assert "draft vocabulary |" not in bare and "repeat an earlier" not in bare
+    # what a run counts of its own data is a part of it, and of packed rows a smaller one
+    part = {name: STATISTICS[name] for name in ("conversations", "tokens", "supervised_share", "length")}
+    card = render_model_card(tmp_path, CardFacts(name="Tiny", target="org/Tiny", data_statistics=part)).read_text()
+    assert "has 151 tokens in the\nmedian and 512 at most.\n" in card and "draft vocabulary |" not in card
+    del part["length"]
+    card = render_model_card(tmp_path, CardFacts(name="Tiny", target="org/Tiny", data_statistics=part)).read_text()
+    assert "300,000 tokens, 62.5% of them supervised.\n" in card and "median" not in card and "\n\n\n" not in card
+
+
+def test_every_measurement_in_the_folder_is_a_result(tmp_path):
+    draft_folder(tmp_path)
+    humaneval = MEASURED | {"acceptance_length": 2.125, "accepted_per_position": [9, 5, 4], "drafts": 16}
+    for name, found in (
+        ("acceptance", MEASURED | {"prompts": "mt_bench.jsonl"}),
+        ("acceptance_code", humaneval | {"prompts": "human_eval.jsonl.gz", "num_prompts": 7}),
+        ("acceptance_code_tree", humaneval | {"prompts": "human_eval.jsonl.gz", "temperature": 0.5}),
+        ("acceptance_notes", {"written": "by hand"}),
+    ):
+        (tmp_path / f"{name}.json").write_text(json.dumps(found))
+    acceptance = measured_in(tmp_path)
+    card = ModelCard.load(render_model_card(tmp_path, CardFacts(name="X", target="org/t", acceptance=acceptance)))
+    results = [(r.dataset_name, r.dataset_type, r.metric_value) for r in card.data.eval_results]
+    assert sorted(results) == [
+        ("human_eval", "human_eval", 2.125),
+        ("human_eval", "human_eval", 2.125),  # of one set in two ways
+        ("mt_bench", "mt_bench", 1.4751),
+    ]
+    assert "| human_eval (7) | greedy, K=3 | **2.125** | 9, 5, 4 | 16 |" in card.text
+    assert "| human_eval, acceptance_code_tree (40) | temperature 0.5, K=3 | **2.125** |" in card.text
+    assert "| mt_bench (40) | greedy, K=3 | **1.475** | 785, 238, 82 | 2,326 |" in card.text
+    # the picture that was drawn of one of them; the others have none
+    assert card.text.count("share of drafts that kept") == 1
+    assert "![mt_bench: share of drafts that kept their k-th token](acceptance.png)" in card.text
+
+
+def test_a_published_card_serves_the_targets_repository(tmp_path):
+    """The folder that training knew the target by is nothing to strangers; and another folder's name stays unread."""
+    draft_folder(tmp_path)
+    (tmp_path / "target").mkdir()
+    facts = {"name": "X", "target": str(tmp_path / "target"), "base_model": "org/Tiny"}
+    assert f"--model {tmp_path / 'target'}" in render_model_card(tmp_path, facts).read_text()
+    text = render_model_card(tmp_path, {**facts, "draft": "me/draft"}).read_text()
+    assert "--model org/Tiny " in text and "--model-path org/Tiny " in text and 'pretrained("org/Tiny"' in text
+    assert str(tmp_path) not in text
+
+
+class TestLicences:
+    def card(self, folder, header):
+        folder.mkdir(parents=True)
+        (folder / "README.md").write_text(f"---\n{header}\n---\n# A model\n")
+        return str(folder)
+
+    def test_of_a_card(self, tmp_path):
+        assert license_of(self.card(tmp_path / "a", "license: mit\ntags: [x]")) == {"license": "mit"}
+        other = "license: other\nlicense_name: modified-mit\nlicense_link: LICENSE"
+        found = license_of(self.card(tmp_path / "b", other))
+        assert found == {"license": "other", "license_name": "modified-mit", "license_link": "LICENSE"}
+        data = ModelCard.load(render_model_card(draft_folder(tmp_path), {"name": "X", "target": "t", **found})).data
+        assert (data.license, data.license_name, data.license_link) == ("other", "modified-mit", "LICENSE")
+
+    def test_of_what_was_fetched(self, tmp_path):
+        entries = {"target": {"license": "Apache-2.0"}, "p/train.jsonl": {"from": {"x": {"license": "MIT"}, "n": 3}}}
+        (tmp_path / "sources.json").write_text(json.dumps(entries))
+        (tmp_path / "target").mkdir()
+        (tmp_path / "p").mkdir()
+        (tmp_path / "p" / "train.jsonl").write_text("{}")
+        (tmp_path / "p" / "other.jsonl").write_text("{}")
+        assert license_of(str(tmp_path / "target")) == {"license": "Apache-2.0"}
+        assert license_of(str(tmp_path / "p" / "train.jsonl"), "dataset") == {"license": "MIT"}
+        assert license_of(str(tmp_path / "p" / "other.jsonl"), "dataset") == {}
+        card = ModelCard.load(render_model_card(draft_folder(tmp_path), {"name": "X", "target": "t", "license": "MIT"}))
+        assert card.data.license == "mit"  # as the Hub spells it
+
+    @pytest.mark.parametrize("header", ["tags: [x]", "license: [", "license:"])
+    def test_of_none(self, tmp_path, header):
+        assert license_of(self.card(tmp_path / "a", header)) == {}
+        assert license_of(str(tmp_path)) == {}
+        assert license_of("nobody/no-such-model") == {}  # nothing in the cache, and no network in tests

@@ -67,7 +67,7 @@ def test_data_options(parse):
         (["--step_weight", "0"], FILE, "`step_weight` must lie above 0"),
         (["--eval_share", "1.5"], FILE, "`eval_share` must be at least 0 and below 1, got 1.5"),
         (["--max_length", "2"], FILE, "`max_length` must be at least 4 tokens, got 2"),
-        (["--data_weights", "1"], FILE, "`data_weights` has 1 numbers for the 2 sources of `train_data`"),
+        (["--data_weights", "1"], FILE, "`data_weights` has 1 values for the 2 sources of `train_data`"),
         (["--streaming", "--packing"], FILE, "`packing` needs the whole data, which `streaming` never has"),
         (["--streaming", "--eval_share", "0.1"], FILE, "`eval_share` needs the whole data"),
         (["--streaming", "--feature_store", "features"], FILE, "`feature_store` needs the whole data"),

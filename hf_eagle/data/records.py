@@ -100,6 +100,11 @@ def load_records(
     return concatenate_datasets([_take(d, w, seed) for d, (*_, w) in zip(common, parts, strict=True)])
 
 
+def count_records(source: str | Path, split: str = "train") -> int:
+    """Records of one source, as `load_records` takes it."""
+    return sum(len(records) for _, records in _load_source(source, split, streaming=False))
+
+
 def _checked_weights(weights: list[float] | None, sources: list) -> list[float]:
     if weights is None:
         return [1.0] * len(sources)

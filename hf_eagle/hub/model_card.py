@@ -4,7 +4,7 @@ import json
 import math
 import os
 import shlex
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from ..shipped import shipped
@@ -26,28 +26,31 @@ class CardFacts:
         target (`str`):
             The target as a server is given it: a hub id or a folder.
         base_model (`str`, *optional*):
-            The target's hub id. By default `target`, when that is no folder.
+            The target's hub id, by which a published card serves it. By default `target`, when that is no folder.
         draft (`str`, *optional*):
             The draft as a server is given it. By default the folder that the card is written to.
         license (`str`, *optional*):
             The draft's licence, as the Hub spells it; usually the target's.
+        license_name, license_link (`str`, *optional*):
+            Of a licence that the Hub calls `other`.
         datasets (`list[str]`, *optional*):
             Hub ids of the training data.
         data (`list[str]`, *optional*):
             A sentence for each source of training data: what, how much, which licence.
         data_statistics (`dict`, *optional*):
-            What the data hold, as scripts/preview_data.py writes it with `--output_json`.
+            What the data hold, as scripts/preview_data.py writes it with `--output_json`, or a part of it.
         acceptance (`dict[str, dict]`, *optional*):
-            From the name of a prompt set to what `measure_acceptance` returned for it.
+            From the name of a prompt set to what `measure_acceptance` returned for it; `plot`, where that is given,
+            names a picture of it.
         training (`dict[str, object]`, *optional*):
             Rows of the training table: optimizer steps, time, machine.
         hyperparameters (`dict[str, object]`, *optional*):
             Arguments that differ from their defaults.
         versions (`dict[str, str]`, *optional*):
             From package to version.
-        training_plot, history_plot, acceptance_plot, sweep_plot (`str`, *optional*):
+        training_plot, history_plot, sweep_plot (`str`, *optional*):
             File names of pictures in the card's folder: loss and accuracy, acceptance length measured during training,
-            acceptance by position, speed by number of drafted tokens.
+            speed by number of drafted tokens.
     """
 
     name: str
@@ -55,6 +58,8 @@ class CardFacts:
     base_model: str | None = None
     draft: str | None = None
     license: str | None = None
+    license_name: str | None = None
+    license_link: str | None = None
     datasets: list[str] = field(default_factory=list)
     data: list[str] = field(default_factory=list)
     data_statistics: dict[str, object] = field(default_factory=dict)
@@ -64,7 +69,6 @@ class CardFacts:
     versions: dict[str, str] = field(default_factory=dict)
     training_plot: str | None = None
     history_plot: str | None = None
-    acceptance_plot: str | None = None
     sweep_plot: str | None = None
 
 
@@ -94,10 +98,13 @@ def render_model_card(output_dir: str | os.PathLike, facts: CardFacts | dict) ->
             known = ", ".join(CardFacts.__dataclass_fields__)
             raise ValueError(f"`facts` holds {', '.join(unknown)}, which no card shows; it takes: {known}.")
         facts = CardFacts(**facts)
-    for name in (name for name in CardFacts.__dataclass_fields__ if name.endswith("_plot")):
-        plot = getattr(facts, name)
+    plots = {name: getattr(facts, name) for name in CardFacts.__dataclass_fields__ if name.endswith("_plot")}
+    plots |= {f"acceptance[{name!r}]['plot']": measured.get("plot") for name, measured in facts.acceptance.items()}
+    for name, plot in plots.items():
         if plot and not (output_dir / plot).is_file():
             raise ValueError(f"`{name}` is {plot!r}, but {output_dir} has no such file; draw it before the card.")
+    if facts.base_model is None and not os.path.isdir(facts.target):  # told once: elsewhere there is no such folder
+        facts = replace(facts, base_model=facts.target)
     text = card_text(output_dir, facts)
     for name, content in ((FACTS, json.dumps(asdict(facts), indent=2) + "\n"), ("README.md", text)):
         part = output_dir / f".{name}-part"
@@ -114,6 +121,22 @@ def facts_of_card(folder: Path) -> CardFacts | None:
     return facts if card_text(folder, facts) == (folder / "README.md").read_text(encoding="utf-8") else None
 
 
+def measured_in(folder: Path) -> dict[str, dict]:
+    """Every `acceptance*.json` in a draft's folder, as `CardFacts.acceptance` has them, with their pictures."""
+    found = {}
+    for path in sorted(folder.glob("acceptance*.json")):
+        measured = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(measured, dict) or "acceptance_length" not in measured:
+            continue
+        picture = path.with_suffix(".png")
+        name = Path(measured.get("prompts") or path.name).name.partition(".")[0]
+        # the same prompts may be decoded in several ways
+        found[f"{name}, {path.stem}" if name in found else name] = (
+            {**measured, "plot": picture.name} if picture.is_file() else measured
+        )
+    return found
+
+
 def card_text(output_dir: Path, facts: CardFacts) -> str:
     """The card of the draft in `output_dir`, from these facts and its checkpoint."""
     from huggingface_hub import ModelCard
@@ -125,17 +148,19 @@ def card_text(output_dir: Path, facts: CardFacts) -> str:
         if found["acceptance_length"]
     ]
     speculative_tokens = measurements[0]["num_speculative_tokens"] if measurements else 3
-    base_model = facts.base_model or (None if os.path.isdir(facts.target) else facts.target)
+    base_model, published = facts.base_model, facts.draft is not None and not os.path.isdir(facts.draft)
+    target = base_model if published and base_model else facts.target
     card = ModelCard.from_template(
-        _card_data(facts, base_model, measurements, checkpoint["method"]),
+        _card_data(facts, measurements, checkpoint["method"]),
         template_path=shipped("model_cards") / "eagle_draft_card.md",
         facts=facts,
+        target=target,
         checkpoint=checkpoint,
         algorithm=_algorithm(checkpoint),
         target_link=f"[{base_model}](https://huggingface.co/{base_model})" if base_model else f"`{facts.target}`",
         measurements=measurements,
-        published=facts.draft is not None and not os.path.isdir(facts.draft),
-        commands=serve_commands(facts.target, facts.draft or str(output_dir), speculative_tokens, checkpoint["method"]),
+        published=published,
+        commands=serve_commands(target, facts.draft or str(output_dir), speculative_tokens, checkpoint["method"]),
     )
     return card.content.rstrip() + "\n"
 
@@ -191,7 +216,7 @@ def _algorithm(checkpoint: dict) -> str:
     return "EAGLE-3.1" if checkpoint.get("norm_output") else "EAGLE-3"
 
 
-def _card_data(facts: CardFacts, base_model: str | None, measurements: list[dict], method: str):
+def _card_data(facts: CardFacts, measurements: list[dict], method: str):
     from huggingface_hub import EvalResult, ModelCardData
 
     results = [
@@ -206,12 +231,14 @@ def _card_data(facts: CardFacts, base_model: str | None, measurements: list[dict
         for measured in measurements
     ]
     return ModelCardData(
-        base_model=base_model,
+        base_model=facts.base_model,
         # of the relations that the Hub knows, the nearest
-        base_model_relation="finetune" if base_model else None,
+        base_model_relation="finetune" if facts.base_model else None,
         library_name="transformers",
         pipeline_tag="text-generation",
-        license=facts.license,
+        license=facts.license and facts.license.lower(),  # as the Hub spells them all
+        license_name=facts.license_name,
+        license_link=facts.license_link,
         datasets=facts.datasets or None,
         tags=[method, *TAGS],
         model_name=facts.name if results else None,

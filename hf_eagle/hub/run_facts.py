@@ -1,6 +1,5 @@
 """What a training run knows about itself, for the draft's card."""
 
-import json
 import os
 import platform
 from dataclasses import fields
@@ -8,7 +7,8 @@ from enum import Enum
 from importlib.metadata import version
 from pathlib import Path
 
-from .model_card import CardFacts
+from .licenses import inherited_license, license_of
+from .model_card import CardFacts, measured_in
 
 
 PACKAGES = ("torch", "transformers", "accelerate", "datasets")
@@ -16,6 +16,8 @@ PACKAGES = ("torch", "transformers", "accelerate", "datasets")
 PICTURES = {"training": "training.png", "history": "acceptance_history.png", "sweep": "acceptance_sweep.png"}
 # where things lie and who is told is nobody's hyperparameter
 _PRIVATE = ("output_dir", "overwrite", "resume_from_checkpoint", "report_to", "run_name", "use_cpu", "push_to_hub")
+# and these a card tells in other places
+_PRIVATE += ("target", "base_model", "license", "init_from", "feature_store", "acceptance_prompts", "gguf_file")
 
 
 def machine() -> str:
@@ -33,7 +35,7 @@ def versions() -> dict[str, str]:
 
 
 def changed_arguments(args) -> dict[str, object]:
-    """Training arguments that differ from their defaults, paths and reporting left out."""
+    """Arguments that differ from their defaults, paths and reporting left out."""
     found = {}
     for known in (f for f in fields(args) if not f.name.startswith("hub_") and f.name not in _PRIVATE):
         value = getattr(args, known.name)
@@ -42,21 +44,78 @@ def changed_arguments(args) -> dict[str, object]:
     return found
 
 
+def recipe_facts(recipe, train) -> dict[str, object]:
+    """What a run's arguments and data tell a card and its trainer does not know, as fields of [`CardFacts`].
+
+    Args:
+        recipe ([`Recipe`]): the arguments.
+        train (`Dataset` or `IterableDataset`): what they were made into; of a stream nothing is counted.
+    """
+    data, groups = recipe.data, (recipe.draft, recipe.target, recipe.data, recipe.adapter)
+    known = {"license": recipe.draft.license, "base_model": recipe.target.base_model}
+    return {
+        **{name: value for name, value in known.items() if value is not None},
+        "datasets": [source.partition(":")[0] for source in data.train_data if not Path(source).exists()],
+        "data": [
+            _described(source, weight, license, counted=not data.streaming)
+            for source, weight, license in zip(
+                data.train_data,
+                data.data_weights or [1] * len(data.train_data),
+                data.data_licenses or [None] * len(data.train_data),
+                strict=True,
+            )
+        ],
+        "data_statistics": {} if data.streaming else _counted(train),
+        "hyperparameters": {name: value for group in groups for name, value in changed_arguments(group).items()},
+    }
+
+
+def _described(source: str, weight: float, license: str | None, counted: bool) -> str:
+    """A source of training data: its name, how many records it has, and their licence where it is known."""
+    from ..data.records import count_records
+
+    name, local = source.partition(":")[0], Path(source).exists()
+    told = [f"`{Path(source).name}`" if local else f"[{source}](https://huggingface.co/datasets/{name})"]
+    if counted:
+        told.append(f"{count_records(source):,} records" + (f", each taken {weight:g} times" if weight != 1 else ""))
+    license = license or license_of(source if local else name, kind="dataset").get("license")
+    return ", ".join(told + ([f"licence {license}"] if license else []))
+
+
+def _counted(rows) -> dict[str, object]:
+    """As `token_statistics`; the conversations of packed rows are counted one by one."""
+    import pyarrow.compute as pc
+
+    from ..data.statistics import token_statistics
+
+    found = token_statistics(rows)
+    if "document_lengths" in rows.column_names:
+        batches = rows.select_columns("document_lengths").with_format("arrow").iter(batch_size=4096)
+        found["conversations"] = sum(len(pc.list_flatten(batch["document_lengths"])) for batch in batches)
+        del found["length"], found["supervised"]
+    return found
+
+
 def run_facts(trainer) -> CardFacts:
     """Facts of a run: what it did, with what, on which machine, and what lies measured in its folder."""
     args, state, folder = trainer.args, trainer.state, Path(trainer.args.output_dir)
-    measured = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("acceptance*.json"))}
+    target, known = trainer.target.model.name_or_path, dict(trainer.card_facts)
+    seconds = [entry["train_runtime"] for entry in state.log_history if "train_runtime" in entry]
     return CardFacts(
         name=(args.hub_model_id or folder.resolve().name).split("/")[-1],
-        target=trainer.target.model.name_or_path,
-        acceptance={name: found for name, found in measured.items() if "acceptance_length" in found},
+        target=target,
+        acceptance=measured_in(folder),
         training={
             "optimizer steps": state.global_step,
             "epochs": round(state.epoch or 0, 2),
+            # of a run that was interrupted nobody knows all of it
+            **({"minutes": round(seconds[0] / 60, 1)} if len(seconds) == 1 and not trainer.resumed else {}),
             "processes": args.world_size,
             "machine": machine(),
         },
-        hyperparameters=changed_arguments(args),
+        hyperparameters=known.pop("hyperparameters", {}) | changed_arguments(args),
         versions=versions(),
         **{f"{kind}_plot": name for kind, name in PICTURES.items() if (folder / name).exists()},
+        **({} if "license" in known else inherited_license(target, known.get("base_model"))),
+        **known,
     )
