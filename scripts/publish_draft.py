@@ -5,7 +5,8 @@
 
 One commit holds the config, the weights, the card, its pictures and measurements, and `custom_generate/`, with which
 plain transformers decodes. Checkpoints, optimizer states and `training_args.bin` stay at home unless `--include` names
-them. `--dry_run` lists the files with their sizes and prints the card. An interrupted upload goes on when run again.
+them. A folder that servers would not run as it was trained is refused, see scripts/check_draft.py. `--dry_run` checks
+too, lists the files with their sizes and prints the card. An interrupted upload goes on when run again.
 """
 
 import sys
@@ -23,6 +24,10 @@ from hf_eagle.parser import argument as _arg
 class PublishArguments:
     draft: str = field(metadata={"help": "Folder of the draft; may also come first, without its flag."})
     repo_id: str = field(metadata={"help": "Repository on the Hub, `you/your-draft`; made if it does not exist."})
+    target: str | None = _arg(None, "The target, a folder or a Hub id, to check taps, context and vocabulary against.")
+    publish_anyway: bool = _arg(False, "Publish a folder that servers would not run as it was trained.")
+    license: str | None = _arg(None, "Licence of the draft, where its card names none; as the Hub spells it.")
+    base_model: str | None = _arg(None, "Hub id of the target, where the card knows only a folder of this machine.")
     private: bool = _arg(False, "Make a new repository private.")
     revision: str | None = _arg(None, "Branch to commit to, made if it does not exist. Unset: main.")
     include: list[str] = field(
@@ -36,10 +41,16 @@ class PublishArguments:
 def main() -> None:
     (args,) = EagleArgumentParser(PublishArguments, description=__doc__).parse_args_and_config(first="draft")
 
-    from hf_eagle.hub.publish import CARD, contents, publish_draft
+    from hf_eagle.hub.publish import CARD, contents, facts_to_publish, files_of, publish_draft
 
+    files_of(args.draft, args.include)
+    refused = check(args.draft, args.target)
+    facts = {"license": args.license, "base_model": args.base_model}
+    told = facts_to_publish(args.draft, args.repo_id, facts)
+    if told is not None and told.base_model is None:
+        print(f"The card serves the draft beside {told.target}, a folder of this machine: give `base_model`.")
     if args.dry_run:
-        files = contents(args.draft, args.repo_id, args.include)
+        files = contents(args.draft, args.repo_id, args.include, facts)
         sizes = {name: len(x) if isinstance(x, bytes) else x.stat().st_size for name, x in files.items()}
         for name, size in sizes.items():
             print(f"{size:>14,}  {name}")
@@ -48,6 +59,12 @@ def main() -> None:
             print(f"\n{files[CARD].decode()}")
         else:
             print("\nThere is no README.md, so the repository would have no card.")
+    if refused and not args.publish_anyway:
+        raise ValueError(
+            f"{args.draft} would not be served as it was trained: mend it, by scripts/check_draft.py with `fix` for "
+            "instance, or set `publish_anyway`."
+        )
+    if args.dry_run:
         return
     commit = publish_draft(
         args.draft,
@@ -57,8 +74,21 @@ def main() -> None:
         token=args.token,
         commit_message=args.commit_message,
         include=args.include,
+        facts=facts,
     )
     print(f"published {commit.commit_url}")
+
+
+def check(draft: str, target: str | None) -> bool:
+    """Print what servers trip over; whether they would run another draft than the one that was trained."""
+    from transformers import AutoConfig
+
+    from hf_eagle.hub.serving_check import check_draft
+
+    found = check_draft(draft, None if target is None else AutoConfig.from_pretrained(target))
+    for finding in found:
+        print(finding)
+    return any(finding.level == "fault" for finding in found)
 
 
 if __name__ == "__main__":

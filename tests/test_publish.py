@@ -2,37 +2,66 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
+from chain_models import make_draft, make_target
+from forks import Forks
+from huggingface_hub import ModelCard
 from local_hub import TOKEN, LocalHub
-from tiny import tiny_pair
 from tiny_files import write_chats, write_tiny_target
 
 from hf_eagle.hub.model_card import CardFacts, render_model_card
-from hf_eagle.hub.publish import contents
+from hf_eagle.hub.publish import contents, facts_to_publish
 
 
 ROOT = Path(__file__).resolve().parents[1]
-SCRIPT = ROOT / "scripts" / "publish_draft.py"
 # what must be in the repository, beside `custom_generate/`
 PUBLISHED = {"config.json", "model.safetensors", "README.md", "training.png", "acceptance.json"}
-# what a stranger does with a repository, in a process of its own: HF_ENDPOINT is read once
-DOWNLOAD = """
-import sys
+# what a stranger does with a repository, in an environment that has transformers and not hf_eagle
+STRANGER = """
+import importlib.util, json, sys
+assert importlib.util.find_spec("hf_eagle") is None
+import torch
 from huggingface_hub import snapshot_download
-from hf_eagle import load_draft
-folder = snapshot_download(sys.argv[1], revision=sys.argv[2])
-print(folder, type(load_draft(folder)).__name__, type(load_draft(sys.argv[1])).__name__)
+from transformers import AutoModelForCausalLM
+
+target, repository, revision = sys.argv[1:]
+model, forwards = AutoModelForCausalLM.from_pretrained(target), []
+model.model.layers[0].register_forward_hook(lambda *_: forwards.append(1))
+prompts = torch.randint(1, 67, (24, 4), generator=torch.Generator().manual_seed(2))[:3]
+ways = {
+    "plain": {},
+    "chain": {"custom_generate": repository, "num_speculative_tokens": 2},
+    "tree": {"custom_generate": repository, "method": "tree", "depth": 3, "tree_top_k": 2, "total_tokens": 8},
+}
+found = {"folder": snapshot_download(repository, revision=revision)}
+for name, way in ways.items():
+    options = {**way, "trust_remote_code": True} if way else {}
+    mask = torch.ones_like(prompts)
+    answers = model.generate(prompts, attention_mask=mask, max_new_tokens=24, do_sample=False, **options)
+    found[name] = {"answers": answers.tolist(), "forwards": len(forwards)}
+    forwards.clear()
+print(json.dumps(found))
 """
 
 
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """Folders of a target and of a draft that was taught its answers."""
+    folder, target = tmp_path_factory.mktemp("pair"), make_target()
+    target.model.save_pretrained(folder / "target")
+    make_draft(target, draft_vocab_size=40, tap_ids=[0, 2, 3]).save_pretrained(folder / "draft")
+    return folder / "target", folder / "draft"
+
+
 @pytest.fixture
-def draft(tmp_path):
-    folder = tmp_path / "draft"
-    tiny_pair()[1].save_pretrained(folder)
+def draft(tmp_path, pair):
+    folder = shutil.copytree(pair[1], tmp_path / "draft")
     (folder / "training.png").write_bytes(b"a picture")
     (folder / "acceptance.json").write_text("{}")
     for private in ("training_args.bin", "trainer_state.json", "checkpoint-4/optimizer.pt"):
@@ -42,27 +71,55 @@ def draft(tmp_path):
     return folder
 
 
-@pytest.fixture
-def hub():
+@pytest.fixture(scope="module")
+def server():
     with LocalHub() as hub:
         yield hub
 
 
-def environment(hub, home, token=TOKEN):
+@pytest.fixture
+def hub(server):
+    """With nothing on it."""
+    for known in (server.repos, server.blobs, server.uploads):
+        known.clear()
+    return server
+
+
+def environment(hub, home):
     """Of a process whose Hub is the local one; large files go the plain way, without the Hub's chunk store."""
-    wanted = {"HF_ENDPOINT": hub.url, "HF_TOKEN": token, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
+    wanted = {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
     return {**os.environ, **wanted, "HF_HUB_OFFLINE": "0", "PYTHONPATH": str(ROOT)}
 
 
-def publish(hub, folder, *arguments, token=TOKEN):
-    command = [sys.executable, str(SCRIPT), str(folder), *arguments]
-    env = environment(hub, folder.parent / "home", token)
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=200)
+@pytest.fixture(scope="module")
+def publish(server, tmp_path_factory):
+    """Runs the script, whose Hub is the local one; returns its exit status and what it printed."""
+    folder = tmp_path_factory.mktemp("publish")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment(server, folder / "home").items():
+            patch.setenv(name, value)
+        forks = Forks(Path(__file__).with_name("publish_worker.py"))
+
+    def run(*arguments):
+        forks.start(folder / "printed.txt", *arguments)
+        code = forks.wait()
+        return code, (folder / "printed.txt").read_text()
+
+    yield run
+    forks.close()
 
 
-def test_what_is_uploaded_and_read_back(hub, draft):
-    found = publish(hub, draft, "--repo_id", "me/tiny-draft", "--private", "--revision", "v2")
-    assert found.returncode == 0, found.stderr[-2000:]
+def stranger(folder):
+    """The python of a fresh environment that sees this one's packages, but nothing that is installed as editable."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
+    (site,) = (folder / "lib").glob("python*/site-packages")
+    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    return folder / "bin" / "python"
+
+
+def test_what_is_uploaded_and_a_stranger_drafts_with_it(hub, publish, draft, pair, tmp_path):
+    code, printed = publish(draft, "--repo_id", "me/tiny-draft", "--private", "--revision", "v2")
+    assert code == 0, printed
     assert hub.repos["me/tiny-draft"]["private"]
     files = hub.files("me/tiny-draft", "v2")
     assert {name for name in files if "/" not in name} == PUBLISHED
@@ -75,54 +132,95 @@ def test_what_is_uploaded_and_read_back(hub, draft):
     assert str(draft) in (draft / "README.md").read_text()
     assert hub.files("me/tiny-draft") == {}  # main was left alone
 
-    found = publish(hub, draft, "--repo_id", "me/tiny-draft")
-    assert found.returncode == 0, found.stderr[-2000:]
+    code, printed = publish(draft, "--repo_id", "me/tiny-draft")
+    assert code == 0, printed
     assert set(hub.uploads.values()) == {1}  # the weights were known already
     read = subprocess.run(
-        [sys.executable, "-c", DOWNLOAD, "me/tiny-draft", "v2"],
-        env=environment(hub, draft.parent / "other"),
+        [stranger(tmp_path / "venv"), "-c", STRANGER, str(pair[0]), "me/tiny-draft", "v2"],
+        env=environment(hub, tmp_path / "other") | {"PYTHONPATH": ""},
+        cwd=tmp_path,
         capture_output=True,
         text=True,
         timeout=200,
     )
     assert read.returncode == 0, read.stderr[-2000:]
-    folder, *kinds = read.stdout.split()
-    assert kinds == ["LlamaForCausalLMEagle3"] * 2
-    assert (Path(folder) / "config.json").read_bytes() == (draft / "config.json").read_bytes()
+    found = json.loads(read.stdout.splitlines()[-1])
+    for name in ("config.json", "model.safetensors"):
+        assert (Path(found["folder"]) / name).read_bytes() == (draft / name).read_bytes()
+    plain, chain, tree = (found[name] for name in ("plain", "chain", "tree"))
+    assert plain["answers"] == chain["answers"] == tree["answers"] and len(plain["answers"][0]) == 28
+    assert plain["forwards"] == 24 and max(chain["forwards"], tree["forwards"]) < 20  # the draft is right now and then
 
 
-def test_a_wrong_token_is_said(hub, draft):
-    found = publish(hub, draft, "--repo_id", "me/tiny-draft", token="hf_wrong")
-    assert found.returncode == 1 and "Traceback" not in found.stderr
-    assert "error: The Hub does not let this token write to `repo_id` me/tiny-draft (401)" in found.stderr
+def test_a_wrong_token_is_said(hub, publish, draft):
+    code, printed = publish(draft, "--repo_id", "me/tiny-draft", "--token", "hf_wrong")
+    assert code == 1 and "Traceback" not in printed
+    assert "error: The Hub does not let this token write to `repo_id` me/tiny-draft (401)" in printed
 
 
-def test_a_cut_connection_is_said_and_a_second_run_recovers(hub, draft):
+def test_a_cut_connection_is_said_and_a_second_run_recovers(hub, publish, draft):
     hub.cut_uploads = hub.cut_commits = 1  # the client itself tries an upload again, but not a commit
-    found = publish(hub, draft, "--repo_id", "tiny-draft")
-    assert found.returncode == 1 and "Traceback" not in found.stderr
-    assert "error: The connection to the Hub failed" in found.stderr and hub.files("me/tiny-draft") == {}
+    code, printed = publish(draft, "--repo_id", "tiny-draft")
+    assert code == 1 and "Traceback" not in printed
+    assert "error: The connection to the Hub failed" in printed and hub.files("me/tiny-draft") == {}
     assert hub.cut_uploads == hub.cut_commits == 0
-    found = publish(hub, draft, "--repo_id", "tiny-draft")
-    assert found.returncode == 0, found.stderr[-2000:]
+    code, printed = publish(draft, "--repo_id", "tiny-draft")
+    assert code == 0, printed
     assert b'custom_generate="me/tiny-draft"' in hub.files("me/tiny-draft")["README.md"]
     assert hub.files("me/tiny-draft")["model.safetensors"] == (draft / "model.safetensors").read_bytes()
     assert set(hub.uploads.values()) == {1}
 
 
-def test_a_dry_run_lists_files_and_the_card_and_sends_nothing(hub, draft):
-    found = publish(hub, draft, "--repo_id", "me/tiny-draft", "--dry_run", "--include", "checkpoint-*/*")
-    assert found.returncode == 0, found.stderr[-2000:]
+def test_a_dry_run_lists_files_and_the_card_and_sends_nothing(hub, publish, draft):
+    code, printed = publish(draft, "--repo_id", "me/tiny-draft", "--dry_run", "--include", "checkpoint-*/*")
+    assert code == 0, printed
     size = (draft / "model.safetensors").stat().st_size
-    assert f"{size:,}  model.safetensors" in found.stdout and "checkpoint-4/optimizer.pt" in found.stdout
-    assert "# Tiny" in found.stdout and '"model": "me/tiny-draft"' in found.stdout
-    assert "training_args.bin" not in found.stdout and hub.repos == {}
+    assert f"{size:,}  model.safetensors" in printed and "checkpoint-4/optimizer.pt" in printed
+    assert "# Tiny" in printed and '"model": "me/tiny-draft"' in printed
+    assert "training_args.bin" not in printed and hub.repos == {}
+
+
+def test_what_servers_would_not_run_as_it_was_trained_is_refused(hub, publish, draft, pair):
+    config = json.loads((draft / "config.json").read_text())
+    (draft / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 128}))
+    where, beside = ("--repo_id", "me/tiny-draft"), ("--target", pair[0])
+    code, printed = publish(draft, *where, "--dry_run")
+    assert code == 0, printed  # of the draft alone nothing is wrong
+    for way in ((), ("--dry_run",)):
+        code, printed = publish(draft, *where, *beside, *way)
+        assert code == 1 and "`max_position_embeddings` of 128 gives a shorter context than the target" in printed
+        assert f"error: {draft} would not be served as it was trained: mend it, by scripts/check_draft.py" in printed
+        assert ("  model.safetensors\n" in printed) == bool(way) and hub.repos == {}
+    code, printed = publish(draft, *where, *beside, "--publish_anyway")
+    assert code == 0 and "gives a shorter context" in printed and "model.safetensors" in hub.files("me/tiny-draft")
+
+
+def test_a_card_is_completed_when_it_is_published(publish, draft):
+    (draft / "target").mkdir()
+    render_model_card(draft, CardFacts(name="Tiny", target=str(draft / "target")))
+    measured = {"acceptance_length": 1.75, "accepted_per_position": [3], "drafts": 4, "num_speculative_tokens": 1}
+    for name in ("acceptance", "acceptance_code"):
+        (draft / f"{name}.json").write_text(json.dumps({**measured, "num_prompts": 2, "prompts": f"{name}.jsonl"}))
+    code, printed = publish(draft, "--repo_id", "me/tiny-draft", "--dry_run")
+    assert code == 0 and "a folder of this machine: give `base_model`." in printed
+    assert printed.count("names no licence, for ") == 1 and "give the draft's with `license`" in printed
+    facts = {"license": "mit", "base_model": "org/Tiny"}
+    code, printed = publish(draft, "--repo_id", "me/tiny-draft", "--dry_run", "--license", "mit", "--base_model", "o/T")
+    assert "license: mit\n" in printed and "base_model: o/T\n" in printed and "give `" not in printed
+    card = ModelCard(contents(draft, "me/tiny-draft", facts=facts)["README.md"].decode())
+    assert (card.data.license, card.data.base_model) == ("mit", "org/Tiny") and str(draft) not in card.text
+    assert sorted(result.dataset_name for result in card.data.eval_results) == ["acceptance", "acceptance_code"]
+    # published again, it tells each of them once
+    render_model_card(draft, facts_to_publish(draft, "me/tiny-draft", facts))
+    assert ModelCard(contents(draft, "me/tiny-draft")["README.md"].decode()).text == card.text
 
 
 def test_an_edited_card_goes_as_it_is(draft):
     card = (draft / "README.md").read_text() + "\nMy own words.\n"
     (draft / "README.md").write_text(card)
     assert contents(draft, "me/tiny-draft")["README.md"] == card.encode()
+    with pytest.raises(ValueError, match="`license` belongs on the card, but .*README.md was edited: write it there"):
+        contents(draft, "me/tiny-draft", facts={"license": "mit"})
 
 
 def test_what_cannot_be_published_is_refused(draft, tmp_path):
@@ -142,10 +240,15 @@ def test_a_card_says_how_plain_transformers_uses_it_only_when_it_is_published(dr
 
 def test_training_pushes_its_draft_and_keeps_its_states(hub, tmp_path):
     write_tiny_target(tmp_path / "target")
+    (tmp_path / "target" / "README.md").write_text("---\nlicense: cc-by-4.0\n---\n# Tiny\n")
     write_chats(tmp_path / "chats.jsonl")
     options = {
         "target": tmp_path / "target",
+        "base_model": "org/Tiny",
         "train_data": tmp_path / "chats.jsonl",
+        "data_licenses": "CC0-1.0",
+        "draft_vocab_size": 24,
+        "oov_rows": "renormalize",
         "output_dir": tmp_path / "draft",
         "hub_model_id": "me/tiny-draft",
         "hub_strategy": "checkpoint",
@@ -162,6 +265,19 @@ def test_training_pushes_its_draft_and_keeps_its_states(hub, tmp_path):
     files = hub.files("me/tiny-draft")
     assert {"config.json", "model.safetensors", "README.md"} <= files.keys()
     assert "training_args.bin" not in files and "last-checkpoint/optimizer.pt" in files
-    assert b"optimizer steps | 4" in files["README.md"] and b'"model": "me/tiny-draft"' in files["README.md"]
+    card = ModelCard(files["README.md"].decode())
+    assert (card.data.license, card.data.base_model) == ("cc-by-4.0", "org/Tiny")  # its target's licence
+    for fact in (
+        "| optimizer steps | 4 |\n",
+        "| minutes | ",
+        '"model": "me/tiny-draft"',
+        "--model org/Tiny ",
+        "* `chats.jsonl`, 12 records, licence CC0-1.0\n",
+        "12 conversations, ",
+        "| `draft_vocab_size` | `24` |",
+        "| `ttt_steps` | `2` |",
+    ):
+        assert fact in card.text, fact
+    assert str(tmp_path) not in card.text
     assert files["model.safetensors"] == (tmp_path / "draft" / "model.safetensors").read_bytes()
     assert (tmp_path / "draft" / "training_args.bin").is_file()

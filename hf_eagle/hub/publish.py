@@ -1,9 +1,11 @@
 """Put a draft's folder on the Hub: what servers and readers need, and nothing of the training's own."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from .custom_generate import FOLDER, bundle
-from .model_card import card_text, facts_of_card
+from .licenses import inherited_license
+from .model_card import CardFacts, card_text, facts_of_card, measured_in
 
 
 # optimizer states, checkpoints, `training_args.bin` and logs stay at home
@@ -11,12 +13,15 @@ PUBLISHED = ("config.json", "*.safetensors", "*.safetensors.index.json", "*.png"
 CARD = "README.md"
 
 
-def contents(folder: str | Path, repo_id: str, include: tuple[str, ...] | list[str] = ()) -> dict[str, Path | bytes]:
+def contents(
+    folder: str | Path, repo_id: str, include: tuple[str, ...] | list[str] = (), facts: dict[str, object] | None = None
+) -> dict[str, Path | bytes]:
     """
     What a repository of this draft holds.
 
-    The card names the repository as the draft wherever it is as it was rendered; one that was edited goes as it is. The
-    files of `custom_generate/` are made for this repository. The folder itself is not touched.
+    Where it is as it was rendered, the card names the repository as the draft and tells every `acceptance*.json` in the
+    folder; one that was edited goes as it is. The files of `custom_generate/` are made for this repository. The folder
+    itself is not touched.
 
     Args:
         folder (`str` or `Path`):
@@ -25,18 +30,41 @@ def contents(folder: str | Path, repo_id: str, include: tuple[str, ...] | list[s
             Where it goes.
         include (list of `str`, *optional*):
             Patterns of further files in the folder, `checkpoint-*/*` for example.
+        facts (`dict`, *optional*):
+            Fields of `CardFacts` that the card does not know yet, `license` for example.
 
     Returns:
         `dict[str, Path | bytes]`: from the path in the repository to a file or a content.
 
     Raises:
-        ValueError: if the folder holds no draft, or a pattern of `include` matches nothing.
+        ValueError: if the folder holds no draft, a pattern of `include` matches nothing, or there are `facts` for a
+            card that is missing or was edited.
     """
     files: dict[str, Path | bytes] = dict(files_of(folder, include))
-    if (Path(folder) / CARD).is_file():
-        files[CARD] = _card_for(Path(folder), repo_id)
+    known = facts_to_publish(folder, repo_id, facts)
+    if known is not None:
+        files[CARD] = card_text(Path(folder), known).encode()
+    elif (Path(folder) / CARD).is_file():
+        files[CARD] = (Path(folder) / CARD).read_bytes()
     files |= {f"{FOLDER}/{name}": source.encode() for name, source in bundle(repo_id).items()}
     return dict(sorted(files.items()))
+
+
+def facts_to_publish(folder: str | Path, repo_id: str, facts: dict[str, object] | None = None) -> CardFacts | None:
+    """What the card of `contents` is rendered from, `None` where somebody edited it; raises what `contents` raises."""
+    folder, given = Path(folder), {name: value for name, value in (facts or {}).items() if value is not None}
+    found = facts_of_card(folder)
+    if found is None:
+        if given:
+            problem = "was edited: write it there" if (folder / CARD).is_file() else "is missing: write one first"
+            raise ValueError(f"`{next(iter(given))}` belongs on the card, but {folder / CARD} {problem}.")
+        return None
+    found = replace(found, draft=repo_id, **given)
+    if found.license is None:
+        found = replace(found, **inherited_license(found.target, found.base_model))
+    told = [{**measured, "plot": None} for measured in found.acceptance.values()]
+    new = {name: measured for name, measured in measured_in(folder).items() if {**measured, "plot": None} not in told}
+    return replace(found, acceptance=found.acceptance | new)
 
 
 def files_of(folder: str | Path, include: tuple[str, ...] | list[str] = ()) -> dict[str, Path]:
@@ -62,13 +90,14 @@ def publish_draft(
     token: str | None = None,
     commit_message: str = "Upload draft",
     include: tuple[str, ...] | list[str] = (),
+    facts: dict[str, object] | None = None,
     run_as_future: bool = False,
 ):
     """
     Upload a draft in one commit. After an interruption the same call goes on: weights that arrived are not sent again.
 
     Args:
-        folder, include: as for `contents`.
+        folder, include, facts: as for `contents`.
         repo_id (`str`):
             Repository, made if it does not exist.
         private (`bool`, *optional*):
@@ -94,11 +123,13 @@ def publish_draft(
     # the client's HTTP library changes its name from release to release; its error is taken from where the client does
     from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
-    files_of(folder, include)  # what is wrong with it is said before there is a repository
+    # what is wrong with it is said before there is a repository
+    files_of(folder, include)
+    facts_to_publish(folder, repo_id, facts)
     api = HfApi(token=token)
     try:
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id  # with its owner's name
-        files = contents(folder, repo_id, include)
+        files = contents(folder, repo_id, include, facts)
         if revision is not None:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         return api.create_commit(
@@ -121,12 +152,3 @@ def publish_draft(
             f"The connection to the Hub failed ({problem.__cause__ or problem}): nothing was committed. Run it again, "
             "what has arrived is not sent twice."
         ) from problem
-
-
-def _card_for(folder: Path, repo_id: str) -> bytes:
-    """The card of a folder, with the repository as the draft's name unless somebody edited it."""
-    facts = facts_of_card(folder)
-    if facts is None:
-        return (folder / CARD).read_bytes()
-    facts.draft = repo_id
-    return card_text(folder, facts).encode()
