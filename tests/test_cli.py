@@ -64,14 +64,18 @@ def test_bash_completes_verbs_and_recipes(monkeypatch, capsys):
     call(monkeypatch, "completion")
     script = capsys.readouterr().out
 
-    def complete(*words):
-        asked = f'COMP_WORDS=({" ".join(words)} ""); COMP_CWORD={len(words)}; _hf_eagle; echo "${{COMPREPLY[*]}}"'
-        done = subprocess.run(["bash", "-c", f"{script}\n{asked}"], capture_output=True, text=True)
+    def complete(*words, word=""):
+        asked = f"""COMP_WORDS=({" ".join(words)} '{word}'); COMP_CWORD={len(words)}; _hf_eagle"""
+        lines = "\n".join([script, asked, 'echo "${COMPREPLY[*]}"'])
+        done = subprocess.run(["bash", "-c", lines], cwd=ROOT, capture_output=True, text=True)
         assert not done.stderr
         return done.stdout.split()
 
     assert complete("hf-eagle") == list(cli.scripts())
     assert complete("hf-eagle", "train", "--config") == recipe_names()
+    # arguments are asked of the command itself
+    script += f'hf-eagle() {{ {sys.executable} -m hf_eagle "$@"; }}'
+    assert {"--draft", "--repo_id", "--dry_run", "--config"} <= set(complete("hf-eagle", "publish", word="--"))
 
 
 def test_version(monkeypatch, capsys):

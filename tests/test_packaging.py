@@ -18,15 +18,20 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
-    """Built with the real setuptools, offline, from a copy: the build must leave nothing in the repository."""
+    """Built as `python -m build` does, by way of a source distribution, with the real setuptools, offline, from a copy:
+    the build must leave nothing in the repository."""
     folder = tmp_path_factory.mktemp("build")
     for name in ("setup.cfg", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, folder)
     for name in ("hf_eagle", "training_args", "model_cards", "scripts"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    source = [sys.executable, "-c", "from setuptools import build_meta; build_meta.build_sdist('dist')"]
+    done = subprocess.run(source, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (archive,) = (folder / "dist").glob("*.tar.gz")
     command = [sys.executable, "-m", "pip", "wheel", "-qq", "--no-deps", "--no-index", "--no-build-isolation"]
     done = subprocess.run(
-        [*command, "--use-pep517", "--wheel-dir", str(folder / "dist"), str(folder)], capture_output=True, text=True
+        [*command, "--use-pep517", "--wheel-dir", str(folder / "dist"), str(archive)], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     return next((folder / "dist").glob("*.whl"))
