@@ -5,7 +5,8 @@ from transformers import TrainerCallback
 
 from .distributed_draft import whole_draft
 from .evaluation.acceptance import DecodingSettings, decode_prompts
-from .evaluation.prompts import Prompt, encode_prompt
+from .evaluation.prompt_batches import PromptBatch
+from .evaluation.prompts import Prompt
 from .evaluation.statistics import acceptance_length
 
 
@@ -23,8 +24,8 @@ class AcceptanceLengthCallback(TrainerCallback):
     Args:
         trainer ([`EagleTrainer`]):
             The trainer, whose target and draft decode; the callback is added to it by `trainer.add_callback`.
-        tokenizer (`PreTrainedTokenizerBase`):
-            The target's; its chat template renders the prompts.
+        tokenizer (`PreTrainedTokenizerBase` or `ProcessorMixin`):
+            The target's; its chat template renders the prompts. Those with images or videos need the processor.
         prompts (`list[Prompt]`):
             What `load_prompts` returns.
         every_steps (`int`, *optional*):
@@ -69,7 +70,7 @@ class AcceptanceLengthCallback(TrainerCallback):
                 "them."
             )
         for prompt in prompts:
-            encode_prompt(prompt, tokenizer)  # on every rank, so that none fails alone
+            PromptBatch.of([prompt], tokenizer)  # on every rank, so that none fails alone
         self.settings = DecodingSettings(
             method=method,
             num_speculative_tokens=num_speculative_tokens,

@@ -26,7 +26,7 @@ class EvaluationArguments:
         metadata={
             "help": 'Prompts: .jsonl of MT-Bench\'s form {"turns": [...]}, {"messages": [...]}, '
             'ShareGPT\'s {"conversations": [...]} or {"prompt": ...} (HumanEval; .gz is read too), or .txt with one '
-            "prompt a line."
+            "prompt a line. Messages may show images and videos."
         }
     )
     output_json: str = field(metadata={"help": "Where the result is written."})
@@ -129,8 +129,8 @@ def decoding_settings(args: EvaluationArguments):
 
 
 def load(args: EvaluationArguments, settings):
-    """Target, draft, tokenizer and prompts, all of which fit together; `OSError` or `ValueError` where they do not."""
-    from hf_eagle.evaluation.prompts import encode_prompt, load_prompts
+    """Target, draft, tokenizer or processor, and prompts, which fit together; else `OSError` or `ValueError`."""
+    from hf_eagle.evaluation.prompts import load_prompts
 
     prompts = load_prompts(args.prompts, limit=args.num_prompts)
 
@@ -139,7 +139,8 @@ def load(args: EvaluationArguments, settings):
     from hf_eagle import load_draft
     from hf_eagle.decoding.checks import check_draft_fits
     from hf_eagle.decoding.target_run import check_target
-    from hf_eagle.targets.loading import load_tokenizer
+    from hf_eagle.evaluation.prompt_batches import PromptBatch, holds_media
+    from hf_eagle.targets.loading import load_processor, load_tokenizer, takes_media
     from hf_eagle.targets.target import FrozenTarget
 
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -153,10 +154,11 @@ def load(args: EvaluationArguments, settings):
     draft.to(device).eval()
     draft.attach(target)
 
-    tokenizer = load_tokenizer(args.target)
+    shows = any(map(holds_media, prompts)) and takes_media(args.target)
+    processing = load_processor(args.target) if shows else load_tokenizer(args.target)
     for prompt in prompts:
-        encode_prompt(prompt, tokenizer)
-    return target, draft, tokenizer, prompts
+        PromptBatch.of([prompt], processing)
+    return target, draft, processing, prompts
 
 
 def write_json(path: str, content) -> None:

@@ -87,7 +87,7 @@ def main() -> None:
     if trainer.is_world_process_zero():
         trainer.card_facts = recipe_facts(recipe, train)
     if prompts:
-        measure_acceptance(trainer, tokenizer, prompts, recipe)
+        measure_acceptance(trainer, processor or tokenizer, prompts, recipe)
     result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     leave_results(trainer, result)
     leave()

@@ -21,8 +21,11 @@ PROMPTS = [
 
 @pytest.fixture(scope="module", params=[(name, rope) for name in NAMES for rope in ("1d", "mrope")], ids="-".join)
 def trained(request):
+    return teach(*request.param)
+
+
+def teach(name, rope):
     """Target, processor and a draft that was taught the target's answers to prompts of this kind."""
-    name, rope = request.param
     target, processor = FrozenTarget(tiny_vision_model(name), TAPS), vision_processor(name)
     torch.manual_seed(1)
     draft = new_draft(

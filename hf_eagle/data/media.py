@@ -1,6 +1,7 @@
 """Chats with images and videos: messages whose contents are lists of parts, and what those parts name."""
 
 import base64
+import copy
 import io
 import json
 from collections.abc import Mapping
@@ -12,6 +13,16 @@ from .messages import read_record, text_of
 KINDS = ("image", "video")
 # where a part names its medium: transformers' keys, and OpenAI's
 _SOURCES = ("path", "url", "base64")
+
+
+def own_tokenizer(processing):
+    """The tokenizer of a processor, with the processor's chat template; a tokenizer is its own."""
+    tokenizer = getattr(processing, "tokenizer", processing)
+    template = getattr(processing, "chat_template", None)
+    if template and template != tokenizer.chat_template:
+        tokenizer = copy.deepcopy(tokenizer)
+        tokenizer.chat_template = template
+    return tokenizer
 
 
 def has_media(record: Mapping) -> bool:

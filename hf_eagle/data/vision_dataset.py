@@ -1,6 +1,5 @@
 """Chats with images and videos to token ids and loss masks, over the tokens that the processor puts for each medium."""
 
-import copy
 import logging
 from dataclasses import dataclass
 from itertools import islice
@@ -9,7 +8,7 @@ from datasets import Dataset, Features, List, Value
 
 from .loss_mask import ConversationEncoder, MaskOptions
 from .mask_check import check_loss_mask
-from .media import KINDS, as_text, from_text, has_media, read_media_record
+from .media import KINDS, as_text, from_text, has_media, own_tokenizer, read_media_record
 from .messages import read_tools
 from .token_mask import mask_by_offsets
 
@@ -116,11 +115,7 @@ class VisionEncoder:
     """
 
     def __init__(self, processor, options: MaskOptions | None = None, template_kwargs: dict | None = None):
-        self.processor, tokenizer = processor, processor.tokenizer
-        template = getattr(processor, "chat_template", None)
-        if template and template != tokenizer.chat_template:
-            tokenizer = copy.deepcopy(tokenizer)
-            tokenizer.chat_template = template
+        self.processor, tokenizer = processor, own_tokenizer(processor)
         if not tokenizer.is_fast:
             raise ValueError("Media need a fast tokenizer, which tells the characters of its tokens.")
         self.text = ConversationEncoder(tokenizer, options, template_kwargs)

@@ -6,9 +6,11 @@ from dataclasses import dataclass, field, replace
 import torch
 from tqdm.auto import tqdm
 
+from ..data.media import own_tokenizer
 from ..decoding import SpeculativeOutput, speculative_generate, target_generate
 from ..decoding.checks import DraftShape, check_draft_fits, check_sampling
-from .prompts import Prompt, encode_prompt
+from .prompt_batches import PromptBatch
+from .prompts import Prompt
 from .statistics import acceptance_length
 from .summary import summarize
 
@@ -173,8 +175,9 @@ def decode_prompts(
     Args:
         target (`FrozenTarget`), draft:
             The pair, on one device, the target with the draft's taps and the draft with the target's embeddings.
-        tokenizer (`PreTrainedTokenizerBase`):
-            The target's; its chat template renders the prompts, its end-of-sequence token stops an answer.
+        tokenizer (`PreTrainedTokenizerBase` or `ProcessorMixin`):
+            The target's; its chat template renders the prompts, its end-of-sequence token stops an answer. Prompts with
+            images or videos need the processor.
         prompts (`list[Prompt]`):
             What `load_prompts` returns.
         settings ([`DecodingSettings`]):
@@ -207,13 +210,14 @@ def decode_variants(
     if not prompts:
         raise ValueError("`prompts` is empty; give at least one prompt to measure acceptance on.")
     check_draft_fits(target, draft)
+    processing, tokenizer = tokenizer, own_tokenizer(tokenizer)
     decoder = _Decoder(target, draft, stop_token_ids(target.model, tokenizer), compare_to_target)
     dialogues, batch_size = list(prompts), variants[0].batch_size
     for prompt in prompts:
-        encode_prompt(prompt, tokenizer)  # whatever cannot be rendered is refused before any is decoded
+        PromptBatch.of([prompt], processing)  # whatever cannot be rendered is refused before any is decoded
 
     # the first decoding in a process also pays for kernels and memory: let no clock see it
-    first = [encode_prompt(prompts[0], tokenizer)]
+    first = PromptBatch.of(prompts[:1], processing, target.device)
     decoder.decode(first, prompts[:1], 0, [Measurement(replace(settings, max_new_tokens=2)) for settings in variants])
 
     found = [Measurement(settings) for settings in variants]
@@ -221,8 +225,8 @@ def decode_variants(
     batches = [(turn, x[i : i + batch_size]) for turn, x in enumerate(places) for i in range(0, len(x), batch_size)]
     bar = tqdm(batches, desc="decoding", unit="batch", disable=not progress)
     for turn, batch in bar:
-        token_ids = [encode_prompt(dialogues[place], tokenizer) for place in batch]
-        answers = decoder.decode(token_ids, [prompts[place] for place in batch], turn, found)
+        encoded = PromptBatch.of([dialogues[place] for place in batch], processing, target.device)
+        answers = decoder.decode(encoded, [prompts[place] for place in batch], turn, found)
         for place, answer in zip(batch, answers, strict=True):
             dialogues[place] = dialogues[place].answered(tokenizer.decode(answer, skip_special_tokens=True))
         bar.set_postfix(acceptance_length=found[0].acceptance_length())
@@ -245,11 +249,8 @@ class _Decoder:
         self.compare_to_target = compare_to_target
         self.batches = 0
 
-    def decode(
-        self, token_ids: list[list[int]], prompts: list[Prompt], turn: int, found: list[Measurement]
-    ) -> list[list[int]]:
+    def decode(self, batch: PromptBatch, prompts: list[Prompt], turn: int, found: list[Measurement]) -> list[list[int]]:
         """One batch, added to every measurement; returns the answers of the first."""
-        ids, mask = _left_padded(token_ids, self.target.device)
         outputs, answers = {}, None
         who = [*range(len(found)), *([None] if self.compare_to_target else [])]
         # whoever comes later finds warmer caches, so they take turns
@@ -259,24 +260,17 @@ class _Decoder:
             arguments = settings.choosing(self.target.device, self.batches) | {"eos_token_ids": self.eos_token_ids}
             start = time.perf_counter()
             if place is None:
-                answers = target_generate(self.target, ids, mask, **arguments)
+                answers = target_generate(self.target, **batch.inputs, **arguments)
                 seconds = time.perf_counter() - start
                 for measurement in found:
                     measurement.target_only_seconds = (measurement.target_only_seconds or 0.0) + seconds
             else:
                 outputs[place] = speculative_generate(
-                    self.target, self.draft, ids, mask, **arguments, **settings.drafting()
+                    self.target, self.draft, **batch.inputs, **arguments, **settings.drafting()
                 )
                 # the last round ended on the host, so the device is done too
                 found[place].seconds += time.perf_counter() - start
         for place, output in outputs.items():
-            found[place].add(output, prompts, turn, token_ids, answers)
+            found[place].add(output, prompts, turn, batch.token_ids, answers)
         self.batches += 1
         return outputs[0].answers
-
-
-def _left_padded(token_ids: list[list[int]], device) -> tuple[torch.Tensor, torch.Tensor | None]:
-    longest = max(map(len, token_ids))
-    ids = [[0] * (longest - len(row)) + row for row in token_ids]
-    mask = [[0] * (longest - len(row)) + [1] * len(row) for row in token_ids]
-    return torch.tensor(ids, device=device), torch.tensor(mask, device=device) if len(ids) > 1 else None
