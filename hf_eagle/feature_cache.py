@@ -12,13 +12,15 @@ from accelerate import PartialState
 from accelerate.utils import reduce
 from datasets import Dataset
 from tqdm.auto import tqdm
-from transformers import PreTrainedTokenizerBase, TrainerCallback
+from transformers import PreTrainedTokenizerBase, ProcessorMixin, TrainerCallback
 
 from .data.feature_dtypes import decode, encode
 from .data.feature_store import SETTINGS, FeatureStore, FeatureWriter, StoreLock
+from .data.media import processor_fingerprint
 from .data.store_layout import StoreLayout, conversations_of
 from .data.stored_batches import StoredFeaturesCollator
 from .drafts.vocabulary import tokenizer_fingerprint
+from .targets.media import has_mrope
 from .targets.stored import target_fingerprints
 from .targets.target import FrozenTarget, TargetFeatures
 
@@ -33,6 +35,7 @@ _SETTINGS = {
     "target_weights": "a `target` with weights of fingerprint",
     "tokenizer": "a tokenizer of fingerprint",
     "chat_template": "a chat template of fingerprint",
+    "processor": "a processor (of data with media) of fingerprint",
     "max_length": "`max_length`",
     "tap_ids": "`tap_ids`",
     "dtype": "`store_dtype`",
@@ -78,8 +81,12 @@ class FeatureCache(TrainerCallback):
         found = {
             name: decode({part: x.to(device, non_blocking=True) for part, x in parts.items()}, self.dtype)
             for name, parts in features.items()
+            if name != "positions"
         }
-        return TargetFeatures(taps=found.get("taps"), last_hidden=found["last_hidden"])
+        positions = None
+        if "positions" in features:
+            positions = features["positions"]["values"].to(device, torch.long).permute(2, 0, 1)
+        return TargetFeatures(taps=found.get("taps"), last_hidden=found["last_hidden"], position_ids=positions)
 
     def _anywhere(self, missing: bool, device: torch.device) -> bool:
         """Whether the target must be asked: by all ranks at once, since it may be spread over them."""
@@ -94,6 +101,8 @@ class FeatureCache(TrainerCallback):
         seen, layout = look(), self.store.layout
         asked = {"taps": seen.taps if layout.taps else None, "last_hidden": seen.last_hidden}
         features = {name: encode(x, layout.dtype, layout.hidden) for name, x in asked.items() if x is not None}
+        if layout.axes:
+            features["positions"] = {"values": _positions(seen, conversations)}
         for row, start, conversation in conversations:
             place = slice(start, start + len(conversation.input_ids))
             own = {name: {part: x[row, place] for part, x in parts.items()} for name, parts in features.items()}
@@ -125,6 +134,17 @@ class FeatureCache(TrainerCallback):
             self.writer.flush()  # a run that is resumed skips the batches that came before
 
 
+def _positions(seen: TargetFeatures, conversations: list) -> torch.Tensor:
+    """Where the tokens of a batch stand, `(batch, length, 3)`: as the target has put them, or counted where it did."""
+    if seen.position_ids is not None:
+        return seen.position_ids.permute(1, 2, 0).int()
+    positions = seen.last_hidden.new_zeros(*seen.last_hidden.shape[:2], 3, dtype=torch.int32)
+    for row, start, conversation in conversations:
+        size = len(conversation.input_ids)
+        positions[row, start : start + size] = torch.arange(size, dtype=torch.int32)[:, None].to(positions.device)
+    return positions
+
+
 def open_cache(
     folder: str | Path,
     target: FrozenTarget,
@@ -135,6 +155,7 @@ def open_cache(
     max_length: int,
     dtype: str = "bfloat16",
     write: bool = False,
+    processor: ProcessorMixin | None = None,
 ) -> FeatureCache:
     """The store of a run, checked against what the run is about; what it will take on the disk is logged.
 
@@ -147,25 +168,28 @@ def open_cache(
         max_length: of the data.
         dtype: `"bfloat16"`, `"float32"` or `"float8"`.
         write: make the store where there is none, and add to it what is missing.
+        processor: what makes the pixels of data with media.
 
     Raises:
-        ValueError: if the data hold media, if the store was made with anything else, lacks something, is being written
-            by another run, or the disk cannot hold it.
+        ValueError: if the store was made with anything else, lacks something, is being written by another run, or the
+            disk cannot hold it; or if data with media come without their processor.
     """
-    if any("media" in data.column_names for data in datasets):
-        raise ValueError(
-            "`feature_store` tells conversations by their tokens, which are the same for different images: leave it "
-            "out, the target is asked about data with media."
-        )
+    shows = any("media" in data.column_names for data in datasets)
+    if shows and processor is None:
+        raise ValueError("The data hold images or videos: pass the `processor` that their features depend on.")
+    if any("media" in names and "media_fingerprint" not in names for names in (d.column_names for d in datasets)):
+        raise ValueError("The data have `media` without `media_fingerprint`: make them with `build_vision_dataset`.")
     settings = {
         **{f"target_{name}": value for name, value in target_fingerprints(target).items()},
         "target_dtype": str(target.dtype).removeprefix("torch."),
         "tokenizer": tokenizer_fingerprint(tokenizer),
         "chat_template": sha256(str(tokenizer.chat_template).encode()).hexdigest()[:16],
+        "processor": processor_fingerprint(processor) if shows else None,
         "max_length": max_length,
         "tap_ids": tap_ids,
     }
-    layout, state, lock = StoreLayout(len(tap_ids or ()), target.hidden_size, dtype), PartialState(), None
+    axes = 3 if shows and tap_ids and has_mrope(target.config) else 0
+    layout, state, lock = StoreLayout(len(tap_ids or ()), target.hidden_size, dtype, axes), PartialState(), None
     with state.main_process_first():
         if write and state.is_main_process:
             lock = StoreLock(folder)
@@ -182,10 +206,10 @@ def open_cache(
 def _check(store: FeatureStore, wanted: dict) -> None:
     found = {**store.settings, "dtype": store.layout.dtype, "hidden": store.layout.hidden}
     for name, words in _SETTINGS.items():
-        if found[name] != wanted[name]:
+        if found.get(name) != wanted[name]:
             raise ValueError(
-                f"`feature_store` {store.folder} was made with {words} {found[name]}, this run has {wanted[name]}: use "
-                "the same, or another folder."
+                f"`feature_store` {store.folder} was made with {words} {found.get(name)}, this run has {wanted[name]}: "
+                "use the same, or another folder."
             )
 
 

@@ -204,6 +204,7 @@ def stored_features(
     held_out: Dataset | None,
     data_args: DataArguments,
     keep_target: bool,
+    processor: ProcessorMixin | None = None,
 ) -> FeatureCache:
     """The run's feature store; a target of which only the head is needed then loses the rest, unless it is kept."""
     write = data_args.cache_mode == "first_epoch"
@@ -216,6 +217,7 @@ def stored_features(
         max_length=data_args.max_length,
         dtype=data_args.store_dtype,
         write=write,
+        processor=processor,
     )
     if not write and not keep_target:
         drop_layers(target)

@@ -190,8 +190,8 @@ class EagleTrainer(PublishedTrainer):
     def _set_signature_columns_if_needed(self):
         # the target's forward takes what the collator makes; only what neither uses may be dropped
         if self._signature_columns is None:
-            names = ("input_ids", "attention_mask", "position_ids", "documents", "document_lengths", "media")
-            self._signature_columns = [*names, *MEDIA, *_OWN_COLUMNS]
+            names = ("input_ids", "attention_mask", "position_ids", "documents", "document_lengths")
+            self._signature_columns = [*names, "media", "media_fingerprint", *MEDIA, *_OWN_COLUMNS]
 
     # ---- evaluation and logging ----
 

@@ -33,16 +33,17 @@ def main() -> None:
     from transformers import set_seed
 
     from hf_eagle.data.collators import EagleDataCollator
+    from hf_eagle.data.vision_collator import DataCollatorForVisionEagle
     from hf_eagle.distributed import leave
     from hf_eagle.feature_cache import fill, open_cache
-    from hf_eagle.run_parts import config_of_draft, conversations, load_target, spreadable, tokenizer_of
+    from hf_eagle.run_parts import config_of_draft, conversations, load_target, processor_of, spreadable, tokenizer_of
 
     logging.basicConfig(level=logging.INFO if args.should_log else logging.ERROR, format="%(message)s")
     set_seed(args.seed)
     recipe.refuse_other_methods()
     target_args = spreadable(target_args, args)
-    tokenizer = tokenizer_of(target_args)
-    datasets = [data for data in conversations(tokenizer, data_args, args) if data]
+    tokenizer, processor = tokenizer_of(target_args), processor_of(target_args)
+    datasets = [data for data in conversations(tokenizer, data_args, args, processor) if data]
     target = load_target(target_args)
     target.tap_ids = config_of_draft(target.config, target_args, recipe.draft).tap_ids
     cache = open_cache(
@@ -54,10 +55,13 @@ def main() -> None:
         max_length=data_args.max_length,
         dtype=data_args.store_dtype,
         write=True,
+        processor=processor,
     )
     target.to(args.device)
     begun = time.perf_counter()
     collator = EagleDataCollator(0 if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
+    if any("media" in data.column_names for data in datasets):
+        collator = DataCollatorForVisionEagle(processor)
     tokens = fill(cache, target, datasets, collator, args.per_device_train_batch_size)
     logger.info("%d tokens a second on this rank.", tokens / (time.perf_counter() - begun))
     logger.info("%s holds features of %d conversations.", data_args.feature_store, len(cache.store))

@@ -69,7 +69,7 @@ def main() -> None:
     existing = recipe.draft.init_from if recipe.adapter.use_peft else resume
     draft = draft_for(target, tokenizer, train, target_args, recipe.draft, existing)
     features = data_args.feature_store and stored_features(
-        target, draft.config.tap_ids, tokenizer, train, held_out, data_args, keep_target=bool(prompts)
+        target, draft.config.tap_ids, tokenizer, train, held_out, data_args, bool(prompts), processor
     )
     trainer = EagleTrainer(
         model=draft,

@@ -68,7 +68,12 @@ def test_a_conversation_has_one_key_wherever_it_is():
     assert conversations_in(pad_batch([other]))[0][2].key != alone[0]
 
 
-def test_more_than_text_is_refused():
-    batch = {**pad_batch(CHATS[:2]), "pixel_values": torch.zeros(1)}
-    with pytest.raises(ValueError, match="features of text only, but the batch has pixel_values"):
+def test_other_media_are_another_conversation():
+    batch = {**pad_batch([CHATS[0]] * 3), "pixel_values": torch.zeros(1)}
+    with pytest.raises(ValueError, match="cannot tell conversations by their tokens, since the batch has pixel_values"):
         conversations_in(batch)
+    shown = ["", "ab" * 16, "cd" * 16]
+    keys = [c.key for _, _, c in conversations_in(batch, shown)]
+    assert len(set(keys)) == 3 and keys[0] == conversations_in(pad_batch(CHATS[:1]))[0][2].key
+    data = Dataset.from_list([{**CHATS[0], "media_fingerprint": x} for x in shown])
+    assert [c.key for _, c in conversations_of(data)] == keys

@@ -18,7 +18,6 @@ from hf_eagle.data.vision_dataset import build_vision_dataset
 from hf_eagle.drafts.build import new_draft
 from hf_eagle.drafts.configuration_eagle import EagleConfig
 from hf_eagle.drafts.vocabulary import VocabularyMapping
-from hf_eagle.feature_cache import open_cache
 from hf_eagle.targets.target import FrozenTarget
 
 
@@ -31,8 +30,12 @@ BATCHES = {
 }
 
 
-def make_trainer(folder, name="qwen3-vl", chats=CHATS, rope="mrope", **fields):
-    """A trainer over conversations in files, with a target and a draft of its own."""
+def make_trainer(folder, name="qwen3-vl", chats=CHATS, rope="mrope", cache=None, **fields):
+    """A trainer over conversations in files, with a target and a draft of its own.
+
+    Args:
+        cache: makes, of target, processor and data, what is asked in the target's place.
+    """
     (folder / "media").mkdir()
     processor = vision_processor(name)
     target = FrozenTarget(tiny_vision_model(name))
@@ -54,6 +57,7 @@ def make_trainer(folder, name="qwen3-vl", chats=CHATS, rope="mrope", **fields):
         eval_dataset=data,
         processing_class=processor.tokenizer,
         data_collator=DataCollatorForVisionEagle(processor),
+        features=cache and cache(target, processor, data, config.tap_ids),
     )
     return trainer, processor, data
 
@@ -157,20 +161,6 @@ def test_accumulation_changes_nothing(tmp_path):
         torch.testing.assert_close(weights[0][n], weights[1][n], rtol=1e-5, atol=1e-6)
 
 
-def test_stored_features_are_refused(tmp_path):
-    trainer, processor, data = make_trainer(tmp_path)
-    with pytest.raises(ValueError, match="`feature_store` tells conversations by their tokens"):
-        open_cache(
-            tmp_path / "store",
-            trainer.target,
-            processor.tokenizer,
-            [data],
-            tap_ids=[4, 5, 7],
-            max_length=99,
-            write=True,
-        )
-
-
 def test_the_script(tmp_path, monkeypatch, caplog):
     """From a folder and files; without torchvision the processor takes images only."""
     processor = vision_processor()
@@ -195,6 +185,16 @@ def test_the_script(tmp_path, monkeypatch, caplog):
     assert load_draft(tmp_path / "out").config.mrope_section == [3, 3, 2]
     history = json.loads((tmp_path / "out" / "trainer_state.json").read_text())["log_history"]
     assert [entry["step"] for entry in history if "loss" in entry] == [1, 2]
+    stored = f" --feature_store {tmp_path}/features --store_dtype float32 --train_sampling_strategy sequential"
+    for name in ("cache_features", "train_eagle"):  # features of pictures, made by the one and read by the other
+        words = (
+            options.replace("/out", "/stored") + stored + " --store_dtype float32 --train_sampling_strategy sequential"
+        )
+        other = script.replace("train_eagle", name)
+        monkeypatch.setattr(sys, "argv", [other, *words.split()])
+        runpy.run_path(other, run_name="__main__")
+    again = json.loads((tmp_path / "stored" / "trainer_state.json").read_text())["log_history"]
+    assert [x["step"] for x in again if "loss" in x] == [1, 2]
     for more, said in (("--packing", "`packing` packs text"), ("--streaming", "`streaming` reads text")):
         monkeypatch.setattr(sys, "argv", [script, *options.replace("/out", "/other").split(), more])
         with pytest.raises(SystemExit, match=said):

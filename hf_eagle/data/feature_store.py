@@ -1,9 +1,9 @@
 """Features of conversations, computed once and read for many epochs: safetensors shards under an Arrow index.
 
-A conversation is found by what it is, a hash of its tokens and loss mask: whatever the order, the split or the packing
-of a data set, and one that occurs twice is stored once. A shard is written beside its place and moved there when it is
-on the disk, so after a kill there are whole shards only; each names its conversations itself, and `index.arrow` merely
-saves opening them all. Nothing here knows of models.
+A conversation is found by what it is, a hash of its tokens, loss mask and media: whatever the order, the split or the
+packing of a data set, and one that occurs twice is stored once. A shard is written beside its place and moved there
+when it is on the disk, so after a kill there are whole shards only; each names its conversations itself, and
+`index.arrow` merely saves opening them all. Nothing here knows of models.
 """
 
 import fcntl
@@ -97,9 +97,12 @@ class FeatureStore:
     def _list(self, name: str) -> None:
         shard = self._open(name)
         ids, masks = (shard[column].split(shard["lengths"].tolist()) for column in ("input_ids", "loss_mask"))
+        media = [""] * len(ids)
+        if "media" in shard:
+            media = [bytes(x).hex() if any(x) else "" for x in shard["media"].tolist()]
         taps = hidden = 0
-        for i, m in zip(ids, masks, strict=True):
-            conversation = Conversation(i.numpy(), m.numpy())
+        for i, m, shown in zip(ids, masks, media, strict=True):
+            conversation = Conversation(i.numpy(), m.numpy(), shown)
             # a row of another rank's shard too: the first one is read
             self._index.setdefault(conversation.key, (name, taps, conversation.kept, hidden))
             taps += conversation.kept if self.layout.taps else 0
@@ -136,18 +139,18 @@ class FeatureStore:
 
         Returns:
             What `encode` returned, on the grid of the batch: `{"last_hidden": {"values": (batch, length, hidden)}}`,
-            and `"taps"` where there are any.
+            and `"taps"` and `"positions"` `(batch, length, axes)` where there are any.
         """
         grids: dict[str, torch.Tensor] = {}
         for row, start, conversation in documents:
             name, first_tap, kept, first = self._index[conversation.key]
             shard = self._open(name)
             places = self.layout.places(conversation)
-            for column in (c for c in shard if c.startswith(("taps", "last_hidden"))):
+            for column in (c for c in shard if c.startswith(("taps", "positions", "last_hidden"))):
                 stored = shard[column]
                 if column not in grids:
                     grids[column] = stored.new_zeros(*shape, stored.shape[1])
-                if column.startswith("taps"):
+                if not column.startswith("last_hidden"):
                     grids[column][row, start : start + kept] = stored[first_tap : first_tap + kept]
                 else:
                     grids[column][row, start + torch.from_numpy(places)] = stored[first : first + len(places)]
@@ -178,12 +181,14 @@ class FeatureWriter:
         """Take what the layout says of the features of all tokens.
 
         Args:
-            features: `"last_hidden"`, and `"taps"` where there are any: as `encode` returns them, `(length, ...)` each.
+            features: `"last_hidden"`, and `"taps"` and `"positions"` where there are any: as `encode` returns them,
+                `(length, ...)` each.
         """
         if conversation in self:
             return
         layout = self.store.layout
-        places = {"taps": slice(conversation.kept), "last_hidden": torch.from_numpy(layout.places(conversation))}
+        kept = slice(conversation.kept)
+        places = {"taps": kept, "positions": kept, "last_hidden": torch.from_numpy(layout.places(conversation))}
         self._rows[conversation.key] = (
             conversation,
             {
@@ -205,6 +210,9 @@ class FeatureWriter:
         tensors = {name: torch.cat([x[name] for x in features]) for name in features[0]}
         for name in ("input_ids", "loss_mask"):
             tensors[name] = torch.from_numpy(np.concatenate([getattr(c, name) for c in conversations]))
+        if any(c.media for c in conversations):
+            shown = [list(bytes.fromhex(c.media or "00" * 16)) for c in conversations]
+            tensors["media"] = torch.tensor(shown, dtype=torch.uint8)
         tensors["lengths"] = torch.tensor([len(c.input_ids) for c in conversations])
         name = f"features-{hashlib.blake2b(b''.join(self._rows), digest_size=8).hexdigest()}.safetensors"
         folder = self.store.folder

@@ -2,9 +2,11 @@
 
 import base64
 import copy
+import hashlib
 import io
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from .messages import read_record, text_of
@@ -114,6 +116,34 @@ def from_text(text: str) -> dict[str, list[Any]]:
         source = medium[medium["type"]]
         found[medium["type"]].append(load_image(source) if medium["type"] == "image" else source)
     return found
+
+
+def fingerprint(loaded: dict[str, list[Any]]) -> str:
+    """32 hex digits that other media than those of `from_text` do not have, `""` of none.
+
+    Pictures count by their pixels and films by the bytes of their files, not by their names; what is no file here, such
+    as an address, by its name.
+    """
+    if not any(loaded.values()):
+        return ""
+    found = hashlib.blake2b(digest_size=16)
+    for kind in KINDS:
+        for medium in loaded[kind]:
+            if hasattr(medium, "tobytes"):
+                found.update(f"{kind} {medium.mode} {medium.size}".encode() + medium.tobytes())
+                continue
+            for name in medium if isinstance(medium, list) else [medium]:
+                found.update(f"{kind} {len(medium)}".encode())
+                held = Path(name).read_bytes() if len(name) < 4096 and Path(name).is_file() else name.encode()
+                found.update(hashlib.blake2b(held).digest())
+    return found.hexdigest()
+
+
+def processor_fingerprint(processor) -> str:
+    """16 hex digits of how a processor makes pixels: the settings of its parts for images and videos."""
+    parts = [getattr(processor, f"{kind}_processor", None) for kind in KINDS]
+    said = [part.to_dict() if hasattr(part, "to_dict") else type(part).__name__ for part in parts]
+    return hashlib.blake2b(json.dumps(said, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
 
 
 def _written(source) -> Any:

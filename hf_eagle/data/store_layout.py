@@ -1,7 +1,7 @@
 """Which features of a conversation are stored, and how conversations are found in data sets and batches."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -20,15 +20,18 @@ class Conversation:
 
     Attributes:
         input_ids, loss_mask: `(length,)`, int32 and int8.
+        media: fingerprint of its images and videos, in hex digits; `""` of text.
     """
 
     input_ids: np.ndarray
     loss_mask: np.ndarray
+    media: str = ""
 
     @cached_property
     def key(self) -> bytes:
-        """16 bytes that another conversation, or the same with another mask, does not have."""
-        return hashlib.blake2b(self.input_ids.tobytes() + self.loss_mask.tobytes(), digest_size=16).digest()
+        """16 bytes that another conversation, or the same with another mask or other media, does not have."""
+        content = self.input_ids.tobytes() + self.loss_mask.tobytes() + bytes.fromhex(self.media)
+        return hashlib.blake2b(content, digest_size=16).digest()
 
     @cached_property
     def kept(self) -> int:
@@ -56,11 +59,14 @@ class StoreLayout:
             stored.
         hidden: width of one tap, and of the last hidden state.
         dtype: of `STORE_DTYPES`.
+        axes: positions of a token, 3 beside a target with m-RoPE and data with media, which are stored then for `kept`
+            tokens; 0 where tokens are counted.
     """
 
     taps: int
     hidden: int
     dtype: str
+    axes: int = 0
 
     def places(self, conversation: Conversation) -> np.ndarray:
         """Places whose last hidden state is stored, ascending."""
@@ -68,7 +74,7 @@ class StoreLayout:
 
     def bytes_of(self, conversation: Conversation) -> int:
         """What a conversation takes on the disk, headers of files aside."""
-        taps = conversation.kept * bytes_a_token(self.dtype, self.hidden, self.taps)
+        taps = conversation.kept * (bytes_a_token(self.dtype, self.hidden, self.taps) + 4 * self.axes)
         last = len(self.places(conversation)) * bytes_a_token(self.dtype, self.hidden, 1)
         return taps + last + 5 * len(conversation.input_ids) + 8
 
@@ -87,21 +93,31 @@ def conversations_of(dataset: Dataset) -> Iterator[tuple[int, Conversation]]:
             rows = np.repeat(rows, pc.list_value_length(batch["document_lengths"]).to_numpy())
             sizes = pc.list_flatten(batch["document_lengths"].combine_chunks()).to_numpy()
         bounds = np.concatenate([[0], np.cumsum(sizes)]).tolist()
-        for place, (start, end) in zip(rows.tolist(), pairwise(bounds), strict=True):
-            yield place, Conversation(ids[start:end], mask[start:end])
+        media = [""] * len(rows)
+        if "media_fingerprint" in batch.column_names:
+            media = batch["media_fingerprint"].to_pylist()
+        for place, (start, end), shown in zip(rows.tolist(), pairwise(bounds), media, strict=True):
+            yield place, Conversation(ids[start:end], mask[start:end], shown)
         row += len(batch)
 
 
-def conversations_in(batch: dict[str, torch.Tensor]) -> list[tuple[int, int, Conversation]]:
+def conversations_in(
+    batch: dict[str, torch.Tensor], media: Sequence[str] | None = None
+) -> list[tuple[int, int, Conversation]]:
     """The same of a collated batch: row, first place in the row, conversation.
 
+    Args:
+        batch: what a collator made.
+        media: fingerprint of each row's images and videos; `None` of text.
+
     Raises:
-        ValueError: if the batch holds more than text, which a conversation's key would not tell apart.
+        ValueError: if the batch holds media whose fingerprints are not known.
     """
     others = sorted(set(batch) - {"input_ids", "loss_mask", "attention_mask", "documents", "position_ids"})
-    if others:
+    if others and media is None:
         raise ValueError(
-            f"`feature_store` holds features of text only, but the batch has {', '.join(others)}: train without it."
+            f"`feature_store` cannot tell conversations by their tokens, since the batch has {', '.join(others)}: make "
+            "the data with `build_vision_dataset`, which adds the column `media_fingerprint`."
         )
     ids, mask = batch["input_ids"].int().numpy(), batch["loss_mask"].to(torch.int8).numpy()
     labels = batch["documents"] if "documents" in batch else torch.zeros_like(batch["input_ids"])
@@ -111,5 +127,6 @@ def conversations_in(batch: dict[str, torch.Tensor]) -> list[tuple[int, int, Con
         changes = np.flatnonzero(row[1:] != row[:-1]) + 1
         for start, end in pairwise([0, *changes.tolist(), len(row)]):
             if row[start] >= 0:
-                found.append((n, start, Conversation(ids[n, start:end], mask[n, start:end])))
+                shown = "" if media is None else media[n]
+                found.append((n, start, Conversation(ids[n, start:end], mask[n, start:end], shown)))
     return found

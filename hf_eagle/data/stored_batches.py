@@ -33,7 +33,7 @@ class StoredFeaturesCollator:
     computed. A worker of a `DataLoader` is ahead by itself.
 
     Args:
-        collator: makes batches of the rows.
+        collator: makes batches of the rows; one for media also has `tokens_only`, which leaves the media out.
         store ([`FeatureStore`]): where the features are.
     """
 
@@ -42,10 +42,16 @@ class StoredFeaturesCollator:
         self._reader: ThreadPoolExecutor | None = None
 
     def __call__(self, rows: list[dict]) -> dict:
-        batch = self.collator(rows)
-        conversations = conversations_in(batch)
-        features = None
-        if all(conversation in self.store for _, _, conversation in conversations):
+        tokens_only, media = getattr(self.collator, "tokens_only", None), None
+        if tokens_only is None:
+            batch = self.collator(rows)
+        else:  # no medium is loaded for features that are there
+            batch, media = tokens_only(rows), [row.get("media_fingerprint") or "" for row in rows]
+        conversations, features = conversations_in(batch, media), None
+        complete = all(conversation in self.store for _, _, conversation in conversations)
+        if tokens_only is not None and not complete:
+            batch = self.collator(rows)
+        if complete:
             arguments = (conversations, tuple(batch["input_ids"].shape))
             if get_worker_info() is None:
                 self._reader = self._reader or ThreadPoolExecutor(1, thread_name_prefix="feature-store")

@@ -37,14 +37,14 @@ class DataCollatorForVisionEagle:
         tokenizer = self.processor.tokenizer
         pad = tokenizer.pad_token_id
         pad = 0 if pad is None else pad
-        self.pad = EagleDataCollator(pad, self.padding_side, self.pad_to_multiple_of)
+        self.tokens_only = EagleDataCollator(pad, self.padding_side, self.pad_to_multiple_of)
 
     def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
         if any("document_lengths" in row for row in rows):
             raise ValueError(
                 "`packing` puts conversations side by side, which those with media cannot be: leave it out."
             )
-        batch = self.pad(rows)
+        batch = self.tokens_only(rows)
         media: dict[str, list] = {kind: [] for kind in KINDS}
         for row in rows:
             try:

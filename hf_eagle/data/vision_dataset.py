@@ -8,7 +8,7 @@ from datasets import Dataset, Features, List, Value
 
 from .loss_mask import ConversationEncoder, MaskOptions
 from .mask_check import check_loss_mask
-from .media import KINDS, as_text, from_text, has_media, own_tokenizer, read_media_record
+from .media import KINDS, as_text, fingerprint, from_text, has_media, own_tokenizer, read_media_record
 from .messages import read_tools
 from .token_mask import mask_by_offsets
 
@@ -16,7 +16,14 @@ from .token_mask import mask_by_offsets
 logger = logging.getLogger(__name__)
 
 _CHECKED = 16  # conversations whose mask is compared with the second method
-_ROWS = Features({"input_ids": List(Value("int32")), "loss_mask": List(Value("int8")), "media": Value("string")})
+_ROWS = Features(
+    {
+        "input_ids": List(Value("int32")),
+        "loss_mask": List(Value("int8")),
+        "media": Value("string"),
+        "media_fingerprint": Value("string"),
+    }
+)
 
 
 def build_vision_dataset(
@@ -27,7 +34,8 @@ def build_vision_dataset(
     template_kwargs: dict | None = None,
     skip_bad_media: bool = False,
 ) -> Dataset:
-    """Tokenised conversations with images, videos, several, or none; columns `input_ids`, `loss_mask` and `media`.
+    """Tokenised conversations with images, videos, several, or none; columns `input_ids`, `loss_mask`, `media` and
+    `media_fingerprint`.
 
     Every medium stands in `input_ids` with all of its tokens, none of which is supervised. A conversation that is
     longer than `max_length` is left out whole, since an image cannot be cut; how many were is logged.
@@ -68,7 +76,8 @@ def build_vision_dataset(
         elif not any(encoded.loss_mask):
             counts["unanswered"] += 1
         else:
-            rows.append({"input_ids": encoded.input_ids, "loss_mask": encoded.loss_mask, "media": written})
+            row = {"input_ids": encoded.input_ids, "loss_mask": encoded.loss_mask}
+            rows.append({**row, "media": written, "media_fingerprint": fingerprint(loaded)})
     if any(counts.values()):
         logger.warning(
             "Of %d conversations %d were left out whole because they are longer than `max_length`=%d tokens, %d "

@@ -36,9 +36,12 @@ def target_fingerprints(target: FrozenTarget) -> dict[str, str]:
 
 
 def drop_layers(target: FrozenTarget) -> None:
-    """Give back the memory of the decoder's layers: embeddings, final norm and head are left."""
+    """Give back the memory of the decoder's layers and of a vision tower: embeddings, final norm and head are left."""
     for place in range(target.num_layers):
         target.parts.layers[place] = _Dropped()
+    inner = getattr(target.model, "model", None)
+    if hasattr(inner, "visual"):
+        inner.visual = _Dropped()
 
 
 class _Dropped(nn.Module):
