@@ -24,6 +24,7 @@ COUNTERS = {
 
 
 def main() -> None:
+    """Starts the engine and answers line by line."""
     # vLLM prints, too
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
@@ -61,6 +62,7 @@ def decode(llm, prompts: list[list[int]], sampling, in_flight: int) -> dict:
 
 
 def counters(llm) -> dict:
+    """What vLLM has counted since it started, under the names of `COUNTERS`."""
     metrics = {metric.name: metric for metric in llm.get_metrics()}
     found = {name: metrics.get(counter) for name, counter in COUNTERS.items()}
     return {
@@ -70,6 +72,7 @@ def counters(llm) -> dict:
 
 
 def minus(now, before):
+    """What a counter, or a vector of them, grew by."""
     if isinstance(now, list):
         # a vector that vLLM had not counted yet stood for nothing
         return [a - b for a, b in zip(now, before or [0] * len(now), strict=True)]

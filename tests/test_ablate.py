@@ -1,0 +1,94 @@
+"""scripts/ablate.py: variants of a recipe trained for the same time, measured, not done twice, in a table."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+import yaml
+from forks import ROOT
+from tiny_files import write_chats, write_tiny_target
+from warm_python import warm_python
+
+
+sys.path.insert(0, str(ROOT / "scripts"))
+import ablate  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ablate")
+    write_tiny_target(folder / "target")
+    write_chats(folder / "chats.jsonl")
+    recipe = {
+        "target": str(folder / "target"),
+        "train_data": [str(folder / "chats.jsonl")],
+        "eval_data": [str(folder / "chats.jsonl")],
+        "draft_vocab_size": 24,
+        "ttt_steps": 2,
+        "oov_rows": "renormalize",
+        "per_device_train_batch_size": 4,
+    }
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    (folder / "variants.yaml").write_text("recipe: {}\nwhole vocabulary: {draft_vocab_size: null}\n")
+    (folder / "prompts.txt").write_text("red green\nstone fish\nbird\n")
+    return folder
+
+
+def run(folder, monkeypatch, capsys, **changes):
+    """Runs the comparison here and the scripts that it calls in forks; what was printed, and how many it called."""
+    called = []
+
+    def forked(command, env, stdout, stderr):
+        called.append(command)
+        done = warm_python().run(*command[1:], **env)
+        stdout.write(done.stdout + done.stderr)
+        return done
+
+    values = {"recipe": "recipe.yaml", "variants": "variants.yaml", "prompts": "prompts.txt", "output_dir": "out"}
+    options = [f"--{name}={folder / value}" for name, value in values.items()]
+    options += [f"--{name}={value}" for name, value in ({"minutes": 0.005, "max_new_tokens": 8} | changes).items()]
+    monkeypatch.setattr(subprocess, "run", forked)
+    monkeypatch.setattr(sys, "argv", ["ablate.py", *options])
+    ablate.main()
+    return capsys.readouterr().out, len(called)
+
+
+def test_variants_are_trained_measured_and_not_done_twice(folder, monkeypatch, capsys):
+    printed, calls = run(folder, monkeypatch, capsys)
+    assert calls == 2 * (1 + 2)  # a trial, a training and a measurement of each
+    rows = [line.split(" | ") for line in printed.splitlines() if line.startswith("| ")][1:]
+    assert sorted(row[0] for row in rows) == ["| recipe", "| whole vocabulary"]
+    for row in rows:
+        out = folder / "out" / ablate.slug(row[0][2:])
+        trained = json.loads((out / "0" / "trainer_state.json").read_text())
+        trial = json.loads((out / "trial" / "train_results.json").read_text())["train_runtime"]
+        assert int(row[1]) == trained["global_step"] == max(1, round(0.3 / (trial / ablate.TRIAL_STEPS)))
+        acceptance = json.loads((out / "0" / "acceptance.json").read_text())
+        assert row[4] == f"{acceptance['acceptance_length']:.3f} |" and acceptance["num_prompts"] == 3
+        assert re.fullmatch(r"\d\.\d{3}", row[3])
+        size = json.loads((out / "0" / "config.json").read_text())["draft_vocab_size"]
+        assert (size == 24) == (row[0] == "| recipe")
+
+    printed, calls = run(folder, monkeypatch, capsys, seeds=2)
+    assert calls == 2 * 2  # the second seed
+    assert printed.count(" ± ") == 2
+
+
+def test_what_a_script_says_is_passed_on(folder, monkeypatch, capsys):
+    (folder / "wrong.yaml").write_text("deep: {ttt_steps: 0}\n")
+    with pytest.raises(RuntimeError, match="(?s)train_eagle.py failed.*`ttt_steps` must be at least 1"):
+        run(folder, monkeypatch, capsys, variants=folder / "wrong.yaml")
+
+
+def test_bad_arguments(folder, monkeypatch, capsys):
+    (folder / "list.yaml").write_text("- recipe\n")
+    for option, message in (("nowhere.yaml", "which does not exist"), ("list.yaml", "must map names to arguments")):
+        with pytest.raises(ValueError, match=message):
+            ablate.read_variants(folder / option)
+    monkeypatch.setattr(sys, "argv", ["ablate.py", *(f"--{n}=x" for n in ("recipe", "variants", "prompts"))])
+    sys.argv += ["--output_dir=x", "--minutes=0"]
+    with pytest.raises(SystemExit):
+        ablate.main()
+    assert "`minutes` must be more than 0" in capsys.readouterr().err
