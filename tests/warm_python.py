@@ -7,6 +7,7 @@ and error, exit code and signals. Only what is read while libraries are imported
 import atexit
 import gc
 import importlib
+import itertools
 import json
 import os
 import runpy
@@ -32,6 +33,7 @@ class WarmPython:
         self._environment = {**os.environ, **environment}
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": ROOT}
         self._server = subprocess.Popen([python, __file__, *modules], env=self._environment, **pipes)
+        self._numbers = itertools.count()
         atexit.register(self._close)
 
     def run(self, *command, cwd=ROOT, ranks: int = 1, timeout: int = 240, **environment) -> subprocess.CompletedProcess:
@@ -40,8 +42,8 @@ class WarmPython:
         The first exit code that is not 0 counts; what takes more than `timeout` seconds ends with -14.
         """
         command = [str(part) for part in command]
-        asked = {"command": command, "cwd": str(cwd), "timeout": timeout, "ranks": [{}] * ranks}
-        asked["environment"] = self._environment | environment
+        asked = {"number": next(self._numbers), "command": command, "cwd": str(cwd), "timeout": timeout}
+        asked |= {"environment": self._environment | environment, "ranks": [{}] * ranks}
         if ranks > 1:
             world = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(ranks)}
             world |= {"LOCAL_WORLD_SIZE": str(ranks)}
@@ -50,9 +52,16 @@ class WarmPython:
             printed = [Path(folder) / name for name in ("out", "err")]
             self._server.stdin.write(json.dumps(asked | {"printed": list(map(str, printed))}) + "\n")
             self._server.stdin.flush()
-            codes = json.loads(self._server.stdout.readline())
+            codes = self._codes(asked["number"])
             texts = [path.read_text() for path in printed]
         return subprocess.CompletedProcess(command, next((code for code in codes if code), 0), *texts)
+
+    def _codes(self, number: int) -> list[int]:
+        for line in self._server.stdout:
+            answered, codes = json.loads(line)
+            if answered == number:  # and not what a test asked whose time was over
+                return codes
+        raise ChildProcessError("the warm process has ended: what it printed says why")
 
     def _close(self) -> None:
         self._server.stdin.close()
@@ -81,7 +90,8 @@ def _serve() -> bool:
             if ranks[-1] == 0:
                 _become(asked, environment)
                 return True
-        print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in ranks]), flush=True)
+        codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in ranks]
+        print(json.dumps([asked["number"], codes]), flush=True)
     return False
 
 
