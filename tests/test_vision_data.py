@@ -86,6 +86,10 @@ def test_too_long_ones_are_left_out_whole(records, caplog):
     with caplog.at_level(logging.WARNING):
         kept = build_vision_dataset(records, processor, max_length=limit)
     assert kept["input_ids"] == [ids for ids in whole["input_ids"] if len(ids) <= limit] and len(kept) == 2
+    batch = DataCollatorForVisionEagle(processor)(list(kept))
+    short = [messages for messages, length in zip(CHATS, lengths, strict=True) if length <= limit]
+    wanted = processed(processor, short)  # and no medium of the others
+    assert all(torch.equal(batch[key], torch.as_tensor(x)) for key, x in wanted.items())
     assert f"Of 4 conversations 2 were left out whole because they are longer than `max_length`={limit}" in caplog.text
 
 

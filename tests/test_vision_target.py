@@ -109,6 +109,19 @@ def test_every_pixel_counts(name):
         assert moved[3, places.max() : length].all()
 
 
+def test_seconds_of_a_film_reach_the_positions():
+    """Qwen2.5-VL's time axis goes by seconds: a slower film is longer, and another one to the target."""
+    model, batch = tiny_vision_model("qwen2.5-vl"), processed(vision_processor("qwen2.5-vl"), [CHATS[2]])
+    target, slower = FrozenTarget(model, TAPS), {**batch, "second_per_grid_ts": torch.tensor([3.0])}
+    once, thrice = target(**batch), target(**slower)
+    asked = {k: v for k, v in slower.items() if not k.startswith("pixel")}
+    assert torch.equal(thrice.position_ids, model.model.get_rope_index(**asked)[0])
+    film = batch["mm_token_type_ids"][0] == 2
+    spans = [int(x.position_ids[0, 0, film].max() - x.position_ids[0, 0, film].min()) for x in (once, thrice)]
+    assert spans[1] == 3 * spans[0] > 0
+    assert not torch.equal(once.taps[0, film], thrice.taps[0, film])
+
+
 def test_text_alone_is_run_as_text():
     """Also packed: what has no image needs no model of images."""
     model, processor = tiny_vision_model(), vision_processor()
