@@ -100,6 +100,11 @@ class DraftArguments:
         "Positions of the draft beside a target with m-RoPE (Qwen-VL): one a token, counted along all of them, or the "
         "target's three.",
     )
+    image_embeddings: Literal["token", "vision"] = _arg(
+        "token",
+        "What the draft embeds at an image or a video: its token, as vLLM does, or what the target's vision tower made "
+        "of it, as SGLang does.",
+    )
     fc_norm: bool = _arg(False, "EAGLE-3.1: one RMSNorm per tap in front of `fc`.")
     norm_output: bool = _arg(False, "EAGLE-3.1: feed the normed output back instead of the residual stream.")
     draft_init: Literal["target", "random"] = _arg(

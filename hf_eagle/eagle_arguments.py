@@ -56,7 +56,7 @@ class EagleArguments:
 # what means nothing to a kind of draft, and would be ignored without a word
 _MEANINGLESS = {
     "eagle1": (
-        "draft_rope",
+        *("draft_rope", "image_embeddings"),
         *("tap_ids", "tap_method", "draft_vocab_size", "fc_norm", "norm_output", "draft_init", "draft_attention"),
         *LATENT_SIZES,
         *("ttt_steps", "step_weight", "normalize_step_weights", "loss", "oov_rows", "lk_scale", "lk_decay"),

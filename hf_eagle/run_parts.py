@@ -31,7 +31,7 @@ from .training_arguments import EagleTrainingArguments
 logger = logging.getLogger(__name__)
 
 # what a draft's shape is made of
-_FIXED = ("tap_ids", "draft_vocab_size", "fc_norm", "norm_output", *LATENT_SIZES)
+_FIXED = ("tap_ids", "draft_vocab_size", "fc_norm", "norm_output", "image_embeddings", *LATENT_SIZES)
 
 
 def tokenizer_of(target_args: TargetArguments) -> PreTrainedTokenizerBase:
@@ -142,6 +142,7 @@ def config_of_draft(
         tap_ids=target_args.tap_ids,
         fc_norm=draft_args.fc_norm,
         norm_output=draft_args.norm_output,
+        image_embeddings=draft_args.image_embeddings,
         **fields,
     )
     logger.info("%s", describe_taps(target_config, config.tap_ids))

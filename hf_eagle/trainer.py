@@ -83,6 +83,11 @@ class EagleTrainer(PublishedTrainer):
                 raise ValueError("`use_peft` cannot train a sharded draft: leave out `fsdp` and `deepspeed`.")
             model = AdaptedDraft(model, peft_config)
         self.features = features
+        if features is not None and model.config.image_embeddings != "token":
+            raise ValueError(
+                f"`image_embeddings` is {model.config.image_embeddings}, which a `feature_store` does not hold: leave "
+                "out one of the two."
+            )
         if features is not None:
             data_collator = features.collator(data_collator)
         # the tokenizer stays here: Trainer would rewrite the draft's special ids from it
@@ -153,7 +158,8 @@ class EagleTrainer(PublishedTrainer):
         asked = {name: x for name, x in inputs.items() if name not in _OWN_COLUMNS}
         seen = self.target(**asked) if self.features is None else self.features(inputs, lambda: self.target(**asked))
         draft = self.accelerator.unwrap_model(model)
-        features = draft.select_features(seen)
+        features, embeddings = draft.select_features(seen), draft.select_embeddings(seen)
+        seen.embeddings = None  # as large as a tap, and most drafts do not look at it
         if model.training:
             features = self.objective.disturb(features, self._documents(inputs))
         teacher = self.objective.ask(
@@ -171,6 +177,7 @@ class EagleTrainer(PublishedTrainer):
             attention_mask=inputs.get("attention_mask"),
             position_ids=draft.select_positions(seen, inputs.get("position_ids")),
             documents=inputs.get("documents"),
+            embeddings=embeddings,
         )
         return output, plan.counts
 

@@ -56,10 +56,13 @@ class ReferenceDraft:
         return self.lin(taps, "fc")
 
     def qkv(self, token, hidden, position):
-        embed = self.p["embed_tokens.weight"][token]
+        embed = self.embedding(token)
         x = torch.cat([self.norm(embed, "midlayer.input_layernorm"), self.norm(hidden, "midlayer.hidden_norm")])
         q, k, v = (self.lin(x, f"midlayer.self_attn.{name}_proj").view(-1, self.c.head_dim) for name in ("q", "k", "v"))
         return self.rotate(q, position), self.rotate(k, position), v
+
+    def embedding(self, token):
+        return self.p["embed_tokens.weight"][token]
 
     def rotate(self, x, position):
         return rope(x, position, self.theta)

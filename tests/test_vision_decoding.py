@@ -19,17 +19,20 @@ PROMPTS = [
 ]
 
 
-@pytest.fixture(scope="module", params=[(name, rope) for name in NAMES for rope in ("1d", "mrope")], ids="-".join)
+KINDS = [(name, rope, "token") for name in NAMES for rope in ("1d", "mrope")] + [("qwen3-vl", "1d", "vision")]
+
+
+@pytest.fixture(scope="module", params=KINDS, ids="-".join)
 def trained(request):
     return teach(*request.param)
 
 
-def teach(name, rope):
+def teach(name, rope, embeds="token"):
     """Target, processor and a draft that was taught the target's answers to prompts of this kind."""
     target, processor = FrozenTarget(tiny_vision_model(name), TAPS), vision_processor(name)
     torch.manual_seed(1)
     draft = new_draft(
-        EagleConfig.from_target(target.model.config, rope=rope, tap_ids=TAPS),
+        EagleConfig.from_target(target.model.config, rope=rope, tap_ids=TAPS, image_embeddings=embeds),
         target.embedding_weight(),
         head_weight=target.head_weight(),
     )
@@ -40,7 +43,8 @@ def teach(name, rope):
             seen = target(**inputs)
             positions = draft.select_positions(seen, None)
             places = torch.arange(length - 1, inputs["input_ids"].shape[1] - 3)
-            hidden = draft(inputs["input_ids"], seen.taps, places, 2, position_ids=positions).hidden_states
+            more = {"position_ids": positions, "embeddings": draft.select_embeddings(seen)}
+            hidden = draft(inputs["input_ids"], seen.taps, places, 2, **more).hidden_states
             labels = [inputs["input_ids"][0, places + 2 + step] for step in range(2)]
             losses = (
                 torch.nn.functional.cross_entropy(draft.lm_head(h), x) for h, x in zip(hidden, labels, strict=True)
@@ -88,8 +92,10 @@ def simulated(target, draft, inputs, count):
             places = None
             if draft.config.mrope_section is not None and positions is not None:
                 places = torch.nn.functional.pad(positions, (0, behind))
-            row = torch.tensor([seen.taps.shape[1] - 1])
-            hidden = draft(whole, taps, row, step + 1, position_ids=places).hidden_states
+            row, shown = torch.tensor([seen.taps.shape[1] - 1]), draft.select_embeddings(seen)
+            if shown is not None:
+                shown = torch.cat([shown, draft.embed_tokens(whole[:, -behind:])], 1)
+            hidden = draft(whole, taps, row, step + 1, position_ids=places, embeddings=shown).hidden_states
             proposed.append(int(draft.lm_head(hidden[-1, 0]).argmax()))
         accepted = 0
         while accepted < count and proposed[accepted] == choose(answer + proposed[:accepted]):

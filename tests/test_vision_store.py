@@ -106,6 +106,9 @@ def test_other_pictures_are_not_in_it(tmp_path):
 
 
 def test_what_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="`image_embeddings` is vision, which a `feature_store` does not hold"):
+        there = folder(tmp_path, "vision")
+        make_trainer(there, embeds="vision", cache=opened(there / "features", write=True))
     place = folder(tmp_path, "run")
     trainer, processor, data = make_trainer(place, cache=opened(place / "features", write=True))
     trainer.features.lock.release()

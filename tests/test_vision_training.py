@@ -10,14 +10,17 @@ import pytest
 import torch
 from PIL import Image
 from reference_vision import vision_loss
+from tiny import tiny_llama
 from tiny_vision import CHATS, NAMES, chat, image, text, tiny_vision_model, video, vision_processor, write_records
 
 from hf_eagle import EagleTrainer, EagleTrainingArguments, load_draft
+from hf_eagle.arguments import DraftArguments
 from hf_eagle.data.vision_collator import DataCollatorForVisionEagle
 from hf_eagle.data.vision_dataset import build_vision_dataset
-from hf_eagle.drafts.build import new_draft
-from hf_eagle.drafts.configuration_eagle import EagleConfig
+from hf_eagle.drafts.build import draft_config, new_draft
+from hf_eagle.drafts.configuration_eagle import Eagle1Config, EagleConfig
 from hf_eagle.drafts.vocabulary import VocabularyMapping
+from hf_eagle.eagle_arguments import refuse_other_methods
 from hf_eagle.targets.target import FrozenTarget
 
 
@@ -30,7 +33,7 @@ BATCHES = {
 }
 
 
-def make_trainer(folder, name="qwen3-vl", chats=CHATS, rope="mrope", cache=None, **fields):
+def make_trainer(folder, name="qwen3-vl", chats=CHATS, rope="mrope", embeds="token", cache=None, **fields):
     """A trainer over conversations in files, with a target and a draft of its own.
 
     Args:
@@ -41,7 +44,9 @@ def make_trainer(folder, name="qwen3-vl", chats=CHATS, rope="mrope", cache=None,
     target = FrozenTarget(tiny_vision_model(name))
     torch.manual_seed(1)
     ids = torch.randperm(target.vocab_size)[:200]
-    config = EagleConfig.from_target(target.model.config, len(ids), rope=rope, initializer_range=0.2)
+    config = EagleConfig.from_target(
+        target.model.config, len(ids), rope=rope, image_embeddings=embeds, initializer_range=0.2
+    )
     mapping = VocabularyMapping.from_token_ids(ids, target.vocab_size)
     draft = new_draft(config, target.embedding_weight(), mapping)
     data = build_vision_dataset(write_records(folder / "media", chats), processor)
@@ -68,16 +73,18 @@ def batch_of(trainer):
 
 
 @pytest.mark.parametrize(
-    ("name", "kind", "rope"),
+    ("name", "kind", "rope", "embeds"),
     [
-        *((name, "mixed", "mrope") for name in NAMES),
-        *(("qwen3-vl", kind, "mrope") for kind in ("images", "video", "text")),
-        ("qwen3-vl", "mixed", "1d"),
+        *((name, "mixed", "mrope", "token") for name in NAMES),
+        *(("qwen3-vl", kind, "mrope", "token") for kind in ("images", "video", "text")),
+        ("qwen3-vl", "mixed", "1d", "token"),
+        *(("qwen3-vl", kind, "1d", "vision") for kind in ("images", "video", "text")),
+        ("qwen2.5-vl", "images", "mrope", "vision"),
     ],
 )
-def test_loss_and_gradients_equal_the_loop_reference(name, kind, rope, tmp_path):
+def test_loss_and_gradients_equal_the_loop_reference(name, kind, rope, embeds, tmp_path):
     chats = BATCHES[kind]
-    trainer, processor, data = make_trainer(tmp_path, name, chats, rope, per_device_eval_batch_size=len(chats))
+    trainer, processor, data = make_trainer(tmp_path, name, chats, rope, embeds, per_device_eval_batch_size=len(chats))
     trainer.model.train()
     output, counts = trainer.unroll(trainer.model, batch_of(trainer))
     sums, correct, rows = vision_loss(
@@ -105,6 +112,38 @@ def test_the_two_ropes_differ_where_there_are_images(tmp_path):
             losses[rope, kind] = trainer.compute_loss(trainer.model, batch_of(trainer)).item()
     assert losses["1d", "text"] == losses["mrope", "text"]
     assert abs(losses["1d", "images"] - losses["mrope", "images"]) > 1e-4
+
+
+def test_what_images_are_embedded_as(tmp_path):
+    """It matters where there are images, and only there; it is written where it is not the default, and kept."""
+    losses = {}
+    for embeds in ("token", "vision"):
+        for kind in ("images", "text"):
+            folder = tmp_path / f"{embeds}-{kind}"
+            folder.mkdir()
+            trainer, *_ = make_trainer(folder, chats=BATCHES[kind], embeds=embeds)
+            losses[embeds, kind] = trainer.compute_loss(trainer.model, batch_of(trainer)).item()
+        trainer.save_model()
+        written = json.loads((folder / "run" / "config.json").read_text())
+        assert written.get("image_embeddings", "token") == load_draft(folder / "run").config.image_embeddings == embeds
+    assert losses["token", "text"] == losses["vision", "text"]
+    assert abs(losses["token", "images"] - losses["vision", "images"]) > 1e-4
+
+
+def test_where_no_server_embeds_images(caplog):
+    config, text_only = tiny_vision_model().config, tiny_llama().config
+    vision = {"image_embeddings": "vision"}
+    assert draft_config(config, **vision).image_embeddings == "vision" and "as SGLang serves" in caplog.text
+    with pytest.raises(ValueError, match="`image_embeddings` is vision, but the target takes no images"):
+        draft_config(text_only, **vision)
+    with pytest.raises(ValueError, match="`image_embeddings` is vision, but a draft with latent attention"):
+        draft_config(config, "mla", **vision)
+    with pytest.raises(ValueError, match="`image_embeddings` of an EAGLE-1 draft must be token, got vision"):
+        Eagle1Config.from_target(config, **vision)
+    with pytest.raises(ValueError, match="`image_embeddings` is vision, which means nothing to an EAGLE-1/2 draft"):
+        refuse_other_methods("eagle1", DraftArguments(method="eagle1", **vision))
+    with pytest.raises(ValueError, match="`image_embeddings` must be one of token, vision, got 'pixels'"):
+        draft_config(config, image_embeddings="pixels")
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -28,7 +28,7 @@ class DraftRun:
         follows = draft.config.mrope_section is not None
         self.prompt_positions, self.moved = (prompt_positions, moved) if follows else (None, None)
 
-    def catch_up(self, features: torch.Tensor, next_ids: torch.Tensor, lengths: Lengths):
+    def catch_up(self, features: torch.Tensor, next_ids: torch.Tensor, lengths: Lengths, embeddings=None):
         """Runs the newly verified tokens, whose keys are kept.
 
         Args:
@@ -36,6 +36,7 @@ class DraftRun:
                 behind its own new tokens is ignored.
             next_ids: `(rows, n)`, for each of them the NEXT token.
             lengths: verified tokens, these included.
+            embeddings: `(rows, n, hidden)` in the place of those of `next_ids`.
 
         Returns:
             Normed hidden states for the head and hidden states to feed back, of each row's last token: `(rows, 1,
@@ -53,7 +54,7 @@ class DraftRun:
         positions, self.prompt_positions = self.prompt_positions, None  # the prompt's tokens come first, and once
         if positions is None:
             positions = self._positions(before.slots(count), next_ids.shape[0])
-        normed, feedback = self.draft.decode(next_ids, hidden, positions, self.cache, mask)
+        normed, feedback = self.draft.decode(next_ids, hidden, positions, self.cache, mask, embeddings)
         if before.uniform and lengths.uniform:
             return normed[:, -1:], feedback[:, -1:]
         last = (lengths.device - before.device - 1)[:, None, None].expand(-1, 1, normed.shape[-1])

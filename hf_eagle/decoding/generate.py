@@ -159,12 +159,19 @@ class _Decoding:
         # beside the features of token i stands the id of token i + 1
         self.features = draft.select_features(features)
         next_ids = run.input_ids.roll(-1, dims=1)
-        self.next_ids = next_ids.scatter(1, (lengths.device - 1)[:, None], self.newest)
+        last = (lengths.device - 1)[:, None]
+        self.next_ids = next_ids.scatter(1, last, self.newest)
+        self.embeddings = draft.select_embeddings(features)
+        if self.embeddings is not None:  # likewise, of token i + 1; the newest one is no medium's
+            rolled = self.embeddings.roll(-1, dims=1)
+            own = draft.embed_tokens(self.newest).to(rolled.dtype)
+            self.embeddings = rolled.scatter(1, last[..., None].expand_as(own), own)
 
     def round(self) -> list[list[int]]:
         """Drafts, verifies once, and returns for every row how many drafted tokens were accepted, then its tokens."""
         start = self.clock.mark()
-        state = self.draft_run.catch_up(self.features, self.next_ids, self.target_run.lengths)
+        embeddings, self.embeddings = self.embeddings, None  # the prompts' only
+        state = self.draft_run.catch_up(self.features, self.next_ids, self.target_run.lengths, embeddings)
         tree, tokens = self._propose(*state)
         drafted = self.clock.mark()
         window = torch.cat([self.newest, tokens], dim=1)
@@ -201,6 +208,7 @@ class _Decoding:
         self.target_run.select(kept, rows)
         self.draft_run.select(kept, rows)
         self.features, self.next_ids, self.newest = self.features[rows], self.next_ids[rows], self.newest[rows]
+        self.embeddings = None if self.embeddings is None else self.embeddings[rows]
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ from transformers import PreTrainedConfig
 from transformers.utils import cached_file
 
 from ..targets.latent import has_latent_attention
+from ..targets.media import has_mrope
 from .configuration_eagle import EagleConfig
 from .configuration_eagle_mla import EagleMLAConfig
 from .modeling_base import EaglePreTrainedModel
@@ -49,10 +50,19 @@ def draft_config(
     """
     if attention not in ("auto", "llama", "mla"):
         raise ValueError(f"`draft_attention` must be one of auto, llama, mla, got {attention!r}.")
+    if fields.get("image_embeddings", "token") != "token" and not has_mrope(target_config):
+        raise ValueError(
+            f"`image_embeddings` is {fields['image_embeddings']}, but the target takes no images: leave it out."
+        )
     if attention == "mla" or (attention == "auto" and has_latent_attention(target_config.get_text_config())):
         if rope != "1d":
             raise ValueError(
                 f"`draft_rope` is {rope}, but the draft has latent attention, which is rotated in 1d only."
+            )
+        if fields.get("image_embeddings", "token") != "token":
+            raise ValueError(
+                f"`image_embeddings` is {fields['image_embeddings']}, but a draft with latent attention embeds tokens "
+                "only: leave it out, or set `draft_attention` to llama."
             )
         config = EagleMLAConfig.from_target(target_config, **(latent_sizes or {}), **fields)
         if config.q_lora_rank is None:
@@ -64,6 +74,8 @@ def draft_config(
             f"`{name}` is {size}, but the draft's attention is Llama's, which has none: leave it out, or set "
             "`draft_attention` to mla."
         )
+    if fields.get("image_embeddings", "token") != "token":
+        logger.warning("`image_embeddings` is vision, as SGLang serves: vLLM 0.32 gives a draft the image's token.")
     return EagleConfig.from_target(target_config, rope=rope, **fields)
 
 

@@ -16,6 +16,8 @@ logger = logging.getLogger(__name__)
 _ROPE_BASE = "rope_theta"
 # SGLang takes the first, vLLM the second
 _EAGLE1_ARCHITECTURES = ("LlamaForCausalLMEagle", "EagleLlamaForCausalLM")
+# what a draft embeds where a medium is
+IMAGE_EMBEDDINGS = ("token", "vision")
 # fields without a meaning in EAGLE-1
 _OF_EAGLE3 = (
     "target_hidden_size",
@@ -25,6 +27,7 @@ _OF_EAGLE3 = (
     "norm_output",
     "norm_before_residual",
     "norm_before_fc",
+    "image_embeddings",
 )
 
 
@@ -46,6 +49,9 @@ class EagleConfig(LlamaConfig):
             first of them is 1.
         fc_norm (`bool`, defaults to `False`): EAGLE-3.1: one RMSNorm per tap in front of `fc`.
         norm_output (`bool`, defaults to `False`): EAGLE-3.1: the normed output is fed back, not the residual stream.
+        image_embeddings (`str`, defaults to `"token"`):
+            What the draft embeds at a medium: its `"token"`, as vLLM, or what the target's `"vision"` tower made of it,
+            as SGLang. Neither server reads it; decoding and checks do.
         tokenizer_fingerprint (`str`, *optional*): identity of the tokenizer that the vocabulary mapping was made with.
 
     Raises:
@@ -69,6 +75,7 @@ class EagleConfig(LlamaConfig):
     norm_before_residual: bool = False
     norm_before_fc: bool = False
     sglang_counts_entries: bool = False
+    image_embeddings: str = "token"
     tokenizer_fingerprint: str | None = None
 
     def __post_init__(self, **kwargs):
@@ -89,6 +96,10 @@ class EagleConfig(LlamaConfig):
 
     def _check(self):
         check_draft_vocab_size(self.draft_vocab_size, self.vocab_size)
+        if self.image_embeddings not in IMAGE_EMBEDDINGS:
+            raise ValueError(
+                f"`image_embeddings` must be one of {', '.join(IMAGE_EMBEDDINGS)}, got {self.image_embeddings!r}."
+            )
         if self.num_hidden_layers != 1:
             raise ValueError(
                 f"`num_hidden_layers` of an EAGLE-3 draft must be 1, got {self.num_hidden_layers}: for a second layer "
@@ -173,6 +184,8 @@ class EagleConfig(LlamaConfig):
         """What `config.json` holds: every field both servers read, RoPE and dtype in the old and the new spelling."""
         written = _written_for_servers(self, super().to_diff_dict())
         written.pop("sglang_counts_entries", None)  # said by the ids
+        if self.image_embeddings == "token":
+            written.pop("image_embeddings", None)
         for name in ("norm_before_residual", "norm_before_fc", "fc_norm", "norm_output"):
             written[name] = getattr(self, name)
         written["eagle_config"] = {"use_aux_hidden_state": True}
@@ -218,6 +231,7 @@ class Eagle1Config(EagleConfig):
             target_hidden_size=self.hidden_size,
             fc_norm=False,
             norm_output=False,
+            image_embeddings="token",
         )
 
     @property

@@ -148,6 +148,16 @@ class EaglePreTrainedModel(PreTrainedModel):
         by_axes = self.config.mrope_section is not None and features.position_ids is not None
         return features.position_ids if by_axes else position_ids
 
+    def select_embeddings(self, features) -> torch.Tensor | None:
+        """What stands in the place of embeddings of a batch's tokens: with `image_embeddings` vision what the target's
+        first layer gets, `(batch, length, hidden)`; else `None`."""
+        return features.embeddings if self.config.image_embeddings == "vision" else None
+
+    def embed(self, tokens: torch.Tensor, embeddings: torch.Tensor | None, places=...) -> torch.Tensor:
+        """Embeddings of token ids, or the given ones at `places`, in the draft's dtype."""
+        table = self.embed_tokens
+        return table(tokens) if embeddings is None else embeddings[places].to(table.weight.dtype)
+
     def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """`(..., hidden)` as `decode` returns it for the head -> `(..., draft_vocab_size)`."""
         return self.lm_head(hidden)
@@ -184,6 +194,7 @@ class EaglePreTrainedModel(PreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
         documents: torch.Tensor | None = None,
+        embeddings: torch.Tensor | None = None,
     ) -> EagleOutput:
         """The unroll of all steps in one forward, so that DDP and FSDP see one forward and one backward.
 
@@ -197,6 +208,7 @@ class EaglePreTrainedModel(PreTrainedModel):
             position_ids: `(batch, length)`, or with m-RoPE `(3, batch, length)`; counted along the unpadded tokens when
                 `None`. Step s stands s places further on every axis.
             documents: `(batch, length)` ids of packed documents, which do not see each other.
+            embeddings: `(batch, length, hidden)` from `select_embeddings`.
 
         Returns:
             [`EagleOutput`].
@@ -215,6 +227,7 @@ class EaglePreTrainedModel(PreTrainedModel):
                 self.on_axes(position_ids).flatten(-2),
                 layout,
                 num_steps,
+                None if embeddings is None else embeddings.flatten(0, 1),
             )
         else:
             hidden = self._untrained(num_steps)
@@ -230,6 +243,7 @@ class EaglePreTrainedModel(PreTrainedModel):
         position_ids: torch.Tensor,
         layout: RowLayout,
         num_steps: int,
+        embeddings: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """What the head takes of the rows `layout.rows` at every step, `(num_steps, N, hidden)`.
 
@@ -239,6 +253,7 @@ class EaglePreTrainedModel(PreTrainedModel):
             features: `(batch * length, ...)`.
             layout: which rows are unrolled, and which keys they need.
             num_steps: TTT steps.
+            embeddings: `(batch * length, hidden)`.
         """
         raise NotImplementedError
 
@@ -249,6 +264,7 @@ class EaglePreTrainedModel(PreTrainedModel):
         position_ids: torch.Tensor,
         past_key_values: Cache,
         attention_mask: torch.Tensor | None = None,
+        embeddings: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Serving: run rows behind those in the cache, and add their keys to it.
 
@@ -258,6 +274,7 @@ class EaglePreTrainedModel(PreTrainedModel):
             position_ids: `(batch, n)` of the rows, with m-RoPE also `(3, batch, n)`.
             past_key_values: cache of one layer.
             attention_mask: bool `(batch, 1, n, past + n)`; causal when `None`.
+            embeddings: `(batch, n, hidden)` in the place of those of `input_ids`, see `select_embeddings`.
 
         Returns:
             Hidden states for the head and hidden states to feed back, each `(batch, n, hidden)`.

@@ -137,7 +137,7 @@ class LlamaForCausalLMEagle(EaglePreTrainedModel):
         if num_steps != 1:
             raise ValueError(f"`num_steps` of an EAGLE-1 draft must be 1, got {num_steps}.")
 
-    def _unroll(self, input_ids, features, position_ids, layout: RowLayout, num_steps: int) -> torch.Tensor:
+    def _unroll(self, input_ids, features, position_ids, layout, num_steps: int, embeddings=None) -> torch.Tensor:
         """The next feature of every row; rows before them have a key and a value, and no more."""
         predict = self._predict
         if self.gradient_checkpointing and self.training:
@@ -156,7 +156,7 @@ class LlamaForCausalLMEagle(EaglePreTrainedModel):
         attend = ttt_attention(self.config._attn_implementation, x.device)
         return layer.finish(x, attend(query, key, value, [], [], layout, attention.scaling))
 
-    def decode(self, input_ids, hidden, position_ids, past_key_values, attention_mask=None):
+    def decode(self, input_ids, hidden, position_ids, past_key_values, attention_mask=None, embeddings=None):
         """As the base class says; the predicted features are both what the head takes and what is fed back."""
         x = self._layer_input(input_ids, hidden)
         layer = self.layers[0]

@@ -11,7 +11,6 @@ from .configuration_eagle import EagleConfig
 from .layers import DraftLayer, EagleRMSNorm
 from .modeling_base import EaglePreTrainedModel
 from .mrope import EagleMRotaryEmbedding
-from .row_layout import RowLayout
 from .unroll import TTTUnroll
 
 
@@ -72,13 +71,13 @@ class Eagle3Draft(EaglePreTrainedModel):
             taps = torch.cat([norm(chunk) for norm, chunk in zip(self.fc_norm, chunks, strict=True)], dim=-1)
         return self.fc(taps)
 
-    def _unroll(self, input_ids, features, position_ids, layout: RowLayout, num_steps: int) -> torch.Tensor:
+    def _unroll(self, input_ids, features, position_ids, layout, num_steps: int, embeddings=None) -> torch.Tensor:
         """The whole training-time test: `num_steps` steps, teacher-forced tokens, own hidden states.
 
         Step 0 makes a key and a value for every row that is looked at; all else is computed for the unrolled rows only,
         which is exact in a draft of one layer: later steps see nothing but step-0 keys and their own row.
         """
-        run = TTTUnroll(self, input_ids, position_ids, layout, num_steps)
+        run = TTTUnroll(self, input_ids, position_ids, layout, num_steps, embeddings)
         hidden = self.combine_features(features[layout.keys])
         key, value = run.context(hidden)
         hidden, own_keys, own_values, normed = hidden[layout.row_in_keys], [], [], []
@@ -97,9 +96,9 @@ class Eagle3Draft(EaglePreTrainedModel):
         normed = self.norm(hidden)
         return normed, normed if self.config.norm_output else hidden
 
-    def decode(self, input_ids, hidden, position_ids, past_key_values, attention_mask=None):
+    def decode(self, input_ids, hidden, position_ids, past_key_values, attention_mask=None, embeddings=None):
         """As the base class says; the head takes normed hidden states."""
-        x = self.midlayer.attention_input(self.embed_tokens(input_ids), hidden)
+        x = self.midlayer.attention_input(self.embed(input_ids, embeddings), hidden)
         cos_sin = self.cos_sin(x, self.on_axes(position_ids))
         attended = self.midlayer.self_attn.behind_cache(x, cos_sin, past_key_values, attention_mask)
         return self.feedback(self.midlayer.finish(hidden, attended))

@@ -26,9 +26,18 @@ class TTTUnroll:
         position_ids: `(batch * length,)`, with m-RoPE `(3, batch * length)`.
         layout: which rows are unrolled, and which keys they need.
         num_steps: TTT steps.
+        embeddings: `(batch * length, hidden)` in the place of the tokens' own; `None` for these.
     """
 
-    def __init__(self, draft, input_ids: torch.Tensor, position_ids: torch.Tensor, layout: RowLayout, num_steps: int):
+    def __init__(
+        self,
+        draft,
+        input_ids: torch.Tensor,
+        position_ids: torch.Tensor,
+        layout: RowLayout,
+        num_steps: int,
+        embeddings: torch.Tensor | None = None,
+    ):
         self.draft, self.layer, self.layout = draft, draft.midlayer, layout
         self.attention = self.layer.self_attn
         self.attend = ttt_attention(draft.config._attn_implementation, input_ids.device)
@@ -42,7 +51,7 @@ class TTTUnroll:
         token_key_value, self.hidden_key_value = halves(self.attention.key_value_projections, draft.config.hidden_size)
 
         tokens, self.key_token_of_row = _distinct(row_tokens, key_tokens)
-        embeds = self.layer.input_layernorm(draft.embed_tokens(input_ids[tokens]))
+        embeds = self.layer.input_layernorm(draft.embed(input_ids[tokens], embeddings, tokens))
         self.key_value_of_token = token_key_value(embeds)
         self.key_value_of_key = self.key_value_of_token[torch.searchsorted(tokens, key_tokens)]
         row_only, self.query_token_of_row = _distinct(row_tokens)

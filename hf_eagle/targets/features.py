@@ -16,12 +16,15 @@ class TargetFeatures:
         last_hidden: `(batch, length, hidden)` after the final norm: what the head takes.
         past_key_values: the target's cache when `use_cache` was set.
         position_ids: `(3, batch, length)`, where the target has put the tokens of a batch with images (m-RoPE).
+        embeddings: `(batch, length, hidden)` of a batch with images: what the first layer gets, those of tokens and, in
+            the images' places, what the vision tower made of them.
     """
 
     taps: torch.Tensor | None
     last_hidden: torch.Tensor
     past_key_values: Cache | None = None
     position_ids: torch.Tensor | None = None
+    embeddings: torch.Tensor | None = None
 
 
 @dataclass

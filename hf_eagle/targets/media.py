@@ -45,6 +45,11 @@ def check_media(model: PreTrainedModel, names) -> None:
             )
 
 
+def shows_media(inputs: dict) -> bool:
+    """Whether a forward's arguments hold an image or a video."""
+    return any(inputs.get(name) is not None for name in _GRIDS)
+
+
 def has_mrope(config) -> bool:
     """Whether a (text) config rotates by three positions a token."""
     rope = getattr(config.get_text_config(), "rope_parameters", None) or {}
@@ -75,7 +80,7 @@ def rope_index(
         ValueError: if `mm_token_type_ids` is missing.
     """
     of_model = next((m for m in (model, getattr(model, "model", None)) if hasattr(m, "get_rope_index")), None)
-    if of_model is None or all(media.get(name) is None for name in _GRIDS):
+    if of_model is None or not shows_media(media):
         return None
     if media.get("mm_token_type_ids") is None:
         raise ValueError(

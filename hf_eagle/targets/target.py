@@ -14,7 +14,7 @@ from .architectures import check_tap_ids, find_decoder, find_decoder_parts, logi
 from .features import TargetDistribution, TargetFeatures, at_places
 from .few_rows import few_rows_linear
 from .loading import load_causal_lm
-from .media import MEDIA, check_media, has_deepstack, rope_index
+from .media import MEDIA, check_media, has_deepstack, rope_index, shows_media
 from .packed_attention import (
     CannotStandIn,
     Segments,
@@ -241,7 +241,8 @@ class FrozenTarget:
             position_ids = None if found is None else found[0]
         if position_ids is None and has_2d_mask and past_key_values is None:
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp_min(0)
-        features = self._forward(input_ids, attention_mask=attention_mask, position_ids=position_ids, **inputs)
+        inputs |= {"attention_mask": attention_mask, "position_ids": position_ids}
+        features = self._forward(input_ids, shows_media(inputs), **inputs)
         if position_ids is not None and position_ids.dim() == 3:
             features.position_ids = position_ids
         return features
@@ -283,13 +284,14 @@ class FrozenTarget:
             position_ids = torch.zeros_like(input_ids).put_(places, segments.position_ids)
         return self._forward(input_ids, attention_mask=mask, position_ids=position_ids)
 
-    def _forward(self, input_ids: torch.Tensor, **arguments: Any) -> TargetFeatures:
+    def _forward(self, input_ids: torch.Tensor, with_embeddings: bool = False, **arguments: Any) -> TargetFeatures:
         """Run the model and record; `None` arguments are left out."""
         arguments = {"use_cache": False, **{name: x for name, x in arguments.items() if x is not None}}
         if "past_key_values" in arguments:
             arguments[self.cache_argument] = arguments.pop("past_key_values")
         tap_ids, by_output = self.tap_ids or [], self.tap_method == "output_hidden_states"
-        with self._recording(tap_ids if not by_output else []) as seen:
+        entries = {*(tap_ids if not by_output else ()), *([0] if with_embeddings else ())}
+        with self._recording(sorted(entries)) as seen:
             output = self.model(
                 input_ids=input_ids, output_hidden_states=by_output, logits_to_keep=self._no_logits, **arguments
             )
@@ -301,6 +303,7 @@ class FrozenTarget:
             taps=torch.cat([seen[i] for i in tap_ids], dim=-1) if tap_ids else None,
             last_hidden=seen["last_hidden"],
             past_key_values=getattr(output, self.cache_argument) if arguments["use_cache"] else None,
+            embeddings=seen[0] if with_embeddings else None,
         )
 
     @contextmanager
