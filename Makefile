@@ -24,7 +24,7 @@ SERVING := .venv-serving/.installed-$(subst =,,$(VLLM_PACKAGE))
 PIP_INSTALL := -m pip install -qq --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-serving assets quickstart test test-serving serve-target lint format docs clean
+.PHONY: help install install-serving assets quickstart easy-vqa test test-serving serve-target lint format docs clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,10 @@ assets: .venv/.installed ## the small target and the prompts into assets/ (git-i
 
 quickstart: .venv/.installed ## train, measure and describe a draft for SmolLM2-135M, about half an hour on two cores
 	@$(PY) scripts/quickstart.py $(ARGS)
+
+easy-vqa: .venv/.installed ## teach a tiny target and two drafts what is in pictures; tests look at it then
+	@PYTHONPATH=. $(PY) tests/teach_easy_vqa.py assets/easy-vqa
+	@PYTHONPATH=. $(PY) tests/measure_easy_vqa.py assets/easy-vqa
 
 test: assets ## all tests but those against a real server; no network once the assets are there
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(PY) -m pytest -n $(JOBS) --dist loadfile $(ARGS)

@@ -3,7 +3,8 @@
     python tests/measure_easy_vqa.py OUT [--steps 150] [--questions 200]
 
 OUT is what teach_easy_vqa.py left. Both drafts learn from the target's own answers to real pictures; both are measured
-behind real pictures. Acceptance lengths, and whether the output is the target's, are left in OUT/acceptance.json.
+behind real pictures. The drafts are left in OUT, and are not trained again; acceptance lengths, and whether the output
+is the target's, in OUT/acceptance.json. It is an error if black pictures are as good.
 """
 
 import argparse
@@ -22,8 +23,11 @@ from hf_eagle.data.vision_collator import DataCollatorForVisionEagle  # noqa: E4
 from hf_eagle.data.vision_dataset import build_vision_dataset  # noqa: E402
 from hf_eagle.decoding import speculative_generate  # noqa: E402
 from hf_eagle.decoding.generate import target_generate  # noqa: E402
-from hf_eagle.drafts.build import new_draft  # noqa: E402
+from hf_eagle.drafts.build import load_draft, new_draft  # noqa: E402
 from hf_eagle.targets.loading import load_processor  # noqa: E402
+
+
+ENDS = {"max_new_tokens": 30}
 
 
 class BlackPictures(DataCollatorForVisionEagle):
@@ -47,9 +51,19 @@ def prompts(processor, chats: list[list[dict]]) -> dict[str, torch.Tensor]:
     return dict(processor(text=texts, images=shown, return_tensors="pt", padding=True, padding_side="left"))
 
 
-def answer(target, processor, chats: list[list[dict]], ends: dict) -> list[list[dict]]:
+def load(out: Path):
+    """The target and its processor."""
+    return FrozenTarget.from_pretrained(str(out / "target")), load_processor(str(out / "target"))
+
+
+def ends_of(processor) -> dict:
+    """Where an answer ends."""
+    return {**ENDS, "eos_token_ids": [processor.tokenizer.eos_token_id]}
+
+
+def answer(target, processor, chats: list[list[dict]]) -> list[list[dict]]:
     """The chats with the target's own answers."""
-    answered = []
+    answered, ends = [], ends_of(processor)
     for n in range(0, len(chats), 25):
         part = chats[n : n + 25]
         for messages, ids in zip(part, target_generate(target, **prompts(processor, part), **ends), strict=True):
@@ -68,12 +82,14 @@ def train(target, processor, data, collator, out: Path, steps: int):
     )  # fmt: skip
     trainer = EagleTrainer(draft, args, target, processor.tokenizer, collator(processor), train_dataset=data)
     trainer.train()
+    trainer.save_model()
     return draft.eval()
 
 
-def measure(target, draft, processor, chats: list[list[dict]], ends: dict) -> dict:
+def measure(target, draft, processor, chats: list[list[dict]]) -> dict:
     """1 + accepted tokens a draft, and whether every answer is what the target says alone."""
-    drafts, accepted, same = 0, 0, True
+    drafts, accepted, same, ends = 0, 0, True, ends_of(processor)
+    target.tap_ids = draft.config.tap_ids
     for n in range(0, len(chats), 25):
         inputs = prompts(processor, chats[n : n + 25])
         out = speculative_generate(target, draft, **inputs, num_speculative_tokens=3, **ends)
@@ -89,20 +105,24 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--questions", type=int, default=200)
     args = parser.parse_args()
-    target, processor = FrozenTarget.from_pretrained(str(args.out / "target")), load_processor(str(args.out / "target"))
-    ends = {"max_new_tokens": 30, "eos_token_ids": [processor.tokenizer.eos_token_id]}
-    taught = answer(target, processor, questions(args.out / "train.jsonl", 600), ends)
-    data = build_vision_dataset([{"messages": messages} for messages in taught], processor)
+    target, processor = load(args.out)
+    kinds = {"pictures": DataCollatorForVisionEagle, "black": BlackPictures}
+    missing = [name for name in kinds if not (args.out / f"draft-{name}" / "model.safetensors").exists()]
+    if missing:
+        taught = answer(target, processor, questions(args.out / "train.jsonl", 600))
+        data = build_vision_dataset([{"messages": messages} for messages in taught], processor)
+    for name in missing:
+        train(target, processor, data, kinds[name], args.out / f"draft-{name}", args.steps)
     held_out, found = questions(args.out / "test.jsonl", args.questions), {}
-    for name, collator in (("pictures", DataCollatorForVisionEagle), ("black", BlackPictures)):
-        draft = train(target, processor, data, collator, args.out / f"draft-{name}", args.steps)
-        found[name] = measure(target, draft, processor, held_out, ends)
-        print(name, found[name], flush=True)
+    for name in kinds:
+        found[name] = measure(target, load_draft(args.out / f"draft-{name}", target), processor, held_out)
     wanted = [m[1]["content"][0]["text"].split() for m in held_out]
-    said = [m[1]["content"].split() for m in answer(target, processor, held_out, ends)]
+    said = [m[1]["content"].split() for m in answer(target, processor, held_out)]
     found["target_says_what_is_there"] = sum(a[:6] == b[:6] for a, b in zip(wanted, said, strict=True)) / len(said)
     (args.out / "acceptance.json").write_text(json.dumps(found, indent=2) + "\n")
-    print(found)
+    print(json.dumps(found, indent=2))
+    if found["pictures"]["acceptance_length"] <= found["black"]["acceptance_length"]:
+        raise SystemExit("error: a draft that was trained on black pictures is as good as one that saw them.")
 
 
 if __name__ == "__main__":
