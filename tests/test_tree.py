@@ -18,10 +18,15 @@ VARIANTS = {
 SHAPES = [(1, 4, 4), (2, 3, 12), (3, 1, 3), (3, 4, 9), (4, 2, 6), (4, 6, 30), (6, 3, 20)]
 
 
-@pytest.fixture(scope="module", params=VARIANTS)
-def pair(request):
+@pytest.fixture(scope="module")
+def pairs():
     target = make_target()
-    return target, make_draft(target, **VARIANTS[request.param])
+    return {name: (target, make_draft(target, **variant)) for name, variant in VARIANTS.items()}
+
+
+@pytest.fixture
+def pair(pairs):
+    return pairs["eagle3"]
 
 
 def decode(target, draft, prompts, shape, **arguments):
@@ -31,9 +36,9 @@ def decode(target, draft, prompts, shape, **arguments):
     )
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_output_and_counts_equal_a_simulation_without_caches_and_masks(pair, shape):
-    target, draft = pair
+@pytest.mark.parametrize(("variant", "shape"), [*(("eagle3", shape) for shape in SHAPES), ("eagle3.1", SHAPES[3])])
+def test_output_and_counts_equal_a_simulation_without_caches_and_masks(pairs, variant, shape):
+    target, draft = pairs[variant]
     seen = []
     for prompt in random_prompts(3, 5, seed=3):
         out = decode(target, draft, prompt[None], shape, max_new_tokens=16)

@@ -1,16 +1,22 @@
 """Training, measuring and serving by the project's own commands, each in a process of its own.
 
-The tests run in the server's environment; training and measuring run in the project's (`HF_EAGLE_PYTHON`).
+The tests run in the server's environment; training and measuring run in the project's (`HF_EAGLE_PYTHON`). Both have
+imported their libraries already: see warm_python.py.
 """
 
 import json
 import os
-import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tests"))
+
+from warm_python import LIBRARIES, WarmPython  # noqa: E402
+
+
 ASSETS = ROOT / "assets"
 TARGET = ASSETS / "smollm2-135m-instruct"
 PROJECT_PYTHON = os.environ.get("HF_EAGLE_PYTHON", str(ROOT / ".venv" / "bin" / "python"))
@@ -27,30 +33,39 @@ TRAINING = {
     "warmup_steps": 4,
     "max_steps": 32,
     "logging_steps": 8,
+    "cache_mode": "first_epoch",  # of five, the target is half of what a step costs
     "save_strategy": "no",
 }
 
 
-def call(command: list) -> str:
-    """Runs a command and returns what it printed; a failure shows the end of it."""
-    defaults = {
-        "HF_HUB_OFFLINE": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        "PYTHONPATH": "",  # the suite's own must not leak into the other environment
-        # threads that sleep while they wait: spinning ones make a shared machine ten times slower
-        "OMP_NUM_THREADS": str(os.cpu_count()),
-        "OMP_WAIT_POLICY": "PASSIVE",
-    }
-    done = subprocess.run(
-        [str(part) for part in command],
-        cwd=ROOT,
-        env=os.environ | defaults,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    assert done.returncode == 0, f"{' '.join(map(str, command))} failed:\n{done.stdout[-4000:]}"
-    return done.stdout
+ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "PYTHONPATH": "",  # the suite's own must not leak into the other environment
+    # threads that sleep while they wait: spinning ones make a shared machine ten times slower
+    "OMP_NUM_THREADS": str(os.cpu_count()),
+    "OMP_WAIT_POLICY": "PASSIVE",
+}
+SERVER_LIBRARIES = ("vllm.entrypoints.llm", "vllm.v1.engine.llm_engine", "vllm.v1.worker.cpu_worker")
+SERVER_LIBRARIES += ("vllm.v1.spec_decode.eagle", "vllm.model_executor.models.llama_eagle3", "compressed_tensors")
+
+
+@cache
+def project() -> WarmPython:
+    return WarmPython(PROJECT_PYTHON, LIBRARIES, **ENVIRONMENT)
+
+
+@cache
+def server() -> WarmPython:
+    return WarmPython(sys.executable, SERVER_LIBRARIES, **ENVIRONMENT)
+
+
+def call(python: WarmPython, script: str | Path, *arguments) -> str:
+    """Runs a script and returns what it printed; a failure shows the end of it."""
+    done = python.run(script, *arguments, timeout=800)
+    printed = done.stdout + done.stderr
+    assert done.returncode == 0, f"{' '.join(done.args)} failed:\n{printed[-4000:]}"
+    return printed
 
 
 def options(values: dict) -> list:
@@ -64,8 +79,9 @@ def options(values: dict) -> list:
 
 def train(folder: Path, data: Path, **changes) -> Path:
     """Trains a draft by `scripts/train_eagle.py` and returns its folder."""
-    values = TRAINING | {"train_data": data, "output_dir": folder} | changes
-    call([PROJECT_PYTHON, "scripts/train_eagle.py", *options(values)])
+    store = folder.with_name(f"{folder.name}-features")
+    values = TRAINING | {"train_data": data, "output_dir": folder, "feature_store": store} | changes
+    call(project(), "scripts/train_eagle.py", *options(values))
     return folder
 
 
@@ -75,7 +91,7 @@ def measure(
     """What `scripts/evaluate_draft.py` writes: the result, and prompt and answer ids of every prompt."""
     values = {"target": TARGET, "draft": draft, "prompts": prompts}
     values |= {"output_json": folder / "acceptance.json", "output_tokens": folder / "tokens.json"} | changes
-    call([PROJECT_PYTHON, script, *options(values)])
+    call(project(), script, *options(values))
     return json.loads((folder / "acceptance.json").read_text()), json.loads((folder / "tokens.json").read_text())
 
 
@@ -84,7 +100,7 @@ def serve(folder: Path, prompts: list[list[int]], draft: Path | None = None, **c
     (folder / "prompt_ids.json").write_text(json.dumps(prompts))
     values = {"target": TARGET, "draft": draft, "max_num_seqs": 8, "prompts": folder / "prompt_ids.json"}
     values |= {"output": folder / "served.json"} | changes
-    call([sys.executable, "tests/serving/run_vllm.py", *options(values)])
+    call(server(), "tests/serving/run_vllm.py", *options(values))
     return json.loads((folder / "served.json").read_text())
 
 

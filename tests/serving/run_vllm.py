@@ -12,7 +12,7 @@ import os
 from pathlib import Path
 
 
-# read by vLLM when it is imported
+# read by vLLM when it is used
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")

@@ -30,7 +30,7 @@ def regenerate(folder, name, prompts, **options):
     data.write_text("".join(json.dumps({"messages": messages}) + "\n" for messages in prompts))
     output = folder / f"{name}.jsonl"
     values = {"target": harness.TARGET, "data": data, "output": output, "max_new_tokens": 48} | options
-    printed = harness.call([harness.PROJECT_PYTHON, "scripts/regenerate_answers.py", *harness.options(values)])
+    printed = harness.call(harness.project(), "scripts/regenerate_answers.py", *harness.options(values))
     return [json.loads(line) for line in output.read_text().splitlines()], printed
 
 

@@ -10,7 +10,7 @@ def test_a_checkpoint_of_an_adapter_is_served(measured_draft, answers, prompts_f
     run = harness.train(tmp_path / "lora", answers["train_data"], **lora, **saved)
     checkpoint = run / "checkpoint-8"
     assert (checkpoint / "adapter" / "adapter_model.safetensors").exists()
-    measured, tokens = harness.measure(tmp_path, checkpoint, prompts_file, compare_to_target=False)
+    measured, tokens = harness.measure(tmp_path, checkpoint, prompts_file, compare_to_target=False, batch_size=12)
     served = harness.serve(tmp_path, answers["prompt_token_ids"], checkpoint)
 
     assert [entry["token_ids"] for entry in tokens] == served["token_ids"] == answers["token_ids"]

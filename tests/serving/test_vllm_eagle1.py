@@ -28,9 +28,8 @@ def test_output_is_the_targets_and_counts_are_the_measured_ones(measured_draft, 
 def test_a_falsified_feature_is_noticed(measured_draft, answers, served, prompts_file, tmp_path):
     """Hidden states in front of the final norm: the output stays the target's, and only the counts can tell."""
     draft, measured, _ = measured_draft("eagle1")
-    falsified, tokens = harness.measure(
-        tmp_path, draft, prompts_file, script="tests/serving/evaluate_falsified.py", compare_to_target=False
-    )
+    how = {"script": "tests/serving/evaluate_falsified.py", "compare_to_target": False, "batch_size": 12}
+    falsified, tokens = harness.measure(tmp_path, draft, prompts_file, **how)
     assert [entry["token_ids"] for entry in tokens] == answers["token_ids"]
     with pytest.raises(AssertionError, match="accepted_per_position"):
         harness.assert_counts_equal(served, falsified)

@@ -66,7 +66,7 @@ def imported(measured_draft, tmp_path_factory):
         save_file(tensors, foreign / "model.safetensors")
         (foreign / "config.json").write_text(json.dumps(config))
         options = harness.options({"target": harness.TARGET, "output_dir": folder / form})
-        printed = harness.call([harness.PROJECT_PYTHON, "scripts/import_draft.py", foreign, *options])
+        printed = harness.call(harness.project(), "scripts/import_draft.py", foreign, *options)
         assert f"in the form `{form}`" in printed
         found[form] = folder / form
     return found

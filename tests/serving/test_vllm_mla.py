@@ -19,7 +19,7 @@ def taught(tmp_path_factory):
         if name not in found:
             folder = tmp_path_factory.mktemp("mla")
             fields = ["--draft_fields", json.dumps(VARIANTS[name])]
-            harness.call([harness.PROJECT_PYTHON, "tests/serving/teach_mla.py", "--folder", folder, *fields])
+            harness.call(harness.project(), "tests/serving/teach_mla.py", "--folder", folder, *fields)
             found[name] = folder, json.loads((folder / "measured.json").read_text())
         return found[name]
 
