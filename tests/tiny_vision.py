@@ -86,7 +86,8 @@ _QWEN3_VISION = {
 }
 
 
-def _ids() -> dict:
+def vision_ids() -> dict[str, int]:
+    """The ids of the tokens for media, as a config names them."""
     tokenizer = vision_tokenizer()
     names = ("vision_start_token_id", "vision_end_token_id", "image_token_id", "video_token_id")
     return dict(zip(names, tokenizer.convert_tokens_to_ids(VISION_TOKENS), strict=True))
@@ -96,7 +97,7 @@ CONFIGS = {
     "qwen3-vl": lambda layers: Qwen3VLConfig(
         text_config=_text(layers, head_dim=16, rope_parameters=dict(_QWEN3_ROPE)),
         vision_config=dict(_QWEN3_VISION),
-        **_ids(),
+        **vision_ids(),
     ),
     "qwen3-vl-moe": lambda layers: Qwen3VLMoeConfig(
         text_config=_text(
@@ -108,7 +109,7 @@ CONFIGS = {
             rope_parameters=dict(_QWEN3_ROPE),
         ),
         vision_config=dict(_QWEN3_VISION),
-        **_ids(),
+        **vision_ids(),
     ),
     "qwen2.5-vl": lambda layers: Qwen2_5_VLConfig(
         text_config=_text(layers, rope_parameters=dict(_QWEN25_ROPE)),
@@ -126,7 +127,7 @@ CONFIGS = {
             "tokens_per_second": 2,
             "initializer_range": 0.3,
         },
-        **_ids(),
+        **vision_ids(),
     ),
 }
 NAMES = tuple(CONFIGS)

@@ -1,0 +1,24 @@
+"""Lets torchvision's CUDA build be imported beside a PyTorch without CUDA, by declaring the operators it looks up.
+
+The package index has no other build, and vLLM resizes pictures with it. Its compiled operators cannot be loaded then,
+and are not needed for that. Read by every Python that has this folder on its path, also those that vLLM starts.
+"""
+
+import sys
+
+
+class _DeclareFirst:
+    """Declares two operators when torchvision is about to be imported."""
+
+    def find_spec(self, name, path=None, target=None):
+        if name == "torchvision":
+            sys.meta_path.remove(self)
+            import torch
+
+            operators = torch.library.Library("torchvision", "DEF")
+            for operator in ("nms", "qnms"):
+                operators.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+            torch.torchvision_operators = operators  # they are gone with it
+
+
+sys.meta_path.insert(0, _DeclareFirst())
