@@ -1,9 +1,12 @@
 """What a published draft carries for plain transformers; test_publish.py has someone use it without hf_eagle."""
 
+import sys
+
 import pytest
 import torch
 from chain_models import make_draft, make_target, random_prompts
 from transformers import TextStreamer
+from transformers.dynamic_module_utils import get_imports
 
 from hf_eagle.hub import generate_entry
 from hf_eagle.hub.custom_generate import bundle, write_custom_generate
@@ -39,6 +42,14 @@ def test_the_files_hold_everything_that_they_import():
 def run(pair, folders, prompts=None, **arguments):
     prompts = random_prompts(1, 5, seed=3) if prompts is None else prompts
     return generate_entry.generate(pair[0].model, prompts, draft=str(folders[1]), **arguments)
+
+
+def test_plain_transformers_needs_nothing_else(tmp_path):
+    """By transformers' own list of what a file imports, without which it refuses to load it."""
+    needed = set()
+    for path in write_custom_generate(tmp_path).iterdir():
+        needed |= set(get_imports(path))
+    assert needed - sys.stdlib_module_names == {"torch", "transformers"}
 
 
 def test_what_generate_defaults_to_and_where_an_answer_ends(pair, folders):

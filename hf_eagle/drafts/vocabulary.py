@@ -11,7 +11,6 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
 
@@ -109,7 +108,7 @@ def draft_token_ids(d2t: torch.Tensor) -> torch.Tensor:
     return d2t + torch.arange(d2t.numel(), device=d2t.device)
 
 
-def count_supervised_tokens(dataset: "Dataset", vocab_size: int) -> torch.Tensor:
+def count_supervised_tokens(dataset, vocab_size: int) -> torch.Tensor:
     """How often each target token is supervised, int64 `(vocab_size,)`.
 
     Args:

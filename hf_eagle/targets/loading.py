@@ -199,7 +199,10 @@ def _base_of(name_or_path: str, adapter: dict) -> str:
 
 def _merged(model: PreTrainedModel, adapter: str, revision: str) -> PreTrainedModel:
     """A base model with an adapter merged in, `ValueError` where that does not work."""
-    from peft import PeftModel
+    try:  # who decodes with a published draft may have no peft, and transformers looks for what is imported elsewhere
+        from peft import PeftModel
+    except ImportError as problem:
+        raise ValueError(f"`target` {adapter} is an adapter, which needs peft: `pip install peft`.") from problem
 
     with warnings.catch_warnings():
         # weights that the file does not have would stay as they were drawn
