@@ -24,7 +24,9 @@ VERBS = {
     "import": "import_draft.py",
     "publish": "publish_draft.py",
     "compare": "compare_runs.py",
+    "ablate": "ablate.py",
     "benchmark": "benchmark_training_step.py",
+    "benchmark-serving": "benchmark_serving.py",
 }
 COMPLETION = """\
 _hf_eagle() {

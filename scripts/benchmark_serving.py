@@ -70,10 +70,11 @@ def main() -> None:
 
     (args,) = EagleArgumentParser(ServingArguments, description=__doc__).parse_args_and_config()
 
-    from hf_eagle.benchmark.serving import Engine, measure_serving, table
+    from hf_eagle.benchmark.serving import Engine, measure_serving, table, verdict
     from hf_eagle.drafts.build import draft_class_of
     from hf_eagle.evaluation.plots import plot_serving
     from hf_eagle.evaluation.prompts import encode_prompt, load_prompts, spread
+    from hf_eagle.hub.run_facts import machine
     from hf_eagle.targets.loading import load_tokenizer
 
     method = {"eagle1": "eagle"}.get(draft_class_of(args.draft).method, "eagle3")
@@ -104,10 +105,11 @@ def main() -> None:
 
     output = Path(args.output_json)
     output.parent.mkdir(parents=True, exist_ok=True)
-    result = {"server": "vLLM", "prompts": Path(args.prompts).name, "entries": entries, "arguments": asdict(args)}
+    result = {"server": "vLLM", "prompts": Path(args.prompts).name, "machine": machine(), "entries": entries}
+    result["arguments"] = asdict(args)
     output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     plot_serving(entries, output.with_suffix(".png"))
-    print(table(entries))
+    print(f"{table(entries)}\n{verdict(entries)}")
 
 
 if __name__ == "__main__":

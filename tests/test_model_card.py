@@ -211,8 +211,7 @@ def test_every_measurement_in_the_folder_is_a_result(tmp_path):
         ("acceptance_notes", {"written": "by hand"}),
     ):
         (tmp_path / f"{name}.json").write_text(json.dumps(found))
-    acceptance = measured_in(tmp_path)
-    card = ModelCard.load(render_model_card(tmp_path, CardFacts(name="X", target="org/t", acceptance=acceptance)))
+    card = ModelCard.load(render_model_card(tmp_path, CardFacts(name="X", target="org/t", **measured_in(tmp_path))))
     results = [(r.dataset_name, r.dataset_type, r.metric_value) for r in card.data.eval_results]
     assert sorted(results) == [
         ("human_eval", "human_eval", 2.125),
@@ -225,6 +224,26 @@ def test_every_measurement_in_the_folder_is_a_result(tmp_path):
     # the picture that was drawn of one of them; the others have none
     assert card.text.count("share of drafts that kept") == 1
     assert "![mt_bench: share of drafts that kept their k-th token](acceptance.png)" in card.text
+
+
+def test_speed_in_a_server_is_told_where_it_was_measured(tmp_path):
+    draft_folder(tmp_path)
+    shared = {"batch_size": 1, "tokens_per_second": 40.0, "speedup": 1.0, "acceptance_length": None}
+    entries = [{"num_speculative_tokens": 0, **shared}]
+    entries += [{"num_speculative_tokens": 3, **shared, "tokens_per_second": 62.0, "speedup": 1.55}]
+    entries[1]["acceptance_length"] = 1.9
+    arguments = {"num_prompts": 16, "max_new_tokens": 64, "dtype": "bfloat16", "rounds": 5}
+    found = {"prompts": "mt_bench.jsonl", "machine": "Linux, 2 cores", "entries": entries, "arguments": arguments}
+    (tmp_path / "serving.json").write_text(json.dumps(found))
+    text = render_model_card(tmp_path, CardFacts(name="X", target="org/t", **measured_in(tmp_path))).read_text()
+    assert text.count("## Measured speed in vLLM") == 1 and "\n\n\n" not in text
+    assert "mt_bench, 16 prompts, answers of at most 64 tokens, greedy, bfloat16, Linux, 2 cores. Medians of 5" in text
+    assert "| 3 | 1.900 | 62.0 (1.55x) |\n\nbatch 1: fastest with K = 3, 1.55x.\n" in text
+    (tmp_path / "serving.png").write_bytes(b"a picture")
+    text = render_model_card(tmp_path, CardFacts(name="X", target="org/t", **measured_in(tmp_path))).read_text()
+    assert "1.55x.\n\n![mt_bench: speed-up and speed against the number of drafted tokens](serving.png)\n" in text
+    text = render_model_card(tmp_path, CardFacts(name="X", target="org/t")).read_text()
+    assert "Measured speed" not in text
 
 
 def test_a_published_card_serves_the_targets_repository(tmp_path):

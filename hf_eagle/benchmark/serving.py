@@ -136,7 +136,7 @@ def _tokens(run: dict) -> int:
 
 
 def table(entries: list[dict]) -> str:
-    """Speed-ups as a Markdown table: a row a K, a column a batch size; and where the draft stops paying."""
+    """Tokens a second and speed-ups as a Markdown table: a row a K, a column a batch size."""
     sizes = sorted({entry["batch_size"] for entry in entries})
     found = {(entry["num_speculative_tokens"], entry["batch_size"]): entry for entry in entries}
     lines = ["| K | acceptance length | " + " | ".join(f"batch {size}" for size in sizes) + " |"]
@@ -151,7 +151,13 @@ def table(entries: list[dict]) -> str:
             ]
         name = str(count) if count else "no draft"
         lines.append(f"| {name} | {'' if length is None else f'{length:.3f}'} | " + " | ".join(cells) + " |")
-    for size in sizes:
+    return "\n".join(lines)
+
+
+def verdict(entries: list[dict]) -> str:
+    """Which K is the fastest at each batch size, and from which size on no draft is: where it stops paying."""
+    lines = []
+    for size in sorted({entry["batch_size"] for entry in entries}):
         best = max((entry for entry in entries if entry["batch_size"] == size), key=lambda entry: entry["speedup"])
         count, factor = best["num_speculative_tokens"], best["speedup"]
         lines.append(

@@ -7,11 +7,15 @@ import shlex
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+from ..benchmark.serving import table, verdict
+from ..data.journal import write_atomically
 from ..shipped import shipped
 
 
 # what a card was made from, beside it
 FACTS = "card_facts.json"
+# what files of each kind, `KIND*.json`, hold
+_MEASURED = {"acceptance": "acceptance_length", "serving": "entries"}
 TAGS = ["speculative-decoding", "draft-model", "vllm", "sglang"]
 
 
@@ -42,6 +46,8 @@ class CardFacts:
         acceptance (`dict[str, dict]`, *optional*):
             From the name of a prompt set to what `measure_acceptance` returned for it; `plot`, where that is given,
             names a picture of it.
+        serving (`dict[str, dict]`, *optional*):
+            From the name of a prompt set to what scripts/benchmark_serving.py wrote for it; `plot` as above.
         training (`dict[str, object]`, *optional*):
             Rows of the training table: optimizer steps, time, machine.
         hyperparameters (`dict[str, object]`, *optional*):
@@ -64,6 +70,7 @@ class CardFacts:
     data: list[str] = field(default_factory=list)
     data_statistics: dict[str, object] = field(default_factory=dict)
     acceptance: dict[str, dict] = field(default_factory=dict)
+    serving: dict[str, dict] = field(default_factory=dict)
     training: dict[str, object] = field(default_factory=dict)
     hyperparameters: dict[str, object] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
@@ -99,17 +106,17 @@ def render_model_card(output_dir: str | os.PathLike, facts: CardFacts | dict) ->
             raise ValueError(f"`facts` holds {', '.join(unknown)}, which no card shows; it takes: {known}.")
         facts = CardFacts(**facts)
     plots = {name: getattr(facts, name) for name in CardFacts.__dataclass_fields__ if name.endswith("_plot")}
-    plots |= {f"acceptance[{name!r}]['plot']": measured.get("plot") for name, measured in facts.acceptance.items()}
+    for kind in ("acceptance", "serving"):
+        measured = getattr(facts, kind)
+        plots |= {f"{kind}[{name!r}]['plot']": found.get("plot") for name, found in measured.items()}
     for name, plot in plots.items():
         if plot and not (output_dir / plot).is_file():
             raise ValueError(f"`{name}` is {plot!r}, but {output_dir} has no such file; draw it before the card.")
     if facts.base_model is None and not os.path.isdir(facts.target):  # told once: elsewhere there is no such folder
         facts = replace(facts, base_model=facts.target)
     text = card_text(output_dir, facts)
-    for name, content in ((FACTS, json.dumps(asdict(facts), indent=2) + "\n"), ("README.md", text)):
-        part = output_dir / f".{name}-part"
-        part.write_text(content, encoding="utf-8")
-        os.replace(part, output_dir / name)
+    write_atomically(output_dir / FACTS, [json.dumps(asdict(facts), indent=2)])
+    write_atomically(output_dir / "README.md", [text.removesuffix("\n")])
     return output_dir / "README.md"
 
 
@@ -122,11 +129,15 @@ def facts_of_card(folder: Path) -> CardFacts | None:
 
 
 def measured_in(folder: Path) -> dict[str, dict]:
-    """Every `acceptance*.json` in a draft's folder, as `CardFacts.acceptance` has them, with their pictures."""
+    """Every `acceptance*.json` and `serving*.json` in a draft's folder, with pictures, as fields of `CardFacts`."""
+    return {kind: _measured_in(folder, kind, key) for kind, key in _MEASURED.items()}
+
+
+def _measured_in(folder: Path, kind: str, key: str) -> dict[str, dict]:
     found = {}
-    for path in sorted(folder.glob("acceptance*.json")):
+    for path in sorted(folder.glob(f"{kind}*.json")):
         measured = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(measured, dict) or "acceptance_length" not in measured:
+        if not isinstance(measured, dict) or key not in measured:
             continue
         picture = path.with_suffix(".png")
         name = Path(measured.get("prompts") or path.name).name.partition(".")[0]
@@ -159,6 +170,10 @@ def card_text(output_dir: Path, facts: CardFacts) -> str:
         algorithm=_algorithm(checkpoint),
         target_link=f"[{base_model}](https://huggingface.co/{base_model})" if base_model else f"`{facts.target}`",
         measurements=measurements,
+        served=[
+            {"name": name, "table": table(found["entries"]), "verdict": verdict(found["entries"]), **found}
+            for name, found in facts.serving.items()
+        ],
         published=published,
         commands=serve_commands(target, facts.draft or str(output_dir), speculative_tokens, checkpoint["method"]),
     )

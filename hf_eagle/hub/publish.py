@@ -10,6 +10,7 @@ from .model_card import CardFacts, card_text, facts_of_card, measured_in
 
 # optimizer states, checkpoints, `training_args.bin` and logs stay at home
 PUBLISHED = ("config.json", "*.safetensors", "*.safetensors.index.json", "*.png", "acceptance*.json")
+PUBLISHED += ("serving*.json",)
 CARD = "README.md"
 
 
@@ -62,9 +63,11 @@ def facts_to_publish(folder: str | Path, repo_id: str, facts: dict[str, object] 
     found = replace(found, draft=repo_id, **given)
     if found.license is None:
         found = replace(found, **inherited_license(found.target, found.base_model))
-    told = [{**measured, "plot": None} for measured in found.acceptance.values()]
-    new = {name: measured for name, measured in measured_in(folder).items() if {**measured, "plot": None} not in told}
-    return replace(found, acceptance=found.acceptance | new)
+    for kind, measured in measured_in(folder).items():
+        told = [{**one, "plot": None} for one in getattr(found, kind).values()]
+        new = {name: one for name, one in measured.items() if {**one, "plot": None} not in told}
+        found = replace(found, **{kind: getattr(found, kind) | new})
+    return found
 
 
 def files_of(folder: str | Path, include: tuple[str, ...] | list[str] = ()) -> dict[str, Path]:

@@ -104,7 +104,7 @@ def run_facts(trainer) -> CardFacts:
     return CardFacts(
         name=(args.hub_model_id or folder.resolve().name).split("/")[-1],
         target=target,
-        acceptance=measured_in(folder),
+        **measured_in(folder),
         training={
             "optimizer steps": state.global_step,
             "epochs": round(state.epoch or 0, 2),
