@@ -1,7 +1,6 @@
 """Checkpoints that are whole or not there: a manifest written last, and what a folder may be resumed or overwritten."""
 
 import json
-import os
 import re
 import shutil
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 
+from .data.journal import write_atomically
 from .drafts.adapters import ADAPTER_FOLDER
 
 
@@ -27,9 +27,7 @@ def write_manifest(folder: str | Path, rows_per_step: int | None = None) -> None
     folder = Path(folder)
     files = {str(p.relative_to(folder)): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()}
     files.pop(MANIFEST, None)
-    draft = folder / f"{MANIFEST}.tmp"
-    draft.write_text(json.dumps({"files": files, "rows_per_step": rows_per_step}, indent=2) + "\n")
-    os.replace(draft, folder / MANIFEST)
+    write_atomically(folder / MANIFEST, [json.dumps({"files": files, "rows_per_step": rows_per_step}, indent=2)])
 
 
 def why_incomplete(folder: str | Path) -> str | None:

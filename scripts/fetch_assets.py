@@ -32,6 +32,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without installation
 
+from hf_eagle.data.journal import write_atomically
+
+
 TARGET_REPO = "HuggingFaceTB/SmolLM2-135M-Instruct"
 MAX_PROMPT_CHARS = 1000  # a longer prompt costs more to read than its answer teaches
 CHITCHAT = 300  # so many small-talk questions are mixed in; the others come last, for runs that use every prompt
@@ -245,9 +248,7 @@ def origin(source: Source) -> dict:
 
 def write_jsonl(path: Path, items: Iterable[dict]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}-part")
-    part.write_text("".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items), encoding="utf-8")
-    os.replace(part, path)
+    write_atomically(path, (json.dumps(item, ensure_ascii=False) for item in items))
 
 
 # ---------------------------------------------------------------- all of it
@@ -266,9 +267,7 @@ def fetch_assets(output_dir: Path, hub_seconds: float = 5.0) -> list[str]:
 
         def done(path: Path, entry: dict) -> None:
             sources[str(path.relative_to(output_dir))] = entry
-            part = sources_file.with_name(".sources.json-part")
-            part.write_text(json.dumps(sources, indent=2) + "\n")
-            os.replace(part, sources_file)
+            write_atomically(sources_file, [json.dumps(sources, indent=2)])
             fetched.append(path.name)
             print(f"  {path}: {entry.get('prompts', '')} {entry.get('license', '')}".rstrip(), flush=True)
 

@@ -112,10 +112,10 @@ class Progress:
         return (time.monotonic() - self.started) / 60
 
     def save(self) -> None:
+        from hf_eagle.data.journal import write_atomically
+
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        part = self.path.with_name(f".{self.path.name}-part")
-        part.write_text(json.dumps(self.stages, indent=2) + "\n")
-        os.replace(part, self.path)
+        write_atomically(self.path, [json.dumps(self.stages, indent=2)])
 
 
 def run_script(name: str, *arguments: str) -> None:
