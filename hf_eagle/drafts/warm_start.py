@@ -7,7 +7,7 @@ from .prune import proposable
 
 
 # equal shapes do not show that these differ, and then the same weights compute something else
-_SAME = ("tap_ids", "fc_norm", "norm_output", "vocab_size")
+_SAME = ("tap_ids", "fc_norm", "norm_output", "image_embeddings", "vocab_size")
 _OF_VOCABULARY = {"lm_head.weight", "d2t", "t2d"}
 
 
