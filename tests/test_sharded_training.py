@@ -32,6 +32,7 @@ def smollm2(out, ranks: int, sharding: str) -> dict:
         "per_device_train_batch_size": 2 // ranks,
         "save_strategy": "no",
         "ttt_steps": 2,
+        "oov_rows": "renormalize",  # every row counts, whatever the small vocabulary has
     }
     return {**SMOLLM2, "out": str(out), "sharding": sharding, "args": fields}
 
@@ -156,8 +157,7 @@ def test_an_fsdp2_draft_in_bf16_takes_its_best_checkpoint(runs):
 def test_smollm2(run, smollm2_runs):
     """Real weights, real text: a replicated draft beside an FSDP2 target, and an FSDP2 draft."""
     wanted = losses(smollm2_runs / "alone")
-    # a batch of few rows may hold none whose token the small vocabulary has
-    assert len(wanted) == SMOLLM2_STEPS and sum(loss > 0 for loss in wanted.values()) > SMOLLM2_STEPS // 2
+    assert len(wanted) == SMOLLM2_STEPS and 0 < wanted[SMOLLM2_STEPS] < wanted[1]
     assert losses(smollm2_runs / run) == pytest.approx(wanted, rel=1e-5)
 
 
