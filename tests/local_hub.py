@@ -118,14 +118,15 @@ class _Handler(BaseHTTPRequestHandler):
         return self._json({})
 
     def _commit(self, repo: str, branch: dict, lines: list[dict]):
-        files = dict(branch["files"])
-        for line in lines:
-            value = line["value"]
-            if line["key"] == "file":
-                files[value["path"]] = base64.b64decode(value["content"])
-            elif line["key"] == "lfsFile":
-                files[value["path"]] = self.hub.blobs[value["oid"]]
-        branch["files"], branch["sha"] = files, hashlib.sha1(repr(sorted(files.items())).encode()).hexdigest()
+        with self.hub.lock:  # commits come in several threads, and each builds on the one before
+            files = dict(branch["files"])
+            for line in lines:
+                value = line["value"]
+                if line["key"] == "file":
+                    files[value["path"]] = base64.b64decode(value["content"])
+                elif line["key"] == "lfsFile":
+                    files[value["path"]] = self.hub.blobs[value["oid"]]
+            branch["files"], branch["sha"] = files, hashlib.sha1(repr(sorted(files.items())).encode()).hexdigest()
         return self._json({"commitUrl": f"{self.hub.url}/{repo}/commit/{branch['sha']}", "commitOid": branch["sha"]})
 
     def do_HEAD(self):
