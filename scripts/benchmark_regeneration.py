@@ -9,7 +9,6 @@ requests, the journal on the disk, the file.
 
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -38,9 +37,9 @@ class BenchmarkArguments:
     output_json: str | None = field(default=None, metadata={"help": "Where the numbers are written."})
 
     def __post_init__(self):
-        for name in ("num_prompts", "max_new_tokens", "max_num_seqs", "concurrency", "rounds"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, but is {getattr(self, name)}.")
+        from hf_eagle.parser import at_least_one
+
+        at_least_one(self, "num_prompts", "max_new_tokens", "max_num_seqs", "concurrency", "rounds")
         if not Path(self.serving_python).exists():
             raise ValueError(f"`serving_python` {self.serving_python} does not exist; `make test-serving` makes it.")
 
@@ -84,30 +83,22 @@ def main() -> None:
 
 def compare(args: BenchmarkArguments, chats: list, tokenizer, engine: dict, url: str, folder: Path) -> dict:
     """Tokens a second of every run, by way."""
+    from hf_eagle.benchmark.far_end import FarEnd
+
     (folder / "chats.json").write_text(json.dumps(chats))
     settings = {"chats": str(folder / "chats.json"), "max_tokens": args.max_new_tokens}
     settings["engine"] = {"model": args.target, **engine, "enforce_eager": True, "enable_prefix_caching": False}
-    command = [args.serving_python, str(ROOT / "hf_eagle/benchmark/offline_chat.py"), json.dumps(settings)]
     result = {"served": [], "offline": [], "tokens": {"served": [], "offline": []}}
-    with (folder / "offline.log").open("w") as log:
-        offline = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True)
-    try:
-        if not offline.stdout.readline():
-            raise RuntimeError(f"LLM.chat did not start:\n{(folder / 'offline.log').read_text()[-3000:]}")
+    with FarEnd(args.serving_python, "offline_chat.py", settings, folder / "offline.log") as offline:
         served_run(args, chats[:2], tokenizer, url, folder / "warm-up")
         for number in range(args.rounds):
-            offline.stdin.write("run\n")
-            offline.stdin.flush()
             for way, found in (
-                ("offline", json.loads(offline.stdout.readline())),
+                ("offline", offline.ask("run")),
                 ("served", served_run(args, chats, tokenizer, url, folder / str(number))),
             ):
                 result[way].append(found["tokens"] / found["seconds"])
                 result["tokens"][way].append(found["tokens"])
                 print(f"{way:8} {found['tokens']} tokens in {found['seconds']:.1f} s", flush=True)
-    finally:
-        offline.stdin.close()
-        offline.wait(timeout=120)
     return result
 
 

@@ -25,7 +25,7 @@ def main() -> None:
     llm = LLM(**settings["engine"])
     sampling = SamplingParams(temperature=0.0, max_tokens=settings["max_tokens"])
     llm.chat(chats[:2], sampling, use_tqdm=False)
-    print("ready", file=answers, flush=True)
+    print(json.dumps("ready"), file=answers, flush=True)
     for _ in sys.stdin:
         begun = time.perf_counter()
         outputs = llm.chat(chats, sampling, use_tqdm=False)

@@ -1,4 +1,4 @@
-"""A real vLLM that decodes given prompts as often as it is told: the far end of `serving.Engine`.
+"""A real vLLM that decodes given prompts as often as it is told: run by `serving.Engine`.
 
     python offline_engine.py '{"model": TARGET, "speculative_config": {...}, ...}'
 

@@ -1,64 +1,24 @@
 """How much faster a real vLLM decodes with a draft: engines side by side, their runs in alternation."""
 
-import json
-import os
 import statistics
-import subprocess
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
 from ..evaluation.statistics import acceptance_length
+from .far_end import FarEnd
 
 
-OFFLINE_ENGINE = Path(__file__).with_name("offline_engine.py")
-
-
-class Engine:
-    """A vLLM in a process of its own, in the server's environment; `with` ends it.
-
-    Args:
-        python: interpreter that has vLLM.
-        log: file for what the engine prints.
-        arguments: vLLM's `LLM` arguments.
-
-    Raises a `RuntimeError` with the end of the log when the engine ends by itself.
-    """
+class Engine(FarEnd):
+    """A vLLM with these `LLM` arguments, see `FarEnd`."""
 
     def __init__(self, python: str | Path, log: Path, **arguments):
-        self.log = log
-        with log.open("w") as output:
-            self.process = subprocess.Popen(
-                [str(python), str(OFFLINE_ENGINE), json.dumps(arguments)],
-                env={"HF_HUB_OFFLINE": "1"} | os.environ,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=output,
-                text=True,
-            )
-
-    def __enter__(self) -> "Engine":
-        self._answer()
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.process.kill()
-        self.process.communicate()
+        super().__init__(python, "offline_engine.py", arguments, log)
 
     def decode(self, prompts: list[list[int]], in_flight: int, max_tokens: int) -> dict:
         """Greedy answers, at most `in_flight` at a time; see `offline_engine.decode`."""
-        run = {"prompts": prompts, "in_flight": in_flight, "max_tokens": max_tokens}
-        self.process.stdin.write(json.dumps(run) + "\n")
-        self.process.stdin.flush()
-        return self._answer()
-
-    def _answer(self):
-        line = self.process.stdout.readline()
-        if not line:
-            self.process.wait()
-            raise RuntimeError(f"vLLM ended; its last words:\n{self.log.read_text(errors='replace')[-3000:]}")
-        return json.loads(line)
+        return self.ask({"prompts": prompts, "in_flight": in_flight, "max_tokens": max_tokens})
 
 
 def measure_serving(
@@ -143,12 +103,10 @@ def table(entries: list[dict]) -> str:
     lines.append("|---|---|" + "---|" * len(sizes))
     for count in sorted({entry["num_speculative_tokens"] for entry in entries}):
         length = found[count, sizes[0]]["acceptance_length"]
-        cells = [f"{found[count, size]['tokens_per_second']:.1f} tokens/s" for size in sizes]
-        if count:
-            cells = [
-                f"{found[count, size]['tokens_per_second']:.1f} ({found[count, size]['speedup']:.2f}x)"
-                for size in sizes
-            ]
+        cells = [
+            f"{x['tokens_per_second']:.1f} ({x['speedup']:.2f}x)" if count else f"{x['tokens_per_second']:.1f} tokens/s"
+            for x in (found[count, size] for size in sizes)
+        ]
         name = str(count) if count else "no draft"
         lines.append(f"| {name} | {'' if length is None else f'{length:.3f}'} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
