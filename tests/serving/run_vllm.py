@@ -10,20 +10,17 @@
 import argparse
 import json
 import os
+import sys
 from pathlib import Path
 
 
-# read by vLLM when it is used
-os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-COUNTERS = {
-    "drafts": "vllm:spec_decode_num_drafts",
-    "draft_tokens": "vllm:spec_decode_num_draft_tokens",
-    "accepted_tokens": "vllm:spec_decode_num_accepted_tokens",
-    "accepted_per_position": "vllm:spec_decode_num_accepted_tokens_per_pos",
-}
+from hf_eagle.benchmark.offline_engine import ENVIRONMENT, counters  # noqa: E402
+
+
+for name, value in ENVIRONMENT.items():  # read by vLLM when it is used
+    os.environ.setdefault(name, value)
 
 
 def main():
@@ -84,12 +81,7 @@ def run(args) -> dict:
         use_tqdm=False,
     )
     result = {"token_ids": [list(output.outputs[0].token_ids) for output in outputs]}
-    if args.draft:
-        metrics = {metric.name: metric for metric in llm.get_metrics()}
-        for name, counter in COUNTERS.items():
-            metric = metrics[counter]
-            result[name] = metric.values if name == "accepted_per_position" else metric.value
-    return result
+    return result | (counters(llm) if args.draft else {})
 
 
 if __name__ == "__main__":

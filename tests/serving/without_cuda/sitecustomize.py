@@ -13,12 +13,10 @@ class _DeclareFirst:
     def find_spec(self, name, path=None, target=None):
         if name == "torchvision":
             sys.meta_path.remove(self)
-            import torch
+            from torch.library import define
 
-            operators = torch.library.Library("torchvision", "DEF")
             for operator in ("nms", "qnms"):
-                operators.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-            torch.torchvision_operators = operators  # they are gone with it
+                define(f"torchvision::{operator}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
 
 sys.meta_path.insert(0, _DeclareFirst())
