@@ -226,9 +226,7 @@ def test_the_script(tmp_path, monkeypatch, caplog):
     assert [entry["step"] for entry in history if "loss" in entry] == [1, 2]
     stored = f" --feature_store {tmp_path}/features --store_dtype float32 --train_sampling_strategy sequential"
     for name in ("cache_features", "train_eagle"):  # features of pictures, made by the one and read by the other
-        words = (
-            options.replace("/out", "/stored") + stored + " --store_dtype float32 --train_sampling_strategy sequential"
-        )
+        words = options.replace("/out", "/stored") + stored
         other = script.replace("train_eagle", name)
         monkeypatch.setattr(sys, "argv", [other, *words.split()])
         runpy.run_path(other, run_name="__main__")

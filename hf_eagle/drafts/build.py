@@ -34,6 +34,7 @@ def draft_config(
     attention: str = "auto",
     latent_sizes: dict | None = None,
     rope: str = "1d",
+    image_embeddings: str = "token",
     **fields: Any,
 ) -> EagleConfig:
     """The config of a new draft for a target.
@@ -43,6 +44,7 @@ def draft_config(
         attention: `"llama"` or `"mla"`; `"auto"` is the target's own kind.
         latent_sizes: of `"mla"`, those that are not the target's.
         rope: of `"llama"`, `"1d"` or `"mrope"`, see `draft_rope`.
+        image_embeddings: of `"llama"`, `"token"` or `"vision"`, see [`EagleConfig`].
         fields: as for [`EagleConfig.from_target`].
 
     Raises:
@@ -50,18 +52,17 @@ def draft_config(
     """
     if attention not in ("auto", "llama", "mla"):
         raise ValueError(f"`draft_attention` must be one of auto, llama, mla, got {attention!r}.")
-    if fields.get("image_embeddings", "token") != "token" and not has_mrope(target_config):
-        raise ValueError(
-            f"`image_embeddings` is {fields['image_embeddings']}, but the target takes no images: leave it out."
-        )
+    by_token = image_embeddings == "token"
+    if not by_token and not has_mrope(target_config):
+        raise ValueError(f"`image_embeddings` is {image_embeddings}, but the target takes no images: leave it out.")
     if attention == "mla" or (attention == "auto" and has_latent_attention(target_config.get_text_config())):
         if rope != "1d":
             raise ValueError(
                 f"`draft_rope` is {rope}, but the draft has latent attention, which is rotated in 1d only."
             )
-        if fields.get("image_embeddings", "token") != "token":
+        if not by_token:
             raise ValueError(
-                f"`image_embeddings` is {fields['image_embeddings']}, but a draft with latent attention embeds tokens "
+                f"`image_embeddings` is {image_embeddings}, but a draft with latent attention embeds tokens "
                 "only: leave it out, or set `draft_attention` to llama."
             )
         config = EagleMLAConfig.from_target(target_config, **(latent_sizes or {}), **fields)
@@ -74,9 +75,9 @@ def draft_config(
             f"`{name}` is {size}, but the draft's attention is Llama's, which has none: leave it out, or set "
             "`draft_attention` to mla."
         )
-    if fields.get("image_embeddings", "token") != "token":
+    if not by_token:
         logger.warning("`image_embeddings` is vision, as SGLang serves: vLLM 0.32 gives a draft the image's token.")
-    return EagleConfig.from_target(target_config, rope=rope, **fields)
+    return EagleConfig.from_target(target_config, rope=rope, image_embeddings=image_embeddings, **fields)
 
 
 def new_draft(

@@ -1,11 +1,11 @@
 """Prompts as a model takes them: token ids padded on the left and, of images and videos, what the processor makes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from ..data.media import KINDS, as_text, from_text, has_media, own_tokenizer, read_media_record
-from .prompts import Prompt, encode_prompt
+from .prompts import Prompt, encode_prompt, render_prompt
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,4 @@ def _rendered(prompt: Prompt, tokenizer) -> tuple[str, dict[str, list]]:
         loaded = from_text(as_text(media))
     except Exception as problem:  # whatever a decoder of images raises
         raise ValueError(f"A medium of prompt {prompt.id!r} cannot be loaded: {str(problem)[:200]}") from problem
-    try:
-        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    except Exception as problem:  # jinja's own errors, and whatever a template raises by itself
-        raise ValueError(f"The chat template of the processor refuses prompt {prompt.id!r}: {problem}") from problem
-    return text, loaded
+    return render_prompt(replace(prompt, messages=messages), tokenizer), loaded

@@ -85,11 +85,15 @@ def encode_prompt(prompt: Prompt, tokenizer) -> list[int]:
             "`tokenizer` has no chat template, so prompts cannot be rendered; take the tokenizer of an "
             "instruction-tuned target, or set `tokenizer.chat_template`."
         )
+    return tokenizer(render_prompt(prompt, tokenizer), add_special_tokens=False)["input_ids"]
+
+
+def render_prompt(prompt: Prompt, tokenizer) -> str:
+    """The prompt's text, as far as the mark that opens the answer; `ValueError` if the template refuses it."""
     try:
-        text = tokenizer.apply_chat_template(prompt.messages, add_generation_prompt=True, tokenize=False)
+        return tokenizer.apply_chat_template(prompt.messages, add_generation_prompt=True, tokenize=False)
     except Exception as error:  # jinja's own errors, and whatever a template raises by itself
         raise ValueError(f"The chat template of `tokenizer` refuses prompt {prompt.id!r}: {error}") from error
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 def _read_text(path: Path) -> str:

@@ -106,7 +106,7 @@ def render_model_card(output_dir: str | os.PathLike, facts: CardFacts | dict) ->
             raise ValueError(f"`facts` holds {', '.join(unknown)}, which no card shows; it takes: {known}.")
         facts = CardFacts(**facts)
     plots = {name: getattr(facts, name) for name in CardFacts.__dataclass_fields__ if name.endswith("_plot")}
-    for kind in ("acceptance", "serving"):
+    for kind in _MEASURED:
         measured = getattr(facts, kind)
         plots |= {f"{kind}[{name!r}]['plot']": found.get("plot") for name, found in measured.items()}
     for name, plot in plots.items():

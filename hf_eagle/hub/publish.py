@@ -9,8 +9,7 @@ from .model_card import CardFacts, card_text, facts_of_card, measured_in
 
 
 # optimizer states, checkpoints, `training_args.bin` and logs stay at home
-PUBLISHED = ("config.json", "*.safetensors", "*.safetensors.index.json", "*.png", "acceptance*.json")
-PUBLISHED += ("serving*.json",)
+PUBLISHED = ("config.json", "*.safetensors", "*.safetensors.index.json", "*.png", "acceptance*.json", "serving*.json")
 CARD = "README.md"
 
 
