@@ -18,6 +18,13 @@ def argument(default: Any, help: str) -> Any:
     return field(default=default, metadata={"help": help})
 
 
+def at_least_one(args: Any, *names: str) -> None:
+    """`ValueError` naming the first of these fields that is below 1."""
+    for name in names:
+        if getattr(args, name) < 1:
+            raise ValueError(f"`{name}` must be at least 1, but is {getattr(args, name)}.")
+
+
 def parse_counts(name: str, text: str) -> list[int]:
     """`1..4` or `1,2,3,4` -> the numbers; `ValueError` naming the argument for anything else."""
     first, _, last = text.partition("..")

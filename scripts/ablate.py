@@ -43,9 +43,9 @@ class AblationArguments:
     jobs: int = field(default=1, metadata={"help": "Runs at the same time, the machine's cores divided among them."})
 
     def __post_init__(self):
-        for name in ("seeds", "num_prompts", "max_new_tokens", "jobs"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, but is {getattr(self, name)}.")
+        from hf_eagle.parser import at_least_one
+
+        at_least_one(self, "seeds", "num_prompts", "max_new_tokens", "jobs")
         if not self.minutes > 0:
             raise ValueError(f"`minutes` must be more than 0, but is {self.minutes}.")
 

@@ -48,13 +48,11 @@ class ServingArguments:
     )
 
     def __post_init__(self):
-        from hf_eagle.parser import parse_counts
+        from hf_eagle.parser import at_least_one, parse_counts
 
         for name in ("num_speculative_tokens", "batch_sizes"):
             setattr(self, name, parse_counts(name, getattr(self, name)))
-        for name in ("num_prompts", "max_new_tokens", "rounds"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, but is {getattr(self, name)}.")
+        at_least_one(self, "num_prompts", "max_new_tokens", "rounds")
         try:
             self.engine_args = json.loads(self.engine_args)
         except json.JSONDecodeError as problem:

@@ -65,9 +65,9 @@ class QuickstartArguments:
     num_speculative_tokens: int = field(default=3, metadata={"help": "Tokens drafted for each forward of the target."})
 
     def __post_init__(self):
-        for name in ("num_prompts", "max_new_tokens", "batch_size", "eval_prompts", "num_speculative_tokens"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, but is {getattr(self, name)}.")
+        from hf_eagle.parser import at_least_one
+
+        at_least_one(self, "num_prompts", "max_new_tokens", "batch_size", "eval_prompts", "num_speculative_tokens")
 
 
 class Progress:
