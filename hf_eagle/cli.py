@@ -17,6 +17,7 @@ VERBS = {
     "train": "train_eagle.py",
     "evaluate": "evaluate_draft.py",
     "regenerate": "regenerate_answers.py",
+    "write-prompts": "write_prompts.py",
     "preview": "preview_data.py",
     "cache": "cache_features.py",
     "check": "check_draft.py",

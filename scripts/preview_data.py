@@ -105,8 +105,7 @@ def measure(rows, tokenizer, data, overlap_prompts: list[str] | None) -> dict:
         records = load_records(data.train_data, dataset_format=form, weights=data.data_weights)
         statistics["overlap"] = {}
         for path in overlap_prompts:
-            prompts = load_prompts(path)
-            asked = [text for p in prompts for text in (p.messages[-1]["content"], *p.follow_ups)]
+            asked = [text for prompt in load_prompts(path) for text in prompt.asked]
             statistics["overlap"][Path(path).name] = overlap_statistics(records, asked)
     return statistics
 

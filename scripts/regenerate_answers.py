@@ -42,6 +42,11 @@ class RegenerationArguments:
     )
     output: str = field(metadata={"help": "JSONL file to write; `<output>.journal` beside it holds finished work."})
     num_records: int | None = _arg(None, "Take the first so many records only.")
+    held_out: list[str] | None = _arg(
+        None,
+        "Evaluation prompts (.jsonl, .json, .txt): records that hold 13 words of one in a row, or all of a shorter "
+        "one, are left out.",
+    )
     max_new_tokens: int = _arg(128, "Length of an answer at most, in tokens.")
     temperature: float = _arg(0.0, "0 is greedy.")
     top_p: float = _arg(1.0, "Nucleus, when sampling.")
@@ -83,6 +88,8 @@ def main() -> None:
         records = load_records(args.data, content_parts=args.server_url is not None)
         if args.num_records is not None:
             records = records.select(range(min(args.num_records, len(records))))
+        if args.held_out:
+            records = without(args.held_out, records)
         source = {"gguf_file": args.gguf_file} if args.gguf_file else {}
         source["trust_remote_code"] = args.trust_remote_code
         tokenizer = load_tokenizer(args.target, **source)
@@ -99,6 +106,23 @@ def main() -> None:
             ask_server(args, records, tokenizer, common)
     except ValueError as problem:
         raise SystemExit(f"error: {problem}") from None
+
+
+def without(held_out: list[str], records):
+    """The records in which no evaluation prompt was found; a line of the log says how many are left out."""
+    from hf_eagle.data.messages import read_record
+    from hf_eagle.data.statistics import HeldOut
+    from hf_eagle.evaluation.prompts import load_prompts
+
+    prompts = HeldOut([text for path in held_out for prompt in load_prompts(path) for text in prompt.asked])
+    clean = []
+    for index, record in enumerate(records):
+        messages = read_record(record, index, content_parts=True)[0]
+        texts = [message["content"] for message in messages if isinstance(message["content"], str)]
+        if not prompts.found_in(texts):
+            clean.append(index)
+    logging.info("%d of %d records hold prompts of %s: left out.", len(records) - len(clean), len(records), held_out)
+    return records.select(clean)
 
 
 def answer_in_process(args: RegenerationArguments, records, tokenizer, source: dict, common: dict) -> None:

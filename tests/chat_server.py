@@ -25,6 +25,8 @@ class ChatServer(ThreadingHTTPServer):
         delay (`float`): seconds that every answer takes.
         prompt_ids (function of the messages, *optional*): what `/tokenize` says; without it there is no such path.
         count (function of the messages, *optional*): `usage.prompt_tokens`.
+        write (function of the body, *optional*): text and finish_reason of a completion; without it there is no such
+            path.
 
     `chats` holds the bodies of all chat requests that were answered, in the order of their answers, `asked` their
     number with the failed ones, and `most` how many were under way together at most.
@@ -33,9 +35,10 @@ class ChatServer(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self, fault=None, delay=0.0, model="target", root=None, prompt_ids=None, count=None, key=None):
+    def __init__(self, fault=None, delay=0.0, model="target", root=None, prompt_ids=None, count=None, key=None, write=None):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.fault, self.delay, self.prompt_ids, self.count, self.key = fault, delay, prompt_ids, count, key
+        self.write = write
         self.listed = [{"id": model, "object": "model", "root": root or model, "max_model_len": 512}]
         self.chats, self.asked, self.under_way, self.most = [], 0, 0, 0
         self.lock = threading.Lock()
@@ -72,6 +75,9 @@ class _Handler(BaseHTTPRequestHandler):
             return self._reply(401, {"error": "Unauthorized"})
         if self.path == "/tokenize" and server.prompt_ids:
             return self._reply(200, {"tokens": server.prompt_ids(body["messages"])})
+        if self.path == "/v1/completions" and server.write:
+            text, reason = server.write(body)
+            return self._reply(200, {"choices": [{"index": 0, "text": text, "finish_reason": reason}]})
         if self.path != "/v1/chat/completions":
             return self._reply(404, {"detail": "Not Found"})
         with server.lock:

@@ -99,6 +99,7 @@ SCRIPTS = [
     "train_eagle",
     "evaluate_draft",
     "regenerate_answers",
+    "write_prompts",
     "fetch_assets",
     "quickstart",
     "preview_data",

@@ -132,7 +132,7 @@ def test_other_settings_are_refused(greedy, tmp_path):
         changed = [{"prompt": "x"}, *records()[1:]]
         regenerate_answers(model, tokenizer, changed, greedy, **arguments)
     (tmp_path / "mine.jsonl").write_text("precious")
-    with pytest.raises(ValueError, match="`output_path` .*mine.jsonl exists and was not written by regeneration"):
+    with pytest.raises(ValueError, match="`output_path` .*mine.jsonl exists, but not its journal"):
         regenerate_answers(model, tokenizer, records(), tmp_path / "mine.jsonl", **arguments)
     assert (tmp_path / "mine.jsonl").read_text() == "precious"
 

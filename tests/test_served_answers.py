@@ -15,7 +15,7 @@ from tiny_tokenizer import CHATML, LLAMA3, tiny_tokenizer
 
 from hf_eagle.data import chat_client
 from hf_eagle.data.chat_client import ServerError
-from hf_eagle.data.served_answers import _turn_seed
+from hf_eagle.data.turns import turn_seed
 
 
 WORKER = Path(__file__).parent / "served_worker.py"
@@ -33,7 +33,7 @@ def expected(chats: list[dict], seed: int | None = None) -> list[dict]:
         messages, reasons = [], []
         for message in chat["messages"]:
             if message["role"] == "assistant":
-                text, reason = answer(messages, None if seed is None else _turn_seed(seed, id, len(reasons)))
+                text, reason = answer(messages, None if seed is None else turn_seed(seed, id, len(reasons)))
                 message = {"role": "assistant", "content": text}
                 reasons.append(reason)
             messages = [*messages, message]
@@ -96,7 +96,7 @@ def test_seed_and_other_settings(tmp_path):
         with pytest.raises(ValueError, match=r"was begun with `seed` 3 \(now 4\)"):
             regenerate(tmp_path / "a", server.url, temperature=0.7, top_p=0.9, seed=4)
         (tmp_path / "mine").write_text("precious")
-        with pytest.raises(ValueError, match="`output_path` .*mine exists and was not written by regeneration"):
+        with pytest.raises(ValueError, match="`output_path` .*mine exists, but not its journal"):
             regenerate(tmp_path / "mine", server.url)
         # finished: only the greeting is asked
         greetings = server.asked
@@ -209,7 +209,11 @@ def test_script(tmp_path, monkeypatch, capsys):
 
     with ChatServer(root=str(tmp_path / "target"), prompt_ids=prompt_ids) as server:
         run(server_url=server.url, output=tmp_path / "out.jsonl", num_records=17, concurrency=3)
+        (tmp_path / "held.jsonl").write_text('{"prompt": "What is 3, and 0?"}\n{"turns": ["Hello!", "what is 7 and 1"]}')
+        run(server_url=server.url, output=tmp_path / "clean.jsonl", held_out=tmp_path / "held.jsonl")
     assert read(tmp_path / "out.jsonl") == expected(records(17))
+    clean = expected([chat for n, chat in enumerate(records(20)) if n not in (3, 7)])
+    assert read(tmp_path / "clean.jsonl") == clean and len(clean) == 18
     other = tiny_tokenizer(LLAMA3)
     with ChatServer(root=str(tmp_path / "target"), prompt_ids=lambda m: other.apply_chat_template(m)["input_ids"]) as s:
         with pytest.raises(SystemExit, match="error: The server .* makes another prompt of a chat than `target`'s"):

@@ -114,6 +114,10 @@ class ChatClient:
         """The answer to one chat completion request; `retries` instead of the client's, if given."""
         return self._ask("POST", "/v1/chat/completions", body, _chat_answer, retries)
 
+    def complete(self, body: dict) -> ChatAnswer:
+        """The continuation of one prompt as it stands, which no template is laid around."""
+        return self._ask("POST", "/v1/completions", body, _continuation)
+
     def prompt_ids(self, model: str, messages: list[dict]) -> list[int] | None:
         """The token ids the server makes of a chat; `None` where it does not tell (only vLLM does)."""
         try:
@@ -217,6 +221,14 @@ def _chat_answer(reply: dict) -> ChatAnswer:
     if reason == "abort" or not isinstance(reason, str) or not isinstance(text, str | None):
         raise KeyError("finish_reason")  # cut off by the server, not by the target
     return ChatAnswer(text or "", reason, usage.get("prompt_tokens"), usage.get("completion_tokens"))
+
+
+def _continuation(reply: dict) -> ChatAnswer:
+    choice, usage = reply["choices"][0], reply.get("usage") or {}
+    text, reason = choice["text"], choice["finish_reason"]
+    if reason == "abort" or not isinstance(reason, str) or not isinstance(text, str):
+        raise KeyError("finish_reason")
+    return ChatAnswer(text, reason, usage.get("prompt_tokens"), usage.get("completion_tokens"))
 
 
 def _detail(content: bytes) -> str:

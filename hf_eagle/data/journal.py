@@ -63,6 +63,20 @@ class Journal:
         self._file.close()
 
 
+def journal_beside(output_path: Path, settings: dict) -> Journal:
+    """The journal of a file that is written when all its work is done: `<output_path>.journal`.
+
+    Raises a `ValueError` when the file is there without it, so holds something else, and as `Journal` does.
+    """
+    path = output_path.with_name(output_path.name + ".journal")
+    if output_path.exists() and not path.exists():
+        raise ValueError(
+            f"`output_path` {output_path} exists, but not its journal {path.name}, so something else wrote it; choose "
+            "another."
+        )
+    return Journal(path, settings)
+
+
 def write_atomically(path: Path, lines) -> None:
     """Writes text lines so that `path` is either what it was or whole."""
     part = path.with_name(f".{path.name}-part")

@@ -1,6 +1,5 @@
 """The target's own answers through an OpenAI-compatible server: many records at once, each one's turns in order."""
 
-import hashlib
 import logging
 import queue
 import threading
@@ -12,7 +11,7 @@ from tqdm.auto import tqdm
 
 from .chat_client import Aborted, ChatAnswer, ChatClient, Refused, ServerError, TooLong, Unavailable
 from .served_target import ServedTarget
-from .turns import check_arguments, context, open_journal, read_turns, write_answered
+from .turns import check_arguments, context, open_journal, read_turns, turn_seed, write_answered
 
 
 logger = logging.getLogger(__name__)
@@ -204,7 +203,7 @@ class _Run:
 
     def _answer(self, client: ChatClient, id: int) -> None:
         turn = len(self.answers[id])
-        seed = None if self.seed is None else _turn_seed(self.seed, id, turn)
+        seed = None if self.seed is None else turn_seed(self.seed, id, turn)
         try:
             answer = client.chat(self.served.body(context(self.turns[id], self.answers[id]), seed))
         except (Refused, Unavailable) as problem:
@@ -233,10 +232,6 @@ def _known(turns: list, journal) -> list[list]:
             raise ValueError(f"{journal.path} holds turn {row['turn']} of record {row['id']} out of order; delete it.")
         found.append((row["text"], row["finish_reason"]))
     return answers
-
-
-def _turn_seed(seed: int, id: int, turn: int) -> int:
-    return int.from_bytes(hashlib.sha256(f"{seed}/{id}/{turn}".encode()).digest()[:4], "big") >> 1
 
 
 def _first(early: dict[int, ServerError]) -> str:

@@ -50,32 +50,48 @@ def duplicate_statistics(rows: Dataset) -> dict[str, int]:
     return {"duplicates": seen.total() - len(seen)}
 
 
-def overlap_statistics(records: Iterable[dict], prompts: list[str], form: str | None = None) -> dict[str, int]:
-    """How many test prompts lie in the conversations.
+class HeldOut:
+    """Prompts kept for evaluation, to be looked for in training data.
 
     A prompt counts as found when a conversation holds 13 words of it in a row, in lower case and without punctuation;
     one of fewer words when it is a whole message.
 
+    Args:
+        prompts (`list[str]`): what users say in the evaluation.
+    """
+
+    def __init__(self, prompts: list[str]):
+        self._runs: dict[tuple, set[int]] = {}
+        self._whole: dict[tuple, set[int]] = {}
+        for number, prompt in enumerate(prompts):
+            words = _words(prompt)
+            for gram in _ngrams(words):
+                self._runs.setdefault(gram, set()).add(number)
+            if 0 < len(words) < _NGRAM:
+                self._whole.setdefault(tuple(words), set()).add(number)
+        self._starts = {gram[0] for gram in self._runs}
+
+    def found_in(self, texts: Iterable[str]) -> set[int]:
+        """Numbers of the prompts that lie in the messages of one conversation."""
+        found: set[int] = set()
+        for text in texts:
+            words = _words(text)
+            found |= self._whole.get(tuple(words), set()) if len(words) < _NGRAM else set()
+            for gram in _ngrams(words, self._starts):
+                found |= self._runs.get(gram, set())
+        return found
+
+
+def overlap_statistics(records: Iterable[dict], prompts: list[str], form: str | None = None) -> dict[str, int]:
+    """How many test prompts lie in the conversations, as `HeldOut` finds them.
+
     Returns `prompts`, `prompts_found`, and `conversations_found`, those that hold any of them.
     """
-    wanted: dict[tuple, set[int]] = {}
-    whole: dict[tuple, set[int]] = {}
-    for number, prompt in enumerate(prompts):
-        words = _words(prompt)
-        for gram in _ngrams(words):
-            wanted.setdefault(gram, set()).add(number)
-        if 0 < len(words) < _NGRAM:
-            whole.setdefault(tuple(words), set()).add(number)
-    starts = {gram[0] for gram in wanted}
+    held_out = HeldOut(prompts)
     found: set[int] = set()
     conversations = 0
     for index, record in enumerate(records):
-        here: set[int] = set()
-        for message in read_record(record, index, form)[0]:
-            words = _words(message["content"])
-            here |= whole.get(tuple(words), set()) if len(words) < _NGRAM else set()
-            for gram in _ngrams(words, starts):
-                here |= wanted.get(gram, set())
+        here = held_out.found_in(message["content"] for message in read_record(record, index, form)[0])
         found |= here
         conversations += bool(here)
     return {"prompts": len(prompts), "prompts_found": len(found), "conversations_found": conversations}

@@ -5,7 +5,7 @@ import json
 import logging
 from pathlib import Path
 
-from .journal import Journal, write_atomically
+from .journal import Journal, journal_beside, write_atomically
 from .messages import read_record
 
 
@@ -63,11 +63,8 @@ def open_journal(output_path: Path, turns: list, settings: dict, asked_with=None
 
     Raises a `ValueError` when `output_path` holds something else, or was begun with other settings.
     """
-    path = output_path.with_name(output_path.name + ".journal")
-    if output_path.exists() and not path.exists():
-        raise ValueError(f"`output_path` {output_path} exists and was not written by regeneration; choose another.")
     questions = hashlib.sha256(json.dumps([turns, asked_with]).encode()).hexdigest()[:16]
-    return Journal(path, settings | {"records": len(turns), "questions": questions})
+    return journal_beside(output_path, settings | {"records": len(turns), "questions": questions})
 
 
 def write_answered(output_path: Path, turns: list, answers: list[list]) -> None:
@@ -89,7 +86,12 @@ def _line(id: int, turns: list[list[dict]], answers: list[tuple | None]) -> str:
     return json.dumps({"id": id, "messages": messages, "finish_reason": reasons}, ensure_ascii=False)
 
 
-def check_arguments(at_least_one: dict, temperature: float, top_p: float, time_limit: float | None) -> None:
+def turn_seed(seed: int, id: int, turn: int = 0) -> int:
+    """Of the sampling of one answer."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{id}/{turn}".encode()).digest()[:4], "big") >> 1
+
+
+def check_arguments(at_least_one: dict, temperature: float, top_p: float, time_limit: float | None = None) -> None:
     """Raises a `ValueError` for an argument out of range; `at_least_one` are counts by name."""
     for name, value in at_least_one.items():
         if value < 1:

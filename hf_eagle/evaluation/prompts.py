@@ -20,6 +20,11 @@ class Prompt:
     id: str | int  # the record's own id, else its index in the file, from 0
     follow_ups: tuple[str, ...] = ()  # what the user says next, after each answer
 
+    @property
+    def asked(self) -> list[str]:
+        """The texts of its last message and of all that follow it."""
+        return [self.messages[-1]["content"], *self.follow_ups]
+
     def answered(self, answer: str) -> "Prompt":
         """The dialogue behind the target's answer, waiting for the next one; without a follow-up nothing is asked."""
         messages = [*self.messages, {"role": "assistant", "content": answer}]
