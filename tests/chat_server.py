@@ -35,7 +35,9 @@ class ChatServer(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self, fault=None, delay=0.0, model="target", root=None, prompt_ids=None, count=None, key=None, write=None):
+    def __init__(
+        self, fault=None, delay=0.0, model="target", root=None, prompt_ids=None, count=None, key=None, write=None
+    ):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.fault, self.delay, self.prompt_ids, self.count, self.key = fault, delay, prompt_ids, count, key
         self.write = write

@@ -209,7 +209,8 @@ def test_script(tmp_path, monkeypatch, capsys):
 
     with ChatServer(root=str(tmp_path / "target"), prompt_ids=prompt_ids) as server:
         run(server_url=server.url, output=tmp_path / "out.jsonl", num_records=17, concurrency=3)
-        (tmp_path / "held.jsonl").write_text('{"prompt": "What is 3, and 0?"}\n{"turns": ["Hello!", "what is 7 and 1"]}')
+        held_out = [{"prompt": "What is 3, and 0?"}, {"turns": ["Hello!", "what is 7 and 1"]}]
+        (tmp_path / "held.jsonl").write_text("\n".join(map(json.dumps, held_out)))
         run(server_url=server.url, output=tmp_path / "clean.jsonl", held_out=tmp_path / "held.jsonl")
     assert read(tmp_path / "out.jsonl") == expected(records(17))
     clean = expected([chat for n, chat in enumerate(records(20)) if n not in (3, 7)])
