@@ -10,8 +10,8 @@ The file of variants names what each changes in the recipe, a line a variant:
     eagle1: {method: eagle1, draft_vocab_size: null, ttt_steps: null, feature_store: outputs/features-eagle1}
 
 A short run of each variant tells how many steps fit into the time; its learning rate schedule ends there. What a run
-left in `output_dir` is not done again, so an interrupted comparison goes on. Choose `prompts` that are not those of the
-final measurement: what is chosen by them is no longer a fair number for them.
+left in `output_dir` is not done again, so an interrupted comparison goes on; a run that fails leaves the others alone.
+Choose `prompts` that are not those of the final measurement: what is chosen by them is no longer fairly measured on them.
 """
 
 import json
@@ -19,6 +19,7 @@ import os
 import statistics
 import subprocess
 import sys
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,16 +57,29 @@ def main() -> None:
     (args,) = EagleArgumentParser(AblationArguments, description=__doc__).parse_args_and_config()
     variants = read_variants(Path(args.variants))
     Path(args.output_dir).mkdir(parents=True, exist_ok=True)
+    results = {}
     with ThreadPoolExecutor(args.jobs) as pool:
-        steps = dict(zip(variants, pool.map(lambda name: steps_of(args, name, variants[name]), variants), strict=True))
-        runs = [(name, seed) for seed in range(args.seeds) for name in variants]
-        found = pool.map(lambda run: measured(args, run, variants[run[0]], steps[run[0]]), runs)
-        results = {}
-        for (name, _), result in zip(runs, found, strict=True):
+        steps = dict(finished(pool, lambda name: steps_of(args, name, variants[name]), variants))
+        runs = [(name, seed) for seed in range(args.seeds) for name in steps]
+        work = lambda run: measured(args, run, variants[run[0]], steps[run[0]])  # noqa: E731
+        for (name, _), result in finished(pool, work, runs):
             results.setdefault(name, []).append(result)
-            text = table(results)
-            (Path(args.output_dir) / "table.md").write_text(text + "\n", encoding="utf-8")
-    print(text)
+            (Path(args.output_dir) / "table.md").write_text(table(results) + "\n", encoding="utf-8")
+    print(table(results))
+    wanted, done = args.seeds * len(variants), sum(map(len, results.values()))
+    if done < wanted:
+        raise RuntimeError(
+            f"{wanted - done} of {wanted} runs failed, as said above; the same command tries them again."
+        )
+
+
+def finished(pool: ThreadPoolExecutor, work: Callable, items: Iterable) -> Iterator[tuple]:
+    """`(item, work(item))` in order; a failure is told, and the others go on."""
+    for item, future in [(item, pool.submit(work, item)) for item in items]:
+        try:
+            yield item, future.result()
+        except RuntimeError as problem:
+            print(f"{item}: {problem}", file=sys.stderr, flush=True)
 
 
 def read_variants(path: Path) -> dict[str, dict]:

@@ -76,10 +76,14 @@ def test_variants_are_trained_measured_and_not_done_twice(folder, monkeypatch, c
     assert printed.count(" ± ") == 2
 
 
-def test_what_a_script_says_is_passed_on(folder, monkeypatch, capsys):
-    (folder / "wrong.yaml").write_text("deep: {ttt_steps: 0}\n")
-    with pytest.raises(RuntimeError, match="(?s)train_eagle.py failed.*`ttt_steps` must be at least 1"):
-        run(folder, monkeypatch, capsys, variants=folder / "wrong.yaml")
+def test_a_variant_that_fails_is_told_and_the_others_go_on(folder, monkeypatch, capsys):
+    (folder / "wrong.yaml").write_text("deep: {ttt_steps: 0}\nrecipe: {}\n")
+    with pytest.raises(RuntimeError, match="1 of 2 runs failed, as said above"):
+        run(folder, monkeypatch, capsys, variants=folder / "wrong.yaml", output_dir=folder / "mixed")
+    printed = capsys.readouterr()
+    assert re.search("(?s)deep: scripts/train_eagle.py failed.*`ttt_steps` must be at least 1", printed.err)
+    rows = [line for line in printed.out.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) == 1 and rows[0].startswith("| recipe |")
 
 
 def test_bad_arguments(folder, monkeypatch, capsys):
