@@ -11,7 +11,7 @@ The file of variants names what each changes in the recipe, a line a variant:
 
 A short run of each variant tells how many steps fit into the time; its learning rate schedule ends there. What a run
 left in `output_dir` is not done again, so an interrupted comparison goes on; a run that fails leaves the others alone.
-Choose `prompts` that are not those of the final measurement: what is chosen by them is no longer fairly measured on them.
+Choose `prompts` that are not those of the final measurement, which would no longer be a fair one.
 """
 
 import json
