@@ -134,5 +134,5 @@ def test_recipes_parse(recipe):
     refuse_other_methods(draft.draft_method, target, draft, args)
     assert draft.method == next(method for method in ("eagle1", "eagle2", "eagle3") if method in recipe)
     assert (draft.fc_norm, draft.norm_output) == (("eagle3.1" in recipe,) * 2)
-    if recipe.startswith("smollm2"):  # drafts of one target are comparable: the same data, as often
+    if recipe in ("smollm2-135m-eagle1.yaml", "smollm2-135m-eagle3.yaml"):  # comparable: the same data, as often
         assert (data.max_length, args.num_train_epochs, args.per_device_train_batch_size) == (512, 3, 8)
