@@ -210,24 +210,24 @@ class ChatClient:
 
 
 def _chat_answer(reply: dict) -> ChatAnswer:
-    choice, usage = reply["choices"][0], reply.get("usage") or {}
-    message, reason = choice["message"], choice["finish_reason"]
+    message = reply["choices"][0]["message"]
     if message.get("reasoning_content") or message.get("reasoning"):
         raise ServerError(
             "The server splits the target's thinking off its answers; start it without its reasoning parser, since a "
             "draft must learn all that the target says."
         )
-    text = message["content"]
-    if reason == "abort" or not isinstance(reason, str) or not isinstance(text, str | None):
-        raise KeyError("finish_reason")  # cut off by the server, not by the target
-    return ChatAnswer(text or "", reason, usage.get("prompt_tokens"), usage.get("completion_tokens"))
+    return _answer(reply, "" if message["content"] is None else message["content"])
 
 
 def _continuation(reply: dict) -> ChatAnswer:
-    choice, usage = reply["choices"][0], reply.get("usage") or {}
-    text, reason = choice["text"], choice["finish_reason"]
+    return _answer(reply, reply["choices"][0]["text"])
+
+
+def _answer(reply: dict, text: str) -> ChatAnswer:
+    """The text with what a reply says about it, whichever of the two paths it comes from."""
+    reason, usage = reply["choices"][0]["finish_reason"], reply.get("usage") or {}
     if reason == "abort" or not isinstance(reason, str) or not isinstance(text, str):
-        raise KeyError("finish_reason")
+        raise KeyError("finish_reason")  # cut off by the server, not by the target
     return ChatAnswer(text, reason, usage.get("prompt_tokens"), usage.get("completion_tokens"))
 
 

@@ -5,13 +5,14 @@ user's turn, and writes what users said in the data that it was tuned on (Magpie
 import json
 import logging
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from tqdm.auto import tqdm
 
 from .chat_client import ChatClient
-from .journal import journal_beside, write_atomically
+from .journal import Journal, journal_beside, write_atomically
 from .rendering import ChatRenderer
 from .served_target import ServedTarget
 from .turns import check_arguments, turn_seed
@@ -93,23 +94,33 @@ def write_prompts(
         return {"id": id, "text": answer.text.split(end)[0].strip(), "finish_reason": answer.finish_reason}
 
     settings = {"target": str(target), "openings": openings, "num_prompts": num_prompts, "seed": seed, **sampling}
-    with journal_beside(output_path, settings) as journal, ThreadPoolExecutor(concurrency) as pool:
-        missing = sorted(set(range(num_prompts)) - {row["id"] for row in journal.rows})
-        waiting = [pool.submit(written, id) for id in missing]
-        bar = tqdm(total=num_prompts, initial=num_prompts - len(missing), unit="prompt", disable=not progress)
+    with journal_beside(output_path, settings) as journal:
+        _write_missing(journal, written, num_prompts, concurrency, stop, progress)
+        rows = sorted(journal.rows, key=lambda row: row["id"])
+    write_atomically(output_path, map(_line, _usable(rows, tokenizer)))
+    return output_path
+
+
+def _write_missing(
+    journal: Journal,
+    written: Callable[[int], dict],
+    number: int,
+    concurrency: int,
+    stop: threading.Event,
+    progress: bool,
+) -> None:
+    """Appends the row of every id that the journal lacks, as they come; a failure ends the others."""
+    missing = sorted(set(range(number)) - {row["id"] for row in journal.rows})
+    bar = tqdm(total=number, initial=number - len(missing), unit="prompt", disable=not progress)
+    with bar, ThreadPoolExecutor(concurrency) as pool:
         try:
-            for done in as_completed(waiting):
+            for done in as_completed([pool.submit(written, id) for id in missing]):
                 journal.append(done.result())
                 bar.update()
         except BaseException:
             stop.set()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-        finally:
-            bar.close()
-        rows = sorted(journal.rows, key=lambda row: row["id"])
-    write_atomically(output_path, map(_line, _usable(rows, tokenizer)))
-    return output_path
 
 
 def open_user_turn(tokenizer, system: str | None = None) -> tuple[str, str]:
