@@ -7,6 +7,7 @@ from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import reduce
@@ -20,6 +21,7 @@ from .data.media import processor_fingerprint
 from .data.store_layout import StoreLayout, conversations_of
 from .data.stored_batches import StoredFeaturesCollator
 from .drafts.vocabulary import tokenizer_fingerprint
+from .targets.distribution import FullOutlook
 from .targets.media import has_mrope
 from .targets.stored import target_fingerprints
 from .targets.target import FrozenTarget, TargetFeatures
@@ -57,7 +59,7 @@ class FeatureCache(TrainerCallback):
     """
 
     def __init__(self, store: FeatureStore, target: FrozenTarget, writer: FeatureWriter | None = None):
-        self.store, self.writer, self.dtype = store, writer, target.dtype
+        self.store, self.writer, self.target = store, writer, target
 
     def collator(self, collator) -> StoredFeaturesCollator:
         """The same batches, with what the store has of them."""
@@ -79,14 +81,18 @@ class FeatureCache(TrainerCallback):
             seen = self.look(stored.conversations, look)
             features = seen if features is None else features
         found = {
-            name: decode({part: x.to(device, non_blocking=True) for part, x in parts.items()}, self.dtype)
+            name: decode({part: x.to(device, non_blocking=True) for part, x in parts.items()}, self.target.dtype)
             for name, parts in features.items()
-            if name != "positions"
+            if name in ("taps", "last_hidden")
         }
-        positions = None
-        if "positions" in features:
-            positions = features["positions"]["values"].to(device, torch.long).permute(2, 0, 1)
-        return TargetFeatures(taps=found.get("taps"), last_hidden=found["last_hidden"], position_ids=positions)
+        plain = {name: parts["values"].to(device) for name, parts in features.items() if name not in found}
+        outlook = None
+        if "top" in plain:
+            outlook = FullOutlook(plain["top"].long()[..., 0], plain["log_partition"][..., 0])
+        positions = plain["positions"].long().permute(2, 0, 1) if "positions" in plain else None
+        return TargetFeatures(
+            taps=found.get("taps"), last_hidden=found["last_hidden"], position_ids=positions, outlook=outlook
+        )
 
     def _anywhere(self, missing: bool, device: torch.device) -> bool:
         """Whether the target must be asked: by all ranks at once, since it may be spread over them."""
@@ -98,16 +104,35 @@ class FeatureCache(TrainerCallback):
         """Ask the target about a batch and store what is not stored yet; features as the store will return them."""
         if self.writer is None:
             raise ValueError(f"`feature_store` {self.store.folder} lacks a conversation of this batch.")
-        seen, layout = look(), self.store.layout
-        asked = {"taps": seen.taps if layout.taps else None, "last_hidden": seen.last_hidden}
-        features = {name: encode(x, layout.dtype, layout.hidden) for name, x in asked.items() if x is not None}
-        if layout.axes:
-            features["positions"] = {"values": _positions(seen, conversations)}
+        features = self.encoded(look(), conversations)
         for row, start, conversation in conversations:
             place = slice(start, start + len(conversation.input_ids))
             own = {name: {part: x[row, place] for part, x in parts.items()} for name, parts in features.items()}
             self.writer.add(conversation, own)
         return features
+
+    def encoded(self, seen: TargetFeatures, conversations: list) -> dict:
+        """What the target says of a batch as the store keeps it, on the batch's grid; on all ranks at once."""
+        layout = self.store.layout
+        features = {"last_hidden": encode(seen.last_hidden, layout.dtype, layout.hidden)}
+        if layout.taps:
+            features["taps"] = encode(seen.taps, layout.dtype, layout.hidden)
+            features |= self._outlook(seen.last_hidden, conversations)
+        if layout.axes:
+            features["positions"] = {"values": _positions(seen, conversations)}
+        return features
+
+    def _outlook(self, last_hidden: torch.Tensor, conversations: list) -> dict:
+        """What the whole head makes of the places that the store keeps, `(batch, length, 1)`, zeros elsewhere."""
+        shape = last_hidden.shape[:2]
+        places = [row * shape[1] + start + self.store.layout.places(c) for row, start, c in conversations]
+        places = torch.from_numpy(np.concatenate(places)).to(last_hidden.device)
+        outlook = self.target.outlook(last_hidden.flatten(0, 1)[places])
+
+        def on_grid(x: torch.Tensor) -> dict:
+            return {"values": x.new_zeros(shape.numel()).index_copy_(0, places, x).view(*shape, 1)}
+
+        return {"top": on_grid(outlook.top.int()), "log_partition": on_grid(outlook.log_partition)}
 
     def sync(self) -> None:
         """Write what is waiting, and learn what other ranks wrote; to be called on all ranks at once."""
@@ -261,8 +286,8 @@ def fill(
         if place < len(batches):
             cache.look(batch["stored"].conversations, lambda: target(**asked))  # noqa: B023
             tokens += int(batch["attention_mask"].sum())
-        else:
-            target(**asked)  # with the others, over which it may be spread
+        else:  # with the others, over which it may be spread
+            cache.encoded(target(**asked), batch["stored"].conversations)
     cache.sync()
     return tokens
 

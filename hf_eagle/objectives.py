@@ -21,7 +21,7 @@ from .fused_loss import FusedHeadLoss, LossRows, StreamedRows, acceptance_rates
 if TYPE_CHECKING:
     from .eagle_arguments import EagleArguments
     from .supervision import SupervisionPlan
-    from .targets.features import TargetDistribution
+    from .targets.distribution import FullOutlook, TargetDistribution
     from .targets.target import FrozenTarget
 
 
@@ -53,9 +53,17 @@ class DraftObjective:
         """Features as a draft is trained on them: as they are."""
         return features
 
-    def ask(self, target: "FrozenTarget", hidden: torch.Tensor, draft_ids: torch.Tensor | None, dtype: torch.dtype):
-        """The teacher that `bind` takes: the target's distribution at the last hidden states `(positions, hidden)`."""
-        return target.distribution(hidden, draft_ids, dtype=dtype, with_mass=self.needs_mass)
+    def ask(
+        self,
+        target: "FrozenTarget",
+        hidden: torch.Tensor,
+        draft_ids: torch.Tensor | None,
+        dtype: torch.dtype,
+        outlook: "FullOutlook | None" = None,
+    ):
+        """The teacher that `bind` takes: the target's distribution at the last hidden states `(positions, hidden)`,
+        for less where their `outlook` is known."""
+        return target.distribution(hidden, draft_ids, dtype=dtype, with_mass=self.needs_mass, outlook=outlook)
 
     def bind(self, plan: "SupervisionPlan", teacher: "TargetDistribution", step_factors: torch.Tensor) -> Objective:
         """The callable a draft's unroll takes, for one batch.
@@ -130,8 +138,15 @@ class FeatureObjective:
         """Features as a draft is trained on them: with noise, so that it bears the errors of its own."""
         return add_feature_noise(features, documents, self.feature_noise)
 
-    def ask(self, target: "FrozenTarget", hidden: torch.Tensor, draft_ids: torch.Tensor | None, dtype: torch.dtype):
-        """The teacher that `bind` takes: the last hidden states `(positions, hidden)`, and the target's head."""
+    def ask(
+        self,
+        target: "FrozenTarget",
+        hidden: torch.Tensor,
+        draft_ids: torch.Tensor | None,
+        dtype: torch.dtype,
+        outlook: "FullOutlook | None" = None,
+    ):
+        """The teacher that `bind` takes: the last hidden states `(positions, hidden)`, and the target's whole head."""
         return FeatureTeacher(hidden, target.teacher_head(), dtype)
 
     def bind(self, plan: "SupervisionPlan", teacher: FeatureTeacher, step_factors: torch.Tensor) -> Objective:

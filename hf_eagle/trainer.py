@@ -167,6 +167,7 @@ class EagleTrainer(PublishedTrainer):
             seen.last_hidden.flatten(0, 1)[plan.positions],
             draft.draft_ids,
             torch.bfloat16 if self.args.bf16 else torch.float32,
+            outlook=None if seen.outlook is None else seen.outlook.at(plan.positions),
         )
         output = model(
             input_ids=inputs["input_ids"],

@@ -109,14 +109,18 @@ def test_packed_rows_are_read_from_a_store_of_either_kind(tmp_path):
 
 
 class Rounded(FrozenTarget):
-    """A target whose features are rounded as a store of `store_dtype` rounds them: the live run to compare with."""
+    """A target whose features are rounded as a store of `store_dtype` rounds them: the live run to compare with.
+
+    What its head says of all tokens is stored of the exact ones.
+    """
 
     store_dtype = "bfloat16"
 
     def __call__(self, *args, **kwargs):
         seen = super().__call__(*args, **kwargs)
         taps, last = (decode(encode(x, self.store_dtype, 32), x.dtype) for x in (seen.taps, seen.last_hidden))
-        return TargetFeatures(taps, last)
+        outlook = self.outlook(seen.last_hidden.flatten(0, 1))
+        return TargetFeatures(taps, last, outlook=outlook)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float8"])

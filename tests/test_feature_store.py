@@ -43,14 +43,20 @@ def test_features_are_the_targets_where_they_are_needed_and_zero_elsewhere(folde
     for row, conversation in list(conversations_of(DATA))[:20]:
         ids = torch.tensor([CHATS[row]["input_ids"]])
         with torch.no_grad():
-            states = target.model(ids, output_hidden_states=True).hidden_states
-        wanted = {"taps": torch.cat([states[i] for i in (2, 4, 5)], -1)[0], "last_hidden": states[-1][0]}
+            seen = target.model(ids, output_hidden_states=True)
+        states, logits = seen.hidden_states, seen.logits[0]
+        wanted = {
+            "taps": torch.cat([states[i] for i in (2, 4, 5)], -1)[0],
+            "last_hidden": states[-1][0],
+            "top": logits.argmax(-1, keepdim=True).int(),
+            "log_partition": logits.logsumexp(-1, keepdim=True),
+        }
         shape = (2, ids.shape[1] + 3)  # in the second row of a batch, two places from its left
         features = store.gather([(1, 2, conversation)], shape)
-        kept = {"taps": list(range(conversation.kept)), "last_hidden": conversation.judged.tolist()}
+        assert set(features) == set(wanted)
         for name, parts in features.items():
-            grid = torch.zeros(*shape, wanted[name].shape[1])
-            places = torch.tensor(kept[name])
+            grid = wanted[name].new_zeros(*shape, wanted[name].shape[1])
+            places = torch.arange(conversation.kept) if name == "taps" else torch.from_numpy(conversation.judged)
             grid[1, 2 + places] = wanted[name][places]
             torch.testing.assert_close(parts["values"], grid, rtol=1e-4, atol=1e-5)
             assert bool((parts["values"] == 0).eq(grid == 0).all())

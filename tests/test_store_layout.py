@@ -38,7 +38,7 @@ def test_little_is_kept_for_nothing():
     record = {"input_ids": list(range(10, 22)), "loss_mask": [0, 0, 0, 1, 1, 0, 0, 1, 0, 0, 0, 0]}
     ((_, _, conversation),) = conversations_in(pad_batch([record]))
     assert conversation.judged.tolist() == [3, 4, 5, 7, 8] and conversation.kept == 9
-    assert StoreLayout(3, 8, "bfloat16").bytes_of(conversation) == 9 * 3 * 16 + 5 * 16 + 12 * 5 + 8
+    assert StoreLayout(3, 8, "bfloat16").bytes_of(conversation) == 9 * 3 * 16 + 5 * (16 + 8) + 12 * 5 + 8
     assert StoreLayout(0, 8, "float8").bytes_of(conversation) == 9 * (8 + 4) + 12 * 5 + 8
 
 

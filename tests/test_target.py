@@ -120,6 +120,33 @@ def test_distribution_is_the_softmax(chunk):
     assert target.distribution(hidden[:0], ids).probs.shape == (0, 4)
 
 
+@pytest.mark.parametrize("chunk", [5, 256])
+def test_a_known_outlook_leaves_the_rest_of_the_head_out(chunk):
+    """The same distribution of the draft vocabulary's rows alone; of equal logits the first is the target's token."""
+    target = FrozenTarget(tiny_llama())
+    hidden = target(torch.randint(3, 96, (1, 40))).last_hidden[0]
+    with torch.no_grad():
+        logits = target.model.lm_head(hidden)
+        ids = torch.cat([logits.argmax(-1)[:20], torch.tensor([1, 5, 77])]).unique()
+        twin = next(i for i in range(96) if i not in ids)
+        target.model.lm_head.weight[ids[-1]] = 9 * target.model.lm_head.weight[twin]
+        target.model.lm_head.weight[twin] = target.model.lm_head.weight[ids[-1]]
+        logits = target.model.lm_head(hidden)
+    outlook = target.outlook(hidden, chunk=chunk)
+    assert torch.equal(outlook.top, logits.argmax(-1))
+    torch.testing.assert_close(outlook.log_partition, logits.logsumexp(-1))
+
+    seen = target.distribution(hidden, ids, with_mass=True, chunk=chunk, outlook=outlook)
+    assert torch.equal(seen.in_draft, torch.isin(logits.argmax(-1), ids))
+    assert seen.in_draft.any() and not seen.in_draft.all() and (outlook.top == twin).any()
+    wanted = target.distribution(hidden, ids, with_mass=True)
+    assert all(torch.equal(getattr(seen, name), getattr(wanted, name)) for name in ("probs", "argmax", "in_draft"))
+    torch.testing.assert_close(seen.mass, wanted.mass)
+    head = target.teacher_head
+    target.teacher_head = lambda ids=None: head(ids) if ids is not None else pytest.fail("the whole head is asked")
+    target.distribution(hidden, ids, outlook=outlook)
+
+
 def test_the_target_is_frozen_and_keeps_no_hook():
     target = FrozenTarget(tiny_llama(), [2, 4, 7])
     target(torch.randint(3, 96, (1, 5)))

@@ -12,7 +12,7 @@ from ..drafts.modeling_base import EagleOutput
 from ..drafts.vocabulary import VocabularyMapping
 from ..objectives import DraftObjective
 from ..supervision import SupervisionPlan, supervised_steps
-from ..targets.features import TargetDistribution
+from ..targets.distribution import TargetDistribution
 from ..targets.latent import LATENT_SIZES
 from ..targets.target import FrozenTarget
 

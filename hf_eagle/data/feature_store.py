@@ -25,7 +25,7 @@ from .store_layout import Conversation, StoreLayout
 
 
 SETTINGS, INDEX, LOCK = "store.json", "index.arrow", ".lock"
-_FORMAT = 1
+_FORMAT = 2
 _SHARD_BYTES = 2**28
 _INDEX = pa.schema(
     [("key", pa.binary(16)), ("shard", pa.string()), *((name, pa.int64()) for name in ("taps", "kept", "hidden"))]
@@ -139,18 +139,19 @@ class FeatureStore:
 
         Returns:
             What `encode` returned, on the grid of the batch: `{"last_hidden": {"values": (batch, length, hidden)}}`,
-            and `"taps"` and `"positions"` `(batch, length, axes)` where there are any.
+            and where there are any `"taps"`, `"positions"` `(batch, length, axes)`, and `"top"` and `"log_partition"`
+            `(batch, length, 1)`.
         """
         grids: dict[str, torch.Tensor] = {}
         for row, start, conversation in documents:
             name, first_tap, kept, first = self._index[conversation.key]
             shard = self._open(name)
             places = self.layout.places(conversation)
-            for column in (c for c in shard if c.startswith(("taps", "positions", "last_hidden"))):
+            for column in (c for c in shard if "." in c):
                 stored = shard[column]
                 if column not in grids:
                     grids[column] = stored.new_zeros(*shape, stored.shape[1])
-                if not column.startswith("last_hidden"):
+                if column.startswith(("taps", "positions")):
                     grids[column][row, start : start + kept] = stored[first_tap : first_tap + kept]
                 else:
                     grids[column][row, start + torch.from_numpy(places)] = stored[first : first + len(places)]
@@ -181,14 +182,14 @@ class FeatureWriter:
         """Take what the layout says of the features of all tokens.
 
         Args:
-            features: `"last_hidden"`, and `"taps"` and `"positions"` where there are any: as `encode` returns them,
-                `(length, ...)` each.
+            features: as `gather` returns them, `(length, ...)` each.
         """
         if conversation in self:
             return
         layout = self.store.layout
         kept = slice(conversation.kept)
-        places = {"taps": kept, "positions": kept, "last_hidden": torch.from_numpy(layout.places(conversation))}
+        judged = torch.from_numpy(layout.places(conversation))
+        places = {name: kept if name in ("taps", "positions") else judged for name in features}
         self._rows[conversation.key] = (
             conversation,
             {

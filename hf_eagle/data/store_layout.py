@@ -52,11 +52,12 @@ class Conversation:
 
 @dataclass(frozen=True)
 class StoreLayout:
-    """What is stored of a conversation: the taps of `kept` tokens, and the last hidden states of `judged` ones.
+    """What is stored of a conversation: the taps of `kept` tokens, and of `judged` ones the last hidden states and
+    what the target's whole head makes of them, its most probable token and its log-sum-exp.
 
     Args:
         taps: taps of a token. 0 for a draft that looks at last hidden states only: then those of all `kept` tokens are
-            stored.
+            stored, and nothing of the head.
         hidden: width of one tap, and of the last hidden state.
         dtype: of `STORE_DTYPES`.
         axes: positions of a token, 3 beside a target with m-RoPE and data with media, which are stored then for `kept`
@@ -69,13 +70,13 @@ class StoreLayout:
     axes: int = 0
 
     def places(self, conversation: Conversation) -> np.ndarray:
-        """Places whose last hidden state is stored, ascending."""
+        """Places whose last hidden state is stored, and the head's outlook, ascending."""
         return conversation.judged if self.taps else np.arange(conversation.kept)
 
     def bytes_of(self, conversation: Conversation) -> int:
         """What a conversation takes on the disk, headers of files aside."""
         taps = conversation.kept * (bytes_a_token(self.dtype, self.hidden, self.taps) + 4 * self.axes)
-        last = len(self.places(conversation)) * bytes_a_token(self.dtype, self.hidden, 1)
+        last = len(self.places(conversation)) * (bytes_a_token(self.dtype, self.hidden, 1) + 8 * bool(self.taps))
         return taps + last + 5 * len(conversation.input_ids) + 8
 
 

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from transformers import Cache
 
+from .distribution import FullOutlook
+
 
 @dataclass
 class TargetFeatures:
@@ -18,6 +20,7 @@ class TargetFeatures:
         position_ids: `(3, batch, length)`, where the target has put the tokens of a batch with images (m-RoPE).
         embeddings: `(batch, length, hidden)` of a batch with images: what the first layer gets, those of tokens and, in
             the images' places, what the vision tower made of them.
+        outlook: of every place, where it is known already, `(batch, length)` each.
     """
 
     taps: torch.Tensor | None
@@ -25,23 +28,7 @@ class TargetFeatures:
     past_key_values: Cache | None = None
     position_ids: torch.Tensor | None = None
     embeddings: torch.Tensor | None = None
-
-
-@dataclass
-class TargetDistribution:
-    """A target's next-token distribution at `positions` places, as far as a draft vocabulary can see it.
-
-    Attributes:
-        probs: `(positions, draft_vocab)`, softmax over the draft vocabulary's logits only.
-        argmax: `(positions,)` int64, the draft vocabulary's most probable id, as a DRAFT id.
-        in_draft: bool `(positions,)`, whether that is the most probable one of the full vocabulary too.
-        mass: `(positions,)` float32, what the draft vocabulary holds of the full softmax; `None` when not asked for.
-    """
-
-    probs: torch.Tensor
-    argmax: torch.Tensor
-    in_draft: torch.Tensor
-    mass: torch.Tensor | None = None
+    outlook: FullOutlook | None = None
 
 
 def at_places(flat: TargetFeatures, places: torch.Tensor, shape: torch.Size) -> TargetFeatures:

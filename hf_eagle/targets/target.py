@@ -11,7 +11,8 @@ from torch.nn.functional import linear
 from transformers import Cache, PreTrainedModel
 
 from .architectures import check_tap_ids, find_decoder, find_decoder_parts, logit_transform
-from .features import TargetDistribution, TargetFeatures, at_places
+from .distribution import FullOutlook, TargetDistribution, by_draft_head, by_whole_head, full_outlook
+from .features import TargetFeatures, at_places
 from .few_rows import few_rows_linear
 from .loading import load_causal_lm
 from .media import MEDIA, check_media, has_deepstack, rope_index, shows_media
@@ -334,18 +335,28 @@ class FrozenTarget:
         """The target's logits `(..., vocabulary)` of post-norm hidden states `(..., hidden)`."""
         return self._transform(few_rows_linear(hidden, self.head_weight(), gathered(self.parts.head.bias)))
 
-    def teacher_head(self) -> Callable[[torch.Tensor], torch.Tensor]:
+    def teacher_head(self, ids: torch.Tensor | None = None) -> Callable[[torch.Tensor], torch.Tensor]:
         """The head for training, `(..., hidden)` -> `(..., vocabulary)`, gathered once: to be asked for once a batch.
 
         Not `logits`: how a batch happens to be split must not change how it is rounded.
+
+        Args:
+            ids: `(n,)` tokens whose logits alone are made, `None` for all.
         """
         weight, bias = self.head_weight(), gathered(self.parts.head.bias)
+        if ids is not None:
+            weight, bias = weight[ids], None if bias is None else bias[ids]
 
         @torch.no_grad()
         def logits(hidden: torch.Tensor) -> torch.Tensor:
             return self._transform(linear(hidden, weight, bias))
 
         return logits
+
+    @torch.no_grad()
+    def outlook(self, hidden: torch.Tensor, chunk: int = 256) -> FullOutlook:
+        """What the whole head tells of each place of `hidden`, `(positions, hidden)`; `chunk` as in `distribution`."""
+        return full_outlook(self.teacher_head(), hidden, chunk)
 
     @torch.no_grad()
     def distribution(
@@ -355,6 +366,7 @@ class FrozenTarget:
         dtype: torch.dtype = torch.float32,
         with_mass: bool = False,
         chunk: int = 256,
+        outlook: FullOutlook | None = None,
     ) -> TargetDistribution:
         """What the target would say at each place, streamed in chunks of rows.
 
@@ -364,18 +376,11 @@ class FrozenTarget:
             dtype: of the probabilities at rest.
             with_mass: also sum the full softmax, which costs another pass over the whole vocabulary.
             chunk: rows whose full logits exist at one time.
+            outlook: of these places, where it is known: the head's rows outside the draft vocabulary are left out.
         """
-        parts, head = [], self.teacher_head()
-        for rows in hidden.split(chunk):
-            logits = head(rows)
-            seen = (logits if draft_ids is None else logits.index_select(-1, draft_ids)).float()
-            best, argmax = seen.max(-1)
-            # the largest logit is enough to know whether the draft vocabulary holds it: an argmax is 4x dearer
-            part = [seen.softmax(-1).to(dtype), argmax, best >= logits.amax(-1).float()]
-            if with_mass:
-                part.append(torch.exp(seen.logsumexp(-1) - logits.float().logsumexp(-1)))
-            parts.append(part)
-        return TargetDistribution(*(torch.cat(column) for column in zip(*parts, strict=True)))
+        if outlook is None or draft_ids is None:
+            return by_whole_head(self.teacher_head(), hidden, draft_ids, dtype, with_mass, chunk)
+        return by_draft_head(self.teacher_head(draft_ids), outlook, hidden, draft_ids, dtype, with_mass, chunk)
 
     def head_weight(self) -> torch.Tensor:
         """`(vocabulary, hidden)`: the head, gathered when it is sharded."""
