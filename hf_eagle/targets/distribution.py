@@ -60,13 +60,9 @@ def by_whole_head(
     parts = []
     for rows in hidden.split(chunk):
         logits = head(rows)
-        seen = (logits if draft_ids is None else logits.index_select(-1, draft_ids)).float()
-        argmax = _top(seen)
-        in_draft = torch.ones_like(argmax, dtype=torch.bool) if draft_ids is None else draft_ids[argmax] == _top(logits)
-        part = [seen.softmax(-1).to(dtype), argmax, in_draft]
-        if with_mass:
-            part.append(torch.exp(seen.logsumexp(-1) - logits.float().logsumexp(-1)))
-        parts.append(part)
+        seen = logits if draft_ids is None else logits.index_select(-1, draft_ids)
+        top = None if draft_ids is None else _top(logits)
+        parts.append(_part(seen, draft_ids, top, logits.float().logsumexp(-1) if with_mass else None, dtype))
     return TargetDistribution(*_joined(parts))
 
 
@@ -82,14 +78,26 @@ def by_draft_head(
     """The same by a head of `draft_ids` alone, when the outlook of the places is known."""
     parts, places = [], zip(*(x.split(chunk) for x in (hidden, outlook.top, outlook.log_partition)), strict=True)
     for rows, top, log_partition in places:
-        seen = head(rows).float()
-        argmax = _top(seen)
-        part = [seen.softmax(-1).to(dtype), argmax, draft_ids[argmax] == top]
-        if with_mass:
-            # of features in eight bits the two are not of quite the same logits
-            part.append(torch.exp(seen.logsumexp(-1) - log_partition).clamp(max=1))
-        parts.append(part)
+        parts.append(_part(head(rows), draft_ids, top, log_partition if with_mass else None, dtype))
     return TargetDistribution(*_joined(parts))
+
+
+def _part(
+    seen: torch.Tensor,
+    draft_ids: torch.Tensor | None,
+    top: torch.Tensor | None,
+    log_partition: torch.Tensor | None,
+    dtype: torch.dtype,
+) -> list[torch.Tensor]:
+    """A chunk's share of the distribution's fields, from the logits that the draft vocabulary sees."""
+    seen = seen.float()
+    argmax = _top(seen)
+    in_draft = torch.ones_like(argmax, dtype=torch.bool) if draft_ids is None else draft_ids[argmax] == top
+    part = [seen.softmax(-1).to(dtype), argmax, in_draft]
+    if log_partition is not None:
+        # at most 1 but for features stored in eight bits, whose outlook is of the unrounded ones
+        part.append(torch.exp(seen.logsumexp(-1) - log_partition).clamp(max=1))
+    return part
 
 
 def _top(logits: torch.Tensor) -> torch.Tensor:
