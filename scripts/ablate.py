@@ -9,9 +9,10 @@ The file of variants names what each changes in the recipe, a line a variant:
     ttt 5: {ttt_steps: 5}
     eagle1: {method: eagle1, draft_vocab_size: null, ttt_steps: null, feature_store: outputs/features-eagle1}
 
-A short run of each variant tells how many steps fit into the time; its learning rate schedule ends there. What a run
-left in `output_dir` is not done again, so an interrupted comparison goes on; a run that fails leaves the others alone.
-Choose `prompts` that are not those of the final measurement, which would no longer be a fair one.
+Two short runs of each variant tell how many steps fit into the time, the faster one counts, as it was disturbed less; a
+variant's learning rate schedule ends there. What a run left in `output_dir` is not done again, so an interrupted
+comparison goes on; a run that fails leaves the others alone. Choose `prompts` that are not those of the final
+measurement, which would no longer be a fair one.
 """
 
 import json
@@ -28,6 +29,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # a clone works without installation
 
+TRIALS = 2
 TRIAL_STEPS = 20  # enough for a step's time to within a few per cent: packed steps are all alike
 
 
@@ -97,11 +99,12 @@ def read_variants(path: Path) -> dict[str, dict]:
 
 def steps_of(args: AblationArguments, name: str, changes: dict) -> int:
     """Optimizer steps of a variant that fit into the time."""
-    folder = Path(args.output_dir) / slug(name) / "trial"
-    if not (folder / "train_results.json").exists():
-        train(args, folder, changes, TRIAL_STEPS, 0)
-    seconds = json.loads((folder / "train_results.json").read_text())["train_runtime"] / TRIAL_STEPS
-    return max(1, round(60 * args.minutes / seconds))
+    found = []
+    for folder in (Path(args.output_dir) / slug(name) / f"trial-{n}" for n in range(TRIALS)):
+        if not (folder / "train_results.json").exists():
+            train(args, folder, changes, TRIAL_STEPS, 0)
+        found.append(json.loads((folder / "train_results.json").read_text())["train_runtime"] / TRIAL_STEPS)
+    return max(1, round(60 * args.minutes / min(found)))
 
 
 def measured(args: AblationArguments, run: tuple[str, int], changes: dict, steps: int) -> dict:
@@ -160,16 +163,25 @@ def slug(name: str) -> str:
 
 
 def table(results: dict[str, list[dict]]) -> str:
-    """A Markdown table, best first; the spread is the standard deviation over seeds."""
+    """A Markdown table, best first; the spread is the standard deviation over seeds, of each variant and of all."""
     lines = ["| variant | steps | minutes | estimate | acceptance length |", "|---|---|---|---|---|"]
-    mean = {name: statistics.mean(run["length"] for run in runs) for name, runs in results.items()}
+    lengths = {name: [run["length"] for run in runs] for name, runs in results.items()}
+    mean = {name: statistics.mean(found) for name, found in lengths.items()}
     for name in sorted(results, key=mean.get, reverse=True):
         runs = results[name]
-        spread = f" ± {statistics.stdev(run['length'] for run in runs):.3f}" if len(runs) > 1 else ""
+        spread = f" ± {statistics.stdev(lengths[name]):.3f}" if len(runs) > 1 else ""
         estimates = [run["estimate"] for run in runs if run["estimate"] is not None]
         estimate = f"{statistics.mean(estimates):.3f}" if estimates else ""
         minutes = statistics.mean(run["minutes"] for run in runs)
         lines.append(f"| {name} | {runs[0]['steps']} | {minutes:.1f} | {estimate} | {mean[name]:.3f}{spread} |")
+    if freedom := sum(len(found) - 1 for found in lengths.values()):
+        pooled = (
+            sum((length - mean[name]) ** 2 for name, found in lengths.items() for length in found) / freedom
+        ) ** 0.5
+        lines += [
+            "",
+            f"Over seeds a run's length has a standard deviation of {pooled:.3f} ({freedom} degrees of freedom).",
+        ]
     return "\n".join(lines)
 
 

@@ -57,13 +57,14 @@ def run(folder, monkeypatch, capsys, **changes):
 
 def test_variants_are_trained_measured_and_not_done_twice(folder, monkeypatch, capsys):
     printed, calls = run(folder, monkeypatch, capsys)
-    assert calls == 2 * (1 + 2)  # a trial, a training and a measurement of each
+    assert calls == 2 * (2 + 2)  # two trials, a training and a measurement of each
     rows = [line.split(" | ") for line in printed.splitlines() if line.startswith("| ")][1:]
     assert sorted(row[0] for row in rows) == ["| recipe", "| whole vocabulary"]
     for row in rows:
         out = folder / "out" / ablate.slug(row[0][2:])
         trained = json.loads((out / "0" / "trainer_state.json").read_text())
-        trial = json.loads((out / "trial" / "train_results.json").read_text())["train_runtime"]
+        trials = [json.loads((out / f"trial-{n}" / "train_results.json").read_text()) for n in range(ablate.TRIALS)]
+        trial = min(found["train_runtime"] for found in trials)
         assert int(row[1]) == trained["global_step"] == max(1, round(0.3 / (trial / ablate.TRIAL_STEPS)))
         acceptance = json.loads((out / "0" / "acceptance.json").read_text())
         assert row[4] == f"{acceptance['acceptance_length']:.3f} |" and acceptance["num_prompts"] == 3
@@ -73,7 +74,16 @@ def test_variants_are_trained_measured_and_not_done_twice(folder, monkeypatch, c
 
     printed, calls = run(folder, monkeypatch, capsys, seeds=2)
     assert calls == 2 * 2  # the second seed
-    assert printed.count(" ± ") == 2
+    assert printed.count(" ± ") == 2 and "(2 degrees of freedom)" in printed
+
+
+def test_the_spread_is_of_each_variant_and_of_all():
+    run = {"steps": 5, "minutes": 1.0, "estimate": None}
+    lengths = {"one": [1.4, 1.2], "two": [1.6, 1.6, 1.9]}
+    printed = ablate.table({name: [run | {"length": x} for x in found] for name, found in lengths.items()})
+    assert printed.splitlines()[2:4] == ["| two | 5 | 1.0 |  | 1.700 ± 0.173 |", "| one | 5 | 1.0 |  | 1.300 ± 0.141 |"]
+    assert "a standard deviation of 0.163 (3 degrees of freedom)" in printed  # sqrt((0.02 + 0.06) / 3)
+    assert "degrees" not in ablate.table({"one": [run | {"length": 1.4}]})
 
 
 def test_a_variant_that_fails_is_told_and_the_others_go_on(folder, monkeypatch, capsys):
