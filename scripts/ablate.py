@@ -43,12 +43,13 @@ class AblationArguments:
     seeds: int = field(default=1, metadata={"help": "Runs of every variant, with seeds from 0 on."})
     num_prompts: int = field(default=64, metadata={"help": "Take the first so many prompts."})
     max_new_tokens: int = field(default=64, metadata={"help": "Longest answer, in tokens."})
+    batch_size: int = field(default=16, metadata={"help": "Prompts that are decoded together."})
     jobs: int = field(default=1, metadata={"help": "Runs at the same time, the machine's cores divided among them."})
 
     def __post_init__(self):
         from hf_eagle.parser import at_least_one
 
-        at_least_one(self, "seeds", "num_prompts", "max_new_tokens", "jobs")
+        at_least_one(self, "seeds", "num_prompts", "max_new_tokens", "batch_size", "jobs")
         if not self.minutes > 0:
             raise ValueError(f"`minutes` must be more than 0, but is {self.minutes}.")
 
@@ -114,9 +115,9 @@ def measured(args: AblationArguments, run: tuple[str, int], changes: dict, steps
     if not (folder / "acceptance.json").exists():
         train(args, folder, changes, steps, seed)
         values = {
-            **{"target": recipe_of(args)["target"], "draft": folder, "prompts": args.prompts},
-            **{"num_prompts": args.num_prompts, "max_new_tokens": args.max_new_tokens, "batch_size": 16},
-            **{"dtype": "bfloat16", "compare_to_target": False, "output_json": folder / "acceptance.json"},
+            **{"target": recipe_of(args)["target"], "draft": folder, "prompts": args.prompts, "dtype": "bfloat16"},
+            **{name: getattr(args, name) for name in ("num_prompts", "max_new_tokens", "batch_size")},
+            **{"compare_to_target": False, "output_json": folder / "acceptance.json"},
         }
         call(args, "evaluate_draft.py", values, folder.with_suffix(".measured.log"))
     found = json.loads((folder / "acceptance.json").read_text())
