@@ -235,7 +235,7 @@ def _known(turns: list, journal) -> list[list]:
 
 
 def _first(early: dict[int, ServerError]) -> str:
-    id = next((id for id, problem in early.items() if not isinstance(problem, TooLong)), min(early))
+    id = min((id for id, problem in early.items() if not isinstance(problem, TooLong)), default=min(early))
     return f"{id}: {early[id]}"
 
 
