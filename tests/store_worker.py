@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from threading import RLock
 
@@ -68,12 +69,31 @@ def rows_in_shards(folder: Path) -> int:
     return count
 
 
+def bytes_in(folder: Path) -> int:
+    total = 0
+    for path in folder.glob("*"):
+        with suppress(FileNotFoundError):  # written under another name, which it loses meanwhile
+            total += path.stat().st_size
+    return total
+
+
+def kill_when_grown(child: int, folder: Path, growth: float, seconds: float) -> int:
+    """Kill a child so long after its folder has grown by so many bytes; how it ended. A time alone would be a busy
+    machine's first moments again and again."""
+    before = bytes_in(folder)
+    while bytes_in(folder) < before + growth and not os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+        time.sleep(0.001)
+    time.sleep(seconds)
+    os.kill(child, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
 def main(folder: Path, kills: int, seed: int) -> None:
     disable_progress_bars()
     data, target = Dataset.from_list(random_chats(60, seed=5)), tiny_target()
     begun = time.perf_counter()
     expected = contents(fill_store(folder / "whole", data, target), data)
-    whole_run = time.perf_counter() - begun
+    whole_run, whole_store = time.perf_counter() - begun, bytes_in(folder / "whole")
 
     rng, done, stores, seen = random.Random(seed), 0, 0, []
     while done < kills:
@@ -87,9 +107,7 @@ def main(folder: Path, kills: int, seed: int) -> None:
                 except BaseException:
                     traceback.print_exc()
                     os._exit(1)
-            time.sleep(rng.uniform(0, whole_run / 3))
-            os.kill(child, signal.SIGKILL)
-            ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            ended = kill_when_grown(child, place, rng.uniform(0, whole_store / 4), rng.uniform(0, whole_run / 10))
             assert ended in (0, -signal.SIGKILL), f"the writer ended with {ended}"
             done += ended != 0
             if not (place / SETTINGS).is_file():
