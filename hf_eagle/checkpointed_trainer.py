@@ -56,8 +56,11 @@ class CheckpointedTrainer(DistributedDraft):
     def _rows_per_step(self) -> int:
         return self._train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
 
+    def _checkpoint_folder(self, trial) -> Path:
+        return Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+
     def _save_checkpoint(self, model, trial) -> None:
-        folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        folder = self._checkpoint_folder(trial)
         if self.args.should_save and folder.exists() and why_incomplete(folder):
             shutil.rmtree(folder)  # a killed run's; its files must not mix with the new ones
         self.accelerator.wait_for_everyone()

@@ -1,5 +1,6 @@
 """Of the trainer, what goes to the Hub: the draft's folder as `publish_draft` sends it, with its own card."""
 
+import logging
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +13,9 @@ from .checkpointed_trainer import CheckpointedTrainer
 from .hub.model_card import facts_of_card, render_model_card
 from .hub.publish import CARD, publish_draft
 from .hub.run_facts import run_facts
+
+
+logger = logging.getLogger(__name__)
 
 
 class PublishedTrainer(CheckpointedTrainer):
@@ -59,16 +63,23 @@ class PublishedTrainer(CheckpointedTrainer):
             run_as_future=run_as_future,
         )
 
+    def _save_checkpoint(self, model, trial) -> None:
+        super()._save_checkpoint(model, trial)
+        if self.args.push_to_hub and self.is_world_process_zero() and self.args.hub_strategy != HubStrategy.END:
+            self._push_checkpoint(self._checkpoint_folder(trial))
+
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Nothing: `Trainer` calls this while the checkpoint's manifest, without which none resumes, is missing."""
+
+    def _push_checkpoint(self, checkpoint_folder: Path) -> None:
         """Publish a checkpoint's draft while training goes on; with its states where the strategy says so."""
         strategy = self.args.hub_strategy
-        if not self.is_world_process_zero() or strategy == HubStrategy.END:
-            return
         running = self.push_in_progress is not None and not self.push_in_progress.is_done()
         if running and not self.args.hub_always_push:
             return
+        self._tell_failed_pushes()
         folder, message = self.args.output_dir, f"Training in progress, step {self.state.global_step}"
-        for path in (x for name in ("config.json", "*.safetensors") for x in Path(checkpoint_folder).glob(name)):
+        for path in (x for name in ("config.json", "*.safetensors") for x in checkpoint_folder.glob(name)):
             shutil.copy(path, folder)  # the checkpoint may be rotated away before it has been sent
         self.create_model_card()
         jobs = [self._publish(folder, message, run_as_future=True)]
@@ -79,7 +90,20 @@ class PublishedTrainer(CheckpointedTrainer):
         else:
             self.push_in_progress = PushInProgress(jobs)
 
-    def _push_states(self, checkpoint_folder: str, message: str):
+    def _finish_current_push(self) -> None:
+        super()._finish_current_push()
+        self._tell_failed_pushes()
+
+    def _tell_failed_pushes(self) -> None:
+        """Pushes run in the background, where nobody else would hear of an error."""
+        if getattr(self, "push_in_progress", None) is None:
+            return
+        done = [job for job in self.push_in_progress.jobs if job.done()]
+        self.push_in_progress.jobs = [job for job in self.push_in_progress.jobs if job not in done]
+        for problem in filter(None, (job.exception() for job in done)):
+            logger.warning("A push to %s while training went on failed: %s", self.hub_model_id, problem)
+
+    def _push_states(self, checkpoint_folder: Path, message: str):
         """The whole checkpoint, to resume from, in a folder of the repository."""
         from huggingface_hub import HfApi
 
@@ -87,7 +111,7 @@ class PublishedTrainer(CheckpointedTrainer):
         return HfApi(token=self.args.hub_token).upload_folder(
             repo_id=self.hub_model_id,
             folder_path=checkpoint_folder,
-            path_in_repo="last-checkpoint" if last else Path(checkpoint_folder).name,
+            path_in_repo="last-checkpoint" if last else checkpoint_folder.name,
             commit_message=message,
             run_as_future=True,
             revision=self.args.hub_revision,

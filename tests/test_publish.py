@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,12 @@ from forks import Forks
 from huggingface_hub import ModelCard
 from local_hub import TOKEN, LocalHub
 from tiny_files import write_chats, write_tiny_target
+from transformers.utils import PushInProgress
 
+from hf_eagle.checkpoints import MANIFEST
 from hf_eagle.hub.model_card import CardFacts, render_model_card
 from hf_eagle.hub.publish import contents, facts_to_publish
+from hf_eagle.published_trainer import PublishedTrainer
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -264,7 +268,9 @@ def test_training_pushes_its_draft_and_keeps_its_states(hub, tmp_path):
     assert found.returncode == 0, found.stderr[-2000:]
     files = hub.files("me/tiny-draft")
     assert {"config.json", "model.safetensors", "README.md"} <= files.keys()
-    assert "training_args.bin" not in files and "last-checkpoint/optimizer.pt" in files
+    assert "training_args.bin" not in files
+    # whole, so that it can be resumed from
+    assert {f"last-checkpoint/{name}" for name in ("optimizer.pt", MANIFEST)} <= files.keys(), found.stderr[-2000:]
     card = ModelCard(files["README.md"].decode())
     assert (card.data.license, card.data.base_model) == ("cc-by-4.0", "org/Tiny")  # its target's licence
     for fact in (
@@ -281,3 +287,16 @@ def test_training_pushes_its_draft_and_keeps_its_states(hub, tmp_path):
     assert str(tmp_path) not in card.text
     assert files["model.safetensors"] == (tmp_path / "draft" / "model.safetensors").read_bytes()
     assert (tmp_path / "draft" / "training_args.bin").is_file()
+
+
+def test_pushes_that_fail_in_the_background_are_told_once(caplog):
+    trainer = PublishedTrainer.__new__(PublishedTrainer)
+    trainer.hub_model_id, sent, lost, running = "me/tiny-draft", Future(), Future(), Future()
+    sent.set_result("a commit")
+    lost.set_exception(OSError("no route to host"))
+    trainer.push_in_progress = PushInProgress([sent, lost, running])
+    for _ in range(2):
+        trainer._tell_failed_pushes()
+    told = [record.getMessage() for record in caplog.records]
+    assert told == ["A push to me/tiny-draft while training went on failed: no route to host"]
+    assert trainer.push_in_progress.jobs == [running]
