@@ -64,13 +64,13 @@ def test_output_is_ready_to_train_on(greedy):
 
 def test_twenty_kills_lose_double_and_tear_nothing(tmp_path):
     """At random moments; a torn end of the journal, as a machine that lost its power leaves it, is cut off too."""
-    whole = regenerate(tmp_path / "whole.jsonl", temperature=1.0, number=72)
+    whole = regenerate(tmp_path / "whole.jsonl", temperature=1.0, number=108)
     output, journal = tmp_path / "answers.jsonl", tmp_path / "answers.jsonl.journal"
     moments = random.Random(0)
     forks = Forks(WORKER)
     kept = b""
     for number in range(20):
-        arguments = moments.randrange(1, 3), moments.uniform(0, 0.03), output, 1.0, 72
+        arguments = moments.randrange(1, 3), moments.uniform(0, 0.03), output, 1.0, 108
         assert forks.kill_when(journal, *arguments) == -9 and not output.exists()
         assert journal.read_bytes().startswith(kept)
         if number % 10 == 9:
@@ -78,7 +78,7 @@ def test_twenty_kills_lose_double_and_tear_nothing(tmp_path):
         kept = journal.read_bytes()
         kept = kept[: kept.rindex(b"\n") + 1]
 
-    forks.start(output, 1.0, 72)
+    forks.start(output, 1.0, 108)
     assert forks.wait() == 0
     forks.close()
     assert output.read_bytes() == whole.read_bytes()
