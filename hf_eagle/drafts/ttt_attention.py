@@ -16,6 +16,10 @@ from torch.nn.functional import pad
 from .row_layout import RowLayout
 
 
+# scores of a block below which the CPU kernel's backward is faster in float32 than in bfloat16
+_FEW_SCORES = 2**17
+
+
 def eager_ttt_attention(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -153,6 +157,8 @@ def _flash(q, k, v, causal: bool, scaling: float) -> tuple[torch.Tensor, torch.T
 
 
 def _flash_backward(grad, q, k, v, out, lse, causal: bool, scaling: float):
+    if q.dtype == torch.bfloat16 and q.shape[2] * k.shape[2] < _FEW_SCORES:
+        grad, q, k, v, out = (x.float() for x in (grad, q, k, v, out))
     return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
         grad, q, k, v, out, lse, 0.0, causal, scale=scaling
     )
