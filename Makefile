@@ -40,7 +40,7 @@ install-serving: $(SERVING) $(SERVING_VISION) ## .venv-serving with VLLM_PACKAGE
 assets: .venv/.installed ## the small target and the prompts into assets/ (git-ignored)
 	@$(PY) scripts/fetch_assets.py
 
-# glibc gives large tensors back to the system as they are freed, whose new pages cost 10% of a step of training
+# glibc gives large tensors back to the system as they are freed, whose new pages cost 14% of a step of training
 quickstart: export MALLOC_MMAP_MAX_ ?= 0
 quickstart: export MALLOC_TRIM_THRESHOLD_ ?= 4294967296
 quickstart: .venv/.installed ## train, measure and describe a draft for SmolLM2-135M, about half an hour on two cores
