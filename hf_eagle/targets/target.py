@@ -72,13 +72,12 @@ class FrozenTarget:
         # what the model's forward calls its cache: transformers 5.24 renames it, and warns when called by the old name
         parameters = inspect.signature(model.forward).parameters
         self.cache_argument = "cache" if "cache" in parameters else "past_key_values"
-        # an index of no position: the head runs on nothing (`1` would expand its weight once a sequence)
-        self._no_logits = torch.empty(0, dtype=torch.long)
         self.sharding = TargetSharding.of(model)
         if self.sharding is not None and self._by_segments:
             # whether its attention follows must be known to all ranks before one of them meets the first padding
             self.tap_ids = None
-            self(self._no_logits.new_ones(1, 2).to(self.device), documents=self._no_logits.new_tensor([[0, 1]]))
+            documents = torch.arange(2, device=self.device)[None]  # two of one token each
+            self(torch.ones_like(documents), documents=documents)
         self.tap_ids = tap_ids
 
     @classmethod
@@ -292,9 +291,11 @@ class FrozenTarget:
             arguments[self.cache_argument] = arguments.pop("past_key_values")
         tap_ids, by_output = self.tap_ids or [], self.tap_method == "output_hidden_states"
         entries = {*(tap_ids if not by_output else ()), *([0] if with_embeddings else ())}
+        # an index of no position: the head runs on nothing (`1` would expand its weight once a sequence)
+        no_logits = torch.empty(0, dtype=torch.long, device=input_ids.device)
         with self._recording(sorted(entries)) as seen:
             output = self.model(
-                input_ids=input_ids, output_hidden_states=by_output, logits_to_keep=self._no_logits, **arguments
+                input_ids=input_ids, output_hidden_states=by_output, logits_to_keep=no_logits, **arguments
             )
         if self.sharding is not None:
             self.sharding.release()

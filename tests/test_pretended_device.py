@@ -1,0 +1,43 @@
+"""Targets whose weights lie on an accelerator, pretended here: nothing that the code makes on the CPU meets them."""
+
+import json
+
+import pytest
+from tiny_targets import MIXTURES, tiny_family
+from workers import run_worker
+
+
+CASES = [
+    (family, sharding)
+    for family in ("llama", "qwen3_moe", "gpt_oss")  # the last keeps its own attention
+    for sharding in ("none", "fsdp2", "tensor", "expert")
+    if sharding != "expert" or family in MIXTURES
+]
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    """What two ranks have found, which load each target in all ways; in processes of their own, see the device."""
+    models, out = tmp_path_factory.mktemp("models"), tmp_path_factory.mktemp("out")
+    for family in {family for family, _ in CASES}:
+        tiny_family(family).save_pretrained(models / family)
+    run_worker(out, 2, worker="pretended_device_worker.py", models=str(models), cases=CASES)
+    return [json.loads((out / f"results-{rank}.json").read_text()) for rank in range(2)]
+
+
+@pytest.mark.parametrize(("family", "sharding"), CASES)
+def test_a_target_sees_on_the_device_what_it_sees_on_the_cpu(family, sharding, ranks):
+    for rank in ranks:
+        found = rank["cases"][f"{family} {sharding}"]
+        assert found["device"] == "pretended:0"
+        assert found["mode"] == sharding
+        # the CPU has a fused attention, the device has not
+        assert {name: x for name, x in found["deviations"].items() if not x <= 1e-5} == {}
+
+
+def test_the_device_refuses_what_an_accelerator_refuses(ranks):
+    """Indices and numbers alone may come from the CPU, and what is to be copied."""
+    refused = ["a sum", "a product", "places to take", "places in a CPU's tensor", "values put at places"]
+    for rank in ranks:
+        assert [name for name, done in rank["mixtures"].items() if not done] == refused
+        assert [name for name, done in rank["mixtures"].items() if done] == ["places", "a number", "a copy"]
