@@ -112,9 +112,9 @@ class AcceptanceLengthCallback(TrainerCallback):
             part, parts, counting = sharding.replica, sharding.replicas, sharding.member == 0
         share = self.prompts[part::parts]
         training, counts = draft.training, torch.zeros(2, dtype=torch.long, device=accelerator.device)
-        if share:  # there may be more ranks than prompts
-            draft.eval()
-            with whole_draft(draft):
+        with whole_draft(draft):  # gathered by all ranks together, those without a prompt among them
+            if share:
+                draft.eval()
                 runs = decode_prompts(
                     self.trainer.target,
                     draft,
@@ -124,7 +124,7 @@ class AcceptanceLengthCallback(TrainerCallback):
                     compare_to_target=False,
                     progress=False,
                 ).runs
-            draft.train(training)
+                draft.train(training)
         if share and counting:
             counts[0] = sum(sum(run.accepted_per_position) for run in runs)
             counts[1] = sum(run.drafts for run in runs)

@@ -221,6 +221,7 @@ def open_cache(
             if not (Path(folder) / SETTINGS).is_file():
                 FeatureStore.create(folder, layout, settings)
         store = FeatureStore(folder)
+    state.wait_for_everyone()  # a rank that wrote already would leave the slower ones less to share out
     _check(store, {**settings, "dtype": dtype, "hidden": target.hidden_size})
     _check_space(store, datasets, write)
     cache = FeatureCache(store, target, FeatureWriter(store) if write else None)

@@ -1,5 +1,6 @@
 """Training from a store is training beside the target: the same curves, bit for bit where the same is computed."""
 
+import json
 import logging
 from types import SimpleNamespace
 
@@ -9,6 +10,7 @@ from datasets import Dataset
 from tiny import random_chats, tiny_eagle1_pair, tiny_llama, tiny_pair
 from tiny_tokenizer import CHATML, word_tokenizer
 from transformers import TrainerCallback
+from workers import run_worker
 
 from hf_eagle import EagleTrainer, EagleTrainingArguments, FrozenTarget
 from hf_eagle.arguments import DataArguments
@@ -151,6 +153,13 @@ def test_the_first_epoch_fills_the_store(tmp_path):
     cache = cache_of(tmp_path / "store", target)
     drop_layers(target)
     assert curve(tmp_path / "again", target, draft, features=cache) == live
+
+
+def test_ranks_agree_on_what_is_missing(tmp_path):
+    """They deal it out by its order: nobody may write before the slowest has looked."""
+    run_worker(tmp_path, 2, worker="feature_cache_worker.py")
+    assert [json.loads((tmp_path / f"missing_{rank}.json").read_text()) for rank in (0, 1)] == [8, 8]
+    assert len(FeatureStore(tmp_path / "store")) == 8
 
 
 def test_what_is_said_of_the_size_is_what_the_disk_holds(tmp_path, caplog):

@@ -18,12 +18,19 @@ SMOLLM2 = {
     "records": 40,
 }
 SMOLLM2_STEPS = 8
+ONE_PROMPT = {"prompts": 1, "max_new_tokens": 48, "fields": {"max_steps": 3, "save_strategy": "no"}}
 TINY = {"ttt_steps": 3, "learning_rate": 3e-3, "save_strategy": "steps"}
 
 
 def args(ranks: int, **fields) -> dict:
     """Four rows a step, however many ranks there are."""
     return {**TINY, "per_device_train_batch_size": 4 // ranks, "max_steps": 9, "save_steps": 3, **fields}
+
+
+def half(ranks: int) -> dict:
+    """A step's four rows in two batches: one row a rank, if there are two."""
+    fields = {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 2 // ranks}
+    return {**fields, "max_steps": 6, "save_strategy": "no"}
 
 
 def smollm2(out, ranks: int, sharding: str) -> dict:
@@ -50,7 +57,7 @@ def handed_over(folder: Path, before: str, step: int, after: str) -> str:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Four launches of many runs each: alone, two ranks with a replicated and with a sharded draft, alone again."""
+    """Launches of many runs each: alone, two ranks with a replicated and with a sharded draft, four, alone again."""
     folder = tmp_path_factory.mktemp("runs")
     for family in ("llama_tied", "qwen3_moe"):
         tiny_family(family).save_pretrained(folder / family)
@@ -68,6 +75,8 @@ def runs(tmp_path_factory):
         run("alone", 1, save=True, prompts=6),
         run("alone_moe", 1, moe, fields={"max_steps": 4}, prompts=6),
         run("alone_eagle1", 1, moe, **eagle1),
+        run("alone_one_prompt", 1, **ONE_PROMPT),
+        run("alone_bare", 1, unsupervised=8, fields=half(1)),
     ])  # fmt: skip
     to_ddp, to_fsdp2 = handed_over(folder, "alone", 3, "from_alone"), handed_over(folder, "alone", 3, "from_alone_2")
     launch(folder, "ddp", 2, [
@@ -85,7 +94,10 @@ def runs(tmp_path_factory):
         run("from_alone_2", 2, resume=to_fsdp2, stop_at=6),
         run("fsdp2", 2, sharding="fsdp2", save=True, prompts=6),
         run("best", 2, moe, "expert", save=True, evaluate=True, fields={**evaluated, **best}),
+        run("one_prompt", 2, **ONE_PROMPT),
+        run("bare", 2, sharding="fsdp2", unsupervised=8, fields=half(2)),
     ])  # fmt: skip
+    launch(folder, "fsdp2", 4, [run("one_prompt_groups", 4, sharding="fsdp2", shard_size=2, **ONE_PROMPT)])
     back = handed_over(folder, "from_alone_2", 6, "back")
     launch(folder / "again", "ddp", 1, [run("back", 1, resume=back)])
     return folder
@@ -133,6 +145,20 @@ def test_loss_and_decoded_acceptance_are_those_of_one_process(run, alone, runs):
     if run != "eagle1":
         wanted = logged(runs / alone, "acceptance_length")
         assert logged(runs / run, "acceptance_length") == wanted and len(wanted) >= 1
+
+
+@pytest.mark.parametrize("run", ["one_prompt", "one_prompt_groups"])
+def test_ranks_without_a_prompt_do_not_hang(run, runs):
+    """An FSDP2 draft is gathered by all ranks, also by those, or those groups of a sharded target, with no prompt."""
+    wanted = logged(runs / "alone_one_prompt", "acceptance_length")
+    assert list(wanted) == [3] and wanted[3] > 1
+    assert logged(runs / run, "acceptance_length") == wanted
+    assert losses(runs / run) == pytest.approx(losses(runs / "alone_one_prompt"), rel=1e-5)
+
+
+def test_batches_without_an_answer_do_not_hang_an_fsdp2_draft(runs):
+    """8 of 20 chats, one a batch: many a rank has nothing to train on, beside one that has."""
+    assert losses(runs / "bare") == pytest.approx(losses(runs / "alone_bare"), rel=1e-5)
 
 
 @pytest.mark.parametrize("sharding", ["fsdp2", "tensor"])

@@ -24,6 +24,8 @@ def results(tmp_path_factory):
 def test_two_ranks_see_what_one_process_sees(name, sharding, results):
     found = results[f"{name} {sharding}"]
     assert found.pop("held") < 0.55
+    decoded = {what: found.pop(what) for what in ("picture: chain", "picture: tree", "batch: chain", "batch: tree")}
+    assert not any(decoded.values()), decoded
     assert len(found) == 12
     for what, deviation in found.items():
         assert deviation <= (0 if sharding == "fsdp2" else 1e-5), (what, deviation)

@@ -8,7 +8,7 @@ wait for each other as soon as one rank has images and another none.
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -286,9 +286,9 @@ class TargetSharding:
         """
         if inputs.get("use_cache"):
             result = forward(**inputs)
-            for x in vars(result).values():
-                if isinstance(x, torch.Tensor):
-                    dist.broadcast(x, group_src=0, group=self.group)
+            tensors = {name: x for name, x in vars(result).items() if isinstance(x, torch.Tensor)}
+            for name, x in tensors.items():
+                setattr(result, name, self._sent(x, x.shape, x.dtype, 0))
             return result
         if self.mode != "tensor":
             return forward(**inputs)
@@ -306,11 +306,20 @@ class TargetSharding:
         shared = {}
         for name, (value, shape, dtype) in forms[0].items():
             if dtype is not None:
-                own = turn == self.member
-                value = inputs[name].contiguous() if own else torch.empty(shape, dtype=dtype, device=self.device)
-                dist.broadcast(value, group_src=turn, group=self.group)
+                value = self._sent(inputs.get(name), shape, dtype, turn)
             shared[name] = value
         return shared
+
+    def _sent(self, x: torch.Tensor | None, shape: Sequence[int], dtype: torch.dtype, turn: int) -> torch.Tensor:
+        """A tensor of the group's rank `turn`, on all of its ranks.
+
+        A collective takes memory as it lies, whatever the strides of a view say (an expanded one is shorter than it
+        looks), and what it writes over must be nobody else's: what is sent is contiguous, what is received is new.
+        """
+        own = turn == self.member
+        value = x.to(self.device).contiguous() if own else torch.empty(shape, dtype=dtype, device=self.device)
+        dist.broadcast(value, group_src=turn, group=self.group)
+        return value
 
     def release(self) -> None:
         """Free what a forward has gathered."""

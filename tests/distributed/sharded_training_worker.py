@@ -20,6 +20,7 @@ from transformers import TrainerCallback
 torch.set_num_threads(1)
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[2])]
 
+from checked_collectives import check_collectives  # noqa: E402
 from datasets import Dataset  # noqa: E402
 from tiny import VOCAB, random_chats, tiny_mapping  # noqa: E402
 from tiny_tokenizer import word_tokenizer  # noqa: E402
@@ -58,7 +59,10 @@ def tiny_run(spec):
     else:
         config = EagleConfig.from_target(target.config, spec.get("draft_vocab_size", 40), initializer_range=0.02)
         draft = new_draft(config, target.embedding_weight(), tiny_mapping(40), target.head_weight())
-    return target, draft, random_chats(spec["records"], seed=0)
+    records = random_chats(spec["records"], seed=0)
+    for record in records[: spec.get("unsupervised", 0)]:
+        record["loss_mask"] = [0] * len(record["loss_mask"])
+    return target, draft, records
 
 
 def smollm2_run(spec):
@@ -98,7 +102,7 @@ def train(spec: dict, kind: str) -> None:
     if "prompts" in spec:
         prompts = [f"w{10 + i} w{20 + i} w{30 + 2 * i}" for i in range(spec["prompts"])]
         prompts = [Prompt([{"role": "user", "content": text}], None, i) for i, text in enumerate(prompts)]
-        sizes = {"max_new_tokens": 12, "batch_size": 2}
+        sizes = {"max_new_tokens": spec.get("max_new_tokens", 12), "batch_size": 2}
         acceptance = AcceptanceLengthCallback(trainer, word_tokenizer(VOCAB, 2), prompts, every_steps=3, **sizes)
         trainer.add_callback(acceptance)
     if held_out is not None:
@@ -117,6 +121,7 @@ def train(spec: dict, kind: str) -> None:
 
 
 def main():
+    check_collectives()
     spec = json.loads(Path(sys.argv[1]).read_text())
     for run in spec["runs"]:
         if os.environ.get("RANK", "0") == "0":

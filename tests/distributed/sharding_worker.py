@@ -10,7 +10,6 @@ import ctypes
 import json
 import sys
 import threading
-from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -20,6 +19,7 @@ import torch.distributed as dist
 torch.set_num_threads(1)
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[2])]
 
+from checked_collectives import check_collectives  # noqa: E402
 from tiny import VOCAB, pad_batch, random_chats, tiny_mapping  # noqa: E402
 
 from hf_eagle import EagleTrainer, EagleTrainingArguments, FrozenTarget  # noqa: E402
@@ -126,8 +126,9 @@ def load_large(folder: str) -> dict:
 
 
 def main():
+    check_collectives()
     spec = json.loads(Path(sys.argv[1]).read_text())
-    dist.init_process_group("gloo", timeout=timedelta(seconds=60))
+    dist.init_process_group("gloo")
     ranks = [None] * dist.get_world_size()
     args = EagleTrainingArguments(output_dir=spec["out"], report_to="none", use_cpu=True, ttt_steps=3)
     assert all(int(b["input_ids"].max()) < VOCAB for b in batches(dist.get_rank()))

@@ -19,6 +19,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 torch.set_num_threads(1)
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[2])]
 
+from checked_collectives import check_collectives  # noqa: E402
 from datasets import Dataset  # noqa: E402
 from peft import LoraConfig  # noqa: E402
 from tiny import VOCAB, random_chats, tiny_eagle1_pair, tiny_pair  # noqa: E402
@@ -74,6 +75,7 @@ def add_acceptance(trainer, prompts: int, patience: int | None = None, **argumen
 
 
 def main():
+    check_collectives()
     spec = json.loads(Path(sys.argv[1]).read_text())
     out = Path(spec["out"])
     if spec.get("method") == "eagle1":
