@@ -5,13 +5,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from datasets import Dataset, IterableDataset
+from datasets import Dataset
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase, ProcessorMixin
 
 from .arguments import DataArguments, DraftArguments, TargetArguments
 from .data.conversations import MaskOptions, build_dataset, build_stream
 from .data.packing import pack_dataset
 from .data.records import load_records
+from .data.streaming import RankStream
 from .data.vision_dataset import build_vision_dataset, holds_media
 from .drafts.build import draft_config, load_draft, new_draft
 from .drafts.configuration_eagle import Eagle1Config, EagleConfig
@@ -93,8 +94,8 @@ def conversations(
     data_args: DataArguments,
     args: EagleTrainingArguments,
     processor: ProcessorMixin | None = None,
-) -> tuple[Dataset | IterableDataset, Dataset | None]:
-    """Tokenised data to train on and to hold out (or `None`), packed when asked for, or a stream.
+) -> tuple[Dataset | RankStream, Dataset | None]:
+    """Tokenised data to train on and to hold out (or `None`), packed when asked for, or this rank's part of a stream.
 
     Chats with images or videos are read with `processor`, where the target has one.
     """
@@ -109,7 +110,8 @@ def conversations(
             return build_vision_dataset(records, processor, data_args.max_length, skip_bad_media=skip, **template)
         if streaming:
             records = records.shuffle(seed=args.seed, buffer_size=1000)
-            return build_stream(records, tokenizer, data_args.max_length, **template)
+            ranks = {"rank": args.process_index, "world": args.world_size}
+            return RankStream(build_stream(records, tokenizer, data_args.max_length, **template, **ranks))
         return build_dataset(records, tokenizer, data_args.max_length, data_args.preprocessing_workers, **template)
 
     with args.main_process_first(desc="tokenising"):
@@ -152,7 +154,7 @@ def config_of_draft(
 def draft_for(
     target: FrozenTarget,
     tokenizer: PreTrainedTokenizerBase,
-    train: Dataset | IterableDataset,
+    train: Dataset | RankStream,
     target_args: TargetArguments,
     draft_args: DraftArguments,
     existing: str | None,

@@ -1,15 +1,19 @@
 """`EagleTrainer`: a `transformers.Trainer` whose `compute_loss` asks a frozen target and unrolls a draft."""
 
 import os
+from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel
 from torch import nn
+from torch.utils.data import DataLoader, IterableDataset
 from transformers import PreTrainedTokenizerBase
 
 from .callbacks import AcceptanceLengthCallback
 from .data.collators import EagleDataCollator
+from .data.streaming import RankStream, empty_batch, keep_rank_stream
 from .distributed_draft import shard_draft
 from .drafts.adapters import AdaptedDraft
 from .drafts.modeling_base import EagleOutput, EaglePreTrainedModel
@@ -46,7 +50,8 @@ class EagleTrainer(PublishedTrainer):
         peft_config ([`~peft.LoraConfig`], *optional*): train this adapter on the draft instead of the draft; what is
             saved is the draft with the adapter merged in, see [`AdaptedDraft`].
         features ([`FeatureCache`], *optional*): asked for features instead of the target, whose head is still needed.
-        kwargs: as for `Trainer`. `train_dataset` has the columns `input_ids` and `loss_mask`.
+        kwargs: as for `Trainer`. `train_dataset` has the columns `input_ids` and `loss_mask`; a stream is one that all
+            ranks read in the same order, or a [`RankStream`] of this rank's own examples.
 
     Raises:
         ValueError: if draft, target and tokenizer do not belong together, or an argument is another kind of draft's.
@@ -99,6 +104,7 @@ class EagleTrainer(PublishedTrainer):
                 "`even_batches` is false in `accelerator_config`: a rank whose data end early would leave the others "
                 "waiting for ever; set it to true."
             )
+        self._share_stream()
         if features is not None:
             self.add_callback(features)
         self.target = target.to(self.args.device)
@@ -189,17 +195,72 @@ class EagleTrainer(PublishedTrainer):
     def _supervised(self, inputs: dict[str, Any]) -> torch.Tensor:
         return supervised_steps(inputs["loss_mask"], self._documents(inputs), self.ttt_steps, self.args.supervision)
 
-    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor:
+    def _count_rows(self, batches: list, device: torch.device) -> torch.Tensor:
+        """Supervised rows of this rank's batches at each step, `(steps,)`."""
         counts = torch.zeros(self.ttt_steps, dtype=torch.long, device=device)
-        for batch in batch_samples:
+        for batch in batches:
             counts += self._supervised(batch).sum((1, 2)).to(device)
-        return self.accelerator.reduce(counts, reduction="sum")
+        return counts
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor:
+        return self.accelerator.reduce(self._count_rows(batch_samples, device), reduction="sum")
 
     def _set_signature_columns_if_needed(self):
         # the target's forward takes what the collator makes; only what neither uses may be dropped
         if self._signature_columns is None:
             names = ("input_ids", "attention_mask", "position_ids", "documents", "document_lengths")
             self._signature_columns = [*names, "media", "media_fingerprint", *MEDIA, *_OWN_COLUMNS]
+
+    # ---- streams ----
+
+    def _share_stream(self) -> None:
+        """Give each rank its own examples of a stream.
+
+        Raises:
+            ValueError: if several ranks evaluate on a stream, or are dealt out the batches that one of them reads.
+        """
+        ranks = self.args.world_size
+        held_out = self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
+        if ranks > 1 and any(isinstance(data, IterableDataset) for data in held_out):
+            raise ValueError(
+                "`eval_dataset` is a stream, whose end the ranks would reach at different batches: give a "
+                "`datasets.Dataset`."
+            )
+
+        if not isinstance(self.train_dataset, IterableDataset):
+            return
+        if ranks > 1 and self.args.accelerator_config.dispatch_batches:
+            raise ValueError(
+                "`dispatch_batches` is true in `accelerator_config`, but each rank reads a stream itself: leave it out."
+            )
+        if not isinstance(self.train_dataset, RankStream):
+            self.train_dataset = RankStream(self.train_dataset, self.args.process_index, ranks)
+
+    def get_train_dataloader(self) -> DataLoader:
+        """As in `Trainer`, but each example of a stream is one rank's, and is read once a pass."""
+        loader = super().get_train_dataloader()
+        return keep_rank_stream(loader) if isinstance(self.train_dataset, RankStream) else loader
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list, torch.Tensor]:
+        """As in `Trainer`; of a stream all ranks get as many batches, empty ones where a rank has run out.
+
+        A pass ends when no rank has a batch left, which the ranks learn from the reduction of the rows' counts.
+        """
+        if not isinstance(self.train_dataset, RankStream):
+            return super().get_batch_samples(epoch_iterator, num_batches, device)
+
+        batches = list(islice(epoch_iterator, num_batches))
+        counts = self._count_rows(batches, device)
+        counts = torch.cat([counts, counts.new_tensor([len(batches)])])
+        counts = self.accelerator.reduce(counts, reduction="sum")
+        if counts[-1] == 0:
+            self.control.should_epoch_stop = True
+            return [], counts[:-1]
+
+        # whole steps only: Trainer would carry the gradient of half a step into the next pass
+        return batches + [empty_batch(device) for _ in range(num_batches - len(batches))], counts[:-1]
 
     # ---- evaluation and logging ----
 

@@ -133,13 +133,20 @@ def build_stream(
     max_length: int = 2048,
     options: MaskOptions | None = None,
     template_kwargs: dict | None = None,
+    rank: int = 0,
+    world: int = 1,
 ) -> IterableDataset:
     """As `build_dataset`, but conversations are read and tokenised while they are trained on.
 
-    Nothing is cached or counted. The first conversations' masks are checked at once.
+    Nothing is cached or counted. The first conversations' masks are checked at once. Of `world` ranks, which read the
+    same records in the same order, each tokenises every `world`-th one: files may be few, and are of any size.
     """
     sample = list(islice(records, _CHECKED))
     _check_sample(ConversationEncoder(tokenizer, options, template_kwargs), sample, list(range(len(sample))))
+    if world > 1:
+        records = records.filter(
+            lambda _, indices: [index % world == rank for index in indices], with_indices=True, batched=True
+        )
     encoder = _Encoders(tokenizer, options, template_kwargs)
     rows = records.map(
         _encode_batch,
