@@ -55,7 +55,9 @@ test: assets ## all tests but those against a real server; no network once the a
 
 test-serving: $(SERVING) $(SERVING_VISION) assets ## the tests against a real vLLM
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false PYTHONPATH=. HF_EAGLE_PYTHON=$(CURDIR)/$(PY) \
-		$(SERVING_PY) -m pytest tests/serving $(ARGS)
+		$(SERVING_PY) -m pytest tests/serving $(ARGS) || { status=$$?; \
+		echo "tests/serving: pytest ended with exit status $$status$$(test $$status -le 128 || \
+			echo ", which is signal $$(kill -l $$((status - 128)))")" >&2; exit $$status; }
 
 # vLLM 0.32 on a CPU ends with an error when it cuts the prompt of a seeded request in two: no chunks there
 serve-target: $(SERVING) assets ## a real vLLM that answers for TARGET on PORT, for scripts/regenerate_answers.py

@@ -264,13 +264,11 @@ class TestScript:
         assert not (folder / "never.json").exists()
 
     def test_help_is_instant(self):
-        start = time.perf_counter()
         done = subprocess.run([sys.executable, str(SCRIPT), "--help"], capture_output=True, text=True)
-        elapsed = time.perf_counter() - start
         assert done.returncode == 0
         assert "--num_speculative_tokens" in done.stdout
         imported = subprocess.run(
             [sys.executable, "-X", "importtime", str(SCRIPT), "--help"], capture_output=True, text=True
         ).stderr
+        # what there is to wait for
         assert not any(line.split("|")[-1].strip() == "torch" for line in imported.splitlines())
-        assert elapsed < 10  # it takes half a second; a busy machine may take its time

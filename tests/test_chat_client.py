@@ -143,5 +143,5 @@ def test_abort_ends_a_request_under_way():
             time.sleep(0.005)
         stop.set()
         client.abort()
-        thread.join(timeout=5)
+        thread.join()
         assert ended == [True]

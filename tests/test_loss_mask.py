@@ -197,9 +197,12 @@ def test_time_is_linear_up_to_200k_tokens(template):
     encoder = ConversationEncoder(tiny_tokenizer(template))
     seconds, lengths = [], []
     for tokens in (50_000, 200_000):
-        begun = time.process_time()
-        ids, _ = encoder.encode([long_chat(tokens)])[0]
-        seconds.append(time.process_time() - begun)
+        taken = []
+        for _ in range(3):  # of the processor, and the least of them: a busy machine makes some dearer
+            begun = time.process_time()
+            ids, _ = encoder.encode([long_chat(tokens)])[0]
+            taken.append(time.process_time() - begun)
+        seconds.append(min(taken))
         lengths.append(len(ids))
     assert lengths[1] > 180_000 and 3.9 < lengths[1] / lengths[0] < 4.1
     assert seconds[1] < 10 * seconds[0]  # 4 times the work; what is quadratic would take 16 times

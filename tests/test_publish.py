@@ -145,7 +145,6 @@ def test_what_is_uploaded_and_a_stranger_drafts_with_it(hub, publish, draft, pai
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=200,
     )
     assert read.returncode == 0, read.stderr[-2000:]
     found = json.loads(read.stdout.splitlines()[-1])
@@ -264,7 +263,7 @@ def test_training_pushes_its_draft_and_keeps_its_states(hub, tmp_path):
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     command = [sys.executable, str(ROOT / "scripts" / "train_eagle.py"), *words, "--push_to_hub", "--hub_always_push"]
     env = environment(hub, tmp_path / "home")
-    found = subprocess.run(command, env=env, capture_output=True, text=True, timeout=280)
+    found = subprocess.run(command, env=env, capture_output=True, text=True)
     assert found.returncode == 0, found.stderr[-2000:]
     files = hub.files("me/tiny-draft")
     assert {"config.json", "model.safetensors", "README.md"} <= files.keys()

@@ -58,7 +58,7 @@ def test_rows_are_whole_and_in_order_whatever_fails(tmp_path):
 
     def meet(number: int, body: dict):
         if 0 < number <= CONCURRENCY:  # behind the greeting; none of them is answered before all have arrived
-            together.wait(timeout=60)
+            together.wait()
         return faults(number, body)
 
     with ChatServer(fault=meet, delay=0.001) as server:
@@ -170,10 +170,12 @@ def test_a_server_that_fails_everywhere_ends_the_run(tmp_path):
         output = tmp_path / str(number)
         after = 30 if number else 1  # the greeting, and some answers that must not be lost
 
-        def fails(n, body, fault=fault, after=after):
-            if n < after:
+        def fails(n, body, fault=fault, before=after - 1, journal=tmp_path / f"{number}.journal"):
+            if n <= before:
                 return None
-            time.sleep(0.2)  # the answers before it have arrived: those on their way when a run ends are asked again
+            # the answers before it have arrived: those on their way when a run ends are asked again
+            while before and journal.read_bytes().count(b"\n") < 1 + before:
+                time.sleep(0.01)
             return fault
 
         with ChatServer(fault=fails) as server:

@@ -51,7 +51,7 @@ def train(folder, *args, launcher=(), ranks=1, expect=0, recipe="recipe.yaml"):
     if launcher:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
         command = [sys.executable, *launcher, *command]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment, cwd=folder)
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder)
     else:
         done = warm_python().run(*command, cwd=folder, ranks=ranks)
     assert done.returncode == expect, f"{done.stdout[-3000:]}\n{done.stderr[-6000:]}"

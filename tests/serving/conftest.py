@@ -8,6 +8,12 @@ import pytest
 pytest.register_assert_rewrite("harness")  # before its import: its assertions shall say what they compared
 
 import harness  # noqa: E402
+from ending import (  # noqa: E402, F401
+    pytest_keyboard_interrupt,
+    pytest_runtest_logstart,
+    pytest_sessionfinish,
+    pytest_unconfigure,
+)
 from transformers import AutoTokenizer  # noqa: E402
 
 from hf_eagle.evaluation.prompts import encode_prompt, load_prompts  # noqa: E402

@@ -70,7 +70,7 @@ def server(vision: bool = False) -> WarmPython:
 
 def call(python: WarmPython, script: str | Path, *arguments) -> str:
     """Runs a script and returns what it printed; a failure shows the end of it."""
-    done = python.run(script, *arguments, timeout=800)
+    done = python.run(script, *arguments)
     printed = done.stdout + done.stderr
     assert done.returncode == 0, f"{' '.join(done.args)} failed:\n{printed[-4000:]}"
     return printed
