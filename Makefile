@@ -74,7 +74,7 @@ format: .venv/.installed ## let ruff rewrite what it can
 	@$(PY) -m ruff format .
 
 docs: .venv/.installed ## the API reference into outputs/docs; a docstring that pdoc warns of is an error
-	@HF_HUB_OFFLINE=1 $(PY) scripts/build_docs.py
+	@HF_HUB_OFFLINE=1 $(PY) scripts/dev/build_docs.py
 
 clean: ## caches and build leftovers; environments, assets and outputs stay
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -47,7 +47,7 @@ class AblationArguments:
     jobs: int = field(default=1, metadata={"help": "Runs at the same time, the machine's cores divided among them."})
 
     def __post_init__(self):
-        from hf_eagle.parser import at_least_one
+        from hf_eagle.arguments.parser import at_least_one
 
         at_least_one(self, "seeds", "num_prompts", "max_new_tokens", "batch_size", "jobs")
         if not self.minutes > 0:
@@ -55,7 +55,7 @@ class AblationArguments:
 
 
 def main() -> None:
-    from hf_eagle.parser import EagleArgumentParser
+    from hf_eagle.arguments.parser import EagleArgumentParser
 
     (args,) = EagleArgumentParser(AblationArguments, description=__doc__).parse_args_and_config()
     variants = read_variants(Path(args.variants))

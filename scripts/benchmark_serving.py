@@ -48,7 +48,7 @@ class ServingArguments:
     )
 
     def __post_init__(self):
-        from hf_eagle.parser import at_least_one, parse_counts
+        from hf_eagle.arguments.parser import at_least_one, parse_counts
 
         for name in ("num_speculative_tokens", "batch_sizes"):
             setattr(self, name, parse_counts(name, getattr(self, name)))
@@ -64,15 +64,15 @@ class ServingArguments:
 
 
 def main() -> None:
-    from hf_eagle.parser import EagleArgumentParser
+    from hf_eagle.arguments.parser import EagleArgumentParser
 
     (args,) = EagleArgumentParser(ServingArguments, description=__doc__).parse_args_and_config()
 
-    from hf_eagle.benchmark.serving import Engine, measure_serving, table, verdict
     from hf_eagle.drafts.build import draft_class_of
     from hf_eagle.evaluation.plots import plot_serving
     from hf_eagle.evaluation.prompts import encode_prompt, load_prompts, spread
     from hf_eagle.hub.run_facts import machine
+    from hf_eagle.serving.speed import Engine, measure_serving, table, verdict
     from hf_eagle.targets.loading import load_tokenizer
 
     method = {"eagle1": "eagle"}.get(draft_class_of(args.draft).method, "eagle3")

@@ -112,7 +112,7 @@ class BenchmarkArguments:
 
 
 def main() -> None:
-    from hf_eagle.parser import EagleArgumentParser
+    from hf_eagle.arguments.parser import EagleArgumentParser
 
     (args,) = EagleArgumentParser(BenchmarkArguments, description=__doc__).parse_args_and_config()
 

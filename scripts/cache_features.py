@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without installation
 
-from hf_eagle.recipe import Recipe
+from hf_eagle.training.recipe import Recipe
 
 
 logger = logging.getLogger("hf_eagle")
@@ -34,9 +34,16 @@ def main() -> None:
 
     from hf_eagle.data.collators import EagleDataCollator
     from hf_eagle.data.vision_collator import DataCollatorForVisionEagle
-    from hf_eagle.distributed import leave
-    from hf_eagle.feature_cache import fill, open_cache
-    from hf_eagle.run_parts import config_of_draft, conversations, load_target, processor_of, spreadable, tokenizer_of
+    from hf_eagle.store.cache import fill, open_cache
+    from hf_eagle.training.leaving import leave
+    from hf_eagle.training.parts import (
+        config_of_draft,
+        conversations,
+        load_target,
+        processor_of,
+        spreadable,
+        tokenizer_of,
+    )
 
     logging.basicConfig(level=logging.INFO if args.should_log else logging.ERROR, format="%(message)s")
     set_seed(args.seed)

@@ -32,14 +32,14 @@ class CheckArguments:
 
 
 def main() -> int:
-    from hf_eagle.parser import EagleArgumentParser
+    from hf_eagle.arguments.parser import EagleArgumentParser
 
     (args,) = EagleArgumentParser(CheckArguments, description=__doc__).parse_args_and_config(first="draft")
 
     from transformers import AutoConfig
     from transformers.utils import logging
 
-    from hf_eagle.hub.repair import repair_draft
+    from hf_eagle.serving.repair import repair_draft
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
@@ -53,8 +53,8 @@ def main() -> int:
 
 def report(draft: str, target: str | None, target_config, wants_probe: bool) -> int:
     """Print what is wrong with a folder; 1 if anything is."""
-    from hf_eagle.hub.probe import probe
-    from hf_eagle.hub.serving_check import check_draft
+    from hf_eagle.serving.check import check_draft
+    from hf_eagle.serving.probe import probe
 
     found = check_draft(draft, target_config or None)
     wrong = [finding for finding in found if finding.level != "note"]

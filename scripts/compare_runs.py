@@ -22,7 +22,7 @@ class CompareArguments:
 
 
 def main() -> None:
-    from hf_eagle.parser import EagleArgumentParser
+    from hf_eagle.arguments.parser import EagleArgumentParser
 
     (args,) = EagleArgumentParser(CompareArguments, description=__doc__).parse_args_and_config()
 

@@ -73,14 +73,14 @@ class EvaluationArguments:
         if self.sweep_tokens is not None:
             if self.method != "chain":
                 raise ValueError(f"`sweep_tokens` measures chains, but `method` is {self.method!r}; leave one out.")
-            from hf_eagle.parser import parse_counts
+            from hf_eagle.arguments.parser import parse_counts
 
             self.sweep_tokens = parse_counts("sweep_tokens", self.sweep_tokens)
 
 
 def main():
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-    from hf_eagle.parser import EagleArgumentParser
+    from hf_eagle.arguments.parser import EagleArgumentParser
 
     parser = EagleArgumentParser(EvaluationArguments, description=__doc__.split("\n")[0])
     (args,) = parser.parse_args_and_config()

@@ -32,7 +32,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without installation
 
-from hf_eagle.data.journal import write_atomically
+from hf_eagle.answers.journal import write_atomically
 
 
 TARGET_REPO = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -287,7 +287,7 @@ def fetch_assets(output_dir: Path, hub_seconds: float = 5.0) -> list[str]:
 
 
 def main() -> None:
-    from hf_eagle.parser import EagleArgumentParser
+    from hf_eagle.arguments.parser import EagleArgumentParser
 
     (arguments,) = EagleArgumentParser(AssetArguments, description=__doc__).parse_args_and_config()
     fetched = fetch_assets(Path(arguments.output_dir), arguments.hub_seconds)

@@ -17,8 +17,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without installation
 
+from hf_eagle.arguments.parser import EagleArgumentParser
 from hf_eagle.foreign.forms import FORMS
-from hf_eagle.parser import EagleArgumentParser
 
 
 @dataclass

@@ -18,10 +18,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without installation
 
-from hf_eagle.arguments import DataArguments, DraftArguments, TargetArguments
-from hf_eagle.eagle_arguments import EagleArguments
-from hf_eagle.parser import EagleArgumentParser
-from hf_eagle.parser import argument as _arg
+from hf_eagle.arguments.groups import DataArguments, DraftArguments, TargetArguments
+from hf_eagle.arguments.objective import EagleArguments
+from hf_eagle.arguments.parser import EagleArgumentParser
+from hf_eagle.arguments.parser import argument as _arg
 
 
 @dataclass
@@ -52,7 +52,7 @@ def main() -> None:
     groups, given = (PreviewArguments, TargetArguments, DataArguments), sys.argv[1:]
     if "--help" in given or "-h" in given:  # without loading torch
         EagleArgumentParser((*groups, DraftArguments, EagleArguments), description=__doc__).parse_args_and_config(given)
-    from hf_eagle.training_arguments import EagleTrainingArguments
+    from hf_eagle.arguments.training import EagleTrainingArguments
 
     groups = (*groups, DraftArguments, EagleTrainingArguments)
     preview, target, data, _, args = EagleArgumentParser(groups, description=__doc__).parse_args_and_config(given)
@@ -61,7 +61,7 @@ def main() -> None:
     data.packing = False  # rows are shown as conversations
 
     from hf_eagle.data.preview import to_html, to_terminal
-    from hf_eagle.run_parts import conversations, tokenizer_of
+    from hf_eagle.training.parts import conversations, tokenizer_of
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)

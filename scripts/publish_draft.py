@@ -16,8 +16,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without installation
 
-from hf_eagle.parser import EagleArgumentParser
-from hf_eagle.parser import argument as _arg
+from hf_eagle.arguments.parser import EagleArgumentParser
+from hf_eagle.arguments.parser import argument as _arg
 
 
 @dataclass
@@ -83,7 +83,7 @@ def check(draft: str, target: str | None) -> bool:
     """Print what servers trip over; whether they would run another draft than the one that was trained."""
     from transformers import AutoConfig
 
-    from hf_eagle.hub.serving_check import check_draft
+    from hf_eagle.serving.check import check_draft
 
     found = check_draft(draft, None if target is None else AutoConfig.from_pretrained(target))
     for finding in found:

@@ -65,7 +65,7 @@ class QuickstartArguments:
     num_speculative_tokens: int = field(default=3, metadata={"help": "Tokens drafted for each forward of the target."})
 
     def __post_init__(self):
-        from hf_eagle.parser import at_least_one
+        from hf_eagle.arguments.parser import at_least_one
 
         at_least_one(self, "num_prompts", "max_new_tokens", "batch_size", "eval_prompts", "num_speculative_tokens")
 
@@ -112,7 +112,7 @@ class Progress:
         return (time.monotonic() - self.started) / 60
 
     def save(self) -> None:
-        from hf_eagle.data.journal import write_atomically
+        from hf_eagle.answers.journal import write_atomically
 
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(self.path, [json.dumps(self.stages, indent=2)])
@@ -158,7 +158,7 @@ def recipe(command: list[str]) -> dict[str, object]:
     """What the YAML file or the command line says to training, as training understood it; paths left out."""
     import yaml
 
-    from hf_eagle.recipe import Recipe
+    from hf_eagle.training.recipe import Recipe
 
     said = set(yaml.safe_load(Path(command[command.index("--config") + 1]).read_text()))
     said |= {word[2:].partition("=")[0] for word in command if word.startswith("--")}
@@ -173,8 +173,8 @@ def answer_prompts(target: Path, prompts: Path, answers: Path, arguments: Quicks
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from hf_eagle.answers.regeneration import regenerate_answers
     from hf_eagle.data.conversations import load_records
-    from hf_eagle.data.regeneration import regenerate_answers
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.bfloat16 if bfloat16_is_faster() else torch.float32
@@ -302,7 +302,7 @@ def quickstart(arguments: QuickstartArguments) -> None:
 
 
 def main() -> None:
-    from hf_eagle.parser import EagleArgumentParser
+    from hf_eagle.arguments.parser import EagleArgumentParser
 
     parser = EagleArgumentParser(QuickstartArguments, description=__doc__)
     if os.environ.get("QUICKSTART_SHORT", "") not in ("", "0"):

@@ -23,8 +23,8 @@ from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without installation
 
-from hf_eagle.parser import EagleArgumentParser
-from hf_eagle.parser import argument as _arg
+from hf_eagle.arguments.parser import EagleArgumentParser
+from hf_eagle.arguments.parser import argument as _arg
 
 
 # what is meant by an option that is left out; each belongs to one of the two ways
@@ -128,7 +128,7 @@ def without(held_out: list[str], records):
 def answer_in_process(args: RegenerationArguments, records, tokenizer, source: dict, common: dict) -> None:
     import torch
 
-    from hf_eagle.data.regeneration import regenerate_answers
+    from hf_eagle.answers.regeneration import regenerate_answers
     from hf_eagle.targets.loading import load_causal_lm
 
     own = given(args, IN_PROCESS)
@@ -138,7 +138,7 @@ def answer_in_process(args: RegenerationArguments, records, tokenizer, source: d
 
 
 def ask_server(args: RegenerationArguments, records, tokenizer, common: dict) -> None:
-    from hf_eagle.data.served_answers import regenerate_through_server
+    from hf_eagle.answers.served_answers import regenerate_through_server
 
     regenerate_through_server(
         records,

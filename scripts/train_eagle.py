@@ -20,7 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without installation
 
-from hf_eagle.recipe import Recipe
+from hf_eagle.training.recipe import Recipe
 
 
 logger = logging.getLogger("hf_eagle")
@@ -32,10 +32,11 @@ def main() -> None:
     from transformers import set_seed
 
     from hf_eagle.data.vision_collator import DataCollatorForVisionEagle
-    from hf_eagle.distributed import leave
     from hf_eagle.evaluation.prompts import load_prompts
     from hf_eagle.hub.run_facts import recipe_facts
-    from hf_eagle.run_parts import (
+    from hf_eagle.targets.architectures import check_length
+    from hf_eagle.training.leaving import leave
+    from hf_eagle.training.parts import (
         conversations,
         draft_for,
         load_target,
@@ -44,8 +45,7 @@ def main() -> None:
         stored_features,
         tokenizer_of,
     )
-    from hf_eagle.targets.architectures import check_length
-    from hf_eagle.trainer import EagleTrainer
+    from hf_eagle.training.trainer import EagleTrainer
 
     target_args, data_args, args = recipe.target, recipe.data, recipe.training
     logging.basicConfig(level=logging.INFO if args.should_log else logging.ERROR, format="%(message)s")
@@ -95,10 +95,10 @@ def main() -> None:
 
 def print_dry_run(recipe: Recipe) -> None:
     """What every rank of the run would hold, and whether it fits."""
+    from hf_eagle.benchmark.dry_run import dry_run, read_target_config, shapes_of
     from hf_eagle.drafts.build import DRAFT_CLASSES
-    from hf_eagle.dry_run import dry_run, read_target_config, shapes_of
-    from hf_eagle.run_parts import config_of_draft
     from hf_eagle.targets.architectures import check_length
+    from hf_eagle.training.parts import config_of_draft
 
     target_args, data_args, dry_args, args = recipe.target, recipe.data, recipe.dry_run, recipe.training
     target_config = read_target_config(target_args.target, target_args.target_revision, target_args.trust_remote_code)
@@ -114,7 +114,7 @@ def print_dry_run(recipe: Recipe) -> None:
 
 def measure_acceptance(trainer, tokenizer, prompts, recipe: Recipe) -> None:
     """Have the trainer decode these prompts while it trains."""
-    from hf_eagle.callbacks import AcceptanceLengthCallback
+    from hf_eagle.training.acceptance import AcceptanceLengthCallback
 
     method = "tree" if recipe.draft.method == "eagle2" else "chain"
     every = recipe.data.acceptance_steps

@@ -18,8 +18,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without installation
 
-from hf_eagle.parser import EagleArgumentParser
-from hf_eagle.parser import argument as _arg
+from hf_eagle.arguments.parser import EagleArgumentParser
+from hf_eagle.arguments.parser import argument as _arg
 
 
 @dataclass
@@ -45,7 +45,7 @@ class WritingArguments:
 def main() -> None:
     (args,) = EagleArgumentParser(WritingArguments, description=__doc__).parse_args_and_config()
 
-    from hf_eagle.data.written_prompts import write_prompts
+    from hf_eagle.answers.written_prompts import write_prompts
     from hf_eagle.targets.loading import load_tokenizer
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")

@@ -5,7 +5,7 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from hf_eagle.drafts.build import DRAFT_CLASSES
-from hf_eagle.drafts.configuration_eagle import EagleConfig
+from hf_eagle.drafts.eagle3.configuration import EagleConfig
 from hf_eagle.drafts.vocabulary import VocabularyMapping
 from hf_eagle.targets.target import FrozenTarget
 

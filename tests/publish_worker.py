@@ -32,6 +32,6 @@ if __name__ == "__main__":
     from transformers import AutoConfig, LlamaConfig  # noqa: F401
 
     import hf_eagle.hub.publish  # noqa: F401
-    import hf_eagle.hub.serving_check  # noqa: F401
+    import hf_eagle.serving.check  # noqa: F401
 
     serve_forks(publish)

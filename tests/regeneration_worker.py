@@ -38,7 +38,7 @@ def records(number: int = 24) -> list[dict]:
 
 
 def regenerate(output, temperature: float = 0.0, number: int = 24, **arguments):
-    from hf_eagle.data.regeneration import regenerate_answers
+    from hf_eagle.answers.regeneration import regenerate_answers
 
     tokenizer = tiny_tokenizer(CHATML)
     arguments = {"max_new_tokens": 12, "batch_size": 3, "progress": False, **arguments}

@@ -5,8 +5,8 @@ import sys
 
 from forks import serve_forks
 
-from hf_eagle.data import chat_client
-from hf_eagle.data.served_answers import regenerate_through_server
+from hf_eagle.answers import chat_client
+from hf_eagle.answers.served_answers import regenerate_through_server
 
 
 CONCURRENCY = 8

@@ -26,9 +26,9 @@ from tiny import random_chats, tiny_llama  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from hf_eagle.data.collators import EagleDataCollator  # noqa: E402
-from hf_eagle.data.feature_store import SETTINGS, FeatureStore, FeatureWriter, StoreLock  # noqa: E402
-from hf_eagle.data.store_layout import StoreLayout, conversations_of  # noqa: E402
-from hf_eagle.feature_cache import FeatureCache, fill  # noqa: E402
+from hf_eagle.store.cache import FeatureCache, fill  # noqa: E402
+from hf_eagle.store.feature_store import SETTINGS, FeatureStore, FeatureWriter, StoreLock  # noqa: E402
+from hf_eagle.store.layout import StoreLayout, conversations_of  # noqa: E402
 from hf_eagle.targets.target import FrozenTarget  # noqa: E402
 
 

@@ -20,7 +20,7 @@ def call(monkeypatch, *arguments):
 
 def test_every_script_has_a_verb():
     """But those which are for a clone of the repository alone, or measure hf_eagle itself."""
-    own = {"__init__.py", "quickstart.py", "fetch_assets.py", "build_docs.py"}
+    own = {"__init__.py", "quickstart.py", "fetch_assets.py"}
     missing = {path.name for path in (ROOT / "scripts").glob("*.py")} - own - set(cli.VERBS.values())
     assert not {name for name in missing if not name.startswith("benchmark_")}
     main_verbs = {"train", "evaluate", "regenerate", "cache", "check", "prune", "import", "publish"}

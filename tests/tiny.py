@@ -4,7 +4,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from hf_eagle.drafts.build import new_draft
-from hf_eagle.drafts.configuration_eagle import Eagle1Config, EagleConfig
+from hf_eagle.drafts.eagle3.configuration import Eagle1Config, EagleConfig
 from hf_eagle.drafts.vocabulary import VocabularyMapping
 from hf_eagle.targets.target import FrozenTarget
 

@@ -4,7 +4,7 @@ import torch
 from tiny import tiny_llama, tiny_mapping
 
 from hf_eagle.drafts.build import new_draft
-from hf_eagle.drafts.configuration_eagle_mla import EagleMLAConfig
+from hf_eagle.drafts.eagle3.configuration_latent import EagleMLAConfig
 from hf_eagle.targets.target import FrozenTarget
 
 

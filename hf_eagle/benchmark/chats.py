@@ -7,17 +7,17 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer, TrainerCallback
 
+from ..arguments.training import EagleTrainingArguments
 from ..data.collators import EagleDataCollator
 from ..data.conversations import build_dataset
 from ..data.packing import pack_dataset
 from ..data.records import load_records
 from ..drafts.build import new_draft
-from ..drafts.configuration_eagle import EagleConfig
+from ..drafts.eagle3.configuration import EagleConfig
 from ..drafts.vocabulary import VocabularyMapping, count_supervised_tokens
-from ..supervision import supervised_steps
+from ..losses.supervision import supervised_steps
 from ..targets.target import FrozenTarget
-from ..trainer import EagleTrainer
-from ..training_arguments import EagleTrainingArguments
+from ..training.trainer import EagleTrainer
 from . import costs
 from .workload import Step
 

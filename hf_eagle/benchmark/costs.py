@@ -10,9 +10,9 @@ from functools import lru_cache
 
 import torch
 
-from ..drafts.configuration_eagle_mla import EagleMLAConfig
+from ..drafts.eagle3.configuration_latent import EagleMLAConfig
 from ..drafts.row_layout import RowLayout
-from ..supervision import SupervisionPlan
+from ..losses.supervision import SupervisionPlan
 
 
 def needed_flops(config, plan: SupervisionPlan, documents: torch.Tensor, num_steps: int) -> dict[str, float]:

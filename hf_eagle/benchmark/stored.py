@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 from ..data.collators import EagleDataCollator
 from ..data.conversations import build_dataset
 from ..data.records import load_records
-from ..feature_cache import FeatureCache, fill, open_cache
+from ..store.cache import FeatureCache, fill, open_cache
 from ..targets.target import FrozenTarget
 from . import chats
 

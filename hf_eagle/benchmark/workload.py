@@ -6,12 +6,12 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from ..drafts.build import new_draft
-from ..drafts.configuration_eagle import EagleConfig
-from ..drafts.configuration_eagle_mla import EagleMLAConfig
+from ..drafts.eagle3.configuration import EagleConfig
+from ..drafts.eagle3.configuration_latent import EagleMLAConfig
 from ..drafts.modeling_base import EagleOutput
 from ..drafts.vocabulary import VocabularyMapping
-from ..objectives import DraftObjective
-from ..supervision import SupervisionPlan, supervised_steps
+from ..losses.objectives import DraftObjective
+from ..losses.supervision import SupervisionPlan, supervised_steps
 from ..targets.distribution import TargetDistribution
 from ..targets.latent import LATENT_SIZES
 from ..targets.target import FrozenTarget

@@ -8,7 +8,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import Cache
 from transformers.models.llama.modeling_llama import rotate_half
 
-from .configuration_eagle import EagleConfig
+from .eagle3.configuration import EagleConfig
 
 
 class DraftAttention(nn.Module, ABC):

@@ -11,12 +11,12 @@ from transformers.utils import cached_file
 
 from ..targets.latent import has_latent_attention
 from ..targets.media import has_mrope
-from .configuration_eagle import EagleConfig
-from .configuration_eagle_mla import EagleMLAConfig
+from .eagle1.modeling import LlamaForCausalLMEagle
+from .eagle3.configuration import EagleConfig
+from .eagle3.configuration_latent import EagleMLAConfig
+from .eagle3.modeling import LlamaForCausalLMEagle3
+from .eagle3.modeling_latent import Eagle3DeepseekV2ForCausalLM
 from .modeling_base import EaglePreTrainedModel
-from .modeling_eagle import LlamaForCausalLMEagle
-from .modeling_eagle3 import LlamaForCausalLMEagle3
-from .modeling_eagle3_mla import Eagle3DeepseekV2ForCausalLM
 from .vocabulary import VocabularyMapping
 
 
@@ -95,7 +95,7 @@ def new_draft(
         mapping: the draft vocabulary; needed when it is smaller than the target's.
         head_weight: `(vocab_size, hidden)`, the target's head. EAGLE-1 shares it; EAGLE-3 starts its own from its rows
             and lets `fc` pass the last tap through, or starts at random if `None`.
-        attn_implementation: of the training-time test, see `ttt_attention.py`.
+        attn_implementation: of the training-time test, see `drafts/ttt_attention.py`.
 
     Raises:
         ValueError: if the mapping is missing or does not fit the config.

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import Cache, PreTrainedModel
 from transformers.utils import ModelOutput
 
-from .configuration_eagle import EagleConfig
+from .eagle3.configuration import EagleConfig
 from .row_layout import RowLayout, mark_padding
 from .vocabulary import VocabularyMapping, check_mapping, draft_token_ids
 
@@ -47,7 +47,7 @@ class EaglePreTrainedModel(PreTrainedModel):
     # the target's, shared in memory; both servers take them from the target too
     _keys_to_ignore_on_save = ["embed_tokens.weight"]
     _keys_to_ignore_on_load_missing = [r"^embed_tokens\.weight$"]
-    # TTT attention, see `ttt_attention.py`; `sdpa` is the default
+    # TTT attention, see `drafts/ttt_attention.py`; `sdpa` is the default
     _supports_sdpa = True
     _supports_flex_attn = True
     supports_gradient_checkpointing = True

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from .modeling_eagle3 import Eagle3Draft
+from .eagle3.modeling import Eagle3Draft
 from .vocabulary import VocabularyMapping, coverage_by_size
 
 

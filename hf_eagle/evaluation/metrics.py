@@ -3,7 +3,7 @@
 import datasets
 import evaluate
 
-from ..objectives import estimated_acceptance_length
+from ..losses.objectives import estimated_acceptance_length
 from .statistics import acceptance_length, confidence_interval
 
 

@@ -165,7 +165,7 @@ def plot_serving(entries: list[dict], path: str | os.PathLike) -> Path:
 
     Args:
         entries (`list[dict]`):
-            What `hf_eagle.benchmark.serving.measure_serving` returns.
+            What `hf_eagle.serving.speed.measure_serving` returns.
         path (`str` or `os.PathLike`):
             The PNG to write; its folder must exist.
     """

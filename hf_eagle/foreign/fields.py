@@ -4,8 +4,8 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from ..drafts.configuration_eagle import Eagle1Config, EagleConfig
-from ..drafts.configuration_eagle_mla import EagleMLAConfig
+from ..drafts.eagle3.configuration import Eagle1Config, EagleConfig
+from ..drafts.eagle3.configuration_latent import EagleMLAConfig
 from ..targets.latent import LATENT_SIZES
 from .forms import Form, has_latent_sizes
 

@@ -4,8 +4,8 @@ from typing import Any
 
 import torch
 
-from ..checkpoints import misfits
 from ..drafts.vocabulary import VocabularyMapping, draft_token_ids
+from ..training.checkpoints import misfits
 from .forms import Form
 
 

@@ -7,8 +7,8 @@ import shlex
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from ..benchmark.serving import table, verdict
-from ..data.journal import write_atomically
+from ..answers.journal import write_atomically
+from ..serving.speed import table, verdict
 from ..shipped import shipped
 
 

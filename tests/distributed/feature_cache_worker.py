@@ -21,10 +21,11 @@ from datasets import Dataset  # noqa: E402
 from tiny import VOCAB, random_chats, tiny_llama  # noqa: E402
 from tiny_tokenizer import word_tokenizer  # noqa: E402
 
-from hf_eagle import FrozenTarget, feature_cache  # noqa: E402
+from hf_eagle import FrozenTarget  # noqa: E402
 from hf_eagle.data.collators import EagleDataCollator  # noqa: E402
-from hf_eagle.data.feature_store import FeatureStore  # noqa: E402
-from hf_eagle.distributed import leave  # noqa: E402
+from hf_eagle.store import cache as feature_cache  # noqa: E402
+from hf_eagle.store.feature_store import FeatureStore  # noqa: E402
+from hf_eagle.training.leaving import leave  # noqa: E402
 
 
 class SlowlyOpened(FeatureStore):

@@ -23,10 +23,10 @@ from checked_collectives import check_collectives  # noqa: E402
 from tiny import VOCAB, pad_batch, random_chats, tiny_mapping  # noqa: E402
 
 from hf_eagle import EagleTrainer, EagleTrainingArguments, FrozenTarget  # noqa: E402
-from hf_eagle.distributed import leave  # noqa: E402
 from hf_eagle.drafts.build import new_draft  # noqa: E402
-from hf_eagle.drafts.configuration_eagle import EagleConfig  # noqa: E402
+from hf_eagle.drafts.eagle3.configuration import EagleConfig  # noqa: E402
 from hf_eagle.targets.sharding import local_bytes  # noqa: E402
+from hf_eagle.training.leaving import leave  # noqa: E402
 
 
 TAPS = [1, 3, 5]

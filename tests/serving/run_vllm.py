@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from hf_eagle.benchmark.offline_engine import ENVIRONMENT, counters  # noqa: E402
+from hf_eagle.serving.offline_engine import ENVIRONMENT, counters  # noqa: E402
 
 
 for name, value in ENVIRONMENT.items():  # read by vLLM when it is used

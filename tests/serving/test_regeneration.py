@@ -5,7 +5,7 @@ import json
 import harness
 import pytest
 
-from hf_eagle.benchmark.vllm_server import vllm_server
+from hf_eagle.serving.vllm_server import vllm_server
 
 
 QUESTIONS = [

@@ -10,7 +10,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from hf_eagle.evaluation.prompts import encode_prompt, load_prompts
-from hf_eagle.hub.serving_check import check_draft
+from hf_eagle.serving.check import check_draft
 
 
 @pytest.mark.parametrize("name", ["eagle3", "four_taps", "full_vocabulary", "eagle3.1"])

@@ -1,0 +1,159 @@
+"""Prompts that the target writes itself, so that no data set is needed: it goes on where its chat template opens the
+user's turn, and writes what users said in the data that it was tuned on (Magpie, https://arxiv.org/abs/2406.08464).
+"""
+
+import json
+import logging
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+
+from tqdm.auto import tqdm
+
+from ..data.rendering import ChatRenderer
+from .chat_client import ChatClient
+from .journal import Journal, journal_beside, write_atomically
+from .served_target import ServedTarget
+from .turns import check_arguments, turn_seed
+
+
+logger = logging.getLogger(__name__)
+
+_MARK = "USERSTURN"  # stands where the template writes what the user says
+
+
+def write_prompts(
+    output_path: str | Path,
+    *,
+    server_url: str,
+    target: str,
+    tokenizer,
+    num_prompts: int,
+    system_prompts: list[str] | None = None,
+    server_model: str | None = None,
+    api_key: str | None = None,
+    max_new_tokens: int = 256,
+    concurrency: int = 64,
+    temperature: float = 1.0,
+    top_p: float = 0.95,
+    seed: int = 0,
+    retries: int = 12,
+    request_timeout: float = 600.0,
+    progress: bool = True,
+) -> Path:
+    """Samples what users might say, from the target itself; the file's lines are `{"messages": [a user's message]}`.
+
+    Left out are prompts that were not finished within `max_new_tokens`, that hold a special token, or that were
+    written before; a line of the log counts them. Each one goes to `<output_path>.journal` as it comes, and the same
+    call asks for the missing ones only.
+
+    Args:
+        output_path (`str` or `Path`): written whole or not at all.
+        server_url (`str`): of a server with OpenAI's completion API (vLLM, SGLang) that runs the target.
+        target (`str`): folder or Hub id; the server must serve it.
+        tokenizer: the target's, with its chat template.
+        num_prompts (`int`): prompts to ask for; a few per cent are left out.
+        system_prompts (`list[str]`, *optional*): system messages in turn, which steer what is asked about; they are
+            not written. By default what the template says where a chat has none.
+        server_model (`str`, *optional*): the name the server gives the target, where that cannot be told from it.
+        api_key (`str`, *optional*): sent as a bearer token.
+        max_new_tokens (`int`, *optional*, defaults to 256): length of a prompt at most.
+        concurrency (`int`, *optional*, defaults to 64): requests under way together.
+        temperature (`float`, *optional*, defaults to 1.0): above 0, or all prompts were the same one.
+        top_p (`float`, *optional*, defaults to 0.95): nucleus.
+        seed (`int`, *optional*, defaults to 0): each prompt has its own, made from it.
+        retries (`int`, *optional*, defaults to 12): attempts after the first one, over two to three minutes.
+        request_timeout (`float`, *optional*, defaults to 600.0): seconds that a prompt may take.
+        progress (`bool`, *optional*, defaults to `True`): show a progress bar.
+
+    Returns the path. Raises a `ValueError` for an argument out of range, a template that cannot be opened at the
+    user's turn, or when no prompt is left, and a `ServerError` (one too) as `regenerate_through_server` does.
+    """
+    check_arguments(
+        {"num_prompts": num_prompts, "max_new_tokens": max_new_tokens, "concurrency": concurrency}, temperature, top_p
+    )
+    if temperature == 0:
+        raise ValueError("`temperature` must be above 0: a greedy target writes one prompt again and again.")
+    output_path = Path(output_path)
+    openings = [open_user_turn(tokenizer, system) for system in system_prompts or [None]]
+    stop = threading.Event()
+    client = ChatClient(server_url, api_key, request_timeout, retries, stop)
+    sampling = {"max_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
+    served = ServedTarget.find(client, target, server_model, sampling)
+    client.close()
+
+    def written(id: int) -> dict:
+        opening, end = openings[id % len(openings)]
+        body = {"model": served.model, "prompt": opening, "stop": [end], **served.fields}
+        client = ChatClient(server_url, api_key, request_timeout, retries, stop)
+        try:
+            answer = client.complete(body | {"seed": turn_seed(seed, id), "skip_special_tokens": False})
+        finally:
+            client.close()
+        return {"id": id, "text": answer.text.split(end)[0].strip(), "finish_reason": answer.finish_reason}
+
+    settings = {"target": str(target), "openings": openings, "num_prompts": num_prompts, "seed": seed, **sampling}
+    with journal_beside(output_path, settings) as journal:
+        _write_missing(journal, written, num_prompts, concurrency, stop, progress)
+        rows = sorted(journal.rows, key=lambda row: row["id"])
+    write_atomically(output_path, map(_line, _usable(rows, tokenizer)))
+    return output_path
+
+
+def _write_missing(
+    journal: Journal,
+    written: Callable[[int], dict],
+    number: int,
+    concurrency: int,
+    stop: threading.Event,
+    progress: bool,
+) -> None:
+    """Appends the row of every id that the journal lacks, as they come; a failure ends the others."""
+    missing = sorted(set(range(number)) - {row["id"] for row in journal.rows})
+    bar = tqdm(total=number, initial=number - len(missing), unit="prompt", disable=not progress)
+    with bar, ThreadPoolExecutor(concurrency) as pool:
+        try:
+            for done in as_completed([pool.submit(written, id) for id in missing]):
+                journal.append(done.result())
+                bar.update()
+        except BaseException:
+            stop.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def open_user_turn(tokenizer, system: str | None = None) -> tuple[str, str]:
+    """The text up to what the user says, and how the template goes on behind it: where a prompt ends.
+
+    Raises a `ValueError` when the template does not write a user's message as it is, with something behind it.
+    """
+    messages = [{"role": "system", "content": system}] * (system is not None) + [{"role": "user", "content": _MARK}]
+    opening, mark, rest = ChatRenderer(tokenizer).render(messages, add_generation_prompt=True).partition(_MARK)
+    end = rest.strip().splitlines()[0] if rest.strip() else ""
+    if not mark or not end or (system is not None and system.strip() not in opening):
+        raise ValueError(
+            f"`target`'s chat template cannot be opened at the user's turn: of {messages} it makes "
+            f"{(opening + mark + rest)[:300]!r}."
+        )
+    first = tokenizer.convert_ids_to_tokens(tokenizer(end, add_special_tokens=False)["input_ids"][0])
+    return opening, first if end.startswith(first) and first in tokenizer.all_special_tokens else end
+
+
+def _usable(rows: list[dict], tokenizer) -> list[str]:
+    """Finished prompts, each once; raises a `ValueError` when there are none."""
+    special = [token for token in tokenizer.all_special_tokens if token]
+    finished = [row["text"] for row in rows if row["finish_reason"] == "stop" and row["text"]]
+    plain = [text for text in finished if not any(token in text for token in special)]
+    prompts = list(dict.fromkeys(plain))
+    logger.info(
+        "%d prompts; of %d written ones %d were not finished, %d held a special token, %d came twice.",
+        *(len(prompts), len(rows), len(rows) - len(finished), len(finished) - len(plain), len(plain) - len(prompts)),
+    )
+    if not prompts:
+        raise ValueError("No prompt was finished: raise `max_new_tokens`, or see what the journal holds.")
+    return prompts
+
+
+def _line(prompt: str) -> str:
+    return json.dumps({"messages": [{"role": "user", "content": prompt}]}, ensure_ascii=False)

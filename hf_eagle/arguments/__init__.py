@@ -1,0 +1,1 @@
+"""What a run is told: groups of arguments, the objective's, `TrainingArguments`, and the parser."""

@@ -1,0 +1,323 @@
+"""Arguments of training, as dataclasses for `HfArgumentParser`. Importing them is instant: no torch.
+
+What is EAGLE's own in the training itself is in `objective.py`; `training/recipe.py` has all of them together.
+"""
+
+import json
+from dataclasses import dataclass, field, fields
+from typing import Literal
+
+from ..targets.latent import LATENT_SIZES
+from .parser import argument as _arg
+
+
+@dataclass
+class TargetArguments:
+    """The frozen target model."""
+
+    _argument_group_name = "target"
+
+    target: str = field(
+        metadata={
+            "help": "Target model: a folder or a Hub id, also of a PEFT adapter, which is merged into its base. No "
+            "file of it is changed."
+        }
+    )
+    target_revision: str = _arg("main", "Revision of the target on the Hub.")
+    base_model: str | None = _arg(None, "Hub id of the target for the draft's card. Unset: `target`, if it is one.")
+    target_dtype: Literal["auto", "float32", "bfloat16", "float16"] = _arg(
+        "auto", "Data type the target runs in; `auto` keeps its checkpoint's."
+    )
+    gguf_file: str | None = _arg(None, "Name of a GGUF file inside `target`, if it is one.")
+    tap_ids: list[int] | None = _arg(
+        None,
+        "Tapped layers as ascending entry ids (id k is the input of layer k, id N the final norm's). Unset: 2, N//2, "
+        "N-3, as both servers assume.",
+    )
+    tap_method: Literal["hooks", "output_hidden_states"] = _arg(
+        "hooks", "How taps are recorded; `output_hidden_states` for models whose layers cannot be hooked."
+    )
+    attn_implementation: str | None = _arg(None, "Attention implementation of the target, as in transformers.")
+    trust_remote_code: bool = _arg(False, "Run code that comes with the target.")
+    compile_target: bool = _arg(
+        False, "`torch.compile` the target: a minute or two at the start, then each of its forwards is a little faster."
+    )
+    target_sharding: Literal["none", "fsdp2", "tensor", "expert"] = _arg(
+        "none",
+        "Spread the target over the ranks, each of which reads its share only: `fsdp2` gathers a layer while it runs, "
+        "`tensor` splits each layer's work, `expert` keeps a mixture's experts apart and treats the rest as `fsdp2`.",
+    )
+    target_shard_size: int | None = _arg(
+        None,
+        "Ranks that hold one whole target between them, for instance those of a machine; others hold further copies. "
+        "Unset: all.",
+    )
+    target_cpu_offload: bool = _arg(False, "`fsdp2`: keep the shards in main memory, and gather layers from there.")
+
+    def __post_init__(self):
+        if self.compile_target and self.target_sharding != "none":
+            raise ValueError(
+                f"`compile_target` cannot be combined with `target_sharding` {self.target_sharding}: leave one out."
+            )
+
+    @property
+    def sharding(self) -> dict[str, str | int | bool | None]:
+        """How the target is spread, as `FrozenTarget.from_pretrained` takes it."""
+        sizes = {"shard_size": self.target_shard_size, "cpu_offload": self.target_cpu_offload}
+        return {"sharding": self.target_sharding, **sizes}
+
+
+@dataclass
+class DraftArguments:
+    """The draft that is trained."""
+
+    _argument_group_name = "draft"
+
+    method: Literal["eagle1", "eagle2", "eagle3"] = _arg(
+        "eagle3",
+        "EAGLE-3; or EAGLE-1, which predicts the target's last hidden states and has neither taps nor a vocabulary of "
+        "its own; `eagle2` trains the same draft as `eagle1`, to be decoded with a dynamic tree.",
+    )
+    draft_vocab_size: int | None = _arg(
+        None, "Tokens the draft can propose, the most frequent of the supervised ones. Unset: the whole vocabulary."
+    )
+    draft_attention: Literal["auto", "llama", "mla"] = _arg(
+        "auto",
+        "Attention of the draft: grouped-query as in Llama, or DeepSeek's multi-head latent attention. `auto` is `mla` "
+        "for a target that has it (DeepSeek, Kimi), `llama` for any other.",
+    )
+    q_lora_rank: int | None = _arg(
+        None,
+        "`mla`: rank of the queries' bottleneck, 0 for none (no server loads such a draft yet). Unset, as the next "
+        "four: the target's, or DeepSeek-V3's for a target without latent attention.",
+    )
+    kv_lora_rank: int | None = _arg(None, "`mla`: width of the latent that keys and values are made from.")
+    qk_nope_head_dim: int | None = _arg(None, "`mla`: part of a head's key that is not rotated.")
+    qk_rope_head_dim: int | None = _arg(None, "`mla`: part of a key that is rotated, shared by all heads.")
+    v_head_dim: int | None = _arg(None, "`mla`: width of a head's value.")
+    draft_rope: Literal["1d", "mrope"] = _arg(
+        "1d",
+        "Positions of the draft beside a target with m-RoPE (Qwen-VL): one a token, counted along all of them, or the "
+        "target's three.",
+    )
+    image_embeddings: Literal["token", "vision"] = _arg(
+        "token",
+        "What the draft embeds at an image or a video: its token, as vLLM does, or what the target's vision tower made "
+        "of it, as SGLang does.",
+    )
+    fc_norm: bool = _arg(False, "EAGLE-3.1: one RMSNorm per tap in front of `fc`.")
+    norm_output: bool = _arg(False, "EAGLE-3.1: feed the normed output back instead of the residual stream.")
+    draft_init: Literal["target", "random"] = _arg(
+        "target", "Start with the target's rows in the head and its last tap passed through `fc`, or at random."
+    )
+    init_from: str | None = _arg(
+        None,
+        "Draft to start from, a folder or a Hub id: of the same shapes and taps, of any draft vocabulary. Rows of its "
+        "head are carried over by token, those of new tokens are as `draft_init` says. Has no meaning on resuming, but "
+        "with `use_peft`, where it is what the adapter is added to.",
+    )
+    license: str | None = _arg(
+        None, "Licence of the draft for its card, as the Hub spells it. Unset: the target's, where a card tells it."
+    )
+    draft_attn_implementation: Literal["sdpa", "eager", "flex_attention"] = _arg(
+        "sdpa",
+        "Attention of the training-time test: `sdpa` takes the fused kernel that the device has, `eager` is the slow "
+        "reference.",
+    )
+
+    @property
+    def draft_method(self) -> str:
+        """What kind of draft is trained: EAGLE-2's is EAGLE-1's."""
+        return "eagle1" if self.method == "eagle2" else self.method
+
+    @property
+    def latent_sizes(self) -> dict[str, int | None]:
+        """The sizes of latent attention that were set, as a draft's config takes them."""
+        sizes = {name: getattr(self, name) for name in LATENT_SIZES if getattr(self, name) is not None}
+        return {**sizes, "q_lora_rank": None} if self.q_lora_rank == 0 else sizes
+
+
+@dataclass
+class AdapterArguments:
+    """LoRA on the draft, by PEFT; the names are those of TRL's `ModelConfig`."""
+
+    _argument_group_name = "adapter"
+
+    use_peft: bool = _arg(
+        False,
+        "Train a LoRA adapter on the draft that `init_from` names, instead of the draft. What is saved is the draft "
+        "with the adapter merged in, and the adapter beside it, in `adapter/`.",
+    )
+    lora_r: int = _arg(16, "Rank of the adapter's matrices.")
+    lora_alpha: int = _arg(32, "The adapter is added with the factor `lora_alpha / lora_r`.")
+    lora_dropout: float = _arg(0.0, "Share of the adapter's inputs that is dropped in training.")
+    lora_target_modules: list[str] | None = _arg(
+        None,
+        "Projections that get an adapter, by the last parts of their names. Unset: those of the draft's layer and "
+        "`fc`; name `lm_head` too for the head.",
+    )
+    lora_modules_to_save: list[str] | None = _arg(
+        None, "Modules that are trained whole beside the adapter, such as `lm_head` or `norm` (every norm)."
+    )
+
+    def __post_init__(self):
+        if not self.use_peft:
+            for known in fields(self):
+                if getattr(self, known.name) != known.default:
+                    raise ValueError(
+                        f"`{known.name}` is {getattr(self, known.name)}, but `use_peft` is not set: set it, or leave "
+                        f"out `{known.name}`."
+                    )
+        for name in ("lora_r", "lora_alpha"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        if not 0 <= self.lora_dropout < 1:
+            raise ValueError(f"`lora_dropout` must be at least 0 and below 1, got {self.lora_dropout}.")
+
+    def peft_config(self):
+        """The [`~peft.LoraConfig`] that `EagleTrainer` takes, `None` without `use_peft`."""
+        if not self.use_peft:
+            return None
+        from peft import LoraConfig
+
+        return LoraConfig(
+            r=self.lora_r,
+            lora_alpha=self.lora_alpha,
+            lora_dropout=self.lora_dropout,
+            target_modules=self.lora_target_modules,
+            modules_to_save=self.lora_modules_to_save,
+        )
+
+
+@dataclass
+class DataArguments:
+    """Conversations to train on."""
+
+    _argument_group_name = "data"
+
+    train_data: list[str] = field(
+        metadata={
+            "help": "Chats to train on: JSON, JSONL, Parquet, CSV or Arrow files, folders, or Hub data sets, where "
+            "`id:split` takes another split than train."
+        }
+    )
+    data_weights: list[float] | None = _arg(
+        None,
+        "One number for each of `train_data`: how often its records are taken. 0.5 is a random half, 2 is each twice; "
+        "with `streaming`, shares of the mixture.",
+    )
+    data_licenses: list[str] | None = _arg(
+        None, "Licence of each of `train_data`, for the card. Unset: what their own cards tell."
+    )
+    dataset_format: Literal["auto", "messages", "sharegpt", "alpaca", "prompt_completion", "preference", "text"] = _arg(
+        "auto",
+        "Form of the records; `auto` goes by their columns. `preference` takes the chosen answers; `text` is "
+        "supervised whole, or, where it is a rendered chat, behind the answers' headers.",
+    )
+    eval_data: list[str] | None = _arg(None, "Chats to evaluate on.")
+    eval_share: float = _arg(0.0, "Share of the training chats to hold out for evaluation when `eval_data` is unset.")
+    max_length: int = _arg(2048, "Longest sequence in tokens; what is longer is cut and counted.")
+    packing: bool = _arg(
+        False,
+        "Put whole conversations side by side in rows of `max_length` tokens instead of padding each. The loss stays "
+        "that of the conversations; `per_device_train_batch_size` and `per_device_eval_batch_size` then count rows.",
+    )
+    streaming: bool = _arg(
+        False,
+        "Read and tokenise conversations while training, shuffled within 1,000, for data that are too large to prepare "
+        "first. Needs `max_steps`; nothing can be packed, grouped by length, held out, stored as features or counted "
+        "for a draft vocabulary.",
+    )
+    skip_bad_media: bool = _arg(
+        False, "Leave out, and count, conversations of which an image or a video cannot be loaded, instead of stopping."
+    )
+    last_turn_only: bool = _arg(False, "Train on what follows the last user's message only, not on every answer.")
+    train_on_thoughts: bool = _arg(True, "Train on the thoughts of answers too, where the template writes them.")
+    train_on_tool_calls: bool = _arg(True, "Train on the tool calls of answers too.")
+    chat_template_kwargs: str | None = _arg(
+        None, 'What else the chat template is given, as JSON: `{"enable_thinking": false}`. Serve with the same.'
+    )
+    preprocessing_workers: int | None = _arg(None, "Processes that tokenise.")
+    feature_store: str | None = _arg(
+        None,
+        "Folder of the target's features, which scripts/cache_features.py makes: training reads them instead of asking "
+        "the target.",
+    )
+    cache_mode: Literal["read", "first_epoch"] = _arg(
+        "read", "`feature_store` must hold everything; or is filled while the first epoch trains, and read after it."
+    )
+    store_dtype: Literal["bfloat16", "float32", "float8"] = _arg(
+        "bfloat16", "Numbers of `feature_store`; `float8` is e4m3 with a scale for each token and tap."
+    )
+    acceptance_prompts: str | None = _arg(
+        None,
+        "Prompts (.jsonl, .json, .txt) that are decoded during training, and at evaluations, to measure acceptance.",
+    )
+    acceptance_steps: int | None = _arg(
+        None, "Optimizer steps between measurements of acceptance; unset: at evaluations only."
+    )
+    acceptance_num_prompts: int = _arg(16, "Take the first so many of `acceptance_prompts`.")
+
+    def __post_init__(self):
+        if not 0 <= self.eval_share < 1:
+            raise ValueError(f"`eval_share` must be at least 0 and below 1, got {self.eval_share}.")
+        for name in ("data_weights", "data_licenses"):
+            values = getattr(self, name)
+            if values is not None and len(values) != len(self.train_data):
+                raise ValueError(
+                    f"`{name}` has {len(values)} values for the {len(self.train_data)} sources of `train_data`: give "
+                    "one for each."
+                )
+        wrong = next((name for name in ("packing", "eval_share", "feature_store") if getattr(self, name)), None)
+        if self.streaming and wrong:
+            raise ValueError(f"`{wrong}` needs the whole data, which `streaming` never has: leave one of them out.")
+        _ = self.template_kwargs
+        if self.max_length < 4:
+            raise ValueError(f"`max_length` must be at least 4 tokens, got {self.max_length}.")
+        for name, default in (("cache_mode", "read"), ("store_dtype", "bfloat16")):
+            if self.feature_store is None and getattr(self, name) != default:
+                raise ValueError(f"`{name}` is {getattr(self, name)}, but `feature_store` names no folder.")
+        if self.acceptance_steps is not None and self.acceptance_prompts is None:
+            raise ValueError(f"`acceptance_steps` is {self.acceptance_steps}, but `acceptance_prompts` names no file.")
+        for name in ("acceptance_steps", "acceptance_num_prompts"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+
+    @property
+    def template_kwargs(self) -> dict:
+        """What the chat template is given besides messages and tools."""
+        try:
+            found = json.loads(self.chat_template_kwargs or "{}")
+        except json.JSONDecodeError as problem:
+            raise ValueError(f"`chat_template_kwargs` is no JSON: {problem}.") from None
+        if not isinstance(found, dict):
+            raise ValueError(f"`chat_template_kwargs` must be a JSON object, got {self.chat_template_kwargs}.")
+        return found
+
+
+@dataclass
+class DryRunArguments:
+    """What a run would hold, instead of the run."""
+
+    _argument_group_name = "dry run"
+
+    dry_run: bool = _arg(
+        False,
+        "Print what every rank would hold, from the configs alone, and stop. `target` may then be a folder with "
+        "nothing but its `config.json`.",
+    )
+    world_size: int = _arg(1, "`dry_run`: ranks of the run.")
+    device_memory_gb: float | None = _arg(None, "`dry_run`: warn when a rank needs more GiB than that.")
+    supervised_share: float = _arg(
+        1.0, "`dry_run`: share of a batch's tokens that are an answer's; 1 is the most there can be."
+    )
+
+    def __post_init__(self):
+        if self.world_size < 1:
+            raise ValueError(f"`world_size` must be at least 1, got {self.world_size}.")
+        if not 0 < self.supervised_share <= 1:
+            raise ValueError(f"`supervised_share` must lie above 0 and at most at 1, got {self.supervised_share}.")
+        for other in fields(self):
+            value = getattr(self, other.name)
+            if not self.dry_run and value != other.default:
+                raise ValueError(f"`{other.name}` is {value}, but only `dry_run` reads it: leave it out, or set that.")

@@ -1,0 +1,86 @@
+"""Arguments of the objective and its unroll, and which arguments mean nothing to which kind of draft. No torch.
+
+`training_arguments.EagleTrainingArguments` joins `EagleArguments` with `transformers.TrainingArguments`.
+"""
+
+from dataclasses import dataclass, fields
+from typing import Literal, get_args, get_origin
+
+from ..targets.latent import LATENT_SIZES
+from .parser import argument as _arg
+
+
+@dataclass
+class EagleArguments:
+    """What is EAGLE's own in the training of a draft."""
+
+    _argument_group_name = "eagle"
+
+    ttt_steps: int | None = _arg(
+        None,
+        "Steps of the training-time test: how deep the draft is unrolled on its own output. Unset: 7; EAGLE-1 has one.",
+    )
+    step_weight: float = _arg(0.8, "Weight of TTT step s is `step_weight ** s`.")
+    normalize_step_weights: bool = _arg(True, "Divide the loss by the sum of the step weights.")
+    supervision: Literal["serving", "reference"] = _arg(
+        "serving", "Rows that count: those a server drafts from, or the official code's alignment (one row late)."
+    )
+    loss: Literal["ce", "lk_alpha", "lk_lambda"] = _arg("ce", "Soft cross-entropy, or an LK loss (arXiv 2602.23881).")
+    oov_rows: Literal["mask", "renormalize"] = _arg(
+        "mask", "Rows whose target token is outside the draft vocabulary: left out of the loss, or kept."
+    )
+    lk_scale: float = _arg(1.0, "`lk_lambda`: share of cross-entropy is `lk_scale * exp(-lk_decay * mean alpha)`.")
+    lk_decay: float = _arg(3.0, "`lk_lambda`: see `lk_scale`.")
+    regression_weight: float = _arg(1.0, "EAGLE-1: weight of the smooth L1 loss of the predicted feature.")
+    ce_weight: float = _arg(0.1, "EAGLE-1: weight of the cross-entropy behind the target's head.")
+    feature_noise: Literal["none", "uniform", "gaussian"] = _arg(
+        "uniform", "EAGLE-1: noise on the target's features in training, as in the official code."
+    )
+
+    def __post_init__(self):
+        if self.ttt_steps is not None and self.ttt_steps < 1:
+            raise ValueError(f"`ttt_steps` must be at least 1, got {self.ttt_steps}.")
+        if not 0 < self.step_weight <= 1:
+            raise ValueError(f"`step_weight` must lie above 0 and at most at 1, got {self.step_weight}.")
+        if min(self.regression_weight, self.ce_weight) < 0 or self.regression_weight + self.ce_weight == 0:
+            raise ValueError(
+                "`regression_weight` and `ce_weight` must not be negative and not both zero, got "
+                f"{self.regression_weight} and {self.ce_weight}."
+            )
+        for choice in (f for f in fields(EagleArguments) if get_origin(f.type) is Literal):
+            allowed, value = get_args(choice.type), getattr(self, choice.name)
+            if value not in allowed:
+                raise ValueError(f"`{choice.name}` must be one of {', '.join(allowed)}, got {value!r}.")
+
+
+# what means nothing to a kind of draft, and would be ignored without a word
+_MEANINGLESS = {
+    "eagle1": (
+        *("draft_rope", "image_embeddings"),
+        *("tap_ids", "tap_method", "draft_vocab_size", "fc_norm", "norm_output", "draft_init", "draft_attention"),
+        *LATENT_SIZES,
+        *("ttt_steps", "step_weight", "normalize_step_weights", "loss", "oov_rows", "lk_scale", "lk_decay"),
+    ),
+    "eagle3": ("regression_weight", "ce_weight", "feature_noise"),
+}
+
+
+def refuse_other_methods(method: str, *groups) -> None:
+    """Refuse arguments that are set to something but mean nothing to a kind of draft.
+
+    Args:
+        method: `"eagle1"` or `"eagle3"`, what a draft class calls itself.
+        groups: argument groups, of any class of arguments.
+
+    Raises:
+        ValueError: naming the first of them.
+    """
+    for group in groups:
+        for known in (f for f in fields(group) if f.name in _MEANINGLESS[method]):
+            value = getattr(group, known.name)
+            if value != known.default and (known.name, value) != ("ttt_steps", 1):
+                kind, other = ("EAGLE-1/2", "eagle3") if method == "eagle1" else ("EAGLE-3", "eagle1")
+                raise ValueError(
+                    f"`{known.name}` is {value}, which means nothing to an {kind} draft: leave it out, or set `method` "
+                    f"to {other}."
+                )

@@ -1,0 +1,137 @@
+"""`HfArgumentParser` with `--config file.yaml`: the file's values first, the command line over them."""
+
+import argparse
+import difflib
+import json
+import sys
+from dataclasses import field
+from typing import Any
+
+import yaml
+from transformers.hf_argparser import HfArgumentParser
+
+from ..shipped import find_config
+
+
+def argument(default: Any, help: str) -> Any:
+    """A field of a dataclass of arguments: its default, and what `--help` says of it."""
+    return field(default=default, metadata={"help": help})
+
+
+def at_least_one(args: Any, *names: str) -> None:
+    """`ValueError` naming the first of these fields that is below 1."""
+    for name in names:
+        if getattr(args, name) < 1:
+            raise ValueError(f"`{name}` must be at least 1, but is {getattr(args, name)}.")
+
+
+def parse_counts(name: str, text: str) -> list[int]:
+    """`1..4` or `1,2,3,4` -> the numbers; `ValueError` naming the argument for anything else."""
+    first, _, last = text.partition("..")
+    parts = [first, last] if last else text.split(",")
+    if not all(part.strip().isdecimal() and int(part) for part in parts) or (last and int(first) > int(last)):
+        raise ValueError(f"`{name}` must be numbers from 1 on, as `1..8` or `1,2,4`, but is {text!r}.")
+    return list(range(int(first), int(last) + 1)) if last else [int(part) for part in parts]
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Keeps the description's lines, shows one spelling of an option and only defaults that say something."""
+
+    def _format_action_invocation(self, action):
+        if len(action.option_strings) > 1 and action.option_strings[0].startswith("--"):
+            option = action.option_strings[0]
+            if action.nargs == "?" or action.nargs == 0:
+                return option
+            return f"{option} {self._format_args(action, self._get_default_metavar_for_optional(action))}"
+        return super()._format_action_invocation(action)
+
+    def _get_help_string(self, action):
+        return action.help if action.default in (None, argparse.SUPPRESS) else super()._get_help_string(action)
+
+
+class EagleArgumentParser(HfArgumentParser):
+    """Dataclasses from a YAML file and the command line.
+
+    The file holds one flat mapping of argument names to values. Its values pass through argparse like typed ones, so a
+    wrong type, choice or name is refused before anything starts.
+
+    Example:
+        >>> parser = EagleArgumentParser((TargetArguments, EagleTrainingArguments))
+        >>> target_args, training_args = parser.parse_args_and_config(["--config", "draft.yaml", "--ttt_steps", "5"])
+    """
+
+    def __init__(self, dataclass_types, **kwargs):
+        kwargs = {
+            "allow_abbrev": False,
+            "formatter_class": _HelpFormatter,
+            "usage": "%(prog)s [--config FILE] [--argument value ...]",
+            **kwargs,
+        }
+        super().__init__(dataclass_types, **kwargs)
+        self.add_argument("--config", metavar="FILE", help="YAML file of arguments, or a recipe's name.")
+
+    def parse_args_and_config(self, args: list[str] | None = None, first: str | None = None) -> tuple[Any, ...]:
+        """One instance of each dataclass, in order.
+
+        Args:
+            args: the command line, `sys.argv[1:]` when `None`.
+            first: the argument that a word in front may stand for without its name.
+
+        Exits with a usage message for an unknown name, a value that does not fit, or an unreadable file.
+        """
+        args = sys.argv[1:] if args is None else list(args)
+        if first is not None and args and not args[0].startswith("-"):
+            args = [f"--{first}", *args]
+        for option in (arg.split("=")[0] for arg in args if arg.startswith("--")):
+            if option not in self._option_string_actions:  # before anything that argparse misses
+                self.error(self._unknown(option))
+        config = _value_of("--config", args)
+        from_file = [] if config is None else self._tokens(config)
+        try:
+            *parsed, _, unknown = self.parse_args_into_dataclasses(
+                from_file + args, return_remaining_strings=True, look_for_args_file=False
+            )
+        except ValueError as problem:
+            self.error(str(problem))
+        if unknown:
+            self.error(self._unknown(unknown[0].split("=")[0]))
+        return tuple(parsed)
+
+    def _tokens(self, path: str) -> list[str]:
+        """The file as command-line tokens."""
+        try:
+            values = yaml.safe_load(find_config(path).read_text())
+        except ValueError as problem:
+            self.error(str(problem))
+        except (OSError, yaml.YAMLError) as problem:
+            self.error(f"`--config` {path} cannot be read as YAML: {' '.join(str(problem).split())}")
+        if not isinstance(values, dict):
+            self.error(f"`--config` {path} must hold `argument: value` lines, got {type(values).__name__}.")
+
+        known = {action.dest for action in self._actions}
+        tokens = []
+        for name, value in values.items():
+            if name not in known:
+                self.error(f"{path}: {self._unknown(f'--{name}')}")
+            if isinstance(value, list):
+                tokens += [f"--{name}", *map(str, value)]
+            elif value is not None:
+                tokens.append(f"--{name}={json.dumps(value) if isinstance(value, dict) else value}")
+        return tokens
+
+    def error(self, message: str):
+        """One sentence instead of two screens of usage."""
+        self.exit(2, f"{self.prog}: error: {message} (--help lists the arguments)\n")
+
+    def _unknown(self, option: str) -> str:
+        near = difflib.get_close_matches(option, self._option_string_actions, n=1)
+        return f"unknown argument {option}" + (f", did you mean {near[0]}?" if near else ".")
+
+
+def _value_of(option: str, args: list[str]) -> str | None:
+    for place, arg in enumerate(args):
+        if arg == option and place + 1 < len(args):
+            return args[place + 1]
+        if arg.startswith(f"{option}="):
+            return arg.split("=", 1)[1]
+    return None

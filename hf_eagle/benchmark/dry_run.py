@@ -1,0 +1,254 @@
+"""What every rank of a training run would hold, from configs alone: no weight is read or made.
+
+Parameters are counted on models of the meta device and are exact; activations are those of
+`activation_memory.py`. What an allocator, CUDA itself and libraries take beside that is not counted.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from transformers import AutoConfig, PreTrainedConfig
+
+from ..drafts.build import DRAFT_CLASSES
+from ..drafts.eagle3.configuration import Eagle1Config, EagleConfig
+from ..targets.architectures import find_decoder_parts
+from ..targets.loading import auto_class
+from ..targets.sharding import layout_of
+from .activation_memory import FLOAT32, RunShapes, beside_unroll, kept_by_unroll
+
+
+GIB = 2**30
+# rows whose full logits a target makes at one time, see `FrozenTarget.distribution`
+_TEACHER_ROWS = 256
+
+
+@dataclass
+class Holding:
+    """One thing that a rank holds.
+
+    Attributes:
+        what: for people.
+        bytes: its size.
+        parameters: how many numbers of weights it is, where it is weights.
+    """
+
+    what: str
+    bytes: float
+    parameters: int | None = None
+
+
+@dataclass
+class DryRun:
+    """What a rank holds: all the time, during a step, and at most.
+
+    Attributes:
+        title: of what run.
+        kept: from the first step to the last.
+        target_step, draft_step: while the target, and then the draft, is run; never both.
+    """
+
+    title: str
+    kept: list[Holding] = field(default_factory=list)
+    target_step: list[Holding] = field(default_factory=list)
+    draft_step: list[Holding] = field(default_factory=list)
+
+    @property
+    def peak(self) -> float:
+        """Bytes at most."""
+        steps = (sum(h.bytes for h in step) for step in (self.target_step, self.draft_step))
+        return sum(h.bytes for h in self.kept) + max(steps)
+
+    def describe(self) -> str:
+        """The table, for a terminal."""
+        lines = [self.title, f"{'':58} {'parameters':>17} {'GiB':>9}"]
+        parts = {"kept": self.kept, "while the target runs": self.target_step, "while the draft runs": self.draft_step}
+        for name, holdings in parts.items():
+            lines.append(name)
+            for h in holdings:
+                count = "" if h.parameters is None else f"{h.parameters:,}"
+                lines.append(f"  {h.what:56} {count:>17} {h.bytes / GIB:9.2f}")
+        lines.append(f"{'at most':76} {self.peak / GIB:9.2f}")
+        return "\n".join(lines)
+
+    def warning(self, device_memory_gb: float | None) -> str | None:
+        """Why this run cannot fit a device of so many GiB, `None` if it may."""
+        if device_memory_gb is None or self.peak <= device_memory_gb * GIB:
+            return None
+        everything = self.kept + max(self.target_step, self.draft_step, key=lambda step: sum(h.bytes for h in step))
+        largest = max(everything, key=lambda h: h.bytes)
+        return (
+            f"This cannot fit `device_memory_gb` {device_memory_gb:g}: a rank needs {self.peak / GIB:.1f} GiB, most of "
+            f"it for {largest.what} ({largest.bytes / GIB:.1f} GiB)."
+        )
+
+
+def read_target_config(name_or_path: str, revision: str = "main", trust_remote_code: bool = False) -> PreTrainedConfig:
+    """The config of a target, from a folder that holds `config.json` or from the Hub; its weights are not needed.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    try:
+        return AutoConfig.from_pretrained(name_or_path, revision=revision, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as problem:
+        raise ValueError(
+            f"The config of `target` {name_or_path} cannot be read here, which a `dry_run` needs: name a folder that "
+            f"holds its `config.json` ({str(problem).splitlines()[0]})."
+        ) from problem
+
+
+def shapes_of(target_config: PreTrainedConfig, target_args, data_args, dry_args, args, steps: int) -> RunShapes:
+    """The run that a script's argument groups describe; `steps` of the training-time test."""
+    sharding, ranks = (target_args.target_sharding, target_args.target_shard_size), dry_args.world_size
+    layout_of(target_config, *sharding, world=ranks)  # refuses what cannot be spread so
+    dtype = target_args.target_dtype
+    if dtype == "auto":
+        dtype = target_config.get_text_config().dtype or target_config.dtype or torch.float32
+    return RunShapes(
+        world_size=ranks,
+        rows=args.per_device_train_batch_size,
+        length=data_args.max_length,
+        ttt_steps=steps,
+        supervised_share=dry_args.supervised_share,
+        bf16=args.bf16,
+        checkpointing=bool(args.gradient_checkpointing or getattr(args, "activation_checkpointing", False)),
+        draft_sharded=bool(args.fsdp),
+        target_dtype=dtype if isinstance(dtype, torch.dtype) else getattr(torch, dtype),
+        target_sharding=target_args.target_sharding,
+        target_shard_size=target_args.target_shard_size,
+    )
+
+
+def dry_run(target_config: PreTrainedConfig, draft_config: EagleConfig, shapes: RunShapes) -> DryRun:
+    """What a rank of such a run holds.
+
+    Args:
+        target_config: the target's, of the whole model.
+        draft_config: the draft's.
+        shapes: the run.
+    """
+    with torch.device("meta"):
+        target = auto_class(target_config).from_config(target_config, dtype=shapes.target_dtype)
+        draft = DRAFT_CLASSES[draft_config.architectures[0]](draft_config)
+    trained = sum(p.numel() for p in draft.parameters() if p.requires_grad)
+    lent = [p.numel() for p in draft.parameters() if not p.requires_grad and p.dim() == 2]
+    text = target_config.get_text_config()
+    taps = "no taps" if not draft_config.tap_ids else f"taps {', '.join(map(str, draft_config.tap_ids))}"
+    run = DryRun(
+        f"Each of {shapes.world_size} rank(s): {type(target).__name__} of {text.num_hidden_layers} layers "
+        f"and {sum(p.numel() for p in target.parameters()):,} parameters, "
+        f"{type(draft).__name__} of {trained + sum(lent):,} parameters ({taps}), "
+        f"{shapes.rows} x {shapes.length} tokens, {shapes.supervised} of them supervised at most"
+    )
+    run.kept = [*_target_weights(target, shapes), *_draft_weights(trained, lent, target, shapes)]
+    features = Holding("features", shapes.tokens * _feature_width(draft_config) * shapes.target_dtype.itemsize)
+    run.target_step = [features, *_target_forward(target, text, shapes)]
+    run.draft_step = [features, _teacher(draft_config, shapes), *_unroll(draft_config, trained, shapes)]
+    return run
+
+
+# ---- weights ----
+
+
+def _target_weights(target, shapes: RunShapes) -> list[Holding]:
+    sizes = {name: p.numel() for name, p in target.named_parameters()}
+    whole, mode = sum(sizes.values()), shapes.target_sharding
+    ranks = shapes.target_shard_size or shapes.world_size
+    dtype, width = str(shapes.target_dtype).removeprefix("torch."), shapes.target_dtype.itemsize
+    if getattr(target.config, "quantization_config", None) is not None:
+        dtype += " (unpacked)"
+    if mode == "none" or ranks == 1:
+        return [Holding(f"target, {dtype}, whole", whole * width, whole)]
+    split = whole if mode != "tensor" else sum(n for name, n in sizes.items() if _is_split(name, target.tp_plan))
+    held = whole - split + -(-split // ranks)
+    return [Holding(f"target, {dtype}, {mode} over {ranks} ranks", held * width, held)]
+
+
+def _is_split(name: str, plan: dict[str, str]) -> bool:
+    """Whether tensor parallelism splits a parameter, by the model's own plan."""
+    pattern = ".".join("*" if part.isdigit() else part for part in name.split("."))
+    style = plan.get(pattern) or plan.get(pattern.rpartition(".")[0]) or ""
+    return "colwise" in style or "rowwise" in style
+
+
+def _draft_weights(trained: int, lent: list[int], target, shapes: RunShapes) -> list[Holding]:
+    own = trained // shapes.world_size if shapes.draft_sharded else trained
+    # the target's table and head are shared where they are whole and of the draft's dtype, which is float32
+    shared = shapes.target_dtype == torch.float32 and shapes.target_sharding == "none"
+    copies = 0 if shared else lent[0] if _is_tied(target) else sum(lent)
+    held = [
+        Holding("draft, trained, float32", own * FLOAT32, own),
+        Holding("draft, frozen, float32" + (" (the target's own)" if shared else ""), copies * FLOAT32, sum(lent)),
+        Holding("gradients, float32", own * FLOAT32),
+        Holding("AdamW's two moments, float32", 2 * own * FLOAT32),
+    ]
+    if shapes.world_size > 1 and not shapes.draft_sharded:
+        held.append(Holding("DDP's buckets of gradients", trained * FLOAT32))
+    elif shapes.draft_sharded:
+        held.append(Holding("the draft's weights, gathered for a step", trained * FLOAT32))
+    return held
+
+
+def _is_tied(target) -> bool:
+    return target.get_output_embeddings().weight is target.get_input_embeddings().weight
+
+
+# ---- a step ----
+
+
+def _feature_width(config: EagleConfig) -> int:
+    """Numbers that a target's features of a token are: taps and last hidden state."""
+    return len(config.tap_ids) * config.target_hidden_size + config.hidden_size
+
+
+def _target_forward(target, text, shapes: RunShapes) -> list[Holding]:
+    width, parts = shapes.target_dtype.itemsize, find_decoder_parts(target)
+    heads = text.num_attention_heads
+    head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
+    dense = getattr(text, "intermediate_size_mlp", None) or text.intermediate_size
+    experts = getattr(text, "num_experts_per_tok", None) or 0
+    mlp = max(dense, experts * (getattr(text, "moe_intermediate_size", None) or dense))
+    # gate, up and their product; or queries, keys and values; beside the residual stream, before and behind a norm
+    widest = max(3 * mlp, 4 * heads * head_dim)
+    held = [Holding("one layer's activations", shapes.tokens * (4 * text.hidden_size + widest) * width)]
+    if shapes.target_sharding in ("fsdp2", "expert"):
+        layers = [
+            sum(
+                p.numel()
+                for name, p in layer.named_parameters()
+                if shapes.target_sharding == "fsdp2" or not _expert(name)
+            )
+            for layer in parts.layers
+        ]
+        held.append(Holding("a layer's weights, gathered, and the next one's", 2 * max(layers) * width))
+    if shapes.target_sharding != "none":  # the teacher's logits are made by a whole head
+        head = parts.head.weight.numel()
+        held.append(Holding("the head, gathered", head * width, head))
+    return held
+
+
+def _expert(name: str) -> bool:
+    return ".experts." in f".{name}"
+
+
+def _teacher(config: EagleConfig, shapes: RunShapes) -> Holding:
+    if isinstance(config, Eagle1Config):  # its distributions are made and forgotten a chunk at a time
+        held = shapes.supervised * config.hidden_size * shapes.target_dtype.itemsize
+        return Holding("the target's last hidden states of supervised rows", held)
+    logits = min(_TEACHER_ROWS, shapes.supervised) * config.vocab_size * (shapes.target_dtype.itemsize + FLOAT32)
+    return Holding(
+        f"the target's probabilities of {config.draft_vocab_size:,} tokens",
+        shapes.supervised * config.draft_vocab_size * shapes.width + logits,
+    )
+
+
+def _unroll(config: EagleConfig, trained: int, shapes: RunShapes) -> list[Holding]:
+    kept = kept_by_unroll(config, shapes)
+    names = f"activations of {shapes.ttt_steps} TTT step(s)"
+    held = [Holding(names + (", checkpointed" if shapes.checkpointing else ""), kept)]
+    if shapes.bf16:
+        held.append(Holding("the draft's weights in bfloat16", trained * 2))
+    return [
+        *held,
+        Holding("head and loss" + (", or a step made again" * shapes.checkpointing), beside_unroll(config, shapes)),
+    ]

@@ -1,0 +1,124 @@
+"""How much faster a real vLLM decodes with a draft: engines side by side, their runs in alternation."""
+
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+from ..evaluation.statistics import acceptance_length
+from .far_end import FarEnd
+
+
+class Engine(FarEnd):
+    """A vLLM with these `LLM` arguments, see `FarEnd`."""
+
+    def __init__(self, python: str | Path, log: Path, **arguments):
+        super().__init__(python, Path(__file__).with_name("offline_engine.py"), arguments, log)
+
+    def decode(self, prompts: list[list[int]], in_flight: int, max_tokens: int) -> dict:
+        """Greedy answers, at most `in_flight` at a time; see `offline_engine.decode`."""
+        return self.ask({"prompts": prompts, "in_flight": in_flight, "max_tokens": max_tokens})
+
+
+def measure_serving(
+    start: Callable[[int], Engine],
+    prompts: list[list[int]],
+    counts: list[int],
+    batch_sizes: list[int],
+    rounds: int,
+    max_tokens: int,
+    report: Callable[[str], None] = print,
+) -> list[dict]:
+    """Speed without a draft and with drafts of each length, at each number of requests in flight.
+
+    All engines live at the same time; in every round each decodes the same prompts in turn, so that a machine that
+    slows down slows all of them.
+
+    Args:
+        start: the engine that drafts so many tokens a round, 0 without a draft.
+        prompts: token ids.
+        counts: drafted tokens K to measure, from 1 on.
+        batch_sizes: requests in flight.
+        rounds: runs of each, over which medians are taken.
+        max_tokens: longest answer.
+        report: takes a line of progress.
+
+    Returns:
+        An entry a pair of K (0 first) and batch size, see `_summary`.
+    """
+    runs = {(count, size): [] for count in (0, *counts) for size in batch_sizes}
+    with ExitStack() as stack:
+        # one after the other: what an engine may take is judged by what is free when it starts
+        engines = {count: stack.enter_context(start(count)) for count in (0, *counts)}
+        for engine in engines.values():
+            engine.decode(prompts[:2], 2, 8)
+        for number in range(rounds):
+            begun = time.perf_counter()
+            for size in batch_sizes:
+                for count, engine in engines.items():
+                    runs[count, size].append(engine.decode(prompts, size, max_tokens))
+            report(f"round {number + 1} of {rounds}: {time.perf_counter() - begun:.0f} s")
+    return [_summary(count, size, found, runs[0, size]) for (count, size), found in runs.items()]
+
+
+def _summary(count: int, size: int, runs: list[dict], alone: list[dict]) -> dict:
+    """One entry of the table.
+
+    Returns:
+        * `num_speculative_tokens` (0: no draft), `batch_size`;
+        * `tokens_per_second`, the median over rounds, and `tokens_per_second_range`, smallest and largest;
+        * `speedup`: the median over rounds of the ratio to the run without a draft of the same round, and its range;
+        * `acceptance_length`, `drafts`, `accepted_per_position`: of one round, as vLLM counted; `None` without a draft;
+        * `identical_answers`: share of answers that are those without a draft, token for token.
+    """
+    speeds, base = ([_tokens(run) / run["seconds"] for run in way] for way in (runs, alone))
+    ratios = [ours / theirs for ours, theirs in zip(speeds, base, strict=True)]
+    pairs = list(zip(runs[0]["token_ids"], alone[0]["token_ids"], strict=True))
+    drafted = {"acceptance_length": None, "drafts": None, "accepted_per_position": None}
+    if count:
+        drafted = {name: runs[0][name] for name in ("drafts", "accepted_per_position")}
+        drafted["acceptance_length"] = acceptance_length([runs[0]["accepted_tokens"]], [runs[0]["drafts"]])
+    return {
+        "num_speculative_tokens": count,
+        "batch_size": size,
+        "tokens_per_second": statistics.median(speeds),
+        "tokens_per_second_range": [min(speeds), max(speeds)],
+        "speedup": statistics.median(ratios),
+        "speedup_range": [min(ratios), max(ratios)],
+        **drafted,
+        "identical_answers": sum(ours == theirs for ours, theirs in pairs) / len(pairs),
+    }
+
+
+def _tokens(run: dict) -> int:
+    return sum(map(len, run["token_ids"]))
+
+
+def table(entries: list[dict]) -> str:
+    """Tokens a second and speed-ups as a Markdown table: a row a K, a column a batch size."""
+    sizes = sorted({entry["batch_size"] for entry in entries})
+    found = {(entry["num_speculative_tokens"], entry["batch_size"]): entry for entry in entries}
+    lines = ["| K | acceptance length | " + " | ".join(f"batch {size}" for size in sizes) + " |"]
+    lines.append("|---|---|" + "---|" * len(sizes))
+    for count in sorted({entry["num_speculative_tokens"] for entry in entries}):
+        length = found[count, sizes[0]]["acceptance_length"]
+        cells = [
+            f"{x['tokens_per_second']:.1f} ({x['speedup']:.2f}x)" if count else f"{x['tokens_per_second']:.1f} tokens/s"
+            for x in (found[count, size] for size in sizes)
+        ]
+        name = str(count) if count else "no draft"
+        lines.append(f"| {name} | {'' if length is None else f'{length:.3f}'} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def verdict(entries: list[dict]) -> str:
+    """Which K is the fastest at each batch size, and from which size on no draft is: where it stops paying."""
+    lines = []
+    for size in sorted({entry["batch_size"] for entry in entries}):
+        best = max((entry for entry in entries if entry["batch_size"] == size), key=lambda entry: entry["speedup"])
+        count, factor = best["num_speculative_tokens"], best["speedup"]
+        lines.append(
+            f"batch {size}: " + (f"fastest with K = {count}, {factor:.2f}x" if count else "no draft is the fastest")
+        )
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""Features at rest: layout, data types, writing, reading, and the cache of a run."""

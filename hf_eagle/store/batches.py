@@ -1,0 +1,64 @@
+"""Batches that carry stored features, read while the step before is computed."""
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+from torch.utils.data import get_worker_info
+
+from .feature_store import FeatureStore
+from .layout import Conversation, conversations_in
+
+
+@dataclass
+class StoredBatch:
+    """What a store has for a batch.
+
+    Attributes:
+        conversations: row in the batch, first place in the row, conversation.
+        features: as `FeatureStore.gather` returns them, or the promise of them; `None` where some are not stored.
+    """
+
+    conversations: list[tuple[int, int, Conversation]]
+    features: Future | dict | None
+
+    def wait(self) -> dict | None:
+        """The features, once they are read."""
+        return self.features.result() if isinstance(self.features, Future) else self.features
+
+
+class StoredFeaturesCollator:
+    """A collator whose batches also hold `stored`, a [`StoredBatch`].
+
+    The main process reads in a thread: its data loader is one batch ahead, so that the disk works while a step is
+    computed. A worker of a `DataLoader` is ahead by itself.
+
+    Args:
+        collator: makes batches of the rows; one for media also has `tokens_only`, which leaves the media out.
+        store ([`FeatureStore`]): where the features are.
+    """
+
+    def __init__(self, collator, store: FeatureStore):
+        self.collator, self.store = collator, store
+        self._reader: ThreadPoolExecutor | None = None
+
+    def __call__(self, rows: list[dict]) -> dict:
+        tokens_only, media = getattr(self.collator, "tokens_only", None), None
+        if tokens_only is None:
+            batch = self.collator(rows)
+        else:  # no medium is loaded for features that are there
+            batch, media = tokens_only(rows), [row.get("media_fingerprint") or "" for row in rows]
+        conversations, features = conversations_in(batch, media), None
+        complete = all(conversation in self.store for _, _, conversation in conversations)
+        if tokens_only is not None and not complete:
+            batch = self.collator(rows)
+        if complete:
+            arguments = (conversations, tuple(batch["input_ids"].shape))
+            if get_worker_info() is None:
+                self._reader = self._reader or ThreadPoolExecutor(1, thread_name_prefix="feature-store")
+                features = self._reader.submit(self.store.gather, *arguments)
+            else:
+                features = self.store.gather(*arguments)
+        return {**batch, "stored": StoredBatch(conversations, features)}
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_reader": None}

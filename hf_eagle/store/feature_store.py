@@ -1,0 +1,280 @@
+"""Features of conversations, computed once and read for many epochs: safetensors shards under an Arrow index.
+
+A conversation is found by what it is, a hash of its tokens, loss mask and media: whatever the order, the split or the
+packing of a data set, and one that occurs twice is stored once. A shard is written beside its place and moved there
+when it is on the disk, so after a kill there are whole shards only; each names its conversations itself, and
+`index.arrow` merely saves opening them all. Nothing here knows of models.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from ..answers.journal import write_atomically
+from .layout import Conversation, StoreLayout
+
+
+SETTINGS, INDEX, LOCK = "store.json", "index.arrow", ".lock"
+_FORMAT = 2
+_SHARD_BYTES = 2**28
+_INDEX = pa.schema(
+    [("key", pa.binary(16)), ("shard", pa.string()), *((name, pa.int64()) for name in ("taps", "kept", "hidden"))]
+)
+
+
+class FeatureStore:
+    """A folder of features, read through the memory map.
+
+    Args:
+        folder (`str` or `Path`): the store.
+
+    `settings` holds what the features depend on, as `create` was told.
+
+    Raises:
+        ValueError: if the folder is no store, or a shard of it cannot be read.
+
+    Example:
+        >>> store = FeatureStore(folder)
+        >>> store.gather([(0, 0, conversation)], shape=(1, 512))["taps"]["values"].shape  # (1, 512, taps * hidden)
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        if not (self.folder / SETTINGS).is_file():
+            raise ValueError(
+                f"`feature_store` {folder} is not a feature store, it has no {SETTINGS}: make one with "
+                "scripts/cache_features.py."
+            )
+        found = json.loads((self.folder / SETTINGS).read_text(encoding="utf-8"))
+        if found.pop("format") != _FORMAT:
+            raise ValueError(f"`feature_store` {folder} has another format than this program's: make it anew.")
+        self.layout = StoreLayout(**found.pop("layout"))
+        self.settings = found
+        self._index: dict[bytes, tuple[str, int, int, int]] = {}
+        self._listed: set[str] = set()  # shards in the index
+        self._shards: dict[str, dict[str, torch.Tensor]] = {}
+        self.refresh()
+
+    @classmethod
+    def create(cls, folder: str | Path, layout: StoreLayout, settings: dict) -> "FeatureStore":
+        """An empty store in a folder whose [`StoreLock`] is held."""
+        folder = Path(folder)
+        content = {"format": _FORMAT, "layout": asdict(layout), **settings}
+        write_atomically(folder / SETTINGS, [json.dumps(content, indent=2)])
+        return cls(folder)
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_shards": {}}  # a DataLoader's worker maps the files itself
+
+    def __contains__(self, conversation: Conversation) -> bool:
+        return conversation.key in self._index
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def refresh(self) -> None:
+        """Take in shards that were finished since, by whichever process."""
+        names = {p.name for p in self.folder.glob("features-*.safetensors")} - self._listed
+        if names and not self._listed and (self.folder / INDEX).is_file():
+            with pa.memory_map(str(self.folder / INDEX)) as source:
+                columns = pa.ipc.open_file(source).read_all().to_pydict()
+            rows = zip(*columns.values(), strict=True)
+            self._index = {key: tuple(place) for key, *place in rows if place[0] in names}
+            self._listed = {place[0] for place in self._index.values()}
+        for name in sorted(names - self._listed):
+            self._list(name)
+
+    def _list(self, name: str) -> None:
+        shard = self._open(name)
+        ids, masks = (shard[column].split(shard["lengths"].tolist()) for column in ("input_ids", "loss_mask"))
+        media = [""] * len(ids)
+        if "media" in shard:
+            media = [bytes(x).hex() if any(x) else "" for x in shard["media"].tolist()]
+        taps = hidden = 0
+        for i, m, shown in zip(ids, masks, media, strict=True):
+            conversation = Conversation(i.numpy(), m.numpy(), shown)
+            # a row of another rank's shard too: the first one is read
+            self._index.setdefault(conversation.key, (name, taps, conversation.kept, hidden))
+            taps += conversation.kept if self.layout.taps else 0
+            hidden += len(self.layout.places(conversation))
+        self._listed.add(name)
+
+    def _open(self, name: str) -> dict[str, torch.Tensor]:
+        """A shard's tensors; they are in the file until they are looked at."""
+        if name not in self._shards:
+            try:
+                with safe_open(self.folder / name, "pt") as file:
+                    self._shards[name] = {column: file.get_tensor(column) for column in file.keys()}
+            except (OSError, SafetensorError) as problem:
+                raise ValueError(
+                    f"`feature_store`: the shard {self.folder / name} cannot be read ({problem}): delete it, and its "
+                    "conversations will be computed again."
+                ) from problem
+        return self._shards[name]
+
+    def write_index(self) -> None:
+        """List all conversations in one file, so that opening the store looks into no shard."""
+        columns = list(zip(*((key, *place) for key, place in self._index.items()), strict=True)) or [[]] * len(_INDEX)
+        part = self.folder / _part(INDEX)
+        with pa.OSFile(str(part), "wb") as sink, pa.ipc.new_file(sink, _INDEX) as writer:
+            writer.write_table(pa.table([pa.array(c, f.type) for c, f in zip(columns, _INDEX, strict=True)], _INDEX))
+        _to_disk(part, self.folder / INDEX)
+
+    def gather(self, documents: list[tuple[int, int, Conversation]], shape: tuple[int, int]) -> dict[str, dict]:
+        """Features of a batch, zeros where none are kept.
+
+        Args:
+            documents: row in the batch, first place in the row, and what begins there.
+            shape: `(batch, length)`.
+
+        Returns:
+            What `encode` returned, on the grid of the batch: `{"last_hidden": {"values": (batch, length, hidden)}}`,
+            and where there are any `"taps"`, `"positions"` `(batch, length, axes)`, and `"top"` and `"log_partition"`
+            `(batch, length, 1)`.
+        """
+        grids: dict[str, torch.Tensor] = {}
+        for row, start, conversation in documents:
+            name, first_tap, kept, first = self._index[conversation.key]
+            shard = self._open(name)
+            places = self.layout.places(conversation)
+            for column in (c for c in shard if "." in c):
+                stored = shard[column]
+                if column not in grids:
+                    grids[column] = stored.new_zeros(*shape, stored.shape[1])
+                if column.startswith(("taps", "positions")):
+                    grids[column][row, start : start + kept] = stored[first_tap : first_tap + kept]
+                else:
+                    grids[column][row, start + torch.from_numpy(places)] = stored[first : first + len(places)]
+        features: dict[str, dict] = {}
+        for column, grid in grids.items():
+            name, _, part = column.partition(".")
+            features.setdefault(name, {})[part] = grid
+        return features
+
+
+class FeatureWriter:
+    """Adds conversations to a store; each is in it once its shard is full, or after `flush`.
+
+    Args:
+        store ([`FeatureStore`]): what is in it already is not written again.
+        shard_bytes (`int`): size of a shard.
+    """
+
+    def __init__(self, store: FeatureStore, shard_bytes: int = _SHARD_BYTES):
+        self.store, self.shard_bytes = store, shard_bytes
+        self._rows: dict[bytes, tuple[Conversation, dict[str, torch.Tensor]]] = {}
+        self._bytes = 0
+
+    def __contains__(self, conversation: Conversation) -> bool:
+        return conversation.key in self._rows or conversation in self.store
+
+    def add(self, conversation: Conversation, features: dict[str, dict[str, torch.Tensor]]) -> None:
+        """Take what the layout says of the features of all tokens.
+
+        Args:
+            features: as `gather` returns them, `(length, ...)` each.
+        """
+        if conversation in self:
+            return
+        layout = self.store.layout
+        kept = slice(conversation.kept)
+        judged = torch.from_numpy(layout.places(conversation))
+        places = {name: kept if name in ("taps", "positions") else judged for name in features}
+        self._rows[conversation.key] = (
+            conversation,
+            {
+                # a copy: what waits here must not hold its whole batch
+                f"{name}.{part}": x[places[name]].detach().to("cpu", copy=True)
+                for name, parts in features.items()
+                for part, x in parts.items()
+            },
+        )
+        self._bytes += layout.bytes_of(conversation)
+        if self._bytes >= self.shard_bytes:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what was added since as a shard, and wait until it is on the disk."""
+        if not self._rows:
+            return
+        conversations, features = zip(*self._rows.values(), strict=True)
+        tensors = {name: torch.cat([x[name] for x in features]) for name in features[0]}
+        for name in ("input_ids", "loss_mask"):
+            tensors[name] = torch.from_numpy(np.concatenate([getattr(c, name) for c in conversations]))
+        if any(c.media for c in conversations):
+            shown = [list(bytes.fromhex(c.media or "00" * 16)) for c in conversations]
+            tensors["media"] = torch.tensor(shown, dtype=torch.uint8)
+        tensors["lengths"] = torch.tensor([len(c.input_ids) for c in conversations])
+        name = f"features-{hashlib.blake2b(b''.join(self._rows), digest_size=8).hexdigest()}.safetensors"
+        folder = self.store.folder
+        part = folder / _part(f"{name}-{os.getpid()}")
+        try:
+            # safetensors' own way to write a file leaves temporary ones of unknown names when it is killed
+            part.write_bytes(save(tensors))
+            _to_disk(part, folder / name)
+        except OSError as problem:
+            part.unlink(missing_ok=True)
+            raise OSError(
+                f"`feature_store`: {folder} could not be written ({problem}); "
+                f"{shutil.disk_usage(folder).free / 2**30:.1f} GiB are free there. What was finished is whole: make "
+                "room and run again."
+            ) from problem
+        self._rows, self._bytes = {}, 0
+        self.store.refresh()
+
+
+class StoreLock:
+    """Held by the one run that may write into a folder, until it ends, by a kill too.
+
+    Raises:
+        ValueError: if another run holds it, or the folder holds something else than a store.
+    """
+
+    def __init__(self, folder: str | Path):
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / SETTINGS).is_file() and any(p.name not in (LOCK, _part(SETTINGS)) for p in folder.iterdir()):
+            raise ValueError(f"`feature_store` {folder} holds something else than a feature store: name another one.")
+        self._file = (folder / LOCK).open("w")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._file.close()
+            raise ValueError(
+                f"`feature_store` {folder} is being written by another run: wait for it, or name another folder."
+            ) from None
+        for part in folder.glob(_part("features-*")):
+            part.unlink()  # a killed run's
+
+    def release(self) -> None:
+        self._file.close()
+
+
+def _part(name: str) -> str:
+    # as `write_atomically` calls them
+    return f".{name}-part"
+
+
+def _to_disk(part: Path, path: Path) -> None:
+    """Move a finished file to its place when the disk has it."""
+    _sync(part)
+    os.replace(part, path)
+    _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

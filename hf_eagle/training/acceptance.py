@@ -1,0 +1,138 @@
+"""Acceptance measured by decoding while a draft is trained."""
+
+import torch
+from transformers import TrainerCallback
+
+from ..evaluation.acceptance import DecodingSettings, decode_prompts
+from ..evaluation.prompt_batches import PromptBatch
+from ..evaluation.prompts import Prompt
+from ..evaluation.statistics import acceptance_length
+from .distributed import whole_draft
+
+
+class AcceptanceLengthCallback(TrainerCallback):
+    """
+    Decodes prompts with the draft every so many steps, and at every evaluation, and logs the acceptance length.
+
+    What is measured every `every_steps` steps is logged as `acceptance_length`. Evaluations carry it as
+    `eval_acceptance_length`, so that `metric_for_best_model="acceptance_length"`, `load_best_model_at_end` and
+    `EarlyStoppingCallback` go by it.
+
+    On several ranks each decodes its share of the prompts and the counts are summed, so all ranks know the same number.
+    Ranks that hold one sharded target between them decode the same share together.
+
+    Args:
+        trainer ([`EagleTrainer`]):
+            The trainer, whose target and draft decode; the callback is added to it by `trainer.add_callback`.
+        tokenizer (`PreTrainedTokenizerBase` or `ProcessorMixin`):
+            The target's; its chat template renders the prompts. Those with images or videos need the processor.
+        prompts (`list[Prompt]`):
+            What `load_prompts` returns.
+        every_steps (`int`, *optional*):
+            Optimizer steps between measurements; at evaluations only when left out.
+        method (`str`, *optional*, defaults to `"chain"`):
+            `"chain"`, or `"tree"` for EAGLE-2's dynamic tree of the default shape; greedily.
+        num_speculative_tokens (`int`, *optional*, defaults to `3`):
+            Chain: K, the tokens drafted a round.
+        max_new_tokens (`int`, *optional*, defaults to `64`):
+            The longest answer, in tokens.
+        batch_size (`int`, *optional*, defaults to `8`):
+            Prompts decoded together.
+
+    Raises:
+        `ValueError`: no prompts, a value out of range, a prompt that cannot be rendered, or nothing that would ever
+            measure.
+
+    Example:
+        >>> prompts = load_prompts("assets/prompts/mt_bench.jsonl", limit=16)
+        >>> trainer.add_callback(AcceptanceLengthCallback(trainer, tokenizer, prompts, every_steps=500))
+    """
+
+    def __init__(
+        self,
+        trainer,
+        tokenizer,
+        prompts: list[Prompt],
+        *,
+        every_steps: int | None = None,
+        method: str = "chain",
+        num_speculative_tokens: int | None = None,
+        max_new_tokens: int = 64,
+        batch_size: int = 8,
+    ):
+        if not prompts:
+            raise ValueError("`prompts` is empty; give at least one prompt to measure acceptance on.")
+        if every_steps is not None and every_steps < 1:
+            raise ValueError(f"`every_steps` must be at least 1, but is {every_steps}.")
+        if every_steps is None and trainer.args.eval_strategy == "no":
+            raise ValueError(
+                "`every_steps` is unset and `eval_strategy` is 'no', so acceptance would never be measured; set one of "
+                "them."
+            )
+        for prompt in prompts:
+            PromptBatch.of([prompt], tokenizer)  # on every rank, so that none fails alone
+        self.settings = DecodingSettings(
+            method=method,
+            num_speculative_tokens=num_speculative_tokens,
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+        )
+        self.trainer, self.tokenizer, self.prompts, self.every_steps = trainer, tokenizer, prompts, every_steps
+        self._latest: tuple[int, float] | None = None  # step and value: one measurement a step is enough
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.every_steps is not None and state.global_step % self.every_steps == 0:
+            should_log = control.should_log
+            self.trainer.log({"acceptance_length": round(self.measure(), 4)})
+            control.should_log = should_log  # any log clears it, and this step's loss would be left out
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self._latest = None
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self._latest = None  # the best checkpoint may have been loaded
+
+    def measure(self) -> float:
+        """The draft's acceptance length as it is now; to be called on all ranks at once.
+
+        Raises:
+            `ValueError`: if no answer has a second token, so that nothing was drafted.
+        """
+        step = self.trainer.state.global_step
+        if self._latest is None or self._latest[0] != step:
+            self._latest = (step, self._decode())
+        return self._latest[1]
+
+    def _decode(self) -> float:
+        accelerator = self.trainer.accelerator
+        draft = accelerator.unwrap_model(self.trainer.model)
+        part, parts, counting = accelerator.process_index, accelerator.num_processes, True
+        sharding = self.trainer.target.sharding
+        if sharding is not None:
+            part, parts, counting = sharding.replica, sharding.replicas, sharding.member == 0
+        share = self.prompts[part::parts]
+        training, counts = draft.training, torch.zeros(2, dtype=torch.long, device=accelerator.device)
+        with whole_draft(draft):  # gathered by all ranks together, those without a prompt among them
+            if share:
+                draft.eval()
+                runs = decode_prompts(
+                    self.trainer.target,
+                    draft,
+                    self.tokenizer,
+                    share,
+                    self.settings,
+                    compare_to_target=False,
+                    progress=False,
+                ).runs
+                draft.train(training)
+        if share and counting:
+            counts[0] = sum(sum(run.accepted_per_position) for run in runs)
+            counts[1] = sum(run.drafts for run in runs)
+        accepted, drafts = accelerator.reduce(counts, reduction="sum").tolist()
+        length = acceptance_length([accepted], [drafts])
+        if length is None:
+            raise ValueError(
+                "`prompts` got only answers of one token from the target, so nothing was drafted; give other prompts, "
+                "or a larger `max_new_tokens`."
+            )
+        return length

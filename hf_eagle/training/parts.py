@@ -1,0 +1,227 @@
+"""The parts of a run, from the arguments that describe them: tokenizer, data, target, draft, stored features."""
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase, ProcessorMixin
+
+from ..arguments.groups import DataArguments, DraftArguments, TargetArguments
+from ..arguments.training import EagleTrainingArguments
+from ..data.conversations import MaskOptions, build_dataset, build_stream
+from ..data.packing import pack_dataset
+from ..data.records import load_records
+from ..data.streaming import RankStream
+from ..data.vision_dataset import build_vision_dataset, holds_media
+from ..drafts.build import draft_config, load_draft, new_draft
+from ..drafts.eagle3.configuration import Eagle1Config, EagleConfig
+from ..drafts.modeling_base import EaglePreTrainedModel
+from ..drafts.vocabulary import VocabularyMapping, count_supervised_tokens, tokenizer_fingerprint
+from ..drafts.warm_start import start_from
+from ..store.cache import FeatureCache, open_cache
+from ..store.fingerprints import drop_layers
+from ..targets.architectures import describe_taps
+from ..targets.latent import LATENT_SIZES, has_latent_attention
+from ..targets.loading import is_adapter, load_processor, load_tokenizer, save_merged, takes_media
+from ..targets.sharding import loading_arguments
+from ..targets.target import FrozenTarget
+
+
+logger = logging.getLogger(__name__)
+
+# what a draft's shape is made of
+_FIXED = ("tap_ids", "draft_vocab_size", "fc_norm", "norm_output", "image_embeddings", *LATENT_SIZES)
+
+
+def tokenizer_of(target_args: TargetArguments) -> PreTrainedTokenizerBase:
+    """The target's tokenizer."""
+    return load_tokenizer(
+        target_args.target,
+        revision=target_args.target_revision,
+        trust_remote_code=target_args.trust_remote_code,
+        **({"gguf_file": target_args.gguf_file} if target_args.gguf_file else {}),
+    )
+
+
+def processor_of(target_args: TargetArguments) -> ProcessorMixin | None:
+    """The processor of a target that takes images, `None` for any other."""
+    options = {"revision": target_args.target_revision, "trust_remote_code": target_args.trust_remote_code}
+    if target_args.gguf_file or not takes_media(target_args.target, **options):
+        return None
+    return load_processor(target_args.target, **options)
+
+
+def spreadable(target_args: TargetArguments, args: EagleTrainingArguments) -> TargetArguments:
+    """Check that the target can be spread as the arguments say; an adapter is merged first, in `output_dir`.
+
+    Returns:
+        The arguments, or a copy of them that names the merged model.
+
+    Raises:
+        ValueError: as `sharding.loading_arguments`.
+    """
+    hub = {"trust_remote_code": target_args.trust_remote_code, "revision": target_args.target_revision}
+    if target_args.target_sharding != "none" and is_adapter(target_args.target, target_args.target_revision):
+        folder = Path(args.output_dir) / "merged-target"
+        with args.main_process_first(local=False, desc="merging the adapter"):
+            if args.process_index == 0:
+                save_merged(target_args.target, folder, dtype=target_args.target_dtype, **hub)
+        target_args = replace(target_args, target=str(folder), target_revision="main")
+        hub["revision"] = "main"
+    loading_arguments(target_args.target, gguf_file=target_args.gguf_file, **target_args.sharding, **hub)
+    return target_args
+
+
+def load_target(target_args: TargetArguments) -> FrozenTarget:
+    """The frozen target that the arguments name."""
+    target = FrozenTarget.from_pretrained(
+        target_args.target,
+        dtype=target_args.target_dtype,
+        gguf_file=target_args.gguf_file,
+        attn_implementation=target_args.attn_implementation,
+        tap_method=target_args.tap_method,
+        trust_remote_code=target_args.trust_remote_code,
+        revision=target_args.target_revision,
+        **target_args.sharding,
+    )
+    return target.compile() if target_args.compile_target else target
+
+
+def conversations(
+    tokenizer: PreTrainedTokenizerBase,
+    data_args: DataArguments,
+    args: EagleTrainingArguments,
+    processor: ProcessorMixin | None = None,
+) -> tuple[Dataset | RankStream, Dataset | None]:
+    """Tokenised data to train on and to hold out (or `None`), packed when asked for, or this rank's part of a stream.
+
+    Chats with images or videos are read with `processor`, where the target has one.
+    """
+    options = MaskOptions(data_args.last_turn_only, data_args.train_on_thoughts, data_args.train_on_tool_calls)
+    template = {"options": options, "template_kwargs": data_args.template_kwargs}
+
+    def build(sources, weights=None, streaming=False):
+        form = data_args.dataset_format
+        records = load_records(sources, dataset_format=form, weights=weights, streaming=streaming, seed=args.seed)
+        if processor is not None and holds_media(records):
+            skip = data_args.skip_bad_media
+            return build_vision_dataset(records, processor, data_args.max_length, skip_bad_media=skip, **template)
+        if streaming:
+            records = records.shuffle(seed=args.seed, buffer_size=1000)
+            ranks = {"rank": args.process_index, "world": args.world_size}
+            return RankStream(build_stream(records, tokenizer, data_args.max_length, **template, **ranks))
+        return build_dataset(records, tokenizer, data_args.max_length, data_args.preprocessing_workers, **template)
+
+    with args.main_process_first(desc="tokenising"):
+        train = build(data_args.train_data, data_args.data_weights, data_args.streaming)
+        held_out = data_args.eval_data and build(data_args.eval_data)
+        if not held_out and data_args.eval_share > 0:
+            parts = train.train_test_split(test_size=data_args.eval_share, seed=args.seed)
+            train, held_out = parts["train"], parts["test"]
+        if data_args.packing:
+            train, held_out = (data and pack_dataset(data, data_args.max_length) for data in (train, held_out))
+    if data_args.packing and args.train_sampling_strategy in ("group_by_length", "batch_rebalance"):
+        # a recipe for padded batches stays usable
+        logger.info("Packed rows are equally long: not `%s` but random sampling.", args.train_sampling_strategy)
+        args.train_sampling_strategy = "random"
+    return train, held_out
+
+
+def config_of_draft(
+    target_config: PreTrainedConfig, target_args: TargetArguments, draft_args: DraftArguments, **fields
+) -> EagleConfig:
+    """The config of the draft that the arguments describe."""
+    if draft_args.draft_method == "eagle1":
+        return Eagle1Config.from_target(target_config, **fields)
+    config = draft_config(
+        target_config,
+        draft_args.draft_attention,
+        draft_args.latent_sizes,
+        draft_args.draft_rope,
+        draft_vocab_size=draft_args.draft_vocab_size,
+        tap_ids=target_args.tap_ids,
+        fc_norm=draft_args.fc_norm,
+        norm_output=draft_args.norm_output,
+        image_embeddings=draft_args.image_embeddings,
+        **fields,
+    )
+    logger.info("%s", describe_taps(target_config, config.tap_ids))
+    return config
+
+
+def draft_for(
+    target: FrozenTarget,
+    tokenizer: PreTrainedTokenizerBase,
+    train: Dataset | RankStream,
+    target_args: TargetArguments,
+    draft_args: DraftArguments,
+    existing: str | None,
+) -> EaglePreTrainedModel:
+    """The draft to train: the one in the folder `existing` with its vocabulary mapping, or a new one for these data."""
+    fingerprint = tokenizer_fingerprint(tokenizer)
+    config = config_of_draft(target.config, target_args, draft_args, tokenizer_fingerprint=fingerprint)
+    if existing is not None:
+        draft = load_draft(existing, target, dtype=torch.float32)
+        _check_same_shape(draft, config, draft_args.draft_method, existing)
+        draft.set_attn_implementation(draft_args.draft_attn_implementation)
+        return draft
+
+    mapping = None
+    if config.draft_vocab_size < config.vocab_size:
+        counts = count_supervised_tokens(train, config.vocab_size)
+        mapping = VocabularyMapping.from_counts(counts, config.draft_vocab_size, tokenizer.all_special_ids)
+        sizes = (config.draft_vocab_size, config.vocab_size, 100 * mapping.coverage)
+        logger.info("Draft vocabulary: %d of %d tokens, %.2f%% of the supervised tokens.", *sizes)
+    head = target.head_weight() if draft_args.draft_init == "target" else None
+    draft = new_draft(config, target.embedding_weight(), mapping, head, draft_args.draft_attn_implementation)
+    if draft_args.init_from is not None:
+        carried = start_from(draft, load_draft(draft_args.init_from, dtype=torch.float32))
+        told = (draft_args.init_from, carried, config.draft_vocab_size)
+        logger.info("Started from %s, with %d of its tokens among the draft's %d.", *told)
+    return draft
+
+
+def _check_same_shape(draft: EaglePreTrainedModel, config: EagleConfig, method: str, folder: str) -> None:
+    """`ValueError` where the arguments describe another draft than the folder holds."""
+    pairs = {name: (getattr(config, name, None), getattr(draft.config, name, None)) for name in _FIXED}
+    kinds = {
+        "method": (method, draft.method),
+        "draft_rope": tuple("1d" if c.mrope_section is None else "mrope" for c in (config, draft.config)),
+        "draft_attention": tuple("mla" if has_latent_attention(c) else "llama" for c in (config, draft.config)),
+    }
+    for name, (asked, found) in {**kinds, **pairs}.items():
+        if asked != found:
+            raise ValueError(
+                f"`{name}` is {asked} but {folder} was trained with {found}: keep it, or start a new draft in another "
+                "`output_dir`."
+            )
+
+
+def stored_features(
+    target: FrozenTarget,
+    tap_ids: list[int] | None,
+    tokenizer: PreTrainedTokenizerBase,
+    train: Dataset,
+    held_out: Dataset | None,
+    data_args: DataArguments,
+    keep_target: bool,
+    processor: ProcessorMixin | None = None,
+) -> FeatureCache:
+    """The run's feature store; a target of which only the head is needed then loses the rest, unless it is kept."""
+    write = data_args.cache_mode == "first_epoch"
+    cache = open_cache(
+        data_args.feature_store,
+        target,
+        tokenizer,
+        [data for data in (train, held_out) if data],
+        tap_ids=tap_ids,
+        max_length=data_args.max_length,
+        dtype=data_args.store_dtype,
+        write=write,
+        processor=processor,
+    )
+    if not write and not keep_target:
+        drop_layers(target)
+    return cache

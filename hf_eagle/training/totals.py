@@ -1,0 +1,42 @@
+"""What is logged of the TTT steps: sums kept on the device, divided when they are asked for."""
+
+import time
+
+import torch
+
+from ..losses.objectives import estimated_acceptance_length
+
+
+class StepTotals:
+    """Sums per TTT step since the last report, kept on the device until they are asked for."""
+
+    def __init__(self):
+        self.sums: dict[str, torch.Tensor] = {}
+        self.started = time.perf_counter()
+
+    def add(self, **sums: torch.Tensor) -> None:
+        """Add one batch's sums, each `(steps,)`."""
+        for name, value in sums.items():
+            value = value.detach().double()
+            self.sums[name] = value if name not in self.sums else self.sums[name] + value
+
+    def metrics(self, accelerator, step_weights: torch.Tensor) -> dict[str, float]:
+        """Means over all ranks: loss and its parts, accuracies, estimated acceptance length, rows per second."""
+        if not self.sums:
+            return {}
+        total = {name: accelerator.reduce(value, reduction="sum").cpu() for name, value in sorted(self.sums.items())}
+        rows = total["rows"].clamp_min(1)
+        accuracies = (total["correct"] / rows).tolist()
+        elapsed = time.perf_counter() - self.started
+        means = {
+            name: float((step_weights.double().cpu() * value / rows).sum())
+            for name, value in total.items()
+            if name not in ("correct", "rows")
+        }
+        return {
+            **means,
+            **{f"accuracy_step_{step}": round(value, 4) for step, value in enumerate(accuracies)},
+            "estimated_acceptance_length": round(estimated_acceptance_length(accuracies), 4),
+            # significant digits, not decimals: zero must mean that there was no row
+            "supervised_rows_per_second": float(f"{float(total['rows'][0]) / elapsed:.4g}"),
+        }

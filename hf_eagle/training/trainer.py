@@ -1,0 +1,324 @@
+"""`EagleTrainer`: a `transformers.Trainer` whose `compute_loss` asks a frozen target and unrolls a draft."""
+
+import os
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+import torch
+from peft import PeftConfig, PeftModel
+from torch import nn
+from torch.utils.data import DataLoader, IterableDataset
+from transformers import PreTrainedTokenizerBase
+
+from ..arguments.objective import refuse_other_methods
+from ..arguments.training import EagleTrainingArguments
+from ..data.collators import EagleDataCollator
+from ..data.streaming import RankStream, empty_batch, keep_rank_stream
+from ..drafts.adapters import AdaptedDraft
+from ..drafts.modeling_base import EagleOutput, EaglePreTrainedModel
+from ..drafts.row_layout import mark_padding
+from ..drafts.vocabulary import tokenizer_fingerprint
+from ..losses.objectives import objective_of
+from ..losses.supervision import SupervisionPlan, supervised_steps
+from ..store.cache import FeatureCache
+from ..targets.media import MEDIA
+from ..targets.target import FrozenTarget
+from .acceptance import AcceptanceLengthCallback
+from .distributed import shard_draft
+from .published_trainer import PublishedTrainer
+from .totals import StepTotals
+
+
+# columns of a batch that the target must not see
+_OWN_COLUMNS = ("loss_mask", "stored")
+
+
+class EagleTrainer(PublishedTrainer):
+    """Trains a draft on the features of a frozen target.
+
+    The target is a plain attribute: it is neither saved, optimised, wrapped nor cast. Losses are sums over supervised
+    rows, divided once by the count over the whole accumulated global batch, so that accumulation and the number of
+    ranks do not change the gradient.
+
+    Args:
+        model ([`LlamaForCausalLMEagle3`] or [`LlamaForCausalLMEagle`]): the draft, its vocabulary mapping set.
+        args ([`EagleTrainingArguments`]): arguments.
+        target ([`FrozenTarget`]): the target; its taps are taken from the draft's config.
+        processing_class (`PreTrainedTokenizerBase`, *optional*): the target's tokenizer, for padding and for the check
+            that the draft's vocabulary was made with it.
+        peft_config ([`~peft.LoraConfig`], *optional*): train this adapter on the draft instead of the draft; what is
+            saved is the draft with the adapter merged in, see [`AdaptedDraft`].
+        features ([`FeatureCache`], *optional*): asked for features instead of the target, whose head is still needed.
+        kwargs: as for `Trainer`. `train_dataset` has the columns `input_ids` and `loss_mask`; a stream is one that all
+            ranks read in the same order, or a [`RankStream`] of this rank's own examples.
+
+    Raises:
+        ValueError: if draft, target and tokenizer do not belong together, or an argument is another kind of draft's.
+
+    Example:
+        >>> trainer = EagleTrainer(model=draft, args=args, target=target, train_dataset=chats)
+        >>> trainer.train()
+    """
+
+    # compute_loss divides by the count over the whole accumulated batch itself
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        model: EaglePreTrainedModel,
+        args: EagleTrainingArguments,
+        target: FrozenTarget,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        data_collator=None,
+        peft_config: PeftConfig | None = None,
+        features: FeatureCache | None = None,
+        **kwargs: Any,
+    ):
+        _check_fit(model, target, processing_class)
+        refuse_other_methods(model.method, args)
+        if processing_class is not None:
+            model.config.tokenizer_fingerprint = tokenizer_fingerprint(processing_class)
+        if data_collator is None:
+            pad = getattr(processing_class, "pad_token_id", None)
+            data_collator = EagleDataCollator(pad_token_id=0 if pad is None else pad)
+        if peft_config is not None:
+            by_launcher = any(os.environ.get(f"ACCELERATE_USE_{name}") == "true" for name in ("FSDP", "DEEPSPEED"))
+            if args.fsdp or args.deepspeed or by_launcher:  # merging and resuming look at whole tensors
+                raise ValueError("`use_peft` cannot train a sharded draft: leave out `fsdp` and `deepspeed`.")
+            model = AdaptedDraft(model, peft_config)
+        self.features = features
+        if features is not None and model.config.image_embeddings != "token":
+            raise ValueError(
+                f"`image_embeddings` is {model.config.image_embeddings}, which a `feature_store` does not hold: leave "
+                "out one of the two."
+            )
+        if features is not None:
+            data_collator = features.collator(data_collator)
+        # the tokenizer stays here: Trainer would rewrite the draft's special ids from it
+        super().__init__(model=model, args=args, data_collator=data_collator, **kwargs)
+        if self.args.n_gpu > 1:
+            raise ValueError("Several GPUs need one process each: start with `torchrun` or `accelerate launch`.")
+        if self.args.world_size > 1 and not self.args.accelerator_config.even_batches:
+            raise ValueError(
+                "`even_batches` is false in `accelerator_config`: a rank whose data end early would leave the others "
+                "waiting for ever; set it to true."
+            )
+        self._share_stream()
+        if features is not None:
+            self.add_callback(features)
+        self.target = target.to(self.args.device)
+        self.target.tap_ids = model.config.tap_ids
+        model.attach(target)
+        if self.is_fsdp_enabled:
+            shard_draft(model, self.accelerator)
+        self.objective = objective_of(model.method, args)
+        self.ttt_steps = args.ttt_steps or model.default_ttt_steps
+        weights = torch.tensor([args.step_weight**s for s in range(self.ttt_steps)])
+        self._step_weights = weights / weights.sum() if args.normalize_step_weights else weights
+        self._train_totals = StepTotals()
+        self._eval_totals = StepTotals()
+
+    # ---- one batch ----
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | None = None,
+    ):
+        """Loss of one batch: weighted over TTT steps, each step's sum over its count of supervised rows.
+
+        Args:
+            num_items_in_batch: `(steps,)` rows of the whole accumulated global batch; this batch's own when `None`.
+
+        Raises:
+            FloatingPointError: if the loss is not a number.
+        """
+        output, counts = self.unroll(model, inputs, num_items_in_batch)
+        loss = output.loss
+        totals = self._train_totals if self.model.training else self._eval_totals
+        totals.add(loss=output.loss_sums, correct=output.correct, rows=counts, **(output.parts or {}))
+        if not torch.isfinite(loss.detach()):
+            raise FloatingPointError(
+                f"The loss is {loss.item()} at step {self.state.global_step}: lower `learning_rate`, or look for "
+                "NaN in the target's features."
+            )
+        return (loss, output) if return_outputs else loss
+
+    def unroll(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | None = None
+    ) -> tuple[EagleOutput, torch.Tensor]:
+        """Target features, teacher distribution and the draft's unroll for one batch.
+
+        Returns:
+            The draft's output and the supervised rows of each step, `(steps,)`.
+        """
+        plan = SupervisionPlan.of(self._supervised(inputs))
+        factors = self._step_weights.to(plan.counts.device)
+        if num_items_in_batch is None:
+            factors = factors / plan.counts.clamp_min(1)
+        else:  # data parallelism averages gradients
+            factors = factors * self.accelerator.num_processes / num_items_in_batch.to(factors.device).clamp_min(1)
+        asked = {name: x for name, x in inputs.items() if name not in _OWN_COLUMNS}
+        seen = self.target(**asked) if self.features is None else self.features(inputs, lambda: self.target(**asked))
+        draft = self.accelerator.unwrap_model(model)
+        features, embeddings = draft.select_features(seen), draft.select_embeddings(seen)
+        seen.embeddings = None  # as large as a tap, and most drafts do not look at it
+        if model.training:
+            features = self.objective.disturb(features, self._documents(inputs))
+        teacher = self.objective.ask(
+            self.target,
+            seen.last_hidden.flatten(0, 1)[plan.positions],
+            draft.draft_ids,
+            torch.bfloat16 if self.args.bf16 else torch.float32,
+            outlook=None if seen.outlook is None else seen.outlook.at(plan.positions),
+        )
+        output = model(
+            input_ids=inputs["input_ids"],
+            features=features,
+            rows=plan.rows,
+            num_steps=self.ttt_steps,
+            objective=self.objective.bind(plan, teacher, factors),
+            attention_mask=inputs.get("attention_mask"),
+            position_ids=draft.select_positions(seen, inputs.get("position_ids")),
+            documents=inputs.get("documents"),
+            embeddings=embeddings,
+        )
+        return output, plan.counts
+
+    def _documents(self, inputs: dict[str, Any]) -> torch.Tensor:
+        """`(batch, length)` document ids, negative on padding."""
+        return mark_padding(inputs.get("documents"), inputs.get("attention_mask"), like=inputs["loss_mask"])
+
+    def _supervised(self, inputs: dict[str, Any]) -> torch.Tensor:
+        return supervised_steps(inputs["loss_mask"], self._documents(inputs), self.ttt_steps, self.args.supervision)
+
+    def _count_rows(self, batches: list, device: torch.device) -> torch.Tensor:
+        """Supervised rows of this rank's batches at each step, `(steps,)`."""
+        counts = torch.zeros(self.ttt_steps, dtype=torch.long, device=device)
+        for batch in batches:
+            counts += self._supervised(batch).sum((1, 2)).to(device)
+        return counts
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor:
+        return self.accelerator.reduce(self._count_rows(batch_samples, device), reduction="sum")
+
+    def _set_signature_columns_if_needed(self):
+        # the target's forward takes what the collator makes; only what neither uses may be dropped
+        if self._signature_columns is None:
+            names = ("input_ids", "attention_mask", "position_ids", "documents", "document_lengths")
+            self._signature_columns = [*names, "media", "media_fingerprint", *MEDIA, *_OWN_COLUMNS]
+
+    # ---- streams ----
+
+    def _share_stream(self) -> None:
+        """Give each rank its own examples of a stream.
+
+        Raises:
+            ValueError: if several ranks evaluate on a stream, or are dealt out the batches that one of them reads.
+        """
+        ranks = self.args.world_size
+        held_out = self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
+        if ranks > 1 and any(isinstance(data, IterableDataset) for data in held_out):
+            raise ValueError(
+                "`eval_dataset` is a stream, whose end the ranks would reach at different batches: give a "
+                "`datasets.Dataset`."
+            )
+
+        if not isinstance(self.train_dataset, IterableDataset):
+            return
+        if ranks > 1 and self.args.accelerator_config.dispatch_batches:
+            raise ValueError(
+                "`dispatch_batches` is true in `accelerator_config`, but each rank reads a stream itself: leave it out."
+            )
+        if not isinstance(self.train_dataset, RankStream):
+            self.train_dataset = RankStream(self.train_dataset, self.args.process_index, ranks)
+
+    def get_train_dataloader(self) -> DataLoader:
+        """As in `Trainer`, but each example of a stream is one rank's, and is read once a pass."""
+        loader = super().get_train_dataloader()
+        return keep_rank_stream(loader) if isinstance(self.train_dataset, RankStream) else loader
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list, torch.Tensor]:
+        """As in `Trainer`; of a stream all ranks get as many batches, empty ones where a rank has run out.
+
+        A pass ends when no rank has a batch left, which the ranks learn from the reduction of the rows' counts.
+        """
+        if not isinstance(self.train_dataset, RankStream):
+            return super().get_batch_samples(epoch_iterator, num_batches, device)
+
+        batches = list(islice(epoch_iterator, num_batches))
+        counts = self._count_rows(batches, device)
+        counts = torch.cat([counts, counts.new_tensor([len(batches)])])
+        counts = self.accelerator.reduce(counts, reduction="sum")
+        if counts[-1] == 0:
+            self.control.should_epoch_stop = True
+            return [], counts[:-1]
+
+        # whole steps only: Trainer would carry the gradient of half a step into the next pass
+        return batches + [empty_batch(device) for _ in range(num_batches - len(batches))], counts[:-1]
+
+    # ---- evaluation and logging ----
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        """Loss only: what a draft predicts is judged by decoding, not here."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss = self.compute_loss(model, inputs)
+        return loss.detach(), None, None
+
+    def evaluation_loop(self, dataloader, description, *args, metric_key_prefix="eval", **kwargs):
+        """As in `Trainer`, with the loss over all supervised rows, accuracies and the estimated acceptance length."""
+        self._eval_totals = StepTotals()
+        output = super().evaluation_loop(dataloader, description, *args, metric_key_prefix=metric_key_prefix, **kwargs)
+        metrics = self._eval_totals.metrics(self.accelerator, self._step_weights)
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, AcceptanceLengthCallback):  # here, so that early stopping and the best model see it
+                metrics["acceptance_length"] = round(callback.measure(), 4)
+        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
+        return output
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds per-step accuracy, estimated acceptance length and supervised rows per second to a training log."""
+        if "loss" in logs and self._train_totals.sums:
+            metrics = self._train_totals.metrics(self.accelerator, self._step_weights)
+            metrics.pop("loss")  # Trainer's own is averaged over the same steps
+            if not metrics["supervised_rows_per_second"]:
+                raise ValueError(
+                    f"`train_dataset` gave no supervised row in the steps up to {self.state.global_step}: every "
+                    "`loss_mask` is empty, or holds answers of one token only, which leave nothing to draft."
+                )
+            logs.update(metrics)
+            self._train_totals = StepTotals()
+        super().log(logs, start_time)
+
+    def train(self, *args, **kwargs):
+        """As in `Trainer`, see [`CheckpointedTrainer.train`]."""
+        self._train_totals = StepTotals()
+        return super().train(*args, **kwargs)
+
+
+def _check_fit(draft, target: FrozenTarget, tokenizer: PreTrainedTokenizerBase | None) -> None:
+    if isinstance(draft, PeftModel):
+        raise ValueError("`model` has an adapter already: pass the draft itself, and the adapter as `peft_config`.")
+    config = draft.config
+    if config.tap_ids is None:
+        raise ValueError("The draft's config names no taps: set `eagle_aux_hidden_state_layer_ids`.")
+    sizes = (config.vocab_size, config.target_hidden_size)
+    if sizes != (target.vocab_size, target.hidden_size):
+        raise ValueError(
+            f"The draft was made for a target with vocabulary {sizes[0]} and hidden size {sizes[1]}, this target has "
+            f"{target.vocab_size} and {target.hidden_size}."
+        )
+    if tokenizer is None:
+        return
+    made_with, this = config.tokenizer_fingerprint, tokenizer_fingerprint(tokenizer)
+    if made_with not in (None, this):
+        raise ValueError(
+            f"The draft's vocabulary mapping was made with another tokenizer (fingerprint {made_with}, this one has "
+            f"{this}): use that tokenizer, or start a new draft."
+        )

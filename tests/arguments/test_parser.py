@@ -1,0 +1,139 @@
+"""YAML file and command line, and `--help` without torch."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from hf_eagle.arguments.groups import DataArguments, DraftArguments, TargetArguments
+from hf_eagle.arguments.objective import refuse_other_methods
+from hf_eagle.arguments.parser import EagleArgumentParser
+from hf_eagle.data.messages import FORMS
+
+
+FORMS_IN_ORDER = ("messages", "sharegpt", "alpaca", "prompt_completion", "preference", "text")
+ROOT = Path(__file__).resolve().parents[2]
+FILE = """
+target: some/model
+train_data: [a.jsonl, b.jsonl]
+tap_ids: [1, 5, 9]
+learning_rate: 1e-4
+bf16: true
+max_length: 512
+draft_vocab_size: null
+"""
+
+
+@pytest.fixture
+def parse(tmp_path):
+    from hf_eagle import EagleTrainingArguments
+
+    def parse(*args, file=FILE):
+        (tmp_path / "run.yaml").write_text(file)
+        parser = EagleArgumentParser((TargetArguments, DraftArguments, DataArguments, EagleTrainingArguments))
+        return parser.parse_args_and_config(["--config", str(tmp_path / "run.yaml"), *args])
+
+    return parse
+
+
+def test_file_then_command_line(parse):
+    target, draft, data, training = parse("--ttt_steps", "3", "--tap_ids", "2", "7", "--max_length=99")
+    assert (target.target, target.tap_ids) == ("some/model", [2, 7])
+    assert (data.train_data, data.max_length) == (["a.jsonl", "b.jsonl"], 99)
+    assert draft.draft_vocab_size is None
+    assert (training.learning_rate, training.bf16, training.ttt_steps) == (1e-4, True, 3)
+
+
+def test_data_options(parse):
+    _, _, data, _ = parse(file=FILE + "chat_template_kwargs: {enable_thinking: false}\ndata_weights: [0.5, 2]\n")
+    assert data.template_kwargs == {"enable_thinking": False} and data.data_weights == [0.5, 2.0]
+    assert get_args(DataArguments.__dataclass_fields__["dataset_format"].type) == ("auto", *FORMS_IN_ORDER)
+    assert sorted(FORMS) == sorted(FORMS_IN_ORDER)
+
+
+@pytest.mark.parametrize(
+    ("args", "file", "message"),
+    [
+        ([], FILE + "lerning_rate: 3\n", "unknown argument --lerning_rate, did you mean --learning_rate?"),
+        ([], FILE + "loss: mse\n", "--loss: invalid choice: 'mse'"),
+        ([], FILE + "ttt_steps: many\n", "invalid int value: 'many'"),
+        ([], "- a\n- b\n", "must hold `argument: value` lines, got list"),
+        ([], "a: [1\n", "cannot be read as YAML"),
+        ([], "max_length: 5\n", "the following arguments are required: --target, --train_data"),
+        (["--ttt_step", "3"], FILE, "unknown argument --ttt_step, did you mean --ttt_steps?"),
+        (["--ttt_steps", "0"], FILE, "`ttt_steps` must be at least 1, got 0"),
+        (["--step_weight", "0"], FILE, "`step_weight` must lie above 0"),
+        (["--eval_share", "1.5"], FILE, "`eval_share` must be at least 0 and below 1, got 1.5"),
+        (["--max_length", "2"], FILE, "`max_length` must be at least 4 tokens, got 2"),
+        (["--data_weights", "1"], FILE, "`data_weights` has 1 values for the 2 sources of `train_data`"),
+        (["--streaming", "--packing"], FILE, "`packing` needs the whole data, which `streaming` never has"),
+        (["--streaming", "--eval_share", "0.1"], FILE, "`eval_share` needs the whole data"),
+        (["--streaming", "--feature_store", "features"], FILE, "`feature_store` needs the whole data"),
+        (["--dataset_format", "chatml"], FILE, "-format: invalid choice: 'chatml'"),
+        (["--chat_template_kwargs", "{thinking: no}"], FILE, "`chat_template_kwargs` is no JSON"),
+        (["--chat_template_kwargs", "[1]"], FILE, "`chat_template_kwargs` must be a JSON object, got [1]"),
+        (["--config", "nowhere.yaml"], FILE, "nowhere.yaml cannot be read"),
+    ],
+)
+def test_what_does_not_fit_is_one_sentence(parse, args, file, message, capsys):
+    if args[:1] == ["--config"]:
+        with pytest.raises(SystemExit):
+            EagleArgumentParser(TargetArguments).parse_args_and_config(args)
+    else:
+        with pytest.raises(SystemExit):
+            parse(*args, file=file)
+    printed = capsys.readouterr().err
+    assert message in printed and len(printed.strip().splitlines()) == 1
+
+
+def test_values_are_checked_without_a_command_line_too():
+    from hf_eagle import EagleTrainingArguments
+
+    with pytest.raises(ValueError, match="`loss` must be one of ce, lk_alpha, lk_lambda, got 'mse'"):
+        EagleTrainingArguments(output_dir="x", loss="mse")
+
+
+SCRIPTS = [
+    "train_eagle",
+    "evaluate_draft",
+    "regenerate_answers",
+    "write_prompts",
+    "fetch_assets",
+    "quickstart",
+    "preview_data",
+    "prune_draft",
+    "import_draft",
+]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_is_instant_and_complete(script):
+    """Without torch there is nothing to wait for."""
+    code = (
+        "import sys, runpy; sys.argv = ['x', '--help']\n"
+        f"try: runpy.run_path({str(ROOT / 'scripts' / script)!r} + '.py', run_name='__main__')\n"
+        "except SystemExit as end: assert end.code == 0, end.code\n"
+        "assert 'torch' not in sys.modules, 'torch was imported'"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "usage:" in done.stdout and "--config" in done.stdout
+    documented = [line for line in done.stdout.splitlines() if line.startswith("  --")]
+    assert len(documented) >= 3
+
+
+@pytest.mark.parametrize("recipe", sorted(p.name for p in (ROOT / "training_args").glob("*.yaml")))
+def test_recipes_parse(recipe):
+    from hf_eagle import EagleTrainingArguments
+
+    parser = EagleArgumentParser((TargetArguments, DraftArguments, DataArguments, EagleTrainingArguments))
+    target, draft, data, args = parser.parse_args_and_config(["--config", str(ROOT / "training_args" / recipe)])
+    assert target.target
+    refuse_other_methods(draft.draft_method, target, draft, args)
+    assert draft.method == next(method for method in ("eagle1", "eagle2", "eagle3") if method in recipe)
+    assert (draft.fc_norm, draft.norm_output) == (("eagle3.1" in recipe,) * 2)
+    if recipe in ("smollm2-135m-eagle1.yaml", "smollm2-135m-eagle3.yaml"):  # comparable: the same data, as often
+        assert (data.max_length, data.packing, args.num_train_epochs) == (512, True, 3)
+        assert args.per_device_train_batch_size == 1

@@ -1,0 +1,124 @@
+"""The bytes that are said of an unroll, beside those of real steps."""
+
+import weakref
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from hf_eagle.benchmark.activation_memory import RunShapes, beside_unroll, kept_by_unroll
+from hf_eagle.benchmark.workload import Shapes, Step, build_draft, chat_batch
+from hf_eagle.drafts.build import new_draft
+from hf_eagle.drafts.eagle3.configuration import Eagle1Config
+from hf_eagle.losses.objectives import FeatureObjective, FeatureTeacher
+from hf_eagle.losses.supervision import SupervisionPlan, supervised_steps
+
+
+class LiveBytes(TorchDispatchMode):
+    """The most bytes of tensors that were alive at one time, without those that were there before."""
+
+    def __init__(self, known):
+        super().__init__()
+        self.known, self.live, self.peak = {x.untyped_storage()._cdata for x in known}, 0, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        output = func(*args, **(kwargs or {}))
+        for x in (x for x in tree_leaves(output) if isinstance(x, torch.Tensor)):
+            storage = x.untyped_storage()
+            if storage._cdata not in self.known:
+                self.known.add(storage._cdata)
+                self.live += storage.nbytes()
+                weakref.finalize(storage, self.forget, storage._cdata, storage.nbytes())
+        self.peak = max(self.peak, self.live)
+        return output
+
+    def forget(self, key, size):
+        self.known.discard(key)
+        self.live -= size
+
+
+# half the width of SmolLM2, its proportions, and a latent draft of the same size
+LLAMA = Shapes(288, 768, 9, 3, 32, 2000, 1500, 8)
+LATENT = Shapes(288, 768, 8, 8, 32, 2000, 1500, 8, 96, 64, 24, 8, 24)
+LENGTH = 768
+
+
+def shapes_of_step(steps, share, autocast, checkpointing):
+    half = autocast is not None
+    return RunShapes(1, 1, LENGTH, steps, share, half, checkpointing, accelerator=False)
+
+
+def said_of(draft, shapes):
+    trained = sum(p.numel() for p in draft.parameters() if p.requires_grad)
+    copies = 2 * trained if shapes.bf16 else 0
+    return kept_by_unroll(draft.config, shapes) + beside_unroll(draft.config, shapes) + copies
+
+
+@pytest.mark.parametrize(
+    ("sizes", "checkpointing", "autocast", "share"),
+    [
+        (LLAMA, False, None, 1.0),
+        (LLAMA, False, torch.bfloat16, 0.5),
+        (LLAMA, True, torch.bfloat16, 1.0),
+        (LATENT, False, torch.bfloat16, 1.0),
+        (LATENT, True, None, 1.0),
+    ],
+)
+def test_activations_are_those_of_a_real_step(sizes, checkpointing, autocast, share):
+    """Forward and backward of the draft at their peak, counted tensor by tensor on a CPU."""
+    torch.manual_seed(0)
+    device = torch.device("cpu")
+    draft = build_draft(sizes, device)
+    if checkpointing:
+        draft.gradient_checkpointing_enable()
+    step = Step(draft, None, 4, autocast)
+    batch = chat_batch(sizes, 1, LENGTH, share, 1, device)
+    step.look(batch)
+    before = [*draft.parameters(), *draft.buffers(), step.taps, step.teacher.probs, step.teacher.argmax]
+    with LiveBytes(before) as seen:
+        step.forward(batch).backward()
+    assert said_of(draft, shapes_of_step(4, share, autocast, checkpointing)) == pytest.approx(seen.peak, rel=0.1)
+
+
+@pytest.mark.parametrize("sizes", [LLAMA, LATENT], ids=["llama", "latent"])
+def test_what_an_accelerators_attention_keeps(sizes, monkeypatch):
+    """The uncompiled form of it keeps the same tensors on any device; PyTorch merely refuses its backward on a CPU."""
+    monkeypatch.setattr("torch.nn.attention.flex_attention._validate_device", lambda *tensors: None)
+    torch.manual_seed(0)
+    draft = build_draft(sizes, torch.device("cpu"))
+    step = Step(draft, None, 4)
+    step.attention = "flex_attention"
+    batch = chat_batch(sizes, 1, 128, 1.0, 1, torch.device("cpu"))
+    step.look(batch)
+    weights, kept = {p.untyped_storage().data_ptr() for p in draft.parameters()}, {}
+
+    def keep(x):
+        if x.untyped_storage().data_ptr() not in weights:
+            kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        step.forward(batch)
+    # gradients that the loss made: of the head, and of what it takes
+    made = 4 * (draft.lm_head.weight.numel() + int(step.counts.sum()) * sizes.hidden_size)
+    said = kept_by_unroll(draft.config, RunShapes(length=128, ttt_steps=4, bf16=False))
+    assert said == pytest.approx(sum(kept.values()) - made, rel=0.05)
+
+
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_activations_of_eagle1_are_those_of_a_real_step(autocast):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 288, "intermediate_size": 768, "num_attention_heads": 9, "num_key_value_heads": 3}
+    config = Eagle1Config(vocab_size=2000, head_dim=32, **sizes)
+    draft = new_draft(config, torch.randn(2000, 288), head_weight=torch.randn(2000, 288)).train()
+    ids = torch.randint(0, 2000, (1, LENGTH))
+    plan = SupervisionPlan.of(supervised_steps(torch.ones_like(ids), torch.zeros_like(ids), 1))
+    features, dtype = torch.randn(1, LENGTH, 288), autocast or torch.float32
+    head = draft.lm_head.weight.to(dtype)
+    teacher = FeatureTeacher(features[0, plan.positions], lambda hidden: hidden.to(dtype) @ head.T, dtype)
+    objective = FeatureObjective().bind(plan, teacher, torch.ones(1) / len(plan.rows))
+    known = [*draft.parameters(), *draft.buffers(), ids, features, head, teacher.hidden]
+    with LiveBytes(known) as seen, torch.autocast("cpu", autocast, enabled=autocast is not None):
+        draft(ids, features, rows=plan.rows, objective=objective).loss.backward()
+    assert said_of(draft, shapes_of_step(1, 1.0, autocast, False)) == pytest.approx(seen.peak, rel=0.15)

@@ -1,0 +1,127 @@
+"""What `--dry_run` says a rank would hold: exact parameters, and bytes beside those of real steps."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from real_configs import PARAMETERS, write_config
+
+from hf_eagle.arguments.groups import DryRunArguments
+from hf_eagle.benchmark.activation_memory import RunShapes
+from hf_eagle.benchmark.dry_run import GIB, dry_run, read_target_config
+from hf_eagle.drafts.build import draft_config
+from hf_eagle.drafts.eagle3.configuration import Eagle1Config
+from hf_eagle.training.recipe import Recipe
+
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPES = sorted(p for p in (ROOT / "training_args").glob("*.yaml"))
+
+
+def holding(holdings, start):
+    return next(h for h in holdings if h.what.startswith(start))
+
+
+# ---- recipes ----
+
+
+@pytest.fixture(scope="module")
+def script():
+    import runpy
+
+    return runpy.run_path(str(ROOT / "scripts" / "train_eagle.py"))
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_is_dry_run_from_configs(recipe, script, tmp_path, capsys, caplog):
+    """As the script does it, with a folder that holds the target's `config.json` and nothing else."""
+    asked = ["--config", str(recipe), "--dry_run", "--world_size", "8", "--device_memory_gb", "0.5"]
+    asked = Recipe.parse(asked)
+    name = asked.target.target
+    asked.target.target = str(write_config(name, tmp_path / "target"))
+    script["print_dry_run"](asked)
+    printed = capsys.readouterr().out
+    whole = PARAMETERS[name] - (60 * 384 if "Kimi" in name else 0)  # Kimi's router has buffers
+    assert f"layers and {whole:,} parameters" in printed
+    if "mla" in recipe.stem:
+        draft = 3_015_604_224 if "Kimi" in name else 1_002_457_088
+        assert f"Eagle3DeepseekV2ForCausalLM of {draft:,} parameters" in printed
+    if not recipe.stem.startswith(("smollm2", "tiny")):
+        assert "This cannot fit `device_memory_gb` 0.5: a rank needs" in caplog.text
+
+
+def test_qwen3_with_a_latent_draft(tmp_path):
+    """Sizes that are known: 8 billion bfloat16, and of a billion what is not the embedding trained in float32."""
+    target = read_target_config(str(write_config("Qwen/Qwen3-8B", tmp_path)))
+    run = dry_run(target, draft_config(target, "mla", draft_vocab_size=32000), RunShapes(length=4096))
+    assert holding(run.kept, "target, bfloat16, whole").bytes == 2 * 8_190_735_360
+    trained = 1_002_457_088 - 151936 * 4096
+    assert holding(run.kept, "draft, trained").bytes == holding(run.kept, "gradients").bytes == 4 * trained
+    assert holding(run.kept, "AdamW").bytes == 8 * trained
+    assert holding(run.kept, "draft, frozen").bytes == 4 * 151936 * 4096
+    assert holding(run.target_step, "features").bytes == 4096 * 4 * 4096 * 2
+    kept, largest = sum(h.bytes for h in run.kept), max(run.target_step + run.draft_step, key=lambda h: h.bytes)
+    assert run.peak == kept + max(sum(h.bytes for h in run.target_step), sum(h.bytes for h in run.draft_step))
+    assert largest.bytes < run.peak - kept
+    assert run.warning(run.peak / GIB + 0.01) is None and run.warning(None) is None
+    said = run.warning(20)
+    assert f"a rank needs {run.peak / GIB:.1f} GiB, most of it for target, bfloat16, whole (15.3 GiB)" in said
+
+
+def test_ranks_share_what_is_sharded(tmp_path):
+    target = read_target_config(str(write_config("Qwen/Qwen3-30B-A3B", tmp_path)))
+    draft, whole = draft_config(target, draft_vocab_size=32000), PARAMETERS["Qwen/Qwen3-30B-A3B"]
+
+    def run(**shapes):
+        return dry_run(target, draft, RunShapes(world_size=8, **shapes))
+
+    for mode in ("fsdp2", "expert"):
+        assert run(target_sharding=mode).kept[0].parameters == -(-whole // 8)
+        assert run(target_sharding=mode, target_shard_size=4).kept[0].parameters == -(-whole // 4)
+    # by the model's plan: embedding, head, projections and experts, but neither norms nor routers
+    layer = 2 * 2048 + 2 * 128 + 2048 * 128
+    replicated = 48 * layer + 2048
+    assert run(target_sharding="tensor").kept[0].parameters == replicated + (whole - replicated) // 8
+    # a gathered layer is that without its experts, where they stay
+    gathered = [holding(run(target_sharding=mode).target_step, "a layer").bytes for mode in ("fsdp2", "expert")]
+    attention = 2048 * 128 * (32 + 4 + 4 + 32)
+    assert gathered == [2 * 2 * (layer + attention + 128 * 3 * 768 * 2048), 2 * 2 * (layer + attention)]
+
+    names = {False: "DDP's buckets", True: "the draft's weights, gathered"}
+    trained = holding(run().kept, "draft, trained").parameters
+    for sharded, name in names.items():
+        held = run(draft_sharded=sharded).kept
+        assert holding(held, name).bytes == 4 * trained
+        assert holding(held, "AdamW").bytes == 8 * (trained // 8 if sharded else trained)
+    assert not [h for h in dry_run(target, draft, RunShapes()).kept if "buckets" in h.what]
+
+
+def test_what_a_float32_target_lends_is_held_once(tmp_path):
+    """A tied one lends EAGLE-1 one table for both ends."""
+    target = read_target_config(str(write_config("meta-llama/Llama-3.2-1B-Instruct", tmp_path)))
+    config, table = Eagle1Config.from_target(target), 128256 * 2048
+    for dtype, copies in ((torch.float32, 0), (torch.bfloat16, 1)):
+        frozen = holding(dry_run(target, config, RunShapes(target_dtype=dtype, ttt_steps=1)).kept, "draft, frozen")
+        assert (frozen.bytes, frozen.parameters) == (4 * copies * table, 2 * table)
+
+
+# ---- what is refused ----
+
+
+def test_a_config_that_is_out_of_reach_is_one_sentence(tmp_path):
+    with pytest.raises(ValueError, match="cannot be read here, which a `dry_run` needs: name a folder that holds its"):
+        read_target_config(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"world_size": 8}, "`world_size` is 8, but only `dry_run` reads it"),
+        ({"device_memory_gb": 80.0}, "`device_memory_gb` is 80.0, but only `dry_run`"),
+        ({"dry_run": True, "world_size": 0}, "`world_size` must be at least 1, got 0"),
+        ({"dry_run": True, "supervised_share": 0.0}, "`supervised_share` must lie above 0"),
+    ],
+)
+def test_arguments_are_checked(fields, message):
+    with pytest.raises(ValueError, match=message):
+        DryRunArguments(**fields)

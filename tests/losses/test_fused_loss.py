@@ -1,0 +1,127 @@
+"""The fused head and loss against logits of all rows at once and autograd: losses, hits, and both gradients."""
+
+import pytest
+import torch
+
+from hf_eagle.losses import fused_head as fused_loss
+from hf_eagle.losses.fused_head import FusedHeadLoss, LossRows, StreamedRows, acceptance_rates
+
+
+ROWS, PLACES, VOCAB, HIDDEN = 23, 11, 40, 16
+
+
+@pytest.fixture(params=[7, 3000, 2**20])
+def elements(request, monkeypatch):
+    """Chunks and blocks of one row, of some, of all."""
+    monkeypatch.setattr(fused_loss, "CHUNK_ELEMENTS", 2 * request.param)
+    monkeypatch.setattr(fused_loss, "BLOCK_ELEMENTS", request.param)
+
+
+def rows_to_judge(loss: str) -> tuple[torch.Tensor, torch.Tensor, LossRows]:
+    torch.manual_seed(0)
+    probs = torch.randn(PLACES, VOCAB).mul(2).softmax(-1)
+    rows = LossRows(
+        loss=loss,
+        probs=probs,
+        argmax=probs.argmax(-1),
+        mass=None if loss == "ce" else torch.rand(PLACES) * 0.5 + 0.5,
+        where=torch.randint(0, PLACES, (ROWS,)),
+        factor=torch.rand(ROWS),
+        ce_share=torch.rand(ROWS) if loss == "lk_lambda" else None,
+    )
+    return torch.randn(ROWS, HIDDEN).requires_grad_(), torch.randn(VOCAB, HIDDEN).requires_grad_(), rows
+
+
+def plain(normed, weight, rows):
+    logits = normed @ weight.T
+    log_q = logits.log_softmax(-1)
+    p = rows.probs[rows.where]
+    ce = -(p * log_q).sum(-1)
+    alpha = None
+    if rows.loss != "ce":
+        alpha = torch.minimum(p * rows.mass[rows.where, None], log_q.exp()).sum(-1)
+    losses = {
+        "ce": lambda: ce,
+        "lk_alpha": lambda: -alpha.log(),
+        "lk_lambda": lambda: rows.ce_share * ce + (1 - rows.ce_share) * (1 - alpha),
+    }[rows.loss]()
+    return (losses * rows.factor).sum(), losses, logits.argmax(-1) == rows.argmax[rows.where], alpha
+
+
+@pytest.mark.parametrize("loss", ["ce", "lk_alpha", "lk_lambda"])
+def test_losses_hits_and_gradients_equal_autograd(loss, elements):
+    normed, weight, rows = rows_to_judge(loss)
+    total, losses, hits = FusedHeadLoss.apply(normed, weight, rows, True)
+    grads = torch.autograd.grad(3 * total, (normed, weight))
+    wanted, wanted_losses, wanted_hits, alpha = plain(normed, weight, rows)
+    wanted_grads = torch.autograd.grad(3 * wanted, (normed, weight))
+    torch.testing.assert_close(total, wanted)
+    torch.testing.assert_close(losses, wanted_losses)
+    assert hits.tolist() == wanted_hits.tolist()
+    for ours, theirs in zip(grads, wanted_grads, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    if alpha is not None:
+        torch.testing.assert_close(acceptance_rates(normed, weight, rows), alpha)
+
+
+@pytest.mark.parametrize("loss", ["ce", "lk_alpha", "lk_lambda"])
+def test_autocast_is_near_and_keeps_gradients_in_float32(loss):
+    normed, weight, rows = rows_to_judge(loss)
+    rows.probs = rows.probs.bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        total, losses, _ = FusedHeadLoss.apply(normed, weight, rows, True)
+    grads = torch.autograd.grad(total, (normed, weight))
+    wanted, wanted_losses, *_ = plain(normed, weight, rows)
+    wanted_grads = torch.autograd.grad(wanted, (normed, weight))
+    assert (losses - wanted_losses).abs().mean() < 0.02 * wanted_losses.mean()
+    for ours, theirs in zip(grads, wanted_grads, strict=True):
+        assert ours.dtype == torch.float32
+        assert (ours - theirs).norm() < 0.02 * theirs.norm()
+
+
+def test_a_frozen_head_gets_no_gradient():
+    normed, weight, rows = rows_to_judge("ce")
+    weight.requires_grad_(False)
+    total, *_ = FusedHeadLoss.apply(normed, weight, rows, True)
+    total.backward()
+    assert weight.grad is None and normed.grad.abs().sum() > 0
+
+
+def test_no_tensor_of_all_rows_and_the_vocabulary_is_made(monkeypatch):
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    monkeypatch.setattr(fused_loss, "CHUNK_ELEMENTS", 4 * VOCAB)
+    sizes = []
+
+    class Sizes(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            out = function(*args, **(kwargs or {}))
+            sizes.extend(
+                t.shape[0]
+                for t in (out if isinstance(out, tuple) else (out,))
+                if isinstance(t, torch.Tensor) and t.dim() == 2 and t.shape[1] == VOCAB
+            )
+            return out
+
+    normed, weight, rows = rows_to_judge("ce")
+    with Sizes():
+        FusedHeadLoss.apply(normed, weight, rows, True)[0].backward()
+    assert set(sizes) <= {4, ROWS % 4, HIDDEN}  # chunks, the last one, and the head itself
+
+
+@pytest.mark.parametrize("transform", [None, lambda logits: 3 * torch.tanh(logits / 3)], ids=["plain", "soft_cap"])
+def test_distributions_made_chunk_by_chunk_equal_held_ones(transform, elements):
+    normed, weight, rows = rows_to_judge("ce")
+    weight.requires_grad_(False)
+    hidden = torch.randn(PLACES, HIDDEN)
+    probs = (hidden @ weight.T).softmax(-1)
+    streamed = StreamedRows(hidden, lambda h: h @ weight.T, rows.where, rows.factor, transform)
+    total, losses, hits = FusedHeadLoss.apply(normed, weight, streamed, True)
+    (gradient,) = torch.autograd.grad(2 * total, normed)
+
+    logits = normed @ weight.T if transform is None else transform(normed @ weight.T)
+    ce = -(probs[rows.where] * logits.log_softmax(-1)).sum(-1)
+    torch.testing.assert_close(losses, ce)
+    assert hits.tolist() == (logits.argmax(-1) == probs.argmax(-1)[rows.where]).tolist()
+    (wanted,) = torch.autograd.grad(2 * (ce * rows.factor).sum(), normed)
+    torch.testing.assert_close(gradient, wanted, rtol=1e-5, atol=1e-5)

@@ -1,0 +1,189 @@
+"""Every family of targets: the draft that is made for it, two steps of its training, and what servers read of it."""
+
+import json
+
+import pytest
+import tiny_vision
+import torch
+from datasets import Dataset
+from test_packed_attention import packed_batch
+from tiny import pad_batch, random_chats
+from tiny_families import CONFIGS, SMALL, tiny_family
+from transformers import CohereConfig, Kimi_K25Config, LlamaConfig, LongcatFlashConfig, Qwen2Config
+
+from hf_eagle import EagleMLAConfig, EagleTrainer, EagleTrainingArguments, FrozenTarget, load_draft
+from hf_eagle.drafts.build import draft_config, new_draft
+from hf_eagle.drafts.eagle3.configuration import Eagle1Config
+from hf_eagle.targets.architectures import FAMILIES, describe_taps, family_of, sglang_counts_entries
+from hf_eagle.targets.latent import has_latent_attention
+
+
+TAPS = [2, 4, 5]
+# families whose config names one expert's width, or two widths
+MLP = {"gpt-oss": 6 * 32, "llama4": 56}
+HEAD_DIM = {"qwen3": 16, "qwen3-moe": 16, "gpt-oss": 16, "gemma2": 16, "gemma3": 16, "glm": 16, "glm4": 16}
+LATENT = {"deepseek-v2", "deepseek-v3", "glm4-moe-lite"}
+
+
+def make(name, method):
+    """A frozen target and a fresh draft for it, as the script makes them."""
+    target = FrozenTarget(tiny_family(name))
+    if method == "eagle1":
+        config = Eagle1Config.from_target(target.config, initializer_range=0.2)
+    else:
+        config = draft_config(target.config, tap_ids=TAPS, initializer_range=0.2)
+    torch.manual_seed(1)
+    return target, new_draft(config, target.embedding_weight(), head_weight=target.head_weight())
+
+
+# EAGLE-1's is one for all but what follows the head, the embedding and the attention of the target
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [*((name, "eagle3") for name in CONFIGS), *((name, "eagle1") for name in ("gemma2", "gpt-oss", "deepseek-v3"))],
+)
+def test_a_draft_for_it_learns_and_is_read_back(name, method, tmp_path):
+    target, draft = make(name, method)
+    args = EagleTrainingArguments(
+        output_dir=str(tmp_path),
+        max_steps=2,
+        per_device_train_batch_size=4,
+        learning_rate=3e-3,
+        lr_scheduler_type="constant",
+        report_to="none",
+        disable_tqdm=True,
+        **({"feature_noise": "none"} if method == "eagle1" else {"ttt_steps": 2}),
+    )
+    chats = random_chats(4, seed=5)
+    trainer = EagleTrainer(model=draft, args=args, target=target, train_dataset=Dataset.from_list(chats))
+    batch = pad_batch(chats)
+
+    first = trainer.compute_loss(draft, batch)
+    first.backward()
+    for parameter_name, parameter in draft.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad.isfinite().all() and parameter.grad.any(), parameter_name
+        else:
+            assert parameter.grad is None and parameter_name in ("embed_tokens.weight", "lm_head.weight", "fc.bias")
+    draft.zero_grad()
+    trainer.train()
+    with torch.no_grad():
+        assert trainer.compute_loss(draft, batch) < first
+
+    trainer.save_model()
+    again = load_draft(tmp_path, target)
+    assert draft.state_dict().keys() == again.state_dict().keys()
+    rows = torch.arange(8)
+    features = draft.select_features(target(batch["input_ids"], batch["attention_mask"]))
+    inputs = {"rows": rows, "attention_mask": batch["attention_mask"]}
+    seen, wanted = (d.eval()(batch["input_ids"], features, **inputs).hidden_states for d in (again, draft))
+    assert torch.equal(seen, wanted)
+
+
+def captured_by_sglang(model_type, nested, layers):
+    """Entry ids that SGLang 0.5.23 records for a list of ids, by the target's model."""
+    if model_type in ("deepseek_v2", "deepseek_v3", "kimi_k2", "glm4_moe_lite"):
+        return [i + 1 for i in nested] if nested[0] == 1 else nested
+    if model_type == "gpt_oss" and max(nested) == layers:
+        return nested
+    return [i + 1 for i in nested]
+
+
+@pytest.mark.parametrize("taps", [TAPS, [3, 5, 8], [0, 4, 7]])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_both_servers_tap_the_layers_that_were_trained(name, taps, tmp_path):
+    target = CONFIGS[name]()
+    draft_config(target, tap_ids=taps).save_pretrained(tmp_path)
+    found = json.loads((tmp_path / "config.json").read_text())
+    nested = found["eagle_config"]["eagle_aux_hidden_state_layer_ids"]
+    assert captured_by_sglang(target.model_type, nested, 8) == taps
+    assert found["eagle_aux_hidden_state_layer_ids"] == taps
+    assert type(draft_config(target, tap_ids=taps)).from_pretrained(tmp_path).sglang_counts_entries == (
+        sglang_counts_entries(target) and taps[0] != 2
+    )
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_its_draft_has_the_sizes_that_servers_make_a_llama_of(name, tmp_path):
+    """Whatever the target's biases, activations, norms and windows are: the servers' layer has none of them."""
+    target = CONFIGS[name]()
+    config = draft_config(target, tap_ids=TAPS)
+    config.save_pretrained(tmp_path)
+    found = json.loads((tmp_path / "config.json").read_text())
+    assert isinstance(config, EagleMLAConfig) == (name in LATENT)
+    assert found["model_type"] == ("kimi_k2" if name in LATENT else "llama")
+    if name not in LATENT:
+        assert found["head_dim"] == HEAD_DIM.get(name, 16 if name == "glm4-moe" else 8)
+        assert found["num_key_value_heads"] == 2 and found["mlp_bias"] is False
+    assert found["intermediate_size"] == MLP.get(name, 48)
+    assert found["max_position_embeddings"] == 64 and found["hidden_act"] == "silu"
+    assert found["attention_bias"] is False and found["tie_word_embeddings"] is False
+    assert not {"layer_types", "sliding_window", "partial_rotary_factor"} & set(found)
+
+
+def test_gemmas_embeddings_are_lent_as_they_are_stored():
+    """Gemma multiplies them by sqrt(hidden) in its own forward; both servers give a draft the table alone."""
+    for name in ("gemma2", "gemma3"):
+        target, draft = make(name, "eagle3")
+        table = target.model.get_input_embeddings().weight
+        assert torch.equal(draft.embed_tokens(torch.tensor([5])), table[5:6])
+
+
+def test_the_taps_of_llama4_are_found_and_its_chunks_are_not_packed():
+    target = FrozenTarget(tiny_family("llama4"), TAPS)
+    assert set(target.config.layer_types) == {"chunked_attention", "full_attention"}
+    with pytest.raises(ValueError, match="`packing` needs a target .* has layers of type chunked_attention"):
+        target(**{k: x for k, x in packed_batch().items() if k not in ("loss_mask", "document_lengths")})
+
+
+def test_every_row_of_the_table_is_tested():
+    # those that take images have their own tests, test_vision_*.py
+    tested = {CONFIGS[name]().model_type for name in CONFIGS}
+    tested |= {make(10).get_text_config().model_type for make in tiny_vision.CONFIGS.values()}
+    assert tested | {"kimi_k2"} == {model_type for family in FAMILIES for model_type in family.model_types}
+    assert len({model_type for family in FAMILIES for model_type in family.model_types}) == len(tested) + 1
+    assert family_of(Kimi_K25Config()).name == "DeepSeek-V2/V3, Kimi"
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (LlamaConfig(num_hidden_layers=32), "Taps: entry ids 2, 16, 29 of 32 layers (Llama)."),
+        (
+            CONFIGS["glm4-moe"](),
+            "Taps: entry ids 2, 16, 29 of 8 layers (GLM-4.5). vLLM 0.32 takes them from this family only with "
+            "`--model-impl transformers`.",
+        ),
+        (
+            CohereConfig(num_hidden_layers=40),
+            "Taps: entry ids 2, 16, 29 of 40 layers (layers found by discovery). No family that is tested: see that "
+            "your server takes taps from a cohere model.",
+        ),
+    ],
+)
+def test_the_log_says_what_is_tapped(config, said):
+    assert describe_taps(config, [2, 16, 29]) == said
+
+
+def test_a_family_that_nobody_named_is_tapped_by_discovery():
+    from transformers import AutoModelForCausalLM
+
+    fields = {name: x for name, x in SMALL.items() if name != "pad_token_id"}
+    model = AutoModelForCausalLM.from_config(CohereConfig(**fields, logit_scale=0.5)).eval()
+    assert family_of(model.config) is None
+    target = FrozenTarget(model, TAPS)
+    ids = torch.randint(3, 96, (2, 9))
+    with torch.no_grad():
+        alone = model(ids, output_hidden_states=True)
+    seen = target(ids)
+    assert torch.equal(seen.taps, torch.cat([alone.hidden_states[i] for i in TAPS], -1))
+    torch.testing.assert_close(target.logits(seen.last_hidden), alone.logits)
+
+
+def test_a_shallow_target_is_told_which_taps_would_do():
+    with pytest.raises(ValueError, match="at least 7 layers, this one has 4: pass `tap_ids`, for example 0,2,4"):
+        draft_config(Qwen2Config(**{**SMALL, "num_hidden_layers": 4}))
+
+
+def test_latent_attention_alone_does_not_make_sglang_count_entries():
+    """LongCat's class there is not made from DeepSeek's, and adds 1 as all others do."""
+    assert has_latent_attention(LongcatFlashConfig()) and not sglang_counts_entries(LongcatFlashConfig())
