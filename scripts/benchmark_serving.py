@@ -69,13 +69,16 @@ def main() -> None:
     (args,) = EagleArgumentParser(ServingArguments, description=__doc__).parse_args_and_config()
 
     from hf_eagle.drafts.build import draft_class_of
+    from hf_eagle.drafts.kinds import find_kind
     from hf_eagle.evaluation.plots import plot_serving
     from hf_eagle.evaluation.prompts import encode_prompt, load_prompts, spread
     from hf_eagle.hub.run_facts import machine
+    from hf_eagle.serving.commands import served_as
     from hf_eagle.serving.speed import Engine, measure_serving, table, verdict
     from hf_eagle.targets.loading import load_tokenizer
 
-    method = {"eagle1": "eagle"}.get(draft_class_of(args.draft).method, "eagle3")
+    kind, _ = find_kind([draft_class_of(args.draft).__name__])
+    method = served_as(kind.name).vllm.name
     tokenizer = load_tokenizer(args.target)
     prompts = [encode_prompt(prompt, tokenizer) for prompt in spread(load_prompts(args.prompts), args.num_prompts)]
     longest = max(map(len, prompts)) + args.max_new_tokens

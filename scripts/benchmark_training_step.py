@@ -5,14 +5,15 @@
     python scripts/benchmark_training_step.py --preset smollm2 --sweep length --output_json length.json
 
 Prints a table: seconds of a step in parts, supervised rows a second, memory added, FLOP/s and their share of what
-this machine's matrix products reach. `--compare` runs a second way beside it, in alternation, and prints the ratios:
+this machine's matrix products reach. Which rows of a batch count is planned before the clock starts, as a run does it
+where it collates. `--compare` also runs a second way, in alternation, and prints the ratios:
 
     eager    every row unrolled, scores and whole-vocabulary logits of every row held (draft side only)
     float32  the same step without mixed precision, for --dtype bfloat16
     padded   the same chats in padded batches instead of packed rows, whole step; and the plain way: padded, with every
              row of the draft and whole-vocabulary logits computed as under `eager`
     trainer  the same batches through EagleTrainer instead of a bare loop, whole step
-    live     epochs through EagleTrainer that ask the target, beside epochs from a feature store that is made for it
+    live     epochs through EagleTrainer that ask the target, and epochs from a feature store that is made first
 """
 
 import json
@@ -68,7 +69,7 @@ class BenchmarkArguments:
     data: str | None = field(default=None, metadata={"help": "Real chats instead of random tokens; needs a --target."})
     num_chats: int = field(default=64, metadata={"help": "How many of them, drawn at random."})
     compare: Literal["none", "eager", "float32", "padded", "trainer", "live"] = field(
-        default="none", metadata={"help": "What to run beside it, in alternation."}
+        default="none", metadata={"help": "What else to run, in alternation, to compare with."}
     )
     store_dtype: Literal["bfloat16", "float32", "float8"] = field(
         default="bfloat16", metadata={"help": "--compare live: numbers of the feature store."}
@@ -82,7 +83,7 @@ class BenchmarkArguments:
     repeats: int = field(default=5, metadata={"help": "Runs of each way; medians are shown."})
     device: str | None = field(default=None, metadata={"help": "cpu, cuda, ...; cuda where there is one."})
     output_json: str | None = field(
-        default=None, metadata={"help": "Where the numbers are written; a sweep's picture lies beside it."}
+        default=None, metadata={"help": "Where the numbers are written; a sweep's picture lies next to it."}
     )
 
     def __post_init__(self):
@@ -91,6 +92,7 @@ class BenchmarkArguments:
                 raise ValueError(f"`{name}` must be at least 1, but is {getattr(self, name)}.")
         if not 0 < self.supervised_share < 1:
             raise ValueError(f"`supervised_share` must lie between 0 and 1, but is {self.supervised_share}.")
+
         if self.compare in ("padded", "trainer", "live") and self.data is None:
             raise ValueError(f"`compare` {self.compare} is about real chats: name a `data` file and a `target`.")
         if self.data is not None and self.target in ("none", "random"):
@@ -101,6 +103,7 @@ class BenchmarkArguments:
             )
         if self.data is not None and (self.compare in ("eager", "float32") or self.sweep != "none"):
             raise ValueError("`data` goes with `compare` none, padded, trainer or live, and without a `sweep`.")
+
         if self.compare == "float32" and self.dtype == "float32":
             raise ValueError("`compare` float32 needs `dtype` bfloat16.")
         latent = {name: getattr(self, name) for name in LATENT_SIZES if getattr(self, name) is not None}
@@ -127,6 +130,7 @@ def main() -> None:
         print(run.describe(result))
     else:
         result = run.sweep(args, device, SWEEPS[args.sweep])
+
     result["arguments"], result["machine"] = asdict(args), run.machine(device)
     if args.output_json:
         path = Path(args.output_json)

@@ -35,7 +35,7 @@ def main() -> None:
     from hf_eagle.data.collators import EagleDataCollator
     from hf_eagle.data.vision_collator import DataCollatorForVisionEagle
     from hf_eagle.store.cache import fill, open_cache
-    from hf_eagle.training.leaving import leave
+    from hf_eagle.training.distributed import leave
     from hf_eagle.training.parts import (
         config_of_draft,
         conversations,

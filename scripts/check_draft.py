@@ -46,9 +46,17 @@ def main() -> int:
     target_config = args.target and AutoConfig.from_pretrained(args.target, trust_remote_code=args.trust_remote_code)
     if args.fix is None:
         return report(args.draft, args.target, target_config, args.probe)
-    for line in repair_draft(args.draft, args.fix, target_config or None):
+    for line in repair_draft(args.draft, args.fix, target_config or None, kind_named_in(args.draft)):
         print(f"mended: {line}")
     return report(args.fix, args.target, target_config, args.probe)
+
+
+def kind_named_in(draft: str) -> str | None:
+    """The kind of draft that a folder names; without one it is taken for one that servers know."""
+    from hf_eagle.drafts.kinds import kind_of_folder
+
+    kind = kind_of_folder(draft)
+    return kind and kind.name
 
 
 def report(draft: str, target: str | None, target_config, wants_probe: bool) -> int:
@@ -56,7 +64,7 @@ def report(draft: str, target: str | None, target_config, wants_probe: bool) -> 
     from hf_eagle.serving.check import check_draft
     from hf_eagle.serving.probe import probe
 
-    found = check_draft(draft, target_config or None)
+    found = check_draft(draft, target_config or None, kind=kind_named_in(draft))
     wrong = [finding for finding in found if finding.level != "note"]
     if target and wants_probe and not wrong:
         found += probe(draft, target, target_config)

@@ -146,8 +146,7 @@ def load(args: EvaluationArguments, settings):
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = getattr(torch, args.dtype)
     draft = load_draft(args.draft, dtype=dtype)
-    tap_ids = draft.config.eagle_aux_hidden_state_layer_ids
-    target = FrozenTarget.from_pretrained(args.target, tap_ids=tap_ids, dtype=dtype, device=device)
+    target = FrozenTarget.from_pretrained(args.target, tap_ids=draft.config.tap_ids, dtype=dtype, device=device)
     check_draft_fits(target, draft)
     settings.shape.check_vocabulary(draft)
     check_target(target, needs_masks=settings.shape.tree or settings.batch_size > 1)

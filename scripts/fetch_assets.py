@@ -32,7 +32,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without installation
 
-from hf_eagle.answers.journal import write_atomically
+from hf_eagle.files import write_atomically
 
 
 TARGET_REPO = "HuggingFaceTB/SmolLM2-135M-Instruct"

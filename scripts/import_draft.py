@@ -66,7 +66,7 @@ def main() -> None:
         trust_remote_code=args.trust_remote_code,
     )
     draft.save_pretrained(args.output_dir)
-    parameters = sum(p.numel() for name, p in draft.named_parameters() if name not in draft._keys_to_ignore_on_save)
+    parameters = sum(p.numel() for name, p in draft.named_parameters() if name not in draft.lent_tensors)
     size = draft.config.draft_vocab_size
     print(f"{args.output_dir}: {type(draft).__name__}, {parameters:,} parameters, {draft.dtype}, {size} draft tokens")
 

@@ -83,9 +83,11 @@ def check(draft: str, target: str | None) -> bool:
     """Print what servers trip over; whether they would run another draft than the one that was trained."""
     from transformers import AutoConfig
 
+    from hf_eagle.drafts.kinds import kind_of_folder
     from hf_eagle.serving.check import check_draft
 
-    found = check_draft(draft, None if target is None else AutoConfig.from_pretrained(target))
+    kind = kind_of_folder(draft)
+    found = check_draft(draft, None if target is None else AutoConfig.from_pretrained(target), kind=kind and kind.name)
     for finding in found:
         print(finding)
     return any(finding.level == "fault" for finding in found)

@@ -112,7 +112,7 @@ class Progress:
         return (time.monotonic() - self.started) / 60
 
     def save(self) -> None:
-        from hf_eagle.answers.journal import write_atomically
+        from hf_eagle.files import write_atomically
 
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(self.path, [json.dumps(self.stages, indent=2)])
@@ -248,7 +248,7 @@ def write_card(arguments: QuickstartArguments, target: Path, answers: Path, minu
 
 def print_result(output_dir: Path, target: Path, minutes: float) -> None:
     """The measured number, and how to serve the draft."""
-    from hf_eagle.hub.model_card import serve_commands
+    from hf_eagle.serving.commands import serve_commands
 
     acceptance = json.loads((output_dir / "acceptance.json").read_text())
     length, speculative_tokens = acceptance["acceptance_length"], acceptance["num_speculative_tokens"]

@@ -5,8 +5,8 @@
     accelerate launch --config_file training_args/accelerate/ddp.yaml scripts/train_eagle.py --config ...
 
 The YAML file holds `argument: value` lines; the command line overrides it. What is left in `--output_dir` is the
-folder that vLLM and SGLang load. An interrupted run goes on with `--resume_from_checkpoint last`. Whether a run fits
-its devices is told without weights by `--dry_run --world_size 8 --device_memory_gb 80`.
+folder that vLLM and SGLang load. An interrupted run goes on with `--resume_from_checkpoint last`. With
+`--dry_run --world_size 8 --device_memory_gb 80`, a run only reports whether it fits its devices, and reads no weights.
 
 Besides the arguments below, every argument of `transformers.TrainingArguments` is taken (`--help_all` lists them):
 --output_dir, --learning_rate, --num_train_epochs, --max_steps, --per_device_train_batch_size, --bf16, --save_steps,
@@ -31,46 +31,59 @@ def main() -> None:
 
     from transformers import set_seed
 
-    from hf_eagle.data.vision_collator import DataCollatorForVisionEagle
     from hf_eagle.evaluation.prompts import load_prompts
-    from hf_eagle.hub.run_facts import recipe_facts
-    from hf_eagle.targets.architectures import check_length
-    from hf_eagle.training.leaving import leave
-    from hf_eagle.training.parts import (
-        conversations,
-        draft_for,
-        load_target,
-        processor_of,
-        spreadable,
-        stored_features,
-        tokenizer_of,
-    )
-    from hf_eagle.training.trainer import EagleTrainer
+    from hf_eagle.training.distributed import leave
 
-    target_args, data_args, args = recipe.target, recipe.data, recipe.training
+    data_args, args = recipe.data, recipe.training
+    # one rank of a machine speaks for all
     logging.basicConfig(level=logging.INFO if args.should_log else logging.ERROR, format="%(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     set_seed(args.seed)
     recipe.refuse_other_methods()
     if recipe.dry_run.dry_run:
         return print_dry_run(recipe)
+
+    # whatever can be refused is refused before anything is loaded
     resume = recipe.refuse_before_loading()
     prompts = data_args.acceptance_prompts and load_prompts(
         data_args.acceptance_prompts, limit=data_args.acceptance_num_prompts
     )
-    target_args = spreadable(target_args, args)
 
-    tokenizer, processor = tokenizer_of(target_args), processor_of(target_args)
-    train, held_out = conversations(tokenizer, data_args, args, processor)
+    trainer = build_trainer(recipe, resume, prompts)
+    result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    leave_results(trainer, result)
+    leave()
 
-    target = load_target(target_args)
+
+def build_trainer(recipe: Recipe, resume: Path | None, prompts: list | None):
+    """The trainer of the run, with its target, its data and its draft.
+
+    Args:
+        recipe: the run.
+        resume: the checkpoint to go on from, `None` for a new run.
+        prompts: what is decoded while it trains, to measure the acceptance length.
+    """
+    from hf_eagle.data.vision_collator import DataCollatorForVisionEagle
+    from hf_eagle.hub.run_facts import recipe_facts
+    from hf_eagle.targets.architectures import check_length
+    from hf_eagle.training import parts
+    from hf_eagle.training.trainer import EagleTrainer
+
+    data_args, args = recipe.data, recipe.training
+    target_args = parts.spreadable(recipe.target, args)
+    tokenizer, processor = parts.tokenizer_of(target_args), parts.processor_of(target_args)
+    train, held_out = parts.conversations(tokenizer, data_args, args, processor)
+
+    target = parts.load_target(target_args)
     check_length(target.config, data_args.max_length)
+
     # an adapter's base is the draft that its training began with, on resuming too
     existing = recipe.draft.init_from if recipe.adapter.use_peft else resume
-    draft = draft_for(target, tokenizer, train, target_args, recipe.draft, existing)
-    features = data_args.feature_store and stored_features(
+    draft = parts.draft_for(target, tokenizer, train, target_args, recipe.draft, existing)
+    features = data_args.feature_store and parts.stored_features(
         target, draft.config.tap_ids, tokenizer, train, held_out, data_args, bool(prompts), processor
     )
+
     trainer = EagleTrainer(
         model=draft,
         args=args,
@@ -88,15 +101,12 @@ def main() -> None:
         trainer.card_facts = recipe_facts(recipe, train)
     if prompts:
         measure_acceptance(trainer, processor or tokenizer, prompts, recipe)
-    result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-    leave_results(trainer, result)
-    leave()
+    return trainer
 
 
 def print_dry_run(recipe: Recipe) -> None:
     """What every rank of the run would hold, and whether it fits."""
     from hf_eagle.benchmark.dry_run import dry_run, read_target_config, shapes_of
-    from hf_eagle.drafts.build import DRAFT_CLASSES
     from hf_eagle.targets.architectures import check_length
     from hf_eagle.training.parts import config_of_draft
 
@@ -104,7 +114,8 @@ def print_dry_run(recipe: Recipe) -> None:
     target_config = read_target_config(target_args.target, target_args.target_revision, target_args.trust_remote_code)
     check_length(target_config, data_args.max_length)
     config = config_of_draft(target_config, target_args, recipe.draft)
-    steps = args.ttt_steps or DRAFT_CLASSES[config.architectures[0]].default_ttt_steps
+    steps = recipe.draft.kind.part("training").training_for(args, config).steps
+
     run = dry_run(target_config, config, shapes_of(target_config, target_args, data_args, dry_args, args, steps))
     print(run.describe())
     warning = run.warning(dry_args.device_memory_gb)
@@ -116,7 +127,7 @@ def measure_acceptance(trainer, tokenizer, prompts, recipe: Recipe) -> None:
     """Have the trainer decode these prompts while it trains."""
     from hf_eagle.training.acceptance import AcceptanceLengthCallback
 
-    method = "tree" if recipe.draft.method == "eagle2" else "chain"
+    method = recipe.draft.kind.methods[recipe.draft.method]
     every = recipe.data.acceptance_steps
     trainer.add_callback(AcceptanceLengthCallback(trainer, tokenizer, prompts, every_steps=every, method=method))
 
@@ -124,6 +135,7 @@ def measure_acceptance(trainer, tokenizer, prompts, recipe: Recipe) -> None:
 def leave_results(trainer, result) -> None:
     """The draft, what was measured, and pictures of it, in `output_dir`."""
     from hf_eagle.evaluation.plots import plot_acceptance_history, plot_training
+    from hf_eagle.serving.check import serves
 
     trainer.save_model()
     trainer.save_state()
@@ -135,7 +147,9 @@ def leave_results(trainer, result) -> None:
         plot_training(trainer.state.log_history, output_dir / "training.png")
         plot_acceptance_history(trainer.state.log_history, output_dir / "acceptance_history.png")
         trainer.create_model_card()
-        logger.info("The draft is in %s: vLLM and SGLang load that folder as it is.", trainer.args.output_dir)
+        served = serves(trainer.accelerator.unwrap_model(trainer.model).kind.name)
+        told = ": vLLM and SGLang load that folder as it is." if served else "."
+        logger.info("The draft is in %s%s", trainer.args.output_dir, told)
     if trainer.args.push_to_hub:
         trainer.push_to_hub()
 

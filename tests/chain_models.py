@@ -1,10 +1,11 @@
 """A tiny target whose greedy answers a tiny draft learns in a second, well enough to be right now and then."""
 
 import torch
+from tiny import unrolled
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from hf_eagle.drafts.build import DRAFT_CLASSES
+from hf_eagle.drafts.build import class_of
 from hf_eagle.drafts.eagle3.configuration import EagleConfig
 from hf_eagle.drafts.vocabulary import VocabularyMapping
 from hf_eagle.targets.target import FrozenTarget
@@ -53,7 +54,7 @@ def make_draft(target, draft_vocab_size=None, tap_ids=None, steps=60, config_cla
     torch.manual_seed(1)
     vocab = target.vocab_size
     config = config_class.from_target(target.config, draft_vocab_size=draft_vocab_size, tap_ids=tap_ids, **flags)
-    draft = DRAFT_CLASSES[config.architectures[0]](config)
+    draft = class_of(config.architectures)(config)
     draft.set_target_embeddings(target.embedding_weight())
     answers = generate(target, random_prompts(24, 4, seed=2, vocab=vocab), 30)
     if draft_vocab_size is not None:
@@ -67,7 +68,7 @@ def make_draft(target, draft_vocab_size=None, tap_ids=None, steps=60, config_cla
     rows = torch.arange(answers.numel()).view(answers.shape)[:, : length - TTT_STEPS - 1].flatten()
     optimizer = torch.optim.Adam([p for p in draft.parameters() if p.requires_grad], lr=5e-3)
     for _ in range(steps):
-        hidden = draft(answers, taps, rows=rows, num_steps=TTT_STEPS).hidden_states
+        hidden = unrolled(draft, answers, taps, rows=rows, num_steps=TTT_STEPS).hidden_states
         labels = [to_draft[answers.flatten()[rows + 2 + step]] for step in range(TTT_STEPS)]
         loss = sum(cross_entropy(draft.lm_head(h), label) for h, label in zip(hidden, labels, strict=True))
         optimizer.zero_grad()

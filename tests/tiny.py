@@ -4,8 +4,11 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from hf_eagle.drafts.build import new_draft
-from hf_eagle.drafts.eagle3.configuration import Eagle1Config, EagleConfig
+from hf_eagle.drafts.eagle1.configuration import Eagle1Config
+from hf_eagle.drafts.eagle3.configuration import EagleConfig
+from hf_eagle.drafts.unroll_plan import UnrollPlan
 from hf_eagle.drafts.vocabulary import VocabularyMapping
+from hf_eagle.targets.features import TargetFeatures
 from hf_eagle.targets.target import FrozenTarget
 
 
@@ -94,3 +97,9 @@ def pad_batch(records: list[dict], side: str = "right") -> dict[str, torch.Tenso
         for name, values in (*record.items(), ("attention_mask", ones)):
             columns[name].append(values + fill if side == "right" else fill + values)
     return {name: torch.tensor(values) for name, values in columns.items()}
+
+
+def unrolled(draft, input_ids, features, rows=None, num_steps=1, objective=None, embeddings=None, **where):
+    """A draft's forward over chosen rows, from features that are given as they are: taps, or last hidden states."""
+    seen = TargetFeatures(taps=features, last_hidden=features, embeddings=embeddings)
+    return draft(input_ids, seen, UnrollPlan.of_rows(input_ids, rows, num_steps, **where), objective)

@@ -77,16 +77,6 @@ def journal_beside(output_path: Path, settings: dict) -> Journal:
     return Journal(path, settings)
 
 
-def write_atomically(path: Path, lines) -> None:
-    """Writes text lines so that `path` is either what it was or whole."""
-    part = path.with_name(f".{path.name}-part")
-    with part.open("w", encoding="utf-8") as file:
-        file.writelines(line + "\n" for line in lines)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
-
-
 def _lock(file, path: Path) -> None:
     """Holds the file until it is closed or the process ends, however it ends: two writers would double rows."""
     if fcntl is None:

@@ -6,7 +6,8 @@ import logging
 from pathlib import Path
 
 from ..data.messages import read_record
-from .journal import Journal, journal_beside, write_atomically
+from ..files import write_atomically
+from .journal import Journal, journal_beside
 
 
 logger = logging.getLogger(__name__)

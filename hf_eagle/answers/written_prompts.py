@@ -12,8 +12,9 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from ..data.rendering import ChatRenderer
+from ..files import write_atomically
 from .chat_client import ChatClient
-from .journal import Journal, journal_beside, write_atomically
+from .journal import Journal, journal_beside
 from .served_target import ServedTarget
 from .turns import check_arguments, turn_seed
 

@@ -7,6 +7,7 @@ import json
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
+from ..drafts.kinds import Kind, kind_of_method
 from ..targets.latent import LATENT_SIZES
 from .parser import argument as _arg
 
@@ -73,7 +74,7 @@ class DraftArguments:
 
     _argument_group_name = "draft"
 
-    method: Literal["eagle1", "eagle2", "eagle3"] = _arg(
+    method: str = _arg(
         "eagle3",
         "EAGLE-3; or EAGLE-1, which predicts the target's last hidden states and has neither taps nor a vocabulary of "
         "its own; `eagle2` trains the same draft as `eagle1`, to be decoded with a dynamic tree.",
@@ -125,10 +126,13 @@ class DraftArguments:
         "reference.",
     )
 
+    def __post_init__(self):
+        kind_of_method(self.method)  # refused here, not when it is first used
+
     @property
-    def draft_method(self) -> str:
-        """What kind of draft is trained: EAGLE-2's is EAGLE-1's."""
-        return "eagle1" if self.method == "eagle2" else self.method
+    def kind(self) -> Kind:
+        """The kind of draft that is trained."""
+        return kind_of_method(self.method)
 
     @property
     def latent_sizes(self) -> dict[str, int | None]:

@@ -6,7 +6,7 @@
 from dataclasses import dataclass, fields
 from typing import Literal, get_args, get_origin
 
-from ..targets.latent import LATENT_SIZES
+from ..drafts.kinds import KINDS, Kind
 from .parser import argument as _arg
 
 
@@ -53,34 +53,22 @@ class EagleArguments:
                 raise ValueError(f"`{choice.name}` must be one of {', '.join(allowed)}, got {value!r}.")
 
 
-# what means nothing to a kind of draft, and would be ignored without a word
-_MEANINGLESS = {
-    "eagle1": (
-        *("draft_rope", "image_embeddings"),
-        *("tap_ids", "tap_method", "draft_vocab_size", "fc_norm", "norm_output", "draft_init", "draft_attention"),
-        *LATENT_SIZES,
-        *("ttt_steps", "step_weight", "normalize_step_weights", "loss", "oov_rows", "lk_scale", "lk_decay"),
-    ),
-    "eagle3": ("regression_weight", "ce_weight", "feature_noise"),
-}
-
-
-def refuse_other_methods(method: str, *groups) -> None:
+def refuse_other_methods(kind: Kind, *groups) -> None:
     """Refuse arguments that are set to something but mean nothing to a kind of draft.
 
     Args:
-        method: `"eagle1"` or `"eagle3"`, what a draft class calls itself.
+        kind: of the draft.
         groups: argument groups, of any class of arguments.
 
     Raises:
         ValueError: naming the first of them.
     """
     for group in groups:
-        for known in (f for f in fields(group) if f.name in _MEANINGLESS[method]):
+        for known in (f for f in fields(group) if f.name in kind.meaningless):
             value = getattr(group, known.name)
             if value != known.default and (known.name, value) != ("ttt_steps", 1):
-                kind, other = ("EAGLE-1/2", "eagle3") if method == "eagle1" else ("EAGLE-3", "eagle1")
+                others = [next(iter(k.methods)) for k in KINDS.values() if known.name not in k.meaningless]
                 raise ValueError(
-                    f"`{known.name}` is {value}, which means nothing to an {kind} draft: leave it out, or set `method` "
-                    f"to {other}."
+                    f"`{known.name}` is {value}, which means nothing to {kind.titled} draft: leave it out, or set "
+                    f"`method` to {' or '.join(others)}."
                 )

@@ -1,7 +1,9 @@
-"""Benchmarks of the whole step on real chats: packed rows beside padded batches, the Trainer beside a bare loop."""
+"""Benchmarks of the whole step on real chats: packed rows against padded batches, the Trainer against a bare loop."""
 
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,40 +20,37 @@ from ..drafts.vocabulary import VocabularyMapping, count_supervised_tokens
 from ..losses.supervision import supervised_steps
 from ..targets.target import FrozenTarget
 from ..training.trainer import EagleTrainer
-from . import costs
+from . import measures
 from .workload import Step
+
+
+# sequences of a padded batch
+_PADDED_ROWS = 8
 
 
 def measure(args, device: torch.device) -> dict:
     """Seconds and supervised rows of all batches of `args.num_chats` chats, and the ratio that `args.compare` names."""
     dtype = getattr(torch, args.dtype)
-    autocast = None if dtype == torch.float32 else dtype
     tokenizer = AutoTokenizer.from_pretrained(args.target)
     target = FrozenTarget.from_pretrained(args.target, dtype=dtype, device=device)
     everything = build_dataset(load_records([args.data]), tokenizer, args.length)
-    chosen = torch.randperm(len(everything))[: args.num_chats].tolist()
-    data = everything.select(chosen)
+    data = everything.select(torch.randperm(len(everything))[: args.num_chats].tolist())
+
     draft = draft_for(target, everything, tokenizer, args).to(device)
     target.tap_ids = draft.config.tap_ids
+    new_step = partial(Step, draft, target, args.ttt_steps, None if dtype == torch.float32 else dtype)
 
-    collator = EagleDataCollator(tokenizer.pad_token_id or 0)
-    batches = {"padded": _batches(data, collator, 8, device)}
-    fast = Step(draft, target, args.ttt_steps, autocast)
     if args.compare == "trainer":
+        fast, collator = new_step(), EagleDataCollator(tokenizer.pad_token_id or 0)
+        batches = [fast.planned(batch) for batch in _batches(data, collator, _PADDED_ROWS, device)]
         runs = {
-            "bare": lambda: _bare_loop(fast, batches["padded"], device),
-            "trainer": lambda: trainer_epoch(draft, target, data, tokenizer, args),
+            "bare": partial(_bare_loop, fast, batches, device),
+            "trainer": partial(trainer_epoch, draft, target, data, tokenizer, args),
         }
     else:
-        # packed rows hold about as many tokens a batch as the padded ones
-        size = max(1, round(8 * sum(map(len, data["input_ids"])) / len(data) / args.length))
-        batches["packed"] = _batches(pack_dataset(data, args.length), collator, size, device)
-        steps = dict.fromkeys(batches, fast)
-        if args.compare == "padded":  # the plain way: padding is computed and masked away, by target and draft
-            batches["plain"] = [{**batch, "full_mask": _causal_mask(batch)} for batch in batches["padded"]]
-            steps["plain"] = Step(draft, target, args.ttt_steps, autocast, whole=True)
-        runs = {way: lambda way=way: _epoch(steps[way], batches[way], device) for way in batches}
-    medians = costs.alternating_medians(runs, args.repeats)
+        runs = _packed_and_padded(new_step, data, tokenizer, args, device)
+    medians = measures.alternating_medians(runs, args.repeats)
+
     rows = supervised_rows(data)  # the same chats every way, so the same rows
     rates = {way: rows / sum(m.values()) for way, m in medians.items()}
     first = "bare" if args.compare == "trainer" else "packed"
@@ -59,6 +58,25 @@ def measure(args, device: torch.device) -> dict:
     for way in set(rates) - {first}:
         result[f"rows_per_second_{first}_vs_{way}"] = rates[first] / rates[way]
     return result
+
+
+def _packed_and_padded(new_step: Callable[..., Step], data, tokenizer, args, device) -> dict[str, Callable]:
+    """An epoch of padded batches, one of packed rows, and with `args.compare` padded a plain one."""
+    collator, fast = EagleDataCollator(tokenizer.pad_token_id or 0), new_step()
+    padded = _batches(data, collator, _PADDED_ROWS, device)
+    # packed rows hold about as many tokens a batch as the padded ones
+    size = max(1, round(_PADDED_ROWS * sum(map(len, data["input_ids"])) / len(data) / args.length))
+    packed = _batches(pack_dataset(data, args.length), collator, size, device)
+
+    runs = {
+        "padded": partial(_epoch, fast, [fast.planned(batch) for batch in padded], device),
+        "packed": partial(_epoch, fast, [fast.planned(batch) for batch in packed], device),
+    }
+    if args.compare == "padded":  # the plain way: padding is computed and masked away, by target and draft
+        plain = new_step(whole=True)
+        masked = [{**plain.planned(batch), "attention_mask": _causal_mask(batch)} for batch in padded]
+        runs["plain"] = partial(_epoch, plain, masked, device)
+    return runs
 
 
 def supervised_rows(data) -> int:
@@ -71,7 +89,7 @@ def draft_for(target, data, tokenizer, args):
     """A new draft whose vocabulary is counted in `data`, in training mode."""
     size = args.draft_vocab_size
     config = EagleConfig.from_target(target.config, draft_vocab_size=size)
-    mapping = None
+    mapping = None  # of the whole vocabulary
     if size is not None:
         counts = count_supervised_tokens(data, config.vocab_size)
         mapping = VocabularyMapping.from_counts(counts, size, tokenizer.all_special_ids)
@@ -92,17 +110,17 @@ def _causal_mask(batch: dict) -> torch.Tensor:
 
 
 def _epoch(step: Step, batches: list[dict], device) -> dict[str, float]:
-    """Target, forward and backward of every batch."""
+    """Seconds of the target's part of all batches, and of the draft's, forward and backward."""
     found = {"target_seconds": 0.0, "draft_seconds": 0.0}
     for batch in batches:
-        found["target_seconds"] += costs.seconds(lambda b=batch: step.look(b), device)
-        found["draft_seconds"] += costs.seconds(lambda b=batch: step.forward(b).backward(), device)
+        found["target_seconds"] += measures.seconds(lambda b=batch: step.look(b), device)
+        found["draft_seconds"] += measures.seconds(lambda b=batch: step.forward(b).backward(), device)
         step.draft.zero_grad(set_to_none=True)
     return found
 
 
 def _bare_loop(step: Step, batches: list[dict], device) -> dict[str, float]:
-    """What the Trainer does with these batches, and nothing else."""
+    """Seconds of what the Trainer does with these batches once they are collated and planned, and nothing else."""
     trained = [p for p in step.draft.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-6, fused=True)
 
@@ -114,7 +132,7 @@ def _bare_loop(step: Step, batches: list[dict], device) -> dict[str, float]:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
-    return {"seconds": costs.seconds(loop, device)}
+    return {"seconds": measures.seconds(loop, device)}
 
 
 class _Clock(TrainerCallback):
@@ -125,7 +143,7 @@ class _Clock(TrainerCallback):
             self.begun = time.perf_counter()
 
     def on_step_end(self, args, state, control, **kwargs):
-        costs.drain(args.device)
+        measures.drain(args.device)
         self.seconds = time.perf_counter() - self.begun
 
 
@@ -136,7 +154,7 @@ def trainer_epoch(draft, target, data, tokenizer, args, features=None) -> dict[s
             output_dir=str(Path(folder) / "run"),
             ttt_steps=args.ttt_steps,
             bf16=args.dtype == "bfloat16",
-            per_device_train_batch_size=8,
+            per_device_train_batch_size=_PADDED_ROWS,
             num_train_epochs=1,
             train_sampling_strategy="sequential",
             learning_rate=1e-6,

@@ -1,7 +1,7 @@
 """What every rank of a training run would hold, from configs alone: no weight is read or made.
 
-Parameters are counted on models of the meta device and are exact; activations are those of
-`activation_memory.py`. What an allocator, CUDA itself and libraries take beside that is not counted.
+Parameters are counted on models of the meta device and are exact; activations are what the draft's kind counts, see
+`drafts/costs_base.py`. What an allocator, CUDA itself and libraries need in addition is not counted.
 """
 
 from dataclasses import dataclass, field
@@ -9,17 +9,16 @@ from dataclasses import dataclass, field
 import torch
 from transformers import AutoConfig, PreTrainedConfig
 
-from ..drafts.build import DRAFT_CLASSES
-from ..drafts.eagle3.configuration import Eagle1Config, EagleConfig
+from ..drafts.build import class_of
+from ..drafts.configuration_base import DraftConfig
+from ..drafts.costs_base import FLOAT32, DraftCosts, RunShapes
+from ..drafts.kinds import find_kind
 from ..targets.architectures import find_decoder_parts
 from ..targets.loading import auto_class
 from ..targets.sharding import layout_of
-from .activation_memory import FLOAT32, RunShapes, beside_unroll, kept_by_unroll
 
 
 GIB = 2**30
-# rows whose full logits a target makes at one time, see `FrozenTarget.distribution`
-_TEACHER_ROWS = 256
 
 
 @dataclass
@@ -119,7 +118,7 @@ def shapes_of(target_config: PreTrainedConfig, target_args, data_args, dry_args,
     )
 
 
-def dry_run(target_config: PreTrainedConfig, draft_config: EagleConfig, shapes: RunShapes) -> DryRun:
+def dry_run(target_config: PreTrainedConfig, draft_config: DraftConfig, shapes: RunShapes) -> DryRun:
     """What a rank of such a run holds.
 
     Args:
@@ -127,11 +126,15 @@ def dry_run(target_config: PreTrainedConfig, draft_config: EagleConfig, shapes: 
         draft_config: the draft's.
         shapes: the run.
     """
+    kind, _ = find_kind(draft_config.architectures)
+    costs = kind.part("costs").costs_of(draft_config)
     with torch.device("meta"):
         target = auto_class(target_config).from_config(target_config, dtype=shapes.target_dtype)
-        draft = DRAFT_CLASSES[draft_config.architectures[0]](draft_config)
+        draft = class_of(draft_config.architectures)(draft_config)
     trained = sum(p.numel() for p in draft.parameters() if p.requires_grad)
+    # tables that the target lends; a frozen bias is not one
     lent = [p.numel() for p in draft.parameters() if not p.requires_grad and p.dim() == 2]
+
     text = target_config.get_text_config()
     taps = "no taps" if not draft_config.tap_ids else f"taps {', '.join(map(str, draft_config.tap_ids))}"
     run = DryRun(
@@ -140,10 +143,11 @@ def dry_run(target_config: PreTrainedConfig, draft_config: EagleConfig, shapes: 
         f"{type(draft).__name__} of {trained + sum(lent):,} parameters ({taps}), "
         f"{shapes.rows} x {shapes.length} tokens, {shapes.supervised} of them supervised at most"
     )
+
+    features = Holding("features", shapes.tokens * costs.feature_width * shapes.target_dtype.itemsize)
     run.kept = [*_target_weights(target, shapes), *_draft_weights(trained, lent, target, shapes)]
-    features = Holding("features", shapes.tokens * _feature_width(draft_config) * shapes.target_dtype.itemsize)
     run.target_step = [features, *_target_forward(target, text, shapes)]
-    run.draft_step = [features, _teacher(draft_config, shapes), *_unroll(draft_config, trained, shapes)]
+    run.draft_step = [features, Holding(*costs.teacher(shapes)), *_unroll(costs, trained, shapes)]
     return run
 
 
@@ -196,11 +200,6 @@ def _is_tied(target) -> bool:
 # ---- a step ----
 
 
-def _feature_width(config: EagleConfig) -> int:
-    """Numbers that a target's features of a token are: taps and last hidden state."""
-    return len(config.tap_ids) * config.target_hidden_size + config.hidden_size
-
-
 def _target_forward(target, text, shapes: RunShapes) -> list[Holding]:
     width, parts = shapes.target_dtype.itemsize, find_decoder_parts(target)
     heads = text.num_attention_heads
@@ -208,47 +207,30 @@ def _target_forward(target, text, shapes: RunShapes) -> list[Holding]:
     dense = getattr(text, "intermediate_size_mlp", None) or text.intermediate_size
     experts = getattr(text, "num_experts_per_tok", None) or 0
     mlp = max(dense, experts * (getattr(text, "moe_intermediate_size", None) or dense))
-    # gate, up and their product; or queries, keys and values; beside the residual stream, before and behind a norm
+
+    # gate, up and their product, or queries, keys and values; and the residual stream, before and after a norm
     widest = max(3 * mlp, 4 * heads * head_dim)
     held = [Holding("one layer's activations", shapes.tokens * (4 * text.hidden_size + widest) * width)]
+
     if shapes.target_sharding in ("fsdp2", "expert"):
-        layers = [
-            sum(
-                p.numel()
-                for name, p in layer.named_parameters()
-                if shapes.target_sharding == "fsdp2" or not _expert(name)
-            )
-            for layer in parts.layers
-        ]
-        held.append(Holding("a layer's weights, gathered, and the next one's", 2 * max(layers) * width))
+        largest = max(_gathered(layer, shapes.target_sharding) for layer in parts.layers)
+        held.append(Holding("a layer's weights, gathered, and the next one's", 2 * largest * width))
     if shapes.target_sharding != "none":  # the teacher's logits are made by a whole head
         head = parts.head.weight.numel()
         held.append(Holding("the head, gathered", head * width, head))
     return held
 
 
-def _expert(name: str) -> bool:
-    return ".experts." in f".{name}"
+def _gathered(layer, sharding: str) -> int:
+    """Parameters of a layer that are gathered to run it: experts stay where they are, unless all is `fsdp2`."""
+    sizes = {name: p.numel() for name, p in layer.named_parameters()}
+    return sum(size for name, size in sizes.items() if sharding == "fsdp2" or ".experts." not in f".{name}")
 
 
-def _teacher(config: EagleConfig, shapes: RunShapes) -> Holding:
-    if isinstance(config, Eagle1Config):  # its distributions are made and forgotten a chunk at a time
-        held = shapes.supervised * config.hidden_size * shapes.target_dtype.itemsize
-        return Holding("the target's last hidden states of supervised rows", held)
-    logits = min(_TEACHER_ROWS, shapes.supervised) * config.vocab_size * (shapes.target_dtype.itemsize + FLOAT32)
-    return Holding(
-        f"the target's probabilities of {config.draft_vocab_size:,} tokens",
-        shapes.supervised * config.draft_vocab_size * shapes.width + logits,
-    )
-
-
-def _unroll(config: EagleConfig, trained: int, shapes: RunShapes) -> list[Holding]:
-    kept = kept_by_unroll(config, shapes)
-    names = f"activations of {shapes.ttt_steps} TTT step(s)"
-    held = [Holding(names + (", checkpointed" if shapes.checkpointing else ""), kept)]
+def _unroll(costs: DraftCosts, trained: int, shapes: RunShapes) -> list[Holding]:
+    of_steps = f"activations of {shapes.ttt_steps} step(s)" + ", checkpointed" * shapes.checkpointing
+    held = [Holding(of_steps, costs.kept_by_unroll(shapes))]
     if shapes.bf16:
         held.append(Holding("the draft's weights in bfloat16", trained * 2))
-    return [
-        *held,
-        Holding("head and loss" + (", or a step made again" * shapes.checkpointing), beside_unroll(config, shapes)),
-    ]
+    of_loss = "head and loss" + ", or a step made again" * shapes.checkpointing
+    return [*held, Holding(of_loss, costs.beside_unroll(shapes))]

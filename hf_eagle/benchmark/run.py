@@ -1,4 +1,4 @@
-"""Runs what `scripts/benchmark_training_step.py` was told: one shape or a sweep, alone or beside another way."""
+"""Runs what `scripts/benchmark_training_step.py` is asked for: one shape or a sweep, alone or against another way."""
 
 import dataclasses
 import math
@@ -6,14 +6,15 @@ import os
 import platform
 import statistics
 import time
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
 import torch
 
 from ..evaluation.plots import plot_growth
-from . import chats, costs, stored
-from .workload import PRESETS, Step, build_draft, chat_batch, random_target
+from . import chats, measures, stored
+from .workload import PRESETS, Shapes, Step, build_draft, chat_batch, random_target
 
 
 PARTS = ("target_seconds", "forward_seconds", "backward_seconds", "optimizer_seconds")
@@ -25,55 +26,77 @@ def measure(args, device: torch.device) -> dict:
         return stored.measure(args, device)
     if args.data is not None:
         return chats.measure(args, device)
-    shapes = PRESETS[args.preset]
-    given = {f.name: getattr(args, f.name) for f in dataclasses.fields(shapes)}
-    shapes = dataclasses.replace(shapes, **{name: value for name, value in given.items() if value is not None})
+
+    shapes = _shapes(args)
     autocast = torch.bfloat16 if args.dtype == "bfloat16" else None
     draft, target = build_draft(shapes, device), None
     if args.target != "none":
         target = random_target(shapes, autocast or torch.float32, device, draft.config.tap_ids)
     turns = args.turns or max(1, args.length // 512)
     batch = chat_batch(shapes, args.batch_size, args.length, args.supervised_share, turns, device)
-    optimizer = torch.optim.AdamW([p for p in draft.parameters() if p.requires_grad], lr=1e-5, fused=True)
 
     ways = {"fast": Step(draft, target, args.ttt_steps, autocast)}
     if args.compare == "eager":
         ways["eager"] = Step(draft, target, args.ttt_steps, autocast, whole=True)
     elif args.compare == "float32":
         ways["float32"] = Step(draft, target, args.ttt_steps)
-    runs = {name: lambda step=step: timed_step(step, batch, optimizer, device) for name, step in ways.items()}
-    medians = costs.alternating_medians(runs, args.repeats)
-    memory = {name: _draft_memory(step, batch, device) for name, step in ways.items()}
+    batches = {name: step.planned(batch) for name, step in ways.items()}
 
-    fast = ways["fast"]
-    needed = costs.needed_flops(draft.config, fast.plan, batch["attention_mask"] - 1, args.ttt_steps)
-    flops = sum(needed.values())
-    limit = costs.matmul_limit(autocast or torch.float32, device)
-    draft_seconds = {name: m["forward_seconds"] + m["backward_seconds"] for name, m in medians.items()}
-    result = {
-        "seconds": medians,
-        "draft_seconds": draft_seconds["fast"],
-        "supervised_rows": int(fast.counts[0]),
-        "supervised_rows_per_second": int(fast.counts[0]) / sum(medians["fast"].values()),
-        "draft_memory_bytes": memory,
-        "needed_flop": needed,
-        "flop_per_second": flops / draft_seconds["fast"],
-        "matmul_flop_per_second": limit,
-        "matmul_limit_share": flops / draft_seconds["fast"] / limit,
-    }
+    optimizer = torch.optim.AdamW([p for p in draft.parameters() if p.requires_grad], lr=1e-5, fused=True)
+    runs = {name: partial(timed_step, step, batches[name], optimizer, device) for name, step in ways.items()}
+    medians = measures.alternating_medians(runs, args.repeats)
+    memory = {name: _draft_memory(step, batches[name], device) for name, step in ways.items()}
+
+    result = _of_fast_way(ways["fast"], medians, memory, measures.matmul_limit(autocast or torch.float32, device))
     for name in set(ways) - {"fast"}:
-        result[f"speedup_vs_{name}"] = draft_seconds[name] / draft_seconds["fast"]
+        result[f"speedup_vs_{name}"] = _draft_seconds(medians[name]) / result["draft_seconds"]
         if None not in memory.values():
             result[f"memory_ratio_vs_{name}"] = memory[name] / memory["fast"]
     return result
 
 
+def _shapes(args) -> Shapes:
+    """Those of the preset, with what the arguments override."""
+    preset = PRESETS[args.preset]
+    given = {f.name: getattr(args, f.name) for f in dataclasses.fields(preset)}
+    return dataclasses.replace(preset, **{name: value for name, value in given.items() if value is not None})
+
+
+def _of_fast_way(step: Step, medians: dict, memory: dict, limit: float) -> dict:
+    """What is reported of a run, before it is compared with another way.
+
+    Args:
+        step: the fast way, after its last step.
+        medians, memory: of all ways.
+        limit: FLOP/s that matrix products reach on this machine.
+    """
+    config = step.draft.config
+    needed = step.draft.kind.part("costs").costs_of(config).needed_flops(step.plan)
+    rows, draft_seconds = int(step.counts[0]), _draft_seconds(medians["fast"])
+    rate = sum(needed.values()) / draft_seconds
+    return {
+        "seconds": medians,
+        "draft_seconds": draft_seconds,
+        "supervised_rows": rows,
+        "supervised_rows_per_second": rows / sum(medians["fast"].values()),
+        "draft_memory_bytes": memory,
+        "needed_flop": needed,
+        "flop_per_second": rate,
+        "matmul_flop_per_second": limit,
+        "matmul_limit_share": rate / limit,
+    }
+
+
+def _draft_seconds(medians: dict[str, float]) -> float:
+    return medians["forward_seconds"] + medians["backward_seconds"]
+
+
 def timed_step(step: Step, batch: dict, optimizer, device) -> dict[str, float]:
-    """Seconds of each part of one training step."""
+    """Seconds of each part of one training step, of a batch that brings its plan, see [`Step`]."""
     marks = [time.perf_counter()]
 
     def mark():
-        costs.drain(device)
+        measures.drain(device)
         marks.append(time.perf_counter())
 
     step.look(batch)
@@ -95,7 +118,7 @@ def _draft_memory(step: Step, batch: dict, device) -> int | None:
     def forward_and_backward():
         step.forward(batch).backward()
 
-    added = costs.peak_memory(forward_and_backward, device)
+    added = measures.peak_memory(forward_and_backward, device)
     step.draft.zero_grad(set_to_none=True)
     return added
 
@@ -108,13 +131,17 @@ def sweep(args, device: torch.device, values: tuple[int, ...]) -> dict:
         result = measure(dataclasses.replace(args, **{name: value}), device)
         points.append({name: value, **result})
         print(f"{name} {value}\n{describe(result)}\n", flush=True)
+
     result = {"swept": name, "points": points}
     upper = points[len(points) // 2 - 1 :]
     x = [math.log(point[name]) for point in upper]
-    for what, pick in (("time", lambda p: p["draft_seconds"]), ("memory", lambda p: p["draft_memory_bytes"]["fast"])):
-        costs_there = [pick(point) for point in upper]
-        if None not in costs_there:  # memory cannot be seen on every system
-            growth = statistics.linear_regression(x, [math.log(cost) for cost in costs_there]).slope
+    costs = {
+        "time": [point["draft_seconds"] for point in upper],
+        "memory": [point["draft_memory_bytes"]["fast"] for point in upper],
+    }
+    for what, seen in costs.items():
+        if None not in seen:  # memory cannot be seen on every system
+            growth = statistics.linear_regression(x, [math.log(cost) for cost in seen]).slope
             result[f"{what}_exponent"] = growth
             print(f"{what} grows with {name} to the power {growth:.2f} ({upper[0][name]} to {upper[-1][name]})")
     return result
@@ -128,6 +155,7 @@ def describe(result: dict) -> str:
         memory = result.get("draft_memory_bytes", {}).get(name)
         lines.append(f"{name:8} {parts}" + (f"  draft memory {memory / 2**20:,.0f} MiB" if memory else ""))
     lines.append(f"{result['supervised_rows_per_second']:,.0f} supervised rows/s, whole step")
+
     if "matmul_limit_share" in result:
         lines.append(
             f"draft: {result['flop_per_second'] / 1e9:,.0f} GFLOP/s that supervised rows need, "
@@ -147,10 +175,7 @@ def draw_sweep(result: dict, path: Path) -> Path:
     """Time and memory of the draft's side over what was swept."""
     name, points = result["swept"], result["points"]
     ways = points[0]["seconds"]
-    seconds = {
-        way: [p["seconds"][way]["forward_seconds"] + p["seconds"][way]["backward_seconds"] for p in points]
-        for way in ways
-    }
+    seconds = {way: [_draft_seconds(p["seconds"][way]) for p in points] for way in ways}
     memory = {way: [(p["draft_memory_bytes"][way] or math.nan) / 2**20 for p in points] for way in ways}
     panels = {"seconds, forward and backward": seconds, "MiB added": memory}
     return plot_growth(name.replace("_", " "), [point[name] for point in points], panels, path)

@@ -1,8 +1,10 @@
-"""Benchmark of training from a feature store beside training that asks the target, both through the Trainer."""
+"""Benchmark of training from a feature store against training that asks the target, both through the Trainer."""
 
 import os
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,24 +18,26 @@ from ..targets.target import FrozenTarget
 from . import chats
 
 
+# turns of either way
 _BLOCKS = 10
 
 
 def measure(args, device: torch.device) -> dict:
     """One epoch over `args.num_chats` chats either way, taking turns after every tenth of them.
 
-    The store is evicted from memory before each of its turns, so that it is read from the disk. What reading costs is
-    the time that its thread needs, together with what the step waits and converts.
+    The store is evicted from memory before each of its turns, so that it is read from the disk. The cost of reading is
+    the time of the reading thread, and that in which a step waits and converts.
     """
     tokenizer = AutoTokenizer.from_pretrained(args.target)
     target = FrozenTarget.from_pretrained(args.target, dtype=getattr(torch, args.dtype), device=device)
     everything = build_dataset(load_records([args.data]), tokenizer, args.length)
     data = everything.select(torch.randperm(len(everything))[: args.num_chats].tolist())
+
     draft = chats.draft_for(target, everything, tokenizer, args).to(device)
     target.tap_ids = draft.config.tap_ids
     size = -(-len(data) // _BLOCKS)
     blocks = [data.select(range(i, min(i + size, len(data)))) for i in range(0, len(data), size)]
-    total = {"live": 0.0, "stored": 0.0, "reading": 0.0}
+
     with tempfile.TemporaryDirectory(dir=args.store_dir) as folder:
 
         def cache(write=False):
@@ -45,16 +49,10 @@ def measure(args, device: torch.device) -> dict:
         tokens = fill(writing, target, [data], EagleDataCollator(tokenizer.pad_token_id or 0), 8)
         filling = time.perf_counter() - begun
         stored_bytes = sum(p.stat().st_size for p in Path(folder).iterdir())
-        for number, block in enumerate([blocks[0], *blocks]):  # the first once more, to warm up
-            _evict(Path(folder))
-            clock = _ReadingClock(cache(), target)
-            seconds = {
-                "live": chats.trainer_epoch(draft, target, block, tokenizer, args)["seconds"],
-                "stored": chats.trainer_epoch(draft, target, block, tokenizer, args, features=clock)["seconds"],
-                "reading": clock.seconds,
-            }
-            if number:
-                total = {name: value + seconds[name] for name, value in total.items()}
+
+        epoch = partial(chats.trainer_epoch, draft, target, tokenizer=tokenizer, args=args)
+        total = _take_turns(blocks, epoch, lambda: _ReadingClock(cache(), target), Path(folder))
+
     return {
         "seconds": {way: {"seconds": total[way]} for way in ("live", "stored")},
         "supervised_rows_per_second": chats.supervised_rows(data) / total["stored"],
@@ -66,6 +64,31 @@ def measure(args, device: torch.device) -> dict:
         "chats": len(data),
         "tokens": tokens,
     }
+
+
+def _take_turns(
+    blocks: list, epoch: Callable[..., dict[str, float]], new_clock: Callable[[], "_ReadingClock"], folder: Path
+) -> dict[str, float]:
+    """Seconds of all blocks of chats: `live`, `stored`, and `reading`, which is a part of the latter.
+
+    Args:
+        blocks: of chats.
+        epoch: trains on a block, on given `features` where there are any.
+        new_clock: opens the store anew.
+        folder: of the store.
+    """
+    total = {"live": 0.0, "stored": 0.0, "reading": 0.0}
+    for number, block in enumerate([blocks[0], *blocks]):  # the first once more, to warm up
+        _evict(folder)
+        clock = new_clock()
+        seconds = {
+            "live": epoch(data=block)["seconds"],
+            "stored": epoch(data=block, features=clock)["seconds"],
+            "reading": clock.seconds,
+        }
+        if number:
+            total = {name: value + seconds[name] for name, value in total.items()}
+    return total
 
 
 class _ReadingClock(FeatureCache):

@@ -1,20 +1,22 @@
 """A draft, its target and a batch of known shapes, and one training step of them in parts that can be timed."""
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from ..arguments.objective import EagleArguments
 from ..drafts.build import new_draft
 from ..drafts.eagle3.configuration import EagleConfig
 from ..drafts.eagle3.configuration_latent import EagleMLAConfig
-from ..drafts.modeling_base import EagleOutput
+from ..drafts.training_base import Draw
 from ..drafts.vocabulary import VocabularyMapping
-from ..losses.objectives import DraftObjective
-from ..losses.supervision import SupervisionPlan, supervised_steps
-from ..targets.distribution import TargetDistribution
+from ..targets.features import TargetDistribution, TargetFeatures
 from ..targets.latent import LATENT_SIZES
 from ..targets.target import FrozenTarget
+from ..training.step import TrainingStep
+from .plain import PlainTraining
 
 
 @dataclass
@@ -82,91 +84,80 @@ def chat_batch(shapes: Shapes, batch_size: int, length: int, supervised_share: f
     return {name: x.to(device) for name, x in batch.items()}
 
 
+class NoTarget:
+    """Stands in for a target where only the draft's side is of interest: its answers are random, and made once.
+
+    Attributes:
+        features, teacher: what it answers, `None` until it is asked.
+    """
+
+    def __init__(self, config: EagleConfig):
+        self.config = config
+        self.features = self.teacher = None
+
+    def __call__(self, input_ids: torch.Tensor, **inputs: Any) -> TargetFeatures:
+        """As [`FrozenTarget`], the same for every batch."""
+        if self.features is None:
+            width = self.config.num_taps * self.config.target_hidden_size
+            taps = torch.randn(*input_ids.shape, width, device=input_ids.device)
+            # an EAGLE-3 draft sees taps; of the last hidden states only their number is read
+            self.features = TargetFeatures(taps=taps, last_hidden=taps[..., :0])
+        return self.features
+
+    def distribution(
+        self, hidden: torch.Tensor, draft_ids: torch.Tensor | None, dtype: torch.dtype, **options: Any
+    ) -> TargetDistribution:
+        """As [`FrozenTarget.distribution`], the same for every batch."""
+        if self.teacher is None:
+            rows, device = len(hidden), hidden.device
+            probs = torch.empty(rows, self.config.draft_vocab_size, dtype=dtype, device=device)
+            for part in probs.split(256):  # in float32 only a few rows at a time
+                part.copy_(torch.randn(part.shape, device=device).mul_(3).softmax(-1))
+            argmax = torch.randint(probs.shape[1], (rows,), device=device)
+            self.teacher = TargetDistribution(probs, argmax, torch.ones(rows, dtype=torch.bool, device=device))
+        return self.teacher
+
+
 class Step:
-    """One training step: target features and distribution, unroll, backward.
+    """The [`TrainingStep`] that the Trainer runs, in two parts that can be timed: the target's and the draft's.
+
+    `look` asks the target for features and distributions; it also moves the plan of the batch to the device. `forward`
+    is the draft's unroll and loss, and the caller runs `backward` on its result. A plan is made in neither part: a run
+    plans a batch on the CPU where it collates it, so call `planned` before the clock starts.
 
     Args:
         draft, target: the pair; without a target, features and distributions are random and made once.
         num_steps: TTT steps.
         autocast: dtype of mixed precision, `None` for float32.
-        whole: the plain way to compare with: every row of the batch is unrolled with `eager` attention, and the logits
-            of every row at every step are made, kept, and masked in the end.
+        whole: the plain way to compare with, see [`PlainTraining`], with `eager` attention.
     """
 
     def __init__(self, draft, target: FrozenTarget | None, num_steps: int, autocast=None, whole: bool = False):
-        self.draft, self.target, self.num_steps, self.autocast, self.whole = draft, target, num_steps, autocast, whole
+        self.draft, self.autocast = draft, autocast
         self.attention = "eager" if whole else "sdpa"
-        self.factors = torch.tensor([0.8**s for s in range(num_steps)])
-        self.taps = self.teacher = None
+        self.target = NoTarget(draft.config) if target is None else target
+        if whole:
+            training = PlainTraining(num_steps)
+        else:
+            asked = EagleArguments(ttt_steps=num_steps, normalize_step_weights=False)
+            training = draft.kind.part("training").training_for(asked, draft.config)
+        self.training_step = TrainingStep(self.target, training, torch.float32 if autocast is None else torch.bfloat16)
+
+    def planned(self, batch: dict) -> dict:
+        """The batch with its plan, which lies in main memory as the Trainer's loader leaves it."""
+        on_host = {name: x.cpu() for name, x in batch.items()}
+        return {**batch, "plan": self.training_step.training.plan(on_host, Draw())}
 
     def look(self, batch: dict) -> None:
-        """Which rows count, and what the target says of them; the target's part of a step."""
-        documents = batch.get("documents", batch["attention_mask"] - 1)
-        self.supervised = counted = supervised_steps(batch["loss_mask"], documents, self.num_steps)
-        self.counts = counted.sum((1, 2))
-        if self.whole:
-            counted = torch.ones_like(counted)
-            for s in range(self.num_steps):
-                counted[s, :, counted.shape[2] - 1 - s :] = False  # what they predict lies behind the row's end
-        self.plan = SupervisionPlan.of(counted)
-        if self.target is not None:
-            names = ("input_ids", "attention_mask", "position_ids", "documents")
-            inputs = {name: batch[name] for name in names if name in batch}
-            if "full_mask" in batch:
-                inputs["attention_mask"] = batch["full_mask"]
-            features = self.target(**inputs)
-            self.taps = features.taps
-            self.teacher = self.target.distribution(
-                features.last_hidden.flatten(0, 1)[self.plan.positions], self.draft.draft_ids, self._resting_dtype()
-            )
-        elif self.taps is None:
-            config = self.draft.config
-            shape = (*batch["input_ids"].shape, config.num_taps * config.hidden_size)
-            self.taps = torch.randn(shape, device=documents.device)
-            rows = (len(self.plan.positions), config.draft_vocab_size)
-            probs = torch.empty(rows, dtype=self._resting_dtype(), device=documents.device)
-            for part in probs.split(256):
-                part.copy_(torch.randn(part.shape, device=part.device).mul_(3).softmax(-1))
-            every = torch.ones(rows[0], dtype=torch.bool, device=documents.device)
-            self.teacher = TargetDistribution(probs, torch.randint_like(self.plan.positions, rows[1]), every)
+        """What the target says of a batch: its part of a step. A batch without a plan is planned here too."""
+        self.plan = self.training_step.plan(batch)
+        self.counts = self.plan.counts
+        seen = self.training_step.look(batch, self.plan)
+        factors = self.training_step.step_factors(self.counts, total=None, processes=1)
+        self.lesson = self.training_step.teach(self.draft, seen, self.plan, factors)
 
     def forward(self, batch: dict) -> torch.Tensor:
         """The draft's loss on what `look` saw."""
         self.draft.set_attn_implementation(self.attention)
-        factors = (self.factors.to(self.counts.device) / self.counts.clamp_min(1)).float()
-        if self.whole:
-            objective = self._whole_objective(factors)
-        else:
-            objective = DraftObjective().bind(self.plan, self.teacher, factors)
-        with torch.autocast(self.taps.device.type, self.autocast, enabled=self.autocast is not None):
-            return self.draft(
-                batch["input_ids"],
-                self.taps,
-                rows=None if self.whole else self.plan.rows,
-                num_steps=self.num_steps,
-                objective=objective,
-                attention_mask=batch["attention_mask"],
-                position_ids=batch.get("position_ids"),
-                documents=batch.get("documents"),
-            ).loss
-
-    def _resting_dtype(self) -> torch.dtype:
-        return torch.float32 if self.autocast is None else torch.bfloat16
-
-    def _whole_objective(self, factors: torch.Tensor):
-        supervised = self.supervised.flatten(1)
-        places = torch.full((supervised.shape[1] + self.num_steps + 1,), 0, device=supervised.device)
-        places[self.plan.positions] = torch.arange(len(self.plan.positions), device=places.device)
-
-        def objective(normed, head):
-            losses, hits = [], []
-            for step, hidden in enumerate(normed):
-                where = places[torch.arange(len(hidden), device=hidden.device) + 1 + step]
-                logits = head(hidden).float()
-                row_losses = -(self.teacher.probs[where].float() * logits.log_softmax(-1)).sum(-1)
-                losses.append((row_losses * supervised[step]).sum())
-                hits.append(((logits.argmax(-1) == self.teacher.argmax[where]) & supervised[step]).sum())
-            losses = torch.stack(losses)
-            return EagleOutput((factors * losses).sum(), losses.detach(), torch.stack(hits))
-
-        return objective
+        with torch.autocast(batch["input_ids"].device.type, self.autocast, enabled=self.autocast is not None):
+            return self.training_step.unroll(self.draft, batch, self.plan, self.lesson).loss

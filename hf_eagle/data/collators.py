@@ -1,7 +1,8 @@
-"""Batches of conversations."""
+"""Batches of conversations, padded or packed, and which document of a batch each token belongs to."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -75,3 +76,55 @@ def _documents(row: dict) -> tuple[torch.Tensor, torch.Tensor]:
         )
     starts = (lengths.cumsum(0) - lengths).repeat_interleave(lengths)
     return torch.arange(len(lengths)).repeat_interleave(lengths), torch.arange(size) - starts
+
+
+def mark_padding(
+    documents: torch.Tensor | None, attention_mask: torch.Tensor | None, like: torch.Tensor
+) -> torch.Tensor:
+    """Document ids `(batch, length)` of a batch, -1 on padding; one document a sequence where none are given.
+
+    Args:
+        documents: ids of packed documents.
+        attention_mask: 0 on padding; no padding when `None`.
+        like: `(batch, length)`.
+    """
+    documents = torch.zeros_like(like) if documents is None else documents
+    return documents if attention_mask is None else documents.masked_fill(attention_mask == 0, -1)
+
+
+def documents_of(batch: Mapping[str, Any]) -> torch.Tensor:
+    """`(batch, length)` document ids of what a collator made, negative on padding."""
+    return mark_padding(batch.get("documents"), batch.get("attention_mask"), like=batch["loss_mask"])
+
+
+def number_documents(documents: torch.Tensor) -> torch.Tensor:
+    """Which document of the batch each token is of, counted from 0: `(batch, length)` ids -> `(batch * length,)`.
+
+    A document is a run of one id in one sequence; a run of padding counts as one.
+    """
+    changes = torch.ones_like(documents, dtype=torch.bool)
+    changes[:, 1:] = documents[:, 1:] != documents[:, :-1]
+    return changes.flatten().cumsum(0) - 1
+
+
+def any_packed(documents: torch.Tensor) -> bool:
+    """Whether a row of `(batch, length)` ids, negative on padding, holds more than one document."""
+    padding = documents < 0
+    last = documents.masked_fill(padding, -1).amax(1)
+    first = documents.masked_fill(padding, documents.numel()).amin(1)
+    return bool((last > first).any())
+
+
+def told_to_target(batch: Mapping[str, Any], documents: torch.Tensor, packed: bool) -> dict[str, torch.Tensor]:
+    """How a batch's rows are told to a target: as documents only where a row holds several, else by their mask.
+
+    Args:
+        batch: what a collator made.
+        documents: `(batch, length)`, negative on padding.
+        packed: whether a row holds several.
+    """
+    if packed:
+        return {"documents": documents}
+    if "documents" in batch and batch.get("attention_mask") is None:
+        return {"attention_mask": (documents >= 0).long()}
+    return {}

@@ -152,9 +152,9 @@ def check_draft_fits(target, draft) -> None:
             f"`draft` was made for a target with hidden size {hidden_size}, but the target's is {target.hidden_size}; "
             "give the target that the draft was trained with."
         )
-    tap_ids = getattr(config, "eagle_aux_hidden_state_layer_ids", None)
-    if tap_ids is not None and list(tap_ids) != list(target.tap_ids):
+    tap_ids = config.tap_ids
+    if tap_ids and list(tap_ids) != list(target.tap_ids or []):
         raise ValueError(
-            f"`draft` was trained on the taps {list(tap_ids)}, but the target takes {list(target.tap_ids)}; load the "
-            "target with `tap_ids=draft.config.eagle_aux_hidden_state_layer_ids`."
+            f"`draft` was trained on the taps {list(tap_ids)}, but the target takes {list(target.tap_ids or [])}; load "
+            "the target with `tap_ids=draft.config.tap_ids`."
         )

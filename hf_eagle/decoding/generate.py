@@ -22,11 +22,8 @@ from transformers.generation.streamers import BaseStreamer
 
 from ..targets.few_rows import few_rows_products
 from .answers import Answers, RoundClock
-from .caches import Lengths
-from .chain import DraftRun, propose_chain
 from .checks import DraftShape, check_draft_fits, check_prompt_media, check_prompts, check_sampling
 from .target_run import TargetRun, check_target
-from .tree import propose_tree
 from .verification import Sampling, judge
 
 
@@ -150,8 +147,7 @@ class _Decoding:
         self.target, self.draft, self.shape, self.sampling = target, draft, shape, sampling
         self.clock = RoundClock(target.device)
         self.target_run, lengths = run, run.lengths
-        nothing = Lengths([0] * len(lengths.host), torch.zeros_like(lengths.device))
-        self.draft_run = DraftRun(draft, nothing, run.limit, run.prompt_positions, run.moved)
+        self.proposer = draft.proposer(shape, run)
 
         features = run.read_prompt()
         # (rows, 1): the newest token of each answer, of which the target has not made keys yet
@@ -171,10 +167,9 @@ class _Decoding:
         """Drafts, verifies once, and returns for every row how many drafted tokens were accepted, then its tokens."""
         start = self.clock.mark()
         embeddings, self.embeddings = self.embeddings, None  # the prompts' only
-        state = self.draft_run.catch_up(self.features, self.next_ids, self.target_run.lengths, embeddings)
-        tree, tokens = self._propose(*state)
+        proposal = self.proposer.propose(self.features, self.next_ids, self.target_run.lengths, embeddings)
         drafted = self.clock.mark()
-        window = torch.cat([self.newest, tokens], dim=1)
+        window, tree = torch.cat([self.newest, proposal.tokens], dim=1), proposal.tree
         features = self.target_run.verify(window, tree)
         verdict = judge(self.target.logits(features.last_hidden), window, tree, self.shape.depth, self.sampling)
         self.clock.add(start, drafted, self.clock.mark())
@@ -195,18 +190,11 @@ class _Decoding:
         self.target_run.lengths = self.target_run.lengths.grown(counts, verdict.accepted + 1)
         return report
 
-    def _propose(self, normed: torch.Tensor, feedback: torch.Tensor):
-        shape = self.shape
-        if not shape.tree:
-            return None, propose_chain(self.draft_run, normed, feedback, shape.depth)
-        tree = propose_tree(self.draft_run, normed, feedback, shape.depth, shape.top_k, shape.total_tokens)
-        return tree, tree.tokens
-
     def select(self, kept: list[int]) -> None:
         """Finished rows leave the batch."""
         rows = torch.tensor(kept, device=self.newest.device)
         self.target_run.select(kept, rows)
-        self.draft_run.select(kept, rows)
+        self.proposer.select(kept, rows)
         self.features, self.next_ids, self.newest = self.features[rows], self.next_ids[rows], self.newest[rows]
         self.embeddings = None if self.embeddings is None else self.embeddings[rows]
 

@@ -56,7 +56,7 @@ class AdaptedDraft(PeftModel):
         config.base_model_name_or_path = draft.name_or_path or None
         super().__init__(draft, config)
         self.base_fingerprint = base_fingerprint
-        draft._freeze()  # a module that is trained whole may hold what no draft trains
+        draft.freeze()  # a module that is trained whole may hold what no draft trains
 
     @torch.no_grad()
     def merged_state_dict(self) -> dict[str, torch.Tensor]:
@@ -134,6 +134,10 @@ class AdaptedDraft(PeftModel):
             )
         set_peft_model_state_dict(self, weights)
 
+    def head_operands(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """As a draft's, with what an adapter adds to its head."""
+        return head_operands(self.get_base_model().lm_head, hidden)
+
     def _adapter_weights(self) -> dict[str, torch.Tensor]:
         # PEFT would add the whole head to an adapter on it
         return get_peft_model_state_dict(self, save_embedding_layers=False)
@@ -180,8 +184,7 @@ def adaptable(draft: EaglePreTrainedModel) -> list[str]:
 
 
 def _own(draft: EaglePreTrainedModel) -> dict[str, torch.Tensor]:
-    lent = set(draft._keys_to_ignore_on_save or ())
-    return {name: tensor for name, tensor in draft.state_dict().items() if name not in lent}
+    return {name: tensor for name, tensor in draft.state_dict().items() if name not in draft.lent_tensors}
 
 
 def _checked(draft: EaglePreTrainedModel, config: PeftConfig) -> LoraConfig:
@@ -225,7 +228,7 @@ def _known(name: str, known: Iterable[str], fits, argument: str, draft: EaglePre
     """The modules that `name` stands for; `ValueError` for none."""
     found = [full for full in known if fits(full, name)]
     if not found:
-        lent = {key.removesuffix(".weight") for key in draft._keys_to_ignore_on_save or ()}
+        lent = {key.removesuffix(".weight") for key in draft.lent_tensors}
         why = "which is the target's and frozen" if name in lent else "which this draft does not have"
         raise ValueError(f"`{argument}` holds {name!r}, {why}: choose among {', '.join(sorted(known))}.")
     return found

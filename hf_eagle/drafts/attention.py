@@ -8,7 +8,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import Cache
 from transformers.models.llama.modeling_llama import rotate_half
 
-from .eagle3.configuration import EagleConfig
+from .configuration_base import DraftConfig
 
 
 class DraftAttention(nn.Module, ABC):
@@ -95,7 +95,7 @@ class EagleAttention(DraftAttention):
         input_size: `2 * hidden` in EAGLE-3, which attends over `cat(embedding, hidden)`; `hidden` in EAGLE-1.
     """
 
-    def __init__(self, config: EagleConfig, input_size: int):
+    def __init__(self, config: DraftConfig, input_size: int):
         super().__init__()
         self.head_dim = config.head_dim
         self.scaling = config.head_dim**-0.5

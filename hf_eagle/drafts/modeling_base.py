@@ -1,47 +1,25 @@
 """What every draft is built on: frozen embeddings that are never saved, vocabulary buffers, strict loading."""
 
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import Cache, PreTrainedModel
-from transformers.utils import ModelOutput
+from transformers import PreTrainedModel
 
-from .eagle3.configuration import EagleConfig
-from .row_layout import RowLayout, mark_padding
+from ..decoding.checks import DraftShape
+from ..decoding.proposal import Proposer
+from ..decoding.target_run import TargetRun
+from ..targets.features import TargetFeatures
+from .configuration_base import DraftConfig
+from .kinds import Kind, find_kind
 from .vocabulary import VocabularyMapping, check_mapping, draft_token_ids
-
-
-@dataclass
-class EagleOutput(ModelOutput):
-    """What an unroll returns.
-
-    Attributes:
-        loss: what to call `backward` on, 0-d.
-        loss_sums: summed loss of each TTT step, `(steps,)`; carries no gradient.
-        correct: rows of each step whose argmax is the target's, `(steps,)`.
-        parts: summed parts of the loss by name, `(steps,)` each, where it has several; they carry no gradient.
-        hidden_states: without an objective, the normed hidden states of every step, `(steps, N, hidden)`.
-    """
-
-    loss: torch.Tensor | None = None
-    loss_sums: torch.Tensor | None = None
-    correct: torch.Tensor | None = None
-    parts: dict[str, torch.Tensor] | None = None
-    hidden_states: torch.Tensor | None = None
-
-
-# (hidden states of all steps as the head takes them (steps, N, hidden), head) -> everything but `hidden_states`
-Objective = Callable[[torch.Tensor, nn.Module], EagleOutput]
 
 
 class EaglePreTrainedModel(PreTrainedModel):
     """What every draft shares: frozen embeddings that are never saved, the vocabulary buffers, strict loading."""
 
-    config_class = EagleConfig
+    config_class = DraftConfig
     base_model_prefix = ""
     main_input_name = "input_ids"
     # the target's, shared in memory; both servers take them from the target too
@@ -51,15 +29,26 @@ class EaglePreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_flex_attn = True
     supports_gradient_checkpointing = True
-    # of `--method`: what a draft of this class is, and how it is trained
-    method = "eagle3"
-    # steps of the training-time test where none are asked for
-    default_ttt_steps = 7
+
+    @property
+    def kind(self) -> Kind:
+        """The kind of draft that this is."""
+        return find_kind(parent.__name__ for parent in type(self).__mro__)[0]
 
     @classmethod
     def _can_set_attn_implementation(cls) -> bool:
         # transformers looks for its attention interface in the source; a draft's attention is chosen at every unroll
         return True
+
+    @property
+    def lent_tensors(self) -> frozenset[str]:
+        """Names of the tensors that the target lends it: frozen, and never saved."""
+        return frozenset(self._keys_to_ignore_on_save or ())
+
+    @property
+    def own_head(self) -> bool:
+        """Whether it proposes by a head of its own, not by the target's."""
+        return "lm_head.weight" not in self.lent_tensors
 
     def get_input_embeddings(self) -> nn.Embedding:
         return self.embed_tokens
@@ -93,11 +82,11 @@ class EaglePreTrainedModel(PreTrainedModel):
         self.set_target_embeddings(target.embedding_weight())
 
     def _lent(self, weight: torch.Tensor) -> nn.Parameter:
-        like = self.fc.weight
+        like = self.embed_tokens.weight
         return nn.Parameter(weight.detach().to(device=like.device, dtype=like.dtype), requires_grad=False)
 
-    def _freeze(self) -> None:
-        """What is not trained; transformers makes everything trainable again when it loads a folder."""
+    def freeze(self) -> None:
+        """Take what no draft trains out of training; transformers makes everything trainable when it loads a folder."""
         self.embed_tokens.requires_grad_(False)
 
     def set_vocabulary(self, mapping: VocabularyMapping) -> None:
@@ -119,7 +108,8 @@ class EaglePreTrainedModel(PreTrainedModel):
         self.d2t.copy_(mapping.d2t)
         self.t2d.copy_(mapping.t2d)
 
-    def _register_vocabulary(self, config: EagleConfig) -> None:
+    def register_vocabulary(self, config: DraftConfig) -> None:
+        """Make the buffers of a draft vocabulary of the configured size, as yet without a mapping."""
         if config.draft_vocab_size == config.vocab_size:
             self.d2t = self.t2d = None  # vLLM refuses a d2t beside a full vocabulary
             return
@@ -133,30 +123,13 @@ class EaglePreTrainedModel(PreTrainedModel):
             self.d2t.zero_()
             self.t2d.copy_(torch.arange(self.config.vocab_size) < self.config.draft_vocab_size)
 
-    def select_features(self, features) -> torch.Tensor:
-        """Of a target's [`TargetFeatures`], those that `combine_features` takes: `(batch, length, ...)`.
+    def select_features(self, features: TargetFeatures) -> torch.Tensor:
+        """Of the target's features those that this draft looks at, `(batch, length, ...)`."""
+        raise NotImplementedError
 
-        Raises:
-            ValueError: if the target was not asked for taps.
-        """
-        if features.taps is None:
-            raise ValueError("Set `tap_ids` of the target before asking it for the features of an EAGLE-3 draft.")
-        return features.taps
-
-    def select_positions(self, features, position_ids: torch.Tensor | None) -> torch.Tensor | None:
-        """Where the tokens of a batch stand: with m-RoPE where the target has put them, see [`TargetFeatures`]."""
-        by_axes = self.config.mrope_section is not None and features.position_ids is not None
-        return features.position_ids if by_axes else position_ids
-
-    def select_embeddings(self, features) -> torch.Tensor | None:
-        """What stands in the place of embeddings of a batch's tokens: with `image_embeddings` vision what the target's
-        first layer gets, `(batch, length, hidden)`; else `None`."""
-        return features.embeddings if self.config.image_embeddings == "vision" else None
-
-    def embed(self, tokens: torch.Tensor, embeddings: torch.Tensor | None, places=...) -> torch.Tensor:
-        """Embeddings of token ids, or the given ones at `places`, in the draft's dtype."""
-        table = self.embed_tokens
-        return table(tokens) if embeddings is None else embeddings[places].to(table.weight.dtype)
+    def select_embeddings(self, features: TargetFeatures) -> torch.Tensor | None:
+        """What stands in the place of embeddings of a batch's tokens, `(batch, length, hidden)`; `None` for these."""
+        return None
 
     def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """`(..., hidden)` as `decode` returns it for the head -> `(..., draft_vocab_size)`."""
@@ -169,122 +142,29 @@ class EaglePreTrainedModel(PreTrainedModel):
         cos, sin = self.rotary_emb(like, positions.reshape(*axes, 1, -1))
         return cos.view(*shape, -1), sin.view(*shape, -1)
 
-    def on_axes(self, position_ids: torch.Tensor) -> torch.Tensor:
-        """Positions `(batch, n)`, or `(3, batch, n)`, as this draft takes them: the latter with m-RoPE only.
+    def start_from_target(self, weight: torch.Tensor) -> None:
+        """Start a new draft in the target's terms, from its head `(vocab_size, hidden)`, where the kind can."""
+
+    def proposer(self, shape: DraftShape, prompts: TargetRun) -> Proposer:
+        """Its side of decoding a batch of prompts: what it proposes in each round.
+
+        Args:
+            shape: what is drafted in a round.
+            prompts: the batch, before anything of it was decoded.
 
         Raises:
-            ValueError: for three positions a token that this draft cannot use.
-        """
-        if position_ids.dim() == 3 and self.config.mrope_section is None:
-            raise ValueError(
-                "`position_ids` has three positions a token, but this draft has plain RoPE (`draft_rope` 1d): leave "
-                "them out, or make the draft with mrope."
-            )
-        if position_ids.dim() == 2 and self.config.mrope_section is not None:
-            return position_ids.expand(3, -1, -1)
-        return position_ids
-
-    def forward(
-        self,
-        input_ids: torch.Tensor,
-        features: torch.Tensor,
-        rows: torch.Tensor | None = None,
-        num_steps: int = 1,
-        objective: Objective | None = None,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        documents: torch.Tensor | None = None,
-        embeddings: torch.Tensor | None = None,
-    ) -> EagleOutput:
-        """The unroll of all steps in one forward, so that DDP and FSDP see one forward and one backward.
-
-        Args:
-            input_ids: `(batch, length)`.
-            features: what `select_features` takes of the target's, `(batch, length, ...)`.
-            rows: `(N,)` flat ids `b * length + t` of the rows to unroll, ascending; all rows when `None`.
-            num_steps: TTT steps; EAGLE-1 knows one.
-            objective: called once with what the head takes at every step, `(num_steps, N, hidden)`, and the head.
-            attention_mask: `(batch, length)`, 0 on padding.
-            position_ids: `(batch, length)`, or with m-RoPE `(3, batch, length)`; counted along the unpadded tokens when
-                `None`. Step s stands s places further on every axis.
-            documents: `(batch, length)` ids of packed documents, which do not see each other.
-            embeddings: `(batch, length, hidden)` from `select_embeddings`.
-
-        Returns:
-            [`EagleOutput`].
-        """
-        self._check_steps(num_steps)
-        if position_ids is None:
-            present = torch.ones_like(input_ids) if attention_mask is None else attention_mask.long()
-            position_ids = (present.cumsum(-1) - 1).clamp_min(0)
-        if rows is None:
-            rows = torch.arange(input_ids.numel(), device=input_ids.device)
-        if rows.numel():
-            layout = RowLayout.of(rows, mark_padding(documents, attention_mask, like=input_ids))
-            hidden = self._unroll(
-                input_ids.flatten(),
-                features.flatten(0, 1),
-                self.on_axes(position_ids).flatten(-2),
-                layout,
-                num_steps,
-                None if embeddings is None else embeddings.flatten(0, 1),
-            )
-        else:
-            hidden = self._untrained(num_steps)
-        return EagleOutput(hidden_states=hidden) if objective is None else objective(hidden, self.lm_head)
-
-    def _check_steps(self, num_steps: int) -> None:
-        """`ValueError` for more steps than this kind of draft is unrolled for."""
-
-    def _unroll(
-        self,
-        input_ids: torch.Tensor,
-        features: torch.Tensor,
-        position_ids: torch.Tensor,
-        layout: RowLayout,
-        num_steps: int,
-        embeddings: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """What the head takes of the rows `layout.rows` at every step, `(num_steps, N, hidden)`.
-
-        Args:
-            input_ids: `(batch * length,)`.
-            position_ids: `(batch * length,)`, with m-RoPE `(3, batch * length)`.
-            features: `(batch * length, ...)`.
-            layout: which rows are unrolled, and which keys they need.
-            num_steps: TTT steps.
-            embeddings: `(batch * length, hidden)`.
+            ValueError: for a shape that this kind of draft does not propose.
         """
         raise NotImplementedError
 
-    def decode(
-        self,
-        input_ids: torch.Tensor,
-        hidden: torch.Tensor,
-        position_ids: torch.Tensor,
-        past_key_values: Cache,
-        attention_mask: torch.Tensor | None = None,
-        embeddings: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Serving: run rows behind those in the cache, and add their keys to it.
+    def head_operands(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What its head multiplies: `hidden` `(rows, hidden)` and the head's weight `(vocabulary, hidden)`."""
+        return hidden, self.lm_head.weight
 
-        Args:
-            input_ids: `(batch, n)`, for each row the NEXT token.
-            hidden: `(batch, n, hidden)` from `combine_features`, or fed back by an earlier call.
-            position_ids: `(batch, n)` of the rows, with m-RoPE also `(3, batch, n)`.
-            past_key_values: cache of one layer.
-            attention_mask: bool `(batch, 1, n, past + n)`; causal when `None`.
-            embeddings: `(batch, n, hidden)` in the place of those of `input_ids`, see `select_embeddings`.
-
-        Returns:
-            Hidden states for the head and hidden states to feed back, each `(batch, n, hidden)`.
-        """
-        raise NotImplementedError
-
-    def _untrained(self, num_steps: int) -> torch.Tensor:
-        """A batch without a supervised row: nothing to learn, but every parameter is touched, or DDP and FSDP hang."""
-        nothing = sum(p.sum() for p in self.parameters() if p.requires_grad) * 0.0
-        return self.fc.weight.new_empty(num_steps, 0, self.config.hidden_size) + nothing
+    def nothing(self) -> torch.Tensor:
+        """Zero, but a function of every trained parameter: a batch without a supervised row must touch them all, or DDP
+        and FSDP hang."""
+        return sum(p.sum() for p in self.parameters() if p.requires_grad) * 0.0
 
     @property
     def draft_ids(self) -> torch.Tensor | None:
@@ -329,10 +209,14 @@ class EaglePreTrainedModel(PreTrainedModel):
                 f"{cls.__name__} ({found}): a server would load it silently as garbage."
             )
         draft._check_loaded()
-        draft._freeze()
+        draft.freeze()
         return (draft, info) if wants_info else draft
 
     def _check_loaded(self) -> None:
         """`ValueError` for values that no draft of this kind can have, whatever their names and shapes."""
+        self.check_vocabulary()
+
+    def check_vocabulary(self) -> None:
+        """`ValueError` if the buffers `d2t` and `t2d` do not describe the same vocabulary."""
         if self.d2t is not None:
             check_mapping(self.d2t, self.t2d)

@@ -5,11 +5,11 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from .eagle3.modeling import Eagle3Draft
+from .modeling_base import EaglePreTrainedModel
 from .vocabulary import VocabularyMapping, coverage_by_size
 
 
-def prune_vocabulary(draft: Eagle3Draft, token_ids: torch.Tensor) -> VocabularyMapping:
+def prune_vocabulary(draft: EaglePreTrainedModel, token_ids: torch.Tensor) -> VocabularyMapping:
     """Leave only some of the tokens that a draft can propose, in place; logits of the kept ones stay as they are.
 
     Args:
@@ -22,11 +22,13 @@ def prune_vocabulary(draft: Eagle3Draft, token_ids: torch.Tensor) -> VocabularyM
     Raises:
         ValueError: if the draft has no vocabulary of its own, cannot propose one of the tokens, or would keep all.
     """
-    if not isinstance(draft, Eagle3Draft):
+    if not draft.own_head:
         raise ValueError(f"A {type(draft).__name__} proposes by the target's head and has no vocabulary to prune.")
+
     config = draft.config
     mapping = VocabularyMapping.from_token_ids(token_ids.cpu(), config.vocab_size)
     kept, current = mapping.t2d.nonzero()[:, 0], proposable(draft)
+    # where each kept token stands among the present rows
     rows = torch.searchsorted(current, kept).clamp_max(len(current) - 1)
     missing = kept[current[rows] != kept].tolist()
     if missing:
@@ -39,16 +41,18 @@ def prune_vocabulary(draft: Eagle3Draft, token_ids: torch.Tensor) -> VocabularyM
     old = draft.lm_head.weight
     draft.lm_head = nn.Linear(config.hidden_size, len(kept), bias=False, device="meta")
     draft.lm_head.weight = nn.Parameter(old.detach()[rows.to(old.device)], requires_grad=old.requires_grad)
+
+    # the buffers have another size, or none at all before
     config.draft_vocab_size = len(kept)
     del draft.d2t, draft.t2d
-    draft._register_vocabulary(config)
+    draft.register_vocabulary(config)
     draft.to(old.device)  # the new buffers
     draft.set_vocabulary(mapping)
     return mapping
 
 
 def most_frequent(
-    draft: Eagle3Draft, counts: torch.Tensor, draft_vocab_size: int, special_ids: Iterable[int] = ()
+    draft: EaglePreTrainedModel, counts: torch.Tensor, draft_vocab_size: int, special_ids: Iterable[int] = ()
 ) -> torch.Tensor:
     """Of the tokens a draft can propose the most frequent ones, special tokens always among them.
 
@@ -70,14 +74,14 @@ def most_frequent(
     return VocabularyMapping.from_counts(counts, draft_vocab_size, special_ids).t2d.nonzero()[:, 0]
 
 
-def coverage(draft: Eagle3Draft, counts: torch.Tensor, special_ids: Iterable[int] = ()) -> dict[int, float]:
+def coverage(draft: EaglePreTrainedModel, counts: torch.Tensor, special_ids: Iterable[int] = ()) -> dict[int, float]:
     """Share of all counted tokens that the draft could propose, by the size it is pruned to: 4096, 8192, ..., all."""
     current, total = proposable(draft), int(counts.sum())
     counts, special_ids = _of_draft(current, counts, special_ids)
     return coverage_by_size(counts, special_ids, len(current), total)
 
 
-def proposable(draft: Eagle3Draft) -> torch.Tensor:
+def proposable(draft: EaglePreTrainedModel) -> torch.Tensor:
     """Target ids that a draft can propose, ascending, on the CPU."""
     return torch.arange(draft.config.vocab_size) if draft.draft_ids is None else draft.draft_ids.cpu()
 

@@ -13,7 +13,7 @@ from functools import lru_cache
 import torch
 from torch.nn.functional import pad
 
-from .row_layout import RowLayout
+from .unroll_plan import RowLayout
 
 
 # scores of a block below which the CPU kernel's backward is faster in float32 than in bfloat16 (on a Xeon with AMX)

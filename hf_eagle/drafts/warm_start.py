@@ -6,8 +6,8 @@ from .modeling_base import EaglePreTrainedModel
 from .prune import proposable
 
 
-# equal shapes do not show that these differ, and then the same weights compute something else
-_SAME = ("tap_ids", "fc_norm", "norm_output", "image_embeddings", "vocab_size")
+# of what a draft is, all that may change on the way: rows go by token, and RoPE has no weights
+_MAY_DIFFER = ("draft_vocab_size", "draft_rope")
 _OF_VOCABULARY = {"lm_head.weight", "d2t", "t2d"}
 
 
@@ -26,14 +26,16 @@ def start_from(draft: EaglePreTrainedModel, source: EaglePreTrainedModel) -> int
         ValueError: naming the first thing in which the two differ, before anything is copied.
     """
     _check_fits(draft, source)
-    skipped = {*(draft._keys_to_ignore_on_save or ()), *_OF_VOCABULARY}
+    skipped = draft.lent_tensors | _OF_VOCABULARY
     given = source.state_dict()
     for name, tensor in draft.state_dict().items():
         if name not in skipped:
             tensor.copy_(given[name])
 
-    if "lm_head.weight" in draft._keys_to_ignore_on_save:
+    if not draft.own_head:
         return 0
+
+    # rows of the head go by the token they stand for
     mine, theirs = proposable(draft), proposable(source)
     place = torch.searchsorted(theirs, mine).clamp_max(len(theirs) - 1)
     common = theirs[place] == mine
@@ -48,19 +50,23 @@ def _check_fits(draft: EaglePreTrainedModel, source: EaglePreTrainedModel) -> No
         raise ValueError(
             f"`init_from` is of class {seen}, but the draft to train of {wanted}: give both the same `draft_attention`."
         )
-    for name in _SAME:
-        ours, theirs = getattr(draft.config, name), getattr(source.config, name)
-        if ours != theirs:
+
+    # equal shapes do not show that these differ, and then the same weights compute something else
+    ours, theirs = ({**d.config.as_arguments(), "vocab_size": d.config.vocab_size} for d in (draft, source))
+    for name in ours:
+        if name not in _MAY_DIFFER and ours[name] != theirs[name]:
             raise ValueError(
-                f"`init_from` was trained with `{name}` {theirs}, but the draft to train has {ours}: make them equal, "
-                "or train from the start."
+                f"`init_from` was trained with `{name}` {theirs[name]}, but the draft to train has {ours[name]}: make "
+                "them equal, or train from the start."
             )
+
     prints = draft.config.tokenizer_fingerprint, source.config.tokenizer_fingerprint
     if None not in prints and prints[0] != prints[1]:
         raise ValueError(
             f"`init_from` was made with another tokenizer (fingerprint {prints[1]}, this one has {prints[0]}), so the "
             "rows of its head stand for other tokens: train from the start."
         )
+
     shapes, given = ({n: list(x.shape) for n, x in d.state_dict().items()} for d in (draft, source))
     wrong = [f"{n} is {given.get(n)} instead of {shapes[n]}" for n in shapes if given.get(n) != shapes[n]]
     wrong = [text for text in wrong if text.split(" ", 1)[0] not in _OF_VOCABULARY]

@@ -129,7 +129,7 @@ def measure_acceptance(
         settings: fields of [`DecodingSettings`].
 
     Example:
-        >>> target = FrozenTarget.from_pretrained(path, tap_ids=draft.config.eagle_aux_hidden_state_layer_ids)
+        >>> target = FrozenTarget.from_pretrained(path, tap_ids=draft.config.tap_ids)
         >>> draft = load_draft("outputs/quickstart", target)
         >>> measure_acceptance(target, draft, tokenizer, load_prompts("question.jsonl", limit=8))["acceptance_length"]
         1.475

@@ -7,13 +7,14 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
 
-from ..drafts.build import DRAFT_CLASSES
+from ..drafts.build import class_of
 from ..drafts.modeling_base import EaglePreTrainedModel
 from ..drafts.vocabulary import tokenizer_fingerprint
 from .fields import check_flags, draft_config, flat_config
 from .files import has_tokenizer, read_config, read_target_embedding, read_tensors
 from .forms import Form, form_of, stored_tap_ids
-from .tensors import check_embedding, check_names, check_taps, drop_biases, renamed, sort_vocabulary, weights_dtype
+from .kinds import ForeignKind, kind_of
+from .tensors import check_embedding, check_names, check_taps, renamed, weights_dtype
 
 
 logger = logging.getLogger(__name__)
@@ -55,44 +56,44 @@ def from_foreign(
     config = read_config(path)
     tensors = read_tensors(path)
     written = form_of(form, config, tensors)
+    kind = kind_of(written, config)
     logger.info("%s: a draft in the form `%s` (%s)", path, written.name, written.project)
-    _check_options(written, tap_ids, rope_theta, drop_fc_bias)
+    _check_options(written, kind, tap_ids, rope_theta, drop_fc_bias)
 
     target_config = AutoConfig.from_pretrained(target, trust_remote_code=trust_remote_code)
-    stored = stored_tap_ids(written, config, tensors, target_config.get_text_config().num_hidden_layers)
-    config = flat_config(written, config)
-    check_flags(written, config)
-    tensors = renamed(written, tensors)
-    drop_biases(written, tensors, drop_fc_bias)
-    _check_target(config, tensors, target_config, target)
-
     text = target_config.get_text_config()
-    size = text.vocab_size if written.eagle1 else sort_vocabulary(tensors, text.vocab_size)
-    ours = draft_config(written, config, target_config, size, tap_ids or stored, rope_theta)
-    if not written.eagle1:
-        check_taps(tensors.get("fc.weight"), text.hidden_size, ours.tap_ids)
+    stored = stored_tap_ids(written, config, tensors, text.num_hidden_layers)
+    config = flat_config(written, config)
+    check_flags(written, kind, config)
+
+    tensors = renamed(written, kind.layer, tensors)
+    kind.take_biases(tensors, drop_fc_bias)
+    _check_target(config, tensors, target_config, target)
+    size = kind.take_vocabulary(tensors, text.vocab_size)
+
+    ours = draft_config(kind, config, target_config, size, tap_ids or stored, rope_theta)
+    check_taps(tensors.get("fc.weight"), text.hidden_size, ours.tap_ids)
     ours.tokenizer_fingerprint = _common_fingerprint(path, config, target, trust_remote_code)
     _say(written, config, ours, stored, tap_ids)
     return _build(ours, tensors)
 
 
-def _check_options(form: Form, tap_ids: list[int] | None, rope_theta: float | None, drop_fc_bias: bool) -> None:
-    if tap_ids and form.eagle1:
-        raise ValueError(f"`tap_ids` is {tap_ids}, but an EAGLE-1 draft has no taps: leave it out.")
-    if drop_fc_bias and not form.eagle1:
-        raise ValueError(
-            f"`drop_fc_bias` is for EAGLE-1 drafts, and this one is in the form `{form.name}`: leave it out."
-        )
+def _check_options(
+    form: Form, kind: ForeignKind, tap_ids: list[int] | None, rope_theta: float | None, drop_fc_bias: bool
+) -> None:
+    for name, value in (("tap_ids", tap_ids), ("drop_fc_bias", drop_fc_bias)):
+        if value and name in kind.meaningless:
+            raise ValueError(kind.meaningless[name].format(value=value, form=form.name))
     if rope_theta is not None and rope_theta <= 0:
         raise ValueError(f"`rope_theta` must be above 0, got {rope_theta}.")
 
 
 def _build(config: Any, tensors: dict[str, torch.Tensor]) -> EaglePreTrainedModel:
-    draft_class = DRAFT_CLASSES[config.architectures[0]]
+    draft_class = class_of(config.architectures)
     with torch.device("meta"):
         empty = draft_class(config)
-    lent = set(empty._keys_to_ignore_on_save)
-    check_names(tensors, {name: x.shape for name, x in empty.state_dict().items() if name not in lent})
+    wanted = {name: x.shape for name, x in empty.state_dict().items() if name not in empty.lent_tensors}
+    check_names(tensors, wanted)
     dtype = weights_dtype(tensors)
     return draft_class.from_pretrained(None, config=config, state_dict=tensors, dtype=dtype).eval()
 
@@ -154,18 +155,20 @@ def _fingerprint(path: str | Path, trust_remote_code: bool) -> str | None:
 
 def _say(form: Form, config: dict[str, Any], ours: Any, stored: list[int] | None, given: list[int] | None) -> None:
     """What was decided, and what the files cannot tell."""
-    if not form.eagle1:
+    if ours.tap_ids:
         source = "given" if given else "its config's" if stored else "the default, since its files name none"
         logger.info("taps: the inputs of layers %s (%s)", ", ".join(map(str, ours.tap_ids)), source)
+
     rope = ours.rope_parameters
     logger.info("RoPE: %s, base %g", rope.get("rope_type", "default"), rope["rope_theta"])
     scaled = rope.get("rope_type") in ("yarn", "linear") and rope["rope_theta"] != 10000
-    if scaled and form.name in ("torchspec", "eagle3", "eagle1"):
+    if scaled and form.trains_on_default_base:
         logger.warning(
             "%s trains with RoPE base 10000 where RoPE is scaled, whatever the config says; both servers take the "
             "config's. If this draft was trained so, give `rope_theta` 10000.",
             form.project,
         )
+
     if form.name == "specforge" and "norm_output" in config:
         logger.warning(
             "`norm_output` is %s, which is kept as the servers read it; SpecForge before September 2026 fed back the "

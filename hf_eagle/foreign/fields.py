@@ -4,10 +4,9 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from ..drafts.eagle3.configuration import Eagle1Config, EagleConfig
-from ..drafts.eagle3.configuration_latent import EagleMLAConfig
-from ..targets.latent import LATENT_SIZES
-from .forms import Form, has_latent_sizes
+from ..drafts.configuration_base import DraftConfig
+from .forms import Form
+from .kinds import ForeignKind
 
 
 # flag -> values under which it changes nothing, and why no other can be kept
@@ -35,9 +34,13 @@ def flat_config(form: Form, config: dict[str, Any]) -> dict[str, Any]:
     """One mapping of all fields; speculators keep those of the layer in one of their own."""
     if form.name != "speculators":
         return config
-    kind = config.get("speculators_model_type")
-    if kind != "eagle3":
-        raise ValueError(f"`speculators_model_type` is {kind!r}, but only eagle3 drafts can be imported.")
+
+    # it calls kinds as we do
+    said = config.get("speculators_model_type")
+    if said not in form.kinds:
+        raise ValueError(
+            f"`speculators_model_type` is {said!r}, but only {' and '.join(form.kinds)} drafts can be imported."
+        )
     layer = config.get("transformer_layer_config") or {}
     if layer.get("model_type", "llama") != "llama":
         raise ValueError(
@@ -46,39 +49,39 @@ def flat_config(form: Form, config: dict[str, Any]) -> dict[str, Any]:
         )
     if "sliding_attention" in (layer.get("layer_types") or ()):
         raise ValueError("`layer_types` of this draft has sliding attention, which SGLang's draft does not.")
+
     # vLLM takes a missing flag for true
     return {"norm_before_residual": True} | layer | {k: v for k, v in config.items() if v is not None}
 
 
-def check_flags(form: Form, config: dict[str, Any]) -> None:
+def check_flags(form: Form, kind: ForeignKind, config: dict[str, Any]) -> None:
     """`ValueError` for the first flag that neither our draft nor both servers could honour."""
     for place in (config, config.get("eagle_config") or {}, _rope_fields(config)):
         for flag, (harmless, reason) in _FLAGS.items():
             if place.get(flag) not in harmless:
                 raise ValueError(f"`{flag}` of this draft is {place[flag]!r}, which cannot be imported: {reason}.")
-    if form.name == "nemo" and has_latent_sizes(config) and _rope_fields(config).get("mscale_all_dim"):
-        raise ValueError(
-            "`mscale_all_dim` of this draft is set, but NeMo trains latent attention without YaRN's temperature, which "
-            "both servers apply."
-        )
+
+    for flag, how in kind.trained_otherwise.get(form.name, {}).items():
+        if _rope_fields(config).get(flag):
+            raise ValueError(f"`{flag}` of this draft is set, but {how}.")
 
 
 def draft_config(
-    form: Form,
+    kind: ForeignKind,
     config: dict[str, Any],
     target_config: PreTrainedConfig,
     draft_vocab_size: int,
     tap_ids: list[int] | None,
     rope_theta: float | None = None,
-) -> EagleConfig:
+) -> DraftConfig:
     """Our config of a foreign draft for its target.
 
     Args:
-        form: that the draft is written in.
+        kind: what the draft is.
         config: its fields, flat.
         target_config: of its target, which says vocabulary, context length and special ids.
         draft_vocab_size: rows of its head.
-        tap_ids: entry ids, the default where `None`.
+        tap_ids: entry ids, the default where `None`; for a kind with taps.
         rope_theta: to be taken instead of the one its config names.
 
     Raises:
@@ -87,6 +90,7 @@ def draft_config(
     rope = rope_parameters(config)
     if rope_theta is not None:
         rope["rope_theta"] = rope_theta
+
     heads = _field(config, "num_attention_heads")
     fields = {
         "hidden_size": _field(config, "hidden_size"),
@@ -95,16 +99,8 @@ def draft_config(
         "rms_norm_eps": config.get("rms_norm_eps") or _DEFAULT_EPS,
         "rope_parameters": rope,
     }
-    if has_latent_sizes(config):
-        fields |= {name: config[name] for name in LATENT_SIZES}
-    else:
-        fields["num_key_value_heads"] = config.get("num_key_value_heads") or heads
-        fields["head_dim"] = config.get("head_dim") or fields["hidden_size"] // heads
-    if form.eagle1:
-        return Eagle1Config.from_target(target_config, **fields)
-    fields |= {"fc_norm": bool(config.get("fc_norm")), "norm_output": bool(config.get("norm_output"))}
-    kind = EagleMLAConfig if has_latent_sizes(config) else EagleConfig
-    return kind.from_target(target_config, draft_vocab_size, tap_ids, **fields)
+    fields |= kind.attention_fields(config, fields) | kind.own_fields(config, draft_vocab_size, tap_ids)
+    return kind.config_class.from_target(target_config, **fields)
 
 
 def rope_parameters(config: dict[str, Any]) -> dict[str, Any]:

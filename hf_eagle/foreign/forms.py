@@ -15,14 +15,13 @@ All of them are one layer with the mathematics of contract sections 2 to 4, unde
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any
 
 from ..targets.latent import LATENT_SIZES
 
 
 TAP_IDS = "eagle_aux_hidden_state_layer_ids"
-# fields of `eagle_config` that ModelOpt's exporter always writes, and no other
-_OF_MODELOPT = ("next_layer_regular", "parallel_draft_heads_num_layers")
 
 
 @dataclass(frozen=True)
@@ -32,28 +31,95 @@ class Form:
     Attributes:
         name: of `--form`.
         project: who writes it.
-        eagle1: whether it is a draft of features, without taps and head.
+        kinds: rows of `kinds.py` that its folders hold; a folder is of the first one whose marks are in its config.
+        prefix: before the names of its tensors.
         own_copies: tensors that only its training needs.
+        trains_on_default_base: whether it trains with RoPE base 10000 where RoPE is scaled, whatever the config says.
     """
 
     name: str
     project: str
-    eagle1: bool = False
+    kinds: tuple[str, ...] = ("latent", "eagle3")
+    prefix: str = ""
     own_copies: tuple[str, ...] = ()
+    trains_on_default_base: bool = False
 
 
 FORMS = {
     form.name: form
     for form in (
-        Form("eagle1", "SafeAILab's EAGLE-1", eagle1=True),
-        Form("eagle3", "SafeAILab's EAGLE-3"),
+        Form("eagle1", "SafeAILab's EAGLE-1", kinds=("eagle1",), trains_on_default_base=True),
+        Form("eagle3", "SafeAILab's EAGLE-3", trains_on_default_base=True),
         Form("specforge", "SpecForge"),
         Form("modelopt", "NVIDIA ModelOpt"),
-        Form("speculators", "vLLM's speculators", own_copies=("verifier_lm_head.weight", "verifier_norm.weight")),
-        Form("nemo", "NVIDIA NeMo Automodel"),
-        Form("torchspec", "TorchSpec"),
+        Form(
+            "speculators",
+            "vLLM's speculators",
+            kinds=("eagle3",),
+            own_copies=("verifier_lm_head.weight", "verifier_norm.weight"),
+        ),
+        Form("nemo", "NVIDIA NeMo Automodel", prefix="model."),
+        Form("torchspec", "TorchSpec", trains_on_default_base=True),
     )
 }
+
+
+@dataclass(frozen=True)
+class Sign:
+    """What shows a form, all of it together.
+
+    Attributes:
+        fields: in `config.json`.
+        in_eagle_config: fields of `eagle_config` there.
+        architectures: among those of `config.json`.
+        tensors: patterns, each of some tensor's name.
+        no_tensors: patterns, each of no tensor's name.
+    """
+
+    fields: tuple[str, ...] = ()
+    in_eagle_config: tuple[str, ...] = ()
+    architectures: tuple[str, ...] = ()
+    tensors: tuple[str, ...] = ()
+    no_tensors: tuple[str, ...] = ()
+
+    def is_in(self, config: dict[str, Any], names: list[str]) -> bool:
+        """Whether a draft with this config and these names of tensors shows it."""
+        said = (
+            (self.fields, config),
+            (self.in_eagle_config, config.get("eagle_config") or ()),
+            (self.architectures, config.get("architectures") or ()),
+        )
+        return (
+            all(word in place for words, place in said for word in words)
+            and all(_some_match(names, pattern) for pattern in self.tensors)
+            and not any(_some_match(names, pattern) for pattern in self.no_tensors)
+        )
+
+
+# the first sign that a draft shows decides
+_SIGNS = (
+    ("speculators", Sign(fields=("speculators_model_type",))),
+    ("speculators", Sign(fields=("transformer_layer_config",))),
+    ("nemo", Sign(tensors=("model.fc.weight",))),
+    ("torchspec", Sign(fields=("_torchspec_version",))),
+    ("torchspec", Sign(fields=LATENT_SIZES, tensors=("midlayer.*",))),
+    ("specforge", Sign(architectures=("LlamaForCausalLMEagle3",), tensors=("midlayer.*",))),
+    ("eagle3", Sign(tensors=("midlayer.*",))),
+    # ModelOpt's exporter always writes these two, and no other project does
+    ("modelopt", Sign(in_eagle_config=("next_layer_regular",))),
+    ("modelopt", Sign(in_eagle_config=("parallel_draft_heads_num_layers",))),
+    (
+        "eagle1",
+        Sign(
+            tensors=("fc.weight", "layers.0.mlp.up_proj.weight"),
+            no_tensors=("layers.0.hidden_norm.weight",),
+        ),
+    ),
+)
+
+
+def _some_match(names: list[str], pattern: str) -> bool:
+    return any(fnmatchcase(name, pattern) for name in names)
 
 
 def form_of(name: str, config: dict[str, Any], tensors: Iterable[str]) -> Form:
@@ -72,35 +138,13 @@ def form_of(name: str, config: dict[str, Any], tensors: Iterable[str]) -> Form:
             raise ValueError(f"`form` must be auto or one of {', '.join(FORMS)}, got {name!r}.")
         return FORMS[name]
     names = list(tensors)
-    found = _recognise(config, names)
+    found = next((form for form, sign in _SIGNS if sign.is_in(config, names)), None)
     if found is None:
         raise ValueError(
             f"The form of this draft is not known: `architectures` is {config.get('architectures')}, and it holds "
             f"{', '.join(sorted(names)[:4])}, ... Name the `form` ({', '.join(FORMS)}) if it is one of these."
         )
     return FORMS[found]
-
-
-def _recognise(config: dict[str, Any], names: list[str]) -> str | None:
-    if "speculators_model_type" in config or "transformer_layer_config" in config:
-        return "speculators"
-    if "model.fc.weight" in names:
-        return "nemo"
-    own_layer = any(name.startswith("midlayer.") for name in names)
-    if "_torchspec_version" in config or (own_layer and has_latent_sizes(config)):
-        return "torchspec"
-    if own_layer:
-        return "specforge" if "LlamaForCausalLMEagle3" in (config.get("architectures") or ()) else "eagle3"
-    if any(field in (config.get("eagle_config") or {}) for field in _OF_MODELOPT):
-        return "modelopt"
-    if "fc.weight" in names and "layers.0.mlp.up_proj.weight" in names and "layers.0.hidden_norm.weight" not in names:
-        return "eagle1"
-    return None
-
-
-def has_latent_sizes(config: dict[str, Any]) -> bool:
-    """Whether a config is one of multi-head latent attention."""
-    return all(name in config for name in LATENT_SIZES)
 
 
 def stored_tap_ids(

@@ -1,41 +1,50 @@
 """From the tensors of a foreign draft to ours: names, biases, the order of the draft vocabulary, embeddings."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
+from ..drafts.misfits import misfits
 from ..drafts.vocabulary import VocabularyMapping, draft_token_ids
-from ..training.checkpoints import misfits
 from .forms import Form
 
 
-# our layer's name, and what else it is called
-_LAYER, _OTHER_LAYER = "midlayer.", "layers.0."
+# what most projects call the one layer, which some of our drafts call otherwise
+_LAYER = "layers.0."
 _SERVED = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def renamed(form: Form, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def renamed(form: Form, layer: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """By the names of our drafts; `embed_tokens.weight` is still there, copies that only training needs are not.
+
+    Args:
+        form: that the draft is written in.
+        layer: what our drafts of its kind call their layer, with a dot behind it.
+        tensors: by the form's names.
 
     Raises:
         ValueError: for several layers, or a number format that is not a plain one.
     """
     found = {}
     for name, tensor in tensors.items():
-        name = name.removeprefix("model.") if form.name == "nemo" else name
+        name = name.removeprefix(form.prefix)
         if name in form.own_copies or name.endswith("rotary_emb.inv_freq"):
             continue
-        if not form.eagle1 and name.startswith(_OTHER_LAYER):
-            name = _LAYER + name.removeprefix(_OTHER_LAYER)
+        if name.startswith(_LAYER):
+            name = layer + name.removeprefix(_LAYER)
         found[name] = tensor
+
     more = sorted({name.split(".")[1] for name in found if name.startswith("layers.")} - {"0"}, key=int)
     if more:
         raise ValueError(
             f"`num_hidden_layers` of this draft is {len(more) + 1}: vLLM and SGLang run a second layer differently, so "
             "only drafts of one are imported."
         )
+
     if "mask_hidden" in found:
         raise ValueError("`mask_hidden` shows `parallel_drafting`: such a draft proposes all tokens in one forward.")
+
     for name, tensor in found.items():
         if name not in ("d2t", "t2d") and tensor.dtype not in _SERVED:
             raise ValueError(
@@ -54,27 +63,26 @@ def weights_dtype(tensors: dict[str, torch.Tensor]) -> torch.dtype:
     return dtype
 
 
-def drop_biases(form: Form, tensors: dict[str, torch.Tensor], drop_fc_bias: bool) -> None:
-    """Leave out biases that are zero, in place; those of EAGLE-1's `fc` are stored as zeros.
+def drop_biases(tensors: dict[str, torch.Tensor], known: Mapping[str, str | None] | None = None) -> None:
+    """Leave out biases that are zero, in place.
+
+    Args:
+        tensors: by our names.
+        known: name -> why this bias is refused when it is not zero; `None` leaves it out all the same.
 
     Raises:
         ValueError: naming the flag of a bias that is not zero.
     """
+    known = known or {}
     for name in [name for name in tensors if name.endswith(".bias")]:
         bias = tensors.pop(name)
         if not bias.any():
             continue
-        if name == "fc.bias" and form.eagle1:
-            if drop_fc_bias:
-                continue
-            raise ValueError(
-                "`fc.bias` of this draft was trained: vLLM drops it and SGLang adds it, so the two run different "
-                "drafts. `drop_fc_bias` imports what vLLM runs."
-            )
+
         flag = "attention_bias" if ".self_attn." in name else "mlp_bias" if ".mlp." in name else name
-        raise ValueError(f"`{flag}`: this draft holds a bias, `{name}`, which a served draft has not.")
-    if form.eagle1 and "fc.weight" in tensors:
-        tensors["fc.bias"] = tensors["fc.weight"].new_zeros(tensors["fc.weight"].shape[0])
+        why = known.get(name, f"`{flag}`: this draft holds a bias, `{name}`, which a served draft has not.")
+        if why is not None:
+            raise ValueError(why)
 
 
 def sort_vocabulary(tensors: dict[str, torch.Tensor], vocab_size: int) -> int:
@@ -152,8 +160,8 @@ def check_embedding(given: torch.Tensor, target: torch.Tensor) -> None:
 
 
 def check_taps(fc: torch.Tensor | None, width: int, tap_ids: list[int]) -> None:
-    """`ValueError` unless `fc` `(hidden, taps * width)` takes as many taps as are named."""
-    if fc is not None and fc.shape[-1] != width * len(tap_ids):
+    """`ValueError` unless `fc` `(hidden, taps * width)` takes as many taps as are named, if any are."""
+    if tap_ids and fc is not None and fc.shape[-1] != width * len(tap_ids):
         raise ValueError(
             f"`fc.weight` of this draft takes {fc.shape[-1] / width:g} taps, but {len(tap_ids)} are known, {tap_ids}: "
             "give the entry ids that it was trained with as `tap_ids`."

@@ -3,11 +3,13 @@
 import json
 import math
 import os
-import shlex
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from ..answers.journal import write_atomically
+from ..files import write_atomically
+from ..serving.commands import serve_commands
+from ..serving.draft_folder import DraftFolder
+from ..serving.kinds import kind_of, rows_of
 from ..serving.speed import table, verdict
 from ..shipped import shipped
 
@@ -16,7 +18,8 @@ from ..shipped import shipped
 FACTS = "card_facts.json"
 # what files of each kind, `KIND*.json`, hold
 _MEASURED = {"acceptance": "acceptance_length", "serving": "entries"}
-TAGS = ["speculative-decoding", "draft-model", "vllm", "sglang"]
+TAGS = ["speculative-decoding", "draft-model"]
+SERVERS = ["vllm", "sglang"]
 
 
 @dataclass
@@ -33,6 +36,13 @@ class CardFacts:
             The target's hub id, by which a published card serves it. By default `target`, when that is no folder.
         draft (`str`, *optional*):
             The draft as a server is given it. By default the folder that the card is written to.
+        kind (`str`, *optional*):
+            hf_eagle's name of the draft's kind. By default it is told from the checkpoint, among those that servers
+            know.
+        tap_ids (`list[int]`, *optional*):
+            Entry ids of the tapped layers, where config.json does not spell them as the servers read them.
+        title (`str`, *optional*):
+            What people call a kind that no server is known to run. By default its name.
         license (`str`, *optional*):
             The draft's licence, as the Hub spells it; usually the target's.
         license_name, license_link (`str`, *optional*):
@@ -63,6 +73,9 @@ class CardFacts:
     target: str
     base_model: str | None = None
     draft: str | None = None
+    kind: str | None = None
+    title: str | None = None
+    tap_ids: list[int] | None = None
     license: str | None = None
     license_name: str | None = None
     license_link: str | None = None
@@ -152,22 +165,24 @@ def card_text(output_dir: Path, facts: CardFacts) -> str:
     """The card of the draft in `output_dir`, from these facts and its checkpoint."""
     from huggingface_hub import ModelCard
 
-    checkpoint = read_checkpoint(output_dir)
+    known, checkpoint = _known_of_its_kind(output_dir, facts), read_checkpoint(output_dir)
     measurements = [
         {"name": name, "way": _way(found), **found}
         for name, found in facts.acceptance.items()
         if found["acceptance_length"]
     ]
     speculative_tokens = measurements[0]["num_speculative_tokens"] if measurements else 3
+
     base_model, published = facts.base_model, facts.draft is not None and not os.path.isdir(facts.draft)
     target = base_model if published and base_model else facts.target
     card = ModelCard.from_template(
-        _card_data(facts, measurements, checkpoint["method"]),
+        _card_data(facts, measurements, known["tags"]),
         template_path=shipped("model_cards") / "eagle_draft_card.md",
         facts=facts,
         target=target,
-        checkpoint=checkpoint,
-        algorithm=_algorithm(checkpoint),
+        checkpoint=checkpoint | {"tap_ids": checkpoint["tap_ids"] or facts.tap_ids},
+        titled=f"{'An' if known['label'][0] in 'AEIOU' else 'A'} {known['label']}",
+        citation=known["citation"],
         target_link=f"[{base_model}](https://huggingface.co/{base_model})" if base_model else f"`{facts.target}`",
         measurements=measurements,
         served=[
@@ -175,38 +190,41 @@ def card_text(output_dir: Path, facts: CardFacts) -> str:
             for name, found in facts.serving.items()
         ],
         published=published,
-        commands=serve_commands(target, facts.draft or str(output_dir), speculative_tokens, checkpoint["method"]),
+        commands=serve_commands(target, facts.draft or str(output_dir), speculative_tokens, known["kind"]),
     )
     return card.content.rstrip() + "\n"
 
 
-def serve_commands(target: str, draft: str, num_speculative_tokens: int = 3, method: str = "eagle3") -> dict[str, str]:
-    """Shell commands that serve `target` with `draft`, by server; SGLang's draft is the same chain as vLLM's.
+def _config(folder: Path) -> dict:
+    file = folder / "config.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
-    Args:
-        method: `"eagle3"`, or `"eagle"` for an EAGLE-1/2 draft, as vLLM names them.
-    """
-    speculative = {"method": method, "model": draft, "num_speculative_tokens": num_speculative_tokens}
-    # as modules: these run wherever the package is importable, also where its console command is not
+
+def _known_of_its_kind(folder: Path, facts: CardFacts) -> dict:
+    """What a card tells of the draft's kind: by the servers' table, or else no more than the facts say."""
+    config = _config(folder)
+    rows = [kind_of(DraftFolder(folder, config))] if facts.kind is None else rows_of(facts.kind)
+    if not rows:
+        return {
+            "kind": facts.kind,
+            "label": facts.title or facts.kind,
+            "citation": None,
+            "tags": [facts.kind, *TAGS],
+        }
+    row = rows[0]
     return {
-        "vLLM": f"python -m vllm.entrypoints.openai.api_server --model {shlex.quote(target)} \\\n"
-        f"    --speculative-config {shlex.quote(json.dumps(speculative))}",
-        "SGLang": f"python -m sglang.launch_server --model-path {shlex.quote(target)} \\\n"
-        f"    --speculative-algorithm {method.upper()} --speculative-draft-model-path {shlex.quote(draft)} \\\n"
-        f"    --speculative-num-steps {num_speculative_tokens} --speculative-eagle-topk 1 "
-        f"--speculative-num-draft-tokens {num_speculative_tokens + 1}",
+        "kind": row.kind,
+        "label": row.label(config),
+        "citation": row.citation,
+        "tags": [row.vllm.name, *TAGS, *SERVERS],
     }
 
 
 def read_checkpoint(folder: Path) -> dict:
-    """Size, taps, vocabularies and EAGLE version of the draft in `folder`, as far as its files tell."""
-    found = {"method": "eagle3"}
-    if (folder / "config.json").is_file():
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        found |= {key: config.get(key) for key in ("draft_vocab_size", "vocab_size", "norm_output")}
-        if "LlamaForCausalLMEagle" in (config.get("architectures") or ()):
-            found["method"] = "eagle"
-        found["tap_ids"] = config.get("eagle_aux_hidden_state_layer_ids")
+    """Size, taps and vocabularies of the draft in `folder`, as far as its files tell."""
+    config = _config(folder)
+    found = {key: config.get(key) for key in ("draft_vocab_size", "vocab_size")}
+    found["tap_ids"] = config.get("eagle_aux_hidden_state_layer_ids")
     if (folder / "model.safetensors").is_file():
         from safetensors import safe_open
 
@@ -225,13 +243,7 @@ def _way(measured: dict) -> str:
     return f"{draws}, K={measured['num_speculative_tokens']}"
 
 
-def _algorithm(checkpoint: dict) -> str:
-    if checkpoint["method"] == "eagle":
-        return "EAGLE-1/2"
-    return "EAGLE-3.1" if checkpoint.get("norm_output") else "EAGLE-3"
-
-
-def _card_data(facts: CardFacts, measurements: list[dict], method: str):
+def _card_data(facts: CardFacts, measurements: list[dict], tags: list[str]):
     from huggingface_hub import EvalResult, ModelCardData
 
     results = [
@@ -255,7 +267,7 @@ def _card_data(facts: CardFacts, measurements: list[dict], method: str):
         license_name=facts.license_name,
         license_link=facts.license_link,
         datasets=facts.datasets or None,
-        tags=[method, *TAGS],
+        tags=tags,
         model_name=facts.name if results else None,
         eval_results=results or None,
     )

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+from ..drafts.kinds import architectures_of
 from .custom_generate import FOLDER, bundle
 from .licenses import inherited_license
 from .model_card import CardFacts, card_text, facts_of_card, measured_in
@@ -46,7 +47,8 @@ def contents(
         files[CARD] = card_text(Path(folder), known).encode()
     elif (Path(folder) / CARD).is_file():
         files[CARD] = (Path(folder) / CARD).read_bytes()
-    files |= {f"{FOLDER}/{name}": source.encode() for name, source in bundle(repo_id).items()}
+    carried = bundle(repo_id, architectures_of(folder))
+    files |= {f"{FOLDER}/{name}": source.encode() for name, source in carried.items()}
     return dict(sorted(files.items()))
 
 

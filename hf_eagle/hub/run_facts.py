@@ -100,10 +100,14 @@ def run_facts(trainer) -> CardFacts:
     """Facts of a run: what it did, with what, on which machine, and what lies measured in its folder."""
     args, state, folder = trainer.args, trainer.state, Path(trainer.args.output_dir)
     target, known = trainer.target.model.name_or_path, dict(trainer.card_facts)
+    draft = trainer.accelerator.unwrap_model(trainer.model)
     seconds = [entry["train_runtime"] for entry in state.log_history if "train_runtime" in entry]
     return CardFacts(
         name=(args.hub_model_id or folder.resolve().name).split("/")[-1],
         target=target,
+        kind=draft.kind.name,
+        title=draft.kind.title,
+        tap_ids=draft.config.tap_ids or None,
         **measured_in(folder),
         training={
             "optimizer steps": state.global_step,

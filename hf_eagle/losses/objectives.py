@@ -1,28 +1,23 @@
-"""What a draft is trained on: distributions (soft cross-entropy, LK losses), or the target's next feature (EAGLE-1).
+"""The loss of a draft's distributions against the target's: soft cross-entropy, and the LK losses.
 
-Every objective knows the factor of each TTT step's SUM over supervised rows in the final loss: whoever holds the whole
+An objective knows the factor of each TTT step's SUM over supervised rows in the final loss: whoever holds the whole
 accumulated batch divides once, beforehand.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
-from torch.nn.functional import smooth_l1_loss
 
-from ..drafts.adapters import head_operands
-from ..drafts.modeling_base import EagleOutput, Objective
-from ..drafts.row_layout import number_documents
-from .fused_head import FusedHeadLoss, LossRows, StreamedRows, acceptance_rates
+from ..targets.features import TargetDistribution
+from .fused_head import FusedHeadLoss, LossRows, acceptance_rates
+from .output import EagleOutput, Objective
+from .supervision import SupervisionPlan
 
 
-if TYPE_CHECKING:
-    from ..arguments.objective import EagleArguments
-    from ..targets.distribution import FullOutlook, TargetDistribution
-    from ..targets.target import FrozenTarget
-    from .supervision import SupervisionPlan
+# (rows, hidden) -> what a head multiplies, `(rows, width)` and `(vocabulary, width)`
+HeadOperands = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 
 @dataclass
@@ -49,29 +44,20 @@ class DraftObjective:
         """Whether the target's full softmax is needed, beyond the draft vocabulary."""
         return self.loss != "ce"
 
-    def disturb(self, features: torch.Tensor, documents: torch.Tensor) -> torch.Tensor:
-        """Features as a draft is trained on them: as they are."""
-        return features
-
-    def ask(
+    def bind(
         self,
-        target: "FrozenTarget",
-        hidden: torch.Tensor,
-        draft_ids: torch.Tensor | None,
-        dtype: torch.dtype,
-        outlook: "FullOutlook | None" = None,
-    ):
-        """The teacher that `bind` takes: the target's distribution at the last hidden states `(positions, hidden)`,
-        for less where their `outlook` is known."""
-        return target.distribution(hidden, draft_ids, dtype=dtype, with_mass=self.needs_mass, outlook=outlook)
-
-    def bind(self, plan: "SupervisionPlan", teacher: "TargetDistribution", step_factors: torch.Tensor) -> Objective:
+        plan: SupervisionPlan,
+        teacher: TargetDistribution,
+        step_factors: torch.Tensor,
+        operands: HeadOperands | None = None,
+    ) -> Objective:
         """The callable a draft's unroll takes, for one batch.
 
         Args:
             plan: which row counts at which step, and where its target is.
             teacher: the target's distribution at `plan.positions`.
             step_factors: `(steps,)`, the factor of each step's summed loss in the final one.
+            operands: what the head multiplies, where it is more than a weight.
 
         Returns:
             A function of the normed hidden states of all steps, `(steps, N, hidden)`, and of the head.
@@ -83,7 +69,8 @@ class DraftObjective:
             if self.oov_rows == "mask":  # neither learned from nor correct: no need to look at them
                 kept = kept & teacher.in_draft[plan.position_of]
             step, row = kept.nonzero(as_tuple=True)
-            x, weight = head_operands(head, normed.flatten(0, 1)[step * count + row])
+            x = normed.flatten(0, 1)[step * count + row]
+            x, weight = (x, head.weight) if operands is None else operands(x)
             rows = LossRows(
                 loss=self.loss,
                 probs=teacher.probs,
@@ -101,106 +88,6 @@ class DraftObjective:
             return EagleOutput(loss=loss, loss_sums=_sums(losses, step, steps), correct=_sums(hits, step, steps))
 
         return objective
-
-
-@dataclass
-class FeatureTeacher:
-    """What a draft of features is compared with.
-
-    Attributes:
-        hidden: `(positions, hidden)`, the target's last hidden states.
-        logits: the target's logits `(rows, vocabulary)` of such.
-        dtype: of the distributions that are made of them.
-    """
-
-    hidden: torch.Tensor
-    logits: Callable[[torch.Tensor], torch.Tensor]
-    dtype: torch.dtype
-
-
-@dataclass
-class FeatureObjective:
-    """EAGLE-1's loss of a predicted feature `f^` against the target's `f` (arXiv 2401.15077; contract section 3).
-
-    `regression_weight * smooth_l1(f^, f) + ce_weight * cross-entropy`, the first with beta 1 and as a mean over the
-    feature's width, the second between what the target's head makes of both over the full vocabulary.
-
-    Args:
-        regression_weight, ce_weight: of the two parts.
-        feature_noise: what is added to the features in training, see `add_feature_noise`.
-    """
-
-    regression_weight: float = 1.0
-    ce_weight: float = 0.1
-    feature_noise: str = "none"
-
-    def disturb(self, features: torch.Tensor, documents: torch.Tensor) -> torch.Tensor:
-        """Features as a draft is trained on them: with noise, so that it bears the errors of its own."""
-        return add_feature_noise(features, documents, self.feature_noise)
-
-    def ask(
-        self,
-        target: "FrozenTarget",
-        hidden: torch.Tensor,
-        draft_ids: torch.Tensor | None,
-        dtype: torch.dtype,
-        outlook: "FullOutlook | None" = None,
-    ):
-        """The teacher that `bind` takes: the last hidden states `(positions, hidden)`, and the target's whole head."""
-        return FeatureTeacher(hidden, target.teacher_head(), dtype)
-
-    def bind(self, plan: "SupervisionPlan", teacher: FeatureTeacher, step_factors: torch.Tensor) -> Objective:
-        """As [`DraftObjective.bind`], of the predicted features of one step, `(1, N, hidden)`."""
-
-        def objective(predicted: torch.Tensor, head: nn.Module):
-            predicted, where = predicted[0], plan.position_of[0]
-            factor = step_factors.float().expand(len(where))
-            wanted = teacher.hidden[where].float()
-            regression = smooth_l1_loss(predicted.float(), wanted, beta=1.0, reduction="none").mean(-1)
-            rows = StreamedRows(
-                hidden=teacher.hidden,
-                teacher=teacher.logits,
-                where=where,
-                factor=self.ce_weight * factor,
-                transform=head.transform,
-                dtype=teacher.dtype,
-            )
-            ce_total, ce, hits = FusedHeadLoss.apply(predicted, head.weight, rows, torch.is_grad_enabled())
-            parts = {"regression_loss": regression.detach().sum()[None], "ce_loss": ce.sum()[None]}
-            return EagleOutput(
-                loss=self.regression_weight * (regression * factor).sum() + ce_total,
-                loss_sums=self.regression_weight * parts["regression_loss"] + self.ce_weight * parts["ce_loss"],
-                correct=hits.sum()[None],
-                parts=parts,
-            )
-
-        return objective
-
-
-def add_feature_noise(features: torch.Tensor, documents: torch.Tensor, kind: str) -> torch.Tensor:
-    """Noise as in the official EAGLE code, drawn from torch's own generator.
-
-    Args:
-        features: `(batch, length, hidden)`.
-        documents: `(batch, length)`, the document of each token, negative on padding.
-        kind: `"none"`; `"uniform"`, `(U[0, 1) - 0.5) * 0.2 * 512 / tokens of the document`; or `"gaussian"`, of
-            standard deviation 0.2, whatever the length.
-    """
-    if kind == "none":
-        return features
-    if kind == "gaussian":
-        return features + 0.2 * torch.randn_like(features)
-    number = number_documents(documents)
-    lengths = torch.bincount(number)[number].view(documents.shape)
-    width = (0.2 * 512 / lengths).to(features.dtype)[..., None]
-    return features + (torch.rand_like(features) - 0.5) * width
-
-
-def objective_of(method: str, args: "EagleArguments") -> DraftObjective | FeatureObjective:
-    """What a draft of this method is trained on."""
-    if method == "eagle1":
-        return FeatureObjective(args.regression_weight, args.ce_weight, args.feature_noise)
-    return DraftObjective(args.loss, args.oov_rows, args.lk_scale, args.lk_decay)
 
 
 def _sums(values: torch.Tensor, step: torch.Tensor, steps: int) -> torch.Tensor:

@@ -1,6 +1,6 @@
 """Which row is trained at which TTT step, and where the target's answer to it is found."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 
@@ -64,6 +64,12 @@ class SupervisionPlan:
     def counts(self) -> torch.Tensor:
         """Supervised rows of each step, `(steps,)`."""
         return self.counted.sum(1)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "SupervisionPlan":
+        """On another device."""
+        return SupervisionPlan(
+            **{f.name: getattr(self, f.name).to(device, non_blocking=non_blocking) for f in fields(self)}
+        )
 
     @classmethod
     def of(cls, counted: torch.Tensor) -> "SupervisionPlan":

@@ -4,14 +4,19 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from . import rules_folder, rules_sglang, rules_vllm
+from . import rules_folder
 from .draft_folder import DraftFolder, Finding, TargetFacts
+from .kinds import kind_of, serves
 
+
+__all__ = ["check_draft", "require_servable", "serves"]
 
 logger = logging.getLogger(__name__)
 
 
-def check_draft(path: str | Path, target_config: Any = None, values: bool = True) -> list[Finding]:
+def check_draft(
+    path: str | Path, target_config: Any = None, values: bool = True, kind: str | None = None
+) -> list[Finding]:
     """What is wrong with a draft folder, by the rules of both servers.
 
     Args:
@@ -20,6 +25,8 @@ def check_draft(path: str | Path, target_config: Any = None, values: bool = True
             context length and vocabulary are only checked against the draft's own config.
         values: read all tensors, to find what is not a number; without it, headers and the vocabulary alone, which
             takes milliseconds whatever the size.
+        kind (`str`, *optional*): hf_eagle's name of the draft's kind. For one that no server is known to run there is
+            nothing to check, and one finding says so. Without it the folder is taken for one that servers know.
 
     Returns:
         Findings, none for a folder that is served as it was trained. Those of level `note` do no harm.
@@ -31,26 +38,47 @@ def check_draft(path: str | Path, target_config: Any = None, values: bool = True
         >>> for finding in check_draft("outputs/my-draft"):
         ...     print(finding)
     """
+    if kind is not None and not serves(kind):
+        return [_unserved(kind)]
     folder = DraftFolder.read(path)
     found = rules_folder.size_findings(folder)
     if found:
         return found
+
     target = None if target_config is None else TargetFacts.of(target_config)
-    found = rules_folder.findings(folder, values)
-    return [*rules_vllm.findings(folder, target), *rules_sglang.findings(folder, target), *found]
+    row = kind_of(folder)
+    for rule in (*row.vllm.rules, *row.sglang.rules):
+        found += rule(folder, target)
+    for rule in (*row.folder_rules, *(row.value_rules if values else ())):
+        found += rule(folder)
+    return found
 
 
-def require_servable(path: str | Path, target_config: Any) -> None:
+def _unserved(kind: str) -> Finding:
+    return Finding(
+        "Servers",
+        f"This is a draft of kind `{kind}`, which no server is known to run: nothing of it was checked.",
+        "decode with hf_eagle, which needs no server",
+        level="limit",
+    )
+
+
+def require_servable(path: str | Path, target_config: Any, kind: str | None = None) -> None:
     """The fast part of the check, for a draft that has just been saved.
 
     A kind of draft that a server does not serve is warned of, since whoever trains it asked for it.
+
+    Args:
+        path: the draft's folder.
+        target_config (`PreTrainedConfig`): of its target.
+        kind (`str`, *optional*): as for `check_draft`.
 
     Raises:
         ValueError: naming all that keeps the folder from being served as it was trained.
     """
     if not (Path(path) / "config.json").is_file():
         return  # nothing that a server would load, such as the adapter of a draft alone
-    found = check_draft(path, target_config, values=False)
+    found = check_draft(path, target_config, values=False, kind=kind)
     for limit in (finding for finding in found if finding.level == "limit"):
         logger.warning("%s: %s", path, limit)
     faults = [str(finding) for finding in found if finding.level == "fault"]

@@ -93,19 +93,6 @@ class DraftFolder:
         others = [name for name in self.shapes if not name.endswith(("lm_head.weight", "d2t", "t2d"))]
         return bool(others) and all(name.startswith("model.") for name in others)
 
-    @cached_property
-    def kind(self) -> Literal["eagle1", "eagle3", "mla"]:
-        """Told from the tensors, since the config may be what is wrong: `mla` is EAGLE-3 with latent attention."""
-        if any(".kv_a_proj_with_mqa." in name or ".kv_b_proj." in name for name in self.shapes):
-            return "mla"
-        names = self.config.get("architectures") or []
-        if any("Deepseek" in str(name) for name in names):
-            return "mla"
-        widths = [shape[-1] for name, shape in self.shapes.items() if name.endswith(".q_proj.weight")]
-        if widths:
-            return "eagle3" if widths[0] == 2 * self.config.get("hidden_size", 0) else "eagle1"
-        return "eagle1" if any(str(name).endswith("LlamaForCausalLMEagle") for name in names) else "eagle3"
-
     def spelt(self, name: str) -> str:
         """A name of layer 0 as this folder spells it: `layers.0.` or `midlayer.`, which servers take alike."""
         midlayer = any("midlayer." in known for known in self.shapes)

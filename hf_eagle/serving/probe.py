@@ -1,6 +1,7 @@
 """The numeric part of the check: hf_eagle's draft and the restated server compute the same logits."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -10,6 +11,7 @@ from transformers.utils import cached_file
 
 from ..drafts.build import draft_class_of
 from .draft_folder import DraftFolder, Finding
+from .kinds import kind_of
 from .served_math import RESTATED_ROPES, ServedDraft
 
 
@@ -39,16 +41,19 @@ def probe(path: str | Path, target: str | Path, target_config: PreTrainedConfig)
         text = f"RoPE of type {rope['rope_type']!r} is not restated here, so logits were not compared."
         return [Finding(READER, text, "compare acceptance in the server with `hf-eagle evaluate`", level="note")]
     embedding, head = lent_weights(target, target_config)
+    served = _served(folder, embedding, head)
+    ids, features = _inputs(served.feature_width, len(embedding))
     try:
-        ours = _ours(path, embedding, head)
+        ours = _ours(path, _Lender(embedding, head), ids, features)
     except ValueError as problem:
         text = f"hf_eagle cannot load what the servers can, so logits were not compared ({problem})."
         return [Finding(READER, text, "write a copy with `--fix`, which takes hf_eagle's names", level="note")]
-    served = _served(folder, embedding, head)
-    finite = served.isfinite()
+
+    theirs = _theirs(served, ids, features)
+    finite = theirs.isfinite()
     if not torch.equal(finite, ours.isfinite()):
         return [Finding(READER, "other tokens can be drafted by the server than by hf_eagle.", "restore `d2t`")]
-    worst = float((ours - served)[finite].abs().max() / served[finite].abs().max().clamp_min(1e-9))
+    worst = float((ours - theirs)[finite].abs().max() / theirs[finite].abs().max().clamp_min(1e-9))
     if worst < TOLERANCE:
         return []
     return [
@@ -61,23 +66,34 @@ def probe(path: str | Path, target: str | Path, target_config: PreTrainedConfig)
     ]
 
 
+@dataclass(frozen=True)
+class _Lender:
+    """Of a target, what it lends its draft, `(vocab, hidden)` each."""
+
+    embedding: torch.Tensor
+    head: torch.Tensor
+
+    def embedding_weight(self) -> torch.Tensor:
+        return self.embedding
+
+    def head_weight(self) -> torch.Tensor:
+        return self.head
+
+
 def _inputs(width: int, vocab: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens of all rows and steps, and random features of the rows."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, vocab, (ROWS + STEPS,), generator=generator)
     return ids, torch.randn(ROWS, width, generator=generator)
 
 
 @torch.no_grad()
-def _ours(path: str | Path, embedding: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
+def _ours(path: str | Path, target: _Lender, ids: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
     """`(rows + steps, vocab)` by the code that training and evaluation run."""
     from transformers import DynamicCache
 
     draft = draft_class_of(path).from_pretrained(path, dtype=torch.float32).eval()
-    draft.set_target_embeddings(embedding)
-    if hasattr(draft, "set_target_head"):
-        draft.set_target_head(head)
-    width = draft.config.num_taps * draft.config.target_hidden_size or draft.config.hidden_size
-    ids, features = _inputs(width, len(embedding))
+    draft.attach(target)
     hidden, cache, found = draft.combine_features(features[None]), DynamicCache(), []
     for start, rows in ((0, ROWS), *((ROWS + step, 1) for step in range(STEPS))):
         positions = torch.arange(start, start + rows)[None]
@@ -87,25 +103,25 @@ def _ours(path: str | Path, embedding: torch.Tensor, head: torch.Tensor) -> torc
     logits = torch.cat(found)
     if draft.draft_ids is None:
         return logits
-    everything = logits.new_full((len(logits), len(embedding)), float("-inf"))
+    everything = logits.new_full((len(logits), len(target.embedding)), float("-inf"))
     return everything.index_copy(1, draft.draft_ids, logits)
 
 
-@torch.no_grad()
-def _served(folder: DraftFolder, embedding: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
+def _served(folder: DraftFolder, embedding: torch.Tensor, head: torch.Tensor) -> ServedDraft:
     tensors = {name: folder.tensor(name) for name in folder.shapes}
     tensors = {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
-    served = ServedDraft(folder.config, tensors, folder.kind, embedding, head)
-    width = len(embedding[0]) if folder.kind == "eagle1" else folder.shapes["fc.weight"][1]
-    ids, features = _inputs(width, len(embedding))
+    return kind_of(folder).mathematics(folder.config, tensors, embedding, head)
+
+
+@torch.no_grad()
+def _theirs(served: ServedDraft, ids: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+    """`(rows + steps, vocab)` as the server computes them."""
     logits, fed_back = served.run(ids[:ROWS], served.combine(features), 0)
     found = [logits]
     for step in range(STEPS):
         logits, fed_back = served.run(ids[ROWS + step :][:1], fed_back[-1:], ROWS + step)
         found.append(logits)
-    logits, cap = torch.cat(found), folder.config.get("final_logit_softcapping")
-    # vLLM leaves EAGLE-1's soft cap out, which changes no order
-    return logits if cap is None or folder.kind != "eagle1" else cap * torch.tanh(logits / cap)
+    return served.as_trained(torch.cat(found))
 
 
 def lent_weights(target: str | Path, config: PreTrainedConfig) -> tuple[torch.Tensor, torch.Tensor]:

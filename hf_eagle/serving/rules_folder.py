@@ -1,4 +1,7 @@
-"""What every reader of a draft folder relies on, whichever server it is: sizes, vocabulary, spellings, values."""
+"""What every reader of a draft folder relies on, whichever server it is: sizes, vocabulary, spellings, values.
+
+Each rule takes a folder and yields what is wrong with it. Which rules a kind of draft is held to is said in `kinds/`.
+"""
 
 from collections.abc import Iterator
 
@@ -10,6 +13,7 @@ from .draft_folder import DraftFolder, Finding
 READER = "Every reader"
 SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers")
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float64"}
+_OFFSETS = "`j + d2t[j]` must be the target's id of draft id j"
 
 
 def size_findings(folder: DraftFolder) -> list[Finding]:
@@ -18,23 +22,11 @@ def size_findings(folder: DraftFolder) -> list[Finding]:
     return [Finding(READER, f"`{name}` is missing in config.json.", "write it") for name in missing]
 
 
-def findings(folder: DraftFolder, values: bool = True) -> list[Finding]:
-    """What is wrong with the folder itself.
-
-    Args:
-        folder: the draft.
-        values: read all tensors, to find what is not a number; without it, only `d2t` and `t2d` are read.
-    """
-    rules = [_spellings, _dtypes, _leftovers, _vocabulary]
-    if values:
-        rules.append(_numbers)
-    return [finding for rule in rules for finding in rule(folder)]
-
-
-def _spellings(folder) -> Iterator[Finding]:
+def spellings(folder: DraftFolder) -> Iterator[Finding]:
     """transformers 5 reads `rope_parameters`; older readers know `rope_theta` and `rope_scaling` alone."""
     config, old = folder.config, {"rope_theta", "rope_scaling"} & folder.config.keys()
     new = config.get("rope_parameters")
+
     if not new and "rope_theta" in old:
         yield Finding(
             READER,
@@ -47,6 +39,7 @@ def _spellings(folder) -> Iterator[Finding]:
             "RoPE is written in the new spelling alone, `rope_parameters`: older readers take base 10000 in silence.",
             "write `rope_theta` and `rope_scaling` too",
         )
+
     if new and "rope_theta" in old and (rope_of(config, "new") != rope_of(config, "old")):
         yield Finding(
             READER,
@@ -66,10 +59,12 @@ def rope_of(config: dict, spelling: str) -> tuple[float | None, dict]:
     return theta, {} if scaling.get("rope_type", "default") == "default" else scaling
 
 
-def _dtypes(folder) -> Iterator[Finding]:
+def dtypes(folder: DraftFolder) -> Iterator[Finding]:
+    """One dtype for all tensors, written in both spellings of the field."""
     held = sorted({DTYPES[dtype] for dtype in folder.dtypes.values() if dtype in DTYPES})
     if len(held) > 1:
         yield Finding(READER, f"the tensors are of several dtypes, {', '.join(held)}.", "save them in one")
+
     said = [folder.config.get(name) for name in ("dtype", "torch_dtype")]
     if None in said:
         missing = "`dtype`" if said[0] is None else "`torch_dtype`"
@@ -87,7 +82,8 @@ def _dtypes(folder) -> Iterator[Finding]:
             )
 
 
-def _leftovers(folder) -> Iterator[Finding]:
+def leftovers(folder: DraftFolder) -> Iterator[Finding]:
+    """Fields that the trainer put into the config for itself."""
     if folder.config.get("use_cache") is False:
         yield Finding(
             READER,
@@ -96,37 +92,52 @@ def _leftovers(folder) -> Iterator[Finding]:
         )
 
 
-def _vocabulary(folder) -> Iterator[Finding]:
-    if folder.kind == "eagle1" or "d2t" not in folder.shapes:
-        if "t2d" in folder.shapes and folder.kind != "eagle1":
+def vocabulary(folder: DraftFolder) -> Iterator[Finding]:
+    """Of a draft with a vocabulary of its own: `d2t` holds offsets in order, and `t2d` marks the same tokens."""
+    if "d2t" not in folder.shapes:
+        if "t2d" in folder.shapes:
             yield Finding(READER, "there is a `t2d` without a `d2t`.", "remove it, or restore `d2t`")
         return
     if not folder.dtypes["d2t"].startswith("I"):
         yield Finding(READER, f"`d2t` is of dtype {folder.dtypes['d2t']}.", "store int64 offsets")
         return
+
     d2t = folder.tensor("d2t").long()
     t2d = folder.tensor("t2d").bool() if "t2d" in folder.shapes else None
     vocab = folder.config["vocab_size"]
-    ids, tail = d2t + torch.arange(d2t.numel()), "`j + d2t[j]` must be the target's id of draft id j"
     if looks_absolute(d2t, t2d, vocab):
         yield Finding(
             READER,
-            f"`d2t` holds ids of the target where offsets are read: {tail}.",
+            f"`d2t` holds ids of the target where offsets are read: {_OFFSETS}.",
             "subtract 0, 1, 2, ... from it",
         )
         return
+
+    ids = d2t + torch.arange(d2t.numel())
+    yield from _drafted(ids, vocab)
+    yield from _marked(ids, t2d, vocab)
+
+
+def _drafted(ids: torch.Tensor, vocab: int) -> Iterator[Finding]:
+    """The target's ids that `d2t` names: each within the vocabulary, once, and in order."""
     if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < vocab:
         yield Finding(
-            READER, f"`d2t` points outside the {vocab} tokens of the target: {tail}.", "restore the mapping of training"
+            READER,
+            f"`d2t` points outside the {vocab} tokens of the target: {_OFFSETS}.",
+            "restore the mapping of training",
         )
     elif ids.unique().numel() != ids.numel():
-        yield Finding(READER, f"`d2t` names a token twice: {tail}.", "restore the mapping of training")
+        yield Finding(READER, f"`d2t` names a token twice: {_OFFSETS}.", "restore the mapping of training")
     elif not (ids[1:] > ids[:-1]).all():
         yield Finding(
             "hf_eagle",
             "`d2t` is not in the order of the target's ids, on which pruning and warm starts rely.",
             "sort it, and the rows of `lm_head.weight` with it",
         )
+
+
+def _marked(ids: torch.Tensor, t2d: torch.Tensor | None, vocab: int) -> Iterator[Finding]:
+    """The tokens that `t2d` marks: those that `d2t` names."""
     if t2d is None:
         yield Finding("hf_eagle", "`t2d` is missing beside `d2t`.", "mark in it the tokens that `d2t` names")
     elif t2d.numel() != vocab or not torch.equal(t2d.nonzero()[:, 0], ids.sort().values):
@@ -149,20 +160,8 @@ def looks_absolute(d2t: torch.Tensor, t2d: torch.Tensor | None, vocab: int) -> b
     return int((d2t + torch.arange(d2t.numel())).max()) >= vocab
 
 
-def _numbers(folder) -> Iterator[Finding]:
-    wrong, nonzero = [], False
+def numbers(folder: DraftFolder) -> Iterator[Finding]:
+    """Weights that are numbers. Reads every tensor."""
     for name, dtype in folder.dtypes.items():
-        if dtype not in DTYPES:
-            continue
-        tensor = folder.tensor(name)
-        if not torch.isfinite(tensor).all():
-            wrong.append(name)
-        nonzero |= name == "fc.bias" and bool(tensor.any())
-    for name in wrong:
-        yield Finding(READER, f"`{name}` holds NaN or infinity.", "train again from a checkpoint without")
-    if nonzero and folder.kind == "eagle1":
-        yield Finding(
-            READER,
-            "`fc.bias` is not zero: vLLM drops it and SGLang adds it, so the two run different drafts.",
-            "train the draft without a bias",
-        )
+        if dtype in DTYPES and not torch.isfinite(folder.tensor(name)).all():
+            yield Finding(READER, f"`{name}` holds NaN or infinity.", "train again from a checkpoint without")

@@ -15,9 +15,10 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase, ProcessorMixin, TrainerCallback
 
+from ..data.collators import any_packed, documents_of, told_to_target
 from ..data.media import processor_fingerprint
 from ..drafts.vocabulary import tokenizer_fingerprint
-from ..targets.distribution import FullOutlook
+from ..targets.features import FullOutlook
 from ..targets.media import has_mrope
 from ..targets.target import FrozenTarget, TargetFeatures
 from .batches import StoredFeaturesCollator
@@ -283,7 +284,10 @@ def fill(
         place = n * state.num_processes + state.process_index
         data, rows = batches[min(place, len(batches) - 1)]
         batch = collate([data[row] for row in rows])
-        asked = {name: x.to(target.device) for name, x in batch.items() if name not in ("stored", "loss_mask")}
+        documents = documents_of(batch)
+        asked = {name: x for name, x in batch.items() if name not in ("stored", "loss_mask", "documents")}
+        asked |= told_to_target(batch, documents, any_packed(documents))  # as training tells it
+        asked = {name: x.to(target.device) for name, x in asked.items()}
         if place < len(batches):
             cache.look(batch["stored"].conversations, lambda: target(**asked))  # noqa: B023
             tokens += int(batch["attention_mask"].sum())

@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from ..answers.journal import write_atomically
+from ..files import write_atomically
 from .layout import Conversation, StoreLayout
 
 

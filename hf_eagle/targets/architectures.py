@@ -11,8 +11,6 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from .latent import has_latent_attention
-
 
 @dataclass(frozen=True)
 class Family:
@@ -57,48 +55,12 @@ FAMILIES = (
     Family("GLM-4.7-Flash", ("glm4_moe_lite",), servers=("sglang",), sglang_counts_entries=True),
     Family("DeepSeek-V2/V3, Kimi", ("deepseek_v2", "deepseek_v3", "kimi_k2"), sglang_counts_entries=True),
 )
-# latent attention in a class of SGLang's that is not made from DeepSeek's
-_LATENT_BUT_COUNTS_OUTPUTS = ("longcat_flash", "glm5_next")
 
 
 def family_of(config) -> Family | None:
     """The family of a target's config, `None` if it is none of `FAMILIES`."""
     model_type = config.get_text_config().model_type
     return next((family for family in FAMILIES if model_type in family.model_types), None)
-
-
-def sglang_counts_entries(config) -> bool:
-    """Whether SGLang takes tap ids beside this target as ENTRY ids, see [`Family`].
-
-    A model with latent attention that is no known family's is taken for a descendant of DeepSeek's, as most are.
-    """
-    family, text = family_of(config), config.get_text_config()
-    if family is not None:
-        return family.sglang_counts_entries
-    return has_latent_attention(text) and not text.model_type.startswith(_LATENT_BUT_COUNTS_OUTPUTS)
-
-
-def mlp_width(config) -> int:
-    """Width of the MLP of a draft for this target: its own dense MLP's."""
-    text, family = config.get_text_config(), family_of(config)
-    if family is not None and family.mlp_factor is not None:
-        return family.mlp_factor * text.hidden_size
-    # Llama 4 has one width for its experts, another for its dense layers
-    return getattr(text, "intermediate_size_mlp", None) or text.intermediate_size
-
-
-def describe_taps(config, tap_ids: list[int]) -> str:
-    """Which layers are tapped, of what, and which server will not take them, for the log."""
-    text, family = config.get_text_config(), family_of(config)
-    found = "layers found by discovery" if family is None else family.name
-    said = f"Taps: entry ids {', '.join(map(str, tap_ids))} of {text.num_hidden_layers} layers ({found})."
-    if family is None:
-        return f"{said} No family that is tested: see that your server takes taps from a {text.model_type} model."
-    if "vllm" not in family.servers:
-        said += " vLLM 0.32 takes them from this family only with `--model-impl transformers`."
-    if "sglang" not in family.servers:
-        said += " SGLang 0.5.23 takes none from this family."
-    return said
 
 
 def check_length(config, max_length: int) -> None:

@@ -11,8 +11,15 @@ from torch.nn.functional import linear
 from transformers import Cache, PreTrainedModel
 
 from .architectures import check_tap_ids, find_decoder, find_decoder_parts, logit_transform
-from .distribution import FullOutlook, TargetDistribution, by_draft_head, by_whole_head, full_outlook
-from .features import TargetFeatures, at_places
+from .features import (
+    FullOutlook,
+    TargetDistribution,
+    TargetFeatures,
+    at_places,
+    by_draft_head,
+    by_whole_head,
+    full_outlook,
+)
 from .few_rows import few_rows_linear
 from .loading import load_causal_lm
 from .media import MEDIA, check_media, has_deepstack, rope_index, shows_media

@@ -3,19 +3,22 @@
 import json
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 
-from ..answers.journal import write_atomically
 from ..drafts.adapters import ADAPTER_FOLDER
+from ..drafts.misfits import misfits
+from ..files import write_atomically
 
 
 MANIFEST = "checkpoint_manifest.json"
 _CHECKPOINT = re.compile(r"^checkpoint-(\d+)$")
 # what torch, safetensors and the file system raise when a file cannot be written
-WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)
+_WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)
 
 
 def write_manifest(folder: str | Path, rows_per_step: int | None = None) -> None:
@@ -46,6 +49,12 @@ def why_incomplete(folder: str | Path) -> str | None:
         if path.stat().st_size != size:
             return f"{name} has {path.stat().st_size} bytes instead of {size}"
     return None
+
+
+def remove_incomplete(folder: str | Path) -> None:
+    """Delete a checkpoint folder that was not written to the end, if it is there."""
+    if Path(folder).exists() and why_incomplete(folder):
+        shutil.rmtree(folder)
 
 
 def checkpoints(output_dir: str | Path) -> list[Path]:
@@ -121,6 +130,24 @@ def clear_run(output_dir: str | Path) -> None:
         path.unlink()
 
 
+@contextmanager
+def explain_write_errors(folder: str | Path, remove: bool = False) -> Iterator[None]:
+    """Inside, a folder is written; what prevents it is raised as `write_failure` describes it.
+
+    Args:
+        remove: delete the folder then, so that it is complete or absent.
+
+    Raises:
+        OSError: if a file cannot be written.
+    """
+    try:
+        yield
+    except _WRITE_ERRORS as problem:
+        if remove:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise write_failure(folder, problem) from problem
+
+
 def write_failure(folder: str | Path, problem: Exception) -> OSError:
     """One sentence for a checkpoint that could not be written: how much space is left, and what is still whole."""
     run = Path(folder).parent if _CHECKPOINT.match(Path(folder).name) else Path(folder)
@@ -132,14 +159,6 @@ def write_failure(folder: str | Path, problem: Exception) -> OSError:
         + (f"{last} is complete: " if last else "No checkpoint was finished yet: ")
         + "make room and run again with `--resume_from_checkpoint last`."
     )
-
-
-def misfits(found: dict[str, list[int]], wanted: dict[str, list[int]]) -> list[tuple[str, str]]:
-    """Tensors that are missing, unexpected or of another shape, by name, each with what is wrong with it."""
-    wrong = [(name, "is missing") for name in wanted if name not in found]
-    wrong += [(name, "is unexpected") for name in found if name not in wanted]
-    both = [name for name in wanted if name in found and found[name] != wanted[name]]
-    return wrong + [(name, f"is {found[name]} instead of {wanted[name]}") for name in both]
 
 
 def check_tensors(model: PreTrainedModel, folder: str | Path) -> None:

@@ -1,10 +1,13 @@
-"""The draft on several ranks: wrapped at the right time, one unit under FSDP2, and checkpoints that do not show it.
+"""The draft on several ranks: one unit under FSDP2, wrapped in time under DDP, checkpoints that show neither, the end.
 
 A draft's `forward` runs the parts of its layer directly, so the whole draft is one root unit, gathered once a step.
-What a checkpoint holds is what a replicated draft writes, so a run may go on under another number of ranks, under DDP
-or alone, and back.
+A checkpoint holds what a replicated draft writes, so a run may continue on another number of ranks, under DDP or alone,
+and back.
 """
 
+import logging
+import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
@@ -12,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
@@ -21,8 +25,6 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
-from transformers import Trainer
-from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 
 def shard_draft(draft: nn.Module, accelerator) -> None:
@@ -83,58 +85,29 @@ def whole_draft(draft: nn.Module) -> Iterator[nn.Module]:
         draft.reshard()
 
 
-class DistributedDraft(Trainer):
-    """Of a `Trainer`, what differs on several ranks: checkpoints of a draft under FSDP2 are a replicated draft's."""
-
-    def evaluation_loop(self, *args, **kwargs):
-        if self.args.world_size > 1 and not self.is_fsdp_enabled and self.model_wrapped is self.model:
-            # wrapped for good: Trainer prepares a model for evaluation only, and after that `train` does not wrap it
-            # (accelerate 1.15), so that replicas would drift apart
-            self.model_wrapped = self.accelerator.prepare_model(self._wrap_model(self.model))
-        return super().evaluation_loop(*args, **kwargs)
-
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        if not self.is_fsdp_enabled or self.args.should_save:  # all ranks have gathered, one writes
-            super()._save(output_dir, state_dict)
-
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        if not self.is_fsdp_enabled:
-            return super()._save_optimizer_and_scheduler(output_dir)
-        state = _whole_optimizer_state(self.model, self.optimizer.optimizer)
-        if self.args.should_save:
-            torch.save(state, Path(output_dir) / OPTIMIZER_NAME)
-            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if not self.is_fsdp_enabled or checkpoint is None:
-            return super()._load_optimizer_and_scheduler(checkpoint)
-        state = torch.load(Path(checkpoint) / OPTIMIZER_NAME, map_location="cpu", weights_only=True)
-        _set_optimizer_state(self.model, self.optimizer.optimizer, state)
-        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        if not self.is_fsdp_enabled:
-            return super()._load_from_checkpoint(resume_from_checkpoint, model)
-        _set_weights(self.model if model is None else model, resume_from_checkpoint)
-
-    def _load_best_model(self) -> None:
-        if not self.is_fsdp_enabled:
-            return super()._load_best_model()
-        _set_weights(self.model, self.state.best_model_checkpoint)
+def wrap_before_evaluation(trainer) -> None:
+    """Wrap the draft of a `Trainer` for training, so that an evaluation before training cannot wrap it otherwise."""
+    if trainer.args.world_size > 1 and not trainer.is_fsdp_enabled and trainer.model_wrapped is trainer.model:
+        # Trainer would prepare the draft for evaluation only, and `train` would not wrap it again (accelerate 1.15):
+        # replicas would drift apart
+        trainer.model_wrapped = trainer.accelerator.prepare_model(trainer._wrap_model(trainer.model))
 
 
-def _set_weights(draft: nn.Module, folder: str | Path) -> None:
+def set_weights(draft: nn.Module, folder: str | Path) -> None:
+    """Give a draft under FSDP2 the weights of a folder; every rank must call."""
     weights = {name: x for path in Path(folder).glob("*.safetensors") for name, x in load_file(path).items()}
     # not strict: embeddings are the target's, and are never saved
     set_model_state_dict(draft, weights, options=StateDictOptions(full_state_dict=True, strict=False))
 
 
-def _whole_optimizer_state(draft: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """What `optimizer.state_dict()` would be of a replicated draft, on the first rank; all ranks must call."""
+def whole_optimizer_state(draft: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """What `optimizer.state_dict()` of a replicated draft would be, on the first rank; every rank must call."""
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     state = get_optimizer_state_dict(draft, optimizer, options=options)
     if not state:
         return {}
+
+    # a replicated draft's optimizer numbers its parameters, this one names them
     numbers = {name: i for i, name in enumerate(chain(*(group["params"] for group in state["param_groups"])))}
     return {
         "state": {numbers[name]: values for name, values in state["state"].items()},
@@ -142,8 +115,8 @@ def _whole_optimizer_state(draft: nn.Module, optimizer: torch.optim.Optimizer) -
     }
 
 
-def _set_optimizer_state(draft: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """The other way."""
+def set_optimizer_state(draft: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Give the optimizer of a draft under FSDP2 what `whole_optimizer_state` returned; every rank must call."""
     name_of = {id(parameter): name for name, parameter in draft.named_parameters()}
     names = [name_of[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
     named = {
@@ -151,3 +124,18 @@ def _set_optimizer_state(draft: nn.Module, optimizer: torch.optim.Optimizer, sta
         "param_groups": [{**g, "params": [names[number] for number in g["params"]]} for g in state["param_groups"]],
     }
     set_optimizer_state_dict(draft, optimizer, named, options=StateDictOptions(full_state_dict=True))
+
+
+def leave() -> None:
+    """End this process, as the last line of a script that may run on several gloo ranks; otherwise nothing is done.
+
+    All ranks meet once more, then each exits without tearing Python down: threads of gloo abort or hang the
+    interpreter now and then (torch 2.13), with everything already saved.
+    """
+    if not dist.is_initialized() or dist.get_backend() != "gloo":
+        return
+    dist.barrier()
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)

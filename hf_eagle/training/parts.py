@@ -15,24 +15,19 @@ from ..data.packing import pack_dataset
 from ..data.records import load_records
 from ..data.streaming import RankStream
 from ..data.vision_dataset import build_vision_dataset, holds_media
-from ..drafts.build import draft_config, load_draft, new_draft
-from ..drafts.eagle3.configuration import Eagle1Config, EagleConfig
+from ..drafts.build import load_draft, new_draft
+from ..drafts.configuration_base import DraftConfig
 from ..drafts.modeling_base import EaglePreTrainedModel
 from ..drafts.vocabulary import VocabularyMapping, count_supervised_tokens, tokenizer_fingerprint
 from ..drafts.warm_start import start_from
 from ..store.cache import FeatureCache, open_cache
 from ..store.fingerprints import drop_layers
-from ..targets.architectures import describe_taps
-from ..targets.latent import LATENT_SIZES, has_latent_attention
 from ..targets.loading import is_adapter, load_processor, load_tokenizer, save_merged, takes_media
 from ..targets.sharding import loading_arguments
 from ..targets.target import FrozenTarget
 
 
 logger = logging.getLogger(__name__)
-
-# what a draft's shape is made of
-_FIXED = ("tap_ids", "draft_vocab_size", "fc_norm", "norm_output", "image_embeddings", *LATENT_SIZES)
 
 
 def tokenizer_of(target_args: TargetArguments) -> PreTrainedTokenizerBase:
@@ -131,24 +126,10 @@ def conversations(
 
 def config_of_draft(
     target_config: PreTrainedConfig, target_args: TargetArguments, draft_args: DraftArguments, **fields
-) -> EagleConfig:
+) -> DraftConfig:
     """The config of the draft that the arguments describe."""
-    if draft_args.draft_method == "eagle1":
-        return Eagle1Config.from_target(target_config, **fields)
-    config = draft_config(
-        target_config,
-        draft_args.draft_attention,
-        draft_args.latent_sizes,
-        draft_args.draft_rope,
-        draft_vocab_size=draft_args.draft_vocab_size,
-        tap_ids=target_args.tap_ids,
-        fc_norm=draft_args.fc_norm,
-        norm_output=draft_args.norm_output,
-        image_embeddings=draft_args.image_embeddings,
-        **fields,
-    )
-    logger.info("%s", describe_taps(target_config, config.tap_ids))
-    return config
+    options = {**vars(draft_args), "latent_sizes": draft_args.latent_sizes, "tap_ids": target_args.tap_ids}
+    return draft_args.kind.part("configuration").config_for(target_config, options, **fields)
 
 
 def draft_for(
@@ -164,7 +145,7 @@ def draft_for(
     config = config_of_draft(target.config, target_args, draft_args, tokenizer_fingerprint=fingerprint)
     if existing is not None:
         draft = load_draft(existing, target, dtype=torch.float32)
-        _check_same_shape(draft, config, draft_args.draft_method, existing)
+        _check_same_shape(draft.config, config, existing)
         draft.set_attn_implementation(draft_args.draft_attn_implementation)
         return draft
 
@@ -183,19 +164,14 @@ def draft_for(
     return draft
 
 
-def _check_same_shape(draft: EaglePreTrainedModel, config: EagleConfig, method: str, folder: str) -> None:
+def _check_same_shape(held: DraftConfig, asked: DraftConfig, folder: str) -> None:
     """`ValueError` where the arguments describe another draft than the folder holds."""
-    pairs = {name: (getattr(config, name, None), getattr(draft.config, name, None)) for name in _FIXED}
-    kinds = {
-        "method": (method, draft.method),
-        "draft_rope": tuple("1d" if c.mrope_section is None else "mrope" for c in (config, draft.config)),
-        "draft_attention": tuple("mla" if has_latent_attention(c) else "llama" for c in (config, draft.config)),
-    }
-    for name, (asked, found) in {**kinds, **pairs}.items():
-        if asked != found:
+    wanted, found = asked.as_arguments(), held.as_arguments()
+    for name in [*wanted, *(name for name in found if name not in wanted)]:
+        if wanted.get(name) != found.get(name):
             raise ValueError(
-                f"`{name}` is {asked} but {folder} was trained with {found}: keep it, or start a new draft in another "
-                "`output_dir`."
+                f"`{name}` is {wanted.get(name)} but {folder} was trained with {found.get(name)}: keep it, or start a "
+                "new draft in another `output_dir`."
             )
 
 

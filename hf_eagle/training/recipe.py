@@ -82,7 +82,7 @@ class Recipe:
 
     def refuse_other_methods(self) -> None:
         """`ValueError` for an argument that means nothing to the kind of draft."""
-        refuse_other_methods(self.draft.draft_method, self.target, self.draft, self.training)
+        refuse_other_methods(self.draft.kind, self.target, self.draft, self.training)
 
     def _refuse_with_streaming(self, resume: Path | None) -> None:
         """`ValueError` for what needs the whole data at hand."""

@@ -9,32 +9,26 @@ import torch
 from peft import PeftConfig, PeftModel
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, Trainer
 
 from ..arguments.objective import refuse_other_methods
 from ..arguments.training import EagleTrainingArguments
 from ..data.collators import EagleDataCollator
 from ..data.streaming import RankStream, empty_batch, keep_rank_stream
 from ..drafts.adapters import AdaptedDraft
-from ..drafts.modeling_base import EagleOutput, EaglePreTrainedModel
-from ..drafts.row_layout import mark_padding
+from ..drafts.modeling_base import EaglePreTrainedModel
 from ..drafts.vocabulary import tokenizer_fingerprint
-from ..losses.objectives import objective_of
-from ..losses.supervision import SupervisionPlan, supervised_steps
 from ..store.cache import FeatureCache
 from ..targets.media import MEDIA
 from ..targets.target import FrozenTarget
 from .acceptance import AcceptanceLengthCallback
-from .distributed import shard_draft
-from .published_trainer import PublishedTrainer
+from .distributed import shard_draft, wrap_before_evaluation
+from .saving import SavingMixin
+from .step import OWN_COLUMNS, EpochOfPlans, PlanningCollator, TrainingStep
 from .totals import StepTotals
 
 
-# columns of a batch that the target must not see
-_OWN_COLUMNS = ("loss_mask", "stored")
-
-
-class EagleTrainer(PublishedTrainer):
+class EagleTrainer(SavingMixin, Trainer):
     """Trains a draft on the features of a frozen target.
 
     The target is a plain attribute: it is neither saved, optimised, wrapped nor cast. Losses are sums over supervised
@@ -76,7 +70,8 @@ class EagleTrainer(PublishedTrainer):
         **kwargs: Any,
     ):
         _check_fit(model, target, processing_class)
-        refuse_other_methods(model.method, args)
+        refuse_other_methods(model.kind, args)
+        training = model.kind.part("training").training_for(args, model.config)
         if processing_class is not None:
             model.config.tokenizer_fingerprint = tokenizer_fingerprint(processing_class)
         if data_collator is None:
@@ -95,8 +90,13 @@ class EagleTrainer(PublishedTrainer):
             )
         if features is not None:
             data_collator = features.collator(data_collator)
+        seed = args.seed if args.data_seed is None else args.data_seed
+        # evaluations are drawn alike every time
+        self._held_out_plans = PlanningCollator(data_collator, training, seed)
+        self._plans = PlanningCollator(data_collator, training, seed)
         # the tokenizer stays here: Trainer would rewrite the draft's special ids from it
-        super().__init__(model=model, args=args, data_collator=data_collator, **kwargs)
+        super().__init__(model=model, args=args, data_collator=self._plans, **kwargs)
+        self.add_callback(EpochOfPlans(self._plans))
         if self.args.n_gpu > 1:
             raise ValueError("Several GPUs need one process each: start with `torchrun` or `accelerate launch`.")
         if self.args.world_size > 1 and not self.args.accelerator_config.even_batches:
@@ -112,10 +112,7 @@ class EagleTrainer(PublishedTrainer):
         model.attach(target)
         if self.is_fsdp_enabled:
             shard_draft(model, self.accelerator)
-        self.objective = objective_of(model.method, args)
-        self.ttt_steps = args.ttt_steps or model.default_ttt_steps
-        weights = torch.tensor([args.step_weight**s for s in range(self.ttt_steps)])
-        self._step_weights = weights / weights.sum() if args.normalize_step_weights else weights
+        self.step = TrainingStep(self.target, training, torch.bfloat16 if args.bf16 else torch.float32, features)
         self._train_totals = StepTotals()
         self._eval_totals = StepTotals()
 
@@ -136,7 +133,14 @@ class EagleTrainer(PublishedTrainer):
         Raises:
             FloatingPointError: if the loss is not a number.
         """
-        output, counts = self.unroll(model, inputs, num_items_in_batch)
+        output, counts = self.step(
+            model,
+            inputs,
+            draft=self.accelerator.unwrap_model(model),
+            total=num_items_in_batch,
+            processes=self.accelerator.num_processes,
+            draw=self._plans.draw,
+        )
         loss = output.loss
         totals = self._train_totals if self.model.training else self._eval_totals
         totals.add(loss=output.loss_sums, correct=output.correct, rows=counts, **(output.parts or {}))
@@ -147,59 +151,12 @@ class EagleTrainer(PublishedTrainer):
             )
         return (loss, output) if return_outputs else loss
 
-    def unroll(
-        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | None = None
-    ) -> tuple[EagleOutput, torch.Tensor]:
-        """Target features, teacher distribution and the draft's unroll for one batch.
-
-        Returns:
-            The draft's output and the supervised rows of each step, `(steps,)`.
-        """
-        plan = SupervisionPlan.of(self._supervised(inputs))
-        factors = self._step_weights.to(plan.counts.device)
-        if num_items_in_batch is None:
-            factors = factors / plan.counts.clamp_min(1)
-        else:  # data parallelism averages gradients
-            factors = factors * self.accelerator.num_processes / num_items_in_batch.to(factors.device).clamp_min(1)
-        asked = {name: x for name, x in inputs.items() if name not in _OWN_COLUMNS}
-        seen = self.target(**asked) if self.features is None else self.features(inputs, lambda: self.target(**asked))
-        draft = self.accelerator.unwrap_model(model)
-        features, embeddings = draft.select_features(seen), draft.select_embeddings(seen)
-        seen.embeddings = None  # as large as a tap, and most drafts do not look at it
-        if model.training:
-            features = self.objective.disturb(features, self._documents(inputs))
-        teacher = self.objective.ask(
-            self.target,
-            seen.last_hidden.flatten(0, 1)[plan.positions],
-            draft.draft_ids,
-            torch.bfloat16 if self.args.bf16 else torch.float32,
-            outlook=None if seen.outlook is None else seen.outlook.at(plan.positions),
-        )
-        output = model(
-            input_ids=inputs["input_ids"],
-            features=features,
-            rows=plan.rows,
-            num_steps=self.ttt_steps,
-            objective=self.objective.bind(plan, teacher, factors),
-            attention_mask=inputs.get("attention_mask"),
-            position_ids=draft.select_positions(seen, inputs.get("position_ids")),
-            documents=inputs.get("documents"),
-            embeddings=embeddings,
-        )
-        return output, plan.counts
-
-    def _documents(self, inputs: dict[str, Any]) -> torch.Tensor:
-        """`(batch, length)` document ids, negative on padding."""
-        return mark_padding(inputs.get("documents"), inputs.get("attention_mask"), like=inputs["loss_mask"])
-
-    def _supervised(self, inputs: dict[str, Any]) -> torch.Tensor:
-        return supervised_steps(inputs["loss_mask"], self._documents(inputs), self.ttt_steps, self.args.supervision)
-
     def _count_rows(self, batches: list, device: torch.device) -> torch.Tensor:
         """Supervised rows of this rank's batches at each step, `(steps,)`."""
-        counts = torch.zeros(self.ttt_steps, dtype=torch.long, device=device)
+        counts = torch.zeros(self.step.training.steps, dtype=torch.long, device=device)
         for batch in batches:
-            counts += self._supervised(batch).sum((1, 2)).to(device)
+            batch["plan"] = self.step.plan(batch, self._plans.draw)  # of a collator that did not plan
+            counts += batch["plan"].counts.to(device)
         return counts
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor:
@@ -208,8 +165,8 @@ class EagleTrainer(PublishedTrainer):
     def _set_signature_columns_if_needed(self):
         # the target's forward takes what the collator makes; only what neither uses may be dropped
         if self._signature_columns is None:
-            names = ("input_ids", "attention_mask", "position_ids", "documents", "document_lengths")
-            self._signature_columns = [*names, "media", "media_fingerprint", *MEDIA, *_OWN_COLUMNS]
+            names = ("input_ids", "attention_mask", "position_ids", "document_lengths")
+            self._signature_columns = [*names, "media", "media_fingerprint", *MEDIA, *OWN_COLUMNS]
 
     # ---- streams ----
 
@@ -264,6 +221,23 @@ class EagleTrainer(PublishedTrainer):
 
     # ---- evaluation and logging ----
 
+    def get_eval_dataloader(self, eval_dataset=None):
+        """As in `Trainer`, with plans that are drawn alike in every epoch."""
+        return self._planned_alike(super().get_eval_dataloader, eval_dataset)
+
+    def get_test_dataloader(self, test_dataset):
+        """As in `Trainer`, with plans that are drawn alike in every epoch."""
+        return self._planned_alike(super().get_test_dataloader, test_dataset)
+
+    def _planned_alike(self, make_loader, dataset):
+        if self.data_collator is not self._plans:  # somebody's own, whose batches the step plans
+            return make_loader(dataset)
+        self.data_collator = self._held_out_plans
+        try:
+            return make_loader(dataset)
+        finally:
+            self.data_collator = self._plans
+
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         """Loss only: what a draft predicts is judged by decoding, not here."""
         inputs = self._prepare_inputs(inputs)
@@ -273,9 +247,10 @@ class EagleTrainer(PublishedTrainer):
 
     def evaluation_loop(self, dataloader, description, *args, metric_key_prefix="eval", **kwargs):
         """As in `Trainer`, with the loss over all supervised rows, accuracies and the estimated acceptance length."""
+        wrap_before_evaluation(self)
         self._eval_totals = StepTotals()
         output = super().evaluation_loop(dataloader, description, *args, metric_key_prefix=metric_key_prefix, **kwargs)
-        metrics = self._eval_totals.metrics(self.accelerator, self._step_weights)
+        metrics = self._eval_totals.metrics(self.accelerator, self.step.training.step_weights)
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, AcceptanceLengthCallback):  # here, so that early stopping and the best model see it
                 metrics["acceptance_length"] = round(callback.measure(), 4)
@@ -285,7 +260,7 @@ class EagleTrainer(PublishedTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds per-step accuracy, estimated acceptance length and supervised rows per second to a training log."""
         if "loss" in logs and self._train_totals.sums:
-            metrics = self._train_totals.metrics(self.accelerator, self._step_weights)
+            metrics = self._train_totals.metrics(self.accelerator, self.step.training.step_weights)
             metrics.pop("loss")  # Trainer's own is averaged over the same steps
             if not metrics["supervised_rows_per_second"]:
                 raise ValueError(
@@ -297,7 +272,7 @@ class EagleTrainer(PublishedTrainer):
         super().log(logs, start_time)
 
     def train(self, *args, **kwargs):
-        """As in `Trainer`, see [`CheckpointedTrainer.train`]."""
+        """As in `Trainer`, see [`SavingMixin.train`]."""
         self._train_totals = StepTotals()
         return super().train(*args, **kwargs)
 

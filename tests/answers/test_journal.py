@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from hf_eagle.answers.journal import Journal, write_atomically
+from hf_eagle.answers.journal import Journal
+from hf_eagle.files import write_atomically
 
 
 SETTINGS = {"target": "t", "batch_size": 2}

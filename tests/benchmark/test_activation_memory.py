@@ -7,12 +7,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from hf_eagle.benchmark.activation_memory import RunShapes, beside_unroll, kept_by_unroll
 from hf_eagle.benchmark.workload import Shapes, Step, build_draft, chat_batch
 from hf_eagle.drafts.build import new_draft
-from hf_eagle.drafts.eagle3.configuration import Eagle1Config
-from hf_eagle.losses.objectives import FeatureObjective, FeatureTeacher
-from hf_eagle.losses.supervision import SupervisionPlan, supervised_steps
+from hf_eagle.drafts.costs_base import RunShapes
+from hf_eagle.drafts.eagle1.configuration import Eagle1Config
+from hf_eagle.drafts.eagle1.training import FeatureObjective, FeatureTeacher
+from hf_eagle.drafts.unroll_plan import UnrollPlan
+from hf_eagle.targets.features import TargetFeatures
 
 
 class LiveBytes(TorchDispatchMode):
@@ -49,10 +50,14 @@ def shapes_of_step(steps, share, autocast, checkpointing):
     return RunShapes(1, 1, LENGTH, steps, share, half, checkpointing, accelerator=False)
 
 
+def costs_of(draft):
+    return draft.kind.part("costs").costs_of(draft.config)
+
+
 def said_of(draft, shapes):
     trained = sum(p.numel() for p in draft.parameters() if p.requires_grad)
     copies = 2 * trained if shapes.bf16 else 0
-    return kept_by_unroll(draft.config, shapes) + beside_unroll(draft.config, shapes) + copies
+    return costs_of(draft).kept_by_unroll(shapes) + costs_of(draft).beside_unroll(shapes) + copies
 
 
 @pytest.mark.parametrize(
@@ -75,7 +80,8 @@ def test_activations_are_those_of_a_real_step(sizes, checkpointing, autocast, sh
     step = Step(draft, None, 4, autocast)
     batch = chat_batch(sizes, 1, LENGTH, share, 1, device)
     step.look(batch)
-    before = [*draft.parameters(), *draft.buffers(), step.taps, step.teacher.probs, step.teacher.argmax]
+    features, teacher = step.target.features, step.target.teacher
+    before = [*draft.parameters(), *draft.buffers(), features.taps, teacher.probs, teacher.argmax]
     with LiveBytes(before) as seen:
         step.forward(batch).backward()
     assert said_of(draft, shapes_of_step(4, share, autocast, checkpointing)) == pytest.approx(seen.peak, rel=0.1)
@@ -102,7 +108,7 @@ def test_what_an_accelerators_attention_keeps(sizes, monkeypatch):
         step.forward(batch)
     # gradients that the loss made: of the head, and of what it takes
     made = 4 * (draft.lm_head.weight.numel() + int(step.counts.sum()) * sizes.hidden_size)
-    said = kept_by_unroll(draft.config, RunShapes(length=128, ttt_steps=4, bf16=False))
+    said = costs_of(draft).kept_by_unroll(RunShapes(length=128, ttt_steps=4, bf16=False))
     assert said == pytest.approx(sum(kept.values()) - made, rel=0.05)
 
 
@@ -113,12 +119,13 @@ def test_activations_of_eagle1_are_those_of_a_real_step(autocast):
     config = Eagle1Config(vocab_size=2000, head_dim=32, **sizes)
     draft = new_draft(config, torch.randn(2000, 288), head_weight=torch.randn(2000, 288)).train()
     ids = torch.randint(0, 2000, (1, LENGTH))
-    plan = SupervisionPlan.of(supervised_steps(torch.ones_like(ids), torch.zeros_like(ids), 1))
+    plan = UnrollPlan.of({"input_ids": ids, "loss_mask": torch.ones_like(ids)}, 1)
     features, dtype = torch.randn(1, LENGTH, 288), autocast or torch.float32
-    head = draft.lm_head.weight.to(dtype)
-    teacher = FeatureTeacher(features[0, plan.positions], lambda hidden: hidden.to(dtype) @ head.T, dtype)
-    objective = FeatureObjective().bind(plan, teacher, torch.ones(1) / len(plan.rows))
+    head, rows = draft.lm_head.weight.to(dtype), plan.supervised
+    teacher = FeatureTeacher(features[0, rows.positions], lambda hidden: hidden.to(dtype) @ head.T, dtype)
+    objective = FeatureObjective().bind(rows, teacher, torch.ones(1) / len(rows.rows))
+    seen_by_draft = TargetFeatures(taps=None, last_hidden=features)
     known = [*draft.parameters(), *draft.buffers(), ids, features, head, teacher.hidden]
     with LiveBytes(known) as seen, torch.autocast("cpu", autocast, enabled=autocast is not None):
-        draft(ids, features, rows=plan.rows, objective=objective).loss.backward()
+        draft(ids, seen_by_draft, plan, objective).loss.backward()
     assert said_of(draft, shapes_of_step(1, 1.0, autocast, False)) == pytest.approx(seen.peak, rel=0.15)

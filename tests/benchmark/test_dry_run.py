@@ -7,10 +7,10 @@ import torch
 from real_configs import PARAMETERS, write_config
 
 from hf_eagle.arguments.groups import DryRunArguments
-from hf_eagle.benchmark.activation_memory import RunShapes
 from hf_eagle.benchmark.dry_run import GIB, dry_run, read_target_config
-from hf_eagle.drafts.build import draft_config
-from hf_eagle.drafts.eagle3.configuration import Eagle1Config
+from hf_eagle.drafts.costs_base import RunShapes
+from hf_eagle.drafts.eagle1.configuration import Eagle1Config
+from hf_eagle.drafts.eagle3.configuration import draft_config
 from hf_eagle.training.recipe import Recipe
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tiny import unrolled
 from tiny_vision import NAMES, chat, image, processed, text, tiny_vision_model, video, vision_processor
 
 from hf_eagle.decoding import speculative_generate
@@ -44,7 +45,7 @@ def teach(name, rope, embeds="token"):
             positions = draft.select_positions(seen, None)
             places = torch.arange(length - 1, inputs["input_ids"].shape[1] - 3)
             more = {"position_ids": positions, "embeddings": draft.select_embeddings(seen)}
-            hidden = draft(inputs["input_ids"], seen.taps, places, 2, **more).hidden_states
+            hidden = unrolled(draft, inputs["input_ids"], seen.taps, places, 2, **more).hidden_states
             labels = [inputs["input_ids"][0, places + 2 + step] for step in range(2)]
             losses = (
                 torch.nn.functional.cross_entropy(draft.lm_head(h), x) for h, x in zip(hidden, labels, strict=True)
@@ -95,7 +96,7 @@ def simulated(target, draft, inputs, count):
             row, shown = torch.tensor([seen.taps.shape[1] - 1]), draft.select_embeddings(seen)
             if shown is not None:
                 shown = torch.cat([shown, draft.embed_tokens(whole[:, -behind:])], 1)
-            hidden = draft(whole, taps, row, step + 1, position_ids=places, embeddings=shown).hidden_states
+            hidden = unrolled(draft, whole, taps, row, step + 1, position_ids=places, embeddings=shown).hidden_states
             proposed.append(int(draft.lm_head(hidden[-1, 0]).argmax()))
         accepted = 0
         while accepted < count and proposed[accepted] == choose(answer + proposed[:accepted]):

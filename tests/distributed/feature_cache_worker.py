@@ -25,7 +25,7 @@ from hf_eagle import FrozenTarget  # noqa: E402
 from hf_eagle.data.collators import EagleDataCollator  # noqa: E402
 from hf_eagle.store import cache as feature_cache  # noqa: E402
 from hf_eagle.store.feature_store import FeatureStore  # noqa: E402
-from hf_eagle.training.leaving import leave  # noqa: E402
+from hf_eagle.training.distributed import leave  # noqa: E402
 
 
 class SlowlyOpened(FeatureStore):

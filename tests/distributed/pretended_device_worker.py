@@ -25,7 +25,7 @@ from tiny import pad_batch, random_chats, tiny_mapping  # noqa: E402
 
 from hf_eagle import FrozenTarget  # noqa: E402
 from hf_eagle.drafts.vocabulary import draft_token_ids  # noqa: E402
-from hf_eagle.training.leaving import leave  # noqa: E402
+from hf_eagle.training.distributed import leave  # noqa: E402
 
 
 TAPS = [1, 3, 5]

@@ -27,11 +27,12 @@ from tiny_tokenizer import word_tokenizer  # noqa: E402
 
 from hf_eagle import EagleTrainer, EagleTrainingArguments, FrozenTarget  # noqa: E402
 from hf_eagle.drafts.build import new_draft  # noqa: E402
-from hf_eagle.drafts.eagle3.configuration import Eagle1Config, EagleConfig  # noqa: E402
+from hf_eagle.drafts.eagle1.configuration import Eagle1Config  # noqa: E402
+from hf_eagle.drafts.eagle3.configuration import EagleConfig  # noqa: E402
 from hf_eagle.drafts.vocabulary import VocabularyMapping  # noqa: E402
 from hf_eagle.evaluation.prompts import Prompt  # noqa: E402
 from hf_eagle.training.acceptance import AcceptanceLengthCallback  # noqa: E402
-from hf_eagle.training.leaving import leave  # noqa: E402
+from hf_eagle.training.distributed import leave  # noqa: E402
 
 
 ARGS = {"report_to": "none", "disable_tqdm": True, "use_cpu": True, "logging_steps": 1}

@@ -26,7 +26,7 @@ from hf_eagle import EagleTrainer, EagleTrainingArguments, FrozenTarget  # noqa:
 from hf_eagle.drafts.build import new_draft  # noqa: E402
 from hf_eagle.drafts.eagle3.configuration import EagleConfig  # noqa: E402
 from hf_eagle.targets.sharding import local_bytes  # noqa: E402
-from hf_eagle.training.leaving import leave  # noqa: E402
+from hf_eagle.training.distributed import leave  # noqa: E402
 
 
 TAPS = [1, 3, 5]

@@ -21,7 +21,7 @@ from datasets import load_dataset  # noqa: E402
 from tiny import tiny_pair  # noqa: E402
 
 from hf_eagle import EagleTrainer, EagleTrainingArguments  # noqa: E402
-from hf_eagle.training.leaving import leave  # noqa: E402
+from hf_eagle.training.distributed import leave  # noqa: E402
 
 
 class Passes(TrainerCallback):

@@ -28,7 +28,7 @@ from tiny_tokenizer import word_tokenizer  # noqa: E402
 from hf_eagle import EagleTrainer, EagleTrainingArguments  # noqa: E402
 from hf_eagle.evaluation.prompts import Prompt  # noqa: E402
 from hf_eagle.training.acceptance import AcceptanceLengthCallback  # noqa: E402
-from hf_eagle.training.leaving import leave  # noqa: E402
+from hf_eagle.training.distributed import leave  # noqa: E402
 
 
 class KeepGradients(TrainerCallback):

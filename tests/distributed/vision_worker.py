@@ -27,7 +27,7 @@ from hf_eagle.decoding import speculative_generate  # noqa: E402
 from hf_eagle.drafts.build import new_draft  # noqa: E402
 from hf_eagle.drafts.eagle3.configuration import EagleConfig  # noqa: E402
 from hf_eagle.targets.sharding import local_bytes  # noqa: E402
-from hf_eagle.training.leaving import leave  # noqa: E402
+from hf_eagle.training.distributed import leave  # noqa: E402
 
 
 # which conversations the ranks look at: images here and text there, a video there, the same kind, and the other way

@@ -18,6 +18,7 @@ from tiny_tokenizer import word_tokenizer
 from hf_eagle import AcceptanceLengthCallback, AdaptedDraft, EagleTrainer, EagleTrainingArguments, load_draft
 from hf_eagle.arguments.groups import AdapterArguments
 from hf_eagle.drafts.adapters import head_operands
+from hf_eagle.drafts.unroll_plan import UnrollPlan
 from hf_eagle.training.checkpoints import why_incomplete
 
 
@@ -44,7 +45,7 @@ def stir(adapted, seed=5):
 def make_trainer(tmp_path, pair, peft_config=None, **fields):
     target, draft = pair
     known = {"per_device_train_batch_size": 4, "max_steps": 6, "save_steps": 3, "logging_steps": 1}
-    if draft.method == "eagle3":
+    if draft.kind.name == "eagle3":
         known["ttt_steps"] = 3
     known |= {"learning_rate": 2e-2, "lr_scheduler_type": "constant"}
     args = EagleTrainingArguments(output_dir=str(tmp_path), report_to="none", disable_tqdm=True, **known | fields)
@@ -112,7 +113,7 @@ def test_the_saved_folder_is_the_adapted_draft(make_pair, tmp_path):
     """Its keys are a normal draft's, its logits the adapter's, and its weights those that PEFT itself merges."""
     target, draft = make_pair()
     draft.save_pretrained(tmp_path / "normal")
-    where = {} if draft.method == "eagle1" else {"modules_to_save": ["norm"]}
+    where = {} if draft.kind.name == "eagle1" else {"modules_to_save": ["norm"]}
     adapted = stir(AdaptedDraft(draft, lora(**where))).eval()
     adapted.attach(target)
     before = copy.deepcopy(adapted.state_dict())
@@ -123,7 +124,7 @@ def test_the_saved_folder_is_the_adapted_draft(make_pair, tmp_path):
     assert {n: (t.shape, t.dtype) for n, t in merged.items()} == {n: (t.shape, t.dtype) for n, t in normal.items()}
     configs = [json.loads((tmp_path / name / "config.json").read_text()) for name in ("normal", "merged")]
     assert configs[0] == configs[1]
-    if draft.method == "eagle3":
+    if draft.kind.name == "eagle3":
         assert torch.equal(merged["d2t"], normal["d2t"]) and torch.equal(merged["t2d"], normal["t2d"])
         assert not torch.equal(merged["norm.weight"], normal["norm.weight"])
     assert not torch.equal(merged["fc.weight"], normal["fc.weight"])
@@ -131,11 +132,9 @@ def test_the_saved_folder_is_the_adapted_draft(make_pair, tmp_path):
     served, batch = load_draft(tmp_path / "merged", target), pad_batch(random_chats(3, seed=2))
     seen = target(batch["input_ids"], batch["attention_mask"])
     with torch.no_grad():
-        steps = 1 if draft.method == "eagle1" else 3
-        hidden = [
-            d(batch["input_ids"], d.select_features(seen), num_steps=steps, attention_mask=batch["attention_mask"])
-            for d in (adapted, served)
-        ]
+        steps = 1 if draft.kind.name == "eagle1" else 3
+        plan = UnrollPlan.of_rows(batch["input_ids"], num_steps=steps, attention_mask=batch["attention_mask"])
+        hidden = [d(batch["input_ids"], seen, plan) for d in (adapted, served)]
         logits = [d.compute_logits(x.hidden_states) for d, x in zip((adapted, served), hidden, strict=True)]
     torch.testing.assert_close(logits[0], logits[1], rtol=1e-5, atol=1e-5)
     by_peft = copy.deepcopy(adapted).merge_and_unload().state_dict()

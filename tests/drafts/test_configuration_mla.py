@@ -10,8 +10,8 @@ from tiny_mla import SIZES, YARN
 from transformers import DeepseekV2Config, DeepseekV3Config, Qwen3Config
 
 from hf_eagle import EagleConfig, EagleMLAConfig, load_draft
-from hf_eagle.drafts.build import DRAFT_CLASSES
-from hf_eagle.drafts.eagle3.configuration import Eagle1Config
+from hf_eagle.drafts.build import class_of
+from hf_eagle.drafts.eagle1.configuration import Eagle1Config
 
 
 ROPES = {**ROPES, "yarn": YARN}
@@ -110,7 +110,7 @@ def test_an_older_reader_rotates_as_the_draft_does(rope, config_class, tmp_path)
         assert (found["rope_scaling"] or {"rope_type": "default"})["rope_type"] == rope
 
     dim = 8 if config_class is EagleMLAConfig else 16
-    draft = DRAFT_CLASSES[config.architectures[0]](config_class.from_pretrained(tmp_path))
+    draft = class_of(config.architectures)(config_class.from_pretrained(tmp_path))
     wanted = torch.tensor(rotation_frequencies(found["rope_theta"], dim, found["rope_scaling"]))
     positions = torch.tensor([0, 1, 77])
     cos, sin = draft.cos_sin(torch.zeros(1), positions)
@@ -126,7 +126,7 @@ def test_an_older_reader_rotates_as_the_draft_does(rope, config_class, tmp_path)
 def test_yarn_without_mscale_stretches_what_is_rotated():
     yarn = {name: x for name, x in YARN.items() if "mscale" not in name}
     config = EagleMLAConfig(rope_parameters=dict(yarn), qk_rope_head_dim=8, hidden_size=64)
-    cos, _ = DRAFT_CLASSES[config.architectures[0]](config).cos_sin(torch.zeros(1), torch.tensor([0]))
+    cos, _ = class_of(config.architectures)(config).cos_sin(torch.zeros(1), torch.tensor([0]))
     assert cos.max().item() == pytest.approx(temperature(yarn, "mscale", 1))
 
 

@@ -3,13 +3,13 @@
 import pytest
 import torch
 from reference_eagle1 import ReferenceEagle1, last_hidden, reference_eagle1_loss
-from tiny import VOCAB, pad_batch, random_chats, tiny_eagle1_pair, tiny_llama
+from tiny import VOCAB, pad_batch, random_chats, tiny_eagle1_pair, tiny_llama, unrolled
 from tiny_families import SMALL
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, CohereConfig, Gemma2Config, GraniteConfig, Qwen2Config, Qwen3Config
 
+from hf_eagle.drafts.eagle1.training import FeatureObjective, FeatureTeacher, add_feature_noise
 from hf_eagle.losses import fused_head as fused_loss
-from hf_eagle.losses.objectives import FeatureObjective, add_feature_noise
 from hf_eagle.losses.supervision import SupervisionPlan, supervised_steps
 
 
@@ -24,8 +24,9 @@ def forward(target, draft, batch, supervision="serving", documents=None, positio
     plan = SupervisionPlan.of(supervised_steps(batch["loss_mask"], labels, 1, supervision))
     seen = target(batch["input_ids"], batch["attention_mask"]).last_hidden if features is None else features
     objective = FeatureObjective(REGRESSION, CE)
-    teacher = objective.ask(target, seen.flatten(0, 1)[plan.positions], draft.draft_ids, torch.float32)
-    output = draft(
+    teacher = FeatureTeacher(seen.flatten(0, 1)[plan.positions], target.teacher_head(), torch.float32)
+    output = unrolled(
+        draft,
         batch["input_ids"],
         seen,
         rows=plan.rows,
@@ -117,7 +118,7 @@ def test_a_perfect_draft_has_no_regression_and_the_targets_entropy():
     plan = SupervisionPlan.of(supervised_steps(batch["loss_mask"], batch["attention_mask"] - 1, 1))
     objective = FeatureObjective(REGRESSION, CE)
     truth = seen.flatten(0, 1)[plan.positions]
-    bound = objective.bind(plan, objective.ask(target, truth, None, torch.float32), FACTOR)
+    bound = objective.bind(plan, FeatureTeacher(truth, target.teacher_head(), torch.float32), FACTOR)
     output = bound(truth[plan.position_of[0]][None], draft.lm_head)
     p = target.logits(truth).softmax(-1)
     entropy = -(p * p.log()).sum(-1)[plan.position_of[0]].sum()
@@ -174,9 +175,11 @@ def test_rows_that_are_not_asked_for_change_nothing():
     target, draft = tiny_eagle1_pair()
     batch = pad_batch(random_chats(3, seed=6))
     features = target(batch["input_ids"], batch["attention_mask"]).last_hidden
-    every = draft(batch["input_ids"], features, attention_mask=batch["attention_mask"]).hidden_states[0]
+    every = unrolled(draft, batch["input_ids"], features, attention_mask=batch["attention_mask"]).hidden_states[0]
     rows = torch.tensor([3, 4, 9, batch["input_ids"].shape[1] + 5])
-    some = draft(batch["input_ids"], features, rows=rows, attention_mask=batch["attention_mask"]).hidden_states[0]
+    some = unrolled(
+        draft, batch["input_ids"], features, rows=rows, attention_mask=batch["attention_mask"]
+    ).hidden_states[0]
     torch.testing.assert_close(some, every[rows], rtol=1e-5, atol=1e-5)
 
 
@@ -213,7 +216,7 @@ def test_a_second_step_is_refused():
     target, draft = tiny_eagle1_pair()
     ids = torch.randint(3, VOCAB, (1, 6))
     with pytest.raises(ValueError, match="`num_steps` of an EAGLE-1 draft must be 1, got 2"):
-        draft(ids, target(ids).last_hidden, num_steps=2)
+        unrolled(draft, ids, target(ids).last_hidden, num_steps=2)
 
 
 def test_decoding_with_a_cache_equals_the_forward_and_the_reference():
@@ -224,7 +227,7 @@ def test_decoding_with_a_cache_equals_the_forward_and_the_reference():
     ids = torch.randint(3, VOCAB, (1, 20))
     features = target(ids).last_hidden
     row = 11
-    unrolled = draft(ids, features, rows=torch.tensor([row])).hidden_states[0]
+    trained = unrolled(draft, ids, features, rows=torch.tensor([row])).hidden_states[0]
     truth, _ = last_hidden(target.model, ids[0].tolist())
     reference, seen = ReferenceEagle1(draft, target.model), list(truth[: row + 1])
 
@@ -233,7 +236,7 @@ def test_decoding_with_a_cache_equals_the_forward_and_the_reference():
     for step in range(3):
         normed, feedback = draft.decode(tokens, hidden, positions, cache)
         if step == 0:
-            torch.testing.assert_close(normed[0, -1:], unrolled, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(normed[0, -1:], trained, rtol=1e-4, atol=1e-5)
         seen.append(reference.predict(ids[0, 1 : row + 2 + step].tolist(), seen))
         torch.testing.assert_close(normed[0, -1], seen[-1], rtol=1e-4, atol=5e-5)
         hidden, tokens = feedback[:, -1:], ids[:, row + 2 + step][None]

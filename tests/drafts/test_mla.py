@@ -6,7 +6,7 @@ from chain_models import make_draft, make_target, random_prompts
 from reference_mla import ReferenceMLADraft
 from safetensors.torch import load_file
 from test_unroll import STEPS, Wrapped, assert_equal_to_reference, gradients, unroll
-from tiny import VOCAB, pad_batch, random_chats, tiny_mapping
+from tiny import VOCAB, pad_batch, random_chats, tiny_mapping, unrolled
 from tiny_mla import SIZES, YARN, tiny_mla_pair
 from transformers import DeepseekV3Config, DeepseekV3ForCausalLM, DynamicCache, LlamaConfig
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3Attention, DeepseekV3RotaryEmbedding
@@ -21,7 +21,8 @@ from hf_eagle import (
     target_generate,
 )
 from hf_eagle.drafts import ttt_attention
-from hf_eagle.drafts.build import draft_config, new_draft
+from hf_eagle.drafts.build import new_draft
+from hf_eagle.drafts.eagle3.configuration import draft_config
 
 
 QWEN = {"hidden_size": 4096, "num_attention_heads": 32, "intermediate_size": 12288, "vocab_size": 151936}
@@ -200,13 +201,13 @@ def test_decoding_with_a_cache_equals_the_unroll(fields):
     target, draft = tiny_mla_pair(rope_parameters=YARN, **fields)
     ids, row = torch.randint(3, VOCAB, (1, 20)), 11
     features = target(ids)
-    unrolled = draft(ids, features.taps, rows=torch.tensor([row]), num_steps=STEPS).hidden_states
+    trained = unrolled(draft, ids, features.taps, rows=torch.tensor([row]), num_steps=STEPS).hidden_states
     cache = DynamicCache()
     hidden, tokens = draft.combine_features(features.taps)[:, : row + 1], ids[:, 1 : row + 2]
     positions = torch.arange(row + 1)[None]
     for step in range(STEPS):
         normed, feedback = draft.decode(tokens, hidden, positions, cache)
-        torch.testing.assert_close(normed[0, -1:], unrolled[step], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(normed[0, -1:], trained[step], rtol=1e-4, atol=1e-5)
         hidden, tokens = feedback[:, -1:], ids[:, row + 2 + step][None]
         positions = torch.tensor([[row + 1 + step]])
 

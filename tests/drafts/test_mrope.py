@@ -10,8 +10,8 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLRotaryE
 from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLTextConfig
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextRotaryEmbedding
 
-from hf_eagle.drafts.build import draft_config, load_draft
-from hf_eagle.drafts.eagle3.configuration import EagleConfig
+from hf_eagle.drafts.build import load_draft
+from hf_eagle.drafts.eagle3.configuration import EagleConfig, draft_config
 from hf_eagle.drafts.eagle3.modeling import LlamaForCausalLMEagle3
 from hf_eagle.drafts.mrope import EagleMRotaryEmbedding, axes_of_pairs
 

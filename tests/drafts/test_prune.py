@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from test_train_script import ROOT, folder  # noqa: F401 (a fixture)
-from tiny import VOCAB, pad_batch, random_chats, tiny_eagle1_pair, tiny_pair
+from tiny import VOCAB, pad_batch, random_chats, tiny_eagle1_pair, tiny_pair, unrolled
 from tiny_mla import tiny_mla_pair
 from warm_python import warm_python
 
@@ -21,7 +21,8 @@ def logits_by_token(target, draft, batch):
     """`(rows, vocab)` of the first step, minus infinity where the draft cannot propose."""
     taps = target(batch["input_ids"], batch["attention_mask"]).taps
     with torch.no_grad():
-        logits = draft.lm_head(draft(batch["input_ids"], taps, attention_mask=batch["attention_mask"]).hidden_states[0])
+        output = unrolled(draft, batch["input_ids"], taps, attention_mask=batch["attention_mask"])
+        logits = draft.lm_head(output.hidden_states[0])
     ids = draft.to_target_ids(torch.arange(logits.shape[1]))
     return torch.full((len(logits), VOCAB), float("-inf")).index_copy(1, ids, logits)
 

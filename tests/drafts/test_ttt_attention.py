@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from hf_eagle.drafts.row_layout import RowLayout
 from hf_eagle.drafts.ttt_attention import eager_ttt_attention, flash_ttt_attention, flex_ttt_attention, ttt_attention
+from hf_eagle.drafts.unroll_plan import RowLayout
 
 
 # two sequences: two packed documents and padding; one document with padding on the left

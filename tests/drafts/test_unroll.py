@@ -3,7 +3,7 @@
 import pytest
 import torch
 from reference import ReferenceDraft, reference_loss
-from tiny import pad_batch, random_chats, tiny_llama, tiny_mapping, tiny_pair
+from tiny import pad_batch, random_chats, tiny_llama, tiny_mapping, tiny_pair, unrolled
 
 from hf_eagle.drafts import ttt_attention
 from hf_eagle.drafts.build import new_draft
@@ -29,7 +29,8 @@ def unroll(target, draft, batch, supervision="serving", documents=None, position
     teacher = target.distribution(
         features.last_hidden.flatten(0, 1)[plan.positions], draft.draft_ids, with_mass=True, chunk=7
     )
-    output = draft(
+    output = unrolled(
+        draft,
         batch["input_ids"],
         features.taps,
         rows=plan.rows,
@@ -105,9 +106,9 @@ def test_unrolling_all_rows_changes_nothing():
     batch = pad_batch(random_chats(3, seed=6))
     features = target(batch["input_ids"], batch["attention_mask"])
     keys = {"num_steps": STEPS, "attention_mask": batch["attention_mask"]}
-    every = draft(batch["input_ids"], features.taps, **keys).hidden_states
+    every = unrolled(draft, batch["input_ids"], features.taps, **keys).hidden_states
     rows = torch.tensor([3, 4, 9, batch["input_ids"].shape[1] + 5])
-    some = draft(batch["input_ids"], features.taps, rows=rows, **keys).hidden_states
+    some = unrolled(draft, batch["input_ids"], features.taps, rows=rows, **keys).hidden_states
     for step in range(STEPS):
         torch.testing.assert_close(some[step], every[step][rows], rtol=1e-5, atol=1e-6)
 
@@ -168,7 +169,8 @@ def test_packed_documents_do_not_see_each_other():
     plan = SupervisionPlan.of(supervised_steps(packed["loss_mask"], documents, STEPS))
     hidden = torch.cat([f.last_hidden for f in features], 1).flatten(0, 1)
     teacher = target.distribution(hidden[plan.positions], draft.draft_ids)
-    output = draft(
+    output = unrolled(
+        draft,
         packed["input_ids"],
         torch.cat([f.taps for f in features], 1),
         rows=plan.rows,
@@ -200,13 +202,13 @@ def test_decoding_with_a_cache_equals_the_unroll():
         ids = torch.randint(3, 96, (1, 20))
         features = target(ids)
         row = 11
-        unrolled = draft(ids, features.taps, rows=torch.tensor([row]), num_steps=STEPS).hidden_states
+        trained = unrolled(draft, ids, features.taps, rows=torch.tensor([row]), num_steps=STEPS).hidden_states
 
         cache = DynamicCache()
         hidden, tokens, positions = draft.combine_features(features.taps)[:, : row + 1], ids[:, 1 : row + 2], None
         positions = torch.arange(row + 1)[None]
         for step in range(STEPS):
             normed, feedback = draft.decode(tokens, hidden, positions, cache)
-            torch.testing.assert_close(normed[0, -1:], unrolled[step], rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(normed[0, -1:], trained[step], rtol=1e-4, atol=1e-5)
             hidden, tokens = feedback[:, -1:], ids[:, row + 2 + step][None]
             positions = torch.tensor([[row + 1 + step]])

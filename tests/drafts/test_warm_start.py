@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from test_train_script import WORDS, folder, train, trained, write_chats  # noqa: F401 (folder, trained: fixtures)
-from tiny import VOCAB, pad_batch, random_chats, tiny_eagle1_pair, tiny_mapping, tiny_pair
+from tiny import VOCAB, pad_batch, random_chats, tiny_eagle1_pair, tiny_mapping, tiny_pair, unrolled
 from tiny_mla import tiny_mla_pair
 
 from hf_eagle.drafts.build import new_draft
@@ -22,7 +22,8 @@ def fresh_draft(target, like, size, seed):
 def hidden_states(target, draft, batch):
     taps = target(batch["input_ids"], batch["attention_mask"]).taps
     with torch.no_grad():
-        return draft(batch["input_ids"], taps, num_steps=3, attention_mask=batch["attention_mask"]).hidden_states
+        output = unrolled(draft, batch["input_ids"], taps, num_steps=3, attention_mask=batch["attention_mask"])
+    return output.hidden_states
 
 
 @pytest.mark.parametrize("pair", [tiny_pair, tiny_mla_pair])

@@ -7,7 +7,8 @@ from huggingface_hub import ModelCard
 from safetensors.numpy import save_file
 
 from hf_eagle.hub.licenses import license_of
-from hf_eagle.hub.model_card import CardFacts, measured_in, render_model_card, serve_commands
+from hf_eagle.hub.model_card import CardFacts, facts_of_card, measured_in, render_model_card
+from hf_eagle.serving.commands import serve_commands
 
 
 MEASURED = {
@@ -182,6 +183,28 @@ def test_the_card_of_an_eagle1_draft(tmp_path):
     assert "None" not in card.text and "layers" not in card.text and "{%" not in card.text
     tags = card.data.to_dict()["tags"]
     assert "eagle" in tags and "eagle3" not in tags
+
+
+def test_the_card_of_a_kind_that_no_server_is_known_to_run(tmp_path):
+    facts = full_facts()
+    facts.kind, facts.title = "block", "Block"
+    card = ModelCard.load(render_model_card(draft_folder(tmp_path), facts))
+    assert "A Block draft for [org/Tiny-Instruct](https://huggingface.co/org/Tiny-Instruct): a small model" in card.text
+    assert "No server is known to run a draft of its kind" in card.text
+    for word in ("## Serve it", "vllm", "sglang", "```", "## Citation", "EAGLE-3 ", "None", "{%", "\n\n\n"):
+        assert word not in card.text
+    assert "## Measured acceptance" in card.text and "## Training" in card.text and "## Limits" in card.text
+    assert set(card.data.to_dict()["tags"]) == {"block", "speculative-decoding", "draft-model"}
+    assert facts_of_card(tmp_path).kind == "block"
+
+    bare = render_model_card(tmp_path, CardFacts(name="X", target="org/t", kind="block")).read_text()
+    assert "A block draft for" in bare and "\n\n\n" not in bare
+
+
+def test_a_card_that_is_told_the_kind_is_the_same(tmp_path):
+    told = CardFacts(**{**vars(full_facts()), "kind": "eagle3", "title": "EAGLE-3"})
+    alone = render_model_card(draft_folder(tmp_path, norm_output=True), full_facts()).read_text()
+    assert render_model_card(tmp_path, told).read_text() == alone
 
 
 def test_what_the_data_hold(tmp_path):

@@ -20,7 +20,7 @@ from transformers.utils import PushInProgress
 from hf_eagle.hub.model_card import CardFacts, render_model_card
 from hf_eagle.hub.publish import contents, facts_to_publish
 from hf_eagle.training.checkpoints import MANIFEST
-from hf_eagle.training.published_trainer import PublishedTrainer
+from hf_eagle.training.saving import SavingMixin
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -289,7 +289,7 @@ def test_training_pushes_its_draft_and_keeps_its_states(hub, tmp_path):
 
 
 def test_pushes_that_fail_in_the_background_are_told_once(caplog):
-    trainer = PublishedTrainer.__new__(PublishedTrainer)
+    trainer = SavingMixin.__new__(SavingMixin)
     trainer.hub_model_id, sent, lost, running = "me/tiny-draft", Future(), Future(), Future()
     sent.set_result("a commit")
     lost.set_exception(OSError("no route to host"))

@@ -17,6 +17,7 @@ from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[up]) for up in (1, 2)]
 
+from tiny import unrolled  # noqa: E402
 from tiny_vision import MERGE, VIDEO, picture, vision_ids, vision_tokenizer  # noqa: E402
 
 from hf_eagle import EagleConfig, FrozenTarget, speculative_generate  # noqa: E402
@@ -121,7 +122,9 @@ def teach(target: FrozenTarget, inputs: list[dict], rope: str):
         for one, length in answered:
             seen, ids = target(**one), one["input_ids"]
             rows = torch.arange(length - 1, ids.shape[1] - 3)
-            hidden = draft(ids, seen.taps, rows, 2, position_ids=draft.select_positions(seen, None)).hidden_states
+            hidden = unrolled(
+                draft, ids, seen.taps, rows, 2, position_ids=draft.select_positions(seen, None)
+            ).hidden_states
             labels = [ids[0, rows + 2 + step] for step in range(2)]
             losses = [
                 torch.nn.functional.cross_entropy(draft.lm_head(h), x) for h, x in zip(hidden, labels, strict=True)

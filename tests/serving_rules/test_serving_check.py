@@ -18,6 +18,7 @@ from transformers import DeepseekV3Config, LlamaConfig
 from hf_eagle import load_draft
 from hf_eagle.drafts.layers import EagleRMSNorm
 from hf_eagle.drafts.prune import prune_vocabulary
+from hf_eagle.drafts.unroll_plan import UnrollPlan
 from hf_eagle.serving import rules_folder, rules_sglang, rules_vllm, served_math
 from hf_eagle.serving.check import check_draft, require_servable
 from hf_eagle.serving.draft_folder import TargetFacts
@@ -348,8 +349,8 @@ def logits(folder, target):
     """Over the target's vocabulary, minus infinity where nothing can be drafted."""
     draft, batch = load_draft(folder, target), pad_batch(random_chats(2, seed=1))
     target.tap_ids = draft.config.tap_ids
-    features = draft.select_features(target(batch["input_ids"], batch["attention_mask"]))
-    found = draft.compute_logits(draft(batch["input_ids"], features).hidden_states[0])
+    features, rows = target(batch["input_ids"], batch["attention_mask"]), UnrollPlan.of_rows(batch["input_ids"])
+    found = draft.compute_logits(draft(batch["input_ids"], features, rows).hidden_states[0])
     ids = torch.arange(96) if draft.draft_ids is None else draft.draft_ids
     return torch.full((len(found), 96), float("-inf")).index_copy(1, ids, found)
 

@@ -58,7 +58,7 @@ def curve(out, target, draft, data=DATA, features=None, callbacks=None, resume=N
         "logging_steps": 1,
         "save_strategy": "no",
     }
-    steps = {"ttt_steps": 3} if draft.method == "eagle3" else {}
+    steps = {"ttt_steps": 3} if draft.kind.name == "eagle3" else {}
     args = EagleTrainingArguments(
         output_dir=str(out), report_to="none", disable_tqdm=True, **{**defaults, **steps, **fields}
     )

@@ -7,14 +7,16 @@ import tiny_vision
 import torch
 from datasets import Dataset
 from test_packed_attention import packed_batch
-from tiny import pad_batch, random_chats
+from tiny import pad_batch, random_chats, unrolled
 from tiny_families import CONFIGS, SMALL, tiny_family
 from transformers import CohereConfig, Kimi_K25Config, LlamaConfig, LongcatFlashConfig, Qwen2Config
 
 from hf_eagle import EagleMLAConfig, EagleTrainer, EagleTrainingArguments, FrozenTarget, load_draft
-from hf_eagle.drafts.build import draft_config, new_draft
-from hf_eagle.drafts.eagle3.configuration import Eagle1Config
-from hf_eagle.targets.architectures import FAMILIES, describe_taps, family_of, sglang_counts_entries
+from hf_eagle.drafts.build import new_draft
+from hf_eagle.drafts.eagle1.configuration import Eagle1Config
+from hf_eagle.drafts.eagle3.configuration import draft_config
+from hf_eagle.drafts.eagle3.taps import describe_taps, sglang_counts_entries
+from hf_eagle.targets.architectures import FAMILIES, family_of
 from hf_eagle.targets.latent import has_latent_attention
 
 
@@ -75,7 +77,7 @@ def test_a_draft_for_it_learns_and_is_read_back(name, method, tmp_path):
     rows = torch.arange(8)
     features = draft.select_features(target(batch["input_ids"], batch["attention_mask"]))
     inputs = {"rows": rows, "attention_mask": batch["attention_mask"]}
-    seen, wanted = (d.eval()(batch["input_ids"], features, **inputs).hidden_states for d in (again, draft))
+    seen, wanted = (unrolled(d.eval(), batch["input_ids"], features, **inputs).hidden_states for d in (again, draft))
     assert torch.equal(seen, wanted)
 
 

@@ -17,7 +17,8 @@ from tiny_vision import (
     vision_processor,
 )
 
-from hf_eagle.targets.architectures import default_tap_ids, describe_taps
+from hf_eagle.drafts.eagle3.taps import describe_taps
+from hf_eagle.targets.architectures import default_tap_ids
 from hf_eagle.targets.loading import load_causal_lm
 from hf_eagle.targets.target import FrozenTarget
 

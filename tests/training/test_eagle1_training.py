@@ -12,6 +12,7 @@ from tiny_tokenizer import word_tokenizer
 from hf_eagle import EagleTrainer, EagleTrainingArguments, load_draft
 from hf_eagle.arguments.groups import DraftArguments, TargetArguments
 from hf_eagle.arguments.objective import refuse_other_methods
+from hf_eagle.drafts.kinds import KINDS
 from hf_eagle.training.acceptance import AcceptanceLengthCallback
 
 
@@ -182,13 +183,13 @@ def test_arguments_of_eagle1_are_refused_for_eagle3(fields, tmp_path):
 )
 def test_options_of_an_eagle3_draft_are_refused(group, name):
     with pytest.raises(ValueError, match=f"`{name}` is .*, which means nothing to an EAGLE-1/2 draft"):
-        refuse_other_methods("eagle1", group)
-    refuse_other_methods("eagle3", group)
+        refuse_other_methods(KINDS["eagle1"], group)
+    refuse_other_methods(KINDS["eagle3"], group)
 
 
 def test_one_step_is_no_contradiction(tmp_path):
-    assert make_trainer(tmp_path, ttt_steps=1).ttt_steps == 1
-    assert DraftArguments(method="eagle2").draft_method == "eagle1"
+    assert make_trainer(tmp_path, ttt_steps=1).step.training.steps == 1
+    assert DraftArguments(method="eagle2").kind == KINDS["eagle1"]
 
 
 @pytest.mark.parametrize("fields", [{"ce_weight": -0.1}, {"regression_weight": 0.0, "ce_weight": 0.0}])

@@ -142,7 +142,7 @@ def test_the_script_trains_on_more_files_than_ranks(tmp_path):
 @pytest.mark.parametrize("pair", [tiny_pair, tiny_eagle1_pair])
 def test_an_empty_batch_adds_a_gradient_of_zero_to_every_parameter(pair, tmp_path):
     trainer = make_trainer(tmp_path, pair())
-    counts = torch.full((trainer.ttt_steps,), 5)
+    counts = torch.full((trainer.step.training.steps,), 5)
     trainer.training_step(trainer.model, empty_batch(trainer.args.device), counts)
     trained = [p for p in trainer.model.parameters() if p.requires_grad]
     assert trained and all(p.grad is not None and not p.grad.any() for p in trained)

@@ -18,8 +18,10 @@ from hf_eagle.arguments.groups import DraftArguments
 from hf_eagle.arguments.objective import refuse_other_methods
 from hf_eagle.data.vision_collator import DataCollatorForVisionEagle
 from hf_eagle.data.vision_dataset import build_vision_dataset
-from hf_eagle.drafts.build import draft_config, new_draft
-from hf_eagle.drafts.eagle3.configuration import Eagle1Config, EagleConfig
+from hf_eagle.drafts.build import new_draft
+from hf_eagle.drafts.eagle1.configuration import Eagle1Config
+from hf_eagle.drafts.eagle3.configuration import EagleConfig, draft_config
+from hf_eagle.drafts.kinds import KINDS
 from hf_eagle.drafts.vocabulary import VocabularyMapping
 from hf_eagle.targets.target import FrozenTarget
 
@@ -86,7 +88,7 @@ def test_loss_and_gradients_equal_the_loop_reference(name, kind, rope, embeds, t
     chats = BATCHES[kind]
     trainer, processor, data = make_trainer(tmp_path, name, chats, rope, embeds, per_device_eval_batch_size=len(chats))
     trainer.model.train()
-    output, counts = trainer.unroll(trainer.model, batch_of(trainer))
+    output, counts = trainer.step(trainer.model, batch_of(trainer))
     sums, correct, rows = vision_loss(
         trainer.model, trainer.target.model, processor, chats, list(data), STEPS, oov_rows="renormalize"
     )
@@ -141,7 +143,7 @@ def test_where_no_server_embeds_images(caplog):
     with pytest.raises(ValueError, match="`image_embeddings` of an EAGLE-1 draft must be token, got vision"):
         Eagle1Config.from_target(config, **vision)
     with pytest.raises(ValueError, match="`image_embeddings` is vision, which means nothing to an EAGLE-1/2 draft"):
-        refuse_other_methods("eagle1", DraftArguments(method="eagle1", **vision))
+        refuse_other_methods(KINDS["eagle1"], DraftArguments(method="eagle1", **vision))
     with pytest.raises(ValueError, match="`image_embeddings` must be one of token, vision, got 'pixels'"):
         draft_config(config, image_embeddings="pixels")
 

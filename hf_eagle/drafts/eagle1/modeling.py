@@ -9,11 +9,12 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from ...targets.architectures import logit_transform
 from ...targets.few_rows import few_rows_linear
 from ..attention import EagleAttention
-from ..eagle3.configuration import Eagle1Config
 from ..layers import DraftLayer
-from ..modeling_base import EaglePreTrainedModel
-from ..row_layout import RowLayout
+from ..modeling_unrolled import UnrolledDraft
 from ..ttt_attention import ttt_attention
+from ..unroll_plan import RowLayout
+from .configuration import Eagle1Config
+from .proposal import Eagle1Proposer
 
 
 class LentHead(nn.Linear):
@@ -33,7 +34,7 @@ class LentHead(nn.Linear):
         return logits if self.transform is None else self.transform(logits)
 
 
-class LlamaForCausalLMEagle(EaglePreTrainedModel):
+class LlamaForCausalLMEagle(UnrolledDraft):
     """EAGLE-1/2 draft: `fc(cat(embedding, feature))` -> one layer -> the next feature -> the target's own head.
 
     Row `i` holds the target's last hidden state `f_i`, behind its final norm, and the embedding of token `i + 1`. It
@@ -48,8 +49,6 @@ class LlamaForCausalLMEagle(EaglePreTrainedModel):
     config_class = Eagle1Config
     _keys_to_ignore_on_save = ["embed_tokens.weight", "lm_head.weight"]
     _keys_to_ignore_on_load_missing = [r"^embed_tokens\.weight$", r"^lm_head\.weight$"]
-    method = "eagle1"
-    default_ttt_steps = 1
 
     def __init__(self, config: Eagle1Config):
         super().__init__(config)
@@ -61,9 +60,9 @@ class LlamaForCausalLMEagle(EaglePreTrainedModel):
         self.lm_head = LentHead(config)
         self.rotary_emb = LlamaRotaryEmbedding(config=config)
         self.gradient_checkpointing = False  # switched by `gradient_checkpointing_enable`
-        self._register_vocabulary(config)
+        self.register_vocabulary(config)
         self.post_init()
-        self._freeze()
+        self.freeze()
 
     def get_output_embeddings(self) -> nn.Linear:
         return self.lm_head
@@ -97,8 +96,8 @@ class LlamaForCausalLMEagle(EaglePreTrainedModel):
 
     start_from_target = set_target_head  # of a new draft: there is no head of its own to start
 
-    def _freeze(self) -> None:
-        super()._freeze()
+    def freeze(self) -> None:
+        super().freeze()
         self.lm_head.requires_grad_(False)
         self.fc.bias.requires_grad_(False)
 
@@ -155,6 +154,10 @@ class LlamaForCausalLMEagle(EaglePreTrainedModel):
         query = attention.query(attention.project_query(x), self.cos_sin(x, position_ids[layout.rows]))
         attend = ttt_attention(self.config._attn_implementation, x.device)
         return layer.finish(x, attend(query, key, value, [], [], layout, attention.scaling))
+
+    def proposer(self, shape, prompts) -> Eagle1Proposer:
+        """See [`EaglePreTrainedModel.proposer`]."""
+        return Eagle1Proposer(self, shape, prompts)
 
     def decode(self, input_ids, hidden, position_ids, past_key_values, attention_mask=None, embeddings=None):
         """As the base class says; the predicted features are both what the head takes and what is fed back."""

@@ -1,37 +1,26 @@
-"""Configs of drafts with Llama layers, which write the `config.json` that vLLM and SGLang read (contract section 5)."""
+"""The config of an EAGLE-3 or 3.1 draft, with Llama's attention or (`configuration_latent.py`) DeepSeek's."""
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
-from transformers import LlamaConfig, PreTrainedConfig
+from transformers import PreTrainedConfig
 
-from ...targets.architectures import check_tap_ids, default_tap_ids, mlp_width, sglang_counts_entries
+from ...targets.architectures import check_tap_ids, default_tap_ids
+from ...targets.latent import has_latent_attention
+from ...targets.media import has_mrope
+from ..configuration_base import DraftConfig, fields_of_target, written_for_servers
 from ..rope import draft_rope
-from ..vocabulary import check_draft_vocab_size
+from .taps import describe_taps, sglang_counts_entries
 
 
 logger = logging.getLogger(__name__)
 
-# rope_scaling of the older readers carries everything but the base
-_ROPE_BASE = "rope_theta"
-# SGLang takes the first, vLLM the second
-_EAGLE1_ARCHITECTURES = ("LlamaForCausalLMEagle", "EagleLlamaForCausalLM")
 # what a draft embeds where a medium is
 IMAGE_EMBEDDINGS = ("token", "vision")
-# fields without a meaning in EAGLE-1
-_OF_EAGLE3 = (
-    "target_hidden_size",
-    "eagle_aux_hidden_state_layer_ids",
-    "sglang_counts_entries",
-    "fc_norm",
-    "norm_output",
-    "norm_before_residual",
-    "norm_before_fc",
-    "image_embeddings",
-)
 
 
-class EagleConfig(LlamaConfig):
+class EagleConfig(DraftConfig):
     """Configuration of an EAGLE-3 draft with Llama attention.
 
     Everything that the servers read is a field here or is derived when the config is written; there is no export step.
@@ -61,41 +50,23 @@ class EagleConfig(LlamaConfig):
         >>> EagleConfig.from_target(target.config, draft_vocab_size=8192).save_pretrained("draft")
     """
 
-    # an unknown model_type fails in vLLM; Llama-style drafts are "llama" for both servers
-    model_type = "llama"
-    ignore_keys_at_rope_validation = {"mrope_section", "mrope_interleaved"}
-
-    num_hidden_layers: int = 1
-    rms_norm_eps: float = 1e-5
-    draft_vocab_size: int | None = None
-    target_hidden_size: int | None = None
-    eagle_aux_hidden_state_layer_ids: list[int] | tuple[int, ...] | None = None
     fc_norm: bool = False
     norm_output: bool = False
     norm_before_residual: bool = False
     norm_before_fc: bool = False
     sglang_counts_entries: bool = False
-    image_embeddings: str = "token"
-    tokenizer_fingerprint: str | None = None
 
     def __post_init__(self, **kwargs):
         kwargs.pop("num_aux_hidden_states", None)  # made anew from the taps when written, as is
         nested = (kwargs.pop("eagle_config", None) or {}).get("eagle_aux_hidden_state_layer_ids")
         if nested is not None and nested == self.eagle_aux_hidden_state_layer_ids:
             self.sglang_counts_entries = True
-        if self.draft_vocab_size is None:
-            self.draft_vocab_size = self.vocab_size
-        if self.target_hidden_size is None:
-            self.target_hidden_size = self.hidden_size
-        if self.eagle_aux_hidden_state_layer_ids is not None:
-            self.eagle_aux_hidden_state_layer_ids = [int(i) for i in self.eagle_aux_hidden_state_layer_ids]
         if self.architectures is None:
             self.architectures = ["LlamaForCausalLMEagle3"]
         super().__post_init__(**kwargs)
-        self._check()
 
-    def _check(self):
-        check_draft_vocab_size(self.draft_vocab_size, self.vocab_size)
+    def _check(self) -> None:
+        super()._check()
         if self.image_embeddings not in IMAGE_EMBEDDINGS:
             raise ValueError(
                 f"`image_embeddings` must be one of {', '.join(IMAGE_EMBEDDINGS)}, got {self.image_embeddings!r}."
@@ -124,24 +95,10 @@ class EagleConfig(LlamaConfig):
             norm_before_fc=False,
         )
 
-    def _refuse(self, kind: str, **wanted: Any) -> None:
-        for name, value in wanted.items():
-            if getattr(self, name) != value:
-                raise ValueError(f"`{name}` of an {kind} draft must be {value}, got {getattr(self, name)}.")
-
-    @property
-    def tap_ids(self) -> list[int] | None:
-        """Entry ids of the taps, ascending."""
-        return self.eagle_aux_hidden_state_layer_ids
-
-    @property
-    def mrope_section(self) -> list[int] | None:
-        """Pairs of a head that are rotated by each of a token's three positions, `None` where it has one (1-D RoPE)."""
-        return (self.rope_parameters or {}).get("mrope_section")
-
-    @property
-    def num_taps(self) -> int:
-        return 3 if self.tap_ids is None else len(self.tap_ids)
+    def as_arguments(self) -> dict[str, Any]:
+        """See [`DraftConfig.as_arguments`]."""
+        said = {"method": "eagle3", "draft_attention": "llama", **super().as_arguments()}
+        return said | {"fc_norm": self.fc_norm, "norm_output": self.norm_output}
 
     @classmethod
     def from_target(
@@ -168,7 +125,7 @@ class EagleConfig(LlamaConfig):
         layers = target_config.get_text_config().num_hidden_layers
         tap_ids = default_tap_ids(target_config) if tap_ids is None else tap_ids
         fields = {
-            **_fields_of_target(target_config),
+            **fields_of_target(target_config),
             "target_hidden_size": target_config.get_text_config().hidden_size,
             "rope_parameters": draft_rope(target_config.get_text_config(), rope),
             "draft_vocab_size": draft_vocab_size,
@@ -182,7 +139,7 @@ class EagleConfig(LlamaConfig):
 
     def to_diff_dict(self) -> dict[str, Any]:
         """What `config.json` holds: every field both servers read, RoPE and dtype in the old and the new spelling."""
-        written = _written_for_servers(self, super().to_diff_dict())
+        written = written_for_servers(self, super().to_diff_dict())
         written.pop("sglang_counts_entries", None)  # said by the ids
         if self.image_embeddings == "token":
             written.pop("image_embeddings", None)
@@ -197,116 +154,80 @@ class EagleConfig(LlamaConfig):
         return written
 
 
-class Eagle1Config(EagleConfig):
-    """Configuration of an EAGLE-1/2 draft: no taps, no vocabulary and no head of its own.
+def config_for(target_config: PreTrainedConfig, options: Mapping[str, Any], **fields: Any) -> EagleConfig:
+    """The config of a new draft for a target.
 
     Args:
-        logit_scale (`float`, *optional*): factor on the logits of the target's head, where the target has one.
-        final_logit_softcapping (`float`, *optional*): soft cap of the target's logits, where it has one.
+        target_config: the target's (text) config.
+        options: arguments of the command line by name; those of EAGLE-3 are read.
+        fields: any other field of the config.
+    """
+    config = draft_config(
+        target_config,
+        options["draft_attention"],
+        options["latent_sizes"],
+        options["draft_rope"],
+        options["image_embeddings"],
+        **{name: options[name] for name in ("draft_vocab_size", "tap_ids", "fc_norm", "norm_output")},
+        **fields,
+    )
+    logger.info("%s", describe_taps(target_config, config.tap_ids))
+    return config
+
+
+def draft_config(
+    target_config: PreTrainedConfig,
+    attention: str = "auto",
+    latent_sizes: dict | None = None,
+    rope: str = "1d",
+    image_embeddings: str = "token",
+    **fields: Any,
+) -> EagleConfig:
+    """The config of a new draft for a target.
+
+    Args:
+        target_config: the target's (text) config.
+        attention: `"llama"` or `"mla"`; `"auto"` is the target's own kind.
+        latent_sizes: of `"mla"`, those that are not the target's.
+        rope: of `"llama"`, `"1d"` or `"mrope"`, see `draft_rope`.
+        image_embeddings: of `"llama"`, `"token"` or `"vision"`, see [`EagleConfig`].
+        fields: as for [`EagleConfig.from_target`].
 
     Raises:
-        ValueError: for a field that belongs to EAGLE-3.
-
-    Example:
-        >>> Eagle1Config.from_target(target.config).save_pretrained("draft")
+        ValueError: for an unknown kind, latent sizes of another, or what does not fit the target.
     """
+    from .configuration_latent import EagleMLAConfig  # which derives from this module's config
 
-    logit_scale: float | None = None
-    final_logit_softcapping: float | None = None
-
-    def __post_init__(self, **kwargs):
-        if self.architectures is None:
-            self.architectures = list(_EAGLE1_ARCHITECTURES)
-        super().__post_init__(**kwargs)
-
-    def _check(self):
-        self._refuse(
-            "EAGLE-1",
-            num_hidden_layers=1,
-            tie_word_embeddings=False,
-            attention_bias=False,
-            mlp_bias=False,
-            eagle_aux_hidden_state_layer_ids=None,
-            draft_vocab_size=self.vocab_size,
-            target_hidden_size=self.hidden_size,
-            fc_norm=False,
-            norm_output=False,
-            image_embeddings="token",
+    if attention not in ("auto", "llama", "mla"):
+        raise ValueError(f"`draft_attention` must be one of auto, llama, mla, got {attention!r}.")
+    by_token = image_embeddings == "token"
+    if not by_token and not has_mrope(target_config):
+        raise ValueError(f"`image_embeddings` is {image_embeddings}, but the target takes no images: leave it out.")
+    if attention == "mla" or (attention == "auto" and has_latent_attention(target_config.get_text_config())):
+        if rope != "1d":
+            raise ValueError(
+                f"`draft_rope` is {rope}, but the draft has latent attention, which is rotated in 1d only."
+            )
+        if not by_token:
+            raise ValueError(
+                f"`image_embeddings` is {image_embeddings}, but a draft with latent attention embeds tokens "
+                "only: leave it out, or set `draft_attention` to llama."
+            )
+        config = EagleMLAConfig.from_target(target_config, **(latent_sizes or {}), **fields)
+        if config.q_lora_rank is None:
+            logger.warning("`q_lora_rank` is none: neither vLLM 0.32 nor SGLang 0.5.23 loads such a draft.")
+        return config
+    if latent_sizes:
+        name, size = next(iter(latent_sizes.items()))
+        raise ValueError(
+            f"`{name}` is {size}, but the draft's attention is Llama's, which has none: leave it out, or set "
+            "`draft_attention` to mla."
         )
-
-    @property
-    def tap_ids(self) -> list[int]:
-        """None of them: this draft looks at the target's last hidden state."""
-        return []
-
-    @classmethod
-    def from_target(cls, target_config: PreTrainedConfig, **overrides: Any) -> "Eagle1Config":
-        """A draft for this target: its widths, heads, RoPE, context length and special ids; one untied Llama layer.
-
-        Args:
-            target_config: the target's (text) config.
-            overrides: any other field.
-
-        Raises:
-            ValueError: for a field that belongs to EAGLE-3.
-        """
-        text = target_config.get_text_config()
-        scale = (getattr(text, "logit_scale", None) or 1.0) / (getattr(text, "logits_scaling", None) or 1.0)
-        fields = {
-            **_fields_of_target(target_config),
-            # the names that the servers read; both run the target's head without the target's own forward
-            "logit_scale": None if scale == 1.0 else scale,
-            "final_logit_softcapping": getattr(text, "final_logit_softcapping", None),
-        }
-        return cls(**{**fields, **overrides})
-
-    def to_diff_dict(self) -> dict[str, Any]:
-        """What `config.json` holds: what both servers read, and nothing of EAGLE-3."""
-        written = _written_for_servers(self, LlamaConfig.to_diff_dict(self))
-        for name in _OF_EAGLE3:
-            written.pop(name, None)
-        # transformers names the class that it saves, and no other
-        written.update(architectures=list(_EAGLE1_ARCHITECTURES), draft_vocab_size=self.vocab_size)
-        for name in ("logit_scale", "final_logit_softcapping"):
-            if written.get(name) is None:  # vLLM would multiply by null
-                written.pop(name, None)
-        return written
+    if not by_token:
+        logger.warning("`image_embeddings` is vision, as SGLang serves: vLLM 0.32 gives a draft the image's token.")
+    return EagleConfig.from_target(target_config, rope=rope, image_embeddings=image_embeddings, **fields)
 
 
-def _fields_of_target(target_config: PreTrainedConfig) -> dict[str, Any]:
-    """What every draft takes over from its target."""
-    text = target_config.get_text_config()
-    heads = text.num_attention_heads
-    return {
-        "vocab_size": text.vocab_size,
-        "hidden_size": text.hidden_size,
-        "intermediate_size": mlp_width(target_config),
-        "num_attention_heads": heads,
-        "num_key_value_heads": getattr(text, "num_key_value_heads", None) or heads,
-        "head_dim": getattr(text, "head_dim", None) or text.hidden_size // heads,
-        "rms_norm_eps": getattr(text, "rms_norm_eps", 1e-5),
-        "max_position_embeddings": text.max_position_embeddings,
-        "rope_parameters": draft_rope(text),
-        "initializer_range": getattr(text, "initializer_range", 0.02),
-        **{name: getattr(text, name, None) for name in ("bos_token_id", "eos_token_id", "pad_token_id")},
-    }
-
-
-def _written_for_servers(config: EagleConfig, written: dict[str, Any]) -> dict[str, Any]:
-    """`written`, with every field both servers read of any draft, RoPE and dtype in the old and the new spelling."""
-    for name in ("use_cache", "pretraining_tp", "attention_dropout", "_name_or_path"):
-        written.pop(name, None)  # the trainer switches `use_cache` off; a server must not inherit that
-
-    rope = dict(config.rope_parameters)
-    scaling = {k: v for k, v in rope.items() if k != _ROPE_BASE}
-    written["rope_parameters"] = rope
-    written["rope_theta"] = rope[_ROPE_BASE]
-    written["rope_scaling"] = None if scaling in ({}, {"rope_type": "default"}) else scaling
-
-    dtype = written.get("dtype") or "float32"
-    written.update(dtype=dtype, torch_dtype=dtype, tie_word_embeddings=False, num_hidden_layers=1)
-    for name in ("attention_bias", "mlp_bias", "bos_token_id", "eos_token_id", "pad_token_id"):
-        written[name] = getattr(config, name)
-    if written.get("tokenizer_fingerprint") is None:
-        written.pop("tokenizer_fingerprint", None)
-    return written
+def title_of(config: Mapping[str, Any]) -> str:
+    """What people call the draft of a `config.json`."""
+    return "EAGLE-3.1" if config.get("norm_output") else "EAGLE-3"

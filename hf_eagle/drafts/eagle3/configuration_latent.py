@@ -94,6 +94,11 @@ class EagleMLAConfig(EagleConfig):
             target_config, draft_vocab_size, tap_ids, **{**sizes, "rope_parameters": rope, **overrides}
         )
 
+    def as_arguments(self) -> dict[str, Any]:
+        """See [`DraftConfig.as_arguments`]."""
+        sizes = {name: getattr(self, name) for name in LATENT_SIZES}
+        return {**super().as_arguments(), "draft_attention": "mla", **sizes}
+
     def to_diff_dict(self) -> dict[str, Any]:
         """What `config.json` holds: what [`EagleConfig`] writes, and the latent sizes."""
         written = super().to_diff_dict()

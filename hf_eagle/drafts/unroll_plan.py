@@ -1,36 +1,18 @@
-"""Which rows of a batch an unroll computes, and which step-0 keys each of them sees."""
+"""The plan of a batch for drafts that are unrolled a token at a time: which rows, which keys they see, and where."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 
+from ..data.collators import any_packed, documents_of, mark_padding, number_documents
+from ..losses.supervision import SupervisionPlan, supervised_steps
+from .training_base import BatchPlan
+
 
 _BLOCK = 128  # rows and keys of a block of `flex_attention`
-
-
-def mark_padding(
-    documents: torch.Tensor | None, attention_mask: torch.Tensor | None, like: torch.Tensor
-) -> torch.Tensor:
-    """Document ids `(batch, length)` of a batch, -1 on padding; one document a sequence where none are given.
-
-    Args:
-        documents: ids of packed documents.
-        attention_mask: 0 on padding; no padding when `None`.
-        like: `(batch, length)`.
-    """
-    documents = torch.zeros_like(like) if documents is None else documents
-    return documents if attention_mask is None else documents.masked_fill(attention_mask == 0, -1)
-
-
-def number_documents(documents: torch.Tensor) -> torch.Tensor:
-    """Which document of the batch each token is of, counted from 0: `(batch, length)` ids -> `(batch * length,)`.
-
-    A document is a run of one id in one sequence; a run of padding counts as one.
-    """
-    changes = torch.ones_like(documents, dtype=torch.bool)
-    changes[:, 1:] = documents[:, 1:] != documents[:, :-1]
-    return changes.flatten().cumsum(0) - 1
 
 
 @dataclass
@@ -62,6 +44,23 @@ class RowLayout:
         needed = places <= last_row[document]
         keys = needed.nonzero()[:, 0]
         return cls(rows, keys, (needed.cumsum(0) - 1)[rows], document[rows], document[keys])
+
+    def counted(self) -> "RowLayout":
+        """Itself, with what kernels want to know as plain numbers: asked for on a device, these would wait for it."""
+        if self.rows.numel():
+            self.spans  # noqa: B018 - `documents` too
+        return self
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "RowLayout":
+        """On another device; what was counted on the host stays counted."""
+        if self.rows.device == torch.device(device):
+            return self
+        counted = {name: self.__dict__[name] for name in ("documents", "spans") if name in self.__dict__}
+        moved = replace(
+            self, **{f.name: getattr(self, f.name).to(device, non_blocking=non_blocking) for f in fields(self)}
+        )
+        moved.__dict__.update(counted)
+        return moved
 
     @cached_property
     def documents(self) -> list[tuple[int, int, int, int]]:
@@ -126,3 +125,78 @@ def _listed(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Bool `(rows, columns)` as `flex_attention` wants it: how many columns a row has, and which, those first."""
     order = blocks.int().argsort(dim=-1, descending=True, stable=True)
     return blocks.sum(-1, dtype=torch.int32)[None, None], order.int()[None, None]
+
+
+@dataclass
+class UnrollPlan(BatchPlan):
+    """Which rows are unrolled, where they stand, and what each is compared with.
+
+    Attributes:
+        documents, packed: as in [`BatchPlan`].
+        position_ids: `(batch, length)`, or `(3, batch, length)`, where tokens stand.
+        num_steps: TTT steps.
+        layout: the rows, and which step-0 keys they need.
+        supervised: what each row is compared with; `None` where nothing is.
+    """
+
+    documents: torch.Tensor
+    packed: bool
+    position_ids: torch.Tensor
+    num_steps: int
+    layout: RowLayout
+    supervised: SupervisionPlan | None = None
+
+    @property
+    def counts(self) -> torch.Tensor:
+        return self.supervised.counts
+
+    @classmethod
+    def of(cls, batch: Mapping[str, Any], num_steps: int, supervision: str = "serving") -> "UnrollPlan":
+        """Of what a collator made, see [`DraftTraining.plan`]."""
+        documents = documents_of(batch)
+        supervised = SupervisionPlan.of(supervised_steps(batch["loss_mask"], documents, num_steps, supervision))
+        return cls(
+            documents=documents,
+            packed=any_packed(documents),
+            position_ids=_positions(batch["input_ids"], batch.get("attention_mask"), batch.get("position_ids")),
+            num_steps=num_steps,
+            layout=RowLayout.of(supervised.rows, documents).counted(),
+            supervised=supervised,
+        )
+
+    @classmethod
+    def of_rows(
+        cls,
+        input_ids: torch.Tensor,
+        rows: torch.Tensor | None = None,
+        num_steps: int = 1,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        documents: torch.Tensor | None = None,
+    ) -> "UnrollPlan":
+        """Of rows that are chosen, `(N,)` flat ids `b * length + t`, ascending; all rows when `None`."""
+        if rows is None:
+            rows = torch.arange(input_ids.numel(), device=input_ids.device)
+        documents = mark_padding(documents, attention_mask, like=input_ids)
+        positions = _positions(input_ids, attention_mask, position_ids)
+        return cls(documents, any_packed(documents), positions, num_steps, RowLayout.of(rows, documents))
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "UnrollPlan":
+        if self.documents.device == torch.device(device):
+            return self
+        moved = {
+            name: value if value is None else value.to(device, non_blocking=non_blocking)
+            for name, value in vars(self).items()
+            if name not in ("packed", "num_steps")
+        }
+        return UnrollPlan(packed=self.packed, num_steps=self.num_steps, **moved)
+
+
+def _positions(
+    input_ids: torch.Tensor, attention_mask: torch.Tensor | None, position_ids: torch.Tensor | None
+) -> torch.Tensor:
+    """The given positions, or those counted along the unpadded tokens."""
+    if position_ids is not None:
+        return position_ids
+    present = torch.ones_like(input_ids) if attention_mask is None else attention_mask.long()
+    return (present.cumsum(-1) - 1).clamp_min(0)

@@ -1,0 +1,77 @@
+"""What a draft proposes in a round: the form of it, and how drafts that propose a token at a time come to it."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+
+from .caches import Lengths
+from .chain import DraftRun, propose_chain
+from .checks import DraftShape
+from .target_run import TargetRun
+from .tree import DraftTree, propose_tree
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """The drafted tokens of a round.
+
+    Attributes:
+        tokens: target ids `(rows, n)`.
+        tree: how they hang together; they follow each other when `None`.
+    """
+
+    tokens: torch.Tensor
+    tree: DraftTree | None = None
+
+
+class Proposer(ABC):
+    """The draft's side of decoding a batch: what a draft has seen of it, and what it proposes behind that."""
+
+    @abstractmethod
+    def propose(
+        self,
+        features: torch.Tensor,
+        next_ids: torch.Tensor,
+        lengths: Lengths,
+        embeddings: torch.Tensor | None = None,
+    ) -> Proposal:
+        """Take in what was verified since the last round, and propose what follows.
+
+        Args:
+            features: `(rows, n, ...)`, what the draft's `select_features` takes of the target's at the tokens that are
+                new to it; what a row holds behind its own new tokens is ignored.
+            next_ids: `(rows, n)`, for each of them the NEXT token; the newest token of each row comes last.
+            lengths: verified tokens of every row, these included and the newest one not.
+            embeddings: `(rows, n, hidden)` in the place of those of `next_ids`, see `select_embeddings`.
+        """
+
+    @abstractmethod
+    def select(self, kept: list[int], kept_on_device: torch.Tensor) -> None:
+        """Keep these rows of the batch only."""
+
+
+class AutoregressiveProposer(Proposer):
+    """A chain or a tree, a token or a level at a time, each on the draft's own hidden states.
+
+    Args:
+        draft ([`UnrolledDraft`]): the draft, with the target's embeddings attached.
+        shape: what is drafted.
+        prompts: the batch, before anything of it was decoded.
+    """
+
+    def __init__(self, draft, shape: DraftShape, prompts: TargetRun):
+        lengths = prompts.lengths
+        nothing = Lengths([0] * len(lengths.host), torch.zeros_like(lengths.device))
+        self.run = DraftRun(draft, nothing, prompts.limit, prompts.prompt_positions, prompts.moved)
+        self.shape = shape
+
+    def propose(self, features, next_ids, lengths, embeddings=None) -> Proposal:
+        shape, state = self.shape, self.run.catch_up(features, next_ids, lengths, embeddings)
+        if not shape.tree:
+            return Proposal(propose_chain(self.run, *state, shape.depth))
+        tree = propose_tree(self.run, *state, shape.depth, shape.top_k, shape.total_tokens)
+        return Proposal(tree.tokens, tree)
+
+    def select(self, kept: list[int], kept_on_device: torch.Tensor) -> None:
+        self.run.select(kept, kept_on_device)

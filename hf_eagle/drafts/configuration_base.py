@@ -1,0 +1,141 @@
+"""What the configs of all drafts share: the `config.json` that vLLM and SGLang read (contract section 5)."""
+
+from typing import Any
+
+from transformers import LlamaConfig, PreTrainedConfig
+
+from ..targets.architectures import family_of
+from .rope import draft_rope
+from .vocabulary import check_draft_vocab_size
+
+
+# rope_scaling of the older readers carries everything but the base
+_ROPE_BASE = "rope_theta"
+
+
+class DraftConfig(LlamaConfig):
+    """The config of a draft with Llama layers, whatever its kind.
+
+    A kind derives from it, checks its own fields in `_check`, and says in `as_arguments` what it is in the words of the
+    command line.
+
+    Args:
+        draft_vocab_size (`int`, *optional*, defaults to `vocab_size`):
+            Rows of the draft's head. `vocab_size` is the target's.
+        target_hidden_size (`int`, *optional*, defaults to `hidden_size`):
+            Width of one tap.
+        eagle_aux_hidden_state_layer_ids (`list[int]`, *optional*):
+            Tap ids as layer ENTRY ids, ascending and unique (vLLM's convention).
+        image_embeddings (`str`, defaults to `"token"`):
+            What the draft embeds at a medium: its `"token"`, as vLLM, or what the target's `"vision"` tower made of it,
+            as SGLang. Neither server reads it; decoding and checks do.
+        tokenizer_fingerprint (`str`, *optional*): identity of the tokenizer that the vocabulary mapping was made with.
+
+    Raises:
+        ValueError: for a draft vocabulary that does not fit.
+    """
+
+    # an unknown model_type fails in vLLM; Llama-style drafts are "llama" for both servers
+    model_type = "llama"
+    ignore_keys_at_rope_validation = {"mrope_section", "mrope_interleaved"}
+
+    num_hidden_layers: int = 1
+    rms_norm_eps: float = 1e-5
+    draft_vocab_size: int | None = None
+    target_hidden_size: int | None = None
+    eagle_aux_hidden_state_layer_ids: list[int] | tuple[int, ...] | None = None
+    image_embeddings: str = "token"
+    tokenizer_fingerprint: str | None = None
+
+    def __post_init__(self, **kwargs):
+        if self.draft_vocab_size is None:
+            self.draft_vocab_size = self.vocab_size
+        if self.target_hidden_size is None:
+            self.target_hidden_size = self.hidden_size
+        if self.eagle_aux_hidden_state_layer_ids is not None:
+            self.eagle_aux_hidden_state_layer_ids = [int(i) for i in self.eagle_aux_hidden_state_layer_ids]
+        super().__post_init__(**kwargs)
+        self._check()
+
+    def _check(self) -> None:
+        """`ValueError` for what a draft of this kind cannot be."""
+        check_draft_vocab_size(self.draft_vocab_size, self.vocab_size)
+
+    def _refuse(self, kind: str, **wanted: Any) -> None:
+        """`ValueError` for the first of these fields that is there with another value."""
+        for name, value in wanted.items():
+            if getattr(self, name, value) != value:
+                raise ValueError(f"`{name}` of an {kind} draft must be {value}, got {getattr(self, name)}.")
+
+    @property
+    def tap_ids(self) -> list[int] | None:
+        """Entry ids of the taps, ascending; `[]` for a draft that looks at the last hidden state only."""
+        return self.eagle_aux_hidden_state_layer_ids
+
+    @property
+    def mrope_section(self) -> list[int] | None:
+        """Pairs of a head that are rotated by each of a token's three positions, `None` where it has one (1-D RoPE)."""
+        return (self.rope_parameters or {}).get("mrope_section")
+
+    @property
+    def num_taps(self) -> int:
+        return 3 if self.tap_ids is None else len(self.tap_ids)
+
+    def as_arguments(self) -> dict[str, Any]:
+        """What this draft is, as the arguments that make it say it: two drafts of one shape say the same."""
+        return {
+            "draft_rope": "1d" if self.mrope_section is None else "mrope",
+            "tap_ids": self.tap_ids,
+            "draft_vocab_size": self.draft_vocab_size,
+            "image_embeddings": self.image_embeddings,
+        }
+
+
+def mlp_width(config) -> int:
+    """Width of the MLP of a draft for this target: its own dense MLP's."""
+    text, family = config.get_text_config(), family_of(config)
+    if family is not None and family.mlp_factor is not None:
+        return family.mlp_factor * text.hidden_size
+    # Llama 4 has one width for its experts, another for its dense layers
+    return getattr(text, "intermediate_size_mlp", None) or text.intermediate_size
+
+
+def fields_of_target(target_config: PreTrainedConfig) -> dict[str, Any]:
+    """What every draft takes over from its target: widths, heads, RoPE, context length and special ids."""
+    text = target_config.get_text_config()
+    heads = text.num_attention_heads
+    return {
+        "vocab_size": text.vocab_size,
+        "hidden_size": text.hidden_size,
+        "intermediate_size": mlp_width(target_config),
+        "num_attention_heads": heads,
+        "num_key_value_heads": getattr(text, "num_key_value_heads", None) or heads,
+        "head_dim": getattr(text, "head_dim", None) or text.hidden_size // heads,
+        "rms_norm_eps": getattr(text, "rms_norm_eps", 1e-5),
+        "max_position_embeddings": text.max_position_embeddings,
+        "rope_parameters": draft_rope(text),
+        "initializer_range": getattr(text, "initializer_range", 0.02),
+        **{name: getattr(text, name, None) for name in ("bos_token_id", "eos_token_id", "pad_token_id")},
+    }
+
+
+def written_for_servers(config: DraftConfig, written: dict[str, Any]) -> dict[str, Any]:
+    """`written`, with every field both servers read of any draft, RoPE and dtype in the old and the new spelling."""
+    for name in ("use_cache", "pretraining_tp", "attention_dropout", "_name_or_path"):
+        written.pop(name, None)  # the trainer switches `use_cache` off; a server must not inherit that
+
+    rope = dict(config.rope_parameters)
+    scaling = {k: v for k, v in rope.items() if k != _ROPE_BASE}
+    written["rope_parameters"] = rope
+    written["rope_theta"] = rope[_ROPE_BASE]
+    written["rope_scaling"] = None if scaling in ({}, {"rope_type": "default"}) else scaling
+
+    dtype = written.get("dtype") or "float32"
+    written.update(
+        dtype=dtype, torch_dtype=dtype, tie_word_embeddings=False, num_hidden_layers=config.num_hidden_layers
+    )
+    for name in ("attention_bias", "mlp_bias", "bos_token_id", "eos_token_id", "pad_token_id"):
+        written[name] = getattr(config, name)
+    if written.get("tokenizer_fingerprint") is None:
+        written.pop("tokenizer_fingerprint", None)
+    return written

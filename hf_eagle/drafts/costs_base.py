@@ -1,0 +1,201 @@
+"""What a training step of a draft costs: the memory it takes and the operations it needs, which each kind counts.
+
+Memory is counted tensor by tensor, as the draft's layers, attention and loss are written; tests compare it with real
+steps, and the operations with those that PyTorch counts.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+
+from ..losses.fused_head import BLOCK_ELEMENTS, CHUNK_ELEMENTS
+from .configuration_base import DraftConfig
+from .training_base import BatchPlan
+from .unroll_plan import RowLayout
+
+
+# bytes of a number in float32
+FLOAT32 = 4
+
+
+@dataclass(frozen=True)
+class RunShapes:
+    """What decides how much memory a rank of a run needs.
+
+    Attributes:
+        world_size: ranks.
+        rows: sequences of a rank's batch.
+        length: tokens of each, padding included.
+        ttt_steps: steps of the training-time test.
+        supervised_share: share of the tokens that are an answer's; 1 is the most there can be.
+        bf16: mixed precision.
+        checkpointing: gradient checkpointing, one checkpoint a TTT step.
+        draft_sharded: the draft under FSDP instead of DDP.
+        target_dtype: the target runs in.
+        target_sharding: `"none"`, `"fsdp2"`, `"tensor"` or `"expert"`.
+        target_shard_size: ranks that hold one whole target between them; all of them when `None`.
+        accelerator: the draft's attention is `flex_attention`, which keeps a row's own keys once for each query head
+            and later step; a CPU's kernel reads them in place.
+    """
+
+    world_size: int = 1
+    rows: int = 1
+    length: int = 2048
+    ttt_steps: int = 7
+    supervised_share: float = 1.0
+    bf16: bool = True
+    checkpointing: bool = False
+    draft_sharded: bool = False
+    target_dtype: torch.dtype = torch.bfloat16
+    target_sharding: str = "none"
+    target_shard_size: int | None = None
+    accelerator: bool = True
+
+    @property
+    def tokens(self) -> int:
+        return self.rows * self.length
+
+    @property
+    def supervised(self) -> int:
+        return round(self.tokens * self.supervised_share)
+
+    @property
+    def width(self) -> int:
+        """Bytes of a number in the draft's activations."""
+        return 2 if self.bf16 else FLOAT32
+
+
+class DraftCosts(ABC):
+    """What a training step of one kind of draft costs.
+
+    Args:
+        config: the draft's.
+    """
+
+    def __init__(self, config: DraftConfig):
+        self.config = config
+
+    @property
+    def feature_width(self) -> int:
+        """Numbers in a target's features of one token: its taps and its last hidden state."""
+        return len(self.config.tap_ids) * self.config.target_hidden_size + self.config.hidden_size
+
+    @abstractmethod
+    def teacher(self, shapes: RunShapes) -> tuple[str, int]:
+        """What is kept of the target's answers while the draft runs: its name, for people, and its bytes."""
+
+    @abstractmethod
+    def kept_by_unroll(self, shapes: RunShapes) -> int:
+        """Bytes of activations that the backward pass of the unroll needs, without those of the head and the loss."""
+
+    @abstractmethod
+    def beside_unroll(self, shapes: RunShapes) -> int:
+        """Bytes needed at most in addition: by head and loss, or by the one step that a checkpointed unroll repeats."""
+
+    @abstractmethod
+    def needed_flops(self, plan: BatchPlan) -> dict[str, float]:
+        """Matrix operations of the draft's forward and backward that the supervised rows need, in FLOP.
+
+        A product of `n` multiplications is `2 * n` FLOP. It is needed three times (forward and both gradients) where
+        both of its sides are trained or depend on what is. What a kernel computes again does not count.
+
+        Args:
+            plan: of the batch.
+
+        Returns:
+            FLOP of the `projections` (with the MLP), of the `head` and of `attention`.
+        """
+
+
+@dataclass(frozen=True)
+class AttentionMemory:
+    """Numbers that attention keeps of a row for its backward pass.
+
+    Attributes:
+        query, key_value, output: of its query, of its key and value, and of what it attended to.
+        rotation: of its cosines and sines.
+        again: of its key and value, once more at every later step.
+    """
+
+    query: int
+    key_value: int
+    output: int
+    rotation: int
+    again: int
+
+    @classmethod
+    def of_llama(cls, config: DraftConfig, accelerator: bool) -> "AttentionMemory":
+        """Of Llama's attention."""
+        query, key = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
+        return cls(
+            query=query,
+            key_value=3 * key,  # a value is kept with the key that it was projected next to
+            output=query,
+            rotation=2 * config.head_dim,
+            again=2 * query if accelerator else 0,
+        )
+
+    def with_layer(self, config: DraftConfig) -> int:
+        """Numbers that a whole layer keeps of a row at one step, without keys and values."""
+        # residual streams before and after attention, each of them normed too; gate and up
+        return 4 * config.hidden_size + 2 * config.intermediate_size + self.query + self.output + self.rotation
+
+
+@dataclass(frozen=True)
+class AttentionProducts:
+    """The products of a draft layer's attention.
+
+    Attributes:
+        query, key_value: widths of the projections of the layer's input.
+        query_behind, key_value_behind: multiplications of a row that make queries, and keys and values, of these.
+        output: width of what the output projection takes.
+        scores_and_sums: multiplications of a row and one key that it sees.
+    """
+
+    query: int
+    key_value: int
+    query_behind: int
+    key_value_behind: int
+    output: int
+    scores_and_sums: int
+
+    @classmethod
+    def of_llama(cls, config: DraftConfig) -> "AttentionProducts":
+        """Of Llama's attention."""
+        query, key = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
+        return cls(
+            query=query,
+            key_value=2 * key,
+            query_behind=0,
+            key_value_behind=0,
+            output=query,
+            scores_and_sums=2 * query,
+        )
+
+    def per_row(self, config: DraftConfig) -> int:
+        """Multiplications of a row in a layer, without keys, values and scores."""
+        projected = config.hidden_size * (self.query + self.output) + self.query_behind
+        return projected + 3 * config.hidden_size * config.intermediate_size
+
+
+def chunked_loss(rows: int, config: DraftConfig, shapes: RunShapes) -> int:
+    """Bytes that the fused head and loss take for so many rows, see `losses/fused_head.py`."""
+    logits = rows * config.draft_vocab_size
+    block = CHUNK_ELEMENTS if shapes.accelerator else BLOCK_ELEMENTS
+    # the next chunk of logits is made while the last one is still there
+    chunks = min(2 * CHUNK_ELEMENTS, logits) * shapes.width
+    # both distributions of a block, and their product in float32
+    judged = min(block, logits) * (2 * shapes.width + FLOAT32)
+    # what the head takes: of all steps, and of those that count
+    return chunks + judged + 2 * rows * config.hidden_size * shapes.width
+
+
+def seen_pairs(layout: RowLayout) -> int:
+    """Pairs of an unrolled row and a step-0 key that it sees."""
+    pairs = 0
+    for rows, blocks in layout.spans:
+        count = rows.stop - rows.start
+        for keys, causal in blocks:
+            pairs += count * (count + 1) // 2 if causal else count * (keys.stop - keys.start)
+    return pairs

@@ -1,0 +1,65 @@
+"""How an EAGLE-3 draft is trained: unrolled on its own output, on the target's distributions (arXiv 2503.01840)."""
+
+import torch
+
+from ...losses.objectives import DraftObjective
+from ..training_base import DraftTraining, Lesson
+from ..unroll_plan import UnrollPlan
+from .configuration import EagleConfig
+
+
+# steps of the training-time test where none are asked for
+DEFAULT_STEPS = 7
+
+
+class Eagle3Training(DraftTraining):
+    """The training-time test: several steps, each with the target's distribution at the token that it predicts.
+
+    Args:
+        objective: the loss.
+        num_steps: TTT steps.
+        step_weight: the weight of step s is `step_weight ** s`.
+        normalize: divide the weights by their sum.
+        supervision: which rows count, see `supervised_steps`.
+        sees_embeddings: see [`DraftTraining`].
+    """
+
+    def __init__(
+        self,
+        objective: DraftObjective,
+        num_steps: int = DEFAULT_STEPS,
+        step_weight: float = 0.8,
+        normalize: bool = True,
+        supervision: str = "serving",
+        sees_embeddings: bool = False,
+    ):
+        self.objective, self.supervision, self.sees_embeddings = objective, supervision, sees_embeddings
+        weights = torch.tensor([step_weight**s for s in range(num_steps)])
+        self.step_weights = weights / weights.sum() if normalize else weights
+
+    def plan(self, batch, draw) -> UnrollPlan:
+        return UnrollPlan.of(batch, self.steps, self.supervision)
+
+    def teach(self, target, draft, seen, plan, step_factors, dtype) -> Lesson:
+        """The target's distributions over the draft's vocabulary, for less where the outlook of a token is known."""
+        positions = plan.supervised.positions
+        teacher = target.distribution(
+            seen.last_hidden.flatten(0, 1)[positions],
+            draft.draft_ids,
+            dtype=dtype,
+            with_mass=self.objective.needs_mass,
+            outlook=None if seen.outlook is None else seen.outlook.at(positions),
+        )
+        return Lesson(seen, self.objective.bind(plan.supervised, teacher, step_factors, draft.head_operands))
+
+
+def training_for(args, config: EagleConfig) -> Eagle3Training:
+    """By the arguments of a run, see `EagleArguments`."""
+    return Eagle3Training(
+        DraftObjective(args.loss, args.oov_rows, args.lk_scale, args.lk_decay),
+        args.ttt_steps or DEFAULT_STEPS,
+        args.step_weight,
+        args.normalize_step_weights,
+        args.supervision,
+        sees_embeddings=config.image_embeddings != "token",
+    )

@@ -1,0 +1,156 @@
+"""The kinds of draft: a row a kind. Importing this loads no torch, so that arguments can read it.
+
+A kind is a package with these modules, which whoever trains, decodes or describes a draft asks:
+
+| module | what it has |
+|---|---|
+| `configuration` | `config_for(target_config, options, **fields)`, and `title_of(config)` of a `config.json` |
+| `modeling` | the classes, each an [`EaglePreTrainedModel`] |
+| `proposal` | what such a draft proposes in decoding: a [`Proposer`], which its class returns |
+| `training` | `training_for(args, config)`: a [`DraftTraining`], the rows of a batch and what they are compared with |
+| `costs` | `costs_of(config)`: a [`DraftCosts`], the memory and the operations of a step |
+
+A kind from outside of this package is registered before arguments are parsed, see [`register_kind`]. What servers make
+of a kind is another table, in `serving/`.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+
+from ..targets.latent import LATENT_SIZES
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of draft.
+
+    Attributes:
+        name: what it is called here.
+        title: what people call it, in sentences.
+        package: the package with its modules.
+        architectures: names in `architectures` of a config.json, which are those of its classes, and the module of
+            each inside the package.
+        methods: values of the argument `method` that train it, and how such a draft is decoded while it is trained.
+        meaningless: arguments that would be ignored, and are refused instead.
+    """
+
+    name: str
+    title: str
+    package: str
+    architectures: Mapping[str, str]
+    methods: Mapping[str, str]
+    meaningless: tuple[str, ...] = ()
+
+    def part(self, name: str) -> ModuleType:
+        """One of its modules."""
+        return import_module(f"{self.package}.{name}")
+
+    def draft_class(self, architecture: str) -> type:
+        """The class that `architectures` of a config.json names."""
+        return getattr(self.part(self.architectures[architecture]), architecture)
+
+    @property
+    def titled(self) -> str:
+        """With its article: `an EAGLE-3`."""
+        return f"{'an' if self.title[0] in 'AEIOU' else 'a'} {self.title}"
+
+
+# what EAGLE-1 has no use for: it has neither taps nor a vocabulary, a head or steps of its own
+_ONLY_EAGLE3 = (
+    *("draft_rope", "image_embeddings", "tap_ids", "tap_method"),
+    *("draft_vocab_size", "fc_norm", "norm_output", "draft_init", "draft_attention"),
+    *LATENT_SIZES,
+    *("ttt_steps", "step_weight", "normalize_step_weights", "loss", "oov_rows", "lk_scale", "lk_decay"),
+)
+_ONLY_EAGLE1 = ("regression_weight", "ce_weight", "feature_noise")
+
+KINDS = {
+    kind.name: kind
+    for kind in (
+        Kind(
+            name="eagle1",
+            title="EAGLE-1/2",
+            package=f"{__package__}.eagle1",
+            architectures={"LlamaForCausalLMEagle": "modeling"},
+            # EAGLE-2 is the same draft, decoded with a dynamic tree
+            methods={"eagle1": "chain", "eagle2": "tree"},
+            meaningless=_ONLY_EAGLE3,
+        ),
+        Kind(
+            name="eagle3",
+            title="EAGLE-3",
+            package=f"{__package__}.eagle3",
+            architectures={
+                "LlamaForCausalLMEagle3": "modeling",
+                "Eagle3DeepseekV2ForCausalLM": "modeling_latent",
+            },
+            methods={"eagle3": "chain"},
+            meaningless=_ONLY_EAGLE1,
+        ),
+    )
+}
+
+
+def register_kind(kind: Kind) -> None:
+    """Make a kind of draft known, for instance one of your own package.
+
+    Raises:
+        ValueError: if another kind has its name, one of its methods, or one of its architectures.
+
+    Example:
+        >>> register_kind(Kind("block", "Block", "my_package.block", {"BlockDraft": "modeling"}, {"block": "chain"}))
+    """
+    for other in KINDS.values():
+        taken = {other.name, *other.methods, *other.architectures} & {kind.name, *kind.methods, *kind.architectures}
+        if taken and other != kind:
+            raise ValueError(
+                f"`kind` {kind.name} cannot be registered: {', '.join(sorted(taken))} belongs to {other.titled} draft "
+                "already; choose other names."
+            )
+    KINDS[kind.name] = kind
+
+
+def method_names() -> list[str]:
+    """Values that the argument `method` takes."""
+    return [method for kind in KINDS.values() for method in kind.methods]
+
+
+def kind_of_method(method: str) -> Kind:
+    """The kind of draft that a value of `method` trains.
+
+    Raises:
+        ValueError: for a method that no kind has.
+    """
+    found = next((kind for kind in KINDS.values() if method in kind.methods), None)
+    if found is None:
+        raise ValueError(f"`method` must be one of {', '.join(method_names())}, got {method!r}.")
+    return found
+
+
+def find_kind(architectures: Iterable[str]) -> tuple[Kind, str] | None:
+    """The kind that the first known name in `architectures` belongs to, and that name; `None` where none is known."""
+    return next(((kind, name) for name in architectures for kind in KINDS.values() if name in kind.architectures), None)
+
+
+def kind_of_folder(folder: str | Path) -> Kind | None:
+    """The kind of draft that the config.json of a folder names; `None` where it names none that is known."""
+    found = find_kind(architectures_of(folder))
+    return None if found is None else found[0]
+
+
+def architectures_of(folder: str | Path) -> list[str]:
+    """`architectures` in the config.json of a folder; `[]` where none can be read."""
+    try:
+        config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+        return list(config.get("architectures") or [])
+    except (AttributeError, OSError, TypeError, ValueError):
+        return []  # whoever reads the folder says what is wrong with it
+
+
+def architecture_names() -> list[str]:
+    """Every name in `architectures` of a config.json that a kind knows."""
+    return sorted(name for kind in KINDS.values() for name in kind.architectures)

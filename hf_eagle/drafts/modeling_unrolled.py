@@ -1,0 +1,140 @@
+"""Drafts that propose a token at a time: their training unrolls that, and decoding runs it behind a cache."""
+
+import torch
+from transformers import Cache
+
+from ..losses.output import EagleOutput, Objective
+from ..targets.features import TargetFeatures
+from .modeling_base import EaglePreTrainedModel
+from .unroll_plan import RowLayout, UnrollPlan
+
+
+class UnrolledDraft(EaglePreTrainedModel):
+    """A draft that is run on its own output, in training for the steps of its plan. A kind says what one step is."""
+
+    def select_features(self, features: TargetFeatures) -> torch.Tensor:
+        """Of a target's [`TargetFeatures`], those that `combine_features` takes: `(batch, length, ...)`.
+
+        Raises:
+            ValueError: if the target was not asked for taps.
+        """
+        if features.taps is None:
+            raise ValueError("Set `tap_ids` of the target before asking it for the features of an EAGLE-3 draft.")
+        return features.taps
+
+    def select_positions(self, features, position_ids: torch.Tensor | None) -> torch.Tensor | None:
+        """Where the tokens of a batch stand: with m-RoPE where the target has put them, see [`TargetFeatures`]."""
+        by_axes = self.config.mrope_section is not None and features.position_ids is not None
+        return features.position_ids if by_axes else position_ids
+
+    def select_embeddings(self, features) -> torch.Tensor | None:
+        """What stands in the place of embeddings of a batch's tokens: with `image_embeddings` vision what the target's
+        first layer gets, `(batch, length, hidden)`; else `None`."""
+        return features.embeddings if self.config.image_embeddings == "vision" else None
+
+    def embed(self, tokens: torch.Tensor, embeddings: torch.Tensor | None, places=...) -> torch.Tensor:
+        """Embeddings of token ids, or the given ones at `places`, in the draft's dtype."""
+        table = self.embed_tokens
+        return table(tokens) if embeddings is None else embeddings[places].to(table.weight.dtype)
+
+    def on_axes(self, position_ids: torch.Tensor) -> torch.Tensor:
+        """Positions `(batch, n)`, or `(3, batch, n)`, as this draft takes them: the latter with m-RoPE only.
+
+        Raises:
+            ValueError: for three positions a token that this draft cannot use.
+        """
+        if position_ids.dim() == 3 and self.config.mrope_section is None:
+            raise ValueError(
+                "`position_ids` has three positions a token, but this draft has plain RoPE (`draft_rope` 1d): leave "
+                "them out, or make the draft with mrope."
+            )
+        if position_ids.dim() == 2 and self.config.mrope_section is not None:
+            return position_ids.expand(3, -1, -1)
+        return position_ids
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        features: TargetFeatures,
+        plan: UnrollPlan,
+        objective: Objective | None = None,
+    ) -> EagleOutput:
+        """The unroll of all steps in one forward, so that DDP and FSDP see one forward and one backward.
+
+        Args:
+            input_ids: `(batch, length)`.
+            features: the target's, of every token.
+            plan: which rows are unrolled, for how many steps, and where they stand. With m-RoPE the positions of
+                `features` go before its own. Step s stands s places further on every axis.
+            objective: called once with what the head takes at every step, `(num_steps, N, hidden)`, and the head.
+
+        Returns:
+            [`EagleOutput`].
+        """
+        self._check_steps(plan.num_steps)
+        if plan.layout.rows.numel():
+            embeddings = self.select_embeddings(features)
+            positions = self.select_positions(features, plan.position_ids)
+            hidden = self._unroll(
+                input_ids.flatten(),
+                self.select_features(features).flatten(0, 1),
+                self.on_axes(positions).flatten(-2),
+                plan.layout,
+                plan.num_steps,
+                None if embeddings is None else embeddings.flatten(0, 1),
+            )
+        else:
+            hidden = self._untrained(plan.num_steps)
+        return EagleOutput(hidden_states=hidden) if objective is None else objective(hidden, self.lm_head)
+
+    def _check_steps(self, num_steps: int) -> None:
+        """`ValueError` for more steps than this kind of draft is unrolled for."""
+
+    def _unroll(
+        self,
+        input_ids: torch.Tensor,
+        features: torch.Tensor,
+        position_ids: torch.Tensor,
+        layout: RowLayout,
+        num_steps: int,
+        embeddings: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """What the head takes of the rows `layout.rows` at every step, `(num_steps, N, hidden)`.
+
+        Args:
+            input_ids: `(batch * length,)`.
+            position_ids: `(batch * length,)`, with m-RoPE `(3, batch * length)`.
+            features: `(batch * length, ...)`.
+            layout: which rows are unrolled, and which keys they need.
+            num_steps: TTT steps.
+            embeddings: `(batch * length, hidden)`.
+        """
+        raise NotImplementedError
+
+    def decode(
+        self,
+        input_ids: torch.Tensor,
+        hidden: torch.Tensor,
+        position_ids: torch.Tensor,
+        past_key_values: Cache,
+        attention_mask: torch.Tensor | None = None,
+        embeddings: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Serving: run rows behind those in the cache, and add their keys to it.
+
+        Args:
+            input_ids: `(batch, n)`, for each row the NEXT token.
+            hidden: `(batch, n, hidden)` from `combine_features`, or fed back by an earlier call.
+            position_ids: `(batch, n)` of the rows, with m-RoPE also `(3, batch, n)`.
+            past_key_values: cache of one layer.
+            attention_mask: bool `(batch, 1, n, past + n)`; causal when `None`.
+            embeddings: `(batch, n, hidden)` in the place of those of `input_ids`, see `select_embeddings`.
+
+        Returns:
+            Hidden states for the head and hidden states to feed back, each `(batch, n, hidden)`.
+        """
+        raise NotImplementedError
+
+    def _untrained(self, num_steps: int) -> torch.Tensor:
+        """Of a batch without a supervised row."""
+        return self.fc.weight.new_empty(num_steps, 0, self.config.hidden_size) + self.nothing()

@@ -1,0 +1,46 @@
+"""How a server is started with a draft, in its own words."""
+
+import json
+import shlex
+
+from .kinds import ServedKind, rows_of, serves
+
+
+def served_as(kind: str) -> ServedKind:
+    """What servers call one of hf_eagle's kinds of draft; its rows have the same names.
+
+    Raises:
+        ValueError: if no server is known to run it.
+    """
+    rows = rows_of(kind)
+    if not rows:
+        raise ValueError(
+            f"No server is known to run a draft of kind `{kind}`: decode with hf_eagle, as `hf-eagle evaluate` does."
+        )
+    return rows[0]
+
+
+def serve_commands(target: str, draft: str, num_speculative_tokens: int = 3, kind: str = "eagle3") -> dict[str, str]:
+    """Shell commands that serve `target` with `draft`, by server; SGLang's draft is the same chain as vLLM's.
+
+    Args:
+        target, draft: folders or Hub ids.
+        num_speculative_tokens: tokens drafted in a chain.
+        kind: hf_eagle's name of the draft's kind.
+
+    Returns:
+        From the server's name to a command; nothing for a kind that no server is known to run.
+    """
+    if not serves(kind):
+        return {}
+    row = served_as(kind)
+    speculative = {"method": row.vllm.name, "model": draft, "num_speculative_tokens": num_speculative_tokens}
+    # as modules: these run wherever the package is importable, also where its console command is not
+    return {
+        "vLLM": f"python -m vllm.entrypoints.openai.api_server --model {shlex.quote(target)} \\\n"
+        f"    --speculative-config {shlex.quote(json.dumps(speculative))}",
+        "SGLang": f"python -m sglang.launch_server --model-path {shlex.quote(target)} \\\n"
+        f"    --speculative-algorithm {row.sglang.name} --speculative-draft-model-path {shlex.quote(draft)} \\\n"
+        f"    --speculative-num-steps {num_speculative_tokens} --speculative-eagle-topk 1 "
+        f"--speculative-num-draft-tokens {num_speculative_tokens + 1}",
+    }

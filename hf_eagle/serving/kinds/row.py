@@ -1,0 +1,55 @@
+"""The form of a row in the table of kinds: what the servers make of one kind of draft."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from ..draft_folder import DraftFolder, Finding, TargetFacts
+from ..mending import Draft
+from ..served_math import ServedDraft
+
+
+FolderRule = Callable[[DraftFolder], Iterable[Finding]]
+ServerRule = Callable[[DraftFolder, TargetFacts | None], Iterable[Finding]]
+
+
+@dataclass(frozen=True)
+class Served:
+    """How one server runs a kind of draft.
+
+    Attributes:
+        name: what the server calls it: `method` of vLLM's speculative config, SGLang's `--speculative-algorithm`.
+        rules: what keeps it from running a folder as it was trained, in the order in which it is told.
+    """
+
+    name: str
+    rules: tuple[ServerRule, ...]
+
+
+@dataclass(frozen=True)
+class ServedKind:
+    """A kind of draft as servers know it.
+
+    Attributes:
+        name: of the row.
+        kind: hf_eagle's name of the kind, which may have several rows.
+        tells: whether a folder holds such a draft.
+        vllm, sglang: the servers.
+        folder_rules: what every reader relies on.
+        value_rules: of these, what is only seen by reading all tensors.
+        mathematics: what vLLM computes with it.
+        mending: steps that mend a draft, in their order.
+        label: what a card calls it, from `config.json`.
+        citation: the paper, in BibTeX.
+    """
+
+    name: str
+    kind: str
+    tells: Callable[[DraftFolder], bool]
+    vllm: Served
+    sglang: Served
+    folder_rules: tuple[FolderRule, ...]
+    value_rules: tuple[FolderRule, ...]
+    mathematics: type[ServedDraft]
+    mending: tuple[Callable[[Draft], None], ...]
+    label: Callable[[Mapping[str, object]], str]
+    citation: str

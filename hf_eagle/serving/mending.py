@@ -1,0 +1,123 @@
+"""The steps by which a draft is mended in memory; which of them a kind takes, and with what, is said in `kinds/`."""
+
+import json
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from . import rules_sglang
+from .draft_folder import TargetFacts
+from .rules_folder import rope_of
+
+
+@dataclass
+class Draft:
+    """A draft in memory, being mended.
+
+    Attributes:
+        config: of `config.json`, changed by the steps.
+        tensors: by their names in the file, changed by the steps.
+        num_layers: layers that there are tensors of.
+        target: what is known of it; `None` where nobody named it.
+        done: a line for each thing that was mended.
+    """
+
+    config: dict[str, Any]
+    tensors: dict[str, torch.Tensor]
+    num_layers: int
+    target: TargetFacts | None
+    done: list[str] = field(default_factory=list)
+
+    def write(self, name: str, value: Any) -> None:
+        """Set a field of the config and say so, if it is not so already."""
+        if name not in self.config or self.config[name] != value:
+            self.done.append(
+                f"`{name}` is {json.dumps(value)} now, it was {json.dumps(self.config.get(name, 'missing'))}"
+            )
+            self.config[name] = value
+
+
+def rename(draft: Draft, new_name: Callable[[str], str], why: str) -> None:
+    """Give tensors other names, unless two would have the same."""
+    renamed = {new_name(name): tensor for name, tensor in draft.tensors.items()}
+    if renamed.keys() != draft.tensors.keys() and len(renamed) == len(draft.tensors):
+        draft.done.append(why)
+        draft.tensors = renamed
+
+
+def names(draft: Draft) -> None:
+    """Take off the name of a whole language model."""
+    rename(draft, lambda name: name.removeprefix("model."), "`model.` is off the names of tensors")
+
+
+def drop_surplus(draft: Draft, wanted: Collection[str]) -> None:
+    """Take out what no server has a place for; `wanted` are the places, with layer 0 as `layers.0.`."""
+    for name in [name for name in draft.tensors if name.replace("midlayer.", "layers.0.") not in wanted]:
+        biased = name.endswith(".bias") and draft.tensors[name].any()
+        inside = name.startswith(("layers.", "midlayer.")) and not name.endswith(".bias")
+        if biased or inside or "norm" in name:
+            continue  # training may have used it, and the draft without it is another
+        del draft.tensors[name]
+        draft.done.append(f"`{name}` is gone: no server has a place for it")
+
+
+def classes(draft: Draft, architectures: Sequence[str], model_types: Sequence[str]) -> None:
+    """Name the classes that run such a draft, and the first of the types that are read as one."""
+    if not set(architectures) <= set(draft.config.get("architectures") or []):
+        draft.write("architectures", list(architectures))
+    if draft.config.get("model_type") not in model_types:
+        draft.write("model_type", model_types[0])
+
+
+def layers_and_context(draft: Draft) -> None:
+    """Count the layers that are there, and give the draft the target's context."""
+    draft.write("num_hidden_layers", draft.num_layers)
+    if draft.target is not None:
+        needed = max(draft.target.max_positions, rules_sglang.needed_positions(draft.config, draft.target))
+        if (draft.config.get("max_position_embeddings") or 0) < needed:
+            draft.write("max_position_embeddings", needed)
+
+
+def rope(draft: Draft) -> None:
+    """Write both spellings, where it is known what was trained."""
+    config = draft.config
+    new, old = rope_of(config, "new"), rope_of(config, "old")
+    theta, scaling = new if config.get("rope_parameters") else old
+    theta = old[0] if theta is None else theta
+    if theta is None or (None not in (new[0], old[0]) and new != old):
+        return  # lost, or nobody knows which
+
+    draft.write("rope_parameters", {"rope_type": "default", **scaling, "rope_theta": theta})
+    draft.write("rope_theta", theta)
+    draft.write("rope_scaling", scaling or None)
+
+
+def dtypes(draft: Draft) -> None:
+    """One dtype, that of most numbers."""
+    held: dict[torch.dtype, int] = {}
+    for tensor in draft.tensors.values():
+        if tensor.is_floating_point():
+            held[tensor.dtype] = held.get(tensor.dtype, 0) + tensor.numel()
+    most = max(held, key=lambda dtype: held[dtype])
+
+    for name, tensor in draft.tensors.items():
+        if tensor.is_floating_point() and tensor.dtype != most:
+            draft.tensors[name] = tensor.to(most)
+            draft.done.append(f"`{name}` is of the others' dtype")
+    for name in ("dtype", "torch_dtype"):
+        draft.write(name, str(most).removeprefix("torch."))
+
+
+def fields(draft: Draft) -> None:
+    """Take back what the config asks for and no draft has."""
+    config = draft.config
+    draft.write("tie_word_embeddings", False)
+    for name in ("attention_bias", "mlp_bias", "bias", "qkv_bias"):
+        if config.get(name):  # tensors of biases are gone by now
+            draft.write(name, False)
+    for name in ("use_cache", "logit_scale"):
+        if name in config and config[name] in (False, None):
+            del config[name]
+            draft.done.append(f"`{name}` is gone")

@@ -1,0 +1,137 @@
+"""One batch, from its tokens to its loss, in the order in which it happens: plan, look, teach, unroll."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import TrainerCallback
+
+from ..data.collators import told_to_target
+from ..drafts.training_base import BatchPlan, DraftTraining, Draw, Lesson
+from ..losses.output import EagleOutput
+from ..store.cache import FeatureCache
+from ..targets.features import TargetFeatures
+from ..targets.target import FrozenTarget
+
+
+# columns of a batch that the target must not see
+OWN_COLUMNS = ("loss_mask", "stored", "plan", "documents")
+
+
+class TrainingStep:
+    """The text of one batch, which the Trainer and the benchmark read alike.
+
+    Args:
+        target: the target.
+        training: how the draft's kind is trained.
+        dtype: of distributions that rest between the target's part and the draft's.
+        features: asked for features instead of the target.
+    """
+
+    def __init__(
+        self,
+        target: FrozenTarget,
+        training: DraftTraining,
+        dtype: torch.dtype = torch.float32,
+        features: FeatureCache | None = None,
+    ):
+        self.target, self.training, self.dtype, self.features = target, training, dtype, features
+
+    def __call__(
+        self,
+        model: nn.Module,
+        batch: Mapping[str, Any],
+        draft: nn.Module | None = None,
+        total: torch.Tensor | None = None,
+        processes: int = 1,
+        draw: Draw | None = None,
+    ) -> tuple[EagleOutput, torch.Tensor]:
+        """The loss of a batch.
+
+        Args:
+            model: what is called: the draft, or what wraps it.
+            batch: what the collator made; `input_ids` and `loss_mask` are `(batch, length)`.
+            draft: inside of `model`.
+            total: `(steps,)` rows of the whole accumulated global batch; this batch's own when `None`.
+            processes: whose gradients are averaged.
+            draw: where random choices come from, for a batch without a plan.
+
+        Returns:
+            The draft's output, and the supervised rows of each step, `(steps,)`.
+        """
+        plan = self.plan(batch, draw)
+        counts = plan.counts
+        seen = self.look(batch, plan)
+        lesson = self.teach(draft or model, seen, plan, self.step_factors(counts, total, processes))
+        return self.unroll(model, batch, plan, lesson), counts
+
+    def plan(self, batch: Mapping[str, Any], draw: Draw | None = None) -> BatchPlan:
+        """Which rows of the batch are trained on: it came with the batch, unless another collator made that."""
+        plan = batch.get("plan")
+        if plan is None:
+            on_host = {name: x.cpu() for name, x in batch.items() if isinstance(x, torch.Tensor)}
+            plan = self.training.plan(on_host, draw or Draw())
+        return plan.to(batch["input_ids"].device)
+
+    def look(self, batch: Mapping[str, Any], plan: BatchPlan) -> TargetFeatures:
+        """What the target says of the batch, or the store in its place."""
+        asked = {name: x for name, x in batch.items() if name not in OWN_COLUMNS}
+        asked |= told_to_target(batch, plan.documents, plan.packed)
+        seen = self.target(**asked) if self.features is None else self.features(batch, lambda: self.target(**asked))
+        if not self.training.sees_embeddings:
+            seen.embeddings = None  # as large as a tap
+        return seen
+
+    def step_factors(self, counts: torch.Tensor, total: torch.Tensor | None, processes: int) -> torch.Tensor:
+        """`(steps,)`, the factor of each step's summed loss: its weight, divided once by the rows of all batches."""
+        weights = self.training.step_weights.to(counts.device)
+        if total is None:
+            return weights / counts.clamp_min(1)
+        return weights * processes / total.to(weights.device).clamp_min(1)  # data parallelism averages gradients
+
+    def teach(self, draft: nn.Module, seen: TargetFeatures, plan: BatchPlan, step_factors: torch.Tensor) -> Lesson:
+        """What the draft is given, and what it is compared with."""
+        return self.training.teach(self.target, draft, seen, plan, step_factors, self.dtype)
+
+    def unroll(self, model: nn.Module, batch: Mapping[str, Any], plan: BatchPlan, lesson: Lesson) -> EagleOutput:
+        """The draft's one forward, and its loss."""
+        return model(input_ids=batch["input_ids"], features=lesson.features, plan=plan, objective=lesson.objective)
+
+
+class PlanningCollator:
+    """A collator whose batches also hold `plan`, a [`BatchPlan`].
+
+    Args:
+        collator: makes the batches.
+        training: how the draft's kind is trained.
+        seed: of what is drawn.
+    """
+
+    def __init__(self, collator, training: DraftTraining, seed: int):
+        self.collator, self.training, self.seed = collator, training, seed
+        # shared, so that workers that live on learn of the next epoch
+        self._epoch = torch.zeros(1, dtype=torch.long).share_memory_()
+
+    @property
+    def draw(self) -> Draw:
+        """Where random choices come from in this epoch."""
+        return Draw(self.seed, int(self._epoch))
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Draw anew in the batches that are made from now on."""
+        self._epoch.fill_(epoch)
+
+    def __call__(self, rows: list[dict]) -> dict:
+        batch = self.collator(rows)
+        return {**batch, "plan": self.training.plan(batch, self.draw)}
+
+
+class EpochOfPlans(TrainerCallback):
+    """Tells a collator which epoch begins, on a resumed run too."""
+
+    def __init__(self, collator: PlanningCollator):
+        self.collator = collator
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.collator.begin_epoch(int((state.epoch or 0.0) + 1e-6))
