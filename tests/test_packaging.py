@@ -51,6 +51,7 @@ def test_every_module_recipe_and_card_template_is_in_the_wheel(names):
     recipes, cards = sources("training_args", "*.yaml"), sources("model_cards", "*.md")
     assert recipes and cards
     expected = sources("hf_eagle", "*.py") | {f"hf_eagle/{name}" for name in recipes | cards}
+    expected |= sources("hf_eagle/docs", "*.md")
     own = sources("scripts/dev", "*.py")  # for the people of this repository
     expected |= {f"hf_eagle/commands/{name}" for name in sources("scripts", "*.py") - own}
     assert own and expected <= names, expected - names

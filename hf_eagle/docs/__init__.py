@@ -1,0 +1,1 @@
+"""Pages about hf_eagle, shipped with it."""
