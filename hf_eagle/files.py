@@ -1,7 +1,22 @@
-"""Files that are whole or not there."""
+"""Files that are whole or not there, and JSON of ours that holds what it should."""
 
+import json
 import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin
+
+
+_NAMES = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    list: "a list",
+    dict: "an object",
+    NoneType: "null",
+}
 
 
 def write_atomically(path: Path, lines) -> None:
@@ -12,3 +27,120 @@ def write_atomically(path: Path, lines) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(part, path)
+
+
+def read_json(
+    path: str | os.PathLike, fields: Mapping[str, Any] | None = None, mend: str = "restore it, or write it anew"
+) -> Any:
+    """What a JSON file holds.
+
+    Args:
+        path: the file.
+        fields: of the object that it must hold, as for `check_fields`; without any, it may hold any value.
+        mend: what to do about a file that is broken, an imperative.
+
+    Raises:
+        ValueError: if the file cannot be read, or does not hold these fields; one sentence with its path.
+    """
+    try:
+        text = Path(path).read_bytes().decode("utf-8-sig")
+        found = json.loads(text)
+        if "\\ud" in text.lower():  # half a character, which JSON can spell but nobody can write
+            json.dumps(found, ensure_ascii=False).encode()
+    except OSError as problem:
+        raise ValueError(f"{path} cannot be read ({problem.strerror or problem}): {mend}.") from problem
+    except UnicodeDecodeError as problem:
+        byte = f"byte {problem.start} is 0x{problem.object[problem.start]:02x}"
+        raise ValueError(f"{path} is not UTF-8 ({byte}): {mend}.") from problem
+    except ValueError as problem:
+        raise ValueError(f"{path} cannot be read as JSON ({problem}): {mend}.") from problem
+    except RecursionError as problem:
+        raise ValueError(f"{path} cannot be read as JSON (nested too deeply): {mend}.") from problem
+    if fields is not None:
+        check_fields(found, fields, path, mend)
+    return found
+
+
+def check_fields(
+    found: Any, fields: Mapping[str, Any], where: str | os.PathLike, mend: str = "restore it, or write it anew"
+) -> None:
+    """Check that `found`, as JSON gives it, is an object with these fields; it may hold others.
+
+    Args:
+        found: what was read.
+        fields: from the name of a field to the form of what it holds; a field whose name ends in `?` may be missing. A
+            form is a type or a union of types, `[form]` for a list, `{str: form}` for an object with any names, or
+            fields again for an object with these. `float` takes whole numbers as well, `object` takes anything.
+        where: what names it in an error, the file for instance.
+        mend: what to do about it, an imperative.
+
+    Raises:
+        ValueError: names the fields that are missing, or the first that holds something else.
+
+    Example:
+        >>> check_fields({"steps": [{"loss": "low"}]}, {"steps": [{"loss": float, "rate?": float}]}, "state.json")
+        ValueError: state.json must hold a number as `steps[0].loss`, but holds text: restore it, or write it anew.
+    """
+    problem = _problem(found, fields, "")
+    if problem is not None:
+        raise ValueError(f"{where} {problem}: {mend}.")
+
+
+def _problem(value: Any, form: Any, place: str) -> str | None:
+    """What keeps a value from having a form, the rest of a sentence; `None` if it has it."""
+    if get_origin(form) in (Union, UnionType):
+        fitting = [part for part in get_args(form) if _is_a(value, part)]
+        return _problem(value, fitting[0], place) if fitting else _wrong(value, form, place)
+    if not _is_a(value, form):
+        return _wrong(value, form, place)
+
+    inner = _inner(form)
+    if inner is not None:
+        inside = value.items() if isinstance(value, dict) else enumerate(value)
+        problems = (_problem(one, inner, f"{place}[{key!r}]") for key, one in inside)
+    elif isinstance(form, Mapping):
+        problems = _field_problems(value, form, f"{place}." if place else "")
+    else:
+        return None
+    return next((problem for problem in problems if problem is not None), None)
+
+
+def _field_problems(value: dict, fields: Mapping, place: str) -> Iterator[str | None]:
+    missing = [f"`{place}{name}`" for name in fields if name not in value and not name.endswith("?")]
+    if missing:
+        yield f"lacks {', '.join(missing)}"
+    for name, form in fields.items():
+        key = name.removesuffix("?")
+        if key in value:
+            yield _problem(value[key], form, f"{place}{key}")
+
+
+def _wrong(value: Any, form: Any, place: str) -> str:
+    return f"must hold {_said(form)}{f' as `{place}`' if place else ''}, but holds {_said(type(value))}"
+
+
+def _is_a(value: Any, form: Any) -> bool:
+    """Whether a value has the type of a form, whatever is inside."""
+    outer = _outer(form)
+    if isinstance(value, bool):  # which Python counts among the whole numbers
+        return outer in (bool, object)
+    return isinstance(value, (int, float) if outer is float else outer)
+
+
+def _outer(form: Any) -> type:
+    if isinstance(form, Mapping):
+        return dict
+    return list if isinstance(form, list) else get_origin(form) or form
+
+
+def _inner(form: Any) -> Any:
+    """The form of everything in a list, or in an object with any names."""
+    if isinstance(form, list):
+        return form[0]
+    return form.get(str) if isinstance(form, Mapping) else next(reversed(get_args(form)), None)
+
+
+def _said(form: Any) -> str:
+    if get_origin(form) in (Union, UnionType):
+        return " or ".join(map(_said, get_args(form)))
+    return _NAMES.get(_outer(form), _outer(form).__name__)

@@ -6,8 +6,8 @@ Each run is an output folder (or a checkpoint) that holds `trainer_state.json`. 
 run's own unrest: how much its logged loss differs from one log to the next.
 """
 
-import json
 import sys
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,16 +26,9 @@ def main() -> None:
 
     (args,) = EagleArgumentParser(CompareArguments, description=__doc__).parse_args_and_config()
 
-    from hf_eagle.evaluation.plots import plot_runs, series
+    from hf_eagle.evaluation.plots import plot_runs
 
-    curves = {}
-    for run in args.runs:
-        state = Path(run) / "trainer_state.json"
-        if not state.is_file():
-            raise ValueError(
-                f"`runs` names {run}, which holds no trainer_state.json: give folders that training wrote."
-            )
-        curves[Path(run).name] = series(json.loads(state.read_text())["log_history"], "loss")
+    curves = read_curves(args.runs)
     (first, (steps, losses)), *others = curves.items()
     unrest = [abs(b - a) for a, b in zip(losses, losses[1:], strict=False)]
     unrest = sum(unrest) / max(1, len(unrest))
@@ -49,6 +42,28 @@ def main() -> None:
         spread = sum(abs(gap) for gap in gaps) / len(gaps)
         print(f"{name}: last loss {other_losses[-1]:.4f}; {spread:.4f} apart on average, {mean:+.4f} in one direction")
     print(f"wrote {plot_runs(curves, args.output_png)}")
+
+
+def read_curves(runs: list[str]) -> dict[str, tuple[list[int], list[float]]]:
+    """Steps and losses of each run, by the name of its folder, or by its whole path where two have the same name."""
+    from hf_eagle.evaluation.plots import series
+    from hf_eagle.files import read_json
+
+    paths = {Path(run).resolve(): run for run in runs}
+    names = Counter(path.name for path in paths)
+    fields, curves = {"log_history": [{"step?": int, "loss?": float}]}, {}
+    for path, run in paths.items():
+        file = path / "trainer_state.json"
+        if not file.is_file():
+            raise ValueError(
+                f"`runs` names {run}, which holds no trainer_state.json: give folders that training wrote."
+            )
+        mend = "give folders that training wrote in `runs`"
+        steps, losses = series(read_json(file, fields, mend)["log_history"], "loss")
+        if not losses:
+            raise ValueError(f"{file} logs no `loss` in its `log_history`: {mend}.")
+        curves[path.name if names[path.name] == 1 else str(path)] = steps, losses
+    return curves
 
 
 if __name__ == "__main__":

@@ -48,7 +48,9 @@ def main() -> None:
     facts = {"license": args.license, "base_model": args.base_model}
     told = facts_to_publish(args.draft, args.repo_id, facts)
     if told is not None and told.base_model is None:
-        print(f"The card serves the draft beside {told.target}, a folder of this machine: give `base_model`.")
+        print(f"The card names no repository of {told.target}, a folder of this machine: give `base_model`.")
+    if told is None and str(Path(args.draft).resolve()) in _own_card(args.draft):
+        print(f"Its README.md is somebody's own and goes as it is: it names {args.draft}, a folder of this machine.")
     if args.dry_run:
         files = contents(args.draft, args.repo_id, args.include, facts)
         sizes = {name: len(x) if isinstance(x, bytes) else x.stat().st_size for name, x in files.items()}
@@ -77,6 +79,11 @@ def main() -> None:
         facts=facts,
     )
     print(f"published {commit.commit_url}")
+
+
+def _own_card(draft: str) -> str:
+    card = Path(draft) / "README.md"
+    return card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
 
 
 def check(draft: str, target: str | None) -> bool:

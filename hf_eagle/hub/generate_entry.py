@@ -59,7 +59,7 @@ def generate(
             As for `generate`: prompts padded on the left, and `max_new_tokens`, `do_sample`, `temperature`, `top_p`,
             `top_k`, `eos_token_id` and their kin.
         draft (`str`, *optional*):
-            Folder or Hub id of the draft. By default the repository that this file was published in.
+            Folder or Hub id of a draft of the same kind. By default the repository that this file was published in.
         method (`str`, *optional*, defaults to `"chain"`):
             `"chain"`, with `num_speculative_tokens` (3) drafted a round, or `"tree"`, with `depth` (5), `tree_top_k`
             (8) and `total_tokens` (40).

@@ -28,7 +28,7 @@ def license_of(source: str, kind: Literal["model", "dataset"] = "model", revisio
         `license` and, where the card has them, `license_name` and `license_link`, as the Hub spells them; nothing where
         no licence is told.
     """
-    path = Path(source)
+    path = Path(source).expanduser()
     if path.exists():
         return _of_card(path / "README.md") or _of_sources(path.resolve())
     from huggingface_hub import hf_hub_download
@@ -59,7 +59,8 @@ def _of_card(card: Path) -> dict[str, str]:
         header = metadata_load(card) or {}
     except (OSError, ValueError, yaml.YAMLError):
         return {}
-    return {name: header[name] for name in FIELDS if header.get(name)} if header.get("license") else {}
+    told = {name: header[name] for name in FIELDS if header.get(name) and isinstance(header[name], str)}
+    return told if "license" in told else {}
 
 
 def _of_sources(path: Path) -> dict[str, str]:
@@ -77,6 +78,6 @@ def _named(entry) -> list[str]:
     """Every licence in an entry, which may be put together from others."""
     if not isinstance(entry, dict):
         return []
-    if "license" in entry:
+    if isinstance(entry.get("license"), str):
         return [entry["license"]]
     return [name for part in entry.values() for name in _named(part)]

@@ -1,95 +1,30 @@
 """The model card of a draft: facts of one run, put into the Jinja template `model_cards/eagle_draft_card.md`."""
 
+import hashlib
 import json
+import logging
 import math
 import os
-from dataclasses import asdict, dataclass, field, replace
+import re
+from dataclasses import asdict, replace
 from pathlib import Path
 
-from ..files import write_atomically
+from ..files import read_json, write_atomically
 from ..serving.commands import serve_commands
 from ..serving.draft_folder import DraftFolder
 from ..serving.kinds import kind_of, rows_of
 from ..serving.speed import table, verdict
 from ..shipped import shipped
+from .card_facts import FACTS, CardFacts, facts_from, read_facts
+from .names import as_named, is_hub_id
 
 
-# what a card was made from, beside it
-FACTS = "card_facts.json"
-# what files of each kind, `KIND*.json`, hold
-_MEASURED = {"acceptance": "acceptance_length", "serving": "entries"}
+logger = logging.getLogger(__name__)
+
+CARD = "README.md"
 TAGS = ["speculative-decoding", "draft-model"]
 SERVERS = ["vllm", "sglang"]
-
-
-@dataclass
-class CardFacts:
-    """
-    What a card tells. Everything but the first two may be missing, and is then left out of the card.
-
-    Args:
-        name (`str`):
-            The draft's name, the card's title.
-        target (`str`):
-            The target as a server is given it: a hub id or a folder.
-        base_model (`str`, *optional*):
-            The target's hub id, by which a published card serves it. By default `target`, when that is no folder.
-        draft (`str`, *optional*):
-            The draft as a server is given it. By default the folder that the card is written to.
-        kind (`str`, *optional*):
-            hf_eagle's name of the draft's kind. By default it is told from the checkpoint, among those that servers
-            know.
-        tap_ids (`list[int]`, *optional*):
-            Entry ids of the tapped layers, where config.json does not spell them as the servers read them.
-        title (`str`, *optional*):
-            What people call a kind that no server is known to run. By default its name.
-        license (`str`, *optional*):
-            The draft's licence, as the Hub spells it; usually the target's.
-        license_name, license_link (`str`, *optional*):
-            Of a licence that the Hub calls `other`.
-        datasets (`list[str]`, *optional*):
-            Hub ids of the training data.
-        data (`list[str]`, *optional*):
-            A sentence for each source of training data: what, how much, which licence.
-        data_statistics (`dict`, *optional*):
-            What the data hold, as scripts/preview_data.py writes it with `--output_json`, or a part of it.
-        acceptance (`dict[str, dict]`, *optional*):
-            From the name of a prompt set to what `measure_acceptance` returned for it; `plot`, where that is given,
-            names a picture of it.
-        serving (`dict[str, dict]`, *optional*):
-            From the name of a prompt set to what scripts/benchmark_serving.py wrote for it; `plot` as above.
-        training (`dict[str, object]`, *optional*):
-            Rows of the training table: optimizer steps, time, machine.
-        hyperparameters (`dict[str, object]`, *optional*):
-            Arguments that differ from their defaults.
-        versions (`dict[str, str]`, *optional*):
-            From package to version.
-        training_plot, history_plot, sweep_plot (`str`, *optional*):
-            File names of pictures in the card's folder: loss and accuracy, acceptance length measured during training,
-            speed by number of drafted tokens.
-    """
-
-    name: str
-    target: str
-    base_model: str | None = None
-    draft: str | None = None
-    kind: str | None = None
-    title: str | None = None
-    tap_ids: list[int] | None = None
-    license: str | None = None
-    license_name: str | None = None
-    license_link: str | None = None
-    datasets: list[str] = field(default_factory=list)
-    data: list[str] = field(default_factory=list)
-    data_statistics: dict[str, object] = field(default_factory=dict)
-    acceptance: dict[str, dict] = field(default_factory=dict)
-    serving: dict[str, dict] = field(default_factory=dict)
-    training: dict[str, object] = field(default_factory=dict)
-    hyperparameters: dict[str, object] = field(default_factory=dict)
-    versions: dict[str, str] = field(default_factory=dict)
-    training_plot: str | None = None
-    history_plot: str | None = None
-    sweep_plot: str | None = None
+_ANYWHERE = "ANY-FOLDER"
 
 
 def render_model_card(output_dir: str | os.PathLike, facts: CardFacts | dict) -> Path:
@@ -111,58 +46,76 @@ def render_model_card(output_dir: str | os.PathLike, facts: CardFacts | dict) ->
     Raises:
         ValueError: for an unknown fact, or a plot that is not in the folder.
     """
-    output_dir = Path(output_dir)
-    if isinstance(facts, dict):
-        unknown = sorted(set(facts) - set(CardFacts.__dataclass_fields__))
-        if unknown:
-            known = ", ".join(CardFacts.__dataclass_fields__)
-            raise ValueError(f"`facts` holds {', '.join(unknown)}, which no card shows; it takes: {known}.")
-        facts = CardFacts(**facts)
+    output_dir, facts = Path(output_dir).expanduser(), facts_from(facts)
     plots = {name: getattr(facts, name) for name in CardFacts.__dataclass_fields__ if name.endswith("_plot")}
-    for kind in _MEASURED:
+    for kind in ("acceptance", "serving"):
         measured = getattr(facts, kind)
         plots |= {f"{kind}[{name!r}]['plot']": found.get("plot") for name, found in measured.items()}
     for name, plot in plots.items():
         if plot and not (output_dir / plot).is_file():
             raise ValueError(f"`{name}` is {plot!r}, but {output_dir} has no such file; draw it before the card.")
-    if facts.base_model is None and not os.path.isdir(facts.target):  # told once: elsewhere there is no such folder
-        facts = replace(facts, base_model=facts.target)
+
+    facts = _named_once(facts)
     text = card_text(output_dir, facts)
+    facts = replace(facts, card_sha256=_digest(text.encode()))
+    # between the two there is no card, rather than one that does not fit its facts and seems to be edited
+    (output_dir / CARD).unlink(missing_ok=True)
     write_atomically(output_dir / FACTS, [json.dumps(asdict(facts), indent=2)])
-    write_atomically(output_dir / "README.md", [text.removesuffix("\n")])
-    return output_dir / "README.md"
+    write_atomically(output_dir / CARD, [text.removesuffix("\n")])
+    return output_dir / CARD
 
 
-def facts_of_card(folder: Path) -> CardFacts | None:
-    """The facts that the card of a folder was rendered from, `None` where somebody edited it since."""
+def facts_of_card(folder: str | os.PathLike) -> CardFacts | None:
+    """The facts that the card of a folder was rendered from, `None` where somebody wrote it or edited it since.
+
+    A card that is gone can be rendered anew from the facts beside it. Where the folder lies now, and how it is named,
+    does not matter.
+
+    Raises:
+        ValueError: if `card_facts.json` cannot be read.
+    """
+    folder = Path(folder).expanduser()
     if not (folder / FACTS).is_file():
         return None
-    facts = CardFacts(**json.loads((folder / FACTS).read_text(encoding="utf-8")))
-    return facts if card_text(folder, facts) == (folder / "README.md").read_text(encoding="utf-8") else None
+    facts, card = read_facts(folder), folder / CARD
+    if not card.is_file():
+        return facts
+    written = card.read_bytes().replace(b"\r\n", b"\n")
+    if facts.card_sha256 is not None:
+        return facts if _digest(written) == facts.card_sha256 else None
+    # a version that wrote no digest; of its card the folder's name may have another spelling
+    parts = card_text(folder, facts, named=_ANYWHERE).encode().split(_ANYWHERE.encode())
+    return facts if re.fullmatch(b"(.+)".join(map(re.escape, parts)), written) else None
 
 
-def measured_in(folder: Path) -> dict[str, dict]:
-    """Every `acceptance*.json` and `serving*.json` in a draft's folder, with pictures, as fields of `CardFacts`."""
-    return {kind: _measured_in(folder, kind, key) for kind, key in _MEASURED.items()}
+def is_edited(folder: str | os.PathLike) -> bool:
+    """Whether a folder holds a card that is somebody's own, or may be, since its facts cannot be read."""
+    try:
+        return (Path(folder).expanduser() / CARD).is_file() and facts_of_card(folder) is None
+    except ValueError as problem:
+        logger.warning("The card in %s is left as it is: %s", folder, problem)
+        return True
 
 
-def _measured_in(folder: Path, kind: str, key: str) -> dict[str, dict]:
-    found = {}
-    for path in sorted(folder.glob(f"{kind}*.json")):
-        measured = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(measured, dict) or key not in measured:
-            continue
-        picture = path.with_suffix(".png")
-        name = Path(measured.get("prompts") or path.name).name.partition(".")[0]
-        # the same prompts may be decoded in several ways
-        found[f"{name}, {path.stem}" if name in found else name] = (
-            {**measured, "plot": picture.name} if picture.is_file() else measured
-        )
-    return found
+def _digest(card: bytes) -> str:
+    return hashlib.sha256(card).hexdigest()
 
 
-def card_text(output_dir: Path, facts: CardFacts) -> str:
-    """The card of the draft in `output_dir`, from these facts and its checkpoint."""
+def _named_once(facts: CardFacts) -> CardFacts:
+    """Facts in which every folder is named by its whole path, so that no later reader asks another disk what it is."""
+    target, draft, base_model = as_named(facts.target), facts.draft, facts.base_model
+    if draft is not None and not is_hub_id(draft := as_named(draft)):
+        draft = str(Path(draft).resolve())
+    if base_model is None:
+        base_model = target if is_hub_id(target) else None
+    elif not is_hub_id(as_named(base_model)):
+        logger.warning("The card links no target: `base_model` %s is a folder; give the target's Hub id.", base_model)
+        base_model = None
+    return replace(facts, target=target, draft=draft, base_model=base_model)
+
+
+def card_text(output_dir: Path, facts: CardFacts, named: str | None = None) -> str:
+    """The card of the draft in `output_dir`, called `named`, from these facts and its checkpoint."""
     from huggingface_hub import ModelCard
 
     known, checkpoint = _known_of_its_kind(output_dir, facts), read_checkpoint(output_dir)
@@ -173,8 +126,9 @@ def card_text(output_dir: Path, facts: CardFacts) -> str:
     ]
     speculative_tokens = measurements[0]["num_speculative_tokens"] if measurements else 3
 
-    base_model, published = facts.base_model, facts.draft is not None and not os.path.isdir(facts.draft)
-    target = base_model if published and base_model else facts.target
+    draft = facts.draft or named or str(output_dir.resolve())
+    published = facts.draft is not None and is_hub_id(facts.draft)
+    target, target_link, is_copy = _target(facts, published)
     card = ModelCard.from_template(
         _card_data(facts, measurements, known["tags"]),
         template_path=shipped("model_cards") / "eagle_draft_card.md",
@@ -183,21 +137,40 @@ def card_text(output_dir: Path, facts: CardFacts) -> str:
         checkpoint=checkpoint | {"tap_ids": checkpoint["tap_ids"] or facts.tap_ids},
         titled=f"{'An' if known['label'][0] in 'AEIOU' else 'A'} {known['label']}",
         citation=known["citation"],
-        target_link=f"[{base_model}](https://huggingface.co/{base_model})" if base_model else f"`{facts.target}`",
+        target_link=target_link,
+        is_copy=is_copy,
         measurements=measurements,
         served=[
             {"name": name, "table": table(found["entries"]), "verdict": verdict(found["entries"]), **found}
             for name, found in facts.serving.items()
         ],
         published=published,
-        commands=serve_commands(target, facts.draft or str(output_dir), speculative_tokens, known["kind"]),
+        commands=serve_commands(target, draft, speculative_tokens, known["kind"]),
     )
     return card.content.rstrip() + "\n"
 
 
+def _target(facts: CardFacts, published: bool) -> tuple[str, str, bool]:
+    """The target as a server is given it, as the text names it, and whether the first stands for a reader's copy.
+
+    A folder of this machine is nothing to the readers of a published card: of it they are told the name.
+    """
+    base_model = facts.base_model if facts.base_model and is_hub_id(facts.base_model) else None
+    link = f"[{base_model}](https://huggingface.co/{base_model})" if base_model else None
+    if not published:
+        return facts.target, link or f"`{facts.target}`", False
+    if base_model:
+        return base_model, link, False
+    name = Path(facts.target).name
+    return f"path/to/{name}", f"`{name}`", True
+
+
 def _config(folder: Path) -> dict:
     file = folder / "config.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if not file.is_file():
+        return {}
+    known = {"vocab_size?": int | None, "draft_vocab_size?": int | None}
+    return read_json(file, {**known, "eagle_aux_hidden_state_layer_ids?": list[int] | None})
 
 
 def _known_of_its_kind(folder: Path, facts: CardFacts) -> dict:
@@ -257,10 +230,11 @@ def _card_data(facts: CardFacts, measurements: list[dict], tags: list[str]):
         )
         for measured in measurements
     ]
+    base_model = facts.base_model if facts.base_model and is_hub_id(facts.base_model) else None
     return ModelCardData(
-        base_model=facts.base_model,
+        base_model=base_model,
         # of the relations that the Hub knows, the nearest
-        base_model_relation="finetune" if facts.base_model else None,
+        base_model_relation="finetune" if base_model else None,
         library_name="transformers",
         pipeline_tag="text-generation",
         license=facts.license and facts.license.lower(),  # as the Hub spells them all

@@ -1,17 +1,18 @@
 """Put a draft's folder on the Hub: what servers and readers need, and nothing of the training's own."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from ..drafts.kinds import architectures_of
+from .card_facts import CardFacts, facts_from, measured_in
 from .custom_generate import FOLDER, bundle
 from .licenses import inherited_license
-from .model_card import CardFacts, card_text, facts_of_card, measured_in
+from .model_card import CARD, card_text, facts_of_card
+from .names import as_named, is_hub_id
 
 
 # optimizer states, checkpoints, `training_args.bin` and logs stay at home
 PUBLISHED = ("config.json", "*.safetensors", "*.safetensors.index.json", "*.png", "acceptance*.json", "serving*.json")
-CARD = "README.md"
 
 
 def contents(
@@ -20,9 +21,9 @@ def contents(
     """
     What a repository of this draft holds.
 
-    Where it is as it was rendered, the card names the repository as the draft and tells every `acceptance*.json` in the
-    folder; one that was edited goes as it is. The files of `custom_generate/` are made for this repository. The folder
-    itself is not touched.
+    Where it is as it was rendered, or gone, the card names the repository as the draft and tells every
+    `acceptance*.json` in the folder; one that was edited goes as it is. The files of `custom_generate/` are made for
+    this repository. The folder itself is not touched.
 
     Args:
         folder (`str` or `Path`):
@@ -38,15 +39,16 @@ def contents(
         `dict[str, Path | bytes]`: from the path in the repository to a file or a content.
 
     Raises:
-        ValueError: if the folder holds no draft, a pattern of `include` matches nothing, or there are `facts` for a
-            card that is missing or was edited.
+        ValueError: if the folder holds no draft, a pattern of `include` matches nothing, a name that should be a
+            repository's is none, or there are `facts` for a card that has none or was edited.
     """
+    folder = Path(folder).expanduser()
     files: dict[str, Path | bytes] = dict(files_of(folder, include))
     known = facts_to_publish(folder, repo_id, facts)
     if known is not None:
-        files[CARD] = card_text(Path(folder), known).encode()
-    elif (Path(folder) / CARD).is_file():
-        files[CARD] = (Path(folder) / CARD).read_bytes()
+        files[CARD] = card_text(folder, known).encode()
+    elif (folder / CARD).is_file():
+        files[CARD] = (folder / CARD).read_bytes()
     carried = bundle(repo_id, architectures_of(folder))
     files |= {f"{FOLDER}/{name}": source.encode() for name, source in carried.items()}
     return dict(sorted(files.items()))
@@ -54,14 +56,25 @@ def contents(
 
 def facts_to_publish(folder: str | Path, repo_id: str, facts: dict[str, object] | None = None) -> CardFacts | None:
     """What the card of `contents` is rendered from, `None` where somebody edited it; raises what `contents` raises."""
-    folder, given = Path(folder), {name: value for name, value in (facts or {}).items() if value is not None}
+    folder, given = (
+        Path(folder).expanduser(),
+        {name: value for name, value in (facts or {}).items() if value is not None},
+    )
+    if not is_hub_id(repo_id):
+        raise ValueError(f"`repo_id` is {repo_id!r}, which is no repository's name: give one like `you/your-draft`.")
+    base_model = given.get("base_model")
+    if base_model is not None and not is_hub_id(as_named(base_model)):
+        raise ValueError(
+            f"`base_model` is {base_model}, a folder of this machine: give the target's id on the Hub, from a folder "
+            "where nothing else has that name."
+        )
     found = facts_of_card(folder)
     if found is None:
         if given:
             problem = "was edited: write it there" if (folder / CARD).is_file() else "is missing: write one first"
             raise ValueError(f"`{next(iter(given))}` belongs on the card, but {folder / CARD} {problem}.")
         return None
-    found = replace(found, draft=repo_id, **given)
+    found = facts_from(asdict(found) | {"draft": repo_id} | given)
     if found.license is None:
         found = replace(found, **inherited_license(found.target, found.base_model))
     for kind, measured in measured_in(folder).items():
@@ -73,13 +86,19 @@ def facts_to_publish(folder: str | Path, repo_id: str, facts: dict[str, object] 
 
 def files_of(folder: str | Path, include: tuple[str, ...] | list[str] = ()) -> dict[str, Path]:
     """Of `contents`, what is sent as it lies in the folder; raises what `contents` raises."""
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     missing = [name for name in ("config.json", "*.safetensors") if not any(folder.glob(name))]
     if missing:
         raise ValueError(f"`draft` {folder} holds no {' and no '.join(missing)}: name a folder that training has left.")
     found = {path for pattern in PUBLISHED for path in folder.glob(pattern)}
     for pattern in include:
-        more = [path for path in folder.glob(pattern) if path.is_file()]
+        try:
+            more = [path for path in folder.glob(pattern) if path.is_file()]
+            inside = ".." not in Path(pattern).parts
+        except (NotImplementedError, ValueError):  # an empty or an absolute one
+            inside = False
+        if not inside:
+            raise ValueError(f"`include` {pattern!r} is no pattern of files in {folder}: give one like checkpoint-*/*.")
         if not more:
             raise ValueError(f"`include` {pattern!r} matches no file in {folder}.")
         found.update(more)

@@ -7,8 +7,9 @@ from enum import Enum
 from importlib.metadata import version
 from pathlib import Path
 
+from .card_facts import CardFacts, measured_in
 from .licenses import inherited_license, license_of
-from .model_card import CardFacts, measured_in
+from .names import as_named, is_hub_id
 
 
 PACKAGES = ("torch", "transformers", "accelerate", "datasets")
@@ -18,6 +19,7 @@ PICTURES = {"training": "training.png", "history": "acceptance_history.png", "sw
 _PRIVATE = ("output_dir", "overwrite", "resume_from_checkpoint", "report_to", "run_name", "use_cpu", "push_to_hub")
 # and these a card tells in other places
 _PRIVATE += ("target", "base_model", "license", "init_from", "feature_store", "acceptance_prompts", "gguf_file")
+_PRIVATE += ("tools",)
 
 
 def machine() -> str:
@@ -55,7 +57,7 @@ def recipe_facts(recipe, train) -> dict[str, object]:
     known = {"license": recipe.draft.license, "base_model": recipe.target.base_model}
     return {
         **{name: value for name, value in known.items() if value is not None},
-        "datasets": [source.partition(":")[0] for source in data.train_data if not Path(source).exists()],
+        "datasets": [source.partition(":")[0] for source in data.train_data if not _is_local(source)],
         "data": [
             _described(source, weight, license, counted=not data.streaming)
             for source, weight, license in zip(
@@ -74,12 +76,17 @@ def _described(source: str, weight: float, license: str | None, counted: bool) -
     """A source of training data: its name, how many records it has, and their licence where it is known."""
     from ..data.records import count_records
 
-    name, local = source.partition(":")[0], Path(source).exists()
+    name, local = source.partition(":")[0], _is_local(source)
     told = [f"`{Path(source).name}`" if local else f"[{source}](https://huggingface.co/datasets/{name})"]
     if counted:
         told.append(f"{count_records(source):,} records" + (f", each taken {weight:g} times" if weight != 1 else ""))
     license = license or license_of(source if local else name, kind="dataset").get("license")
     return ", ".join(told + ([f"licence {license}"] if license else []))
+
+
+def _is_local(source: str) -> bool:
+    """Whether training data lie on this machine; on the Hub, a subset may be named behind their repository."""
+    return Path(source).expanduser().exists() or not is_hub_id(as_named(source.partition(":")[0]))
 
 
 def _counted(rows) -> dict[str, object]:

@@ -1,6 +1,7 @@
 """How a server is started with a draft, in its own words."""
 
 import json
+import os
 import shlex
 
 from .kinds import ServedKind, rows_of, serves
@@ -24,7 +25,7 @@ def serve_commands(target: str, draft: str, num_speculative_tokens: int = 3, kin
     """Shell commands that serve `target` with `draft`, by server; SGLang's draft is the same chain as vLLM's.
 
     Args:
-        target, draft: folders or Hub ids.
+        target, draft: folders or Hub ids; a `~` is expanded, since no server and no quoted word expands it.
         num_speculative_tokens: tokens drafted in a chain.
         kind: hf_eagle's name of the draft's kind.
 
@@ -34,6 +35,7 @@ def serve_commands(target: str, draft: str, num_speculative_tokens: int = 3, kin
     if not serves(kind):
         return {}
     row = served_as(kind)
+    target, draft = os.path.expanduser(target), os.path.expanduser(draft)
     speculative = {"method": row.vllm.name, "model": draft, "num_speculative_tokens": num_speculative_tokens}
     # as modules: these run wherever the package is importable, also where its console command is not
     return {

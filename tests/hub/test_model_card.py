@@ -6,8 +6,9 @@ import pytest
 from huggingface_hub import ModelCard
 from safetensors.numpy import save_file
 
+from hf_eagle.hub.card_facts import CardFacts, measured_in
 from hf_eagle.hub.licenses import license_of
-from hf_eagle.hub.model_card import CardFacts, facts_of_card, measured_in, render_model_card
+from hf_eagle.hub.model_card import facts_of_card, render_model_card
 from hf_eagle.serving.commands import serve_commands
 
 

@@ -226,6 +226,20 @@ def test_an_edited_card_goes_as_it_is(draft):
         contents(draft, "me/tiny-draft", facts={"license": "mit"})
 
 
+def test_a_card_that_names_this_machine_is_told_and_facts_that_are_none_are_one_sentence(hub, publish, draft):
+    facts = json.loads((draft / "card_facts.json").read_text())
+    (draft / "card_facts.json").write_text(json.dumps({**facts, "more": 1}))
+    code, printed = publish(draft, "--repo_id", "me/tiny-draft", "--dry_run")
+    assert code == 1 and "Traceback" not in printed
+    assert f"error: {draft}/card_facts.json holds more, which no card shows; it takes: name, target, " in printed
+    (draft / "card_facts.json").unlink()
+    code, printed = publish(draft, "--repo_id", "me/tiny-draft", "--dry_run")
+    assert code == 0 and f"goes as it is: it names {draft}, a folder of this machine." in printed
+    (draft / "README.md").write_text("My own words.\n")
+    code, printed = publish(draft, "--repo_id", "me/tiny-draft", "--dry_run")
+    assert code == 0 and "a folder of this machine" not in printed
+
+
 def test_what_cannot_be_published_is_refused(draft, tmp_path):
     with pytest.raises(ValueError, match="`include` 'notes.md' matches no file"):
         contents(draft, "me/tiny-draft", ["notes.md"])

@@ -51,6 +51,16 @@ def test_data_of_the_hub_are_linked_and_streams_are_not_counted(chats):
     assert found["datasets"] == ["org/chats"] and found["data_statistics"] == {}
 
 
+def test_data_of_this_machine_are_no_links(chats, rows, monkeypatch):
+    monkeypatch.setenv("HOME", str(chats))
+    monkeypatch.chdir(chats)
+    for source in ("~/mine.jsonl", "./mine.jsonl", "mine.jsonl", "../gone/mine.jsonl", "a/b/mine.jsonl"):
+        known = recipe(chats, "--train_data", "mine.jsonl", "--streaming", "--max_steps", 3)
+        known.data.train_data = [source]  # as Python may give it, without a command line that expands it
+        found = recipe_facts(known, None)
+        assert found["datasets"] == [] and found["data"] == ["`mine.jsonl`"], source
+
+
 def test_packed_rows_are_counted_as_conversations(chats, rows):
     plain = recipe(chats, "--train_data", chats / "mine.jsonl")
     whole = recipe_facts(plain, rows)["data_statistics"]

@@ -1,0 +1,205 @@
+"""What a card tells: the facts of one run, and what was measured of its draft, as they lie in the draft's folder."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from pathlib import Path
+
+from ..files import check_fields, read_json
+
+
+# what a card was made from, beside it
+FACTS = "card_facts.json"
+# what a card shows of a measurement with our own decoding, and beside it of one with a tree
+_ACCEPTANCE = {
+    "acceptance_length": float | None,
+    "accepted_per_position": [int],
+    "drafts": int,
+    "num_prompts": int,
+    "num_speculative_tokens": int,
+    "prompts?": str | None,
+    "method?": str | None,
+    "temperature?": float | None,
+    "tokens_per_second?": float | None,
+    "target_only_tokens_per_second?": float | None,
+    "plot?": str | None,
+}
+_TREE = {"total_tokens": int, "depth": int}
+# and of one in a server
+_ENTRY = {
+    "num_speculative_tokens": int,
+    "batch_size": int,
+    "tokens_per_second": float,
+    "speedup": float,
+    "acceptance_length": float | None,
+}
+_SERVING = {
+    "entries": [_ENTRY],
+    "arguments": {"num_prompts": int, "max_new_tokens": int, "dtype": str, "rounds": int},
+    "machine": str,
+    "prompts?": str | None,
+    "plot?": str | None,
+}
+_STATISTICS = {
+    "conversations": int,
+    "tokens": int,
+    "supervised_share": float,
+    "length?": {str: float},
+    "duplicates?": int,
+    "coverage?": {str: float},
+    "overlap?": {str: {"prompts": int, "prompts_found": int}},
+}
+# what files of each kind, `KIND*.json`, hold; and the script that writes them
+_MEASURED = {
+    "acceptance": ("acceptance_length", "scripts/evaluate_draft.py"),
+    "serving": ("entries", "scripts/benchmark_serving.py"),
+}
+
+
+@dataclass
+class CardFacts:
+    """
+    What a card tells. Everything but the first two may be missing, and is then left out of the card.
+
+    Args:
+        name (`str`):
+            The draft's name, the card's title.
+        target (`str`):
+            The target as a server is given it: a hub id or a folder.
+        base_model (`str`, *optional*):
+            The target's hub id, by which a published card serves it. By default `target`, when that is no folder.
+        draft (`str`, *optional*):
+            The draft as a server is given it. By default the folder that the card is written to.
+        kind (`str`, *optional*):
+            hf_eagle's name of the draft's kind. By default it is told from the checkpoint, among those that servers
+            know.
+        tap_ids (`list[int]`, *optional*):
+            Entry ids of the tapped layers, where config.json does not spell them as the servers read them.
+        title (`str`, *optional*):
+            What people call a kind that no server is known to run. By default its name.
+        license (`str`, *optional*):
+            The draft's licence, as the Hub spells it; usually the target's.
+        license_name, license_link (`str`, *optional*):
+            Of a licence that the Hub calls `other`.
+        datasets (`list[str]`, *optional*):
+            Hub ids of the training data.
+        data (`list[str]`, *optional*):
+            A sentence for each source of training data: what, how much, which licence.
+        data_statistics (`dict`, *optional*):
+            What the data hold, as scripts/preview_data.py writes it with `--output_json`, or a part of it.
+        acceptance (`dict[str, dict]`, *optional*):
+            From the name of a prompt set to what `measure_acceptance` returned for it; `plot`, where that is given,
+            names a picture of it.
+        serving (`dict[str, dict]`, *optional*):
+            From the name of a prompt set to what scripts/benchmark_serving.py wrote for it; `plot` as above.
+        training (`dict[str, object]`, *optional*):
+            Rows of the training table: optimizer steps, time, machine.
+        hyperparameters (`dict[str, object]`, *optional*):
+            Arguments that differ from their defaults.
+        versions (`dict[str, str]`, *optional*):
+            From package to version.
+        training_plot, history_plot, sweep_plot (`str`, *optional*):
+            File names of pictures in the card's folder: loss and accuracy, acceptance length measured during training,
+            speed by number of drafted tokens.
+        card_sha256 (`str`, *optional*):
+            Of the card that was rendered from these facts; whoever renders it writes this.
+    """
+
+    name: str
+    target: str
+    base_model: str | None = None
+    draft: str | None = None
+    kind: str | None = None
+    title: str | None = None
+    tap_ids: list[int] | None = None
+    license: str | None = None
+    license_name: str | None = None
+    license_link: str | None = None
+    datasets: list[str] = field(default_factory=list)
+    data: list[str] = field(default_factory=list)
+    data_statistics: dict[str, object] = field(default_factory=dict)
+    acceptance: dict[str, dict] = field(default_factory=dict)
+    serving: dict[str, dict] = field(default_factory=dict)
+    training: dict[str, object] = field(default_factory=dict)
+    hyperparameters: dict[str, object] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    training_plot: str | None = None
+    history_plot: str | None = None
+    sweep_plot: str | None = None
+    card_sha256: str | None = None
+
+
+def facts_from(given: CardFacts | Mapping, where: str = "`facts`", mend: str = "correct the facts") -> CardFacts:
+    """Facts that a card can be rendered from.
+
+    Args:
+        given: the facts, or a mapping of their names.
+        where: what names them in an error.
+        mend: what to do about them, an imperative.
+
+    Raises:
+        ValueError: for an unknown fact, or one that is missing or of another type.
+    """
+    given = asdict(given) if isinstance(given, CardFacts) else given
+    try:
+        told = json.loads(json.dumps(given))  # as they are read back
+    except (TypeError, ValueError) as problem:
+        raise ValueError(f"{where} cannot be written as JSON ({problem}): {mend}.") from problem
+
+    needed = {f.name: f.default is MISSING and f.default_factory is MISSING for f in fields(CardFacts)}
+    forms = {f.name if needed[f.name] else f"{f.name}?": f.type for f in fields(CardFacts)}
+    check_fields(told, {}, where, mend)
+    if unknown := sorted(set(told) - set(needed)):
+        raise ValueError(f"{where} holds {', '.join(unknown)}, which no card shows; it takes: {', '.join(needed)}.")
+    check_fields(told, forms, where, mend)
+
+    for kind in _MEASURED:
+        for name, found in told.get(kind, {}).items():
+            _check_measured(kind, found, f"{where}, `{kind}[{name!r}]`,", mend)
+    if told.get("data_statistics"):
+        check_fields(told["data_statistics"], _STATISTICS, f"{where}, `data_statistics`,", mend)
+    return CardFacts(**told)
+
+
+def read_facts(folder: str | os.PathLike) -> CardFacts:
+    """The facts beside a folder's card; `ValueError` that names the file if they cannot be read."""
+    path, mend = Path(folder) / FACTS, "correct it, or remove it, which leaves the card as it is"
+    return facts_from(read_json(path, {}, mend), str(path), mend)
+
+
+def measured_in(folder: str | os.PathLike) -> dict[str, dict]:
+    """Every `acceptance*.json` and `serving*.json` in a draft's folder, with pictures, as fields of `CardFacts`.
+
+    JSON that holds no measurement is passed over. One that lacks what a card shows is a `ValueError` with its path.
+    """
+    return {kind: _measured_in(Path(folder), kind) for kind in _MEASURED}
+
+
+def _measured_in(folder: Path, kind: str) -> dict[str, dict]:
+    found, (key, script) = {}, _MEASURED[kind]
+    for path in sorted(folder.glob(f"{kind}*.json")):
+        mend = f"measure again with {script}, or move the file away"
+        measured = read_json(path, mend=mend)
+        if not isinstance(measured, dict) or key not in measured:
+            continue
+        _check_measured(kind, measured, str(path), mend)
+        picture = path.with_suffix(".png")
+        name = Path(measured.get("prompts") or path.name).name.partition(".")[0]
+        # the same prompts may be decoded in several ways
+        found[f"{name}, {path.stem}" if name in found else name] = (
+            {**measured, "plot": picture.name} if picture.is_file() else measured
+        )
+    return found
+
+
+def _check_measured(kind: str, found: dict, where: str, mend: str) -> None:
+    if kind == "acceptance":
+        tree = _TREE if found.get("method") == "tree" else {}
+        return check_fields(found, _ACCEPTANCE | tree, where, mend)
+    check_fields(found, _SERVING, where, mend)
+    pairs = [(entry["num_speculative_tokens"], entry["batch_size"]) for entry in found["entries"]]
+    if not pairs or len(set(pairs)) < len({count for count, _ in pairs}) * len({size for _, size in pairs}):
+        raise ValueError(
+            f"{where} lacks pairs of `num_speculative_tokens` and `batch_size` among its `entries`: {mend}."
+        )
