@@ -6,14 +6,19 @@ from typing import Any, Literal
 
 import torch
 
+from .columns import read_row
+
 
 @dataclass
 class EagleDataCollator:
     """Pads rows of `build_dataset`, or packed ones of `pack_dataset`, to one length.
 
+    A row has `input_ids` and `loss_mask`, 1 on the assistant's tokens, 0 or -100 on all others; `labels` may stand for
+    the mask, -100 where nothing is supervised. Padding that a row's own `attention_mask` tells of is left out.
+
     Args:
         pad_token_id (`int`):
-            Fills `input_ids`; any id of the target's vocabulary serves, since it is masked.
+            Fills `input_ids`; any id serves, since it is masked.
         padding_side (`str`, *optional*, defaults to `"right"`):
             `"right"` or `"left"`.
         pad_to_multiple_of (`int`, *optional*):
@@ -23,7 +28,8 @@ class EagleDataCollator:
     each (batch, length) and `torch.long`. Packed rows, those with `document_lengths`, also give `documents` (0, 1, ...
     in each row, -1 on padding) and `position_ids`, which start again at 0 in every document.
 
-    Raises a `ValueError` when only some of the rows are packed, or when a row's documents do not fill it.
+    Raises a `ValueError` when a column is missing or is not what it should be, when only some of the rows are packed,
+    or when a row's documents do not fill it.
     """
 
     pad_token_id: int
@@ -47,6 +53,7 @@ class EagleDataCollator:
             raise ValueError(
                 f"{sum(packed)} of {len(rows)} rows of the batch have `document_lengths`: pack all data or none."
             )
+        rows = [read_row(row, f"row {number} of the batch") for number, row in enumerate(rows)]
         length = max(len(row["input_ids"]) for row in rows)
         multiple = self.pad_to_multiple_of or 1
         shape = (len(rows), -(-length // multiple) * multiple)
@@ -57,9 +64,9 @@ class EagleDataCollator:
         for n, row in enumerate(rows):
             size = len(row["input_ids"])
             place = slice(0, size) if self.padding_side == "right" else slice(shape[1] - size, shape[1])
-            batch["input_ids"][n, place] = torch.as_tensor(row["input_ids"])
+            batch["input_ids"][n, place] = row["input_ids"]
             batch["attention_mask"][n, place] = 1
-            batch["loss_mask"][n, place] = torch.as_tensor(row["loss_mask"])
+            batch["loss_mask"][n, place] = row["loss_mask"]
             if packed[0]:
                 batch["documents"][n, place], batch["position_ids"][n, place] = _documents(row)
         return batch

@@ -5,6 +5,7 @@ from typing import Any
 from transformers import LlamaConfig, PreTrainedConfig
 
 from ..targets.architectures import family_of
+from ..targets.config_fields import read_field
 from .rope import draft_rope
 from .vocabulary import check_draft_vocab_size
 
@@ -97,24 +98,28 @@ def mlp_width(config) -> int:
     if family is not None and family.mlp_factor is not None:
         return family.mlp_factor * text.hidden_size
     # Llama 4 has one width for its experts, another for its dense layers
-    return getattr(text, "intermediate_size_mlp", None) or text.intermediate_size
+    return read_field(text, "intermediate_size_mlp", default=0) or read_field(text, "intermediate_size")
 
 
 def fields_of_target(target_config: PreTrainedConfig) -> dict[str, Any]:
-    """What every draft takes over from its target: widths, heads, RoPE, context length and special ids."""
+    """What every draft takes over from its target: widths, heads, RoPE, context length and special ids.
+
+    Raises:
+        ValueError: if the target's layers differ in one of these, or its config has none; the message names it.
+    """
     text = target_config.get_text_config()
-    heads = text.num_attention_heads
+    hidden, heads = read_field(text, "hidden_size"), read_field(text, "num_attention_heads")
     return {
-        "vocab_size": text.vocab_size,
-        "hidden_size": text.hidden_size,
-        "intermediate_size": mlp_width(target_config),
+        "vocab_size": read_field(text, "vocab_size"),
+        "hidden_size": hidden,
         "num_attention_heads": heads,
-        "num_key_value_heads": getattr(text, "num_key_value_heads", None) or heads,
-        "head_dim": getattr(text, "head_dim", None) or text.hidden_size // heads,
-        "rms_norm_eps": getattr(text, "rms_norm_eps", 1e-5),
-        "max_position_embeddings": text.max_position_embeddings,
+        "num_key_value_heads": read_field(text, "num_key_value_heads", default=heads) or heads,
+        "head_dim": read_field(text, "head_dim", default=0) or hidden // heads,
+        "intermediate_size": mlp_width(target_config),
+        "rms_norm_eps": read_field(text, "rms_norm_eps", default=1e-5),
+        "max_position_embeddings": read_field(text, "max_position_embeddings"),
         "rope_parameters": draft_rope(text),
-        "initializer_range": getattr(text, "initializer_range", 0.02),
+        "initializer_range": read_field(text, "initializer_range", default=0.02),
         **{name: getattr(text, name, None) for name in ("bos_token_id", "eos_token_id", "pad_token_id")},
     }
 

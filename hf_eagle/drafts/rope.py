@@ -34,7 +34,8 @@ def draft_rope(text_config, kind: str = "1d") -> dict[str, Any]:
     With `"mrope"` a draft gives tokens three positions, as its target does. Both servers then read `mrope_section` and
     `mrope_interleaved`, the latter false where it is not written.
 
-    Of a RoPE for each type of layer (Gemma 3) a draft, whose attention does not slide, gets that of `full_attention`.
+    Of a RoPE for each type of layer (Gemma 3) a draft, whose attention does not slide, gets that of `full_attention`;
+    where those layers rotate nothing, or no type has that name, that of the first type which has one.
 
     Args:
         text_config: the target's.
@@ -46,8 +47,9 @@ def draft_rope(text_config, kind: str = "1d") -> dict[str, Any]:
     if kind not in ROPES:
         raise ValueError(f"`draft_rope` must be one of {', '.join(ROPES)}, got {kind!r}.")
     rope = getattr(text_config, "rope_parameters", None) or {}
-    if "full_attention" in rope:
-        rope = rope["full_attention"]
+    by_type = [x for x in (rope.get("full_attention"), *rope.values()) if isinstance(x, dict)]
+    if by_type:
+        rope = by_type[0]
     by_axes, kind = kind == "mrope", rope.get("rope_type") or "default"
     if by_axes and not (rope.get("mrope_section") and kind == "default"):
         seen = f"has RoPE of type {kind}" if rope.get("mrope_section") else "counts all tokens alike"

@@ -124,7 +124,7 @@ def count_supervised_tokens(dataset, vocab_size: int) -> torch.Tensor:
             torch.from_numpy(batch[name].combine_chunks().flatten().to_numpy(zero_copy_only=False).astype("int64"))
             for name in ("input_ids", "loss_mask")
         )
-        ids = ids[mask.bool()]
+        ids = ids[mask > 0]  # not where it is -100
         if ids.numel() and int(ids.max()) >= vocab_size:
             raise ValueError(
                 f"A record holds token id {int(ids.max())} but the target's vocabulary has {vocab_size} tokens: the "
@@ -132,6 +132,11 @@ def count_supervised_tokens(dataset, vocab_size: int) -> torch.Tensor:
             )
         counts += torch.bincount(ids, minlength=vocab_size)
     return counts
+
+
+def token_rows(tokenizer: "PreTrainedTokenizerBase") -> int:
+    """Rows of a table that has one for each id of a tokenizer; more than its tokens where the ids have a hole."""
+    return max([len(tokenizer) - 1, *tokenizer.get_vocab().values()]) + 1
 
 
 def coverage_by_size(

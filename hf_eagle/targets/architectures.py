@@ -11,6 +11,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from .config_fields import read_field
+
 
 @dataclass(frozen=True)
 class Family:
@@ -117,11 +119,22 @@ def find_decoder_parts(model: PreTrainedModel) -> DecoderParts:
     return DecoderParts(layers=layers, final_norm=norm, head=head)
 
 
+# fields of a config which logits are multiplied by
+_MULTIPLIERS = ("logit_scale", "lm_head_multiplier", "output_multiplier")
+# families that multiply by their `logits_scaling`; all others divide by it
+_MULTIPLY_BY_SCALING = ("hyperclovax",)
+
+
 def logit_transform(config) -> Callable[[torch.Tensor], torch.Tensor]:
-    """What a target's `forward` does to its head's output (scaling, soft cap), read from its text config."""
+    """What a target's `forward` does to its head's output (scaling, soft cap), read from its text config.
+
+    Whether that is all is seen by [`check_teacher`].
+    """
     divide = getattr(config, "logits_scaling", None)
-    multiply = getattr(config, "logit_scale", None)
+    multiply = next((x for name in _MULTIPLIERS if (x := getattr(config, name, None)) is not None), None)
     cap = getattr(config, "final_logit_softcapping", None)
+    if config.model_type in _MULTIPLY_BY_SCALING:
+        divide, multiply = None, divide
 
     def transform(logits: torch.Tensor) -> torch.Tensor:
         if divide is not None:
@@ -144,7 +157,7 @@ def default_tap_ids(config) -> list[int]:
     Raises:
         ValueError: if the target is too shallow for three different taps; the message lists ids that would do.
     """
-    num_layers, family = config.get_text_config().num_hidden_layers, family_of(config)
+    num_layers, family = read_field(config.get_text_config(), "num_hidden_layers"), family_of(config)
     first = 2 if family is None else family.first_tap
     ids = [first, num_layers // 2, num_layers - 3]
     if ids != sorted(set(ids)):

@@ -7,10 +7,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch.nn.functional import linear
 from transformers import Cache, PreTrainedModel
 
-from .architectures import check_tap_ids, find_decoder, find_decoder_parts, logit_transform
+from .architectures import check_tap_ids, find_decoder, find_decoder_parts
 from .features import (
     FullOutlook,
     TargetDistribution,
@@ -20,7 +19,7 @@ from .features import (
     by_whole_head,
     full_outlook,
 )
-from .few_rows import few_rows_linear
+from .head import TargetHead, plain_embedding
 from .loading import load_causal_lm
 from .media import MEDIA, check_media, has_deepstack, rope_index, shows_media
 from .packed_attention import (
@@ -31,7 +30,8 @@ from .packed_attention import (
     segment_attention,
     stands_in_for,
 )
-from .sharding import TargetSharding, check_weights, gathered, loading_arguments
+from .sharding import TargetSharding, check_weights, loading_arguments
+from .teacher_check import check_teacher
 
 
 logger = logging.getLogger(__name__)
@@ -41,6 +41,8 @@ TAP_METHODS = ("hooks", "output_hidden_states")
 
 class FrozenTarget:
     """A causal language model that is only looked at: no gradient, no optimiser state, nothing of it is saved.
+
+    When it is first asked, what a draft would be taught is compared with the model's own forward, see `check_teacher`.
 
     Taps are recorded at a layer's ENTRY, id `k` being the input of layer `k` and id `N` the final norm's, as vLLM does
     (contract: taps).
@@ -75,11 +77,11 @@ class FrozenTarget:
         self.tap_method = tap_method
         self._decoder = find_decoder(model)
         self._by_segments = stands_in_for(self._decoder)
-        self._transform = logit_transform(self.config)
         # what the model's forward calls its cache: transformers 5.24 renames it, and warns when called by the old name
         parameters = inspect.signature(model.forward).parameters
         self.cache_argument = "cache" if "cache" in parameters else "past_key_values"
         self.sharding = TargetSharding.of(model)
+        self._head = TargetHead(self.parts.head, self.config, sharded=self.sharding is not None)
         if self.sharding is not None and self._by_segments:
             # whether its attention follows must be known to all ranks before one of them meets the first padding
             self.tap_ids = None
@@ -221,8 +223,10 @@ class FrozenTarget:
             inputs: whatever else the model's forward takes (images, video grids); `None` values are left out.
 
         Raises:
-            ValueError: if this target cannot keep documents apart, or does not take media that came.
+            ValueError: if this target cannot keep documents apart, does not take media that came, or says something
+                else than its head.
         """
+        check_teacher(self)
         inputs = {name: value for name, value in inputs.items() if value is not None}
         check_media(self.model, inputs)
         has_2d_mask = isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 2
@@ -338,10 +342,9 @@ class FrozenTarget:
             for handle in handles:
                 handle.remove()
 
-    @torch.no_grad()
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """The target's logits `(..., vocabulary)` of post-norm hidden states `(..., hidden)`."""
-        return self._transform(few_rows_linear(hidden, self.head_weight(), gathered(self.parts.head.bias)))
+        return self._head.logits(hidden)
 
     def teacher_head(self, ids: torch.Tensor | None = None) -> Callable[[torch.Tensor], torch.Tensor]:
         """The head for training, `(..., hidden)` -> `(..., vocabulary)`, gathered once: to be asked for once a batch.
@@ -351,15 +354,7 @@ class FrozenTarget:
         Args:
             ids: `(n,)` tokens whose logits alone are made, `None` for all.
         """
-        weight, bias = self.head_weight(), gathered(self.parts.head.bias)
-        if ids is not None:
-            weight, bias = weight[ids], None if bias is None else bias[ids]
-
-        @torch.no_grad()
-        def logits(hidden: torch.Tensor) -> torch.Tensor:
-            return self._transform(linear(hidden, weight, bias))
-
-        return logits
+        return self._head.for_training(ids)
 
     @torch.no_grad()
     def outlook(self, hidden: torch.Tensor, chunk: int = 256) -> FullOutlook:
@@ -391,9 +386,9 @@ class FrozenTarget:
         return by_draft_head(self.teacher_head(draft_ids), outlook, hidden, draft_ids, dtype, with_mass, chunk)
 
     def head_weight(self) -> torch.Tensor:
-        """`(vocabulary, hidden)`: the head, gathered when it is sharded."""
-        return gathered(self.parts.head.weight)
+        """`(vocabulary, hidden)`: the head, gathered when it is sharded, dequantised when it is quantised."""
+        return self._head.weight(self.model.dtype, self.device)
 
     def embedding_weight(self) -> torch.Tensor:
         """`(vocabulary, hidden)`: the input embedding, gathered when it is sharded."""
-        return gathered(self.model.get_input_embeddings().weight)
+        return plain_embedding(self.model.get_input_embeddings())

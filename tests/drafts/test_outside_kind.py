@@ -556,5 +556,5 @@ def test_the_evaluation_script_gives_the_target_its_taps(left, recipe):
     args = evaluate["EvaluationArguments"](
         target=recipe.target.target, draft=str(left[0]), prompts=recipe.data.acceptance_prompts, output_json="unwritten"
     )
-    target, draft, *_ = evaluate["load"](args, evaluate["decoding_settings"](args))
+    target, draft, *_ = evaluate["load"](args, {}, {}, evaluate["decoding_settings"](args))
     assert target.tap_ids == draft.config.tap_ids == [2, 5]

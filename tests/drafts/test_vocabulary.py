@@ -35,6 +35,8 @@ def test_only_supervised_tokens_are_counted():
     dataset = Dataset.from_list(records)
     assert count_supervised_tokens(dataset, 5).tolist() == [0, 0, 2, 1, 0]
     assert count_supervised_tokens(dataset.select([1]), 5).tolist() == [0, 0, 0, 1, 0]
+    ignoring = [{**record, "loss_mask": [m or -100 for m in record["loss_mask"]]} for record in records]
+    assert count_supervised_tokens(Dataset.from_list(ignoring), 5).tolist() == [0, 0, 2, 1, 0]
 
 
 def test_mapping_is_fast_at_a_large_vocabulary():

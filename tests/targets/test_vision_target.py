@@ -21,6 +21,7 @@ from hf_eagle.drafts.eagle3.taps import describe_taps
 from hf_eagle.targets.architectures import default_tap_ids
 from hf_eagle.targets.loading import load_causal_lm
 from hf_eagle.targets.target import FrozenTarget
+from hf_eagle.targets.teacher_check import check_teacher
 
 
 TAPS = [1, 2, 4, 7]
@@ -62,10 +63,11 @@ def test_taps_are_the_inputs_of_layers(name):
 def test_taps_lie_behind_deepstack():
     """A layer's output is not the next one's input where an image or a video is."""
     model, batch = tiny_vision_model(), processed(vision_processor(), CHATS)
-    outputs = []
+    target, outputs = FrozenTarget(model, [1, 2, 3, 4]), []
+    check_teacher(target)  # runs the model once, on a row of its own
     for layer in model.model.language_model.layers:
         layer.register_forward_hook(lambda module, args, output: outputs.append(output))
-    taps = FrozenTarget(model, [1, 2, 3, 4])(**batch).taps.chunk(4, -1)
+    taps = target(**batch).taps.chunk(4, -1)
     media = batch["mm_token_type_ids"] > 0
     for level, tap in enumerate(taps):
         moved = (tap != outputs[level]).any(-1)

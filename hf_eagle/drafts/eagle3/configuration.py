@@ -7,6 +7,7 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from ...targets.architectures import check_tap_ids, default_tap_ids
+from ...targets.config_fields import read_field
 from ...targets.latent import has_latent_attention
 from ...targets.media import has_mrope
 from ..configuration_base import DraftConfig, fields_of_target, written_for_servers
@@ -122,7 +123,7 @@ class EagleConfig(DraftConfig):
             ValueError: for a wrong tap id, `"mrope"` beside a target that has none, or a draft vocabulary larger than
                 the target's.
         """
-        layers = target_config.get_text_config().num_hidden_layers
+        layers = read_field(target_config.get_text_config(), "num_hidden_layers")
         tap_ids = default_tap_ids(target_config) if tap_ids is None else tap_ids
         fields = {
             **fields_of_target(target_config),

@@ -4,6 +4,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
+from ...targets.config_fields import read_field
 from ...targets.latent import LATENT_SIZES, has_latent_attention
 from ..rope import draft_rope
 from .configuration import EagleConfig
@@ -85,7 +86,7 @@ class EagleMLAConfig(EagleConfig):
         """
         text = target_config.get_text_config()
         latent = has_latent_attention(text)
-        sizes = {name: x for name in LATENT_SIZES if latent and (x := getattr(text, name)) is not None}
+        sizes = {name: x for name in LATENT_SIZES if latent and (x := read_field(text, name, default=None)) is not None}
         rope = draft_rope(text)
         yarn = rope["rope_type"] == "yarn"
         kept = {name: rope[name] for name in _YARN if yarn and name in rope}
