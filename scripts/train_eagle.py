@@ -5,8 +5,9 @@
     accelerate launch --config_file training_args/accelerate/ddp.yaml scripts/train_eagle.py --config ...
 
 The YAML file holds `argument: value` lines; the command line overrides it. What is left in `--output_dir` is the
-folder that vLLM and SGLang load. An interrupted run goes on with `--resume_from_checkpoint last`. With
-`--dry_run --world_size 8 --device_memory_gb 80`, a run only reports whether it fits its devices, and reads no weights.
+folder that vLLM and SGLang load. An interrupted run goes on with `--resume_from_checkpoint last`, which leaves a
+finished one as it is. With `--dry_run --world_size 8 --device_memory_gb 80`, a run only reports whether it fits its
+devices, and reads no weights.
 
 Besides the arguments below, every argument of `transformers.TrainingArguments` is taken (`--help_all` lists them):
 --output_dir, --learning_rate, --num_train_epochs, --max_steps, --per_device_train_batch_size, --bf16, --save_steps,
@@ -33,6 +34,7 @@ def main() -> None:
 
     from hf_eagle.evaluation.prompts import load_prompts
     from hf_eagle.training.distributed import leave
+    from hf_eagle.training.resuming import was_written_to_the_end
 
     data_args, args = recipe.data, recipe.training
     # one rank of a machine speaks for all
@@ -51,7 +53,10 @@ def main() -> None:
 
     trainer = build_trainer(recipe, resume, prompts)
     result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-    leave_results(trainer, result)
+    if trainer.nothing_to_do and was_written_to_the_end(args.output_dir, trainer.state.global_step):
+        logger.info("%s is left as it is.", args.output_dir)
+    else:
+        leave_results(trainer, result)
     leave()
 
 
@@ -128,8 +133,8 @@ def measure_acceptance(trainer, tokenizer, prompts, recipe: Recipe) -> None:
     from hf_eagle.training.acceptance import AcceptanceLengthCallback
 
     method = recipe.draft.kind.methods[recipe.draft.method]
-    every = recipe.data.acceptance_steps
-    trainer.add_callback(AcceptanceLengthCallback(trainer, tokenizer, prompts, every_steps=every, method=method))
+    how = {"every_steps": recipe.data.acceptance_steps, "template_kwargs": recipe.data.template_kwargs}
+    trainer.add_callback(AcceptanceLengthCallback(trainer, tokenizer, prompts, method=method, **how))
 
 
 def leave_results(trainer, result) -> None:
@@ -138,8 +143,8 @@ def leave_results(trainer, result) -> None:
     from hf_eagle.serving.check import serves
 
     trainer.save_model()
-    trainer.save_state()
-    trainer.save_metrics("train", result.metrics)
+    if result.metrics:
+        trainer.save_metrics("train", result.metrics)
     if trainer.eval_dataset is not None:
         trainer.save_metrics("eval", trainer.evaluate())
     if trainer.is_world_process_zero():
@@ -152,6 +157,7 @@ def leave_results(trainer, result) -> None:
         logger.info("The draft is in %s%s", trainer.args.output_dir, told)
     if trainer.args.push_to_hub:
         trainer.push_to_hub()
+    trainer.save_state()  # last: a run that is continued looks there whether everything else is done
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import torch
 from transformers import TrainingArguments
 
 from .objective import EagleArguments
+from .parser import at_least_one
 
 
 @dataclass
@@ -38,10 +39,22 @@ class EagleTrainingArguments(EagleArguments, TrainingArguments):
             "help": "`last` continues from the newest complete checkpoint in `output_dir`, or a checkpoint folder."
         },
     )
+    ignore_missing_state: bool = field(
+        default=False,
+        metadata={"help": "Resume from a checkpoint without optimizer or schedule, which begin anew; it is said."},
+    )
     overwrite: bool = field(default=False, metadata={"help": "Delete what another run left in `output_dir` first."})
+    max_unsupervised_steps: int = field(
+        default=100,
+        metadata={
+            "help": "Stop after so many steps in a row without a supervised row, where data are a stream; other data "
+            "stop after a whole epoch."
+        },
+    )
 
     def __post_init__(self):
         EagleArguments.__post_init__(self)
+        at_least_one(self, "max_unsupervised_steps")
         # bf16 on a machine without an accelerator needs `use_cpu` said aloud
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         TrainingArguments.__post_init__(self)

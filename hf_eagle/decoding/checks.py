@@ -100,6 +100,16 @@ def check_sampling(temperature: float, top_p: float, top_k: int | None, name: st
         raise ValueError(f"`{ignored}` is set, but `temperature` is 0, which decodes greedily; set `temperature` too.")
 
 
+def check_draws(target, temperature: float, generator: torch.Generator | None) -> None:
+    """Raises a `ValueError` where ranks that hold one target between them would each draw tokens of their own."""
+    if temperature > 0 and generator is None and target.sharding is not None:
+        raise ValueError(
+            f"`generator` is None and `temperature` is {temperature}, but the target is spread over ranks, each of "
+            "which would draw other tokens and then wait for the others: give every rank a `torch.Generator` on the "
+            "target's device, all with the same seed."
+        )
+
+
 def check_prompts(input_ids: torch.Tensor, attention_mask: torch.Tensor | None, max_new_tokens: int, streamer) -> None:
     """Raises a `ValueError` for prompts that are no left-padded batch, or that cannot be streamed."""
     if max_new_tokens < 1:
@@ -152,9 +162,14 @@ def check_draft_fits(target, draft) -> None:
             f"`draft` was made for a target with hidden size {hidden_size}, but the target's is {target.hidden_size}; "
             "give the target that the draft was trained with."
         )
-    tap_ids = config.tap_ids
-    if tap_ids and list(tap_ids) != list(target.tap_ids or []):
+    tap_ids, given = config.tap_ids, list(target.tap_ids or [])
+    if tap_ids and list(tap_ids) != given:
         raise ValueError(
-            f"`draft` was trained on the taps {list(tap_ids)}, but the target takes {list(target.tap_ids or [])}; load "
-            "the target with `tap_ids=draft.config.tap_ids`."
+            f"`draft` was trained on the taps {list(tap_ids)}, but the target takes {given}; load the target with "
+            "`tap_ids=draft.config.tap_ids`."
+        )
+    if tap_ids is None and len(given) != config.num_taps:
+        raise ValueError(
+            f"`draft` looks at {config.num_taps} taps, which its config does not name, but the target takes {given}; "
+            "load the target with the `tap_ids` that the draft was trained on."
         )

@@ -22,7 +22,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from ..targets.few_rows import few_rows_products
 from .answers import Answers, RoundClock
-from .checks import DraftShape, check_draft_fits, check_prompt_media, check_prompts, check_sampling
+from .checks import DraftShape, check_draft_fits, check_draws, check_prompt_media, check_prompts, check_sampling
 from .target_run import TargetRun, check_target
 from .verification import Sampling, judge
 
@@ -99,7 +99,8 @@ def speculative_generate(
         top_p (`float`, *optional*, defaults to `1.0`), sampling_top_k (`int`, *optional*):
             Draw from the nucleus of this mass, from the so many most probable tokens.
         generator (`torch.Generator`, *optional*):
-            Where draws come from, on the target's device.
+            Where draws come from, on the target's device. A target that is spread over ranks needs one, seeded alike on
+            all of them.
         streamer (`transformers` streamer, *optional*):
             Is `put` the prompt, and the tokens of every round as they come; one prompt only.
         media:
@@ -113,6 +114,7 @@ def speculative_generate(
     shape = DraftShape.of(method, num_speculative_tokens, depth, top_k, total_tokens)
     shape.check_vocabulary(draft)
     check_sampling(temperature, top_p, sampling_top_k)
+    check_draws(target, temperature, generator)
     check_prompts(input_ids, attention_mask, max_new_tokens, streamer)
     check_prompt_media(target, input_ids, media)
     check_draft_fits(target, draft)
@@ -227,6 +229,7 @@ def target_generate(
         New token ids of every prompt, cut at an end-of-sequence token or at `max_new_tokens`.
     """
     check_sampling(temperature, top_p, sampling_top_k)
+    check_draws(target, temperature, generator)
     check_prompts(input_ids, attention_mask, max_new_tokens, None)
     check_prompt_media(target, input_ids, media)
     check_target(target, needs_masks=input_ids.shape[0] > 1)

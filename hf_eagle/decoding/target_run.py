@@ -105,9 +105,16 @@ class TargetRun:
 
     def logits_of(self, newest: torch.Tensor) -> torch.Tensor:
         """Logits `(rows, 1, vocabulary)` behind the newest token of each row `(rows, 1)`, by the plain forward."""
-        arguments = self._place_window(1)
-        arguments[self.target.cache_argument] = self.cache
-        return self.target.model(input_ids=newest, use_cache=True, **arguments).logits
+        inputs = {"input_ids": newest, "use_cache": True, **self._place_window(1)}
+        inputs[self.target.cache_argument] = self.cache
+        sharding = self.target.sharding
+        if sharding is None:
+            return self.target.model(**inputs).logits
+
+        # the same logits on all ranks of a group, or a tie that is rounded in two ways would part them for ever
+        output = sharding.run(self.target.model, inputs)
+        sharding.release()
+        return output.logits
 
     def select(self, kept: list[int], kept_on_device: torch.Tensor) -> None:
         self.lengths = self.lengths.select(kept, kept_on_device)

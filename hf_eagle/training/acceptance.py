@@ -38,6 +38,8 @@ class AcceptanceLengthCallback(TrainerCallback):
             The longest answer, in tokens.
         batch_size (`int`, *optional*, defaults to `8`):
             Prompts decoded together.
+        template_kwargs (`dict`, *optional*):
+            What else the chat template is given, as in training: `{"enable_thinking": False}`.
 
     Raises:
         `ValueError`: no prompts, a value out of range, a prompt that cannot be rendered, or nothing that would ever
@@ -59,6 +61,7 @@ class AcceptanceLengthCallback(TrainerCallback):
         num_speculative_tokens: int | None = None,
         max_new_tokens: int = 64,
         batch_size: int = 8,
+        template_kwargs: dict | None = None,
     ):
         if not prompts:
             raise ValueError("`prompts` is empty; give at least one prompt to measure acceptance on.")
@@ -70,7 +73,8 @@ class AcceptanceLengthCallback(TrainerCallback):
                 "them."
             )
         for prompt in prompts:
-            PromptBatch.of([prompt], tokenizer)  # on every rank, so that none fails alone
+            # on every rank, so that none fails alone
+            PromptBatch.of([prompt], tokenizer, template_kwargs=template_kwargs)
         self.settings = DecodingSettings(
             method=method,
             num_speculative_tokens=num_speculative_tokens,
@@ -78,6 +82,7 @@ class AcceptanceLengthCallback(TrainerCallback):
             batch_size=batch_size,
         )
         self.trainer, self.tokenizer, self.prompts, self.every_steps = trainer, tokenizer, prompts, every_steps
+        self.template_kwargs = template_kwargs
         self._latest: tuple[int, float] | None = None  # step and value: one measurement a step is enough
 
     def on_step_end(self, args, state, control, **kwargs):
@@ -123,6 +128,7 @@ class AcceptanceLengthCallback(TrainerCallback):
                     self.settings,
                     compare_to_target=False,
                     progress=False,
+                    template_kwargs=self.template_kwargs,
                 ).runs
                 draft.train(training)
         if share and counting:

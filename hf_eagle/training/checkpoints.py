@@ -1,22 +1,36 @@
-"""Checkpoints that are whole or not there: a manifest written last, and what a folder may be resumed or overwritten."""
+"""Checkpoints that are whole or not there: a manifest written last, and what is missing in a folder."""
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-from transformers import PreTrainedModel
+from safetensors import SafetensorError
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
+from transformers.trainer_callback import TrainerState
 
-from ..drafts.adapters import ADAPTER_FOLDER
-from ..drafts.misfits import misfits
-from ..files import write_atomically
+from ..files import read_json, write_atomically
 
 
 MANIFEST = "checkpoint_manifest.json"
+# without these training does not go on as if it had never stopped; DeepSpeed writes both into a folder of its own
+STATES = {OPTIMIZER_NAME: "the optimizer's state", SCHEDULER_NAME: "the learning rate schedule"}
 _CHECKPOINT = re.compile(r"^checkpoint-(\d+)$")
+_MANIFEST_FIELDS = {"files": dict[str, int], "rows_per_step?": int | None}
+# what is read of transformers' own file
+_STATE_FIELDS = {
+    "global_step": int,
+    "log_history": list[dict],
+    **dict.fromkeys(("epoch?", "num_train_epochs?", "total_flos?"), float),
+    **dict.fromkeys(("max_steps?", "num_input_tokens_seen?"), int),
+    **dict.fromkeys(("logging_steps?", "eval_steps?", "save_steps?", "best_metric?"), float | None),
+    **dict.fromkeys(("best_global_step?", "train_batch_size?"), int | None),
+    "best_model_checkpoint?": str | None,
+    "stateful_callbacks?": dict | None,
+}
 # what torch, safetensors and the file system raise when a file cannot be written
 _WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)
 
@@ -33,28 +47,76 @@ def write_manifest(folder: str | Path, rows_per_step: int | None = None) -> None
     write_atomically(folder / MANIFEST, [json.dumps({"files": files, "rows_per_step": rows_per_step}, indent=2)])
 
 
-def why_incomplete(folder: str | Path) -> str | None:
-    """What is wrong with a checkpoint folder, `None` when every file of its manifest is there in full."""
+def read_manifest(folder: str | Path) -> dict:
+    """What `write_manifest` wrote.
+
+    Raises:
+        ValueError: if it cannot be read, or is something else.
+    """
+    return read_json(Path(folder) / MANIFEST, _MANIFEST_FIELDS, "choose another checkpoint")
+
+
+def why_incomplete(folder: str | Path, without_states: bool = False) -> str | None:
+    """What is wrong with a checkpoint folder, `None` when every file that resuming needs is there in full.
+
+    Args:
+        without_states: be content with the weights and the place in the run; the states may be missing.
+    """
     folder = Path(folder)
     if not (folder / MANIFEST).is_file():
         return f"it has no {MANIFEST}, which is written last"
     try:
-        files = json.loads((folder / MANIFEST).read_text())["files"]
-    except (ValueError, KeyError):
-        return f"its {MANIFEST} cannot be read"
-    for name, size in files.items():
-        path = folder / name
-        if not path.is_file():
-            return f"{name} is missing"
-        if path.stat().st_size != size:
-            return f"{name} has {path.stat().st_size} bytes instead of {size}"
-    return None
+        files = read_manifest(folder)["files"]
+    except ValueError as problem:
+        return f"its {MANIFEST} cannot be read ({str(problem).rstrip('.')})"
+    for name in [TRAINER_STATE_NAME, *files]:
+        problem = None if without_states and name in STATES else _why_not_whole(folder, name, files)
+        if problem:
+            return problem
+    missing = [] if without_states else missing_states(folder)
+    return f"it has no {' and no '.join(missing)}, as `save_only_model` leaves one" if missing else None
 
 
-def remove_incomplete(folder: str | Path) -> None:
-    """Delete a checkpoint folder that was not written to the end, if it is there."""
-    if Path(folder).exists() and why_incomplete(folder):
+def missing_states(folder: str | Path) -> list[str]:
+    """Files of `STATES` that a checkpoint does not hold in full."""
+    folder = Path(folder)
+    if any(folder.glob("global_step*")):  # of DeepSpeed
+        return []
+    files = read_manifest(folder)["files"]
+    return [name for name in STATES if _why_not_whole(folder, name, files)]
+
+
+def _why_not_whole(folder: Path, name: str, files: dict[str, int]) -> str | None:
+    path = folder / name
+    if not os.path.isfile(path):  # which is false, and no error, for a name that no file can have
+        return f"{name} is missing"
+    size = path.stat().st_size
+    return f"{name} has {size} bytes instead of {files[name]}" if size != files.get(name, size) else None
+
+
+def read_state(folder: str | Path) -> TrainerState:
+    """Where a run stood: `trainer_state.json` of a checkpoint, or of the folder of a whole run.
+
+    Raises:
+        ValueError: if it cannot be read, or is something else.
+    """
+    path = Path(folder) / TRAINER_STATE_NAME
+    found = read_json(path, _STATE_FIELDS, "choose another checkpoint")
+    if found["global_step"] < 0:
+        raise ValueError(f"{path} holds {found['global_step']} as `global_step`: choose another checkpoint.")
+    try:
+        return TrainerState(**found)
+    except TypeError as problem:  # a field that this version of transformers does not have
+        raise ValueError(f"{path} cannot be read ({problem}): choose another checkpoint.") from problem
+
+
+def begin_checkpoint(folder: str | Path) -> None:
+    """Make way for a checkpoint: what a killed run left of it is deleted, and one that is there is whole no more."""
+    folder = Path(folder)
+    if folder.exists() and why_incomplete(folder, without_states=True):
         shutil.rmtree(folder)
+    # files of the same sizes are about to be written over, one after the other
+    (folder / MANIFEST).unlink(missing_ok=True)
 
 
 def checkpoints(output_dir: str | Path) -> list[Path]:
@@ -66,68 +128,6 @@ def checkpoints(output_dir: str | Path) -> list[Path]:
 def last_complete_checkpoint(output_dir: str | Path) -> Path | None:
     """The newest checkpoint that was written to the end."""
     return next((p for p in reversed(checkpoints(output_dir)) if why_incomplete(p) is None), None)
-
-
-def resolve_resume(output_dir: str | Path, resume: str | bool | None) -> Path | None:
-    """The folder to resume from: a path is checked, `True` or `"last"` finds the newest complete one.
-
-    Returns:
-        `None` for `resume=None` or `False`, and for `"last"` when no checkpoint was finished yet.
-
-    Raises:
-        ValueError: if the named checkpoint is not complete.
-    """
-    if resume in (None, False, "false"):
-        return None
-    if resume in (True, "last", "true"):
-        return last_complete_checkpoint(output_dir)
-    problem = why_incomplete(resume)
-    if problem:
-        last = last_complete_checkpoint(Path(resume).parent)
-        raise ValueError(
-            f"`resume_from_checkpoint` {resume} is not a complete checkpoint: {problem}. "
-            + (f"The newest complete one beside it is {last}." if last else "There is no complete one beside it.")
-        )
-    return Path(resume)
-
-
-def check_rows_per_step(folder: str | Path, rows_per_step: int) -> None:
-    """A resumed run finds its place in the data by counting steps, so a step must be as many rows as before.
-
-    Raises:
-        ValueError: if it is not, on another number of processes for instance.
-    """
-    before = json.loads((Path(folder) / MANIFEST).read_text()).get("rows_per_step")
-    if before not in (None, rows_per_step):
-        raise ValueError(
-            "`per_device_train_batch_size` x `gradient_accumulation_steps` x processes is "
-            f"{rows_per_step} rows a step, but {folder} was written with {before}: keep the product, or the run would "
-            "go on at another place of the data (`ignore_data_skip` starts the data over)."
-        )
-
-
-def refuse_other_run(output_dir: str | Path, overwrite: bool = False) -> None:
-    """Keep a new run from mixing with an earlier one.
-
-    Raises:
-        FileExistsError: if `output_dir` holds checkpoints or a draft and `overwrite` is not set.
-    """
-    output_dir = Path(output_dir)
-    there = [*checkpoints(output_dir), *output_dir.glob("*.safetensors")]
-    if there and not overwrite:
-        raise FileExistsError(
-            f"`output_dir` {output_dir} holds another run ({there[-1].name}): continue it with "
-            "`--resume_from_checkpoint last`, choose another folder, or delete it with `--overwrite`."
-        )
-
-
-def clear_run(output_dir: str | Path) -> None:
-    """Delete the checkpoints, the draft and the adapter of an earlier run, and nothing else."""
-    for path in checkpoints(output_dir):
-        shutil.rmtree(path)
-    shutil.rmtree(Path(output_dir) / ADAPTER_FOLDER, ignore_errors=True)
-    for path in Path(output_dir).glob("*.safetensors"):
-        path.unlink()
 
 
 @contextmanager
@@ -159,29 +159,3 @@ def write_failure(folder: str | Path, problem: Exception) -> OSError:
         + (f"{last} is complete: " if last else "No checkpoint was finished yet: ")
         + "make room and run again with `--resume_from_checkpoint last`."
     )
-
-
-def check_tensors(model: PreTrainedModel, folder: str | Path) -> None:
-    """Do the weights in a folder fit this draft, name by name and shape by shape?
-
-    Raises:
-        ValueError: naming the first tensors that are missing, unexpected or of another shape; or if they are what an
-            adapter was merged into, whose training cannot go on without it.
-    """
-    if (Path(folder) / ADAPTER_FOLDER).is_dir():
-        raise ValueError(
-            f"The checkpoint {folder} holds an adapter, so it was trained with `use_peft`: set it, or start a new run "
-            "with `init_from` that checkpoint."
-        )
-    found = {}
-    for path in Path(folder).glob("*.safetensors"):
-        with safe_open(path, "pt") as file:
-            found.update({name: list(file.get_slice(name).get_shape()) for name in file.keys()})
-    skipped = set(model._keys_to_ignore_on_save or ())
-    wanted = {name: list(t.shape) for name, t in model.state_dict().items() if name not in skipped}
-    wrong = [f"{name} {what}" for name, what in misfits(found, wanted)]
-    if wrong:
-        raise ValueError(
-            f"The checkpoint {folder} does not fit this draft: {'; '.join(wrong[:6])}. Was it trained with another "
-            "target, vocabulary size or code?"
-        )

@@ -14,6 +14,7 @@ from ..data.conversations import MaskOptions, build_dataset, build_stream
 from ..data.packing import pack_dataset
 from ..data.records import load_records
 from ..data.streaming import RankStream
+from ..data.token_stream import ShuffledRecords
 from ..data.vision_dataset import build_vision_dataset, holds_media
 from ..drafts.build import load_draft, new_draft
 from ..drafts.configuration_base import DraftConfig
@@ -32,12 +33,7 @@ logger = logging.getLogger(__name__)
 
 def tokenizer_of(target_args: TargetArguments) -> PreTrainedTokenizerBase:
     """The target's tokenizer."""
-    return load_tokenizer(
-        target_args.target,
-        revision=target_args.target_revision,
-        trust_remote_code=target_args.trust_remote_code,
-        **({"gguf_file": target_args.gguf_file} if target_args.gguf_file else {}),
-    )
+    return load_tokenizer(target_args.target, **target_args.source)
 
 
 def processor_of(target_args: TargetArguments) -> ProcessorMixin | None:
@@ -96,15 +92,16 @@ def conversations(
     """
     options = MaskOptions(data_args.last_turn_only, data_args.train_on_thoughts, data_args.train_on_tool_calls)
     template = {"options": options, "template_kwargs": data_args.template_kwargs}
+    template["skip_bad_records"] = data_args.skip_bad_records
 
     def build(sources, weights=None, streaming=False):
-        form = data_args.dataset_format
-        records = load_records(sources, dataset_format=form, weights=weights, streaming=streaming, seed=args.seed)
+        form = {"dataset_format": data_args.dataset_format, "skip_bad_records": data_args.skip_bad_records}
+        records = load_records(sources, weights=weights, streaming=streaming, seed=args.seed, **form)
         if processor is not None and holds_media(records):
             skip = data_args.skip_bad_media
             return build_vision_dataset(records, processor, data_args.max_length, skip_bad_media=skip, **template)
         if streaming:
-            records = records.shuffle(seed=args.seed, buffer_size=1000)
+            records = ShuffledRecords(records, seed=args.seed)
             ranks = {"rank": args.process_index, "world": args.world_size}
             return RankStream(build_stream(records, tokenizer, data_args.max_length, **template, **ranks))
         return build_dataset(records, tokenizer, data_args.max_length, data_args.preprocessing_workers, **template)

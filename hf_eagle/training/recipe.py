@@ -58,15 +58,15 @@ class Recipe:
 
         Raises:
             FileExistsError: if `output_dir` holds another run.
-            ValueError: for arguments that do not fit each other.
+            ValueError: for arguments that do not fit each other, or a checkpoint that cannot be resumed from.
         """
         from ..drafts.build import draft_class_of
-        from .checkpoints import refuse_other_run, resolve_resume
+        from .resuming import is_last, refuse_other_run, resolve_resume
 
         training, init_from = self.training, self.draft.init_from
-        resume = resolve_resume(training.output_dir, training.resume_from_checkpoint)
-        if resume is None and training.resume_from_checkpoint is None:
-            refuse_other_run(training.output_dir, training.overwrite)
+        resume = resolve_resume(training.output_dir, training.resume_from_checkpoint, training.ignore_missing_state)
+        if resume is None:
+            refuse_other_run(training.output_dir, training.overwrite, is_last(training.resume_from_checkpoint))
         if self.data.streaming:
             self._refuse_with_streaming(resume)
         if init_from is not None:

@@ -5,6 +5,7 @@ the servers load.
 """
 
 import logging
+import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,45 +14,58 @@ from types import MappingProxyType
 import torch
 from torch import nn
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, rotate_checkpoints
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, TrainOutput, rotate_checkpoints
 from transformers.utils import PushInProgress
 
 from ..drafts.adapters import AdaptedDraft
-from ..hub.model_card import facts_of_card, render_model_card
-from ..hub.publish import CARD, publish_draft
+from ..hub.model_card import is_edited, render_model_card
+from ..hub.publish import publish_draft
 from ..hub.run_facts import run_facts
 from ..serving.check import require_servable, serves
 from .checkpoints import (
-    check_rows_per_step,
-    check_tensors,
-    clear_run,
+    begin_checkpoint,
+    checkpoints,
     explain_write_errors,
-    refuse_other_run,
-    remove_incomplete,
-    resolve_resume,
+    missing_states,
+    read_state,
+    why_incomplete,
     write_manifest,
 )
 from .distributed import set_optimizer_state, set_weights, whole_optimizer_state
+from .health import StepWatch
+from .resuming import (
+    check_rows_per_step,
+    check_tensors,
+    clear_run,
+    is_last,
+    refuse_other_run,
+    resolve_resume,
+    states_begun_anew,
+)
+from .totals import logged_loss
 
 
 logger = logging.getLogger(__name__)
 
 
 class SavingMixin:
-    """Saves, resumes and publishes; to be placed before `Trainer`, as in `class EagleTrainer(SavingMixin, Trainer)`.
+    """Saves, resumes and publishes; to be placed before [`HealthMixin`] and `Trainer`.
 
     * A manifest finishes each checkpoint, and only a finished one is resumed from.
+    * Nothing is saved of a run whose numbers broke, or that saw no supervised row yet; see [`HealthMixin`].
     * A checkpoint of a draft under FSDP2 is the same as a replicated draft's.
     * The Hub gets what servers and readers need; optimizer states only where `hub_strategy` asks for them.
 
     Attributes:
-        target ([`FrozenTarget`]): set by the trainer; a saved draft is checked against its config.
         card_facts (`dict`): fields of [`CardFacts`] that whoever starts the run knows better than the trainer.
+        target ([`FrozenTarget`]): set by the trainer; a saved draft is checked against its config.
         resumed (`bool`): whether training continued from a checkpoint.
+        nothing_to_do (`bool`): whether that checkpoint had all steps already, so that none was taken.
     """
 
     card_facts: Mapping[str, object] = MappingProxyType({})
     resumed = False
+    nothing_to_do = False
     _told_unserved = False
 
     # ---- start or resume ----
@@ -59,22 +73,69 @@ class SavingMixin:
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
         """As in `Trainer`; `"last"` or `True` resumes from the newest COMPLETE checkpoint, if there is one.
 
+        A run that has all its steps is not trained: its state and its draft are loaded, and `nothing_to_do` is set.
+
         Raises:
             FileExistsError: if `output_dir` holds another run and this one does not continue it.
-            ValueError: if the checkpoint is half-written, or fits neither the draft nor the batch.
+            FloatingPointError: if a loss, a gradient or the weights are not numbers.
+            ValueError: if the checkpoint is not complete, or fits neither the draft nor the batch; if no step could be
+                taken, or no supervised row was seen.
         """
-        resume = resolve_resume(self.args.output_dir, resume_from_checkpoint)
-        if resume is not None and not (self.args.ignore_data_skip or self.args.auto_find_batch_size):
-            check_rows_per_step(resume, self._rows_per_step)
-        if resume is None and resume_from_checkpoint in (None, False):
-            self._claim_output_dir()
-
+        args, last = self.args, is_last(resume_from_checkpoint)
+        self.refuse_no_batch()
+        resume = resolve_resume(args.output_dir, resume_from_checkpoint, args.ignore_missing_state)
+        begun_at = 0 if resume is None else read_state(resume).global_step
         self.resumed = resume is not None
-        return super().train(resume_from_checkpoint=None if resume is None else str(resume), **kwargs)
+        self.nothing_to_do = self.resumed and begun_at >= self._steps_to_take()
+        if self.nothing_to_do:
+            return self._take_as_finished(resume)
 
-    def _claim_output_dir(self) -> None:
+        if resume is None:
+            self._claim_output_dir(last)
+        else:
+            if not (args.ignore_data_skip or args.auto_find_batch_size):
+                check_rows_per_step(resume, self._rows_per_step)
+            self._say_what_is_resumed(resume, last)
+        self.watch = StepWatch() if resume is None else StepWatch.resumed(begun_at)
+        result = super().train(resume_from_checkpoint=None if resume is None else str(resume), **kwargs)
+        self.refuse_run_of_nothing(begun_at)
+        self.refuse_broken()
+        return result
+
+    def _steps_to_take(self) -> int:
+        """Optimizer steps of the whole run."""
+        if self.args.max_steps > 0:
+            return self.args.max_steps
+        return self.set_initial_training_values(self.args, self.get_train_dataloader())[-1]
+
+    def _take_as_finished(self, checkpoint: Path) -> TrainOutput:
+        """Take up state and draft of a run that has all its steps, and say so."""
+        self.state = read_state(checkpoint)
+        self.state.is_world_process_zero = self.is_world_process_zero()
+        self.state.is_local_process_zero = self.is_local_process_zero()
+        best = self.state.best_model_checkpoint
+        if self.args.load_best_model_at_end and best is not None and Path(best).is_dir():
+            self._load_best_model()
+        else:
+            self._load_from_checkpoint(str(checkpoint))
+
+        step = self.state.global_step
+        logger.warning("%s has all %d steps of this run already: there is nothing to train.", checkpoint, step)
+        loss = logged_loss(self.state.log_history)
+        return TrainOutput(step, math.nan if loss is None else loss, {} if loss is None else {"train_loss": loss})
+
+    def _say_what_is_resumed(self, checkpoint: Path, last: bool) -> None:
+        """Say which checkpoints are passed over, and which states begin anew."""
+        there = checkpoints(checkpoint.parent)
+        for newer in there[there.index(checkpoint) + 1 :] if last else ():
+            logger.warning("%s is passed over: %s.", newer, why_incomplete(newer))
+        anew = states_begun_anew(checkpoint)
+        if anew:
+            logger.warning("%s", anew)
+
+    def _claim_output_dir(self, last: bool) -> None:
         """Refuse another run's folder, or clear it where `overwrite` is set."""
-        refuse_other_run(self.args.output_dir, self.args.overwrite)
+        refuse_other_run(self.args.output_dir, self.args.overwrite, last)
 
         # all ranks have looked before one deletes, and it has deleted before any of them writes
         self.accelerator.wait_for_everyone()
@@ -115,6 +176,8 @@ class SavingMixin:
             super()._load_best_model()
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None and missing_states(checkpoint):
+            return  # both begin anew, as `train` has said
         if not self.is_fsdp_enabled or checkpoint is None:
             return super()._load_optimizer_and_scheduler(checkpoint)
         state = torch.load(Path(checkpoint) / OPTIMIZER_NAME, map_location="cpu", weights_only=True)
@@ -126,10 +189,20 @@ class SavingMixin:
     def _checkpoint_folder(self, trial) -> Path:
         return Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
 
+    def weights_to_save(self) -> dict[str, torch.Tensor]:
+        """The tensors of the draft that a save would write, by its names; under FSDP2 this rank's part of them."""
+        adapter = self._adapter()
+        draft = self.accelerator.unwrap_model(self.model) if adapter is None else adapter.get_base_model()
+        tensors = draft.state_dict() if adapter is None else adapter.merged_state_dict()
+        return {name: x for name, x in tensors.items() if name not in (draft._keys_to_ignore_on_save or ())}
+
     def _save_checkpoint(self, model, trial) -> None:
         folder = self._checkpoint_folder(trial)
+        if not self.watch.supervised:
+            return logger.warning("%s is not written: there was no supervised row yet.", folder)
+        self.refuse_broken()  # before a file is touched
         if self.args.should_save:
-            remove_incomplete(folder)  # left by a killed run; its files must not mix with the new ones
+            begin_checkpoint(folder)  # files of a killed run must not mix with the new ones
         self.accelerator.wait_for_everyone()
 
         # Trainer itself deletes no older checkpoint: this one is not complete yet
@@ -156,9 +229,14 @@ class SavingMixin:
             self._push_checkpoint(folder)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
-        """As in `Trainer`: the folder is what the servers load."""
-        if _internal_call:  # the caller explains errors itself
+        """As in `Trainer`: the folder is what the servers load.
+
+        Raises:
+            FloatingPointError: if the weights are not numbers; what is in the folder stays.
+        """
+        if _internal_call:  # the caller has looked, and explains errors itself
             return super().save_model(output_dir, _internal_call)
+        self.refuse_broken()
         with explain_write_errors(output_dir or self.args.output_dir):
             super().save_model(output_dir, _internal_call)
 
@@ -186,7 +264,7 @@ class SavingMixin:
     def create_model_card(self, *args, **kwargs) -> None:
         """Write the card from what this run knows so far; a card that somebody edited is left alone."""
         folder = Path(self.args.output_dir)
-        if self.is_world_process_zero() and (not (folder / CARD).exists() or facts_of_card(folder) is not None):
+        if self.is_world_process_zero() and not is_edited(folder):
             render_model_card(folder, run_facts(self))
 
     def push_to_hub(
@@ -199,6 +277,7 @@ class SavingMixin:
         **kwargs,
     ):
         """As in `Trainer`, without `training_args.bin`; `kwargs` are for `create_model_card`."""
+        self.refuse_broken()
         if self.hub_model_id is None:
             self.init_hf_repo(token=token, private=private)
         self.save_model(_internal_call=True)  # on all ranks

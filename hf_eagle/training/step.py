@@ -8,6 +8,7 @@ from torch import nn
 from transformers import TrainerCallback
 
 from ..data.collators import told_to_target
+from ..data.columns import read_batch
 from ..drafts.training_base import BatchPlan, DraftTraining, Draw, Lesson
 from ..losses.output import EagleOutput
 from ..store.cache import FeatureCache
@@ -67,11 +68,14 @@ class TrainingStep:
         return self.unroll(model, batch, plan, lesson), counts
 
     def plan(self, batch: Mapping[str, Any], draw: Draw | None = None) -> BatchPlan:
-        """Which rows of the batch are trained on: it came with the batch, unless another collator made that."""
+        """Which rows of the batch are trained on: it came with the batch, unless another collator made that.
+
+        Who changes the `loss_mask` of a batch takes its `plan` out, and it is planned anew.
+        """
         plan = batch.get("plan")
-        if plan is None:
+        if plan is None or plan.documents.shape != batch["input_ids"].shape:  # somebody has cut the batch since
             on_host = {name: x.cpu() for name, x in batch.items() if isinstance(x, torch.Tensor)}
-            plan = self.training.plan(on_host, draw or Draw())
+            plan = self.training.plan(read_batch(on_host, self.target.config.vocab_size), draw or Draw())
         return plan.to(batch["input_ids"].device)
 
     def look(self, batch: Mapping[str, Any], plan: BatchPlan) -> TargetFeatures:
@@ -100,16 +104,17 @@ class TrainingStep:
 
 
 class PlanningCollator:
-    """A collator whose batches also hold `plan`, a [`BatchPlan`].
+    """A collator whose batches also hold `plan`, a [`BatchPlan`]; their columns are checked, see `read_batch`.
 
     Args:
         collator: makes the batches.
         training: how the draft's kind is trained.
         seed: of what is drawn.
+        vocab_size: of the target.
     """
 
-    def __init__(self, collator, training: DraftTraining, seed: int):
-        self.collator, self.training, self.seed = collator, training, seed
+    def __init__(self, collator, training: DraftTraining, seed: int, vocab_size: int):
+        self.collator, self.training, self.seed, self.vocab_size = collator, training, seed, vocab_size
         # shared, so that workers that live on learn of the next epoch
         self._epoch = torch.zeros(1, dtype=torch.long).share_memory_()
 
@@ -123,15 +128,20 @@ class PlanningCollator:
         self._epoch.fill_(epoch)
 
     def __call__(self, rows: list[dict]) -> dict:
-        batch = self.collator(rows)
+        batch = read_batch(self.collator(rows), self.vocab_size)
         return {**batch, "plan": self.training.plan(batch, self.draw)}
 
 
 class EpochOfPlans(TrainerCallback):
-    """Tells a collator which epoch begins, on a resumed run too."""
+    """Tells a collator which pass over the data begins, on a resumed run too."""
 
     def __init__(self, collator: PlanningCollator):
-        self.collator = collator
+        self.collator, self.next = collator, 0
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.next = int((state.epoch or 0.0) + 1e-6)
 
     def on_epoch_begin(self, args, state, control, **kwargs):
-        self.collator.begin_epoch(int((state.epoch or 0.0) + 1e-6))
+        # counted here: `state.epoch` of a stream, whose length nobody knows, is a share of `max_steps`
+        self.collator.begin_epoch(self.next)
+        self.next += 1

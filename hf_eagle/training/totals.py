@@ -21,10 +21,15 @@ class StepTotals:
             self.sums[name] = value if name not in self.sums else self.sums[name] + value
 
     def metrics(self, accelerator, step_weights: torch.Tensor) -> dict[str, float]:
-        """Means over all ranks: loss and its parts, accuracies, estimated acceptance length, rows per second."""
+        """Means over all ranks: loss and its parts, accuracies, estimated acceptance length, rows per second.
+
+        Without a supervised row there is nothing to divide by: rows per second, which are zero, are all that is known.
+        """
         if not self.sums:
             return {}
         total = {name: accelerator.reduce(value, reduction="sum").cpu() for name, value in sorted(self.sums.items())}
+        if not total["rows"].any():
+            return {"supervised_rows_per_second": 0.0}
         rows = total["rows"].clamp_min(1)
         accuracies = (total["correct"] / rows).tolist()
         elapsed = time.perf_counter() - self.started
@@ -40,3 +45,13 @@ class StepTotals:
             # significant digits, not decimals: zero must mean that there was no row
             "supervised_rows_per_second": float(f"{float(total['rows'][0]) / elapsed:.4g}"),
         }
+
+
+def logged_loss(log_history: list[dict]) -> float | None:
+    """The mean loss of a run's steps, from what it logged of their windows; `None` if it logged none."""
+    before, steps, total = 0, 0, 0.0
+    for entry in (x for x in log_history if "learning_rate" in x):  # those of training
+        window, before = entry["step"] - before, entry["step"]
+        if "loss" in entry:
+            steps, total = steps + window, total + window * entry["loss"]
+    return total / steps if steps else None

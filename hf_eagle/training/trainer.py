@@ -2,18 +2,19 @@
 
 import os
 from collections.abc import Iterator
-from itertools import islice
+from itertools import count, islice
 from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel
 from torch import nn
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, Sampler
 from transformers import PreTrainedTokenizerBase, Trainer
 
 from ..arguments.objective import refuse_other_methods
 from ..arguments.training import EagleTrainingArguments
 from ..data.collators import EagleDataCollator
+from ..data.columns import check_data
 from ..data.streaming import RankStream, empty_batch, keep_rank_stream
 from ..drafts.adapters import AdaptedDraft
 from ..drafts.modeling_base import EaglePreTrainedModel
@@ -21,14 +22,17 @@ from ..drafts.vocabulary import tokenizer_fingerprint
 from ..store.cache import FeatureCache
 from ..targets.media import MEDIA
 from ..targets.target import FrozenTarget
+from ..targets.teacher_check import check_teacher
 from .acceptance import AcceptanceLengthCallback
 from .distributed import shard_draft, wrap_before_evaluation
+from .health import HealthMixin
+from .order import Dealing, drawn
 from .saving import SavingMixin
 from .step import OWN_COLUMNS, EpochOfPlans, PlanningCollator, TrainingStep
 from .totals import StepTotals
 
 
-class EagleTrainer(SavingMixin, Trainer):
+class EagleTrainer(SavingMixin, HealthMixin, Trainer):
     """Trains a draft on the features of a frozen target.
 
     The target is a plain attribute: it is neither saved, optimised, wrapped nor cast. Losses are sums over supervised
@@ -75,6 +79,7 @@ class EagleTrainer(SavingMixin, Trainer):
         if processing_class is not None:
             model.config.tokenizer_fingerprint = tokenizer_fingerprint(processing_class)
         if data_collator is None:
+            check_data(train_dataset=kwargs.get("train_dataset"), eval_dataset=kwargs.get("eval_dataset"))
             pad = getattr(processing_class, "pad_token_id", None)
             data_collator = EagleDataCollator(pad_token_id=0 if pad is None else pad)
         if peft_config is not None:
@@ -92,10 +97,13 @@ class EagleTrainer(SavingMixin, Trainer):
             data_collator = features.collator(data_collator)
         seed = args.seed if args.data_seed is None else args.data_seed
         # evaluations are drawn alike every time
-        self._held_out_plans = PlanningCollator(data_collator, training, seed)
-        self._plans = PlanningCollator(data_collator, training, seed)
+        self._held_out_plans = PlanningCollator(data_collator, training, seed, target.vocab_size)
+        self._plans = PlanningCollator(data_collator, training, seed, target.vocab_size)
+        self.tokenizer_of_records = processing_class
         # the tokenizer stays here: Trainer would rewrite the draft's special ids from it
-        super().__init__(model=model, args=args, data_collator=self._plans, **kwargs)
+        # batches that one rank sends to the others hold tensors alone, and are planned where they arrive
+        dispatched = args.accelerator_config.dispatch_batches
+        super().__init__(model=model, args=args, data_collator=data_collator if dispatched else self._plans, **kwargs)
         self.add_callback(EpochOfPlans(self._plans))
         if self.args.n_gpu > 1:
             raise ValueError("Several GPUs need one process each: start with `torchrun` or `accelerate launch`.")
@@ -109,12 +117,16 @@ class EagleTrainer(SavingMixin, Trainer):
             self.add_callback(features)
         self.target = target.to(self.args.device)
         self.target.tap_ids = model.config.tap_ids
+        if features is None:  # else the target may have no layers any more; it was compared when the store was written
+            check_teacher(self.target)
         model.attach(target)
         if self.is_fsdp_enabled:
             shard_draft(model, self.accelerator)
         self.step = TrainingStep(self.target, training, torch.bfloat16 if args.bf16 else torch.float32, features)
         self._train_totals = StepTotals()
         self._eval_totals = StepTotals()
+        self._dealing: Dealing | None = None
+        self._held_out_dealing: Dealing | None = None
 
     # ---- one batch ----
 
@@ -131,7 +143,8 @@ class EagleTrainer(SavingMixin, Trainer):
             num_items_in_batch: `(steps,)` rows of the whole accumulated global batch; this batch's own when `None`.
 
         Raises:
-            FloatingPointError: if the loss is not a number.
+            FloatingPointError: if the loss, or the gradient before it, is not a number.
+            ValueError: if a stream gave no supervised row for too long.
         """
         output, counts = self.step(
             model,
@@ -144,11 +157,7 @@ class EagleTrainer(SavingMixin, Trainer):
         loss = output.loss
         totals = self._train_totals if self.model.training else self._eval_totals
         totals.add(loss=output.loss_sums, correct=output.correct, rows=counts, **(output.parts or {}))
-        if not torch.isfinite(loss.detach()):
-            raise FloatingPointError(
-                f"The loss is {loss.item()} at step {self.state.global_step}: lower `learning_rate`, or look for "
-                "NaN in the target's features."
-            )
+        self.look_at(loss, inputs, num_items_in_batch)
         return (loss, output) if return_outputs else loss
 
     def _count_rows(self, batches: list, device: torch.device) -> torch.Tensor:
@@ -165,7 +174,7 @@ class EagleTrainer(SavingMixin, Trainer):
     def _set_signature_columns_if_needed(self):
         # the target's forward takes what the collator makes; only what neither uses may be dropped
         if self._signature_columns is None:
-            names = ("input_ids", "attention_mask", "position_ids", "document_lengths")
+            names = ("input_ids", "attention_mask", "position_ids", "labels", "document_lengths")
             self._signature_columns = [*names, "media", "media_fingerprint", *MEDIA, *OWN_COLUMNS]
 
     # ---- streams ----
@@ -196,19 +205,28 @@ class EagleTrainer(SavingMixin, Trainer):
     def get_train_dataloader(self) -> DataLoader:
         """As in `Trainer`, but each example of a stream is one rank's, and is read once a pass."""
         loader = super().get_train_dataloader()
-        return keep_rank_stream(loader) if isinstance(self.train_dataset, RankStream) else loader
+        if isinstance(self.train_dataset, RankStream):
+            return keep_rank_stream(loader)
+        self._dealing = Dealing.of(loader, self.args)
+        return loader
+
+    def _get_train_sampler(self, train_dataset=None) -> Sampler | None:
+        return drawn(super()._get_train_sampler(train_dataset), lambda: self._plans.draw, self._rows_per_step)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list, torch.Tensor]:
-        """As in `Trainer`; of a stream all ranks get as many batches, empty ones where a rank has run out.
+        """As in `Trainer`, but rows that only complete the last batches of a pass count nothing.
 
-        A pass ends when no rank has a batch left, which the ranks learn from the reduction of the rows' counts.
+        Of a stream all ranks get as many batches, empty ones where a rank has run out. A pass ends when no rank has a
+        batch left, which the ranks learn from the reduction of the rows' counts.
         """
-        if not isinstance(self.train_dataset, RankStream):
-            return super().get_batch_samples(epoch_iterator, num_batches, device)
-
         batches = list(islice(epoch_iterator, num_batches))
+        if not isinstance(self.train_dataset, RankStream):
+            if self._dealing is not None and self.accelerator.gradient_state.end_of_dataloader:
+                batches = self._dealing.end_of_pass(batches)
+            return batches, self._get_num_items_in_batch(batches, device)
+
         counts = self._count_rows(batches, device)
         counts = torch.cat([counts, counts.new_tensor([len(batches)])])
         counts = self.accelerator.reduce(counts, reduction="sum")
@@ -241,6 +259,10 @@ class EagleTrainer(SavingMixin, Trainer):
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         """Loss only: what a draft predicts is judged by decoding, not here."""
         inputs = self._prepare_inputs(inputs)
+        if self._held_out_dealing is not None:
+            inputs = self._held_out_dealing.without_filler(inputs, next(self._held_out_places))
+        # by the plans of evaluations, where the collator's does not count any more
+        inputs["plan"] = self.step.plan(inputs, self._held_out_plans.draw)
         with torch.no_grad(), self.compute_loss_context_manager():
             loss = self.compute_loss(model, inputs)
         return loss.detach(), None, None
@@ -249,6 +271,7 @@ class EagleTrainer(SavingMixin, Trainer):
         """As in `Trainer`, with the loss over all supervised rows, accuracies and the estimated acceptance length."""
         wrap_before_evaluation(self)
         self._eval_totals = StepTotals()
+        self._held_out_dealing, self._held_out_places = Dealing.of(dataloader, self.args), count()
         output = super().evaluation_loop(dataloader, description, *args, metric_key_prefix=metric_key_prefix, **kwargs)
         metrics = self._eval_totals.metrics(self.accelerator, self.step.training.step_weights)
         for callback in self.callback_handler.callbacks:
@@ -261,12 +284,7 @@ class EagleTrainer(SavingMixin, Trainer):
         """Adds per-step accuracy, estimated acceptance length and supervised rows per second to a training log."""
         if "loss" in logs and self._train_totals.sums:
             metrics = self._train_totals.metrics(self.accelerator, self.step.training.step_weights)
-            metrics.pop("loss")  # Trainer's own is averaged over the same steps
-            if not metrics["supervised_rows_per_second"]:
-                raise ValueError(
-                    f"`train_dataset` gave no supervised row in the steps up to {self.state.global_step}: every "
-                    "`loss_mask` is empty, or holds answers of one token only, which leave nothing to draft."
-                )
+            metrics.pop("loss", None)  # Trainer's own is averaged over the same steps
             logs.update(metrics)
             self._train_totals = StepTotals()
         super().log(logs, start_time)

@@ -1,5 +1,7 @@
 """`speculative_generate` around chain and tree: batches, streaming, what reaches the host, and what is refused."""
 
+import re
+
 import pytest
 import torch
 from chain_models import generate, make_draft, make_target, random_prompts
@@ -240,6 +242,29 @@ class TestErrors:
             self.call(make_target(hidden_size=64), draft)
         with pytest.raises(ValueError, match=r"trained on the taps \[0, 2, 3\], but the target takes \[1, 2, 3\]"):
             self.call(make_target(tap_ids=(1, 2, 3)), draft)
+
+    @pytest.mark.parametrize("named", [True, False])
+    @pytest.mark.parametrize("taps", [None, [1], [0, 1, 2, 3]])
+    def test_taps_that_a_draft_cannot_read(self, taps, named):
+        """None at all, or of another number, also beside a draft whose config names none."""
+        target = make_target()
+        draft = make_draft(target, tap_ids=[0, 2, 3], steps=0)
+        if not named:
+            draft.config.eagle_aux_hidden_state_layer_ids = None
+        target.tap_ids = taps
+        wanted = "was trained on the taps [0, 2, 3]" if named else "looks at 3 taps, which its config does not name"
+        with pytest.raises(ValueError, match=re.escape(f"`draft` {wanted}, but the target takes {taps or []}")):
+            self.call(target, draft)
+
+    @pytest.mark.parametrize("alone", [True, False])
+    def test_ranks_that_would_draw_other_tokens(self, alone):
+        target = make_target()
+        target.sharding = object()  # whatever it is, it is not asked
+        with pytest.raises(ValueError, match="`generator` is None and `temperature` is 0.5, but the target is spread"):
+            if alone:
+                target_generate(target, torch.tensor([[1, 2]]), max_new_tokens=4, temperature=0.5)
+            else:
+                self.call(target, make_draft(make_target(), tap_ids=[0, 2, 3], steps=0), temperature=0.5)
 
     def test_attention_without_masks(self):
         target = make_target()

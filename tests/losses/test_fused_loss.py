@@ -79,6 +79,34 @@ def test_autocast_is_near_and_keeps_gradients_in_float32(loss):
         assert (ours - theirs).norm() < 0.02 * theirs.norm()
 
 
+@pytest.mark.parametrize("half", [False, True], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("loss", ["ce", "lk_alpha", "lk_lambda", "streamed"])
+def test_of_equal_logits_the_first_one_is_the_drafts_choice(loss, half, elements):
+    """Many tokens share a row of the head, so that nearly every row has a tie: a hit is what an argmax says."""
+    normed, weight, rows = rows_to_judge("ce" if loss == "streamed" else loss)
+    weight = weight.detach()[torch.randint(0, 6, (VOCAB,))]
+    if loss == "streamed":
+        hidden = torch.randn(PLACES, HIDDEN)
+        wanted = (hidden @ weight.T).argmax(-1)
+        rows = StreamedRows(hidden, lambda h: h @ weight.T, rows.where, rows.factor)
+    else:
+        # the best logit of a row that looks at this place, wherever it stands
+        seen = torch.zeros(PLACES, dtype=torch.long).scatter(0, rows.where, torch.arange(ROWS))
+        logits = (normed @ weight.T)[seen]
+        best = (logits == logits.amax(-1, keepdim=True)).float()
+        wanted = rows.argmax = torch.multinomial(best, 1)[:, 0]
+
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        _, _, hits = FusedHeadLoss.apply(normed, weight, rows, True)
+        logits = torch.nn.functional.linear(normed, weight)
+    assert logits.dtype == (torch.bfloat16 if half else torch.float32)
+    tied = (logits == logits.amax(-1, keepdim=True)).sum(-1) > 1
+    assert tied.float().mean() > 0.5
+    assert hits.tolist() == (logits.argmax(-1) == wanted[rows.where]).tolist()
+    as_good = logits.gather(1, wanted[rows.where, None])[:, 0] >= logits.amax(-1)
+    assert loss == "streamed" or as_good.sum() > hits.sum()
+
+
 def test_a_frozen_head_gets_no_gradient():
     normed, weight, rows = rows_to_judge("ce")
     weight.requires_grad_(False)

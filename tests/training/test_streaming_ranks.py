@@ -114,7 +114,7 @@ def test_ranks_tokenise_their_own_conversations(tmp_path, monkeypatch):
     monkeypatch.setattr(
         ConversationEncoder,
         "encode",
-        lambda self, conversations, *args: tokenised.extend(conversations) or encode(self, conversations, *args),
+        lambda self, chats, *args, **kwargs: tokenised.extend(chats) or encode(self, chats, *args, **kwargs),
     )
     found = []
     for share, number in zip(shares, (9, 8), strict=True):

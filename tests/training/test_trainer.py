@@ -11,6 +11,7 @@ import torch
 from datasets import Dataset
 from reference import reference_loss
 from tiny import random_chats, tiny_llama, tiny_pair
+from transformers import TrainerCallback
 
 from hf_eagle import EagleTrainer, EagleTrainingArguments, FrozenTarget, load_draft
 from hf_eagle.losses.objectives import estimated_acceptance_length
@@ -205,3 +206,30 @@ def test_a_disk_that_fills_up_loses_nothing(tmp_path):
     trainer = make_trainer(tmp_path, save_steps=2)
     trainer.train(resume_from_checkpoint="last")
     assert json.loads((tmp_path / "run" / "checkpoint-4" / "trainer_state.json").read_text())["global_step"] == 4
+
+
+def test_a_batch_that_was_cut_is_planned_anew(tmp_path):
+    """Its plan travelled with the whole of it."""
+    trainer = make_trainer(tmp_path)
+    batch = trainer.data_collator([RECORDS[0], RECORDS[1]])
+    cut = {name: x[:, :12] if isinstance(x, torch.Tensor) else x for name, x in batch.items()}
+    bare = {name: x for name, x in cut.items() if name != "plan"}
+    assert torch.equal(trainer.compute_loss(trainer.model, cut), trainer.compute_loss(trainer.model, bare))
+
+
+def test_every_pass_over_a_stream_is_drawn_anew(tmp_path):
+    seen = []
+
+    class Passes(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            seen.append(trainer._plans.draw.epoch)
+
+    stream = Dataset.from_list(RECORDS[:4]).to_iterable_dataset()
+    args = EagleTrainingArguments(
+        output_dir=str(tmp_path / "stream"), report_to="none", disable_tqdm=True, save_strategy="no",
+        ttt_steps=2, per_device_train_batch_size=2, max_steps=6,
+    )  # fmt: skip
+    target, draft = tiny_pair(40)
+    trainer = EagleTrainer(model=draft, args=args, target=target, train_dataset=stream, callbacks=[Passes()])
+    trainer.train()
+    assert seen == [0, 0, 1, 1, 2, 2]

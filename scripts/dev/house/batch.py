@@ -51,7 +51,7 @@ class Recorder:
             caller = self._caller(frame)
             self.files.setdefault(file)
             if caller != file:
-                self.hops.setdefault((caller, file, code.co_qualname))
+                self.hops.setdefault((caller, file, getattr(code, "co_qualname", code.co_name)))
 
     def _file(self, frame: FrameType) -> str:
         """A path in the package; empty for a frame of torch or transformers."""

@@ -1,0 +1,179 @@
+"""What a run goes on from, what it refuses to write over, and what it finds finished."""
+
+import shutil
+from pathlib import Path
+
+from safetensors import safe_open
+from transformers import PreTrainedModel
+from transformers.trainer import TRAINER_STATE_NAME
+
+from ..drafts.adapters import ADAPTER_FOLDER
+from ..drafts.misfits import misfits
+from .checkpoints import (
+    MANIFEST,
+    STATES,
+    checkpoints,
+    last_complete_checkpoint,
+    missing_states,
+    read_manifest,
+    read_state,
+    why_incomplete,
+)
+
+
+def is_last(resume: str | bool | None) -> bool:
+    """Whether `resume_from_checkpoint` asks for the newest checkpoint, and not for one that it names."""
+    return resume in (True, "last", "true")
+
+
+def resolve_resume(
+    output_dir: str | Path, resume: str | bool | None, ignore_missing_state: bool = False
+) -> Path | None:
+    """The folder to resume from: a path is checked, `True` or `"last"` finds the newest complete one.
+
+    A checkpoint that was killed while it was written has no manifest, and is as if it were not there. One that was
+    finished and has lost something since is not passed over as long as there is no other: a new run would take its
+    place.
+
+    Args:
+        output_dir: folder of the run.
+        resume: of `resume_from_checkpoint`.
+        ignore_missing_state: be content with a checkpoint without the states of optimizer and schedule.
+
+    Returns:
+        `None` for `resume=None` or `False`, and for `"last"` when no checkpoint was finished yet.
+
+    Raises:
+        ValueError: if the named checkpoint is not complete, or none of those that `"last"` may choose from; or if it
+            does not say where the run stood.
+    """
+    if resume in (None, False, "false"):
+        return None
+    folder = _last(output_dir, ignore_missing_state) if is_last(resume) else Path(resume)
+    if folder is None:
+        return None
+
+    problem = why_incomplete(folder, without_states=ignore_missing_state)
+    if problem:
+        mendable = (folder / MANIFEST).is_file() and why_incomplete(folder, without_states=True) is None
+        raise ValueError(
+            (f"`resume_from_checkpoint` {resume}: " if is_last(resume) else "`resume_from_checkpoint` ")
+            + f"{folder} is not a complete checkpoint: {problem}. {_other_ways(folder, resume, mendable)}"
+        )
+    read_state(folder)
+    return folder
+
+
+def _last(output_dir: str | Path, ignore_missing_state: bool) -> Path | None:
+    """The newest complete checkpoint; else the newest that was ever complete, to be refused or made do with."""
+    finished = [p for p in reversed(checkpoints(output_dir)) if (p / MANIFEST).is_file()]
+    usable = [p for p in finished if ignore_missing_state and why_incomplete(p, without_states=True) is None]
+    return last_complete_checkpoint(output_dir) or next(iter([*usable, *finished]), None)
+
+
+def _other_ways(folder: Path, resume: str | bool, mendable: bool) -> str:
+    """What to do about a checkpoint that is not complete."""
+    last = None if is_last(resume) else last_complete_checkpoint(folder.parent)
+    if last:
+        ways = f"The newest complete one beside it is {last}."
+    elif is_last(resume):
+        ways = "Restore what is missing, or begin a new run with `--overwrite` and without `--resume_from_checkpoint`."
+    else:
+        ways = "There is no complete one beside it."
+    anew = " `--ignore_missing_state` goes on from it with these states begun anew." if mendable else ""
+    return ways + anew
+
+
+def states_begun_anew(folder: str | Path) -> str | None:
+    """Which states a run resumed from this checkpoint begins anew, as a sentence; `None` if it has all of them."""
+    missing = missing_states(folder)
+    if not missing:
+        return None
+    # neither is of use without the other: a schedule begun anew drives the rate up, which old momenta do not fit
+    anew = [*STATES.values()] + ([] if any(Path(folder).glob("rng_state*.pth")) else ["the random numbers"])
+    return f"{folder} has no {' and no '.join(missing)}: {', '.join(anew[:-1])} and {anew[-1]} begin anew."
+
+
+def check_rows_per_step(folder: str | Path, rows_per_step: int) -> None:
+    """A resumed run finds its place in the data by counting steps, so a step must be as many rows as before.
+
+    Raises:
+        ValueError: if it is not, on another number of processes for instance.
+    """
+    before = read_manifest(folder).get("rows_per_step")
+    if before not in (None, rows_per_step):
+        raise ValueError(
+            "`per_device_train_batch_size` x `gradient_accumulation_steps` x processes is "
+            f"{rows_per_step} rows a step, but {folder} was written with {before}: keep the product, or the run would "
+            "go on at another place of the data (`ignore_data_skip` starts the data over)."
+        )
+
+
+def refuse_other_run(output_dir: str | Path, overwrite: bool = False, last: bool = False) -> None:
+    """Keep a new run from mixing with an earlier one.
+
+    Args:
+        output_dir: folder of the run.
+        overwrite: let it be deleted.
+        last: the newest checkpoint was to be resumed from, and none was ever finished: what a killed run left of its
+            first one is in nobody's way, a draft is.
+
+    Raises:
+        FileExistsError: if `output_dir` holds checkpoints or a draft and `overwrite` is not set.
+    """
+    output_dir = Path(output_dir)
+    there = [*([] if last else checkpoints(output_dir)), *sorted(output_dir.glob("*.safetensors"))]
+    if not there or overwrite:
+        return
+    if last:
+        raise FileExistsError(
+            f"`output_dir` {output_dir} holds a draft ({there[-1].name}) but no checkpoint that "
+            "`resume_from_checkpoint` last could continue from: choose another folder, or delete it with `--overwrite`."
+        )
+    raise FileExistsError(
+        f"`output_dir` {output_dir} holds another run ({there[-1].name}): continue it with "
+        "`--resume_from_checkpoint last`, choose another folder, or delete it with `--overwrite`."
+    )
+
+
+def clear_run(output_dir: str | Path) -> None:
+    """Delete the checkpoints, the draft, the adapter and the end of an earlier run, and nothing else."""
+    for path in checkpoints(output_dir):
+        shutil.rmtree(path)
+    shutil.rmtree(Path(output_dir) / ADAPTER_FOLDER, ignore_errors=True)
+    for path in [*Path(output_dir).glob("*.safetensors"), Path(output_dir) / TRAINER_STATE_NAME]:
+        path.unlink(missing_ok=True)
+
+
+def was_written_to_the_end(output_dir: str | Path, step: int) -> bool:
+    """Whether a run that stood at this step left all its results in its folder; its state is what it writes last."""
+    output_dir = Path(output_dir)
+    if not (output_dir / TRAINER_STATE_NAME).is_file() or not any(output_dir.glob("*.safetensors")):
+        return False
+    return read_state(output_dir).global_step == step
+
+
+def check_tensors(model: PreTrainedModel, folder: str | Path) -> None:
+    """Do the weights in a folder fit this draft, name by name and shape by shape?
+
+    Raises:
+        ValueError: naming the first tensors that are missing, unexpected or of another shape; or if they are what an
+            adapter was merged into, whose training cannot go on without it.
+    """
+    if (Path(folder) / ADAPTER_FOLDER).is_dir():
+        raise ValueError(
+            f"The checkpoint {folder} holds an adapter, so it was trained with `use_peft`: set it, or start a new run "
+            "with `init_from` that checkpoint."
+        )
+    found = {}
+    for path in Path(folder).glob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            found.update({name: list(file.get_slice(name).get_shape()) for name in file.keys()})
+    skipped = set(model._keys_to_ignore_on_save or ())
+    wanted = {name: list(t.shape) for name, t in model.state_dict().items() if name not in skipped}
+    wrong = [f"{name} {what}" for name, what in misfits(found, wanted)]
+    if wrong:
+        raise ValueError(
+            f"The checkpoint {folder} does not fit this draft: {'; '.join(wrong[:6])}. Was it trained with another "
+            "target, vocabulary size or code?"
+        )

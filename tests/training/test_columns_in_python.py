@@ -1,0 +1,125 @@
+"""Data given to `EagleTrainer` in Python: what columns mean, and which sentence tells of those that mean nothing."""
+
+import pytest
+import torch
+from datasets import Dataset
+from tiny import VOCAB, pad_batch, random_chats, tiny_eagle1_pair, tiny_pair
+
+from hf_eagle import EagleTrainer, EagleTrainingArguments
+from hf_eagle.data.collators import EagleDataCollator
+
+
+CHATS = random_chats(8)
+
+
+def trainer_of(folder, rows, pair=tiny_pair, collator=None, **more):
+    target, draft = pair()
+    kind = {"feature_noise": "none"} if pair is tiny_eagle1_pair else {"ttt_steps": 2}
+    given = {"max_steps": 2, "save_strategy": "no", "report_to": "none", "disable_tqdm": True, "logging_steps": 1}
+    args = EagleTrainingArguments(str(folder), **{**given, **kind, "per_device_train_batch_size": 4, **more})
+    data = rows if isinstance(rows, Dataset) else Dataset.from_list(rows)
+    return EagleTrainer(model=draft, args=args, target=target, train_dataset=data, data_collator=collator)
+
+
+def losses_of(trainer):
+    trainer.train()
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def padded(side):
+    """As `random_chats`, padded to one length; what stands there would be supervised, were it a token."""
+    length = max(len(chat["input_ids"]) for chat in CHATS) + 3
+
+    def pad(chat):
+        size = len(chat["input_ids"])
+        columns = {**chat, "attention_mask": [1] * size}
+        fill = {"input_ids": [10**6], "loss_mask": [1], "attention_mask": [0]}
+        sides = ((length - size) * fill[name] for name in columns)
+        return {
+            name: padding + columns[name] if side == "left" else columns[name] + padding
+            for name, padding in zip(columns, sides, strict=True)
+        }
+
+    return [pad(chat) for chat in CHATS]
+
+
+def ignored(value):
+    return [{**chat, "loss_mask": [m or value for m in chat["loss_mask"]]} for chat in CHATS]
+
+
+def labelled():
+    rows = []
+    for chat in CHATS:
+        labels = [token if m else -100 for token, m in zip(chat["input_ids"], chat["loss_mask"], strict=True)]
+        rows.append({"input_ids": chat["input_ids"], "labels": labels})
+    return rows
+
+
+FORMS = {
+    "-100 where nothing is supervised": lambda: ignored(-100),
+    "labels": labelled,
+    "padded on the left": lambda: padded("left"),
+    "padded on the right": lambda: padded("right"),
+}
+
+
+@pytest.mark.parametrize("pair", [tiny_pair, tiny_eagle1_pair])
+@pytest.mark.parametrize("form", FORMS)
+def test_every_documented_form_gives_the_same_losses(form, pair, tmp_path):
+    wanted = losses_of(trainer_of(tmp_path, CHATS, pair))
+    assert losses_of(trainer_of(tmp_path, FORMS[form](), pair)) == wanted and len(wanted) == 2
+
+
+def test_a_pad_id_beyond_the_vocabulary_changes_nothing(tmp_path):
+    losses = [losses_of(trainer_of(tmp_path, CHATS, collator=EagleDataCollator(pad))) for pad in (0, VOCAB, 10**6)]
+    assert losses[0] == losses[1] == losses[2]
+
+
+def test_a_batch_that_another_loader_made_is_read_alike(tmp_path):
+    """Where no collator planned it, the step does."""
+    trainer = trainer_of(tmp_path, CHATS)
+    batch = pad_batch(CHATS[:4])
+    draft = trainer.model.eval()
+    wanted = trainer.compute_loss(draft, dict(batch))
+    ignoring = {**batch, "loss_mask": batch["loss_mask"].masked_fill(batch["loss_mask"] == 0, -100)}
+    assert torch.equal(trainer.compute_loss(draft, ignoring), wanted)
+    beyond = {**batch, "input_ids": batch["input_ids"].clone()}
+    beyond["input_ids"][1, 0] = 10**6
+    with pytest.raises(ValueError, match="`input_ids` of row 1 of the batch, .* holds the id 1000000 at place 0"):
+        trainer.compute_loss(draft, beyond)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"input_ids": [5, 6]}], "`train_dataset` has no column `loss_mask`, only `input_ids`: give it"),
+        ([{"text": "a"}], "`train_dataset` has no column `input_ids`, only `text`"),
+    ],
+)
+def test_a_missing_column_is_named_at_the_door(rows, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        trainer_of(tmp_path, rows)
+
+
+def test_an_evaluation_without_a_mask_is_refused_at_the_door(tmp_path):
+    target, draft = tiny_pair()
+    args = EagleTrainingArguments(str(tmp_path), report_to="none")
+    data = {"train_dataset": Dataset.from_list(CHATS), "eval_dataset": Dataset.from_list([{"input_ids": [5]}])}
+    with pytest.raises(ValueError, match="`eval_dataset` has no column `loss_mask`"):
+        EagleTrainer(model=draft, args=args, target=target, **data)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda row: {**row, "input_ids": [10**6, *row["input_ids"][1:]]}, "row 0 .* holds the id 1000000 at place 0"),
+        (lambda row: {**row, "input_ids": [*row["input_ids"][:-1], -1]}, "row 0 of the batch, .* holds the id -1"),
+        (lambda row: {**row, "loss_mask": 1}, "`loss_mask` of row 0 of the batch must be a list .* got int 1"),
+        (lambda row: {**row, "loss_mask": row["loss_mask"][1:]}, "`loss_mask` of row 0 of the batch has"),
+    ],
+)
+def test_what_a_row_cannot_hold_is_named_before_a_step(change, message, tmp_path):
+    trainer = trainer_of(tmp_path, [change(row) for row in CHATS])
+    with pytest.raises(ValueError, match=message):
+        trainer.train()
+    assert trainer.state.global_step == 0
