@@ -29,6 +29,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # a clone works without installation
 
+# arguments of the recipe that a draft is measured with, too
+AS_TRAINED = ("target", "target_revision", "gguf_file", "trust_remote_code", "chat_template_kwargs", "tools")
 TRIALS = 2
 TRIAL_STEPS = 20  # enough for a step's time to within a few per cent: packed steps are all alike
 
@@ -114,8 +116,10 @@ def measured(args: AblationArguments, run: tuple[str, int], changes: dict, steps
     folder = Path(args.output_dir) / slug(name) / str(seed)
     if not (folder / "acceptance.json").exists():
         train(args, folder, changes, steps, seed)
+        recipe = recipe_of(args) | changes
         values = {
-            **{"target": recipe_of(args)["target"], "draft": folder, "prompts": args.prompts, "dtype": "bfloat16"},
+            **{name: recipe[name] for name in AS_TRAINED if recipe.get(name) is not None},
+            **{"draft": folder, "prompts": args.prompts, "dtype": "bfloat16"},
             **{name: getattr(args, name) for name in ("num_prompts", "max_new_tokens", "batch_size")},
             **{"compare_to_target": False, "output_json": folder / "acceptance.json"},
         }
@@ -142,7 +146,7 @@ def call(args: AblationArguments, script: str, values: dict, log: Path) -> None:
     """Runs one of our scripts; its own words are in the log."""
     command = [sys.executable, str(ROOT / "scripts" / script)]
     for name, value in values.items():
-        command += [f"--{name}", str(value)]
+        command += [f"--{name}", json.dumps(value) if isinstance(value, dict) else str(value)]
     threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // args.jobs))}
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w") as output:

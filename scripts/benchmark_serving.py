@@ -65,8 +65,10 @@ class ServingArguments:
 
 def main() -> None:
     from hf_eagle.arguments.parser import EagleArgumentParser
+    from hf_eagle.arguments.sources import TargetSourceArguments, TemplateArguments
 
-    (args,) = EagleArgumentParser(ServingArguments, description=__doc__).parse_args_and_config()
+    groups = (ServingArguments, TargetSourceArguments, TemplateArguments)
+    args, source, template = EagleArgumentParser(groups, description=__doc__).parse_args_and_config()
 
     from hf_eagle.drafts.build import draft_class_of
     from hf_eagle.drafts.kinds import find_kind
@@ -77,10 +79,11 @@ def main() -> None:
     from hf_eagle.serving.speed import Engine, measure_serving, table, verdict
     from hf_eagle.targets.loading import load_tokenizer
 
+    chosen = spread(load_prompts(args.prompts), args.num_prompts)
     kind, _ = find_kind([draft_class_of(args.draft).__name__])
     method = served_as(kind.name).vllm.name
-    tokenizer = load_tokenizer(args.target)
-    prompts = [encode_prompt(prompt, tokenizer) for prompt in spread(load_prompts(args.prompts), args.num_prompts)]
+    tokenizer, kwargs = load_tokenizer(args.target, **source.source), template.template_kwargs
+    prompts = [encode_prompt(prompt, tokenizer, kwargs) for prompt in chosen]
     longest = max(map(len, prompts)) + args.max_new_tokens
     if longest > args.max_model_len:
         raise ValueError(f"`max_model_len` is {args.max_model_len}, but a prompt and its answer take {longest} tokens.")
@@ -93,11 +96,10 @@ def main() -> None:
             return Engine(
                 args.serving_python,
                 Path(logs) / f"{count}.log",
-                model=args.target,
+                **(served_target(args.target, source) | args.engine_args),
                 dtype=args.dtype,
                 max_model_len=args.max_model_len,
                 max_num_seqs=max(args.batch_sizes),
-                **args.engine_args,
                 **({"speculative_config": drafting} if count else {}),
             )
 
@@ -107,10 +109,23 @@ def main() -> None:
     output = Path(args.output_json)
     output.parent.mkdir(parents=True, exist_ok=True)
     result = {"server": "vLLM", "prompts": Path(args.prompts).name, "machine": machine(), "entries": entries}
-    result["arguments"] = asdict(args)
+    result["arguments"] = asdict(args) | asdict(source) | asdict(template)
     output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     plot_serving(entries, output.with_suffix(".png"))
     print(f"{table(entries)}\n{verdict(entries)}")
+
+
+def served_target(target: str, source) -> dict:
+    """vLLM's arguments for the target; those that keep their default are left to `engine_args`."""
+    found = {"model": target}
+    if source.gguf_file:
+        from transformers.utils import cached_file
+
+        file = cached_file(target, source.gguf_file, revision=source.target_revision)
+        found = {"model": str(file), "tokenizer": target}
+    if source.target_revision != "main":
+        found |= dict.fromkeys(("revision", "tokenizer_revision"), source.target_revision)
+    return found | ({"trust_remote_code": True} if source.trust_remote_code else {})
 
 
 if __name__ == "__main__":

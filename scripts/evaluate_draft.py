@@ -25,8 +25,8 @@ class EvaluationArguments:
     prompts: str = field(
         metadata={
             "help": 'Prompts: .jsonl of MT-Bench\'s form {"turns": [...]}, {"messages": [...]}, '
-            'ShareGPT\'s {"conversations": [...]} or {"prompt": ...} (HumanEval; .gz is read too), or .txt with one '
-            "prompt a line. Messages may show images and videos."
+            'ShareGPT\'s {"conversations": [...]}, {"prompt": ...} (HumanEval; .gz is read too) or any other form of '
+            "training data, or .txt with one prompt a line. Messages may show images and videos."
         }
     )
     output_json: str = field(metadata={"help": "Where the result is written."})
@@ -81,13 +81,15 @@ class EvaluationArguments:
 def main():
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     from hf_eagle.arguments.parser import EagleArgumentParser
+    from hf_eagle.arguments.sources import TargetSourceArguments, TemplateArguments
 
-    parser = EagleArgumentParser(EvaluationArguments, description=__doc__.split("\n")[0])
-    (args,) = parser.parse_args_and_config()
+    groups = (EvaluationArguments, TargetSourceArguments, TemplateArguments)
+    parser = EagleArgumentParser(groups, description=__doc__.split("\n")[0])
+    args, source, template = parser.parse_args_and_config()
     # everything that can be wrong with the input is found before a token is decoded
     try:
         settings = decoding_settings(args)
-        target, draft, tokenizer, prompts = load(args, settings)
+        target, draft, tokenizer, prompts = load(args, source.source, template.template_kwargs, settings)
     except (OSError, ValueError) as error:
         raise SystemExit(f"error: {error}") from error
 
@@ -96,14 +98,16 @@ def main():
     from hf_eagle.evaluation.summary import summarize
 
     models = (target, draft, tokenizer, prompts)
-    found = decode_prompts(*models, settings, compare_to_target=args.compare_to_target)
+    rendering = {"template_kwargs": template.template_kwargs}
+    found = decode_prompts(*models, settings, compare_to_target=args.compare_to_target, **rendering)
     result = summarize(found)
     if args.sweep_tokens:
-        result["sweep"] = sweep_speculative_tokens(*models, args.sweep_tokens, settings)
+        result["sweep"] = sweep_speculative_tokens(*models, args.sweep_tokens, settings, **rendering)
     result |= {
         "target": args.target,
         "draft": args.draft,
         "prompts": Path(args.prompts).name,
+        "template_kwargs": template.template_kwargs,
         "dtype": args.dtype,
         "device": str(target.device),
     }
@@ -128,7 +132,7 @@ def decoding_settings(args: EvaluationArguments):
     return DecodingSettings(**{known.name: getattr(args, known.name) for known in fields(DecodingSettings)})
 
 
-def load(args: EvaluationArguments, settings):
+def load(args: EvaluationArguments, source: dict, template_kwargs: dict, settings):
     """Target, draft, tokenizer or processor, and prompts, which fit together; else `OSError` or `ValueError`."""
     from hf_eagle.evaluation.prompts import load_prompts
 
@@ -146,17 +150,19 @@ def load(args: EvaluationArguments, settings):
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = getattr(torch, args.dtype)
     draft = load_draft(args.draft, dtype=dtype)
-    target = FrozenTarget.from_pretrained(args.target, tap_ids=draft.config.tap_ids, dtype=dtype, device=device)
+    target = FrozenTarget.from_pretrained(
+        args.target, tap_ids=draft.config.tap_ids, dtype=dtype, device=device, **source
+    )
     check_draft_fits(target, draft)
     settings.shape.check_vocabulary(draft)
     check_target(target, needs_masks=settings.shape.tree or settings.batch_size > 1)
     draft.to(device).eval()
     draft.attach(target)
 
-    shows = any(map(holds_media, prompts)) and takes_media(args.target)
-    processing = load_processor(args.target) if shows else load_tokenizer(args.target)
+    shows = any(map(holds_media, prompts)) and takes_media(args.target, **source)
+    processing = (load_processor if shows else load_tokenizer)(args.target, **source)
     for prompt in prompts:
-        PromptBatch.of([prompt], processing)
+        PromptBatch.of([prompt], processing, template_kwargs=template_kwargs)
     return target, draft, processing, prompts
 
 

@@ -61,10 +61,16 @@ def main() -> None:
     data.packing = False  # rows are shown as conversations
 
     from hf_eagle.data.preview import to_html, to_terminal
+    from hf_eagle.evaluation.prompts import load_prompts
     from hf_eagle.training.parts import conversations, tokenizer_of
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
+    # read first: a prompt file that cannot be read is told of before anything is tokenised
+    asked = {
+        Path(path).name: [text for prompt in load_prompts(path) for text in prompt.asked]
+        for path in preview.overlap_prompts or ()
+    }
     tokenizer = tokenizer_of(target)
     rows, _ = conversations(tokenizer, data, args)
     for place in spread(len(rows), preview.num_previews):
@@ -75,7 +81,7 @@ def main() -> None:
         Path(preview.html).write_text(to_html(tokenizer, shown, ", ".join(data.train_data)), encoding="utf-8")
         print(f"\nwrote {preview.html}")
 
-    statistics = measure(rows, tokenizer, data, preview.overlap_prompts)
+    statistics = measure(rows, tokenizer, data, asked)
     print(f"\n{told(statistics)}")
     if preview.output_json is not None:
         Path(preview.output_json).write_text(json.dumps(statistics, indent=2) + "\n", encoding="utf-8")
@@ -88,25 +94,24 @@ def spread(total: int, number: int) -> list[int]:
     return [n * (total - 1) // max(1, number - 1) for n in range(number)]
 
 
-def measure(rows, tokenizer, data, overlap_prompts: list[str] | None) -> dict:
-    """All statistics, as the JSON file holds them."""
+def measure(rows, tokenizer, data, asked: dict[str, list[str]]) -> dict:
+    """All statistics, as the JSON file holds them; `asked` are texts of evaluation prompts by the names of files."""
+    from hf_eagle.data.overlap import overlap_statistics
     from hf_eagle.data.records import load_records
-    from hf_eagle.data.statistics import duplicate_statistics, overlap_statistics, token_statistics
-    from hf_eagle.drafts.vocabulary import count_supervised_tokens, coverage_by_size
-    from hf_eagle.evaluation.prompts import load_prompts
+    from hf_eagle.data.statistics import duplicate_statistics, token_statistics
+    from hf_eagle.drafts.vocabulary import count_supervised_tokens, coverage_by_size, token_rows
 
     statistics = token_statistics(rows) | duplicate_statistics(rows)
-    counts = count_supervised_tokens(rows, len(tokenizer))
+    counts = count_supervised_tokens(rows, token_rows(tokenizer))
     statistics["different_tokens"] = int((counts > 0).sum())
     coverage = coverage_by_size(counts, tokenizer.all_special_ids)
     statistics["coverage"] = {str(size): share for size, share in coverage.items()}  # as JSON has it
-    if overlap_prompts:
+    if asked:
         form = data.dataset_format
         records = load_records(data.train_data, dataset_format=form, weights=data.data_weights)
         statistics["overlap"] = {}
-        for path in overlap_prompts:
-            asked = [text for prompt in load_prompts(path) for text in prompt.asked]
-            statistics["overlap"][Path(path).name] = overlap_statistics(records, asked)
+        for name, texts in asked.items():
+            statistics["overlap"][name] = overlap_statistics(records, texts)
     return statistics
 
 

@@ -8,7 +8,6 @@ in these chats are kept, special tokens always, and the share of what is said th
 is printed; without `--draft_vocab_size` nothing but that happens. OUT is a draft folder like any other.
 """
 
-import json
 import logging
 import sys
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works wi
 
 from hf_eagle.arguments.parser import EagleArgumentParser
 from hf_eagle.arguments.parser import argument as _arg
+from hf_eagle.arguments.sources import TargetSourceArguments, TemplateArguments
 
 
 @dataclass
@@ -32,7 +32,6 @@ class PruneArguments:
     draft_vocab_size: int | None = _arg(None, "How many of the most frequent tokens to keep.")
     target: str | None = _arg(None, "The draft's target, a folder or a Hub id: `counts_from` needs its tokenizer.")
     max_length: int = _arg(2048, "Longest chat in tokens; what is longer is cut, as in training.")
-    trust_remote_code: bool = _arg(False, "Run code that comes with the tokenizer.")
     overwrite: bool = _arg(False, "Replace a draft that is in `output_dir` already.")
 
     def __post_init__(self):
@@ -52,7 +51,9 @@ class PruneArguments:
 
 
 def main() -> None:
-    (args,) = EagleArgumentParser(PruneArguments, description=__doc__).parse_args_and_config(first="draft")
+    groups = (PruneArguments, TargetSourceArguments, TemplateArguments)
+    parser = EagleArgumentParser(groups, description=__doc__)
+    args, source, template = parser.parse_args_and_config(first="draft")
     # what can be refused is refused before anything is loaded
     if args.output_dir is not None:
         check_output_dir(args)
@@ -67,7 +68,7 @@ def main() -> None:
     draft = load_draft(args.draft)
     before = draft.config.draft_vocab_size
     if args.counts_from:
-        token_ids = counted(draft, args)
+        token_ids = counted(draft, args, source.source, template.template_kwargs)
     if token_ids is None:
         return
     mapping = prune_vocabulary(draft, torch.as_tensor(token_ids, dtype=torch.long))
@@ -92,16 +93,18 @@ def check_output_dir(args: PruneArguments) -> None:
 
 def read_token_ids(path: str) -> list[int]:
     """The ids in a JSON file; `ValueError` where it holds anything else."""
+    from hf_eagle.data.reading import read_json
+
     try:
-        ids = json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as problem:
-        raise ValueError(f"`token_ids` {path} cannot be read as JSON: {problem}.") from problem
+        ids = read_json(path)
+    except (OSError, ValueError) as problem:
+        raise ValueError(f"`token_ids` cannot be read as JSON: {problem}") from problem
     if not isinstance(ids, list) or not ids or not all(type(i) is int for i in ids):
         raise ValueError(f"`token_ids` {path} must hold a list of token ids, such as [0, 1, 42].")
     return ids
 
 
-def counted(draft, args: PruneArguments):
+def counted(draft, args: PruneArguments, source: dict, template_kwargs: dict):
     """Print what drafts of several sizes cover; the ids of the most frequent tokens, `None` without a size."""
     from hf_eagle.data.conversations import build_dataset
     from hf_eagle.data.records import load_records
@@ -109,10 +112,11 @@ def counted(draft, args: PruneArguments):
     from hf_eagle.drafts.vocabulary import count_supervised_tokens, tokenizer_fingerprint
     from hf_eagle.targets.loading import load_tokenizer
 
-    tokenizer = load_tokenizer(args.target, trust_remote_code=args.trust_remote_code)
+    tokenizer = load_tokenizer(args.target, **source)
     if draft.config.tokenizer_fingerprint not in (None, tokenizer_fingerprint(tokenizer)):
         raise ValueError(f"The tokenizer of `target` {args.target} is not the one that the draft was trained with.")
-    chats = build_dataset(load_records(args.counts_from), tokenizer, args.max_length)
+    records = load_records(args.counts_from)
+    chats = build_dataset(records, tokenizer, args.max_length, template_kwargs=template_kwargs)
     counts = count_supervised_tokens(chats, draft.config.vocab_size)
     special = tokenizer.all_special_ids
     for size, share in coverage(draft, counts, special).items():

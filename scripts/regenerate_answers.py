@@ -5,8 +5,9 @@
         --server_url http://localhost:8000
 
 Every user turn is answered, in order, with the model's own earlier answers in view; answers in the data are dropped.
-The output holds `messages`, one conversation a line, ready for `train_data` of scripts/train_eagle.py. Interrupt it
-when you like: the same command goes on where it stopped.
+The output holds `messages`, ready for `train_data` of scripts/train_eagle.py, with the token ids of each answer: they
+are what is trained on, whatever the chat template leaves out of an answer. Interrupt it when you like: the same command
+goes on where it stopped.
 
 The first line runs the target in this process, the second asks a server that runs it: vLLM, SGLang, or another one that
 speaks OpenAI's chat API (a key is taken from the environment variable OPENAI_API_KEY). A server can answer prompts with
@@ -25,10 +26,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works wi
 
 from hf_eagle.arguments.parser import EagleArgumentParser
 from hf_eagle.arguments.parser import argument as _arg
+from hf_eagle.arguments.sources import TargetSourceArguments, TemplateArguments
 
 
 # what is meant by an option that is left out; each belongs to one of the two ways
-IN_PROCESS = {"batch_size": 96, "dtype": "auto", "device": None, "gguf_file": None}
+IN_PROCESS = {"batch_size": 96, "dtype": "auto", "device": None}
 SERVED = {"server_model": None, "concurrency": 64, "retries": 12, "request_timeout": 600.0}
 
 
@@ -52,13 +54,11 @@ class RegenerationArguments:
     top_p: float = _arg(1.0, "Nucleus, when sampling.")
     seed: int = _arg(0, "Seed of sampling.")
     time_limit: float | None = _arg(None, "Minutes after which nothing further is begun; another call goes on.")
-    trust_remote_code: bool = _arg(False, "Run code that comes with the target.")
     batch_size: int | None = _arg(None, "In process: prompts answered together. Default 96.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = _arg(
         None, "In process: data type the target runs in. Default auto, its own."
     )
     device: str | None = _arg(None, "In process: device of the target. Default cuda if there is one, else cpu.")
-    gguf_file: str | None = _arg(None, "In process: name of a GGUF file inside `target`, if it is one.")
     server_url: str | None = _arg(None, "Ask the server here, such as http://localhost:8000, which runs the target.")
     server_model: str | None = _arg(None, "Server: its name for the target, where that cannot be told from `target`.")
     concurrency: int | None = _arg(None, "Server: requests under way together. Default 64.")
@@ -77,7 +77,8 @@ class RegenerationArguments:
 
 
 def main() -> None:
-    (args,) = EagleArgumentParser(RegenerationArguments, description=__doc__).parse_args_and_config()
+    groups = (RegenerationArguments, TargetSourceArguments, TemplateArguments)
+    args, source, template = EagleArgumentParser(groups, description=__doc__).parse_args_and_config()
 
     from hf_eagle.data.records import load_records
     from hf_eagle.targets.loading import load_tokenizer
@@ -90,18 +91,17 @@ def main() -> None:
             records = records.select(range(min(args.num_records, len(records))))
         if args.held_out:
             records = without(args.held_out, records)
-        source = {"gguf_file": args.gguf_file} if args.gguf_file else {}
-        source["trust_remote_code"] = args.trust_remote_code
-        tokenizer = load_tokenizer(args.target, **source)
+        tokenizer = load_tokenizer(args.target, **source.source)
         common = {
             "max_new_tokens": args.max_new_tokens,
             "temperature": args.temperature,
             "top_p": args.top_p,
             "seed": args.seed,
             "time_limit": None if args.time_limit is None else 60 * args.time_limit,
+            "template_kwargs": template.template_kwargs,
         }
         if args.server_url is None:
-            answer_in_process(args, records, tokenizer, source, common)
+            answer_in_process(args, records, tokenizer, source.source, common)
         else:
             ask_server(args, records, tokenizer, common)
     except ValueError as problem:
@@ -110,16 +110,15 @@ def main() -> None:
 
 def without(held_out: list[str], records):
     """The records in which no evaluation prompt was found; a line of the log says how many are left out."""
-    from hf_eagle.data.messages import read_record
-    from hf_eagle.data.statistics import HeldOut
+    from hf_eagle.data.messages import read_record, text_of
+    from hf_eagle.data.overlap import HeldOut
     from hf_eagle.evaluation.prompts import load_prompts
 
     prompts = HeldOut([text for path in held_out for prompt in load_prompts(path) for text in prompt.asked])
     clean = []
     for index, record in enumerate(records):
         messages = read_record(record, index, content_parts=True)[0]
-        texts = [message["content"] for message in messages if isinstance(message["content"], str)]
-        if not prompts.found_in(texts):
+        if not prompts.found_in(text_of(message["content"]) for message in messages):
             clean.append(index)
     logging.info("%d of %d records hold prompts of %s: left out.", len(records) - len(clean), len(records), held_out)
     return records.select(clean)

@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works wi
 
 from hf_eagle.arguments.parser import EagleArgumentParser
 from hf_eagle.arguments.parser import argument as _arg
+from hf_eagle.arguments.sources import TargetSourceArguments, TemplateArguments
 
 
 @dataclass
@@ -35,7 +36,6 @@ class WritingArguments:
     temperature: float = _arg(1.0, "Of the sampling; above 0.")
     top_p: float = _arg(0.95, "Nucleus.")
     seed: int = _arg(0, "Seed of the sampling.")
-    trust_remote_code: bool = _arg(False, "Run code that comes with the target's tokenizer.")
     server_model: str | None = _arg(None, "The server's name for the target, where that cannot be told from `target`.")
     concurrency: int = _arg(64, "Requests under way together.")
     retries: int = _arg(12, "Attempts after a failed first one, ever later.")
@@ -43,15 +43,17 @@ class WritingArguments:
 
 
 def main() -> None:
-    (args,) = EagleArgumentParser(WritingArguments, description=__doc__).parse_args_and_config()
+    groups = (WritingArguments, TargetSourceArguments, TemplateArguments)
+    args, source, template = EagleArgumentParser(groups, description=__doc__).parse_args_and_config()
 
     from hf_eagle.answers.written_prompts import write_prompts
     from hf_eagle.targets.loading import load_tokenizer
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     options = dict(vars(args))
-    tokenizer = load_tokenizer(args.target, trust_remote_code=options.pop("trust_remote_code"))
-    write_prompts(options.pop("output"), tokenizer=tokenizer, api_key=os.environ.get("OPENAI_API_KEY"), **options)
+    tokenizer = load_tokenizer(args.target, **source.source)
+    options |= {"tokenizer": tokenizer, "template_kwargs": template.template_kwargs}
+    write_prompts(options.pop("output"), api_key=os.environ.get("OPENAI_API_KEY"), **options)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,8 @@ class ChatServer(ThreadingHTTPServer):
         count (function of the messages, *optional*): `usage.prompt_tokens`.
         write (function of the body, *optional*): text and finish_reason of a completion; without it there is no such
             path.
+        say (function of the body, *optional*): token ids of the prompt and of the answer, its message and its
+            finish_reason, instead of those of `answer`; the ids are told to whom asks for them, as vLLM does.
 
     `chats` holds the bodies of all chat requests that were answered, in the order of their answers, `asked` their
     number with the failed ones, and `most` how many were under way together at most.
@@ -36,11 +38,20 @@ class ChatServer(ThreadingHTTPServer):
     request_queue_size = 128
 
     def __init__(
-        self, fault=None, delay=0.0, model="target", root=None, prompt_ids=None, count=None, key=None, write=None
+        self,
+        fault=None,
+        delay=0.0,
+        model="target",
+        root=None,
+        prompt_ids=None,
+        count=None,
+        key=None,
+        write=None,
+        say=None,
     ):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.fault, self.delay, self.prompt_ids, self.count, self.key = fault, delay, prompt_ids, count, key
-        self.write = write
+        self.write, self.say = write, say
         self.listed = [{"id": model, "object": "model", "root": root or model, "max_model_len": 512}]
         self.chats, self.asked, self.under_way, self.most = [], 0, 0, 0
         self.lock = threading.Lock()
@@ -99,13 +110,22 @@ class _Handler(BaseHTTPRequestHandler):
         if fault == "drop":
             self.close_connection = True
             return self.connection.shutdown(socket.SHUT_RDWR)
-        text, reason = answer(body["messages"], body.get("seed"))
-        message = {"role": "assistant", "content": text}
+        told, ids = {}, {}
+        if self.server.say:
+            prompt, said, message, reason = self.server.say(body)
+            told, ids = (
+                ({"prompt_token_ids": prompt}, {"token_ids": said}) if body.get("return_token_ids") else ({}, {})
+            )
+        else:
+            text, reason = answer(body["messages"], body.get("seed"))
+            message = {"role": "assistant", "content": text}
         if fault == "thinks":
             message["reasoning_content"] = "hm"
         usage = {"prompt_tokens": self.server.count and self.server.count(body["messages"]), "completion_tokens": 7}
-        choice = {"index": 0, "message": message, "finish_reason": "abort" if fault == "abort" else reason}
-        content = {"garbage": "<html>", "empty": {"choices": []}}.get(fault, {"choices": [choice], "usage": usage})
+        choice = {"index": 0, "message": message, "finish_reason": "abort" if fault == "abort" else reason} | ids
+        content = {"garbage": "<html>", "empty": {"choices": []}}.get(
+            fault, {"choices": [choice], "usage": usage} | told
+        )
         if not isinstance(fault, str):
             with self.server.lock:
                 self.server.chats.append(body)

@@ -41,10 +41,23 @@ FAMILIES = {
 }
 
 
+def switched_template(families: list[str]) -> str:
+    """One template of several families, of which the option `family` takes one: a server has one template."""
+    branches = [
+        f"{{%- {'elif' if n else 'if'} family | default('{families[0]}') == '{family}' %}}" + _text(FAMILIES[family][0])
+        for n, family in enumerate(families)
+    ]
+    return "".join([*branches, "{%- endif %}"])
+
+
+def _text(template: str) -> str:
+    return (TEMPLATES / f"{template}.jinja").read_text(encoding="utf-8")
+
+
 def family_tokenizer(family: str, **kwargs):
     """The small tokenizer with a family's template and tokens."""
     template, bos, eos, special, added = FAMILIES[family]
-    tokenizer = tiny_tokenizer((TEMPLATES / f"{template}.jinja").read_text(encoding="utf-8"), **kwargs)
+    tokenizer = tiny_tokenizer(_text(template), **kwargs)
     ends = {"eos_token": eos, "pad_token": eos} | ({"bos_token": bos} if bos else {})
     tokenizer.add_special_tokens({**ends, "additional_special_tokens": special})
     tokenizer.add_tokens(added)

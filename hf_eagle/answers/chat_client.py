@@ -62,12 +62,17 @@ class _Passing(Exception):
 
 @dataclass
 class ChatAnswer:
-    """What a server said; its counts of tokens are `None` where it gives none."""
+    """What a server said; its counts and ids of tokens are `None` where it gives none.
+
+    With `token_ids` they alone are all that was said: the server may have split thoughts or calls off the text.
+    """
 
     text: str
     finish_reason: str
     prompt_tokens: int | None
     completion_tokens: int | None
+    prompt_ids: list[int] | None = None
+    token_ids: list[int] | None = None
 
 
 class ChatClient:
@@ -118,12 +123,11 @@ class ChatClient:
         """The continuation of one prompt as it stands, which no template is laid around."""
         return self._ask("POST", "/v1/completions", body, _continuation)
 
-    def prompt_ids(self, model: str, messages: list[dict]) -> list[int] | None:
-        """The token ids the server makes of a chat; `None` where it does not tell (only vLLM does)."""
+    def prompt_ids(self, body: dict) -> list[int] | None:
+        """The token ids the server makes of a chat request; `None` where it does not tell (only vLLM does)."""
+        known = {key: body[key] for key in ("model", "messages", "tools", "chat_template_kwargs") if key in body}
         try:
-            return self._ask(
-                "POST", "/tokenize", {"model": model, "messages": messages}, lambda reply: reply["tokens"], 0
-            )
+            return self._ask("POST", "/tokenize", known, lambda reply: _ids(reply["tokens"]), 0)
         except ServerError:
             return None
 
@@ -211,12 +215,13 @@ class ChatClient:
 
 def _chat_answer(reply: dict) -> ChatAnswer:
     message = reply["choices"][0]["message"]
-    if message.get("reasoning_content") or message.get("reasoning"):
+    answer = _answer(reply, "" if message["content"] is None else message["content"])
+    if answer.token_ids is None and (message.get("reasoning_content") or message.get("reasoning")):
         raise ServerError(
             "The server splits the target's thinking off its answers; start it without its reasoning parser, since a "
             "draft must learn all that the target says."
         )
-    return _answer(reply, "" if message["content"] is None else message["content"])
+    return answer
 
 
 def _continuation(reply: dict) -> ChatAnswer:
@@ -225,10 +230,21 @@ def _continuation(reply: dict) -> ChatAnswer:
 
 def _answer(reply: dict, text: str) -> ChatAnswer:
     """The text with what a reply says about it, whichever of the two paths it comes from."""
-    reason, usage = reply["choices"][0]["finish_reason"], reply.get("usage") or {}
+    choice, usage = reply["choices"][0], reply.get("usage") or {}
+    reason = choice["finish_reason"]
     if reason == "abort" or not isinstance(reason, str) or not isinstance(text, str):
         raise KeyError("finish_reason")  # cut off by the server, not by the target
-    return ChatAnswer(text, reason, usage.get("prompt_tokens"), usage.get("completion_tokens"))
+    # of a chat the prompt's ids stand beside the choices, of a plain completion in them
+    prompt_ids, ids = (reply.get("prompt_token_ids") or choice.get("prompt_token_ids")), choice.get("token_ids")
+    told = (None, None) if prompt_ids is None or ids is None else (_ids(prompt_ids), _ids(ids))
+    return ChatAnswer(text, reason, usage.get("prompt_tokens"), usage.get("completion_tokens"), *told)
+
+
+def _ids(found) -> list[int]:
+    """Token ids; a `TypeError`, by which a reply cannot be read, if they are none."""
+    if not isinstance(found, list) or not all(isinstance(i, int) and not isinstance(i, bool) for i in found):
+        raise TypeError("token ids")
+    return found
 
 
 def _detail(content: bytes) -> str:

@@ -10,7 +10,10 @@ import torch
 from tqdm.auto import tqdm
 from transformers import GenerationConfig
 
-from .turns import check_arguments, context, open_journal, read_turns, write_answered
+from ..data.loss_mask import ConversationEncoder
+from .answer import Answer, AnswerReader, add_answer, said_answer
+from .turns import check_arguments, context, open_journal, read_offers, read_turns
+from .written_answers import write_answered
 
 
 logger = logging.getLogger(__name__)
@@ -31,12 +34,16 @@ def regenerate_answers(
     seed: int = 0,
     time_limit: float | None = None,
     progress: bool = True,
+    template_kwargs: dict | None = None,
 ) -> Path:
     """Answers every user turn of `records` with `model`, in order, and writes one JSON line a record.
 
     The answers of a record are dropped; what is left is answered turn by turn, each turn seeing the model's own earlier
     answers. All first turns are answered before the second ones. A line is `{"id": index of the record, "messages":
-    [...], "finish_reason": ["stop" or "length", ...]}`, lines are in the order of the records.
+    [...], "finish_reason": ["stop" or "length", ...], "answer_token_ids": [...], "prompt_tokens": [...]}`, with `tools`
+    where some are on offer; lines are in the order of the records. Training on a line is training on these token ids
+    behind their prompt. A record takes several lines where a later prompt does not repeat an answer as it was said: see
+    `write_answered`. An answer that calls a tool ends its record.
 
     Finished batches go to `<output_path>.journal`. A run that was killed goes on there, and what it writes does not
     depend on where it was interrupted: a batch has the same rows and, when sampling, the same seed.
@@ -54,13 +61,19 @@ def regenerate_answers(
         time_limit (`float`, *optional*): in seconds; no batch starts later, though each call does one. The file then
             holds the records answered so far, and another call goes on.
         progress (`bool`, *optional*, defaults to `True`): show a progress bar.
+        template_kwargs (`dict`, *optional*): what else the chat template is given, such as `{"enable_thinking":
+            False}`; train with the same. `tools` are on offer in every chat that brings none.
 
-    Returns the path. Raises a `ValueError` for a malformed record, a record without a user turn, an argument out of
-    range, and an `output_path` that holds something else or was begun with other settings.
+    Returns the path. Raises a `ValueError` for a malformed record, a record without a user turn or that the chat
+    template refuses, an argument out of range, and an `output_path` that holds something else or was begun with other
+    settings; all before the first answer.
     """
     check_arguments({"max_new_tokens": max_new_tokens, "batch_size": batch_size}, temperature, top_p, time_limit)
     output_path = Path(output_path)
-    turns = read_turns(records)
+    turns, tools = read_turns(records), read_offers(records, template_kwargs)
+    encoder = ConversationEncoder(tokenizer, None, template_kwargs)
+    generate = _Generator(model, AnswerReader(tokenizer, template_kwargs), max_new_tokens, temperature, top_p)
+    _check_prompts(generate, turns, tools)
     settings = {
         "target": str(getattr(model.config, "_name_or_path", "")),
         "dtype": str(model.dtype),
@@ -70,22 +83,33 @@ def regenerate_answers(
         "top_p": top_p,
         "seed": seed,
     }
-    generate = _Generator(model, tokenizer, max_new_tokens, temperature, top_p)
-    with open_journal(output_path, turns, settings, tokenizer.chat_template) as journal:
-        answers = _run(generate, turns, journal, batch_size, seed, time_limit, progress)
-    write_answered(output_path, turns, answers)
+    # options and tools are part of the question, so that nobody goes on with others
+    asked_with = [encoder.template, template_kwargs or {}, tools]
+    with open_journal(output_path, turns, settings, asked_with) as journal:
+        answers = _run(generate, turns, tools, journal, batch_size, seed, time_limit, progress)
+    write_answered(output_path, turns, answers, tools, encoder)
     return output_path
 
 
-def _run(generate, turns, journal, batch_size, seed, time_limit, progress) -> list[list]:
-    """Answers per record, `(text, finish_reason)` each; `None` ends a record whose next prompt is too long."""
+def _check_prompts(generate, turns: list, tools: list) -> None:
+    """Raises a `ValueError` for the first record that the template refuses, before anything is computed."""
+    placeholder = Answer({"content": "x"}, "stop")
+    for id, (own, offered) in enumerate(zip(turns, tools, strict=True)):
+        try:
+            generate.reader.renderer.prompt(context(own, [placeholder] * (len(own) - 1)), offered)
+        except Exception as problem:  # jinja's own errors, and whatever a template raises by itself
+            raise ValueError(f"Record {id} does not fit the chat template of `tokenizer`: {problem}") from problem
+
+
+def _run(generate, turns, tools, journal, batch_size, seed, time_limit, progress) -> list[list[Answer | None]]:
+    """Answers per record; `None` ends a record whose next prompt is too long, or that calls a tool."""
     answers = [[] for _ in turns]
     done = {(row["turn"], row["batch"]): row for row in journal.rows}
     started, fresh, tokens, too_long = time.monotonic(), 0, 0, 0
     bar = tqdm(total=sum(map(len, turns)), unit="answer", desc="regenerating", disable=not progress)
     for turn in range(max(map(len, turns), default=0)):
         waiting = [id for id in range(len(turns)) if len(turns[id]) > turn and answers[id][-1:] != [None]]
-        for number, prompts in _batches(generate, turns, answers, waiting, batch_size, seed):
+        for number, prompts in _batches(generate, turns, tools, answers, waiting, batch_size, seed):
             ids = [id for id, _ in prompts]
             if number is None:
                 too_long += len(ids)
@@ -98,18 +122,16 @@ def _run(generate, turns, journal, batch_size, seed, time_limit, progress) -> li
                 if time_limit is not None and fresh and time.monotonic() - started > time_limit:
                     bar.close()
                     return answers
-                found = generate([prompt for _, prompt in prompts], seed + 1_000_003 * turn + number)
-                tokens += sum(length for *_, length in found)
-                row = {
-                    "turn": turn,
-                    "batch": number,
-                    "answers": [[i, t, r] for i, (t, r, _) in zip(ids, found, strict=True)],
-                }
+                before = [answers[id][-1] if answers[id] else None for id in ids]
+                found = generate([prompt for _, prompt in prompts], before, seed + 1_000_003 * turn + number)
+                tokens += sum(len(answer.token_ids) for answer in found)
+                rows = [[id, answer.as_row()] for id, answer in zip(ids, found, strict=True)]
+                row = {"turn": turn, "batch": number, "answers": rows}
                 journal.append(row)
                 fresh += 1
                 bar.set_postfix_str(f"{tokens / (time.monotonic() - started):.0f} tokens/s", refresh=False)
-            for id, text, reason in row["answers"]:
-                answers[id].append((text, reason))
+            for id, answer in row["answers"]:
+                add_answer(answers[id], Answer(**answer), turns[id])
             bar.update(len(ids))
     bar.close()
     if too_long:
@@ -119,12 +141,13 @@ def _run(generate, turns, journal, batch_size, seed, time_limit, progress) -> li
     return answers
 
 
-def _batches(generate, turns, answers, waiting, batch_size, seed) -> Iterator[tuple[int | None, list]]:
+def _batches(generate, turns, tools, answers, waiting, batch_size, seed) -> Iterator[tuple[int | None, list]]:
     """`(number, [(id, prompt ids)])` of each batch, the same in every run; number `None` for prompts too long."""
     number = 0
     for begin in range(0, len(waiting), _WINDOW * batch_size):
         window = waiting[begin : begin + _WINDOW * batch_size]
-        prompts = list(zip(window, generate.prompts([context(turns[i], answers[i]) for i in window]), strict=True))
+        chats = [(context(turns[i], answers[i]), tools[i]) for i in window]
+        prompts = list(zip(window, generate.prompts(chats), strict=True))
         too_long = [prompt for prompt in prompts if len(prompt[1]) > generate.longest_prompt]
         if too_long:
             yield None, too_long
@@ -145,8 +168,8 @@ class _Generator:
     from one seed, so that a sampled run that was killed would not end as it would have.
     """
 
-    def __init__(self, model, tokenizer, max_new_tokens: int, temperature: float, top_p: float):
-        self.model, self.tokenizer = model, tokenizer
+    def __init__(self, model, reader: AnswerReader, max_new_tokens: int, temperature: float, top_p: float):
+        self.model, self.reader, tokenizer = model, reader, reader.tokenizer
         ends = model.generation_config.eos_token_id
         ends = [ends] if isinstance(ends, int) else list(ends or [])
         self.ends = sorted({*ends, *([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id])})
@@ -164,24 +187,23 @@ class _Generator:
         length = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self.longest_prompt = (length or 10**9) - max_new_tokens
 
-    def prompts(self, conversations: list[list[dict]]) -> list[list[int]]:
-        texts = [
-            self.tokenizer.apply_chat_template(c, tokenize=False, add_generation_prompt=True) for c in conversations
-        ]
-        return self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+    def prompts(self, chats: list[tuple[list[dict], list | None]]) -> list[list[int]]:
+        texts = [self.reader.renderer.prompt(messages, tools) for messages, tools in chats]
+        return self.reader.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
 
     @torch.no_grad()
-    def __call__(self, prompts: list[list[int]], seed: int) -> list[tuple[str, str, int]]:
-        """`(text, finish_reason, tokens)` of each prompt."""
+    def __call__(self, prompts: list[list[int]], before: list[Answer | None], seed: int) -> list[Answer]:
+        """What is said to each prompt, `before` being the answers that the prompts end behind."""
         device, longest = self.model.device, max(map(len, prompts))
         ids = torch.tensor([[self.pad] * (longest - len(prompt)) + prompt for prompt in prompts], device=device)
         mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(seed)
             output = self.model.generate(input_ids=ids, attention_mask=mask, generation_config=self.config)
-        return [self._answer(row) for row in output[:, longest:].tolist()]
+        return [self._answer(*said) for said in zip(prompts, output[:, longest:].tolist(), before, strict=True)]
 
-    def _answer(self, ids: list[int]) -> tuple[str, str, int]:
+    def _answer(self, prompt: list[int], ids: list[int], before: Answer | None) -> Answer:
         end = next((n for n, token in enumerate(ids) if token in self.ends), None)
-        text = self.tokenizer.decode(ids[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return text, "length" if end is None else "stop", len(ids) if end is None else end + 1
+        message = self.reader.message(prompt, ids[:end])
+        reason, said = ("length", ids) if end is None else ("stop", ids[: end + 1])
+        return said_answer(message, reason, prompt, said, before)

@@ -9,9 +9,12 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
+from ..data.loss_mask import ConversationEncoder
+from .answer import Answer, AnswerReader, add_answer, said_answer
 from .chat_client import Aborted, ChatAnswer, ChatClient, Refused, ServerError, TooLong, Unavailable
 from .served_target import ServedTarget
-from .turns import check_arguments, context, open_journal, read_turns, turn_seed, write_answered
+from .turns import check_arguments, context, open_journal, read_offers, read_turns, turn_seed
+from .written_answers import write_answered
 
 
 logger = logging.getLogger(__name__)
@@ -37,11 +40,15 @@ def regenerate_through_server(
     request_timeout: float = 600.0,
     time_limit: float | None = None,
     progress: bool = True,
+    template_kwargs: dict | None = None,
 ) -> Path:
     """Answers every user turn of `records` through a server that runs the target; the file is `regenerate_answers`'.
 
     `concurrency` records are under way at the same time. Each answer goes to `<output_path>.journal` as it comes, and a
     run that was killed asks for the missing ones only. Messages are sent as they are, content parts with images too.
+
+    A server that tells token ids (vLLM) may split thoughts and calls off its answers: these are read from the ids. Of
+    another one the texts are compared with the rows of training, and a line of the log says so.
 
     An error that may pass is retried (see `ChatClient`). A prompt that does not fit the server's context, that it
     refuses, or that it fails on although it answers a greeting, ends its record there; it is counted in a warning and
@@ -53,7 +60,8 @@ def regenerate_through_server(
         server_url (`str`): such as `http://localhost:8000`.
         target (`str`): folder or Hub id; the server must serve it.
         server_model (`str`, *optional*): the name the server gives it, where that cannot be told from `target`.
-        tokenizer (*optional*): the target's; if given, the server must make the same prompts of some of the records.
+        tokenizer (*optional*): the target's; if given, the server must make the same prompts of some of the records,
+            and every conversation is compared with the row that training will make of it.
         api_key (`str`, *optional*): sent as a bearer token.
         max_new_tokens (`int`, *optional*, defaults to 128): length of an answer at most.
         concurrency (`int`, *optional*, defaults to 64): requests under way together.
@@ -65,6 +73,7 @@ def regenerate_through_server(
         time_limit (`float`, *optional*): in seconds; no request starts later, though each worker makes one. The file
             then holds the records answered so far, and another call goes on.
         progress (`bool`, *optional*, defaults to `True`): show a progress bar.
+        template_kwargs (`dict`, *optional*): what else the chat template is given, as for `regenerate_answers`.
 
     Returns the path. Raises a `ValueError` as `regenerate_answers` does, and a `ServerError` (one too) when the server
     serves something else, makes other prompts, or does not answer.
@@ -76,17 +85,21 @@ def regenerate_through_server(
     if request_timeout <= 0:
         raise ValueError(f"`request_timeout` must be above 0 seconds, got {request_timeout}.")
     output_path = Path(output_path)
-    turns = read_turns(records, content_parts=True)
+    turns, tools = read_turns(records, content_parts=True), read_offers(records, template_kwargs)
+    options = {name: value for name, value in (template_kwargs or {}).items() if name != "tools"}
+    encoder = None if tokenizer is None else ConversationEncoder(tokenizer, None, template_kwargs)
     stop = threading.Event()
 
     def client() -> ChatClient:
         return ChatClient(server_url, api_key, request_timeout, retries, stop)
 
     sampling = {"temperature": temperature, "top_p": top_p} if temperature > 0 else {"temperature": 0.0}
-    served = ServedTarget.find(client(), target, server_model, {"max_tokens": max_new_tokens, **sampling})
+    fields = {"max_tokens": max_new_tokens, **sampling, **({"chat_template_kwargs": options} if options else {})}
+    served = ServedTarget.find(client(), target, server_model, fields)
     if tokenizer is not None:
-        served.check_prompts(tokenizer, turns)
+        served.check_prompts(tokenizer, turns, tools, template_kwargs)
     served.client.close()
+    _tell_comparison(served, tokenizer)
 
     settings = {
         "target": str(target),
@@ -96,27 +109,52 @@ def regenerate_through_server(
         "top_p": top_p,
         "seed": seed,
     }
-    with open_journal(output_path, turns, settings) as journal:
-        run = _Run(turns, _known(turns, journal), served, stop, seed if temperature > 0 else None, time_limit)
+    # an empty dict of options and no tools ask what `None` does: then the question is the turns alone
+    asked_with = [options, tools] if options or any(tools) else None
+    reader = None if tokenizer is None else AnswerReader(tokenizer, template_kwargs)
+    with open_journal(output_path, turns, settings, asked_with) as journal:
+        asked = _Asked(turns, tools, seed if temperature > 0 else None, time_limit)
+        run = _Run(asked, _known(turns, journal), served, stop, reader)
         run.start([client() for _ in range(min(concurrency, len(turns)))])
         answers = run.collect(journal, progress)
-    write_answered(output_path, turns, answers)
+    write_answered(output_path, turns, answers, tools, encoder)
     return output_path
+
+
+def _tell_comparison(served: ServedTarget, tokenizer) -> None:
+    """Logs by what answers are compared with the rows of training, where it is not their tokens."""
+    if tokenizer is None:
+        logger.info("Without a tokenizer answers are not compared with what will be trained on.")
+    elif not served.tells_ids:
+        logger.info(
+            "The server at %s tells no token ids: answers are compared as text with what will be trained on.",
+            served.client.url,
+        )
+
+
+@dataclass
+class _Asked:
+    """What every record is asked, and how."""
+
+    turns: list
+    tools: list
+    seed: int | None
+    time_limit: float | None
 
 
 @dataclass
 class _Run:
     """Workers that each take the next record and answer its turns in order; one thread writes down what they say."""
 
-    turns: list
-    answers: list[list]  # per record (text, finish_reason), `None` at the end of one that ends early
+    asked: _Asked
+    answers: list[list[Answer | None]]  # per record, `None` at the end of one that ends early
     served: ServedTarget
     stop: threading.Event
-    seed: int | None
-    time_limit: float | None
+    reader: AnswerReader | None
     clients: list[ChatClient] = field(default_factory=list)
 
     def __post_init__(self):
+        self.turns, self.seed, self.time_limit = self.asked.turns, self.asked.seed, self.asked.time_limit
         self._waiting = iter([id for id, turns in enumerate(self.turns) if len(self.answers[id]) < len(turns)])
         self._lock = threading.Lock()  # of the iterator
         self._events = queue.SimpleQueue()
@@ -205,7 +243,8 @@ class _Run:
         turn = len(self.answers[id])
         seed = None if self.seed is None else turn_seed(self.seed, id, turn)
         try:
-            answer = client.chat(self.served.body(context(self.turns[id], self.answers[id]), seed))
+            messages = context(self.turns[id], self.answers[id])
+            told = client.chat(self.served.body(messages, seed, self.asked.tools[id]))
         except (Refused, Unavailable) as problem:
             # a server that is there for others fails on this prompt
             if isinstance(problem, Unavailable) and (problem.busy or not self.served.is_there(client)):
@@ -213,14 +252,21 @@ class _Run:
             self.answers[id].append(None)
             self._events.put((id, problem))
             return
-        self.answers[id].append((answer.text, answer.finish_reason))
-        self._events.put(_row(id, turn, answer))
+        answer = self._read(told, self.answers[id][-1] if turn else None)
+        add_answer(self.answers[id], answer, self.turns[id])
+        self._events.put({"id": id, "turn": turn, "tokens": told.completion_tokens, "answer": answer.as_row()})
 
-
-def _row(id: int, turn: int, answer: ChatAnswer) -> dict:
-    """A line of the journal."""
-    found = {"text": answer.text, "finish_reason": answer.finish_reason, "tokens": answer.completion_tokens}
-    return {"id": id, "turn": turn, **found}
+    def _read(self, told: ChatAnswer, before: Answer | None) -> Answer:
+        """What was said, from its tokens where they are told."""
+        if not told.token_ids:
+            return Answer({"content": told.text}, told.finish_reason)
+        said = told.token_ids
+        message = {"content": told.text}
+        if self.reader is not None:
+            # an answer that was not cut has the token that ended it
+            ended = told.finish_reason != "length" and said[-1] in self.reader.special_ids
+            message = self.reader.message(told.prompt_ids, said[:-1] if ended else said)
+        return said_answer(message, told.finish_reason, told.prompt_ids, said, before)
 
 
 def _known(turns: list, journal) -> list[list]:
@@ -230,7 +276,7 @@ def _known(turns: list, journal) -> list[list]:
         found = answers[row["id"]]
         if row["turn"] != len(found):
             raise ValueError(f"{journal.path} holds turn {row['turn']} of record {row['id']} out of order; delete it.")
-        found.append((row["text"], row["finish_reason"]))
+        add_answer(found, Answer(**row["answer"]), turns[row["id"]])
     return answers
 
 

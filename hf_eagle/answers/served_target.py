@@ -1,11 +1,14 @@
 """Is the model behind a server the target that is meant, and does it read chats as the target does?"""
 
+import json
 import logging
 import os
 from dataclasses import dataclass
 
 from jinja2 import TemplateError
 
+from ..data.rendering import ChatRenderer
+from .answer import Answer
 from .chat_client import ChatClient, Refused, ServerError
 from .turns import context
 
@@ -14,17 +17,18 @@ logger = logging.getLogger(__name__)
 
 _CHECKED = 4  # records whose prompts are compared
 # A server takes what a request does not name from the model's generation_config.json; the target itself is meant here.
-# Only vLLM, SGLang and their kin know these fields.
-_NEUTRAL = {"top_k": -1, "repetition_penalty": 1.0}
+# Only vLLM, SGLang and their kin know these fields; vLLM alone tells token ids.
+_NEUTRAL = {"top_k": -1, "repetition_penalty": 1.0, "return_token_ids": True}
 
 
 @dataclass
 class ServedTarget:
-    """A target behind a server: the name it has there, and the fields that every request carries."""
+    """A target behind a server: its name there, the fields that every request carries, and whether ids are told."""
 
     client: ChatClient
     model: str
     fields: dict
+    tells_ids: bool = False
 
     @classmethod
     def find(cls, client: ChatClient, target: str, server_model: str | None, fields: dict) -> "ServedTarget":
@@ -47,7 +51,7 @@ class ServedTarget:
         refusal = None
         for served in (cls(client, model["id"], fields | _NEUTRAL), cls(client, model["id"], fields)):
             try:
-                client.chat(served.greeting())
+                served.tells_ids = client.chat(served.greeting()).token_ids is not None
             except Refused as problem:
                 refusal = refusal or problem
                 continue
@@ -56,9 +60,10 @@ class ServedTarget:
             return served
         raise ServerError(f"A chat of one word cannot be answered: {refusal}.")
 
-    def body(self, messages: list[dict], seed: int | None = None) -> dict:
-        """A chat completion request."""
-        body = {"model": self.model, "messages": messages, **self.fields}
+    def body(self, messages: list[dict], seed: int | None = None, tools: list[dict] | None = None) -> dict:
+        """A chat completion request; `tools` are shown to the target, and what it says of them is left as it is."""
+        body = {"model": self.model, "messages": [_sent(message) for message in messages], **self.fields}
+        body |= {"tools": tools, "tool_choice": "none"} if tools else {}
         return body if seed is None else {**body, "seed": seed}
 
     def greeting(self) -> dict:
@@ -73,32 +78,42 @@ class ServedTarget:
         except ServerError:
             return False
 
-    def check_prompts(self, tokenizer, turns: list[list[list[dict]]]) -> None:
+    def check_prompts(
+        self,
+        tokenizer,
+        turns: list[list[list[dict]]],
+        tools: list | None = None,
+        template_kwargs: dict | None = None,
+    ) -> None:
         """Raises a `ServerError` when the server makes another prompt than the tokenizer of some of these chats.
 
         Token by token where the server tells its prompts (vLLM), else by their number. Chats with images are left out:
         only the server has their processor.
         """
+        renderer = ChatRenderer(tokenizer, template_kwargs)
         texts = [
-            chat for chat in turns if all(isinstance(message["content"], str) for turn in chat for message in turn)
+            (chat, offered)
+            for chat, offered in zip(turns, tools or [None] * len(turns), strict=True)
+            if all(isinstance(message["content"], str) for turn in chat for message in turn)
         ]
-        for chat in texts[:: max(1, -(-len(texts) // _CHECKED))]:
-            messages = context(chat[:2], [("Yes.", "stop")] * (len(chat) > 1))
+        for chat, offered in texts[:: max(1, -(-len(texts) // _CHECKED))]:
+            messages = context(chat[:2], [Answer({"content": "Yes."}, "stop")] * (len(chat) > 1))
             try:
-                rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+                rendered = renderer.prompt(messages, offered)
             except TemplateError:
                 continue  # the server will refuse it, too
             expected = tokenizer(rendered, add_special_tokens=False, verbose=False)["input_ids"]
-            found = self.client.prompt_ids(self.model, messages)
-            if found is not None:
-                if found != expected:
-                    raise self._other_prompt(_around_difference(tokenizer, found, expected))
-                continue
-            try:
-                number = self.client.chat(self.body(messages) | {"max_tokens": 1}).prompt_tokens
-            except Refused:
-                continue
-            if number is not None and number != len(expected):
+            body = self.body(messages, tools=offered)
+            found, number = self.client.prompt_ids(body), None
+            if found is None:
+                try:
+                    told = self.client.chat(body | {"max_tokens": 1})
+                except Refused:
+                    continue
+                found, number = told.prompt_ids, told.prompt_tokens
+            if found is not None and found != expected:
+                raise self._other_prompt(_around_difference(tokenizer, found, expected))
+            if found is None and number is not None and number != len(expected):
                 raise self._other_prompt(f"it has {number} tokens, not the {len(expected)} of {rendered[:200]!r}")
 
     def _other_prompt(self, difference: str) -> ServerError:
@@ -106,6 +121,19 @@ class ServedTarget:
             f"The server at {self.client.url} makes another prompt of a chat than `target`'s tokenizer and template: "
             f"{difference}. Start it with the target's own files, or with `--chat-template`."
         )
+
+
+def _sent(message: dict) -> dict:
+    """A message as OpenAI's API takes it: arguments of calls are JSON, and thoughts go by vLLM's name for them too."""
+    if message.get("reasoning_content"):
+        message = message | {"reasoning": message["reasoning_content"]}
+    if not message.get("tool_calls"):
+        return message
+    calls = []
+    for number, call in enumerate(message["tool_calls"]):
+        arguments = json.dumps(call["function"]["arguments"], ensure_ascii=False)
+        calls.append({"id": f"call_{number}", **call, "function": call["function"] | {"arguments": arguments}})
+    return message | {"tool_calls": calls}
 
 
 def _listed(client: ChatClient, target: str, server_model: str | None) -> dict:

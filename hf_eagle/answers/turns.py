@@ -1,16 +1,15 @@
-"""What regeneration answers, and what it writes: user turns, their answers' journal, the answered conversations."""
+"""What regeneration answers: user turns, the tools on offer in them, and the journal of their answers."""
 
 import hashlib
 import json
-import logging
 from pathlib import Path
 
-from ..data.messages import read_record
-from ..files import write_atomically
+from ..data.messages import read_record, read_tools, text_of
+from .answer import Answer
 from .journal import Journal, journal_beside
 
 
-logger = logging.getLogger(__name__)
+_FORMAT = 2  # of a journal's lines; 1 had no token ids
 
 
 def read_turns(records, content_parts: bool = False) -> list[list[list[dict]]]:
@@ -21,14 +20,20 @@ def read_turns(records, content_parts: bool = False) -> list[list[list[dict]]]:
 
     Args:
         records: chat records of any form that `to_messages` reads.
-        content_parts: keep contents that are lists of typed parts (text, images, videos) as they are.
+        content_parts: keep the contents of chats with images or other media as lists of typed parts.
 
     Raises a `ValueError` that names the record, when it is malformed or no user speaks in it.
     """
-    return [
-        _turns(read_record(record, index, content_parts=content_parts)[0], index)
-        for index, record in enumerate(records)
-    ]
+    read = (read_record(record, index, content_parts=content_parts)[0] for index, record in enumerate(records))
+    return [_turns(_joined(messages), index) for index, messages in enumerate(read)]
+
+
+def _joined(messages: list[dict]) -> list[dict]:
+    """A chat of texts alone with its parts joined as in training: servers have several ways to do it."""
+    parts = [part for m in messages if isinstance(m["content"], list) for part in m["content"]]
+    if any(part.get("type") != "text" for part in parts):
+        return messages
+    return [message | {"content": text_of(message["content"])} for message in messages]
 
 
 def _turns(messages: list[dict], index: int) -> list[list[dict]]:
@@ -48,11 +53,17 @@ def _turns(messages: list[dict], index: int) -> list[list[dict]]:
     return turns
 
 
-def context(turns: list[list[dict]], answers: list[tuple]) -> list[dict]:
-    """The conversation up to its next unanswered turn, with the `(text, finish_reason)` of the turns before it."""
+def read_offers(records, template_kwargs: dict | None = None) -> list[list[dict] | None]:
+    """Per record the tools on offer, as JSON schemas: its own, or those that every chat is given."""
+    common = (template_kwargs or {}).get("tools")
+    return [read_tools(record, index) or common for index, record in enumerate(records)]
+
+
+def context(turns: list[list[dict]], answers: list[Answer]) -> list[dict]:
+    """The conversation up to its next unanswered turn, with the answers of the turns before it."""
     messages = []
-    for turn, (text, _) in zip(turns, answers, strict=False):
-        messages += [*turn, {"role": "assistant", "content": text}]
+    for turn, answer in zip(turns, answers, strict=False):
+        messages += [*turn, {"role": "assistant", **answer.message}]
     return messages + (turns[len(answers)] if len(answers) < len(turns) else [])
 
 
@@ -65,26 +76,7 @@ def open_journal(output_path: Path, turns: list, settings: dict, asked_with=None
     Raises a `ValueError` when `output_path` holds something else, or was begun with other settings.
     """
     questions = hashlib.sha256(json.dumps([turns, asked_with]).encode()).hexdigest()[:16]
-    return journal_beside(output_path, settings | {"records": len(turns), "questions": questions})
-
-
-def write_answered(output_path: Path, turns: list, answers: list[list]) -> None:
-    """Writes the finished conversations in order, whole or not at all, and logs how many they are.
-
-    Args:
-        answers: per record `(text, finish_reason)` of each turn; `None` after them where the record ends early.
-    """
-    finished = [id for id in range(len(turns)) if len(answers[id]) == len(turns[id]) or answers[id][-1:] == [None]]
-    write_atomically(output_path, (_line(id, turns[id], answers[id]) for id in finished))
-    cut = sum(answer is not None and answer[1] == "length" for id in finished for answer in answers[id])
-    logger.info("%d of %d records answered, %d answers cut: %s", len(finished), len(turns), cut, output_path)
-
-
-def _line(id: int, turns: list[list[dict]], answers: list[tuple | None]) -> str:
-    given = [answer for answer in answers if answer is not None]
-    messages = context(turns[: max(1, len(given))], given)
-    reasons = [reason for _, reason in given]
-    return json.dumps({"id": id, "messages": messages, "finish_reason": reasons}, ensure_ascii=False)
+    return journal_beside(output_path, settings | {"format": _FORMAT, "records": len(turns), "questions": questions})
 
 
 def turn_seed(seed: int, id: int, turn: int = 0) -> int:

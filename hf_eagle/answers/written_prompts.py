@@ -31,6 +31,7 @@ def write_prompts(
     target: str,
     tokenizer,
     num_prompts: int,
+    template_kwargs: dict | None = None,
     system_prompts: list[str] | None = None,
     server_model: str | None = None,
     api_key: str | None = None,
@@ -55,6 +56,7 @@ def write_prompts(
         target (`str`): folder or Hub id; the server must serve it.
         tokenizer: the target's, with its chat template.
         num_prompts (`int`): prompts to ask for; a few per cent are left out.
+        template_kwargs (`dict`, *optional*): what else the chat template is given; `tools` are on offer in every chat.
         system_prompts (`list[str]`, *optional*): system messages in turn, which steer what is asked about; they are
             not written. By default what the template says where a chat has none.
         server_model (`str`, *optional*): the name the server gives the target, where that cannot be told from it.
@@ -77,7 +79,7 @@ def write_prompts(
     if temperature == 0:
         raise ValueError("`temperature` must be above 0: a greedy target writes one prompt again and again.")
     output_path = Path(output_path)
-    openings = [open_user_turn(tokenizer, system) for system in system_prompts or [None]]
+    openings = [open_user_turn(tokenizer, system, template_kwargs) for system in system_prompts or [None]]
     stop = threading.Event()
     client = ChatClient(server_url, api_key, request_timeout, retries, stop)
     sampling = {"max_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
@@ -124,13 +126,13 @@ def _write_missing(
             raise
 
 
-def open_user_turn(tokenizer, system: str | None = None) -> tuple[str, str]:
+def open_user_turn(tokenizer, system: str | None = None, template_kwargs: dict | None = None) -> tuple[str, str]:
     """The text up to what the user says, and how the template goes on behind it: where a prompt ends.
 
     Raises a `ValueError` when the template does not write a user's message as it is, with something behind it.
     """
     messages = [{"role": "system", "content": system}] * (system is not None) + [{"role": "user", "content": _MARK}]
-    opening, mark, rest = ChatRenderer(tokenizer).render(messages, add_generation_prompt=True).partition(_MARK)
+    opening, mark, rest = ChatRenderer(tokenizer, template_kwargs).prompt(messages).partition(_MARK)
     end = rest.strip().splitlines()[0] if rest.strip() else ""
     if not mark or not end or (system is not None and system.strip() not in opening):
         raise ValueError(

@@ -1,19 +1,20 @@
 """Arguments of training, as dataclasses for `HfArgumentParser`. Importing them is instant: no torch.
 
-What is EAGLE's own in the training itself is in `objective.py`; `training/recipe.py` has all of them together.
+What is EAGLE's own in the training itself is in `objective.py`, what all verbs share that load a target or render chats
+in `sources.py`; `training/recipe.py` has all of them together.
 """
 
-import json
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from ..drafts.kinds import Kind, kind_of_method
 from ..targets.latent import LATENT_SIZES
 from .parser import argument as _arg
+from .sources import TargetSourceArguments, TemplateArguments
 
 
 @dataclass
-class TargetArguments:
+class TargetArguments(TargetSourceArguments):
     """The frozen target model."""
 
     _argument_group_name = "target"
@@ -24,12 +25,10 @@ class TargetArguments:
             "file of it is changed."
         }
     )
-    target_revision: str = _arg("main", "Revision of the target on the Hub.")
     base_model: str | None = _arg(None, "Hub id of the target for the draft's card. Unset: `target`, if it is one.")
     target_dtype: Literal["auto", "float32", "bfloat16", "float16"] = _arg(
         "auto", "Data type the target runs in; `auto` keeps its checkpoint's."
     )
-    gguf_file: str | None = _arg(None, "Name of a GGUF file inside `target`, if it is one.")
     tap_ids: list[int] | None = _arg(
         None,
         "Tapped layers as ascending entry ids (id k is the input of layer k, id N the final norm's). Unset: 2, N//2, "
@@ -39,7 +38,6 @@ class TargetArguments:
         "hooks", "How taps are recorded; `output_hidden_states` for models whose layers cannot be hooked."
     )
     attn_implementation: str | None = _arg(None, "Attention implementation of the target, as in transformers.")
-    trust_remote_code: bool = _arg(False, "Run code that comes with the target.")
     compile_target: bool = _arg(
         False, "`torch.compile` the target: a minute or two at the start, then each of its forwards is a little faster."
     )
@@ -76,8 +74,9 @@ class DraftArguments:
 
     method: str = _arg(
         "eagle3",
-        "EAGLE-3; or EAGLE-1, which predicts the target's last hidden states and has neither taps nor a vocabulary of "
-        "its own; `eagle2` trains the same draft as `eagle1`, to be decoded with a dynamic tree.",
+        "`eagle3`; or `eagle1`, which predicts the target's last hidden states and has neither taps nor a vocabulary "
+        "of its own; `eagle2` trains the same draft as `eagle1`, to be decoded with a dynamic tree; or a kind of your "
+        "own, registered before.",
     )
     draft_vocab_size: int | None = _arg(
         None, "Tokens the draft can propose, the most frequent of the supervised ones. Unset: the whole vocabulary."
@@ -194,7 +193,7 @@ class AdapterArguments:
 
 
 @dataclass
-class DataArguments:
+class DataArguments(TemplateArguments):
     """Conversations to train on."""
 
     _argument_group_name = "data"
@@ -235,12 +234,12 @@ class DataArguments:
     skip_bad_media: bool = _arg(
         False, "Leave out, and count, conversations of which an image or a video cannot be loaded, instead of stopping."
     )
+    skip_bad_records: bool = _arg(
+        False, "Leave out, and count, records that cannot be read or rendered, instead of stopping."
+    )
     last_turn_only: bool = _arg(False, "Train on what follows the last user's message only, not on every answer.")
     train_on_thoughts: bool = _arg(True, "Train on the thoughts of answers too, where the template writes them.")
     train_on_tool_calls: bool = _arg(True, "Train on the tool calls of answers too.")
-    chat_template_kwargs: str | None = _arg(
-        None, 'What else the chat template is given, as JSON: `{"enable_thinking": false}`. Serve with the same.'
-    )
     preprocessing_workers: int | None = _arg(None, "Processes that tokenise.")
     feature_store: str | None = _arg(
         None,
@@ -263,6 +262,7 @@ class DataArguments:
     acceptance_num_prompts: int = _arg(16, "Take the first so many of `acceptance_prompts`.")
 
     def __post_init__(self):
+        super().__post_init__()
         if not 0 <= self.eval_share < 1:
             raise ValueError(f"`eval_share` must be at least 0 and below 1, got {self.eval_share}.")
         for name in ("data_weights", "data_licenses"):
@@ -275,7 +275,6 @@ class DataArguments:
         wrong = next((name for name in ("packing", "eval_share", "feature_store") if getattr(self, name)), None)
         if self.streaming and wrong:
             raise ValueError(f"`{wrong}` needs the whole data, which `streaming` never has: leave one of them out.")
-        _ = self.template_kwargs
         if self.max_length < 4:
             raise ValueError(f"`max_length` must be at least 4 tokens, got {self.max_length}.")
         for name, default in (("cache_mode", "read"), ("store_dtype", "bfloat16")):
@@ -286,17 +285,6 @@ class DataArguments:
         for name in ("acceptance_steps", "acceptance_num_prompts"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
-
-    @property
-    def template_kwargs(self) -> dict:
-        """What the chat template is given besides messages and tools."""
-        try:
-            found = json.loads(self.chat_template_kwargs or "{}")
-        except json.JSONDecodeError as problem:
-            raise ValueError(f"`chat_template_kwargs` is no JSON: {problem}.") from None
-        if not isinstance(found, dict):
-            raise ValueError(f"`chat_template_kwargs` must be a JSON object, got {self.chat_template_kwargs}.")
-        return found
 
 
 @dataclass

@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import json
+import os
 import sys
 from dataclasses import field
 from typing import Any
@@ -79,14 +80,14 @@ class EagleArgumentParser(HfArgumentParser):
 
         Exits with a usage message for an unknown name, a value that does not fit, or an unreadable file.
         """
-        args = sys.argv[1:] if args is None else list(args)
+        args = [_at_home(word) for word in (sys.argv[1:] if args is None else args)]
         if first is not None and args and not args[0].startswith("-"):
             args = [f"--{first}", *args]
         for option in (arg.split("=")[0] for arg in args if arg.startswith("--")):
             if option not in self._option_string_actions:  # before anything that argparse misses
                 self.error(self._unknown(option))
         config = _value_of("--config", args)
-        from_file = [] if config is None else self._tokens(config)
+        from_file = [] if config is None else [_at_home(word) for word in self._tokens(config)]
         try:
             *parsed, _, unknown = self.parse_args_into_dataclasses(
                 from_file + args, return_remaining_strings=True, look_for_args_file=False
@@ -126,6 +127,12 @@ class EagleArgumentParser(HfArgumentParser):
     def _unknown(self, option: str) -> str:
         near = difflib.get_close_matches(option, self._option_string_actions, n=1)
         return f"unknown argument {option}" + (f", did you mean {near[0]}?" if near else ".")
+
+
+def _at_home(word: str) -> str:
+    """A word of a command line with `~/` expanded, as shells do, which leave `--name=~/x` and YAML alone."""
+    name, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+    return name + equals + (os.path.expanduser(value) if value.startswith("~/") else value)
 
 
 def _value_of(option: str, args: list[str]) -> str | None:

@@ -6,47 +6,20 @@ it, not the newline after it. An empty answer is not: there is nothing to draft 
 
 import re
 from bisect import bisect_right
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from os.path import commonprefix
 
 from .marks import GENERATION, Places, count_call_marks, mark_messages, mark_template, take_out, unused_characters
 from .messages import TEXT, text_of
 from .rendering import PROBED_CALL, ChatRenderer
+from .said import Said, encode_said, read_reasons
+from .spans import AnswerSpan, MaskOptions, first_answer, supervised
 from .token_mask import mask_by_offsets, mask_by_pieces
 
 
 _THINK = "<think>"
 _END_OF_THOUGHTS = re.compile(r"\s*</think>\s*")
 _NO_THOUGHTS = re.compile(r"\s*<think>\s*</think>\s*")
-
-
-@dataclass(frozen=True)
-class MaskOptions:
-    """Which parts of the answers are supervised.
-
-    Args:
-        last_turn_only: only what follows the last user's message that has an answer; all calls of tools included.
-        thoughts: thoughts, and the marks around them.
-        tool_calls: tool calls; an answer without them ends with its text, and its end of turn is not supervised.
-    """
-
-    last_turn_only: bool = False
-    thoughts: bool = True
-    tool_calls: bool = True
-
-
-@dataclass(frozen=True)
-class AnswerSpan:
-    """Characters `start:end` of the rendered text are one answer; without its end of turn it ends at `content_end`.
-
-    `start:thought_end` are its thoughts; its tool calls begin at `calls_start`, if it has any.
-    """
-
-    start: int
-    content_end: int
-    end: int
-    thought_end: int = 0
-    calls_start: int | None = None
 
 
 class ConversationEncoder:
@@ -83,20 +56,28 @@ class ConversationEncoder:
             self._read_calls()
 
     def encode(
-        self, conversations: list[list[dict]], finish_reasons=None, indices=None, tools=None, options=None
+        self, conversations: list[list[dict]], finish_reasons=None, indices=None, tools=None, options=None, said=None
     ) -> list[tuple[list, list]]:
         """`(input_ids, loss_mask)` of each conversation, ids as `apply_chat_template` gives them.
 
         Args:
             conversations: messages, as `to_messages` returns them.
-            finish_reasons: per conversation `None` or, per answer, why it ended; the end-of-turn token that the
-                template puts after an answer cut at `"length"` is not the target's and is not supervised.
+            finish_reasons: per conversation `None` or, per answer, why it ended (a text alone: the last answer); the
+                end-of-turn token that the template puts after an answer cut at `"length"` is not the target's and is
+                not supervised.
             indices: numbers of the records, for error messages.
             tools: per conversation `None` or the JSON schemas of the tools on offer.
             options: in place of the encoder's own.
+            said: per conversation `None` or its `Said`: then its row is the prompt's ids and those that were said,
+                and ends with the last answer.
 
-        Raises a `ValueError` when the template refuses a conversation or rewrites an answer past recognition.
+        Raises a `ValueError` when the template refuses a conversation or rewrites an answer past recognition, or when
+        a conversation is not what was said.
         """
+        if said is not None and any(said):
+            given = [finish_reasons, indices, tools, said]
+            rows = zip(conversations, *(column or [None] * len(conversations) for column in given), strict=True)
+            return [self._encode_one(*row, options) for row in rows]
         texts, spans = self.supervised_spans(conversations, finish_reasons, indices, tools, options)
         if not self.tokenizer.is_fast:
             return [mask_by_pieces(self._tokens, self.special, *pair) for pair in zip(texts, spans, strict=True)]
@@ -105,6 +86,17 @@ class ConversationEncoder:
             (ids, mask_by_offsets(offsets, found))
             for ids, offsets, found in zip(batch["input_ids"], batch["offset_mapping"], spans, strict=True)
         ]
+
+    def _encode_one(self, messages, reasons, index, tools, said: Said | None, options) -> tuple[list, list]:
+        """Ids and mask of one conversation, in the tokens it was said in if they are known."""
+        where = None if index is None else [index]
+        if said is None:
+            return self.encode([messages], [reasons], where, [tools], options)[0]
+
+        def prompt_ids(prompt: list[dict]) -> list[int]:
+            return self.token_ids(prompt, tools, add_generation_prompt=True)
+
+        return encode_said(self.tokenizer, prompt_ids, messages, said, options or self.options, _name(where, 0))
 
     def supervised_spans(
         self, conversations, finish_reasons=None, indices=None, tools=None, options: MaskOptions | None = None
@@ -119,10 +111,11 @@ class ConversationEncoder:
                 try:
                     text, answers = self.answer_spans(messages, tools and tools[place], options)
                 except Exception as problem:  # jinja's own errors, and whatever a template raises by itself
-                    where = "The conversation" if indices is None else f"Record {indices[place]}"
+                    where = _name(indices, place)
                     raise ValueError(f"{where} does not fit the chat template of `tokenizer`: {problem}") from problem
-                reasons = finish_reasons[place] if finish_reasons else None
-                found = _supervised(answers, reasons, _first_answer(messages, answers, options), options)
+                number = sum(message["role"] == "assistant" for message in messages)
+                reasons = read_reasons(finish_reasons and finish_reasons[place], number, _name(indices, place))
+                found = supervised(answers, reasons, first_answer(messages, answers, options), options)
             texts.append(text)
             spans.append(found)
         return texts, spans
@@ -219,12 +212,21 @@ class ConversationEncoder:
                 raise ValueError(
                     "where an answer begins cannot be told; mark it with `{% generation %}` in the template."
                 )
-            if not choices and first in places["call"].get(number, ())[:1]:
-                if text.endswith(self._before_call, floor, first):
-                    start = first - len(self._before_call)
+            if not choices:
+                start -= len(self._own_beginning(text, floor, first, number, places, message))
             spans.append(self._with_parts(text, AnswerSpan(start, content_end, end), number, places))
             floor = end
         return spans
+
+    def _own_beginning(self, text: str, floor: int, first: int, number: int, places: Places, message: dict) -> str:
+        """What an answer without a header says before its first mark: the opening of a call, or white space."""
+        if first in places["call"].get(number, ())[:1]:
+            said = self._before_call
+        else:
+            field = "content" if first in places["opening"].get(number, ()) else "reasoning_content"
+            said = message.get(field, "")
+            said = said[: len(said) - len(said.lstrip())]
+        return said if text.endswith(said, floor, first) else ""
 
     def _end(self, text: str, number: int, places: Places, message: dict) -> tuple[int, int]:
         """Where an answer's text ends, and where its turn does."""
@@ -326,26 +328,5 @@ def _not_as_they_are():
     )
 
 
-def _first_answer(messages: list[dict], spans: list[AnswerSpan | None], options: MaskOptions) -> int:
-    """The number, among the answers, of the first one that is supervised."""
-    if not options.last_turn_only:
-        return 0
-    answers = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
-    last = max((number for number, span in zip(answers, spans, strict=False) if span is not None), default=0)
-    question = max((n for n in range(last) if messages[n]["role"] == "user"), default=-1)
-    return sum(number < question for number in answers)
-
-
-def _supervised(spans: list, reasons: list[str] | None, first: int, options: MaskOptions) -> list[tuple[int, int]]:
-    cut = [reason == "length" for reason in reasons or []] + [False] * len(spans)
-    found = []
-    for span, was_cut in list(zip(spans, cut, strict=False))[first:]:
-        if span is None:
-            continue
-        start = span.start if options.thoughts else max(span.start, span.thought_end)
-        end = span.content_end if was_cut else span.end
-        if not options.tool_calls and span.calls_start is not None:
-            end = min(end, span.calls_start)
-        if start < end:
-            found.append((start, end))
-    return found
+def _name(indices: list[int] | None, place: int) -> str:
+    return "The conversation" if indices is None else f"Record {indices[place]}"

@@ -2,25 +2,32 @@
 
 from .loss_mask import ConversationEncoder, MaskOptions
 from .messages import TEXT
+from .said import Said
 from .token_mask import shared_length
 
 
 def check_loss_mask(
-    encoder: ConversationEncoder, conversations: list[list[dict]], indices: list[int], tools: list | None = None
+    encoder: ConversationEncoder,
+    conversations: list[list[dict]],
+    indices: list[int],
+    tools: list | None = None,
+    said: list[Said | None] | None = None,
 ) -> None:
     """Compares the masks of `conversations` with those of incremental rendering.
 
     Both must be equal; with `{% generation %}` marks, which may leave part of an answer out on purpose, no token
     outside an answer may be marked. Whole answers are compared, whatever parts of them the encoder's options take.
-    Conversations without an answer, and plain texts, are passed over.
+    Conversations without an answer, and plain texts, are passed over. Of those whose token ids are known (`said`) it
+    is checked that they are what was said: no template writes their answers.
 
     Raises:
-        `ValueError`: the methods differ, or nothing at all is supervised; the rendered text is shown with it.
+        `ValueError`: the methods differ, nothing at all is supervised, or a conversation is not what was said; the
+            rendered text is shown with it.
     """
-    tools = tools or [None] * len(conversations)
-    encoded = encoder.encode(conversations, indices=indices, tools=tools, options=MaskOptions())
-    for messages, index, offer, (ids, mask) in zip(conversations, indices, tools, encoded, strict=True):
-        if messages[0]["role"] == TEXT:
+    tools, said = tools or [None] * len(conversations), said or [None] * len(conversations)
+    encoded = encoder.encode(conversations, indices=indices, tools=tools, options=MaskOptions(), said=said)
+    for messages, index, offer, known, (ids, mask) in zip(conversations, indices, tools, said, encoded, strict=True):
+        if messages[0]["role"] == TEXT or known is not None:
             continue
         expected = incremental_mask(encoder, messages, ids, mask, offer)
         wrong = any(m > e for m, e in zip(mask, expected, strict=True)) if encoder.has_marks else mask != expected

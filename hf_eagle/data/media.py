@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .messages import read_record, text_of
+from .messages import named, read_record, text_of
+from .reading import parse_json
 
 
 KINDS = ("image", "video")
@@ -30,7 +31,11 @@ def own_tokenizer(processing):
 def has_media(record: Mapping) -> bool:
     """Whether a record's messages hold an image or a video."""
     turns = record.get("messages") if isinstance(record, Mapping) else None
-    turns = json.loads(turns) if isinstance(turns, str) and '"content": [' in turns else turns
+    if isinstance(turns, str) and turns.lstrip().startswith("["):  # in CSV, for example
+        try:
+            turns = parse_json(turns, "`messages`")
+        except ValueError:  # whoever reads the record says so
+            return False
     return isinstance(turns, list) and any(_kind(part) for turn in turns for part in _parts(turn))
 
 
@@ -48,21 +53,25 @@ def read_media_record(record: Mapping, index: int) -> tuple[list[dict], list[dic
         ValueError: naming the record, for a part without a medium or a medium without a part, and for media in an
             answer.
     """
-    record = dict(record)
-    columns = {kind: iter(record.pop(f"{kind}s", None) or ()) for kind in KINDS}
+    record, where = dict(record), named(record, index)
+    given = {kind: record.pop(f"{kind}s", None) or [] for kind in KINDS}
+    wrong = next((kind for kind, media in given.items() if not isinstance(media, list)), None)
+    if wrong is not None:
+        raise ValueError(f"{where}: `{wrong}s` must be a list, got {type(given[wrong]).__name__}.")
+    columns = {kind: iter(media) for kind, media in given.items()}
     messages, reasons = read_record(record, index, content_parts=True)
     media: list[dict] = []
     for place, message in enumerate(messages):
         parts = _parts(message)
         if message["role"] == "assistant" and parts:
             if any(map(_kind, parts)):
-                raise ValueError(f"Record {index}: message {place} is an answer, which can hold text only.")
+                raise ValueError(f"{where}: message {place} is an answer, which can hold text only.")
             message["content"] = text_of(parts)
         elif parts:  # the template has its own way to join them
-            message["content"] = [_part(part, columns, media, index, place) for part in parts]
+            message["content"] = [_part(part, columns, media, where, place) for part in parts]
     for kind, rest in columns.items():
         if next(rest, None) is not None:
-            raise ValueError(f"Record {index}: `{kind}s` holds more than there are parts of the type {kind}.")
+            raise ValueError(f"{where}: `{kind}s` holds more than there are parts of the type {kind}.")
     return messages, media, reasons
 
 
@@ -78,11 +87,11 @@ def _kind(part) -> str | None:
     return kind if kind in KINDS else None
 
 
-def _part(part, columns: dict, media: list[dict], index: int, place: int) -> dict:
+def _part(part, columns: dict, media: list[dict], where: str, place: int) -> dict:
     kind = _kind(part)
     if kind is None:
         if not isinstance(part.get("text"), str):
-            raise ValueError(f"Record {index}: message {place} holds a part that is neither text, image nor video.")
+            raise ValueError(f"{where}: message {place} holds a part that is neither text, image nor video.")
         return {"type": "text", "text": part["text"]}
     named = (part.get(name) for name in (kind, f"{kind}_url", *_SOURCES))
     source = next((x for x in named if x is not None), None)
@@ -90,7 +99,7 @@ def _part(part, columns: dict, media: list[dict], index: int, place: int) -> dic
         source = source["url"]
     source = next(columns[kind], None) if source is None else source
     if source is None:
-        raise ValueError(f"Record {index}: message {place} holds an {kind} part that names no {kind}.")
+        raise ValueError(f"{where}: message {place} holds an {kind} part that names no {kind}.")
     media.append({"type": kind, kind: source})
     return {"type": kind}
 
@@ -148,7 +157,8 @@ def processor_fingerprint(processor) -> str:
 
 def _written(source) -> Any:
     if isinstance(source, Mapping) and source.get("bytes") is not None:  # as `datasets` keeps pictures
-        return base64.b64encode(source["bytes"]).decode()
+        held = source["bytes"]
+        return held if isinstance(held, str) else base64.b64encode(held).decode()  # carried, it is base64 already
     if isinstance(source, Mapping) and isinstance(source.get("path"), str):
         return source["path"]
     if hasattr(source, "save"):  # a picture

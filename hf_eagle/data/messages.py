@@ -3,6 +3,10 @@
 import json
 import re
 from collections.abc import Mapping
+from typing import Any
+
+from .reading import parse_json
+from .said import read_reasons
 
 
 ROLES = {
@@ -24,6 +28,7 @@ ROLES = {
     "ipython": "tool",
 }
 _CALLS = ("function_call", "tool_call")
+_OF_TOOLS = ("name", "tool_call_id")
 # form -> what a record of it looks like; the first whose column is there is taken
 FORMS = {
     "preference": "`chosen`, with or without `prompt`",
@@ -43,19 +48,29 @@ _COLUMNS = {
 }
 _ANSWERS = ("completion", "response", "answer", "output")
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+_THOUGHT_PARTS = ("thinking", "reasoning")
 _SPEAKERS = re.compile(r"\n\n(Human|Assistant): ?")
 TEXT = "text"  # the role of a document that is no chat
+# what `load_records` adds to a record: its file with its number there, and the form that it is to be read in
+ORIGIN, FORM = "record_origin", "record_form"
 
 
 def recognise_form(record: Mapping) -> str:
-    """The key of `FORMS` that a record's columns speak for.
+    """The key of `FORMS` that `load_records` was given, else the one that a record's columns speak for.
 
     Raises a `ValueError` when there is no conversation in them.
     """
+    if record.get(FORM) in FORMS:
+        return record[FORM]
     for form, columns in _COLUMNS.items():
         if any(record.get(column) is not None for column in columns):
             return form
-    raise ValueError(f"no conversation in the columns {sorted(record)}; a record needs {', or '.join(FORMS.values())}.")
+    raise ValueError(f"no conversation in the columns {_names(record)}; a record needs {', or '.join(FORMS.values())}.")
+
+
+def named(record: Mapping, index: int) -> str:
+    """How errors name a record: by its file where that is known."""
+    return record.get(ORIGIN) or f"Record {index}"
 
 
 def text_of(content: str | list[dict]) -> str:
@@ -68,7 +83,8 @@ def to_messages(record: Mapping, form: str | None = None, content_parts: bool = 
 
     An answer may also have `reasoning_content` (its thoughts) and `tool_calls`, whose arguments are an object; a tool's
     message its `name` and `tool_call_id`. A missing answer is fine. A `system` text goes first. A document of plain
-    text is one message of the role `text`.
+    text is one message of the role `text`. Numbers and booleans in place of a text are their JSON. Whatever is an
+    object is taken as it is, with the nulls in it.
 
     Args:
         record: of any form in `FORMS`.
@@ -88,17 +104,9 @@ def to_messages(record: Mapping, form: str | None = None, content_parts: bool = 
     if column is None:
         raise ValueError(
             f"`dataset_format` is {form}, which is read from `{_COLUMNS[form][0]}`, but the columns are "
-            f"{sorted(record)}."
+            f"{_names(record)}."
         )
     turns = _TURNS[form](record, record[column])
-    if isinstance(turns, str) and turns.lstrip().startswith("["):  # in CSV, for example
-        try:
-            turns = json.loads(turns)
-        except json.JSONDecodeError as problem:
-            raise ValueError(f"`{column}` is no JSON: {problem}.") from None
-
-    if not isinstance(turns, list):
-        raise ValueError(f"the conversation must be a list of messages, got {type(turns).__name__}.")
     messages = [_message(turn, place, content_parts) for place, turn in enumerate(turns)]
     messages = [message for message in messages if message]
     if not messages:
@@ -111,102 +119,146 @@ def to_messages(record: Mapping, form: str | None = None, content_parts: bool = 
 def read_record(
     record: Mapping, index: int, form: str | None = None, content_parts: bool = False
 ) -> tuple[list[dict], list[str] | None]:
-    """Messages and, where regeneration wrote them, each answer's `finish_reason`; errors name the record's index."""
+    """Messages and, where regeneration wrote them, each answer's `finish_reason`.
+
+    Raises a `ValueError`, which names the record by its file or else its index, as `to_messages` does, and for a
+    `finish_reason` that is none.
+    """
+    where = named(record, index) if isinstance(record, Mapping) else f"Record {index}"
     try:
-        return to_messages(record, form, content_parts), record.get("finish_reason")
+        messages = to_messages(record, form, content_parts)
     except ValueError as problem:
-        raise ValueError(f"Record {index}: {problem}") from None
+        raise ValueError(f"{where}: {problem}") from None
+    answers = sum(message["role"] == "assistant" for message in messages)
+    found = record.get("finish_reason")
+    return messages, found if found == [] else read_reasons(found, answers, where)
 
 
 def read_tools(record: Mapping, index: int) -> list[dict] | None:
     """The tools in the column `tools` (or `functions`), as JSON schemas: a list, a JSON text of it, or texts in a list.
 
-    Raises a `ValueError`, which names the record's index, for anything else.
+    Raises a `ValueError`, which names the record, for anything else.
     """
     found = next((record[name] for name in ("tools", "functions") if record.get(name)), None)
-    try:
-        found = json.loads(found) if isinstance(found, str) else found
-        tools = [without_empty_keys(json.loads(tool) if isinstance(tool, str) else tool) for tool in found or ()]
-    except (TypeError, json.JSONDecodeError) as problem:
-        raise ValueError(f"Record {index}: `tools` is no list of JSON schemas: {problem}.") from None
+    where = f"{named(record, index)}: `tools`"
+    found = parse_json(found, where) if isinstance(found, str) else found
+    if found is not None and not isinstance(found, list):
+        raise ValueError(f"{where} must be a list of JSON schemas, got {type(found).__name__}.")
+    tools = [parse_json(tool, where) if isinstance(tool, str) else tool for tool in found or ()]
     if not all(isinstance(tool, dict) for tool in tools):
-        raise ValueError(f"Record {index}: `tools` must be a list of objects, each the JSON schema of a tool.")
+        raise ValueError(f"{where} must be a list of objects, each the JSON schema of a tool.")
     # templates expect OpenAI's envelope
     return [t if "function" in t or "type" in t else {"type": "function", "function": t} for t in tools] or None
 
 
-def _preference(record: dict, chosen):
+def _names(record: Mapping) -> list[str]:
+    return sorted(str(name) for name in record if name not in (ORIGIN, FORM))
+
+
+def _preference(record: dict, chosen) -> list:
     """The better of two answers: a whole conversation, or what follows the prompt."""
     if isinstance(chosen, str) and _SPEAKERS.match(chosen):  # "\n\nHuman: ...\n\nAssistant: ..."
         pieces = _SPEAKERS.split(chosen)[1:]
         return [{"from": who.lower(), "value": said} for who, said in zip(pieces[::2], pieces[1::2], strict=True)]
     answer = [chosen] if isinstance(chosen, dict) else _side(chosen, "assistant")
-    first = answer[0] if isinstance(answer, list) and answer and isinstance(answer[0], dict) else {}
-    if ROLES.get(first.get("role") or first.get("from")) != "assistant":
+    first = answer[0] if answer and isinstance(answer[0], dict) else {}
+    if _role(first) != "assistant":
         return answer
-    question = {key: value for key, value in record.items() if key not in ("chosen", *_ANSWERS)}
+    question = {key: value for key, value in record.items() if key not in ("chosen", FORM, *_ANSWERS)}
     form = recognise_form(question)
     column = next(name for name in _COLUMNS[form] if name in question)
     return _TURNS[form](question, question[column]) + answer
 
 
-def _alpaca(record: dict, instruction):
-    turns = []
-    for question, answer in record.get("history") or ():
+def _alpaca(record: dict, instruction) -> list:
+    turns, history = [], record.get("history") or []
+    if not isinstance(history, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in history):
+        raise ValueError("`history` must be a list of pairs, each a question and its answer.")
+    for question, answer in history:
         turns += _side(question, "user") + _side(answer, "assistant")
-    parts = [instruction] + [record[key] for key in ("input", "context") if record.get(key)]
-    return turns + _side("\n".join(map(str, parts)), "user") + _answer(record)
+    parts = [instruction] + [record[key] for key in ("input", "context") if not _is_empty(record.get(key))]
+    asked = parts[0] if len(parts) == 1 else "\n".join(_text(part, len(turns)) for part in parts)
+    return turns + _side(asked, "user") + _answer(record)
+
+
+def _conversation(record: dict, turns) -> list:
+    if isinstance(turns, str) and turns.lstrip().startswith("["):  # in CSV, for example
+        turns = parse_json(turns, "the conversation")
+    if not isinstance(turns, list):
+        raise ValueError(f"the conversation must be a list of messages, got {type(turns).__name__}.")
+    return turns
 
 
 _TURNS = {
     "preference": _preference,
-    "messages": lambda record, turns: turns,
-    "sharegpt": lambda record, turns: turns,
+    "messages": _conversation,
+    "sharegpt": _conversation,
     "alpaca": _alpaca,
     "prompt_completion": lambda record, prompt: _side(prompt, "user") + _answer(record),
     "text": lambda record, text: [{"role": TEXT, "content": text}],
 }
 
 
-def _answer(record: dict) -> list[dict]:
-    return _side(next((record[name] for name in _ANSWERS if record.get(name)), None), "assistant")
+def _answer(record: dict) -> list:
+    return _side(next((record[name] for name in _ANSWERS if not _is_empty(record.get(name))), None), "assistant")
 
 
-def _side(text, role: str) -> list[dict]:
+def _is_empty(value) -> bool:
+    return value is None or value == "" or value == []
+
+
+def _side(text, role: str) -> list:
     """One side of a record: text, messages, or nothing."""
-    if text is None or text == "":
+    if _is_empty(text):
         return []
     return text if isinstance(text, list) else [{"role": role, "content": text}]
+
+
+def _role(turn: Mapping) -> str | None:
+    """What a message's speaker is called here; `None` for one that is not known."""
+    role = turn.get("role") or turn.get("from")
+    return ROLES.get(role) if isinstance(role, str) else None
 
 
 def _message(turn, place: int, content_parts: bool = False) -> dict | None:
     if not isinstance(turn, Mapping):
         raise ValueError(f"message {place} must be an object with role and content, got {type(turn).__name__}.")
     if turn.get("role") == TEXT:
-        return {"role": TEXT, "content": _text(turn.get("content"), place)} if turn.get("content") else None
-    role, content = turn.get("role") or turn.get("from"), turn.get("content")
+        return None if _is_empty(turn.get("content")) else {"role": TEXT, "content": _text(turn["content"], place)}
+    said, content, role = turn.get("role") or turn.get("from"), turn.get("content"), _role(turn)
     content = turn.get("value") if content is None else content
-    if role not in ROLES:
-        raise ValueError(f"message {place} has the unknown role {role!r}; known are {', '.join(ROLES)}.")
+    if role is None:
+        raise ValueError(f"message {place} has the unknown role {said!r}; known are {', '.join(ROLES)}.")
     calls = _tool_calls(turn.get("tool_calls") or turn.get("function_call"), place)
-    if role in _CALLS and not calls:
+    if said in _CALLS and not calls:
         calls = _call_in_text(content)
         content = "" if calls else content
     content = "" if content is None and calls else content
-    read = _parts if content_parts and isinstance(content, list) else _text
-    message = {"role": ROLES[role], "content": read(content, place)}
     thoughts = next((turn[name] for name in _THOUGHTS if turn.get(name)), None)
-    if thoughts and ROLES[role] == "assistant":
+    if role == "assistant" and isinstance(content, list):
+        thoughts, content = _thoughts_apart(content, thoughts, place)
+    read = _parts if content_parts and content and isinstance(content, list) else _text
+    message = {"role": role, "content": read(content, place)}
+    if thoughts and role == "assistant":
         message["reasoning_content"] = _text(thoughts, place)
     if calls:
         message["tool_calls"] = calls
-    return message | {key: turn[key] for key in ("name", "tool_call_id") if ROLES[role] == "tool" and turn.get(key)}
+    return message | {key: _text(turn[key], place) for key in _OF_TOOLS if role == "tool" and turn.get(key)}
+
+
+def _thoughts_apart(content: list, thoughts, place: int) -> tuple[Any, list]:
+    """The thoughts of an answer and its other parts, where some parts are thoughts."""
+    inside = [part for part in content if isinstance(part, Mapping) and part.get("type") in _THOUGHT_PARTS]
+    if not inside:
+        return thoughts, content
+    texts = [next((part[name] for name in (*_THOUGHT_PARTS, "text") if part.get(name)), "") for part in inside]
+    return "\n".join(_text(text, place) for text in texts), [part for part in content if part not in inside]
 
 
 def _parts(content: list, place: int) -> list[dict]:
     if not all(isinstance(part, Mapping) and part.get("type") for part in content):
         raise ValueError(f"every part of the content of message {place} must be an object with a `type`.")
-    return [without_empty_keys(part) for part in content]
+    return [dict(part) for part in content]
 
 
 def _text(content, place: int) -> str:
@@ -220,6 +272,8 @@ def _text(content, place: int) -> str:
                     "images and videos need a target that takes them; leave such records out."
                 )
         return "\n".join(part["text"] for part in parts)
+    if isinstance(content, bool | int | float):
+        return json.dumps(content)
     if not isinstance(content, str):
         raise ValueError(f"the content of message {place} must be text, got {type(content).__name__}.")
     return content
@@ -228,10 +282,10 @@ def _text(content, place: int) -> str:
 def _tool_calls(calls, place: int) -> list[dict]:
     """OpenAI's tool calls, with the arguments as objects, which is what templates take."""
     try:
-        calls = json.loads(calls) if isinstance(calls, str) else calls
+        calls = _parsed(calls)
         calls = [calls] if isinstance(calls, Mapping) else calls
-        return [_call(json.loads(call) if isinstance(call, str) else call) for call in calls or ()]
-    except (TypeError, KeyError, AttributeError, json.JSONDecodeError) as problem:
+        return [_call(_parsed(call)) for call in calls or ()]
+    except (TypeError, KeyError, AttributeError, ValueError) as problem:
         raise ValueError(
             f"the `tool_calls` of message {place} cannot be read ({problem!r}); each is an object with a `function` "
             "that has a `name` and `arguments`."
@@ -241,25 +295,20 @@ def _tool_calls(calls, place: int) -> list[dict]:
 def _call(call: Mapping) -> dict:
     function = call.get("function") or call
     arguments = function.get("arguments", function.get("parameters"))
-    arguments = json.loads(arguments) if isinstance(arguments, str) and arguments.strip() else arguments or {}
-    found = {
-        "type": "function",
-        "function": {"name": str(function["name"]), "arguments": without_empty_keys(arguments)},
-    }
+    if isinstance(arguments, str) and arguments.strip():
+        arguments = parse_json(arguments, "`arguments`")
+    found = {"type": "function", "function": {"name": str(function["name"]), "arguments": arguments or {}}}
     return {"id": call["id"], **found} if call.get("id") else found
 
 
 def _call_in_text(content) -> list[dict]:
     """The calls that ShareGPT's `function_call` holds as JSON; none when it holds something else."""
     try:
-        calls = json.loads(content)
+        calls = parse_json(content, "the call")
         return [_call(call) for call in (calls if isinstance(calls, list) else [calls])]
-    except (TypeError, KeyError, AttributeError, json.JSONDecodeError):
+    except (TypeError, KeyError, AttributeError, ValueError):
         return []
 
 
-def without_empty_keys(value):
-    """A value without the keys whose value is `None`, which Arrow gives to objects of different shapes."""
-    if isinstance(value, Mapping):
-        return {key: without_empty_keys(inner) for key, inner in value.items() if inner is not None}
-    return [without_empty_keys(inner) for inner in value] if isinstance(value, list) else value
+def _parsed(value):
+    return parse_json(value, "its text") if isinstance(value, str) else value

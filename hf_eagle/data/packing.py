@@ -10,6 +10,8 @@ import pyarrow.compute as pc
 from datasets import Dataset, Features, List, Value
 from datasets.fingerprint import Hasher
 
+from .columns import check_data, read_row
+
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +26,8 @@ def pack_dataset(dataset: Dataset, max_length: int) -> Dataset:
     follow their first conversation.
 
     Args:
-        dataset (`datasets.Dataset`): columns `input_ids` and `loss_mask`, as `build_dataset` makes them.
+        dataset (`datasets.Dataset`): columns `input_ids` and `loss_mask`, as `build_dataset` makes them; what else a
+            row may have is said by [`EagleDataCollator`].
         max_length (`int`): tokens that a row can hold.
 
     Returns:
@@ -32,7 +35,8 @@ def pack_dataset(dataset: Dataset, max_length: int) -> Dataset:
         conversation in the row. `EagleDataCollator` keeps them apart.
 
     Raises:
-        `ValueError`: a conversation is empty or longer than `max_length`, the data are packed already, or hold media.
+        `ValueError`: a column is missing, a conversation is empty or longer than `max_length`, the data are packed
+            already, or hold media.
 
     Example:
         >>> rows = pack_dataset(build_dataset(records, tokenizer, max_length=2048), max_length=2048)
@@ -41,6 +45,9 @@ def pack_dataset(dataset: Dataset, max_length: int) -> Dataset:
         raise ValueError("`dataset` is packed already: it has a column `document_lengths`.")
     if "media" in dataset.column_names:
         raise ValueError("`packing` packs text, but the data hold images or videos: leave it out, batches are padded.")
+    check_data(dataset=dataset)
+    if "attention_mask" in dataset.column_names or "loss_mask" not in dataset.column_names:
+        dataset = dataset.map(_without_padding, with_indices=True, remove_columns=dataset.column_names)
     dataset = dataset.select_columns(["input_ids", "loss_mask"]).with_format("arrow")
     lengths = _lengths(dataset)
     if len(lengths) and not 0 < lengths.min() <= lengths.max() <= max_length:
@@ -111,6 +118,11 @@ def plan_rows(lengths: np.ndarray, capacity: int) -> tuple[np.ndarray, np.ndarra
     _, first, row_of = np.unique(row_of, return_index=True, return_inverse=True)
     row_of = np.argsort(np.argsort(first))[row_of]
     return np.argsort(row_of, kind="stable"), np.concatenate([[0], np.cumsum(np.bincount(row_of, minlength=rows))])
+
+
+def _without_padding(row: dict, number: int) -> dict[str, list[int]]:
+    row = read_row(row, f"row {number} of `dataset`")
+    return {name: row[name].tolist() for name in ("input_ids", "loss_mask")}
 
 
 def _lengths(dataset: Dataset) -> np.ndarray:

@@ -1,8 +1,9 @@
 """Chat records read from files, folders and the Hub, alone or mixed, whole or as a stream."""
 
-import json
+import hashlib
 import logging
 from collections import Counter
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -10,35 +11,29 @@ import numpy as np
 from datasets import (
     Dataset,
     DatasetDict,
-    Features,
     IterableDataset,
-    List,
-    Value,
     concatenate_datasets,
     interleave_datasets,
     load_dataset,
     load_from_disk,
 )
+from datasets import config as datasets_config
+from datasets.fingerprint import Hasher
 
+from .carrying import CARRIED, TEXT, as_records, carried_file, carry, record_of
 from .media import has_media, read_media_record
-from .messages import FORMS, read_record, read_tools, recognise_form, to_messages
+from .messages import FORM, FORMS, ORIGIN, named, read_record, read_tools, recognise_form, to_messages
+from .reading import opened
+from .sources import files_of, hub_files
+from .tables import KINDS, read_texts
 
 
 __all__ = ["load_records", "read_record", "read_tools", "to_messages"]
 
 logger = logging.getLogger(__name__)
 
-_READERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv", ".arrow": "arrow"}
 _LOOKED_AT = 16  # first records that the form is recognised from
-_MESSAGE = ("role", "content", "reasoning_content", "tool_calls", "name", "tool_call_id")
-# tool calls and tools as JSON texts: as Arrow objects those of all records would share their keys
-_COMMON = Features(
-    {
-        "messages": List({name: Value("string") for name in _MESSAGE}),
-        "finish_reason": List(Value("string")),
-        "tools": Value("string"),
-    }
-)
+_FORMAT = 1  # part of the cache's key: a change of what is written must raise it
 
 
 def load_records(
@@ -49,17 +44,20 @@ def load_records(
     streaming: bool = False,
     seed: int = 0,
     content_parts: bool = False,
+    skip_bad_records: bool = False,
 ) -> Dataset | IterableDataset:
     """Chat records. What form they have is logged for each source.
 
+    A record is what its file says: nothing infers types, so a field may come, go or change its type anywhere. Each has,
+    besides its own fields, `record_origin`: its file, and its number there from 0.
+
     Args:
         sources (`str`, `Path` or a list of them):
-            `.json` (a list of objects, or one a line), `.jsonl`, `.parquet`, `.csv` or `.arrow`, a folder of such files
-            or of `save_to_disk`, or the id of a data set on the Hub, where `id:split` takes another split. Records of
-            several sources are put one after another in one form (`messages`, `finish_reason`, `tools`); those of one
-            source keep all their columns.
+            `.json` (a list of objects, or one a line), `.jsonl`, `.parquet`, `.csv` (every cell is text) or `.arrow`, a
+            folder of such files or of `save_to_disk`, or the id of a data set on the Hub, where `id:split` takes
+            another split. Records of several sources are put one after another.
         split (`str`, *optional*, defaults to `"train"`):
-            Split of a Hub data set.
+            Split of a Hub data set, or of a folder: files whose names speak of another one are left out.
         dataset_format (`str`, *optional*, defaults to `"auto"`):
             A key of `hf_eagle.data.messages.FORMS`; `"auto"` goes by the columns of each record.
         weights (`list[float]`, *optional*):
@@ -70,11 +68,16 @@ def load_records(
         seed (`int`, *optional*, defaults to 0):
             Of the random part that a weight takes, and of the mixture of streams.
         content_parts (`bool`, *optional*, defaults to `False`):
-            Let contents hold other parts than text, such as images. Only a single source keeps them.
+            Let contents hold other parts than text, such as images.
+        skip_bad_records (`bool`, *optional*, defaults to `False`):
+            Leave out, and count, what cannot be read as a record, instead of stopping.
+
+    Returns:
+        A data set of JSON texts, which shows them as records; `with_format(None)` shows the texts, to save them.
 
     Raises:
-        `ValueError`: a file is missing, is no JSON, or holds no record; the Hub data set cannot be read; its first
-            records have no form that is known; the weights do not fit.
+        `ValueError`: a file is missing, holds a record that cannot be read, or no record; the Hub data set cannot be
+            read; its first records have no form that is known; the weights do not fit.
     """
     sources = [sources] if isinstance(sources, str | Path) else list(sources)
     if not sources:
@@ -82,27 +85,25 @@ def load_records(
     if dataset_format != "auto" and dataset_format not in FORMS:
         raise ValueError(f"`dataset_format` must be auto, {', '.join(FORMS)}, got {dataset_format!r}.")
     weights = _checked_weights(weights, sources)
-    parts = []
-    for source, weight in zip(sources, weights, strict=True):
-        for name, records in _load_source(source, split, streaming):
-            _tell_form(name, records, dataset_format, content_parts)
-            parts.append((name, records, weight))
-    if len(parts) == 1 and dataset_format == "auto":
-        _, records, weight = parts[0]
-        return records if streaming else _take(records, weight, seed)
     form = None if dataset_format == "auto" else dataset_format
-    common = [_as_messages(name, records, form) for name, records, _ in parts]
-    if streaming:
-        if len(common) == 1:
-            return common[0]
-        shares = np.asarray([weight for *_, weight in parts], dtype=float)
-        return interleave_datasets(common, shares / shares.sum(), seed=seed, stopping_strategy="all_exhausted")
-    return concatenate_datasets([_take(d, w, seed) for d, (*_, w) in zip(common, parts, strict=True)])
+    parts = []
+    for source in sources:
+        records = _load_source(source, split, streaming, form, skip_bad_records)
+        _tell_form(str(source), records, dataset_format, content_parts, skip_bad_records)
+        alone = len(sources) == 1 and form is None
+        parts.append(records if alone else _as_carried(str(source), records, form))
+    if not streaming:
+        taken = [_take(records, weight, seed) for records, weight in zip(parts, weights, strict=True)]
+        return as_records(concatenate_datasets(taken) if len(taken) > 1 else taken[0])
+    if len(parts) > 1:
+        shares = np.asarray(weights, dtype=float)
+        parts = [interleave_datasets(parts, shares / shares.sum(), seed=seed, stopping_strategy="all_exhausted")]
+    return parts[0].map(record_of, remove_columns=list(CARRIED) if parts[0].column_names == list(CARRIED) else None)
 
 
 def count_records(source: str | Path, split: str = "train") -> int:
-    """Records of one source, as `load_records` takes it."""
-    return sum(len(records) for _, records in _load_source(source, split, streaming=False))
+    """Records of one source that `load_records` can read."""
+    return len(_load_source(source, split, streaming=False, skip=True))
 
 
 def _checked_weights(weights: list[float] | None, sources: list) -> list[float]:
@@ -127,104 +128,134 @@ def _take(records: Dataset, weight: float, seed: int) -> Dataset:
     return records.select(indices)
 
 
-def _tell_form(name: str, records: Dataset | IterableDataset, dataset_format: str, content_parts: bool) -> None:
+def _tell_form(name: str, records, dataset_format: str, content_parts: bool, skip_bad_records: bool) -> None:
     """Logs what the first records look like; `ValueError` when they look like nothing that is known."""
-    forms = Counter()
-    for index, record in enumerate(islice(records, _LOOKED_AT)):
+    forms, bad = Counter(), None
+    for index, row in enumerate(islice(records, _LOOKED_AT)):
+        record = record_of(row)
         try:
             form = recognise_form(record) if dataset_format == "auto" else dataset_format
             read_media_record(record, index) if has_media(record) else to_messages(record, form, content_parts)
         except ValueError as problem:
-            said = str(problem).removeprefix(f"Record {index}: ")
-            raise ValueError(f"{name}: Record {index}: {said}") from None
-        forms[form] += 1
+            where = named(record, index)
+            said = str(problem).removeprefix(f"{where}: ")
+            bad = bad or ValueError(f"{where if ORIGIN in record else f'{name}: {where}'}: {said}")
+            if not skip_bad_records:
+                raise bad from None
+        else:
+            forms[form] += 1
     if not forms:
-        raise ValueError(f"{name} holds no record.")
+        raise bad or ValueError(f"{name} holds no record.")
     size = f"{len(records):,} records" if isinstance(records, Dataset) else "a stream of records"
     logger.info("%s: %s, %s", name, size, " and ".join(FORMS[form] for form in forms))
 
 
-def _as_messages(name: str, records: Dataset | IterableDataset, form: str | None):
-    def convert(record, index):
-        if has_media(record):
-            raise ValueError(f"Record {index} holds images or videos, which are read from a single source: join them.")
-        messages, finish_reason = read_record(record, index, form)
-        tools = read_tools(record, index)
-        rows = [{key: _stored(message.get(key)) for key in _MESSAGE} for message in messages]
-        return {"messages": rows, "finish_reason": finish_reason, "tools": tools and json.dumps(tools)}
+def _as_carried(name: str, records: Dataset | IterableDataset, form: str | None) -> Dataset | IterableDataset:
+    """Records in the schema that all sources share."""
+    if records.column_names == list(CARRIED):
+        return records
 
-    columns = records.column_names
-    try:
-        return records.map(convert, with_indices=True, remove_columns=columns, features=_COMMON)
-    except ValueError as problem:
-        raise ValueError(f"{name}: {problem}") from None
+    def convert(row, index):
+        return carry(record_of(row), f"{name}: Record {index}", form)
+
+    return records.map(convert, with_indices=True, remove_columns=records.column_names, features=CARRIED)
 
 
-def _stored(value) -> str | None:
-    return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def _load_source(source: str | Path, split: str, streaming: bool) -> list[tuple[str, Dataset | IterableDataset]]:
+def _load_source(
+    source: str | Path, split: str, streaming: bool, form: str | None = None, skip: bool = False
+) -> Dataset | IterableDataset:
     path = Path(source).expanduser()
     if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
-        saved = load_from_disk(str(path))
-        if isinstance(saved, DatasetDict):
-            if split not in saved:
-                raise ValueError(f"{path} has the splits {', '.join(saved)}, but no {split!r}.")
-            saved = saved[split]
-        return [(str(path), saved.to_iterable_dataset() if streaming else saved)]
+        return _load_saved(path, split, streaming)
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.suffix in _READERS)
-        if not files:
-            raise ValueError(f"The folder {path} holds no {', '.join(_READERS)} file.")
-        by_kind = {kind: [f for f in files if _READERS[f.suffix] == kind] for kind in set(_READERS.values())}
-        return [(str(path), _load_files(kind, by_kind[kind], streaming)) for kind in sorted(by_kind) if by_kind[kind]]
+        return _load_files(path, files_of(path, split), streaming, form, skip)
     if path.is_file():
-        if path.suffix not in _READERS:
-            raise ValueError(f"{path} must end in one of {', '.join(_READERS)}.")
-        return [(str(path), _load_files(_READERS[path.suffix], [path], streaming))]
-    if path.suffix in _READERS or str(source).startswith((".", "/", "~")) or str(source).count("/") > 1:
+        if path.suffix not in KINDS:
+            raise ValueError(f"{path} must end in one of {', '.join(KINDS)}.")
+        return _load_files(path, [path], streaming, form, skip)
+    if path.suffix in KINDS or str(source).startswith((".", "/", "~")) or str(source).count("/") > 1:
         raise ValueError(f"The file {source} does not exist; give a file, a folder or the id of a Hub data set.")
-    hub_id, _, named = str(source).partition(":")
-    split = named or split
+    hub_id, _, named_split = str(source).partition(":")
+    split = named_split or split
+    files = hub_files(hub_id, split, streaming)
+    if files:
+        return _load_files(source, files, streaming, form, skip)
     try:
-        return [(str(source), load_dataset(hub_id, split=split, streaming=streaming))]
+        return load_dataset(hub_id, split=split, streaming=streaming)
     except Exception as problem:  # whatever the Hub, the network or the data set raises
         raise ValueError(
             f"{source} is neither a file nor a Hub data set that can be read (split {split!r}): {problem}"
         ) from problem
 
 
-def _load_files(kind: str, files: list[Path], streaming: bool) -> Dataset | IterableDataset:
-    names = ", ".join(map(str, files[:3])) + (", ..." if len(files) > 3 else "")
+def _load_saved(path: Path, split: str, streaming: bool) -> Dataset | IterableDataset:
     try:
-        records = load_dataset(kind, data_files=[str(f) for f in files], split="train", streaming=streaming)
-        if streaming:
-            next(iter(records), None)  # a broken file is told of now
-    except Exception as problem:  # `datasets` wraps a parser's error in several ways
-        reason = _json_problem(files) if kind == "json" else None
-        raise ValueError(reason or f"{names} cannot be read as {kind}: {problem.__cause__ or problem}") from problem
-    if not streaming and not len(records):
-        raise ValueError(f"{names} holds no record.")
+        saved = load_from_disk(str(path))
+    except Exception as problem:  # whatever Arrow says of the data, and Python of a description that is none
+        raise ValueError(
+            f"The folder {path} holds a state.json or dataset_dict.json, but is no data set of `save_to_disk` "
+            f"({type(problem).__name__}: {problem}); write it anew, or remove that file."
+        ) from problem
+    if isinstance(saved, DatasetDict):
+        if split not in saved:
+            raise ValueError(f"{path} has the splits {', '.join(saved)}, but no {split!r}.")
+        saved = saved[split]
+    return saved.to_iterable_dataset() if streaming else saved
+
+
+def _load_files(
+    name: str | Path, files: list[str | Path], streaming: bool, form: str | None, skip: bool
+) -> Dataset | IterableDataset:
+    if streaming:
+        given = {"files": [str(file) for file in files], "form": form, "skip": skip}
+        return IterableDataset.from_generator(_streamed, features=CARRIED, gen_kwargs=given)
+
+    content = _content_hash(files)
+    key = Hasher.hash([_FORMAT, content, form])
+    # the names are in the records, but what is made of these does not depend on them
+    held = Hasher.hash([key, list(map(str, files))])
+    path = Path(datasets_config.HF_DATASETS_CACHE) / "hf_eagle_records" / f"{held}.arrow"
+    records = carried_file(path, key, lambda: _carried(files, form, skip))
+    bad = np.flatnonzero(records.data.column(TEXT).is_null().to_numpy())
+    if not len(records):
+        raise ValueError(f"{name} holds no record.")
+    if len(bad) == len(records) or len(bad) and not skip:  # another run, which skipped them, may have written the file
+        raise ValueError(records[int(bad[0])][ORIGIN])
+    if len(bad):
+        _tell_bad(name, len(bad), records[int(bad[0])][ORIGIN])
+        records = records.select(np.setdiff1d(np.arange(len(records)), bad))
     return records
 
 
-def _json_problem(files: list[Path]) -> str | None:
-    """What is wrong with a file that `datasets` could not read; looked for only then."""
+def _content_hash(files: list[str | Path]) -> list[tuple[str, str]]:
+    """What tells files from others, which is not when they were written."""
+    found = []
     for file in files:
-        text = file.read_text(encoding="utf-8", errors="replace")
-        if not text.strip() or text.strip() == "[]":
-            return f"{file} holds no record."
-        try:
-            json.loads(text)
-            continue
-        except json.JSONDecodeError as problem:
-            whole = problem
-        if text.lstrip().startswith("["):
-            return f"{file} is not JSON: {whole}."
-        for number, line in enumerate(text.split("\n"), start=1):
-            try:
-                line.strip() and json.loads(line)
-            except json.JSONDecodeError as problem:
-                return f"Line {number} of {file} is not JSON: {problem}; write one object a line, or one list."
-    return None
+        with opened(file) as held:
+            found.append((Path(file).suffix, hashlib.file_digest(held, "blake2b").hexdigest()))
+    return found
+
+
+def _carried(files: list[str | Path], form: str | None, skip: bool) -> Iterator[dict[str, str | None]]:
+    """The rows of all files; for each that is left out, behind those of its file, one without a text that says why."""
+    for file in files:
+        bad: list[ValueError] = []
+        for number, text in read_texts(file, bad.append if skip else None):
+            yield {TEXT: text, ORIGIN: f"{file}: Record {number}", FORM: form}
+        yield from ({TEXT: None, ORIGIN: str(problem), FORM: form} for problem in bad)
+
+
+def _streamed(files: list[str], form: str | None, skip: bool) -> Iterator[dict[str, str | None]]:
+    for file in files:
+        bad = []
+        for row in _carried([file], form, skip):
+            if row[TEXT] is None:
+                bad.append(row[ORIGIN])
+            else:
+                yield row
+        if bad:
+            _tell_bad(file, len(bad), bad[0])
+
+
+def _tell_bad(name: str | Path, number: int, first: str) -> None:
+    logger.warning("%s: %d records cannot be read and are left out; the first: %s", name, number, first)

@@ -1,11 +1,35 @@
-"""Messages as text, in the shape that a chat template takes tool calls and thoughts in."""
+"""Messages as text, in the shape that a chat template takes tool calls and thoughts in.
+
+Every stage renders here: training, regeneration, prompt files, measured acceptance, benchmarks of servers.
+"""
 
 import json
 
 
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+# arguments of `apply_chat_template` that say what is returned, or that the stage which renders decides itself
+_RESERVED = (
+    *("conversation", "messages", "chat_template", "add_generation_prompt", "continue_final_message", "tokenize"),
+    *("padding", "truncation", "max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask"),
+    *("tokenizer_kwargs", "processor_kwargs"),
+)
 _PROBE = {"type": "function", "function": {"name": "name", "arguments": {"key": "value"}}}
 PROBED_CALL = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "", "tool_calls": [_PROBE]}]
+
+
+def check_template_kwargs(template_kwargs: dict, name: str = "template_kwargs") -> None:
+    """`ValueError` for an option of chat templates that `apply_chat_template` takes for an argument of its own.
+
+    Args:
+        template_kwargs: what else a chat template is given.
+        name: of the argument that holds them, for the message.
+    """
+    wrong = next((option for option in _RESERVED if option in template_kwargs), None)
+    if wrong is not None:
+        raise ValueError(
+            f"`{name}` holds {wrong!r}, which no chat template sees, since it says how templates are applied: leave "
+            "it out."
+        )
 
 
 class ChatRenderer:
@@ -17,9 +41,10 @@ class ChatRenderer:
 
     Args:
         tokenizer: with a chat template.
-        template_kwargs: what else the template is given, such as `{"enable_thinking": False}`.
+        template_kwargs: what else the template is given, such as `{"enable_thinking": False}`. `tools` are offered in
+            every conversation that brings none.
 
-    Raises a `ValueError` when the tokenizer has no chat template.
+    Raises a `ValueError` when the tokenizer has no chat template, or for an option that no template sees.
     """
 
     def __init__(self, tokenizer, template_kwargs: dict | None = None):
@@ -31,15 +56,20 @@ class ChatRenderer:
         self.tokenizer = tokenizer
         self.template = tokenizer.get_chat_template()
         self.template_kwargs = dict(template_kwargs or {})
+        check_template_kwargs(self.template_kwargs)
         self.thought_names = [name for name in _THOUGHTS if name in self.template]
         self.arguments_as_text, self.short_ids, self.writes_calls = False, False, True
         self._probe_calls()
 
     def render(self, messages: list[dict], tools: list[dict] | None = None, **kwargs) -> str:
         """As `apply_chat_template(..., tokenize=False)`; raises whatever the template raises."""
-        return self.tokenizer.apply_chat_template(
-            self._prepared(messages), tools=tools, tokenize=False, **{**self.template_kwargs, **kwargs}
-        )
+        options = {**self.template_kwargs, **kwargs}
+        options["tools"] = tools or options.get("tools")
+        return self.tokenizer.apply_chat_template(self._prepared(messages), tokenize=False, **options)
+
+    def prompt(self, messages: list[dict], tools: list[dict] | None = None) -> str:
+        """A conversation as far as the mark that opens the next answer."""
+        return self.render(messages, tools, add_generation_prompt=True)
 
     def fold_calls(self, messages: list[dict]) -> list[dict]:
         """Tool calls as JSON in the answers' texts, where the template writes none; else the messages as they are."""

@@ -1,19 +1,11 @@
-"""What a set of tokenised conversations holds: lengths, supervised share, duplicates, overlap with test prompts."""
+"""What a set of tokenised conversations holds: lengths, supervised share, duplicates."""
 
 import hashlib
-import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
 
 import numpy as np
 import pyarrow.compute as pc
 from datasets import Dataset
-
-from .messages import read_record
-
-
-_NGRAM = 13  # words, as the GPT-3 paper counts overlap with test sets
-_WORDS = re.compile(r"\w+")
 
 
 def token_statistics(rows: Dataset) -> dict:
@@ -48,64 +40,6 @@ def duplicate_statistics(rows: Dataset) -> dict[str, int]:
             hashlib.blake2b(np.asarray(ids, np.int64).tobytes(), digest_size=16).digest() for ids in batch["input_ids"]
         )
     return {"duplicates": seen.total() - len(seen)}
-
-
-class HeldOut:
-    """Prompts kept for evaluation, to be looked for in training data.
-
-    A prompt counts as found when a conversation holds 13 words of it in a row, in lower case and without punctuation;
-    one of fewer words when it is a whole message.
-
-    Args:
-        prompts (`list[str]`): what users say in the evaluation.
-    """
-
-    def __init__(self, prompts: list[str]):
-        self._runs: dict[tuple, set[int]] = {}
-        self._whole: dict[tuple, set[int]] = {}
-        for number, prompt in enumerate(prompts):
-            words = _words(prompt)
-            for gram in _ngrams(words):
-                self._runs.setdefault(gram, set()).add(number)
-            if 0 < len(words) < _NGRAM:
-                self._whole.setdefault(tuple(words), set()).add(number)
-        self._starts = {gram[0] for gram in self._runs}
-
-    def found_in(self, texts: Iterable[str]) -> set[int]:
-        """Numbers of the prompts that lie in the messages of one conversation."""
-        found: set[int] = set()
-        for text in texts:
-            words = _words(text)
-            found |= self._whole.get(tuple(words), set()) if len(words) < _NGRAM else set()
-            for gram in _ngrams(words, self._starts):
-                found |= self._runs.get(gram, set())
-        return found
-
-
-def overlap_statistics(records: Iterable[dict], prompts: list[str], form: str | None = None) -> dict[str, int]:
-    """How many test prompts lie in the conversations, as `HeldOut` finds them.
-
-    Returns `prompts`, `prompts_found`, and `conversations_found`, those that hold any of them.
-    """
-    held_out = HeldOut(prompts)
-    found: set[int] = set()
-    conversations = 0
-    for index, record in enumerate(records):
-        here = held_out.found_in(message["content"] for message in read_record(record, index, form)[0])
-        found |= here
-        conversations += bool(here)
-    return {"prompts": len(prompts), "prompts_found": len(found), "conversations_found": conversations}
-
-
-def _words(text: str) -> list[str]:
-    return _WORDS.findall(text.lower())
-
-
-def _ngrams(words: list[str], starts: set[str] | None = None) -> Iterator[tuple]:
-    """All runs of 13 words, or those that begin with one of `starts`."""
-    for n in range(len(words) - _NGRAM + 1):
-        if starts is None or words[n] in starts:
-            yield tuple(words[n : n + _NGRAM])
 
 
 def _spread(values: np.ndarray) -> dict[str, float]:

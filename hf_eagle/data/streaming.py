@@ -1,7 +1,7 @@
 """Streams on several ranks: each reads its own examples, and a rank that has run out takes part with empty batches."""
 
-from collections.abc import Iterator
-from itertools import islice
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from accelerate.data_loader import IterableDatasetShard
@@ -26,9 +26,16 @@ class RankStream(IterableDataset):
 
     def __init__(self, stream, rank: int = 0, world: int = 1):
         self.stream, self.rank, self.world = stream, rank, world
+        self._number, self._resumed = 0, False
 
     def __iter__(self) -> Iterator:
-        return islice(iter(self.stream), self.rank, None, self.world)
+        if not self._resumed:
+            self._number = 0
+        self._resumed = False
+        for example in self.stream:
+            self._number += 1
+            if (self._number - 1) % self.world == self.rank:
+                yield example
 
     def __len__(self) -> int:
         # of the rank that has most, so that all ranks expect as many batches
@@ -42,6 +49,15 @@ class RankStream(IterableDataset):
         """Shuffle as that pass does, where the stream is shuffled."""
         if hasattr(self.stream, "set_epoch"):
             self.stream.set_epoch(epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The place behind the example that was given last, where the stream knows its own."""
+        return {"stream": self.stream.state_dict(), "number": self._number}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The next iteration goes on from there."""
+        self.stream.load_state_dict(state["stream"])
+        self._number, self._resumed = state["number"], True
 
 
 def keep_rank_stream(loader: DataLoader) -> DataLoader:

@@ -6,10 +6,12 @@ from itertools import islice
 
 from datasets import Dataset, Features, List, Value
 
+from .carrying import as_records
 from .loss_mask import ConversationEncoder, MaskOptions
 from .mask_check import check_loss_mask
 from .media import KINDS, as_text, fingerprint, from_text, has_media, own_tokenizer, read_media_record
-from .messages import read_tools
+from .messages import named, read_tools
+from .said import Said, encode_said, read_said
 from .token_mask import mask_by_offsets
 
 
@@ -33,6 +35,7 @@ def build_vision_dataset(
     options: MaskOptions | None = None,
     template_kwargs: dict | None = None,
     skip_bad_media: bool = False,
+    skip_bad_records: bool = False,
 ) -> Dataset:
     """Tokenised conversations with images, videos, several, or none; columns `input_ids`, `loss_mask`, `media` and
     `media_fingerprint`.
@@ -47,30 +50,28 @@ def build_vision_dataset(
         options: which parts of the answers are supervised; by default all.
         template_kwargs: what else the template is given.
         skip_bad_media: leave out conversations of which a medium cannot be loaded, and count them, instead of stopping.
+        skip_bad_records: likewise, records that cannot be read or rendered.
 
     Raises:
         ValueError: a record is malformed or names a medium that cannot be loaded; or nothing is left.
     """
     encoder = VisionEncoder(processor, options, template_kwargs)
-    rows, counts = [], dict.fromkeys(("bad", "long", "unanswered"), 0)
+    records = as_records(records.with_format(None)) if isinstance(records, Dataset) else records
+    rows, counts = [], dict.fromkeys(("bad", "malformed", "long", "unanswered"), 0)
     checked = max(1, len(records) // _CHECKED)
     for index, record in enumerate(records):
-        messages, media, reasons = read_media_record(record, index)
-        tools = read_tools(record, index)
-        written = as_text(media)
         try:
-            loaded = from_text(written)
-        except Exception as problem:  # whatever a decoder of images raises
+            written, loaded, encoded = _read(record, index, encoder, check=index % checked == 0)
+        except _BadMedium as problem:
             if not skip_bad_media:
-                raise ValueError(
-                    f"Record {index}: a medium cannot be loaded ({str(problem)[:200]}): mend it, or leave such records "
-                    "out with `skip_bad_media`."
-                ) from problem
+                raise ValueError(str(problem)) from problem
             counts["bad"] += 1
             continue
-        if index % checked == 0:
-            check_loss_mask(encoder.text, [messages], [index], [tools])
-        encoded = encoder.encode(messages, loaded, reasons, tools, index)
+        except ValueError:
+            if not skip_bad_records:
+                raise
+            counts["malformed"] += 1
+            continue
         if len(encoded.input_ids) > max_length:
             counts["long"] += 1
         elif not any(encoded.loss_mask):
@@ -81,14 +82,39 @@ def build_vision_dataset(
     if any(counts.values()):
         logger.warning(
             "Of %d conversations %d were left out whole because they are longer than `max_length`=%d tokens, %d "
-            "because a medium cannot be loaded, %d because they hold no answer.",
-            *(len(records), counts["long"], max_length, counts["bad"], counts["unanswered"]),
+            "because a medium cannot be loaded, %d because they cannot be read, %d because they hold no answer.",
+            *(len(records), counts["long"], max_length, counts["bad"], counts["malformed"], counts["unanswered"]),
         )
     if not rows:
         raise ValueError(
             f"None of the {len(records)} conversations is left: raise `max_length` {max_length}, or look at `records`."
         )
     return Dataset.from_list(rows, features=_ROWS)
+
+
+class _BadMedium(Exception):
+    """A medium that cannot be loaded."""
+
+
+def _read(record, index: int, encoder: "VisionEncoder", check: bool) -> tuple[str, dict[str, list], "EncodedChat"]:
+    """One record's media, as text and loaded, and its tokens; the mask of one that is to be checked is checked."""
+    messages, media, reasons = read_media_record(record, index)
+    tools = read_tools(record, index)
+    try:
+        written = as_text(media)
+    except ValueError as problem:
+        raise ValueError(f"{named(record, index)}: {problem}") from None
+    try:
+        loaded = from_text(written)
+    except Exception as problem:  # whatever a decoder of images raises
+        raise _BadMedium(
+            f"{named(record, index)}: a medium cannot be loaded ({str(problem)[:200]}): mend it, or leave such records "
+            "out with `skip_bad_media`."
+        ) from problem
+    said = read_said(record, named(record, index))
+    if check and said is None:  # what was said is checked as it is encoded
+        check_loss_mask(encoder.text, [messages], [index], [tools])
+    return written, loaded, encoder.encode(messages, loaded, reasons, tools, index, said)
 
 
 def holds_media(records) -> bool:
@@ -132,7 +158,15 @@ class VisionEncoder:
         self.placeholders = dict(zip(KINDS, tokens, strict=True))
         self.media_ids = {i for kind in KINDS for i in getattr(processor, f"{kind}_token_ids", ())}
 
-    def encode(self, messages, loaded: dict[str, list], reasons=None, tools=None, index: int = 0) -> EncodedChat:
+    def encode(
+        self,
+        messages,
+        loaded: dict[str, list],
+        reasons=None,
+        tools=None,
+        index: int = 0,
+        said: Said | None = None,
+    ) -> EncodedChat:
         """One conversation.
 
         Args:
@@ -141,11 +175,25 @@ class VisionEncoder:
             reasons: why each answer ended.
             tools: JSON schemas on offer.
             index: number of the record, for error messages.
+            said: the tokens of its answers, where they are known.
 
         Raises:
-            ValueError: if the text has other placeholders than there are media, or the processor disagrees.
+            ValueError: if the text has other placeholders than there are media, the processor disagrees, or the
+                conversation is not what was said.
         """
+        if said is not None:
+
+            def prompt_ids(prompt: list[dict]) -> list[int]:
+                text = self.text.render(prompt, tools, add_generation_prompt=True)
+                return self._tokens(text, [], loaded, index).input_ids
+
+            own = self.text
+            return EncodedChat(*encode_said(own.tokenizer, prompt_ids, messages, said, own.options, f"Record {index}"))
         (text,), (spans,) = self.text.supervised_spans([messages], [reasons], [index], [tools])
+        return self._tokens(text, spans, loaded, index)
+
+    def _tokens(self, text: str, spans: list[tuple[int, int]], loaded: dict[str, list], index: int) -> EncodedChat:
+        """A rendered text with its media, of which the characters `spans` are supervised."""
         for kind, token in self.placeholders.items():
             if token and text.count(token) != len(loaded[kind]):
                 raise ValueError(

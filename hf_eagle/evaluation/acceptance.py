@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from tqdm.auto import tqdm
@@ -119,13 +120,14 @@ def measure_acceptance(
     *,
     compare_to_target: bool = True,
     progress: bool = True,
+    template_kwargs: dict | None = None,
     **settings,
 ) -> dict:
     """
     Decodes `prompts` and returns what `summarize` makes of them.
 
     Args:
-        target, draft, tokenizer, prompts, compare_to_target, progress: as for `decode_prompts`.
+        target, draft, tokenizer, prompts, compare_to_target, progress, template_kwargs: as for `decode_prompts`.
         settings: fields of [`DecodingSettings`].
 
     Example:
@@ -135,14 +137,19 @@ def measure_acceptance(
         1.475
     """
     settings = DecodingSettings(**settings)
-    found = decode_prompts(
-        target, draft, tokenizer, prompts, settings, compare_to_target=compare_to_target, progress=progress
-    )
-    return summarize(found)
+    how = {"compare_to_target": compare_to_target, "progress": progress, "template_kwargs": template_kwargs}
+    return summarize(decode_prompts(target, draft, tokenizer, prompts, settings, **how))
 
 
 def sweep_speculative_tokens(
-    target, draft, tokenizer, prompts: list[Prompt], counts: list[int], settings: DecodingSettings, progress=True
+    target,
+    draft,
+    tokenizer,
+    prompts: list[Prompt],
+    counts: list[int],
+    settings: DecodingSettings,
+    progress: bool = True,
+    template_kwargs: dict | None = None,
 ) -> list[dict]:
     """
     Decodes `prompts` with chains of every length in `counts` and with the target alone, all in alternation.
@@ -155,7 +162,8 @@ def sweep_speculative_tokens(
         *("num_speculative_tokens", "acceptance_length", "acceptance_length_interval", "tokens_per_second"),
         *("target_only_tokens_per_second", "draft_seconds_per_round", "target_seconds_per_round"),
     )
-    found = decode_variants(target, draft, tokenizer, prompts, variants, progress=progress)
+    how = {"progress": progress, "template_kwargs": template_kwargs}
+    found = decode_variants(target, draft, tokenizer, prompts, variants, **how)
     return [{name: summary[name] for name in names} for summary in map(summarize, found)]
 
 
@@ -168,6 +176,7 @@ def decode_prompts(
     *,
     compare_to_target: bool = True,
     progress: bool = True,
+    template_kwargs: dict | None = None,
 ) -> Measurement:
     """
     Decodes every prompt with the draft and, in turn, with the target alone, so that both meet the same machine.
@@ -186,14 +195,14 @@ def decode_prompts(
             Decode with the target alone as well.
         progress (`bool`, *optional*, defaults to `True`):
             Show a progress bar with the acceptance length so far.
+        template_kwargs (`dict`, *optional*):
+            What else the chat template is given, as in training: `{"enable_thinking": False}`.
 
     Raises:
         `ValueError`: no prompts, a prompt that cannot be rendered, or a draft that does not fit the target.
     """
-    found = decode_variants(
-        target, draft, tokenizer, prompts, [settings], compare_to_target=compare_to_target, progress=progress
-    )
-    return found[0]
+    how = {"compare_to_target": compare_to_target, "progress": progress, "template_kwargs": template_kwargs}
+    return decode_variants(target, draft, tokenizer, prompts, [settings], **how)[0]
 
 
 def decode_variants(
@@ -205,6 +214,7 @@ def decode_variants(
     *,
     compare_to_target: bool = True,
     progress: bool = True,
+    template_kwargs: dict | None = None,
 ) -> list[Measurement]:
     """As `decode_prompts`, with several settings that differ in what is drafted; all of them take turns."""
     if not prompts:
@@ -213,11 +223,12 @@ def decode_variants(
     processing, tokenizer = tokenizer, own_tokenizer(tokenizer)
     decoder = _Decoder(target, draft, stop_token_ids(target.model, tokenizer), compare_to_target)
     dialogues, batch_size = list(prompts), variants[0].batch_size
+    encode = partial(PromptBatch.of, processing=processing, template_kwargs=template_kwargs)
     for prompt in prompts:
-        PromptBatch.of([prompt], processing)  # whatever cannot be rendered is refused before any is decoded
+        encode([prompt])  # whatever cannot be rendered is refused before any is decoded
 
     # the first decoding in a process also pays for kernels and memory: let no clock see it
-    first = PromptBatch.of(prompts[:1], processing, target.device)
+    first = encode(prompts[:1], device=target.device)
     decoder.decode(first, prompts[:1], 0, [Measurement(replace(settings, max_new_tokens=2)) for settings in variants])
 
     found = [Measurement(settings) for settings in variants]
@@ -225,7 +236,7 @@ def decode_variants(
     batches = [(turn, x[i : i + batch_size]) for turn, x in enumerate(places) for i in range(0, len(x), batch_size)]
     bar = tqdm(batches, desc="decoding", unit="batch", disable=not progress)
     for turn, batch in bar:
-        encoded = PromptBatch.of([dialogues[place] for place in batch], processing, target.device)
+        encoded = encode([dialogues[place] for place in batch], device=target.device)
         answers = decoder.decode(encoded, [prompts[place] for place in batch], turn, found)
         for place, answer in zip(batch, answers, strict=True):
             dialogues[place] = dialogues[place].answered(tokenizer.decode(answer, skip_special_tokens=True))

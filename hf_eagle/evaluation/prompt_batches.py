@@ -4,8 +4,12 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ..data.media import KINDS, as_text, from_text, has_media, own_tokenizer, read_media_record
-from .prompts import Prompt, encode_prompt, render_prompt
+from ..data.media import KINDS, as_text, from_text, own_tokenizer, read_media_record
+from ..data.rendering import ChatRenderer
+from .prompts import Prompt, encode_prompt, holds_media, render_chat
+
+
+__all__ = ["PromptBatch", "holds_media"]
 
 
 @dataclass(frozen=True)
@@ -22,28 +26,29 @@ class PromptBatch:
     inputs: dict[str, torch.Tensor | None]
 
     @classmethod
-    def of(cls, prompts: list[Prompt], processing, device="cpu") -> "PromptBatch":
+    def of(cls, prompts: list[Prompt], processing, device="cpu", template_kwargs: dict | None = None) -> "PromptBatch":
         """Render prompts and load their media.
 
         Args:
             prompts: what `load_prompts` returns.
             processing: the target's tokenizer, or its processor, which prompts with media need.
+            device: of the tensors.
+            template_kwargs: what else the chat template is given, as in training: `{"enable_thinking": False}`.
 
         Raises:
             ValueError: naming a prompt that the template refuses, or a medium that cannot be loaded or be shown.
         """
         tokenizer = own_tokenizer(processing)
-        if not any(holds_media(prompt) for prompt in prompts):
-            return cls._of_tokens([encode_prompt(prompt, tokenizer) for prompt in prompts], device)
         if tokenizer is processing:
-            raise ValueError(
-                f"Prompt {next(filter(holds_media, prompts)).id!r} holds images or videos, but the target takes text "
-                "only: use a target that takes them, with its processor."
-            )
+            return cls._of_tokens([encode_prompt(prompt, tokenizer, template_kwargs) for prompt in prompts], device)
+        renderer = ChatRenderer(tokenizer, template_kwargs)
+        if not any(map(holds_media, prompts)):
+            rendered = [render_chat(prompt, renderer) for prompt in prompts]
+            return cls._of_tokens(tokenizer(rendered, add_special_tokens=False, verbose=False)["input_ids"], device)
         texts: list[str] = []
         media: dict[str, list] = {kind: [] for kind in KINDS}
         for prompt in prompts:
-            text, loaded = _rendered(prompt, tokenizer)
+            text, loaded = _rendered(prompt, renderer)
             texts.append(text)
             for kind in KINDS:
                 media[kind] += loaded[kind]
@@ -69,16 +74,11 @@ class PromptBatch:
         return cls(token_ids, inputs)
 
 
-def holds_media(prompt: Prompt) -> bool:
-    """Whether a prompt shows an image or a video."""
-    return has_media({"messages": prompt.messages})
-
-
-def _rendered(prompt: Prompt, tokenizer) -> tuple[str, dict[str, list]]:
+def _rendered(prompt: Prompt, renderer: ChatRenderer) -> tuple[str, dict[str, list]]:
     """A prompt as text, with a placeholder for each medium, and its media by kind."""
     messages, media, _ = read_media_record({"messages": prompt.messages}, prompt.id)
     try:
         loaded = from_text(as_text(media))
     except Exception as problem:  # whatever a decoder of images raises
         raise ValueError(f"A medium of prompt {prompt.id!r} cannot be loaded: {str(problem)[:200]}") from problem
-    return render_prompt(replace(prompt, messages=messages), tokenizer), loaded
+    return render_chat(replace(prompt, messages=messages), renderer), loaded

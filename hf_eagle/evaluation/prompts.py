@@ -1,29 +1,40 @@
-"""Prompt files for measuring acceptance: read into `Prompt`s, rendered by the target's own chat template."""
+"""Prompt files for measuring acceptance: read into `Prompt`s, rendered by the target's own chat template.
+
+A record is read by what reads records of training data, and rendered by what renders them.
+"""
 
 import gzip
 import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
-from ..data.messages import to_messages
+from ..data.media import has_media, read_media_record
+from ..data.messages import TEXT, read_tools, recognise_form, text_of, to_messages
+from ..data.reading import check_surrogates, read_json_records
+from ..data.rendering import ChatRenderer
 
 
 FORMS = '{"turns": [...]}, {"messages": [...]}, {"conversations": [...]} or {"prompt": ...}'
+_CHATS = ("chosen", "messages", "conversations", "conversation", "instruction", "prompt", "question", "query")
+_IDS = ("question_id", "task_id", "id")
 
 
 @dataclass(frozen=True)
 class Prompt:
     """A conversation that waits for an answer."""
 
-    messages: list[dict]  # {"role": ..., "content": ...}, the last one not the assistant's
+    messages: list[dict]  # as `to_messages` returns them, the last one not the assistant's
     category: str | None  # MT-Bench's category, where the file gives one
     id: str | int  # the record's own id, else its index in the file, from 0
     follow_ups: tuple[str, ...] = ()  # what the user says next, after each answer
+    tools: list[dict] | None = None  # JSON schemas of the tools on offer
 
     @property
     def asked(self) -> list[str]:
         """The texts of its last message and of all that follow it."""
-        return [self.messages[-1]["content"], *self.follow_ups]
+        return [text_of(self.messages[-1]["content"]), *self.follow_ups]
 
     def answered(self, answer: str) -> "Prompt":
         """The dialogue behind the target's answer, waiting for the next one; without a follow-up nothing is asked."""
@@ -40,9 +51,9 @@ def load_prompts(path: str | Path, limit: int | None = None) -> list[Prompt]:
     Every record is one of
     * MT-Bench's form, `{"question_id": 81, "category": "writing", "turns": ["...", "..."]}`: the first turn is the
       prompt, the others follow up on the target's own answers;
-    * `{"messages": [{"role": "user", "content": "..."}, ...]}`: the assistant's messages at the end, which are answers,
-      are left off;
-    * ShareGPT's form, `{"conversations": [{"from": "human", "value": "..."}, ...]}`: likewise;
+    * `{"messages": [{"role": "user", "content": "..."}, ...]}`, or any other form of a chat that training data may
+      have (see `to_messages`): ShareGPT's, `question`, `instruction`, with `tools`, thoughts, calls and media. The
+      assistant's messages at the end, which are answers, are left off;
     * `{"prompt": "..."}` or `{"prompt": [messages]}`, which is HumanEval's form too (`task_id` is its id).
 
     Args:
@@ -62,16 +73,15 @@ def load_prompts(path: str | Path, limit: int | None = None) -> list[Prompt]:
     kind = suffixes[-2] if suffixes[-1:] == [".gz"] and len(suffixes) > 1 else (suffixes or [""])[-1]
     if kind not in (".jsonl", ".json", ".txt"):
         raise ValueError(f"`path` is {str(path)!r}; a prompt file ends in .jsonl, .json or .txt (.gz may follow).")
+    if not path.is_file():
+        raise ValueError(f"The prompt file {str(path)!r} does not exist.")
 
-    text = _read_text(path)
-    if kind == ".txt":
-        records = [{"prompt": line.strip()} for line in text.splitlines() if line.strip()]
-    else:
-        records = _parse_json(text, path)
-    prompts = [_to_prompt(record, index, path) for index, record in enumerate(records[:limit])]
-    if not prompts:
+    records = list(islice(_lines(path) if kind == ".txt" else _records(path), limit))
+    if not records:
         raise ValueError(f"The prompt file {str(path)!r} holds no prompt.")
-    return prompts
+    # of records with media all keep their parts, as in training
+    parts = any(has_media(record) for _, record in records)
+    return [_to_prompt(record, index, path, parts) for index, record in records]
 
 
 def spread(prompts: list[Prompt], count: int) -> list[Prompt]:
@@ -80,96 +90,138 @@ def spread(prompts: list[Prompt], count: int) -> list[Prompt]:
     return [prompts[index * len(prompts) // count] for index in range(count)]
 
 
-def encode_prompt(prompt: Prompt, tokenizer) -> list[int]:
+def holds_media(prompt: Prompt) -> bool:
+    """Whether a prompt shows an image or a video."""
+    return has_media({"messages": prompt.messages})
+
+
+def encode_prompt(prompt: Prompt, tokenizer, template_kwargs: dict | None = None) -> list[int]:
     """The prompt's token ids, up to and including the mark that opens the assistant's answer.
+
+    Args:
+        prompt: of text alone.
+        tokenizer: with a chat template.
+        template_kwargs: what else the template is given, as in training: `{"enable_thinking": False}`.
 
     Raises a `ValueError` when the tokenizer has no chat template, or the template refuses the messages.
     """
-    if not getattr(tokenizer, "chat_template", None):
+    text = render_prompt(prompt, tokenizer, template_kwargs)
+    return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+
+
+def render_prompt(prompt: Prompt, tokenizer, template_kwargs: dict | None = None) -> str:
+    """The text of `encode_prompt`."""
+    if holds_media(prompt):
         raise ValueError(
-            "`tokenizer` has no chat template, so prompts cannot be rendered; take the tokenizer of an "
-            "instruction-tuned target, or set `tokenizer.chat_template`."
+            f"Prompt {prompt.id!r} holds images or videos, but the target takes text only: use a target that takes "
+            "them, with its processor."
         )
-    return tokenizer(render_prompt(prompt, tokenizer), add_special_tokens=False)["input_ids"]
+    messages = [message | {"content": text_of(message["content"])} for message in prompt.messages]
+    return render_chat(replace(prompt, messages=messages), ChatRenderer(tokenizer, template_kwargs))
 
 
-def render_prompt(prompt: Prompt, tokenizer) -> str:
-    """The prompt's text, as far as the mark that opens the answer; `ValueError` if the template refuses it."""
+def render_chat(prompt: Prompt, renderer: ChatRenderer) -> str:
+    """A prompt's text, its contents as they are; `ValueError` if the template or any tokenizer refuses it."""
+    check_surrogates([prompt.messages, prompt.tools], f"Prompt {prompt.id!r}")
     try:
-        return tokenizer.apply_chat_template(prompt.messages, add_generation_prompt=True, tokenize=False)
+        return renderer.prompt(prompt.messages, prompt.tools)
     except Exception as error:  # jinja's own errors, and whatever a template raises by itself
         raise ValueError(f"The chat template of `tokenizer` refuses prompt {prompt.id!r}: {error}") from error
 
 
-def _read_text(path: Path) -> str:
-    if not path.is_file():
-        raise ValueError(f"The prompt file {str(path)!r} does not exist.")
+def _lines(path: Path) -> Iterator[tuple[int, dict]]:
+    """A prompt a line."""
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix.lower() == ".gz" else path.read_bytes()
-        return content.decode("utf-8-sig")
+        text = content.decode("utf-8-sig")
     except (OSError, EOFError, UnicodeDecodeError) as error:
         raise ValueError(f"The prompt file {str(path)!r} cannot be read as UTF-8 text: {error}.") from error
+    lines = (line.strip() for line in text.splitlines())
+    return enumerate({"prompt": line} for line in lines if line)
 
 
-def _parse_json(text: str, path: Path) -> list:
-    if text.lstrip().startswith("["):
-        try:
-            return json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"The prompt file {str(path)!r} is not JSON: {error}.") from error
-    records = []
-    # not `splitlines`, which also cuts at characters that JSON allows inside a string
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise ValueError(
-                f"Line {number} of the prompt file {str(path)!r} is not JSON ({error}); write one record a line, or "
-                "one list of records."
-            ) from error
-    return records
-
-
-def _to_prompt(record, index: int, path: Path) -> Prompt:
-    where = f"Record {index} of the prompt file {str(path)!r}"
-    if not isinstance(record, dict):
-        raise ValueError(f"{where} is of type {type(record).__name__}; write {FORMS}.")
-    follow_ups = ()
-    if "turns" in record:
-        turns = record["turns"] if isinstance(record["turns"], list) and record["turns"] else [None]
-        found, follow_ups = turns[0], tuple(turns[1:])
-        if not all(isinstance(turn, str) and turn.strip() for turn in follow_ups):
-            found = None
-    elif "messages" in record:
-        found = record["messages"] if isinstance(record["messages"], list) else None
-    elif "conversations" in record:
-        found = _share_gpt(record, where)
-    elif "prompt" in record:
-        found = record["prompt"]
-    else:
-        raise ValueError(f"{where} has the keys {sorted(record)}, none of which is a prompt; write {FORMS}.")
-
-    messages = [{"role": "user", "content": found}] if isinstance(found, str) and found.strip() else found
-    if not isinstance(messages, list) or not all(_is_message(message) for message in messages):
-        raise ValueError(f"{where} has no readable prompt; write {FORMS}, messages with role and content.")
-    while messages and messages[-1]["role"] == "assistant":
-        messages = messages[:-1]
-    if not messages:
-        raise ValueError(f"{where} is empty: no message asks for an answer.")
-
-    ids = (record.get(key) for key in ("question_id", "task_id", "id"))
-    id_ = next((found for found in ids if found is not None), index)
-    return Prompt(messages, record.get("category"), id_, follow_ups)
-
-
-def _share_gpt(record: dict, where: str) -> list[dict]:
+def _records(path: Path) -> Iterator[tuple[int, dict]]:
+    """The records of a JSON file, whose errors say that it is a prompt file."""
     try:
-        return to_messages(record)
+        yield from read_json_records(path)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"A prompt file cannot be read: {error}") from None
+
+
+def _to_prompt(record: Mapping, index: int, path: Path, parts: bool) -> Prompt:
+    """One record's prompt; `ValueError` naming file and record."""
+    where = f"Record {index} of the prompt file {str(path)!r}"
+    try:
+        chat, follow_ups = _first_turn(record) if record.get("turns") is not None else (record, ())
+        _check_form(chat)
+        _check_contents(chat)
+        messages, tools = _read_messages(chat, index, parts), read_tools(record, index)
+        _check_asks(messages)
+    except _NotAPrompt as error:
+        raise ValueError(f"{where} {error}") from None
     except ValueError as error:
-        raise ValueError(f"{where} cannot be read: {error}") from error
+        raise ValueError(f"{where} cannot be read: {str(error).removeprefix(f'Record {index}: ')}") from None
+    category = record.get("category")
+    found = next((record[key] for key in _IDS if record.get(key) is not None), index)
+    id_ = found if isinstance(found, int) else _as_text(found)
+    return Prompt(messages, None if category is None else _as_text(category), id_, follow_ups, tools)
 
 
-def _is_message(message) -> bool:
-    return isinstance(message, dict) and isinstance(message.get("role"), str) and "content" in message
+class _NotAPrompt(ValueError):
+    """The rest of a sentence that begins with the record."""
+
+
+def _first_turn(record: Mapping) -> tuple[dict, tuple[str, ...]]:
+    """A record of MT-Bench's form as a chat of its first turn, and the turns that follow."""
+    turns = record["turns"]
+    if not isinstance(turns, list) or not turns or not all(isinstance(t, str) and t.strip() for t in turns):
+        raise _NotAPrompt(f"has no readable prompt; write {FORMS}, every turn a text.")
+    return {"messages": [{"role": "user", "content": turns[0]}], "system": record.get("system")}, tuple(turns[1:])
+
+
+def _check_form(record: Mapping) -> None:
+    """Raises when no column is one of a chat; a document of text asks for nothing."""
+    try:
+        form = recognise_form({key: value for key, value in record.items() if value is not None})
+    except ValueError:
+        form = TEXT
+    if form == TEXT:
+        raise _NotAPrompt(f"has the keys {sorted(record)}, none of which is a prompt; write {FORMS}.")
+
+
+def _check_contents(record: Mapping) -> None:
+    """Raises for a number where a prompt should be: as training data it may be an answer, but nobody asks one."""
+    column = next(record[name] for name in _CHATS if record.get(name) is not None)
+    for place, turn in enumerate(column if isinstance(column, list) else [{"content": column}]):
+        said = turn if isinstance(turn, Mapping) else {}
+        content = said.get("value") if said.get("content") is None else said["content"]
+        if isinstance(content, bool | int | float):
+            raise ValueError(f"the content of message {place} must be text, got {type(content).__name__}.")
+
+
+def _read_messages(record: Mapping, index: int, parts: bool) -> list[dict]:
+    """As training reads them, without the answers at the end; each medium in its place, whatever column it came in."""
+    if parts:
+        messages, media, _ = read_media_record(record, index)
+        shown = iter(media)
+        for message in messages:
+            if isinstance(message["content"], list):
+                message["content"] = [p if p["type"] == "text" else next(shown) for p in message["content"]]
+    else:
+        messages = to_messages(record)
+    while messages and messages[-1]["role"] == "assistant":
+        messages.pop()
+    return messages
+
+
+def _check_asks(messages: list[dict]) -> None:
+    if not messages:
+        raise _NotAPrompt("is empty: no message asks for an answer.")
+    last = messages[-1]
+    if last["role"] == "user" and isinstance(last["content"], str) and not last["content"].strip():
+        raise _NotAPrompt(f"has no readable prompt: its last message is blank; write {FORMS}.")
+
+
+def _as_text(value) -> str:
+    """A category or an id, of whatever type the file has."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

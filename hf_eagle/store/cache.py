@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase, ProcessorMixin, TrainerCallback
 
 from ..data.collators import any_packed, documents_of, told_to_target
+from ..data.columns import read_batch
 from ..data.media import processor_fingerprint
 from ..drafts.vocabulary import tokenizer_fingerprint
 from ..targets.features import FullOutlook
@@ -283,7 +284,7 @@ def fill(
     for n in tqdm(range(rounds), desc="features", disable=not state.is_local_main_process):
         place = n * state.num_processes + state.process_index
         data, rows = batches[min(place, len(batches) - 1)]
-        batch = collate([data[row] for row in rows])
+        batch = read_batch(collate([data[row] for row in rows]), target.vocab_size)
         documents = documents_of(batch)
         asked = {name: x for name, x in batch.items() if name not in ("stored", "loss_mask", "documents")}
         asked |= told_to_target(batch, documents, any_packed(documents))  # as training tells it

@@ -82,12 +82,19 @@ class StoreLayout:
 
 def conversations_of(dataset: Dataset) -> Iterator[tuple[int, Conversation]]:
     """The conversations of a data set with the row that each is in, packed or not; read in Arrow batches."""
+    names = dataset.column_names or ["loss_mask"]
+    if "attention_mask" in names or "loss_mask" not in names:
+        raise ValueError(
+            "A feature store holds conversations of `input_ids` and `loss_mask` without padding, but the data have the "
+            f"columns {', '.join(names)}: cut the padding off, and leave out `attention_mask` and `labels`."
+        )
     row = 0
     for batch in dataset.with_format("arrow").iter(batch_size=1024):
         ids, mask = (
             pc.list_flatten(batch[name].combine_chunks()).to_numpy(zero_copy_only=False).astype(dtype)
             for name, dtype in (("input_ids", np.int32), ("loss_mask", np.int8))
         )
+        mask = mask.clip(0)  # -100 is not supervised
         sizes = pc.list_value_length(batch["input_ids"]).to_numpy()
         rows = np.arange(row, row + len(sizes))
         if "document_lengths" in batch.column_names:

@@ -40,6 +40,22 @@ def test_an_answer_and_the_list_of_models():
         assert [model["id"] for model in ChatClient(server.url + "/v1/").models()] == ["target"]
 
 
+def test_token_ids_are_told_to_whom_asks():
+    """Then thoughts and calls may be split off; ids that are none are an answer that cannot be read."""
+    message = {"role": "assistant", "content": None, "reasoning": "hm"}
+    with ChatServer(say=lambda body: ([1, 2], [3, 4], message, "stop")) as server:
+        found = ChatClient(server.url).chat({"model": "target", "messages": HI, "return_token_ids": True})
+        assert (found.prompt_ids, found.token_ids, found.text) == ([1, 2], [3, 4], "")
+        with pytest.raises(ServerError, match="start it without its reasoning parser"):
+            ask(server)
+    for prompt, ids in ((7, [1]), ([1], "abc"), ([1], [True]), (["a"], [1])):
+        with ChatServer(say=lambda body, told=(prompt, ids): (*told, message, "stop")) as server:
+            client = ChatClient(server.url, retries=0)
+            with pytest.raises(Unavailable, match="an answer that cannot be read"):
+                client.chat({"model": "target", "messages": HI, "return_token_ids": True})
+            client.close()
+
+
 @pytest.mark.parametrize(
     "fault",
     [(429, "busy"), (500, "broken"), (503, "not yet"), (408, "late"), "drop", "cut", "garbage", "empty", "abort"],

@@ -1,9 +1,12 @@
 """What is asked of a record: every user turn, and contents with images as they stand."""
 
+import json
+
 import pytest
 from tiny_tokenizer import assistant, system, user
 
-from hf_eagle.answers.turns import context, read_turns
+from hf_eagle.answers.answer import Answer
+from hf_eagle.answers.turns import context, read_offers, read_turns
 
 
 IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA", "detail": "low"}}
@@ -16,15 +19,24 @@ def test_turns_and_their_context():
     (turns,) = read_turns([{"messages": messages}])
     assert turns == [[system("s"), user("a"), user("b")], [user("c")]]
     assert context(turns, []) == turns[0]
-    assert context(turns, [("y", "stop")]) == [*turns[0], assistant("y"), user("c")]
-    assert context(turns, [("y", "stop"), ("z", "length")]) == [*turns[0], assistant("y"), user("c"), assistant("z")]
+    y, z = Answer({"content": "y"}, "stop"), Answer({"content": "z", "reasoning_content": "hm"}, "length")
+    assert context(turns, [y]) == [*turns[0], assistant("y"), user("c")]
+    last = {"role": "assistant", "content": "z", "reasoning_content": "hm"}
+    assert context(turns, [y, z]) == [*turns[0], assistant("y"), user("c"), last]
+
+
+def test_tools_on_offer_are_a_record_s_own_or_everybody_s():
+    schema = {"type": "function", "function": {"name": "look", "parameters": {}}}
+    records = [{"tools": [schema]}, {"tools": json.dumps([schema])}, {}]
+    assert read_offers(records) == [[schema], [schema], None]
+    assert read_offers([{}], {"tools": [schema], "enable_thinking": True}) == [[schema]]
 
 
 def test_parts_are_kept_as_they_are():
-    padded = {**TEXT, "image_url": None}  # as Arrow gives it back
+    padded = {**TEXT, "image_url": None}
     chat = {"messages": [user([IMAGE, padded]), assistant("x"), user("more?"), user([TEXT])], "system": "Look."}
     (turns,) = read_turns([chat], content_parts=True)
-    assert turns == [[system("Look."), user([IMAGE, TEXT])], [user("more?"), user([TEXT])]]
+    assert turns == [[system("Look."), user([IMAGE, padded])], [user("more?"), user([TEXT])]]
     assert chat["messages"][0]["content"] == [IMAGE, padded]
     with pytest.raises(ValueError, match="Record 1: the content of message 0 must be text"):
         read_turns([{"prompt": "a"}, chat])

@@ -72,7 +72,7 @@ def test_data_options(parse):
         (["--streaming", "--eval_share", "0.1"], FILE, "`eval_share` needs the whole data"),
         (["--streaming", "--feature_store", "features"], FILE, "`feature_store` needs the whole data"),
         (["--dataset_format", "chatml"], FILE, "-format: invalid choice: 'chatml'"),
-        (["--chat_template_kwargs", "{thinking: no}"], FILE, "`chat_template_kwargs` is no JSON"),
+        (["--chat_template_kwargs", "{thinking: no}"], FILE, "`chat_template_kwargs` is not JSON"),
         (["--chat_template_kwargs", "[1]"], FILE, "`chat_template_kwargs` must be a JSON object, got [1]"),
         (["--config", "nowhere.yaml"], FILE, "nowhere.yaml cannot be read"),
     ],

@@ -2,7 +2,9 @@
 
 import json
 import logging
+import os
 
+import pyarrow as pa
 import pytest
 from datasets import Dataset
 from template_families import family_tokenizer
@@ -83,8 +85,9 @@ def test_rows_do_not_depend_on_the_number_of_processes(tmp_path):
     assert list(build_dataset(Dataset.from_list(records.to_list()), tokenizer, num_proc=2)) == list(one)
 
 
-def test_cache_is_hit_by_the_same_and_missed_by_anything_else(tmp_path, caplog):
+def test_cache_is_hit_by_the_same_and_missed_by_anything_else(tmp_path, caplog, monkeypatch):
     """What is tokenised once is read back: by other objects, and for the same content only."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     records = write_chats(tmp_path / "chats.jsonl", 10)
     options = {"records": records, "tokenizer": tiny_tokenizer(CHATML), "max_length": 64}
 
@@ -110,10 +113,39 @@ def test_cache_is_hit_by_the_same_and_missed_by_anything_else(tmp_path, caplog):
         {"options": MaskOptions(tool_calls=False)},
         {"template_kwargs": {"enable_thinking": False}},
         {"records": write_chats(tmp_path / "others.jsonl", 11)},
+        {"skip_bad_records": True},
     ]
     for change in changes:
         assert not read_back(**change), change
         assert read_back(**change), change
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "parquet", "arrow"])
+def test_the_cache_follows_content_not_time_or_place(kind, tmp_path, caplog, monkeypatch):
+    """A file that is written anew with its old time and size is read anew; the same content elsewhere is not."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    tokenizer = tiny_tokenizer(CHATML)
+
+    def read(path, answer):
+        rows = Dataset.from_list([{"prompt": "one", "completion": answer}])
+        if kind in ("json", "jsonl"):
+            path.write_text(json.dumps([rows[0]]) if kind == "json" else json.dumps(rows[0]) + "\n")
+        elif kind == "csv":
+            path.write_text(f"prompt,completion\none,{answer}\n")
+        elif kind == "parquet":
+            rows.to_parquet(path)
+        else:
+            with pa.ipc.new_stream(path, rows.data.schema) as writer:
+                writer.write_table(rows.data.table)
+        os.utime(path, (10**9, 10**9))
+        caplog.clear()
+        with caplog.at_level(logging.INFO, "hf_eagle.data.conversations"):
+            row = build_dataset(load_records(path), tokenizer)[0]
+        return tokenizer.decode(row["input_ids"]), caplog.messages[0].startswith("Read back")
+
+    first, again = read(tmp_path / f"a.{kind}", "red"), read(tmp_path / f"a.{kind}", "sun")
+    assert "red" in first[0] and "sun" in again[0] and not first[1] and not again[1]
+    assert read(tmp_path / f"b.{kind}", "red") == (first[0], True)
 
 
 def test_options_tools_and_template_arguments_reach_the_rows():

@@ -3,6 +3,9 @@
 import json
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from json_values import JSON
 from tiny_tokenizer import assistant, system, user
 
 from hf_eagle.data.messages import read_record, read_tools, recognise_form, to_messages
@@ -54,7 +57,7 @@ FORMS = {
             {"role": "tool", "content": "o", "tool_call_id": "c"},
         ],
     ),
-    "tool calls as JSON, and Arrow's empty keys": (
+    "tool calls as JSON, and a null that was said": (
         {
             "messages": [
                 {"role": "assistant", "content": "", "tool_calls": json.dumps([TEXT_CALL])},
@@ -67,8 +70,28 @@ FORMS = {
         },
         [
             {"role": "assistant", "content": "", "tool_calls": [CALL]},
-            {"role": "assistant", "content": "", "tool_calls": [call("f", {})]},
+            {"role": "assistant", "content": "", "tool_calls": [call("f", {"x": None})]},
         ],
+    ),
+    "numbers and booleans": (
+        {"prompt": 7, "completion": False, "id": 1},
+        [user("7"), assistant("false")],
+    ),
+    "numbers in alpaca": (
+        {"instruction": "q", "input": 0, "output": 2.5, "history": [[1, True]]},
+        [user("1"), assistant("true"), user("q\n0"), assistant("2.5")],
+    ),
+    "thoughts as parts": (
+        {
+            "messages": [
+                user("q"),
+                {
+                    "role": "assistant",
+                    "content": [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "a"}],
+                },
+            ]
+        },
+        [user("q"), {"role": "assistant", "content": "a", "reasoning_content": "hm"}],
     ),
     "thoughts": (
         {"messages": [{"role": "assistant", "content": "a", key: "hm"} for key in ("reasoning", "reasoning_content")]},
@@ -112,6 +135,16 @@ def test_forms(form):
         ({"messages": ["hello"]}, "message 0 must be an object with role and content, got str"),
         ({"words": "hello"}, r"no conversation in the columns \['words'\]; a record needs `chosen`"),
         ("hello", "a record must be an object .* got str"),
+        ({"messages": [{"role": ["user"], "content": "x"}]}, r"message 0 has the unknown role \['user'\]"),
+        ({"messages": QA, "finish_reason": 7}, "`finish_reason` must be .* got 7"),
+        ({"messages": QA, "finish_reason": [7]}, "`finish_reason` must be "),
+        ({"instruction": "q", "history": [["a", "b", "c"]]}, "`history` must be a list of pairs"),
+        ({"instruction": "q", "history": 3}, "`history` must be a list of pairs"),
+        ({"messages": "[" * 100_000}, "the conversation is nested in more than 100 levels"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "thinking", "thinking": "hm"}]}]},
+            "message 0 must be text, but holds a part of the type 'thinking'",
+        ),
     ],
 )
 def test_malformed_record_is_named(record, message):
@@ -146,3 +179,22 @@ def test_tools():
 def test_a_broken_call_is_named():
     with pytest.raises(ValueError, match="Record 2: the `tool_calls` of message 0 cannot be read"):
         read_record({"messages": [{"role": "assistant", "content": "", "tool_calls": [{"id": 1}]}]}, 2)
+
+
+NAMES = (
+    "messages conversations prompt completion chosen instruction input output history system text finish_reason tools"
+)
+TURN_NAMES = "role from content value tool_calls function_call reasoning_content name tool_call_id".split()
+TURNS = st.lists(
+    st.dictionaries(st.sampled_from(TURN_NAMES), st.one_of(JSON, st.sampled_from(["user", "assistant", "tool"])))
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.dictionaries(st.sampled_from(NAMES.split()), st.one_of(JSON, TURNS)))
+def test_any_record_is_read_or_refused_in_a_sentence(record):
+    for read in (read_record, read_tools):
+        try:
+            read(record, 5)
+        except ValueError as problem:
+            assert str(problem).startswith("Record 5: ")

@@ -127,10 +127,7 @@ def test_tools_and_calls_survive_the_common_form(tmp_path):
     ]
     records = load_records([write(tmp_path / "a.jsonl", rows), write(tmp_path / "b.jsonl", [{"messages": QA}])])
     calls = [message["tool_calls"][0] for record in list(records)[:2] for message in to_messages(record)[1:]]
-    assert [call["function"] for call in calls] == [
-        called["function"],
-        {"name": "g", "arguments": {"y": ["a", {}]}},
-    ]
+    assert [call["function"] for call in calls] == [called["function"], other["function"]]
     assert [read_tools(record, 0) for record in records] == [tools, tools, None]
 
 
@@ -164,3 +161,44 @@ def test_streams(tmp_path):
     (tmp_path / "bad.jsonl").write_text("hello")
     with pytest.raises(ValueError, match="Line 1 of .*bad.jsonl is not JSON"):
         load_records(tmp_path / "bad.jsonl", streaming=True)
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("state.json", "[]"),
+        ("state.json", "{}"),
+        ("state.json", "null"),
+        ("dataset_dict.json", "[]"),
+        ("dataset_dict.json", '{"splits": ["train"]}'),
+    ],
+)
+def test_a_folder_that_is_no_saved_data_set_is_named(name, content, tmp_path):
+    (tmp_path / name).write_text(content)
+    for more in ("{}", "[]"):
+        (tmp_path / "dataset_info.json").write_text(more)
+        with pytest.raises(ValueError, match="is no data set of `save_to_disk`") as caught:
+            load_records(tmp_path)
+        assert str(tmp_path) in str(caught.value)
+
+
+def test_a_named_form_holds_in_every_way(tmp_path):
+    """Whole, as a stream and in a mixture, for a record whose columns speak for another form too."""
+    path = write(tmp_path / "both.jsonl", [{"messages": QA, "instruction": "r", "output": n} for n in range(3)])
+    other = write(tmp_path / "other.jsonl", [{"prompt": "x", "instruction": "r", "output": "c"}])
+    for streaming in (False, True):
+        assert answers(load_records(path, dataset_format="alpaca", streaming=streaming)) == ["0", "1", "2"]
+        mixed = load_records([path, other], dataset_format="alpaca", streaming=streaming)
+        assert set(answers(mixed)) == {"0", "1", "2", "c"}
+    Dataset.from_list([{"messages": QA, "text": "once"}]).save_to_disk(tmp_path / "saved")
+    assert answers(load_records(tmp_path / "saved", dataset_format="text")) == ["once"]
+
+
+def test_bad_records_are_left_out_whatever_the_first_ones_are(tmp_path):
+    path = write(tmp_path / "some.jsonl", [*({"words": n} for n in range(20)), {"prompt": "q", "completion": "a"}])
+    with pytest.raises(ValueError, match="Record 0: no conversation in the columns .'words'."):
+        load_records(path)
+    with pytest.raises(ValueError, match="Record 0: no conversation in the columns .'words'."):
+        load_records(path, skip_bad_records=True)  # a file of another kind than chats
+    path = write(path, [{"words": 1}, {"prompt": "q", "completion": "a"}])
+    assert len(load_records(path, skip_bad_records=True)) == 2  # `build_dataset` leaves it out

@@ -2,9 +2,8 @@
 
 import numpy as np
 from datasets import Dataset
-from tiny_tokenizer import assistant, user
 
-from hf_eagle.data.statistics import duplicate_statistics, overlap_statistics, token_statistics
+from hf_eagle.data.statistics import duplicate_statistics, token_statistics
 
 
 ROWS = Dataset.from_dict(
@@ -38,17 +37,3 @@ def test_token_statistics_of_many_rows():
 def test_duplicates_are_counted_whatever_their_masks():
     assert duplicate_statistics(ROWS) == {"duplicates": 2}
     assert duplicate_statistics(ROWS.select([0, 1])) == {"duplicates": 0}
-
-
-def test_overlap_by_13_words():
-    words = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen".split()
-    prompts = [" ".join(words), "Who are you?", "tell me " + " ".join(words[:12]), "  "]
-    records = [
-        {
-            "messages": [user("So: One, two, three -- " + " ".join(words[3:13]) + "!"), assistant("a")]
-        },  # 13 of the first
-        {"prompt": " ".join(words[:12]), "completion": "who are you"},  # 12 are not enough; a whole short one
-        {"prompt": "I asked who are you", "completion": "b"},  # a short one inside a message is chance
-    ]
-    assert overlap_statistics(records, prompts) == {"prompts": 4, "prompts_found": 2, "conversations_found": 2}
-    assert overlap_statistics(records[2:], prompts)["prompts_found"] == 0

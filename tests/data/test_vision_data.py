@@ -106,6 +106,15 @@ def test_bad_media_stop_or_are_counted(records, tmp_path, caplog):
     assert len(data) == 2 and "2 because a medium cannot be loaded" in caplog.text
 
 
+def test_bad_records_stop_or_are_counted(records, caplog):
+    given = [records[0], {"messages": chat([{"type": "image"}], "the cat")}, {"messages": [{"role": 1}]}, records[1]]
+    with pytest.raises(ValueError, match="Record 1: message 0 holds an image part that names no image"):
+        build_vision_dataset(given, vision_processor())
+    with caplog.at_level(logging.WARNING):
+        data = build_vision_dataset(given, vision_processor(), skip_bad_records=True)
+    assert len(data) == 2 and "2 because they cannot be read" in caplog.text
+
+
 def test_what_changes_afterwards_stops(records, tmp_path):
     processor = vision_processor()
     data = list(build_vision_dataset(records, processor))
@@ -156,3 +165,18 @@ def test_what_is_refused(records):
         pack_dataset(build_vision_dataset(records, processor), 64)
     with pytest.raises(ValueError, match="`packing` puts conversations side by side"):
         DataCollatorForVisionEagle(processor)([{"input_ids": [1], "loss_mask": [1], "document_lengths": [1]}])
+
+
+def test_answers_are_trained_on_in_the_tokens_they_were_said_in(records):
+    """Behind a prompt with all tokens of its media, as a server tells them."""
+    processor = vision_processor()
+    plain = build_vision_dataset(records, processor)
+    for index, row in enumerate(plain):
+        start = row["loss_mask"].index(1)
+        end = next((n for n in range(start, len(row["loss_mask"])) if not row["loss_mask"][n]), len(row["loss_mask"]))
+        said = processor.tokenizer(" the")["input_ids"] + row["input_ids"][start:end]  # white space first, and more
+        columns = {"answer_token_ids": [said], "prompt_tokens": [start]}
+        record = {"messages": records[index]["messages"][:2], **columns}
+        (own,) = build_vision_dataset([record], processor)
+        assert own["input_ids"] == row["input_ids"][:start] + said
+        assert own["loss_mask"] == [0] * start + [1] * len(said)

@@ -95,21 +95,26 @@ def test_plain_text_is_one_prompt_a_line(tmp_path):
 
 
 BAD = [
-    ("a.jsonl", b'{"prompt": "x"}\n{oops\n', r"Line 2 of the prompt file '.*a\.jsonl' is not JSON \(Expecting"),
-    ("a.json", b'[{"prompt": "x"},', r"The prompt file '.*a\.json' is not JSON: "),
+    (
+        "a.jsonl",
+        b'{"prompt": "x"}\n{oops\n',
+        r"A prompt file cannot be read: Line 2 of .*a\.jsonl is not JSON: Expecting",
+    ),
+    ("a.json", b'[{"prompt": "x"},', r"A prompt file cannot be read: .*a\.json is not JSON: "),
     ("a.jsonl", b"\n \n", r"The prompt file '.*a\.jsonl' holds no prompt\."),
     ("a.txt", b"", r"The prompt file '.*a\.txt' holds no prompt\."),
     ("a.csv", b"prompt\nx\n", r"`path` is '.*a\.csv'; a prompt file ends in \.jsonl, \.json or \.txt"),
-    ("a.jsonl.gz", b"not gzip", r"The prompt file '.*a\.jsonl\.gz' cannot be read as UTF-8 text: "),
+    ("a.jsonl.gz", b"not gzip", r"A prompt file cannot be read: .*a\.jsonl\.gz cannot be read: Not a gzipped file"),
     ("a.txt", b"\xff\xfe\x00", r"cannot be read as UTF-8 text: "),
-    ("a.jsonl", b'"x"\n', r"Record 0 of the prompt file '.*' is of type str; write \{\"turns\""),
+    ("a.jsonl", b'"x"\n', r"A prompt file cannot be read: Line 1 of .*a\.jsonl must be an object .*, got str\."),
+    ("a.jsonl", b'{"prompt": "x"}\nnull\n', r"A prompt file cannot be read: Line 2 of .*, got null\."),
     ("a.jsonl", b'{"prompt": "x"}\n{"text": "x", "id": 1}\n', r"Record 1 .* has the keys \['id', 'text'\], none"),
     ("a.jsonl", b'{"turns": []}\n', r"Record 0 .* has no readable prompt"),
     ("a.jsonl", b'{"turns": "x"}\n', r"Record 0 .* has no readable prompt"),
     ("a.jsonl", b'{"turns": ["x", " "]}\n', r"Record 0 .* has no readable prompt"),
     ("a.jsonl", b'{"prompt": " "}\n', r"Record 0 .* has no readable prompt"),
-    ("a.jsonl", b'{"messages": [{"from": "human", "value": "x"}]}\n', r"Record 0 .* messages with role and content"),
-    ("a.jsonl", b'{"messages": []}\n', r"Record 0 .* is empty: no message asks for an answer"),
+    ("a.jsonl", b'{"messages": [{"from": "dog", "value": "x"}]}\n', r"Record 0 .* the unknown role 'dog'"),
+    ("a.jsonl", b'{"messages": []}\n', r"Record 0 .* cannot be read: the conversation is empty"),
     ("a.jsonl", b'{"messages": [{"role": "assistant", "content": "x"}]}\n', r"no message asks for an answer"),
 ]
 

@@ -1,10 +1,18 @@
-"""Answers through a real vLLM server are the target's own: what the same command answers in its own process."""
+"""Answers through a real vLLM server are the target's own: what the same command answers in its own process, and token
+by token what training makes of them, whatever the chat template does with answers.
+"""
 
 import json
 
 import harness
 import pytest
+from template_families import switched_template
+from transformers import AutoTokenizer
 
+from hf_eagle.answers.answer import digest
+from hf_eagle.data.loss_mask import ConversationEncoder
+from hf_eagle.data.messages import read_record
+from hf_eagle.data.said import read_said
 from hf_eagle.serving.vllm_server import vllm_server
 
 
@@ -47,6 +55,56 @@ def test_greedy_answers_are_those_of_the_target_in_process(url, tmp_path):
     assert served == in_process
     reasons = [reason for row in served for reason in row["finish_reason"]]
     assert len(reasons) == 13 and set(reasons) == {"stop", "length"}
+    assert all(len(row["answer_token_ids"]) == len(row["finish_reason"]) for row in served)
+
+
+FAMILIES = ["smollm2", "llama3", "qwen3", "phi3", "mistral", "gemma3", "gptoss", "deepseek_v3", "kimi_k2"]
+
+
+@pytest.fixture(scope="module")
+def switched(tmp_path_factory):
+    """The target with one template for nine families, of which the option `family` takes one."""
+    folder = tmp_path_factory.mktemp("switched") / "target"
+    folder.mkdir()
+    for file in harness.TARGET.iterdir():
+        if "chat_template" not in file.name:
+            (folder / file.name).symlink_to(file.resolve())
+    (folder / "chat_template.jinja").write_text(switched_template(FAMILIES), encoding="utf-8")
+    return folder
+
+
+def test_what_the_server_says_is_what_is_trained_on(switched, shared, tmp_path):
+    """In nine templates, sampled, over two turns: the prompt's and the answer's ids of each turn begin a row."""
+    tokenizer = AutoTokenizer.from_pretrained(switched)
+    prompts = [
+        [user(question), {"role": "assistant", "content": "?"}, user("Say it shorter.")] for question in QUESTIONS
+    ]
+    options = {"dtype": "float32", "max_num_seqs": 8, "max_model_len": 1024, "enforce_eager": True}
+    # contents as texts: of nine templates at once vLLM cannot tell which form they take
+    options["chat_template_content_format"] = "string"
+    with vllm_server(switched, shared / "switched_server.log", **options) as url:
+        for family in FAMILIES:
+            chosen = {"family": family}
+            lines, printed = regenerate(
+                tmp_path,
+                family,
+                prompts,
+                target=switched,
+                server_url=url,
+                temperature=1.2,
+                max_new_tokens=16,
+                chat_template_kwargs=json.dumps(chosen),
+            )
+            assert "left out" not in printed and "tells no token ids" not in printed
+            encoder = ConversationEncoder(tokenizer, None, chosen)
+            rows = [
+                encoder.encode([read_record(line, 0)[0]], said=[read_said(line, "the record")])[0] for line in lines
+            ]
+            journal = (tmp_path / f"{family}.jsonl.journal").read_text().split("\n")[1:-1]
+            said = [json.loads(row)["answer"] for row in journal]
+            begun = {digest(ids[:length]) for ids, _ in rows for length in range(len(ids) + 1)}
+            assert len(said) == 2 * len(QUESTIONS) and {answer["digest"] for answer in said} <= begun
+            assert sum(sum(mask) for _, mask in rows) == sum(len(answer["token_ids"]) for answer in said)
 
 
 def test_content_parts_go_through(url, tmp_path):

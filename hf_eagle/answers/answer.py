@@ -1,0 +1,92 @@
+"""One answer of the target: the tokens it said, and the message that they are read as."""
+
+import hashlib
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from ..data.rendering import ChatRenderer
+from ..data.said import opens_thought, read_tokens
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What was said to one prompt.
+
+    Args:
+        message: `content`, with `reasoning_content` and `tool_calls` where the template has a place for them.
+        finish_reason: why it ended; `"length"` when it was cut.
+        token_ids: all of its tokens, with the one that ended it; `None` where a server does not tell them.
+        prompt_tokens: how many its prompt had.
+        continues: whether the prompt goes on where the answer before it ended, token by token.
+        digest: of the tokens of prompt and answer.
+    """
+
+    message: dict
+    finish_reason: str
+    token_ids: list[int] | None = None
+    prompt_tokens: int | None = None
+    continues: bool = True
+    digest: str | None = None
+
+    def as_row(self) -> dict:
+        """For a journal; `Answer(**row)` reads it."""
+        return asdict(self)
+
+
+class AnswerReader:
+    """Reads answers as messages of one tokenizer's chat template.
+
+    Args:
+        tokenizer: with a chat template.
+        template_kwargs: what else the template is given.
+    """
+
+    def __init__(self, tokenizer, template_kwargs: dict | None = None):
+        self.tokenizer = tokenizer
+        self.renderer = ChatRenderer(tokenizer, template_kwargs)
+        self._knows_thoughts = bool(self.renderer.thought_names) or "</think>" in self.renderer.template
+        added = {id: token.content for id, token in tokenizer.added_tokens_decoder.items() if token.special}
+        self.special_ids = set(added) | set(tokenizer.all_special_ids)
+        self._special = sorted({*added.values(), *tokenizer.all_special_tokens}, key=len, reverse=True)
+
+    def message(self, prompt: list[int], ids: list[int]) -> dict:
+        """An answer's message, from its tokens without the one that ended it."""
+        found = read_tokens(self.tokenizer, ids, opens_thought(self.tokenizer, prompt))
+        lost = (found.thoughts and not self._knows_thoughts) or (found.calls and not self.renderer.writes_calls)
+        if found.plain or lost:
+            text = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            return {"content": text}
+        message = {"content": self._without_special(found.content)}
+        if found.thoughts:
+            message["reasoning_content"] = self._without_special(found.thoughts)
+        if found.calls:
+            message["tool_calls"] = found.calls
+        return message
+
+    def _without_special(self, text: str) -> str:
+        for token in self._special:
+            text = text.replace(token, "")
+        return text
+
+
+def said_answer(
+    message: dict, finish_reason: str, prompt: list[int], ids: list[int], before: Answer | None = None
+) -> Answer:
+    """An answer whose tokens are known, `before` being the one that its prompt ends behind, if any."""
+    continues = True
+    if before is not None and before.digest is not None:
+        continues = digest(prompt[: before.prompt_tokens + len(before.token_ids)]) == before.digest
+    return Answer(message, finish_reason, ids, len(prompt), continues, digest(prompt + ids))
+
+
+def add_answer(answers: list[Answer | None], answer: Answer, turns: list) -> None:
+    """Appends an answer; behind one that calls a tool, which nobody runs here, the record ends (`None`)."""
+    answers.append(answer)
+    if answer.message.get("tool_calls") and len(answers) < len(turns):
+        answers.append(None)
+
+
+def digest(ids: list[int]) -> str:
+    """Short text that only these token ids have."""
+    return hashlib.sha256(np.asarray(ids, dtype=np.int64).tobytes()).hexdigest()[:16]

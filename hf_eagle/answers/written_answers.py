@@ -1,0 +1,144 @@
+"""Answered conversations as records, each compared with what training will make of it, and the file of them."""
+
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..data.loss_mask import ConversationEncoder
+from ..data.media import has_media
+from ..data.messages import read_record, read_tools
+from ..data.said import ANSWER_TOKEN_IDS, PROMPT_TOKENS, read_said
+from ..files import write_atomically
+from .answer import Answer, digest
+from .turns import context
+
+
+logger = logging.getLogger(__name__)
+
+
+def write_answered(
+    output_path: Path,
+    turns: list,
+    answers: list[list[Answer | None]],
+    tools: list | None = None,
+    encoder: ConversationEncoder | None = None,
+) -> None:
+    """Writes the finished conversations in order, whole or not at all, and logs how many they are.
+
+    A later prompt may not repeat an earlier answer as it was said: templates leave thoughts of the past out. Then the
+    record becomes several lines, so that each answer stands once behind the prompt that it was said to.
+
+    Args:
+        turns: of all records.
+        answers: per record, of each turn; `None` after them where the record ends early.
+        tools: per record those on offer, or `None`.
+        encoder: makes the rows of training; conversations of which it makes another than was said are left out.
+
+    Raises a `ValueError` when all of them are.
+    """
+    finished = [id for id in range(len(turns)) if len(answers[id]) == len(turns[id]) or answers[id][-1:] == [None]]
+    refused: dict[int, str] = {}
+    write_atomically(output_path, _lines(finished, turns, answers, tools, encoder, refused))
+    given = [answer for id in finished for answer in answers[id] if answer is not None]
+    cut = sum(answer.finish_reason == "length" for answer in given)
+    logger.info("%d of %d records answered, %d answers cut: %s", len(finished), len(turns), cut, output_path)
+    _tell(finished, turns, answers, given, refused)
+
+
+def conversations(
+    id: int, turns: list, answers: list[Answer | None], tools: list | None
+) -> Iterator[tuple[dict, Answer | None]]:
+    """The records of one answered conversation, each with its last answer."""
+    given = [answer for answer in answers if answer is not None]
+    starts = [0, *(n for n, answer in enumerate(given) if n and not answer.continues), max(1, len(given))]
+    for start, end in zip(starts, starts[1:], strict=False):
+        record = {"id": id, "messages": context(turns[:end], given[:end])}
+        record["finish_reason"] = [answer.finish_reason for answer in given[:end]]
+        own = [answer if n >= start else None for n, answer in enumerate(given[:end])]
+        if any(answer and answer.token_ids for answer in own):
+            record[ANSWER_TOKEN_IDS] = [answer and answer.token_ids for answer in own]
+            record[PROMPT_TOKENS] = [answer and answer.prompt_tokens for answer in own]
+        if tools:
+            record["tools"] = tools
+        yield record, given[end - 1] if given else None
+
+
+def refusal(encoder: ConversationEncoder, record: dict, answer: Answer) -> str | None:
+    """Why training on a record would not be training on what was said; `None` if it would.
+
+    With token ids the row must begin with them and their prompt. Without, it is the text that is compared, white space
+    at the ends of answers aside. Only the processor of a target can render media: such records are not compared.
+    """
+    if has_media(record):
+        return None
+    try:
+        messages, tools = read_record(record, record["id"])[0], read_tools(record, record["id"])
+        if answer.digest is None:
+            return _other_text(encoder, messages, tools)
+        ids, _ = encoder.encode([messages], None, [record["id"]], [tools], said=[read_said(record, "its line")])[0]
+    except ValueError as problem:
+        return str(problem).removeprefix(f"Record {record['id']}: ")
+    if digest(ids[: answer.prompt_tokens + len(answer.token_ids)]) != answer.digest:
+        return "its prompt is rendered to other tokens than were answered"
+    return None
+
+
+def _other_text(encoder: ConversationEncoder, messages: list[dict], tools) -> str | None:
+    """What the template makes of an answer that is not its text."""
+    try:
+        text = encoder.render(messages, tools)
+        for place, message in enumerate(messages):
+            if message["role"] != "assistant":
+                continue
+            prompt = encoder.renderer.prompt(messages[:place], tools)
+            row = text[len(prompt) :].lstrip()
+            if not text.startswith(prompt) or not row.startswith(message["content"].strip()):
+                return f"of the answer {message['content'][:100]!r} the chat template makes {row[:100]!r}"
+    except Exception as problem:  # jinja's own errors, and whatever a template raises by itself
+        return f"it does not fit the chat template of `tokenizer`: {problem}"
+    return None
+
+
+def _lines(finished, turns, answers, tools, encoder, refused: dict[int, str]) -> Iterator[str]:
+    written = 0
+    for id in finished:
+        for record, answer in conversations(id, turns[id], answers[id], tools and tools[id]):
+            reason = refusal(encoder, record, answer) if encoder is not None and answer is not None else None
+            if reason is not None:
+                refused[id] = reason
+                continue
+            written += 1
+            yield json.dumps(record, ensure_ascii=False)
+    if refused and not written:
+        raise ValueError(
+            f"None of the {len(finished)} answered records can be trained on as it was said. Record {_first(refused)}."
+        )
+
+
+def _tell(finished: list[int], turns: list, answers: list, given: list[Answer], refused: dict[int, str]) -> None:
+    """What became of records that are not one whole line each."""
+    anew = sum(not answer.continues for answer in given)
+    if anew:
+        logger.info(
+            "%d later prompts do not repeat the answer before them as it was said, so each began a line of its own.",
+            anew,
+        )
+    called = sum(
+        answers[id][-1] is None and bool(answers[id][-2:-1]) and "tool_calls" in answers[id][-2].message
+        for id in finished
+        if answers[id]
+    )
+    if called:
+        logger.info("%d records end where the target calls a tool, which nobody runs here.", called)
+    if refused:
+        logger.warning(
+            "%d records are left out, wholly or in part: they would not be trained on as they were said. First, record "
+            "%s",
+            len(refused),
+            _first(refused),
+        )
+
+
+def _first(refused: dict[int, str]) -> str:
+    return f"{min(refused)}: {refused[min(refused)]}"

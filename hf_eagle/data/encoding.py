@@ -1,0 +1,118 @@
+"""Records to token ids and loss masks, a few at a time, with what became of each."""
+
+import logging
+from collections.abc import Mapping
+
+from .loss_mask import ConversationEncoder
+from .mask_check import check_loss_mask
+from .messages import named, read_record, read_tools
+from .said import Said, read_said
+
+
+logger = logging.getLogger(__name__)
+
+KEPT, CUT, CUT_TO_NOTHING, UNANSWERED, BAD = range(5)  # what became of a record; the first two are trained on
+
+
+class Encoders:
+    """A `ConversationEncoder` that each process makes when it first needs it."""
+
+    def __init__(self, *args):
+        self.args, self.made = args, None
+
+    def __getstate__(self):
+        return {"args": self.args, "made": None}
+
+    def __call__(self) -> ConversationEncoder:
+        self.made = self.made or ConversationEncoder(*self.args)
+        return self.made
+
+
+def encode_records(
+    records: list[Mapping], indices: list[int], encoder: ConversationEncoder, max_length: int, skip: bool = False
+) -> dict[str, list]:
+    """Columns `input_ids`, `loss_mask` and `outcome`, one of the constants above.
+
+    Args:
+        records: chat records.
+        indices: their numbers, for errors about records whose file is not known.
+        encoder: of conversations.
+        max_length: in tokens; what is longer is cut, what is then without a supervised token is empty.
+        skip: records that cannot be read or rendered are empty and `BAD`, instead of an error.
+    """
+    try:
+        encoded = _encoded(records, indices, encoder)
+    except ValueError:
+        if not skip:
+            raise
+        encoded = [_or_none(record, index, encoder) for record, index in zip(records, indices, strict=True)]
+    result: dict[str, list] = {"input_ids": [], "loss_mask": [], "outcome": []}
+    for row in encoded:
+        ids, mask = row or ([], [])
+        if any(mask[:max_length]):
+            outcome = CUT if len(ids) > max_length else KEPT
+        else:
+            outcome, ids, mask = BAD if row is None else CUT_TO_NOTHING if any(mask) else UNANSWERED, [], []
+        result["input_ids"].append(ids[:max_length])
+        result["loss_mask"].append(mask[:max_length])
+        result["outcome"].append(outcome)
+    return result
+
+
+def check_sample(records: list[Mapping], indices: list[int], encoder: ConversationEncoder, skip: bool = False) -> None:
+    """Compares the masks of a few records with the second method, and tells what the template leaves out.
+
+    Raises a `ValueError` as `check_loss_mask` does, or for a record that cannot be read, unless those are skipped.
+    """
+    sound = []
+    for record, index in zip(records, indices, strict=True):
+        try:
+            sound.append((record, index, *_read(record, index)))
+        except ValueError:
+            if not skip:
+                raise
+    if not sound:
+        return
+    records, indices, conversations, _, tools, said = map(list, zip(*sound, strict=True))
+    try:
+        check_loss_mask(encoder, conversations, indices, tools, said)
+    except ValueError as problem:
+        raise _with_origin(problem, records, indices) from problem.__cause__
+    # what is trained on as it was said needs no template to write it
+    written = [chat for chat, known in zip(conversations, said, strict=True) if known is None]
+    messages = [message for conversation in written for message in conversation]
+    if any("reasoning_content" in message for message in messages) and not encoder.renderer.thought_names:
+        logger.warning("The chat template of `tokenizer` writes no thoughts: those in the records are left out.")
+    if any("tool_calls" in message for message in messages) and not encoder.renderer.writes_calls:
+        logger.warning("The chat template of `tokenizer` writes no tool calls: they become JSON in the answers' text.")
+
+
+def _encoded(records: list[Mapping], indices: list[int], encoder: ConversationEncoder) -> list[tuple[list, list]]:
+    read = [_read(record, index) for record, index in zip(records, indices, strict=True)]
+    conversations, reasons, tools, said = map(list, zip(*read, strict=True)) if read else ([], [], [], [])
+    try:
+        return encoder.encode(conversations, reasons, indices, tools, said=said) if read else []
+    except ValueError as problem:
+        raise _with_origin(problem, records, indices) from problem.__cause__
+
+
+def _read(record: Mapping, index: int) -> tuple[list[dict], list[str] | None, list[dict] | None, Said | None]:
+    """Messages, reasons why answers ended, tools, and what is known of the answers' tokens."""
+    messages, reasons = read_record(record, index)
+    return messages, reasons, read_tools(record, index), read_said(record, named(record, index))
+
+
+def _or_none(record: Mapping, index: int, encoder: ConversationEncoder) -> tuple[list, list] | None:
+    try:
+        return _encoded([record], [index], encoder)[0]
+    except ValueError:
+        return None
+
+
+def _with_origin(problem: ValueError, records, indices) -> ValueError:
+    """The error with the record's file, where it is known, in place of its index."""
+    for record, index in zip(records, indices, strict=True):
+        rest = str(problem).removeprefix(f"Record {index}")
+        if rest != str(problem) and not rest[:1].isdigit():
+            return ValueError(named(record, index) + rest)
+    return problem

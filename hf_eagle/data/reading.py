@@ -1,0 +1,280 @@
+"""JSON and JSONL read record by record; whatever cannot be read is told with its file and line.
+
+Nothing infers a type here: a record is what its text says. Text that is nested deeply, which some parsers answer with a
+crash of the process, is refused by counting its brackets; Python's own parser, which reads lists, counts its levels.
+"""
+
+import codecs
+import gzip
+import json
+import re
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+
+MAX_NESTING = 100  # no chat needs as much, and Python's own limit lies above it
+_CHUNK = 2**20  # bytes of a list that are read at a time
+_STRINGS_AND_BRACKETS = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[\[{]|[\]}]', re.DOTALL)
+_SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_NOT_BLANK = re.compile(r"[^ \t\r\n]")
+_BYTE_ORDER_MARK = codecs.BOM_UTF8
+
+Bad = Callable[[ValueError], None]
+
+
+def read_json_records(path: str | Path, bad: Bad | None = None) -> Iterator[tuple[int, dict]]:
+    """The records of a `.json` or `.jsonl` file, also as `.gz`: one object a line, a list of objects, or one object.
+
+    A file of any size, a list too, takes no more memory than its longest record.
+
+    Args:
+        path: of the file; which of the forms it has is seen from its first bytes, not from its name.
+        bad: is given the error of a record that cannot be read, which is then left out; by default it is raised. A list
+            ends where it is no JSON.
+
+    Yields:
+        The number of the record and the record. Numbers count from 0, without blank lines, with those left out.
+
+    Raises:
+        ValueError: naming file and line (of a list: file and record), for text that is not UTF-8 (with its byte), that
+            is no JSON or no object, that is nested in more than 100 levels, or that holds a lone surrogate.
+    """
+    for number, _, record in read_json_texts(path, bad):
+        yield number, record
+
+
+def read_json_texts(path: str | Path, bad: Bad | None = None) -> Iterator[tuple[int, str, dict]]:
+    """As `read_json_records`, with each record's own text between its number and itself."""
+    with opened(path) as file:
+        start = _first_bytes(file)
+        if start.startswith(b"["):
+            yield from _List(file, str(path)).records(bad)
+        elif start.splitlines()[:1] == [b"{"]:  # one object, as it is written for people
+            yield from _checked(iter([(0, f"{path}, record 0", file.read())]), bad)
+        else:
+            yield from _checked(_lines(file, path), bad)
+
+
+def read_json(path: str | Path) -> Any:
+    """The one JSON value of a file, with the guards of `read_json_records`."""
+    with opened(path) as file:
+        return parse_json(file.read().removeprefix(_BYTE_ORDER_MARK), str(path))
+
+
+def parse_json(content: bytes | str, where: str, holds_surrogates: bool = False) -> Any:
+    """A JSON value from its text.
+
+    Args:
+        content: the text, or its bytes.
+        where: how errors begin.
+        holds_surrogates: leave it to the caller to look for lone surrogates.
+
+    Raises:
+        ValueError: for text that is not UTF-8, is no JSON, is nested in more than 100
+            levels, or holds a lone surrogate.
+    """
+    text = decoded(content, where) if isinstance(content, bytes) else content
+    check_nesting(text, where)
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as problem:
+        raise ValueError(f"{where} is not JSON: {problem}.") from None
+    except ValueError as problem:  # an integer of more digits than Python takes
+        raise ValueError(f"{where} cannot be read: {problem}.") from None
+    if not holds_surrogates and _SURROGATE_ESCAPE.search(text):
+        check_surrogates(value, where)
+    return value
+
+
+def decoded(content: bytes, where: str) -> str:
+    """UTF-8 as text; the error names the byte."""
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as problem:
+        place = f"byte 0x{content[problem.start]:02x} at place {problem.start + 1}"
+        raise ValueError(f"{where} is not UTF-8: {place}; save the file as UTF-8.") from None
+
+
+def check_nesting(text: str, where: str) -> None:
+    """`ValueError` where a JSON text is nested in more than 100 levels; no parser is asked."""
+    if text.count("[") + text.count("{") <= MAX_NESTING:
+        return
+    depth = 0
+    for found in _STRINGS_AND_BRACKETS.finditer(text):
+        depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(found[0], 0)
+        if depth > MAX_NESTING:
+            raise ValueError(f"{where} is nested in more than {MAX_NESTING} levels; leave it out, or write it flat.")
+
+
+def check_surrogates(value: Any, where: str) -> None:
+    """`ValueError` where a text in a JSON value, or a key, holds half a character, which is no text for a tokenizer."""
+    found = _SURROGATE.search(json.dumps(value, ensure_ascii=False, default=str))
+    if found:
+        raise ValueError(
+            f"{where} holds the lone surrogate \\u{ord(found[0]):04x}, half a character that is no text: remove it, or "
+            "write the whole character."
+        )
+
+
+@contextmanager
+def opened(path: str | Path) -> Iterator[BinaryIO]:
+    """A file's bytes, those inside of a `.gz`; `ValueError` that names the file where it cannot be read.
+
+    Args:
+        path: of the file, or an address that `fsspec` reads, such as `hf://datasets/...`.
+    """
+    try:
+        with _opened(str(path)) as file:
+            yield file
+    except FileNotFoundError:
+        raise ValueError(f"The file {path} does not exist.") from None
+    except (OSError, EOFError, zlib.error) as problem:
+        raise ValueError(f"{path} cannot be read: {problem}.") from None
+
+
+def _opened(path: str):
+    if "://" in path:
+        import fsspec  # of all that read here, only streams of the Hub need it
+
+        return fsspec.open(path, "rb")
+    return gzip.open(path) if path.lower().endswith(".gz") else open(path, "rb")
+
+
+def _first_bytes(file: BinaryIO) -> bytes:
+    """A look at the first bytes that are no white space; the file stands before them, or at its end."""
+    place = len(_BYTE_ORDER_MARK) if file.read(3) == _BYTE_ORDER_MARK else 0
+    file.seek(place)
+    while (found := file.read(4096)) and not found.strip():
+        place += len(found)
+    file.seek(place)
+    return found.lstrip()
+
+
+def _lines(file: BinaryIO, path: str | Path) -> Iterator[tuple[int, str, bytes]]:
+    number = 0
+    for line, content in enumerate(file, start=1):
+        if content.strip():
+            yield number, f"Line {line} of {path}", content.rstrip(b"\r\n")
+            number += 1
+
+
+def _checked(texts: Iterator[tuple[int, str, bytes]], bad: Bad | None) -> Iterator[tuple[int, str, dict]]:
+    for number, where, content in texts:
+        try:
+            text = decoded(content, where)
+            value = parse_json(text, where, holds_surrogates=True)
+            if _SURROGATE_ESCAPE.search(text):
+                check_surrogates(value, f"{where}, record {number},")
+            record = _object(value, where)
+        except ValueError as problem:
+            _tell(problem, bad)
+        else:
+            yield number, text, record
+
+
+def _object(value: Any, where: str) -> dict:
+    if not isinstance(value, dict):
+        kind = "null" if value is None else type(value).__name__
+        raise ValueError(f"{where} must be an object with the fields of a record, got {kind}.")
+    return value
+
+
+class _List:
+    """The elements of a list, each as soon as its end is read.
+
+    Args:
+        file: at the bracket with which the list begins.
+        name: of the file, for errors.
+    """
+
+    def __init__(self, file: BinaryIO, name: str):
+        self.file, self.name = file, name
+        self._parser, self._decoder = json.JSONDecoder(), codecs.getincrementaldecoder("utf-8")()
+        self._text, self._place, self._line, self._number, self._at_end = "", 0, 1, 0, False
+
+    def records(self, bad: Bad | None) -> Iterator[tuple[int, str, dict]]:
+        """Number, text and value of each; errors as those of `read_json_records`."""
+        try:
+            self._expect("[")
+            while self._next() != "]":
+                if self._number:
+                    self._expect(",")
+                text, value = self._element()
+                where = f"{self.name}, record {self._number},"
+                self._number += 1
+                try:
+                    check_nesting(text, where)
+                    check_surrogates(value, where) if _SURROGATE_ESCAPE.search(text) else None
+                    record = _object(value, where)
+                except ValueError as problem:
+                    _tell(problem, bad)
+                else:
+                    yield self._number - 1, text, record
+            self._expect("]")
+            if self._next():
+                raise self._broken("Extra data", self._place)
+        except ValueError as problem:
+            _tell(problem, bad)
+
+    def _element(self) -> tuple[str, Any]:
+        start = self._place
+        while True:
+            try:
+                value, end = self._parser.raw_decode(self._text, start)
+                self._place = end
+                return self._text[start:end], value
+            except json.JSONDecodeError as problem:
+                # whether it is broken or goes on can be seen where its error lies
+                goes_on = problem.msg.startswith("Unterminated") or problem.pos > len(self._text) - 16
+                if self._at_end or not goes_on:
+                    raise self._broken(problem.msg, problem.pos) from None
+            except RecursionError:
+                where = f"{self.name}, record {self._number},"
+                raise ValueError(f"{where} is nested in more than {MAX_NESTING} levels; write it flat.") from None
+            start = self._read_on()
+
+    def _next(self) -> str:
+        """The next character that is no white space; empty at the end."""
+        while True:
+            found = _NOT_BLANK.search(self._text, self._place)
+            if found or self._at_end:
+                self._place = found.start() if found else len(self._text)
+                return found[0] if found else ""
+            self._place = len(self._text)
+            self._read_on()
+
+    def _expect(self, character: str) -> None:
+        if self._next() != character:
+            raise self._broken(f"Expecting {character!r}", self._place)
+        self._place += 1
+        self._next()
+
+    def _read_on(self) -> int:
+        """Drop what was read and read as much again as is left, but at least a chunk; the place in the new text."""
+        self._line += self._text.count("\n", 0, self._place)
+        self._text, self._place = self._text[self._place :], 0
+        content = self.file.read(max(_CHUNK, len(self._text)))
+        self._at_end = not content
+        try:
+            self._text += self._decoder.decode(content, final=self._at_end)
+        except UnicodeDecodeError as problem:
+            before = self._text + problem.object[: problem.start].decode("utf-8")
+            line, byte = self._line + before.count("\n"), problem.object[problem.start]
+            raise ValueError(
+                f"{self.name} is not UTF-8: byte 0x{byte:02x} in line {line}; save the file as UTF-8."
+            ) from None
+        return 0
+
+    def _broken(self, said: str, place: int) -> ValueError:
+        line = self._line + self._text.count("\n", 0, place)
+        return ValueError(f"{self.name} is not JSON: {said} (record {self._number}, line {line}).")
+
+
+def _tell(problem: ValueError, bad: Bad | None) -> None:
+    if bad is None:
+        raise problem
+    bad(problem)

@@ -1,0 +1,111 @@
+"""Which files a source is of: those of its split, none that is hidden, none that is no data."""
+
+import logging
+import re
+from pathlib import Path
+
+from datasets import load_dataset_builder
+from huggingface_hub import HfFileSystem, hf_hub_download, snapshot_download
+
+from .tables import KINDS
+
+
+logger = logging.getLogger(__name__)
+
+# as `datasets` reads the names of files and folders
+_SPLITS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "valid", "dev", "val"), "validation"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
+}
+_OF_TEXT = (".json", ".jsonl", ".csv")
+_BETWEEN_WORDS = re.compile(r"[-._ 0-9]+")
+_NO_DATA = {
+    "config.json",
+    "dataset_dict.json",
+    "dataset_info.json",
+    "dataset_infos.json",
+    "generation_config.json",
+    "metadata.json",
+    "package.json",
+    "special_tokens_map.json",
+    "state.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+}
+
+
+def files_of(folder: Path, split: str) -> list[Path]:
+    """The data files of a folder in the order of their names.
+
+    A file belongs to the split that its folders' names speak of, else its own name, else to `train`. Hidden files and
+    folders (`.name`, `__name__`) and JSON that describes something are no data. One line of the log names what is left
+    out.
+
+    Raises:
+        ValueError: no file is left.
+    """
+    found = sorted(file for file in folder.rglob("*") if file.suffix in KINDS and file.is_file())
+    names = {file: file.relative_to(folder) for file in found}
+    hidden = [file for file in found if any(part.startswith((".", "__")) for part in names[file].parts)]
+    no_data = [file for file in found if file not in hidden and file.name in _NO_DATA]
+    rest = [file for file in found if file not in hidden and file not in no_data]
+    taken = [file for file in rest if split_of(names[file]) == split]
+    other = [file for file in rest if file not in taken]
+
+    said = ((other, f"of another split than {split}"), (hidden, "hidden"), (no_data, "no data"))
+    left_out = "; ".join(f"{kind}: {_listed(names[file] for file in files)}" for files, kind in said if files)
+    if not taken:
+        raise ValueError(
+            f"The folder {folder} holds no {', '.join(KINDS)} file"
+            + (f" to take ({left_out}); name a file itself to take it." if left_out else ".")
+        )
+    if left_out:
+        logger.warning("%s: files are left out, which are %s. Name a file itself to take it.", folder, left_out)
+    return taken
+
+
+def split_of(path: Path) -> str:
+    """The split that the names in a path speak of, which is below the data's folder; `train` where none does."""
+    for part in (*path.parts[:-1], path.name):
+        splits = {_SPLITS[word] for word in _BETWEEN_WORDS.split(part.lower()) if word in _SPLITS}
+        if splits:
+            return "train" if "train" in splits else sorted(splits)[0]
+    return "train"
+
+
+def hub_files(hub_id: str, split: str, remote: bool = False) -> list[str]:
+    """The files of a Hub data set's split, where all of them are JSON or CSV, of which `datasets` would infer types.
+
+    Args:
+        hub_id: of the data set.
+        split: as `datasets` knows it.
+        remote: give addresses that are read as they are needed, instead of local copies.
+
+    Returns:
+        Paths or addresses; none where the data set is of other files, or nothing of it can be seen.
+    """
+    try:
+        found = load_dataset_builder(hub_id).config.data_files or {}
+        files = [str(file) for file in found.get(split, ())]
+    except Exception:  # whatever the Hub, the network or the data set raises; what was downloaded before may be there
+        try:
+            folder = snapshot_download(hub_id, repo_type="dataset", local_files_only=True)
+            files = [str(file) for file in files_of(Path(folder), split)]
+        except Exception:
+            return []
+    if not all(Path(file).suffix in _OF_TEXT for file in files):
+        return []
+    return files if remote else [_local(file) for file in files]
+
+
+def _local(file: str) -> str:
+    if not file.startswith("hf://"):
+        return file
+    place = HfFileSystem().resolve_path(file)
+    return hf_hub_download(place.repo_id, place.path_in_repo, repo_type="dataset", revision=place.revision)
+
+
+def _listed(names) -> str:
+    names = [str(name) for name in names]
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -1,0 +1,59 @@
+"""Spans of answers, in characters or in tokens, and which parts of them are supervised."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class MaskOptions:
+    """Which parts of the answers are supervised.
+
+    Args:
+        last_turn_only: only what follows the last user's message that has an answer; all calls of tools included.
+        thoughts: thoughts, and the marks around them.
+        tool_calls: tool calls; an answer without them ends with its text, and its end of turn is not supervised.
+    """
+
+    last_turn_only: bool = False
+    thoughts: bool = True
+    tool_calls: bool = True
+
+
+@dataclass(frozen=True)
+class AnswerSpan:
+    """Characters `start:end` of the rendered text are one answer; without its end of turn it ends at `content_end`.
+    Where token ids are known, tokens are counted in place of characters.
+
+    `start:thought_end` are its thoughts; its tool calls begin at `calls_start`, if it has any.
+    """
+
+    start: int
+    content_end: int
+    end: int
+    thought_end: int = 0
+    calls_start: int | None = None
+
+
+def first_answer(messages: list[dict], spans: list[AnswerSpan | None], options: MaskOptions) -> int:
+    """The number, among the answers, of the first one that is supervised."""
+    if not options.last_turn_only:
+        return 0
+    answers = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
+    last = max((number for number, span in zip(answers, spans, strict=False) if span is not None), default=0)
+    question = max((n for n in range(last) if messages[n]["role"] == "user"), default=-1)
+    return sum(number < question for number in answers)
+
+
+def supervised(spans: list, reasons: list[str] | None, first: int, options: MaskOptions) -> list[tuple[int, int]]:
+    """Where the supervised parts of the answers are, from the one of the number `first` on."""
+    cut = [reason == "length" for reason in reasons or []] + [False] * len(spans)
+    found = []
+    for span, was_cut in list(zip(spans, cut, strict=False))[first:]:
+        if span is None:
+            continue
+        start = span.start if options.thoughts else max(span.start, span.thought_end)
+        end = span.content_end if was_cut else span.end
+        if not options.tool_calls and span.calls_start is not None:
+            end = min(end, span.calls_start)
+        if start < end:
+            found.append((start, end))
+    return found

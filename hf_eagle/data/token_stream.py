@@ -1,0 +1,219 @@
+"""Records that are shuffled and tokenised while they are trained on, and whose place can be kept and found again."""
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from torch.utils.data import IterableDataset
+
+from .encoding import BAD, CUT, Encoders, check_sample, encode_records
+from .loss_mask import MaskOptions
+from .mask_check import show_mask
+from .messages import read_record, read_tools
+
+
+logger = logging.getLogger(__name__)
+
+_CHECKED = 16  # conversations whose mask is compared with the second method
+_BATCH = 64  # records that are tokenised together
+_LOOKED_AT = 1024  # records among which one must have an answer
+
+
+class ShuffledRecords(IterableDataset):
+    """Records of a stream in another order in each pass: that of the files, and within a buffer.
+
+    `state_dict` holds the pass, the place in the files, and the buffer with its records: what was given is not given
+    again, and nothing is left out.
+
+    Args:
+        records (`datasets.IterableDataset`): as `load_records` gives them.
+        seed (`int`, *optional*, defaults to 0): with the number of the pass, of its order.
+        buffer_size (`int`, *optional*, defaults to 1000): records among which the next one is drawn.
+    """
+
+    def __init__(self, records, seed: int = 0, buffer_size: int = 1000):
+        # a buffer of one: files are shuffled, records are not
+        self.records = records.shuffle(seed=seed, buffer_size=1)
+        self.seed, self.buffer_size, self.epoch = seed, buffer_size, 0
+        self._buffer: list = []
+        self._random = np.random.default_rng()
+        self._resumed: dict | None = None
+        self._drained = False
+
+    def __iter__(self) -> Iterator[dict]:
+        resumed, self._resumed = self._resumed, None
+        self._random = np.random.default_rng([self.seed, self.epoch])
+        self._buffer, self._drained = [], False
+        if resumed is not None:
+            self._buffer, self._drained = list(resumed["buffer"]), resumed["drained"]
+            self._random.bit_generator.state = resumed["random"]
+        source = _from_place(self.records, resumed and resumed["records"])
+        if not self._drained:
+            yield from self._through_the_buffer(source)
+            self._random.shuffle(self._buffer)
+            self._drained = True
+        while self._buffer:
+            yield self._buffer.pop()
+
+    def _through_the_buffer(self, source: Iterator[dict]) -> Iterator[dict]:
+        for record in source:
+            if len(self._buffer) < self.buffer_size:
+                self._buffer.append(record)
+                continue
+            place = int(self._random.integers(self.buffer_size))
+            given, self._buffer[place] = self._buffer[place], record
+            yield given
+
+    def set_epoch(self, epoch: int) -> None:
+        """The pass that is iterated next."""
+        if epoch != self.epoch:
+            self.epoch, self._resumed = epoch, None
+        self.records.set_epoch(epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The place behind the record that was given last."""
+        if self._resumed is not None:
+            return self._resumed
+        state = {"pass": self.epoch, "records": self.records.state_dict(), "buffer": list(self._buffer)}
+        return {**state, "random": self._random.bit_generator.state, "drained": self._drained}
+
+    def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
+        """The next iteration goes on from there, unless another pass is set before it."""
+        if state is not None:
+            self.set_epoch(state["pass"])
+        self._resumed = None if state is None else dict(state)
+
+
+class TokenStream(IterableDataset):
+    """Rows of `input_ids` and `loss_mask` of a stream of records; see `build_stream`.
+
+    Of `world` ranks each tokenises every `world`-th record. `state_dict` holds the place in the records where the batch
+    begins that is tokenised together, and how many of its rows were given.
+    """
+
+    column_names = ["input_ids", "loss_mask"]
+
+    def __init__(self, records, encoders: Encoders, max_length: int, rank: int, world: int, skip: bool):
+        self.records, self.encoders, self.max_length = records, encoders, max_length
+        self.rank, self.world, self.skip = rank, world, skip
+        self.epoch = 0
+        self._state = self._beginning()
+        self._resumed = False
+
+    def _beginning(self) -> dict[str, Any]:
+        return {"pass": self.epoch, "records": None, "number": 0, "given": 0}
+
+    def __iter__(self) -> Iterator[dict[str, list[int]]]:
+        state = dict(self._state) if self._resumed else self._beginning()
+        self._resumed, given, bad = False, state["given"], 0
+        source = _from_place(self.records, state["records"])
+        number = state["number"]
+        while True:
+            place = _place(self.records) if number != state["number"] else state["records"]
+            batch = list(islice(source, _BATCH))
+            self._state = {"pass": self.epoch, "records": place, "number": number, "given": given}
+            if not batch:
+                break
+            indices = [n for n in range(number, number + len(batch)) if n % self.world == self.rank]
+            own = [batch[n - number] for n in indices]
+            rows = encode_records(own, indices, self.encoders(), self.max_length, self.skip)
+            bad += rows["outcome"].count(BAD)
+            kept = [n for n, outcome in enumerate(rows["outcome"]) if outcome <= CUT]
+            for n in kept[given:]:
+                self._state["given"] += 1
+                yield {name: rows[name][n] for name in self.column_names}
+            number, given = number + len(batch), 0
+        if bad:
+            logger.warning("%d records of the stream are bad and were left out in this pass.", bad)
+
+    def set_epoch(self, epoch: int) -> None:
+        """The pass that is iterated next."""
+        if epoch != self.epoch:
+            self.epoch, self._resumed = epoch, False
+            self._state = self._beginning()
+        if hasattr(self.records, "set_epoch"):
+            self.records.set_epoch(epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The place behind the row that was given last."""
+        return dict(self._state)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The next iteration goes on from there, unless another pass is set before it."""
+        self.set_epoch(state["pass"])
+        self._state, self._resumed = dict(state), True
+
+
+def build_stream(
+    records,
+    tokenizer,
+    max_length: int = 2048,
+    options: MaskOptions | None = None,
+    template_kwargs: dict | None = None,
+    rank: int = 0,
+    world: int = 1,
+    skip_bad_records: bool = False,
+) -> TokenStream:
+    """As `build_dataset`, but conversations are read and tokenised while they are trained on.
+
+    Nothing is cached or counted. The first conversations' masks are checked at once, and one of the first 1,024 must
+    have an answer. Of `world` ranks, which read the same records in the same order, each tokenises every `world`-th
+    one: files may be few, and are of any size.
+
+    Raises:
+        `ValueError`: as `build_dataset`; about a record that comes later, when it is read.
+    """
+    encoders = Encoders(tokenizer, options, template_kwargs)
+    source = iter(records)
+    batch = list(islice(source, _CHECKED))
+    if not batch:
+        raise ValueError("`records` is empty; there is nothing to train on.")
+    first, number = batch, 0
+    check_sample(batch, list(range(len(batch))), encoders(), skip_bad_records)
+    while batch and number < _LOOKED_AT:
+        indices = list(range(number, number + len(batch)))
+        rows = encode_records(batch, indices, encoders(), max_length, skip_bad_records)
+        if min(rows["outcome"]) <= CUT:
+            return TokenStream(records, encoders, max_length, rank, world, skip_bad_records)
+        number += len(batch)
+        batch = list(islice(source, _BATCH))
+    if batch:
+        logger.warning("None of the first %d conversations of the stream has a supervised token.", number)
+        return TokenStream(records, encoders, max_length, rank, world, skip_bad_records)
+    ids, mask = encoders().encode([read_record(first[0], 0)[0]], tools=[read_tools(first[0], 0)])[0]
+    raise ValueError(
+        "No conversation has a supervised token: `records` hold no answer, or `max_length` cuts every one. "
+        f"Record 0 is {show_mask(encoders(), ids, mask)!r}"
+    )
+
+
+def _place(records) -> Any:
+    return records.state_dict() if hasattr(records, "state_dict") else None
+
+
+def _from_place(records, place: Any) -> Iterator:
+    """The records from a place on that `state_dict` gave; the state that was loaded holds for this iteration only."""
+    if hasattr(records, "load_state_dict"):
+        records.load_state_dict(place)
+    elif place is not None:
+        raise ValueError("`records` has no `load_state_dict`, which going on in a stream needs.")
+    with _quiet():
+        source = iter(records)
+        first = list(islice(source, 1))
+    yield from first
+    yield from source
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the warning of `datasets` that its own buffer is lost, which holds nothing here."""
+    told = logging.getLogger("datasets.iterable_dataset")
+    level = told.level
+    told.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        told.setLevel(level)

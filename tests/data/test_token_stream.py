@@ -1,0 +1,153 @@
+"""Streams that are shuffled and tokenised on the way: their order, their end, and how they go on from a place."""
+
+import json
+import logging
+import pickle
+from collections import Counter
+
+import pytest
+from tiny_tokenizer import CHATML, tiny_tokenizer
+from torch.utils.data import DataLoader
+
+from hf_eagle.data.conversations import build_dataset, build_stream
+from hf_eagle.data.records import count_records, load_records
+from hf_eagle.data.streaming import RankStream
+from hf_eagle.data.token_stream import ShuffledRecords
+
+
+def fill(folder, sizes, kind="jsonl"):
+    """Files of so many records, of which every ninth has no answer; paths."""
+    number, paths = 0, []
+    for place, size in enumerate(sizes):
+        numbers = range(number, number + size)
+        rows = [{"prompt": f"q {n}", **({"completion": f"a {n}"} if n % 9 else {})} for n in numbers]
+        paths.append(folder / f"{place}.{kind}")
+        if kind == "csv":
+            lines = ["prompt,completion", *(f"{row['prompt']},{row.get('completion', '')}" for row in rows)]
+        else:
+            lines = [json.dumps(row) for row in rows]
+        paths[-1].write_text("\n".join(lines) + "\n")
+        number += size
+    return paths
+
+
+def stream(sources, epoch=0, shuffle=30, **options):
+    records = load_records(sources, streaming=True)
+    if shuffle:
+        records = ShuffledRecords(records, seed=3, buffer_size=shuffle)
+    made = build_stream(records, tiny_tokenizer(CHATML), 64, **options)
+    made.set_epoch(epoch)
+    return made
+
+
+def ids(rows):
+    return [tuple(row["input_ids"]) for row in rows]
+
+
+SOURCES = {
+    "one file": lambda folder: fill(folder, [150]),
+    "files": lambda folder: folder if fill(folder, [40, 1, 90]) else None,
+    "csv": lambda folder: fill(folder, [100], "csv"),
+    "mixture": lambda folder: fill(folder, [50, 40]),
+}
+
+
+@pytest.mark.parametrize("shuffle", [0, 30, 1000])
+@pytest.mark.parametrize("source", SOURCES)
+def test_a_stream_goes_on_where_it_was(source, shuffle, tmp_path):
+    """What was given before and what comes after are together what a stream gives that was never stopped."""
+    sources = SOURCES[source](tmp_path)
+    for epoch in (0, 2):
+        whole = ids(stream(sources, epoch, shuffle))
+        for stop in (0, 1, 63, 64, 70, len(whole) - 1, len(whole)):
+            first = stream(sources, epoch, shuffle)
+            rows = iter(first)
+            given = ids(next(rows) for _ in range(stop))
+            state = pickle.loads(pickle.dumps(first.state_dict()))
+            second = stream(sources, 0, shuffle)
+            second.load_state_dict(state)
+            assert given + ids(second) == whole, stop
+        second.set_epoch(epoch + 1)
+        assert ids(second) == ids(stream(sources, epoch + 1, shuffle))
+
+
+def test_ranks_go_on_where_they_were(tmp_path):
+    """Ranks share by example: before tokenising, and of streams that share nothing themselves after it."""
+    sources = fill(tmp_path, [40, 1, 90])
+    whole = ids(stream(sources))
+    for made in (
+        lambda rank: RankStream(stream(sources, rank=rank, world=2)),
+        lambda rank: RankStream(stream(sources), rank, 2),
+    ):
+        found = []
+        for rank in range(2):
+            first, second = made(rank), made(rank)
+            rows = iter(first)
+            found += ids(next(rows) for _ in range(21 + rank))
+            second.load_state_dict(first.state_dict())
+            found += ids(second)
+        assert Counter(found) == Counter(whole)
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_worker_processes_share_the_files(world, tmp_path):
+    fill(tmp_path, [40, 1, 90, 20])
+    found = []
+    for rank in range(world):
+        loader = DataLoader(stream(tmp_path, rank=rank, world=world), batch_size=None, num_workers=2)
+        found += [tuple(row["input_ids"]) for row in loader]
+    assert Counter(found) == Counter(ids(stream(tmp_path)))
+
+
+def test_passes_differ_in_order_only(tmp_path):
+    fill(tmp_path, [40, 1, 90])
+    first, second = ids(stream(tmp_path)), ids(stream(tmp_path, epoch=1))
+    assert first != second and Counter(first) == Counter(second) and len(set(first)) == len(first)
+    plain = ids(build_dataset(load_records(tmp_path), tiny_tokenizer(CHATML), 64))
+    assert ids(stream(tmp_path, shuffle=0)) == plain and Counter(first) == Counter(plain)
+
+
+@pytest.mark.parametrize(
+    "late, message",
+    [
+        ("null", "Line 201 of .*0.jsonl must be an object"),
+        ('{"prompt": 3, "completion": "a", "finish_reason": 7}', "0.jsonl: Record 200: `finish_reason` must be"),
+        ('{"messages": [{"role": ["user"], "content": "x"}]}', "0.jsonl: Record 200: message 0 has the unknown role"),
+        ('{"prompt": "q", "completion": [[1]]}', "0.jsonl: Record 200: "),
+        ("[[[", "Line 201 of .*0.jsonl is not JSON"),
+        ("[" * 101, "Line 201 of .*0.jsonl is nested in more than 100 levels"),
+    ],
+)
+def test_a_bad_record_is_named_whenever_it_comes_or_left_out(late, message, tmp_path, caplog):
+    (path,) = fill(tmp_path, [200])
+    with path.open("a") as file:
+        file.write(late + "\n" + json.dumps({"prompt": "q", "completion": 7}) + "\n")
+    tokenizer = tiny_tokenizer(CHATML)
+    for shuffle in (0, 30):
+        with pytest.raises(ValueError, match=message):
+            list(stream(path, shuffle=shuffle))
+    with pytest.raises(ValueError, match=message):
+        build_dataset(load_records(path), tokenizer, 64)
+
+    skip = {"skip_bad_records": True}
+    records = load_records(path, streaming=True, **skip)
+    with caplog.at_level(logging.WARNING):
+        assert len(list(build_stream(records, tokenizer, 64, **skip))) == 178
+        for _ in range(2):  # made, and read back from the cache
+            assert len(build_dataset(load_records(path, **skip), tokenizer, 64, **skip)) == 178
+    assert count_records(path) >= 201  # what cannot be read is no record
+    with pytest.raises(ValueError, match=message):  # although what another run left out is in the cache
+        build_dataset(load_records(path), tokenizer, 64)
+    told = [r.getMessage() for r in caplog.records if "left out" in r.getMessage()]
+    assert len(told) >= 3 and all("1 " in line for line in told)
+
+
+def test_a_stream_without_an_answer_is_refused_at_once(tmp_path):
+    path = tmp_path / "questions.jsonl"
+    path.write_text('{"prompt": "q"}\n' * 200)
+    for shuffle in (0, 30):
+        with pytest.raises(ValueError, match="No conversation has a supervised token"):
+            stream(path, shuffle=shuffle)
+    with path.open("a") as file:
+        file.write('{"prompt": "q", "completion": "a"}\n')
+    assert len(list(stream(path))) == 1
