@@ -96,7 +96,7 @@ def test_dropping_the_last_rows_leaves_nothing_to_fill(strategy):
     assert len({row for step in found for row in step}) == 8
 
 
-@pytest.mark.parametrize("strategy", set(STRATEGIES) - {"sequential"})
+@pytest.mark.parametrize("strategy", [name for name in STRATEGIES if name != "sequential"])
 def test_every_epoch_has_an_order_of_its_own(strategy):
     orders = [steps_of(strategy, list(range(1, 41)), 2, 1, 2, epoch) for epoch in (0, 1, 0)]
     assert orders[0] == orders[2] != orders[1]
