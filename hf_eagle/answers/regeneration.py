@@ -107,6 +107,7 @@ def _run(generate, turns, tools, journal, batch_size, seed, time_limit, progress
     done = {(row["turn"], row["batch"]): row for row in journal.rows}
     started, fresh, tokens, too_long = time.monotonic(), 0, 0, 0
     bar = tqdm(total=sum(map(len, turns)), unit="answer", desc="regenerating", disable=not progress)
+
     for turn in range(max(map(len, turns), default=0)):
         waiting = [id for id in range(len(turns)) if len(turns[id]) > turn and answers[id][-1:] != [None]]
         for number, prompts in _batches(generate, turns, tools, answers, waiting, batch_size, seed):
@@ -117,6 +118,8 @@ def _run(generate, turns, tools, journal, batch_size, seed, time_limit, progress
                     bar.update(len(turns[id]) - turn)
                     answers[id].append(None)
                 continue
+
+            # answered before a kill, or now
             row = done.get((turn, number))
             if row is None:
                 if time_limit is not None and fresh and time.monotonic() - started > time_limit:
@@ -130,6 +133,7 @@ def _run(generate, turns, tools, journal, batch_size, seed, time_limit, progress
                 journal.append(row)
                 fresh += 1
                 bar.set_postfix_str(f"{tokens / (time.monotonic() - started):.0f} tokens/s", refresh=False)
+
             for id, answer in row["answers"]:
                 add_answer(answers[id], Answer(**answer), turns[id])
             bar.update(len(ids))

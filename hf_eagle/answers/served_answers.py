@@ -180,6 +180,8 @@ class _Run:
                     bar.set_postfix_str(f"{tokens / (time.monotonic() - self._started):.0f} tokens/s", refresh=False)
                     bar.update(len(rows))
                     working -= sum(event is None for event in events)
+
+                    # a record that ends early, an answer, or what broke a worker
                     for event in events:
                         if isinstance(event, tuple):
                             early[event[0]] = event[1]
@@ -188,6 +190,7 @@ class _Run:
                             in_a_row = 0
                         elif event is not None:
                             failure = failure or event
+
                     if in_a_row >= _SYSTEMATIC and failure is None:
                         failure = ServerError(f"{in_a_row} prompts in a row fail; of record {_first(early)}.")
                     if failure is not None:
@@ -195,6 +198,7 @@ class _Run:
             except BaseException:
                 self._abort()
                 raise
+
         if failure is not None:
             raise failure
         if early and not any(answer for found in self.answers for answer in found):

@@ -53,6 +53,7 @@ class EagleDataCollator:
             raise ValueError(
                 f"{sum(packed)} of {len(rows)} rows of the batch have `document_lengths`: pack all data or none."
             )
+
         rows = [read_row(row, f"row {number} of the batch") for number, row in enumerate(rows)]
         length = max(len(row["input_ids"]) for row in rows)
         multiple = self.pad_to_multiple_of or 1
@@ -60,6 +61,7 @@ class EagleDataCollator:
         fill = {"input_ids": self.pad_token_id, "attention_mask": 0, "loss_mask": 0}
         if packed[0]:
             fill |= {"documents": -1, "position_ids": 0}
+
         batch = {name: torch.full(shape, value) for name, value in fill.items()}
         for n, row in enumerate(rows):
             size = len(row["input_ids"])

@@ -47,12 +47,6 @@ def read_said(record: Mapping, where: str) -> Said | None:
     return Said(ids, places)
 
 
-def said_columns(record: Mapping) -> dict[str, str]:
-    """The columns that `read_said` reads, as JSON, so that any list of them has one type."""
-    found = {name: record[name] for name in SAID if record.get(name) is not None}
-    return {name: value if isinstance(value, str) else json.dumps(value) for name, value in found.items()}
-
-
 def read_reasons(found, answers: int, where: str) -> list[str | None] | None:
     """Why each answer ended, from a record's `finish_reason`: one for each answer, or one text for the last answer.
 
