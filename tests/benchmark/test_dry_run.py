@@ -1,21 +1,43 @@
 """What `--dry_run` says a rank would hold: exact parameters, and bytes beside those of real steps."""
 
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from real_configs import PARAMETERS, write_config
 
 from hf_eagle.arguments.groups import DryRunArguments
-from hf_eagle.benchmark.dry_run import GIB, dry_run, read_target_config
+from hf_eagle.benchmark.dry_run import GIB, dry_run, read_target_config, shapes_of
 from hf_eagle.drafts.costs_base import RunShapes
 from hf_eagle.drafts.eagle1.configuration import Eagle1Config
 from hf_eagle.drafts.eagle3.configuration import draft_config
+from hf_eagle.training.parts import config_of_draft
 from hf_eagle.training.recipe import Recipe
 
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted(p for p in (ROOT / "training_args").glob("*.yaml"))
+
+
+# "On 8 devices of 40 GiB", and what the dry run says that a rank holds
+SIZES = re.compile(
+    r"^# On (\d+) (?:devices?|process(?:es)?) of (\d+) GiB: by the dry run a rank holds ([\d.]+) GiB\.$", re.M
+)
+# counted in the published files, and no parameters
+ROUTER_BUFFERS = {"moonshotai/Kimi-K2.5": 60 * 384}
+LATENT_DRAFTS = {
+    "deepseek-ai/DeepSeek-V3": 2_606_135_296,
+    "moonshotai/Kimi-K2.5": 3_015_604_224,
+    "Qwen/Qwen3-8B": 1_002_457_088,
+}
+
+
+def world_of(recipe: Path) -> str:
+    """The recipe's own number of ranks, at least 8."""
+    return max("8", SIZES.search(recipe.read_text())[1], key=int)
 
 
 def holding(holdings, start):
@@ -35,19 +57,48 @@ def script():
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_is_dry_run_from_configs(recipe, script, tmp_path, capsys, caplog):
     """As the script does it, with a folder that holds the target's `config.json` and nothing else."""
-    asked = ["--config", str(recipe), "--dry_run", "--world_size", "8", "--device_memory_gb", "0.5"]
+    asked = ["--config", str(recipe), "--dry_run", "--world_size", world_of(recipe), "--device_memory_gb", "0.5"]
     asked = Recipe.parse(asked)
     name = asked.target.target
     asked.target.target = str(write_config(name, tmp_path / "target"))
     script["print_dry_run"](asked)
     printed = capsys.readouterr().out
-    whole = PARAMETERS[name] - (60 * 384 if "Kimi" in name else 0)  # Kimi's router has buffers
+    whole = PARAMETERS[name] - ROUTER_BUFFERS.get(name, 0)
     assert f"layers and {whole:,} parameters" in printed
     if "mla" in recipe.stem:
-        draft = 3_015_604_224 if "Kimi" in name else 1_002_457_088
+        draft = LATENT_DRAFTS[name]
         assert f"Eagle3DeepseekV2ForCausalLM of {draft:,} parameters" in printed
     if not recipe.stem.startswith(("smollm2", "tiny")):
         assert "This cannot fit `device_memory_gb` 0.5: a rank needs" in caplog.text
+
+
+def launched(head: str) -> tuple[int, bool]:
+    """How many processes the command in a recipe's head starts, and whether the draft is sharded among them."""
+    command = " ".join(head.partition("# Launch: ")[2].replace("\\\n#", " ").split())
+    if not command.startswith("accelerate launch"):
+        nodes = re.match(r"torchrun --nproc-per-node (\d+) ", command)
+        return int(nodes[1]) if nodes else 1, False
+    config = yaml.safe_load((ROOT / re.search(r"--config_file (\S+)", command)[1]).read_text())
+    asked = re.search(r"--num_processes (\d+)", command)
+    return int(asked[1]) if asked else config["num_processes"], config["distributed_type"] == "FSDP"
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_fits_the_devices_that_its_head_names(recipe, tmp_path):
+    head = recipe.read_text()
+    processes, sharded = launched(head)
+    world, memory, told = SIZES.search(head).groups()
+    assert processes == int(world)
+    assert f"--config training_args/{recipe.name}" in head
+
+    asked = Recipe.parse(["--config", str(recipe), "--dry_run", "--world_size", world])
+    target = read_target_config(str(write_config(asked.target.target, tmp_path / "target")))
+    config = config_of_draft(target, asked.target, asked.draft)
+    steps = asked.draft.kind.part("training").training_for(asked.training, config).steps
+    shapes = shapes_of(target, asked.target, asked.data, asked.dry_run, asked.training, steps)
+    run = dry_run(target, config, replace(shapes, draft_sharded=sharded))
+    assert run.peak / GIB == pytest.approx(float(told), abs=0.051)
+    assert run.warning(int(memory)) is None
 
 
 def test_qwen3_with_a_latent_draft(tmp_path):
