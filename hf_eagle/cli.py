@@ -67,6 +67,12 @@ def run(script: Path) -> None:
 
 def main() -> None:
     """Run the script of the verb as if it had been called itself."""
+    from .door.printer import run_verb
+
+    run_verb(_main)
+
+
+def _main() -> None:
     verb, known = (sys.argv[1] if len(sys.argv) > 1 else "--help"), scripts()
     if verb in ("--help", "-h", "help"):
         print(usage())
@@ -82,4 +88,5 @@ def main() -> None:
     else:
         near = difflib.get_close_matches(verb, known, n=1)
         hint = f"did you mean {near[0]}?" if near else f"verbs are {', '.join(known)}."
-        raise SystemExit(f"hf-eagle: error: unknown verb {verb}, {hint} (--help describes them)")
+        print(f"hf-eagle: error: unknown verb {verb}, {hint} (--help describes them)", file=sys.stderr)
+        raise SystemExit(2)

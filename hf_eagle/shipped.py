@@ -19,8 +19,8 @@ def recipe_names() -> list[str]:
     return sorted(path.stem for path in shipped("training_args").glob("*.yaml"))
 
 
-def find_config(name: str) -> Path:
-    """A YAML file by its path, or a recipe by its name, such as `smollm2-135m-eagle3`.
+def find_config(name: str, argument: str = "--config") -> Path:
+    """A YAML file by its path, or a recipe by its name, such as `smollm2-135m-eagle3`; `argument` is what named it.
 
     Raises:
         ValueError: if `name` looks like a recipe's and there is none of that name.
@@ -36,4 +36,4 @@ def find_config(name: str) -> Path:
     if not near and path.suffix:
         return path  # meant as a file, and missed by whoever reads it
     hint = f"did you mean {near[0]}?" if near else f"recipes are {', '.join(recipe_names())}."
-    raise ValueError(f"`--config` {name} is neither a file nor a recipe: {hint}")
+    raise ValueError(f"`{argument}` {name} is neither a file nor a recipe: {hint}")

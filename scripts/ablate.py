@@ -24,13 +24,24 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
+
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without installation
+
+from hf_eagle.arguments.bounds import Bounds, Count, Workers, check_numbers
+from hf_eagle.door.json_files import read_json
+from hf_eagle.door.printer import run_verb
+from hf_eagle.door.writing import writing
 
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # a clone works without installation
+
 
 # arguments of the recipe that a draft is measured with, too
 AS_TRAINED = ("target", "target_revision", "gguf_file", "trust_remote_code", "chat_template_kwargs", "tools")
+TABLE = "table.md"
+DELETE = "delete the folder that it is in, to have that run done again"
 TRIALS = 2
 TRIAL_STEPS = 20  # enough for a step's time to within a few per cent: packed steps are all alike
 
@@ -41,27 +52,51 @@ class AblationArguments:
     variants: str = field(metadata={"help": "YAML file: name of a variant -> arguments that it changes."})
     prompts: str = field(metadata={"help": "Prompts to measure acceptance on."})
     output_dir: str = field(metadata={"help": "Folder for the drafts, what was measured, and the table."})
-    minutes: float = field(default=4.0, metadata={"help": "Training time of every run, data preparation apart."})
-    seeds: int = field(default=1, metadata={"help": "Runs of every variant, with seeds from 0 on."})
-    num_prompts: int = field(default=64, metadata={"help": "Take the first so many prompts."})
-    max_new_tokens: int = field(default=64, metadata={"help": "Longest answer, in tokens."})
-    batch_size: int = field(default=16, metadata={"help": "Prompts that are decoded together."})
-    jobs: int = field(default=1, metadata={"help": "Runs at the same time, the machine's cores divided among them."})
+    minutes: Annotated[float, Bounds(above=0, most=100_000)] = field(
+        default=4.0, metadata={"help": "Training time of every run, data preparation apart."}
+    )
+    seeds: Count = field(default=1, metadata={"help": "Runs of every variant, with seeds from 0 on."})
+    num_prompts: Count = field(default=64, metadata={"help": "Take the first so many prompts."})
+    max_new_tokens: Count = field(default=64, metadata={"help": "Longest answer, in tokens."})
+    batch_size: Count = field(default=16, metadata={"help": "Prompts that are decoded together."})
+    jobs: Workers = field(
+        default=1, metadata={"help": "Runs at the same time, the machine's cores divided among them."}
+    )
 
-    def __post_init__(self):
-        from hf_eagle.arguments.parser import at_least_one
+    __post_init__ = check_numbers
 
-        at_least_one(self, "seeds", "num_prompts", "max_new_tokens", "batch_size", "jobs")
-        if not self.minutes > 0:
-            raise ValueError(f"`minutes` must be more than 0, but is {self.minutes}.")
+
+def parser():
+    from hf_eagle.arguments.parser import EagleArgumentParser
+
+    return EagleArgumentParser(AblationArguments, description=__doc__)
+
+
+def door(argv: list[str] | None = None) -> tuple[AblationArguments, dict[str, dict]]:
+    """The arguments and the variants, once all was read that a run would miss only after its training."""
+    from hf_eagle.door.inputs import check_file, naming
+    from hf_eagle.door.outputs import begins_with, check_output_file, check_output_folder
+    from hf_eagle.evaluation.prompts import load_prompts
+    from hf_eagle.shipped import find_config
+
+    (args,) = parser().parse_args_and_config(argv)
+    check_file("recipe", find_config(args.recipe, "recipe"))
+    recipe_of(args)
+    variants = read_variants(Path(args.variants))
+    check_file("prompts", args.prompts)
+    with naming("prompts"):
+        load_prompts(args.prompts, limit=args.num_prompts)
+
+    reads = {name: getattr(args, name) for name in ("recipe", "variants", "prompts")}
+    check_output_folder("output_dir", args.output_dir, reads)
+    check_output_file("output_dir", Path(args.output_dir) / TABLE, reads, begins_with(b"| variant"), levels=None)
+    return args, variants
 
 
 def main() -> None:
-    from hf_eagle.arguments.parser import EagleArgumentParser
+    from hf_eagle.door.writing import write_output
 
-    (args,) = EagleArgumentParser(AblationArguments, description=__doc__).parse_args_and_config()
-    variants = read_variants(Path(args.variants))
-    Path(args.output_dir).mkdir(parents=True, exist_ok=True)
+    args, variants = door()
     results = {}
     with ThreadPoolExecutor(args.jobs) as pool:
         steps = dict(finished(pool, lambda name: steps_of(args, name, variants[name]), variants))
@@ -69,7 +104,7 @@ def main() -> None:
         work = lambda run: measured(args, run, variants[run[0]], steps[run[0]])  # noqa: E731
         for (name, _), result in finished(pool, work, runs):
             results.setdefault(name, []).append(result)
-            (Path(args.output_dir) / "table.md").write_text(table(results) + "\n", encoding="utf-8")
+            write_output("output_dir", Path(args.output_dir) / TABLE, table(results))
     print(table(results))
     wanted, done = args.seeds * len(variants), sum(map(len, results.values()))
     if done < wanted:
@@ -83,20 +118,30 @@ def finished(pool: ThreadPoolExecutor, work: Callable, items: Iterable) -> Itera
     for item, future in [(item, pool.submit(work, item)) for item in items]:
         try:
             yield item, future.result()
-        except RuntimeError as problem:
+        except (OSError, RuntimeError, ValueError) as problem:
             print(f"{item}: {problem}", file=sys.stderr, flush=True)
 
 
 def read_variants(path: Path) -> dict[str, dict]:
-    import yaml
+    """What each variant changes; `ValueError` for a file that names none, or two of which would share a folder."""
+    from hf_eagle.arguments.yaml_files import read_yaml
+    from hf_eagle.door.inputs import check_file
 
-    if not path.is_file():
-        raise ValueError(f"`variants` names {path}, which does not exist.")
-    variants = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if not isinstance(variants, dict) or not all(isinstance(changes, dict) for changes in variants.values()):
+    check_file("variants", path)
+    variants = read_yaml(path, "variants")
+    if not variants or not all(isinstance(changes, dict) for changes in variants.values()):
         raise ValueError(
             f"`variants` must map names to arguments, as `ttt 5: {{ttt_steps: 5}}`, which {path} does not."
         )
+    folders: dict[str, str] = {}
+    for name in variants:
+        if not isinstance(name, str):
+            raise ValueError(f"`variants` {path}: a variant's name must be text, but is {name!r}: put it in quotes.")
+        if not slug(name).strip("."):
+            raise ValueError(f"`variants` {path}: {name!r} names no folder: give the variant letters or digits.")
+        other = folders.setdefault(slug(name), name)
+        if other != name:
+            raise ValueError(f"`variants` {path}: {other!r} and {name!r} would share the folder {slug(name)}.")
     return variants
 
 
@@ -106,7 +151,8 @@ def steps_of(args: AblationArguments, name: str, changes: dict) -> int:
     for folder in (Path(args.output_dir) / slug(name) / f"trial-{n}" for n in range(TRIALS)):
         if not (folder / "train_results.json").exists():
             train(args, folder, changes, TRIAL_STEPS, 0)
-        found.append(json.loads((folder / "train_results.json").read_text())["train_runtime"] / TRIAL_STEPS)
+        results = read_json(folder / "train_results.json", {"train_runtime": float}, DELETE)
+        found.append(results["train_runtime"] / TRIAL_STEPS)
     return max(1, round(60 * args.minutes / min(found)))
 
 
@@ -115,7 +161,9 @@ def measured(args: AblationArguments, run: tuple[str, int], changes: dict, steps
     name, seed = run
     folder = Path(args.output_dir) / slug(name) / str(seed)
     if not (folder / "acceptance.json").exists():
-        train(args, folder, changes, steps, seed)
+        # a training writes its state last, and is not done again where only the measurement was interrupted
+        if not (folder / "trainer_state.json").exists():
+            train(args, folder, changes, steps, seed)
         recipe = recipe_of(args) | changes
         values = {
             **{name: recipe[name] for name in AS_TRAINED if recipe.get(name) is not None},
@@ -124,8 +172,8 @@ def measured(args: AblationArguments, run: tuple[str, int], changes: dict, steps
             **{"compare_to_target": False, "output_json": folder / "acceptance.json"},
         }
         call(args, "evaluate_draft.py", values, folder.with_suffix(".measured.log"))
-    found = json.loads((folder / "acceptance.json").read_text())
-    trained = json.loads((folder / "all_results.json").read_text())
+    found = read_json(folder / "acceptance.json", {"acceptance_length": float}, DELETE)
+    trained = read_json(folder / "all_results.json", {}, DELETE)
     estimate = trained.get("eval_estimated_acceptance_length")
     length = found["acceptance_length"]
     print(f"{name}, seed {seed}: {steps} steps, acceptance length {length:.3f}", flush=True)
@@ -135,10 +183,11 @@ def measured(args: AblationArguments, run: tuple[str, int], changes: dict, steps
 def train(args: AblationArguments, folder: Path, changes: dict, steps: int, seed: int) -> None:
     import yaml
 
+    from hf_eagle.door.writing import write_output
+
     run = {"output_dir": str(folder), "max_steps": steps, "seed": seed, "save_strategy": "no", "overwrite": True}
     config = folder.with_suffix(".yaml")
-    config.parent.mkdir(parents=True, exist_ok=True)
-    config.write_text(yaml.safe_dump(recipe_of(args) | changes | run), encoding="utf-8")
+    write_output("output_dir", config, yaml.safe_dump(recipe_of(args) | changes | run))
     call(args, "train_eagle.py", {"config": config}, folder.with_suffix(".log"))
 
 
@@ -148,19 +197,20 @@ def call(args: AblationArguments, script: str, values: dict, log: Path) -> None:
     for name, value in values.items():
         command += [f"--{name}", json.dumps(value) if isinstance(value, dict) else str(value)]
     threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // args.jobs))}
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("w") as output:
+    with writing("output_dir", log):
+        log.parent.mkdir(parents=True, exist_ok=True)
+        output = log.open("w")
+    with output:
         done = subprocess.run(command, env=threads | os.environ, stdout=output, stderr=subprocess.STDOUT)
     if done.returncode:
         raise RuntimeError(f"scripts/{script} failed; the end of {log}:\n{log.read_text(errors='replace')[-1500:]}")
 
 
 def recipe_of(args: AblationArguments) -> dict:
-    import yaml
-
+    from hf_eagle.arguments.yaml_files import read_yaml
     from hf_eagle.shipped import find_config
 
-    return yaml.safe_load(Path(find_config(args.recipe)).read_text(encoding="utf-8"))
+    return read_yaml(find_config(args.recipe, "recipe"), "recipe")
 
 
 def slug(name: str) -> str:
@@ -191,7 +241,4 @@ def table(results: dict[str, list[dict]]) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (OSError, RuntimeError, ValueError) as problem:
-        raise SystemExit(f"error: {problem}") from None
+    run_verb(main)

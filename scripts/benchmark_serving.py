@@ -8,17 +8,27 @@ Starts an engine for every K and one without a draft, all of them alive together
 in turn, greedily, for several rounds: what slows the machine slows all of them. Prints a table of medians and where the
 draft stops paying, and draws it beside the JSON. vLLM is found in the environment that `make test-serving` makes;
 `--serving_python` names another one. Run it on a machine that does nothing else.
+
+Interrupt it when you like: what all engines have decoded is in `<output_json>.journal`, and the same command goes on
+where it stopped. With other settings, or another draft, it refuses to; the journal is gone when the result is there.
 """
 
+import hashlib
 import json
 import sys
 import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Literal
+
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without installation
+
+from hf_eagle.arguments.bounds import Count
+from hf_eagle.door.printer import run_verb
 
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # a clone works without installation
 
 
 @dataclass
@@ -26,16 +36,22 @@ class ServingArguments:
     target: str = field(metadata={"help": "Target model: a folder or a Hub id."})
     draft: str = field(metadata={"help": "The draft's checkpoint folder or Hub id."})
     prompts: str = field(metadata={"help": "Prompts, in the forms that scripts/evaluate_draft.py takes."})
-    output_json: str = field(metadata={"help": "Where the result is written."})
+    output_json: str = field(
+        metadata={
+            "help": "Where the result is written; `<output_json>.journal` beside it holds what is decoded until then."
+        }
+    )
     num_speculative_tokens: str = field(
         default="3", metadata={"help": "Drafted tokens K to measure, as `1..6` or `1,2,4`."}
     )
     batch_sizes: str = field(default="1", metadata={"help": "Requests in flight to measure, as `1..4` or `1,2,4,8`."})
-    num_prompts: int = field(default=16, metadata={"help": "Take so many prompts, evenly over the file."})
-    max_new_tokens: int = field(default=64, metadata={"help": "Longest answer, in tokens."})
-    rounds: int = field(default=5, metadata={"help": "Runs of each way, in alternation; medians are shown."})
-    dtype: str = field(default="bfloat16", metadata={"help": "Data type of target and draft."})
-    max_model_len: int = field(default=2048, metadata={"help": "Context length."})
+    num_prompts: Count = field(default=16, metadata={"help": "Take so many prompts, evenly over the file."})
+    max_new_tokens: Count = field(default=64, metadata={"help": "Longest answer, in tokens."})
+    rounds: Count = field(default=5, metadata={"help": "Runs of each way, in alternation; medians are shown."})
+    dtype: Literal["bfloat16", "float16", "float32", "auto"] = field(
+        default="bfloat16", metadata={"help": "Data type of target and draft."}
+    )
+    max_model_len: Count = field(default=2048, metadata={"help": "Context length."})
     engine_args: str = field(
         default='{"enforce_eager": true}',
         metadata={
@@ -48,11 +64,10 @@ class ServingArguments:
     )
 
     def __post_init__(self):
-        from hf_eagle.arguments.parser import at_least_one, parse_counts
+        from hf_eagle.arguments.parser import parse_counts
 
-        for name in ("num_speculative_tokens", "batch_sizes"):
-            setattr(self, name, parse_counts(name, getattr(self, name)))
-        at_least_one(self, "num_prompts", "max_new_tokens", "rounds")
+        for name, most in (("num_speculative_tokens", 64), ("batch_sizes", 1024)):
+            setattr(self, name, parse_counts(name, getattr(self, name), most))
         try:
             self.engine_args = json.loads(self.engine_args)
         except json.JSONDecodeError as problem:
@@ -63,13 +78,40 @@ class ServingArguments:
             raise ValueError(f"`serving_python` {self.serving_python} does not exist; `make test-serving` makes it.")
 
 
-def main() -> None:
+def parser():
     from hf_eagle.arguments.parser import EagleArgumentParser
     from hf_eagle.arguments.sources import TargetSourceArguments, TemplateArguments
 
     groups = (ServingArguments, TargetSourceArguments, TemplateArguments)
-    args, source, template = EagleArgumentParser(groups, description=__doc__).parse_args_and_config()
+    return EagleArgumentParser(groups, description=__doc__)
 
+
+def door(argv: list[str] | None = None):
+    """The arguments, once each path was looked at."""
+    from hf_eagle.door.inputs import check_draft, check_file, check_target
+    from hf_eagle.door.outputs import check_journal, check_output_file, check_pictures, holds_object_with
+
+    args, source, template = parser().parse_args_and_config(argv)
+    check_target("target", args.target, source.gguf_file)
+    check_draft("draft", args.draft)
+    check_file("prompts", args.prompts)
+    check_file("serving_python", args.serving_python)
+
+    reads = {name: getattr(args, name) for name in ("target", "draft", "prompts", "serving_python")}
+    reads["tools"] = template.tools
+    check_output_file("output_json", args.output_json, reads, holds_object_with("server", "entries"))
+    check_journal("output_json", args.output_json, reads)
+    check_pictures("output_json", [Path(args.output_json).with_suffix(".png")], args.output_json, reads)
+    return args, source, template
+
+
+def main() -> None:
+    args, source, template = door()
+
+    from hf_eagle.door.inputs import naming
+    from hf_eagle.door.journal import Journal, journal_path
+    from hf_eagle.door.writing import output as output_file
+    from hf_eagle.door.writing import write_output
     from hf_eagle.drafts.build import draft_class_of
     from hf_eagle.drafts.kinds import find_kind
     from hf_eagle.evaluation.plots import plot_serving
@@ -79,7 +121,8 @@ def main() -> None:
     from hf_eagle.serving.speed import Engine, measure_serving, table, verdict
     from hf_eagle.targets.loading import load_tokenizer
 
-    chosen = spread(load_prompts(args.prompts), args.num_prompts)
+    with naming("prompts"):
+        chosen = spread(load_prompts(args.prompts), args.num_prompts)
     kind, _ = find_kind([draft_class_of(args.draft).__name__])
     method = served_as(kind.name).vllm.name
     tokenizer, kwargs = load_tokenizer(args.target, **source.source), template.template_kwargs
@@ -88,7 +131,11 @@ def main() -> None:
     if longest > args.max_model_len:
         raise ValueError(f"`max_model_len` is {args.max_model_len}, but a prompt and its answer take {longest} tokens.")
 
-    with tempfile.TemporaryDirectory() as logs:
+    output = Path(args.output_json)
+    journal = Journal(journal_path(output), depends_on(args, source, template, prompts))
+    if journal.rows:
+        print(f"going on behind the {len(journal.rows)} runs of all engines in {journal.path}", flush=True)
+    with naming("output_json", args.output_json), journal, tempfile.TemporaryDirectory() as logs:
 
         def start(count: int) -> Engine:
             print(f"starting vLLM {f'with K = {count}' if count else 'without a draft'}", flush=True)
@@ -104,15 +151,29 @@ def main() -> None:
             )
 
         shape = (args.num_speculative_tokens, args.batch_sizes, args.rounds, args.max_new_tokens)
-        entries = measure_serving(start, prompts, *shape, report=lambda line: print(line, flush=True))
+        how = {"report": lambda line: print(line, flush=True), "journal": journal}
+        entries = measure_serving(start, prompts, *shape, **how)
 
-    output = Path(args.output_json)
-    output.parent.mkdir(parents=True, exist_ok=True)
     result = {"server": "vLLM", "prompts": Path(args.prompts).name, "machine": machine(), "entries": entries}
     result["arguments"] = asdict(args) | asdict(source) | asdict(template)
-    output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    plot_serving(entries, output.with_suffix(".png"))
+    write_output("output_json", output, json.dumps(result, indent=2))
+    journal.remove()
+    with output_file("output_json", output.with_suffix(".png")) as part:
+        plot_serving(entries, part)
     print(f"{table(entries)}\n{verdict(entries)}")
+
+
+def depends_on(args: ServingArguments, source, template, prompts: list[list[int]]) -> dict:
+    """What decides a run, for the first line of the journal."""
+    from hf_eagle.hub.run_facts import machine
+    from hf_eagle.serving.speed import model_identity
+
+    asked = asdict(args) | asdict(source) | asdict(template)
+    for name in ("output_json", "target", "draft", "prompts", "tools"):
+        del asked[name]  # what they hold is told from others, not how they are named
+    ids = hashlib.sha256(json.dumps(prompts).encode()).hexdigest()[:16]
+    models = {f"{name}_weights": model_identity(getattr(args, name)) for name in ("target", "draft")}
+    return {"machine": machine(), "prompts": ids, **models, **asked}
 
 
 def served_target(target: str, source) -> dict:
@@ -129,7 +190,4 @@ def served_target(target: str, source) -> dict:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (OSError, RuntimeError, ValueError) as problem:
-        raise SystemExit(f"error: {problem}") from None
+    run_verb(main)

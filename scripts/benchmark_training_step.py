@@ -20,11 +20,13 @@ import json
 import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without installation
 
+from hf_eagle.arguments.bounds import Bounds, Count, Whole, check_numbers
+from hf_eagle.door.printer import run_verb
 from hf_eagle.targets.latent import LATENT_SIZES
 
 
@@ -36,26 +38,30 @@ class BenchmarkArguments:
     preset: Literal["smollm2", "llama3-8b", "qwen3-30b-a3b", "kimi-mla"] = field(
         default="smollm2", metadata={"help": "Shapes of the target and of the draft's layer."}
     )
-    batch_size: int = field(default=1, metadata={"help": "Rows of a batch."})
-    length: int = field(default=2048, metadata={"help": "Tokens of a row; with --data the longest chat or packed row."})
-    supervised_share: float = field(default=0.4, metadata={"help": "Share of a turn that is the answer."})
-    turns: int | None = field(default=None, metadata={"help": "Turns of a row; one every 512 tokens by default."})
-    ttt_steps: int = field(default=7, metadata={"help": "Steps of the training-time test."})
-    hidden_size: int | None = field(default=None, metadata={"help": "This and the next seven override the preset."})
-    intermediate_size: int | None = field(default=None, metadata={"help": "Width of the MLP."})
-    num_attention_heads: int | None = field(default=None, metadata={"help": "Query heads."})
-    num_key_value_heads: int | None = field(default=None, metadata={"help": "Key and value heads."})
-    head_dim: int | None = field(default=None, metadata={"help": "Width of a head."})
-    vocab_size: int | None = field(default=None, metadata={"help": "The target's vocabulary."})
-    draft_vocab_size: int | None = field(default=None, metadata={"help": "The draft's; with --data all by default."})
-    num_hidden_layers: int | None = field(default=None, metadata={"help": "The target's layers."})
-    kv_lora_rank: int | None = field(
+    batch_size: Count = field(default=1, metadata={"help": "Rows of a batch."})
+    length: Count = field(
+        default=2048, metadata={"help": "Tokens of a row; with --data the longest chat or packed row."}
+    )
+    supervised_share: Annotated[float, Bounds(above=0, below=1)] = field(
+        default=0.4, metadata={"help": "Share of a turn that is the answer."}
+    )
+    turns: Count | None = field(default=None, metadata={"help": "Turns of a row; one every 512 tokens by default."})
+    ttt_steps: Count = field(default=7, metadata={"help": "Steps of the training-time test."})
+    hidden_size: Count | None = field(default=None, metadata={"help": "This and the next seven override the preset."})
+    intermediate_size: Count | None = field(default=None, metadata={"help": "Width of the MLP."})
+    num_attention_heads: Count | None = field(default=None, metadata={"help": "Query heads."})
+    num_key_value_heads: Count | None = field(default=None, metadata={"help": "Key and value heads."})
+    head_dim: Count | None = field(default=None, metadata={"help": "Width of a head."})
+    vocab_size: Count | None = field(default=None, metadata={"help": "The target's vocabulary."})
+    draft_vocab_size: Count | None = field(default=None, metadata={"help": "The draft's; with --data all by default."})
+    num_hidden_layers: Count | None = field(default=None, metadata={"help": "The target's layers."})
+    kv_lora_rank: Count | None = field(
         default=None, metadata={"help": "This and the next four override a preset with latent attention in the draft."}
     )
-    q_lora_rank: int | None = field(default=None, metadata={"help": "Rank of the queries' bottleneck."})
-    qk_nope_head_dim: int | None = field(default=None, metadata={"help": "Part of a head's key that is not rotated."})
-    qk_rope_head_dim: int | None = field(default=None, metadata={"help": "Part of a key that is rotated."})
-    v_head_dim: int | None = field(default=None, metadata={"help": "Width of a head's value."})
+    q_lora_rank: Whole | None = field(default=None, metadata={"help": "Rank of the queries' bottleneck."})
+    qk_nope_head_dim: Count | None = field(default=None, metadata={"help": "Part of a head's key that is not rotated."})
+    qk_rope_head_dim: Count | None = field(default=None, metadata={"help": "Part of a key that is rotated."})
+    v_head_dim: Count | None = field(default=None, metadata={"help": "Width of a head's value."})
     dtype: Literal["float32", "bfloat16"] = field(
         default="float32", metadata={"help": "bfloat16: mixed precision of the draft, and the target's dtype."}
     )
@@ -67,7 +73,7 @@ class BenchmarkArguments:
         },
     )
     data: str | None = field(default=None, metadata={"help": "Real chats instead of random tokens; needs a --target."})
-    num_chats: int = field(default=64, metadata={"help": "How many of them, drawn at random."})
+    num_chats: Count = field(default=64, metadata={"help": "How many of them, drawn at random."})
     compare: Literal["none", "eager", "float32", "padded", "trainer", "live"] = field(
         default="none", metadata={"help": "What else to run, in alternation, to compare with."}
     )
@@ -80,19 +86,14 @@ class BenchmarkArguments:
     sweep: Literal["none", "length", "ttt", "batch"] = field(
         default="none", metadata={"help": "Measure at several values of one of them and draw how the cost grows."}
     )
-    repeats: int = field(default=5, metadata={"help": "Runs of each way; medians are shown."})
+    repeats: Count = field(default=5, metadata={"help": "Runs of each way; medians are shown."})
     device: str | None = field(default=None, metadata={"help": "cpu, cuda, ...; cuda where there is one."})
     output_json: str | None = field(
         default=None, metadata={"help": "Where the numbers are written; a sweep's picture lies next to it."}
     )
 
     def __post_init__(self):
-        for name in ("batch_size", "length", "ttt_steps", "repeats", "num_chats"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, but is {getattr(self, name)}.")
-        if not 0 < self.supervised_share < 1:
-            raise ValueError(f"`supervised_share` must lie between 0 and 1, but is {self.supervised_share}.")
-
+        check_numbers(self)
         if self.compare in ("padded", "trainer", "live") and self.data is None:
             raise ValueError(f"`compare` {self.compare} is about real chats: name a `data` file and a `target`.")
         if self.data is not None and self.target in ("none", "random"):
@@ -114,17 +115,44 @@ class BenchmarkArguments:
             raise ValueError("`sweep` goes with `compare` eager or none.")
 
 
-def main() -> None:
+def parser():
     from hf_eagle.arguments.parser import EagleArgumentParser
 
-    (args,) = EagleArgumentParser(BenchmarkArguments, description=__doc__).parse_args_and_config()
+    return EagleArgumentParser(BenchmarkArguments, description=__doc__)
+
+
+def door(argv: list[str] | None = None) -> BenchmarkArguments:
+    """The arguments, once each path was looked at."""
+    from hf_eagle.door.inputs import check_data, check_target
+    from hf_eagle.door.outputs import check_output_file, check_output_folder, check_pictures, holds_object_with
+
+    (args,) = parser().parse_args_and_config(argv)
+    if args.data is not None:
+        check_data("data", [args.data])
+        check_target("target", args.target)
+    reads = {"data": args.data, "target": None if args.data is None else args.target}
+    if args.store_dir is not None:
+        check_output_folder("store_dir", args.store_dir, reads, overwrite=True, ours=lambda folder: True)
+    if args.output_json is not None:
+        check_output_file("output_json", args.output_json, reads, holds_object_with("arguments", "machine"))
+        drawn = [] if args.sweep == "none" else [Path(args.output_json).with_suffix(".png")]
+        check_pictures("output_json", drawn, args.output_json, reads)
+    return args
+
+
+def main() -> None:
+    args = door()
 
     import torch
 
+    from hf_eagle.arguments.devices import device_of
     from hf_eagle.benchmark import run
+    from hf_eagle.door.writing import output, write_output
 
     torch.manual_seed(0)
-    device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if args.store_dir is not None:
+        Path(args.store_dir).mkdir(parents=True, exist_ok=True)
+    device = torch.device(device_of(args.device))
     if args.sweep == "none":
         result = run.measure(args, device)
         print(run.describe(result))
@@ -133,15 +161,13 @@ def main() -> None:
 
     result["arguments"], result["machine"] = asdict(args), run.machine(device)
     if args.output_json:
-        path = Path(args.output_json)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        write_output("output_json", args.output_json, json.dumps(result, indent=2))
         if args.sweep != "none":
-            print(f"wrote {run.draw_sweep(result, path.with_suffix('.png'))}")
+            picture = Path(args.output_json).with_suffix(".png")
+            with output("output_json", picture) as part:
+                run.draw_sweep(result, part)
+            print(f"wrote {picture}")
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (OSError, ValueError) as problem:
-        raise SystemExit(f"error: {problem}") from problem
+    run_verb(main)

@@ -18,17 +18,27 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without installation
 
+from hf_eagle.door.printer import run_verb
 from hf_eagle.training.recipe import Recipe
 
 
 logger = logging.getLogger("hf_eagle")
 
 
-def main() -> None:
-    recipe = Recipe.parse(description=__doc__)
-    target_args, data_args, args = recipe.target, recipe.data, recipe.training
-    if data_args.feature_store is None:
+def door(argv: list[str] | None = None) -> Recipe:
+    """The recipe, once each path was looked at."""
+    recipe = Recipe.parse(argv, description=__doc__)
+    if recipe.data.feature_store is None:
         raise ValueError("Name the folder that features are stored in: `--feature_store DIR`.")
+    recipe.refuse_other_methods()
+    recipe.refuse_missing_kernels()
+    recipe.check_paths(writes_features=True)
+    return recipe
+
+
+def main() -> None:
+    recipe = door()
+    target_args, data_args, args = recipe.target, recipe.data, recipe.training
 
     from transformers import set_seed
 
@@ -37,6 +47,7 @@ def main() -> None:
     from hf_eagle.store.cache import fill, open_cache
     from hf_eagle.training.distributed import leave
     from hf_eagle.training.parts import (
+        check_lengths,
         config_of_draft,
         conversations,
         load_target,
@@ -47,7 +58,7 @@ def main() -> None:
 
     logging.basicConfig(level=logging.INFO if args.should_log else logging.ERROR, format="%(message)s")
     set_seed(args.seed)
-    recipe.refuse_other_methods()
+    check_lengths(target_args, data_args)
     target_args = spreadable(target_args, args)
     tokenizer, processor = tokenizer_of(target_args), processor_of(target_args)
     datasets = [data for data in conversations(tokenizer, data_args, args, processor) if data]
@@ -76,7 +87,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ArithmeticError, OSError, ValueError) as problem:
-        raise SystemExit(f"error: {problem}") from problem
+    run_verb(main)

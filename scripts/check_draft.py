@@ -16,6 +16,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without installation
 
+from hf_eagle.door.printer import run_verb
+
 
 @dataclass
 class CheckArguments:
@@ -31,19 +33,37 @@ class CheckArguments:
     trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with the target's config."})
 
 
-def main() -> int:
+def parser():
     from hf_eagle.arguments.parser import EagleArgumentParser
 
-    (args,) = EagleArgumentParser(CheckArguments, description=__doc__).parse_args_and_config(first="draft")
+    return EagleArgumentParser(CheckArguments, description=__doc__)
 
-    from transformers import AutoConfig
+
+def door(argv: list[str] | None = None) -> CheckArguments:
+    """The arguments, once each path was looked at."""
+    from hf_eagle.door.inputs import check_folder, check_model
+    from hf_eagle.door.outputs import check_new_folder
+
+    (args,) = parser().parse_args_and_config(argv, first="draft")
+    check_folder("draft", args.draft)
+    if args.target is not None:
+        check_model("target", args.target, "config.json")
+    if args.fix is not None:
+        check_new_folder("fix", args.fix, {"draft": args.draft, "target": args.target})
+    return args
+
+
+def main() -> int:
+    args = door()
+
     from transformers.utils import logging
 
     from hf_eagle.serving.repair import repair_draft
+    from hf_eagle.targets.loading import load_config
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
-    target_config = args.target and AutoConfig.from_pretrained(args.target, trust_remote_code=args.trust_remote_code)
+    target_config = args.target and load_config(args.target, trust_remote_code=args.trust_remote_code)
     if args.fix is None:
         return report(args.draft, args.target, target_config, args.probe)
     for line in repair_draft(args.draft, args.fix, target_config or None, kind_named_in(args.draft)):
@@ -79,8 +99,4 @@ def report(draft: str, target: str | None, target_config, wants_probe: bool) -> 
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except (OSError, ValueError) as problem:
-        print(f"error: {problem}", file=sys.stderr)
-        sys.exit(2)
+    run_verb(lambda: sys.exit(main()), error_status=2)

@@ -14,6 +14,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without installation
 
+from hf_eagle.door.printer import run_verb
+
 
 @dataclass
 class CompareArguments:
@@ -21,11 +23,30 @@ class CompareArguments:
     output_png: str = field(metadata={"help": "The picture to write."})
 
 
-def main() -> None:
+def parser():
     from hf_eagle.arguments.parser import EagleArgumentParser
 
-    (args,) = EagleArgumentParser(CompareArguments, description=__doc__).parse_args_and_config()
+    return EagleArgumentParser(CompareArguments, description=__doc__)
 
+
+def door(argv: list[str] | None = None) -> CompareArguments:
+    """The arguments, once each path was looked at."""
+    from hf_eagle.door.inputs import check_folder
+    from hf_eagle.door.outputs import check_output_file, is_png
+
+    (args,) = parser().parse_args_and_config(argv)
+    for run in args.runs:
+        check_folder("runs", run)
+    if not args.output_png.lower().endswith(".png"):
+        raise ValueError(f"`output_png` {args.output_png} does not end in .png: name a picture.")
+    check_output_file("output_png", args.output_png, {"runs": args.runs}, is_png)
+    return args
+
+
+def main() -> None:
+    args = door()
+
+    from hf_eagle.door.writing import output
     from hf_eagle.evaluation.plots import plot_runs
 
     curves = read_curves(args.runs)
@@ -41,13 +62,15 @@ def main() -> None:
         mean = sum(gaps) / len(gaps)
         spread = sum(abs(gap) for gap in gaps) / len(gaps)
         print(f"{name}: last loss {other_losses[-1]:.4f}; {spread:.4f} apart on average, {mean:+.4f} in one direction")
-    print(f"wrote {plot_runs(curves, args.output_png)}")
+    with output("output_png", args.output_png) as part:
+        plot_runs(curves, part)
+    print(f"wrote {args.output_png}")
 
 
 def read_curves(runs: list[str]) -> dict[str, tuple[list[int], list[float]]]:
     """Steps and losses of each run, by the name of its folder, or by its whole path where two have the same name."""
+    from hf_eagle.door.json_files import read_json
     from hf_eagle.evaluation.plots import series
-    from hf_eagle.files import read_json
 
     paths = {Path(run).resolve(): run for run in runs}
     names = Counter(path.name for path in paths)
@@ -67,7 +90,4 @@ def read_curves(runs: list[str]) -> dict[str, tuple[list[int], list[float]]]:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (OSError, ValueError) as problem:
-        raise SystemExit(f"error: {problem}") from problem
+    run_verb(main)

@@ -9,6 +9,10 @@
 A chain's counts (drafts, accepted tokens, accepted per position) are those that vLLM reports for the same prompts, and
 in float32 greedy output is the target's own, token for token. Pictures of the result are drawn beside the JSON. A field
 can also stand in a YAML file given with --config.
+
+Interrupt it when you like: decoded batches are in `<output_json>.journal`, and the same command goes on where it
+stopped, with the same counts. Speeds then add up the seconds of all batches, each as it took in the run that decoded
+it. With other settings, or another draft, it refuses to go on; the journal is gone when the result is there.
 """
 
 import json
@@ -16,6 +20,12 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
+
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without installation
+
+from hf_eagle.arguments.bounds import Count, Mass, Seed, Temperature, check_numbers
+from hf_eagle.door.printer import run_verb
 
 
 @dataclass
@@ -29,32 +39,40 @@ class EvaluationArguments:
             "training data, or .txt with one prompt a line. Messages may show images and videos."
         }
     )
-    output_json: str = field(metadata={"help": "Where the result is written."})
+    output_json: str = field(
+        metadata={
+            "help": "Where the result is written; `<output_json>.journal` beside it holds what is decoded until then."
+        }
+    )
     method: Literal["chain", "tree"] = field(
         default="chain", metadata={"help": "Draft a chain of tokens, or EAGLE-2's dynamic tree."}
     )
-    num_speculative_tokens: int | None = field(
+    num_speculative_tokens: Count | None = field(
         default=None, metadata={"help": "Chain: tokens drafted for each target forward (K); 3 when unset."}
     )
-    depth: int | None = field(default=None, metadata={"help": "Tree: its levels; 5 when unset."})
-    top_k: int | None = field(
+    depth: Count | None = field(default=None, metadata={"help": "Tree: its levels; 5 when unset."})
+    top_k: Count | None = field(
         default=None, metadata={"help": "Tree: nodes expanded a level, and children of each; 8 when unset."}
     )
-    total_tokens: int | None = field(
+    total_tokens: Count | None = field(
         default=None, metadata={"help": "Tree: nodes that the target verifies; 40 when unset."}
     )
-    temperature: float = field(default=0.0, metadata={"help": "0 decodes greedily, above it tokens are drawn."})
-    top_p: float = field(default=1.0, metadata={"help": "Draw from the most probable tokens of this mass."})
-    sampling_top_k: int | None = field(default=None, metadata={"help": "Draw from so many most probable tokens."})
-    seed: int = field(default=0, metadata={"help": "Where draws come from."})
-    batch_size: int = field(default=1, metadata={"help": "Prompts decoded together."})
-    turns: int = field(default=1, metadata={"help": "Turns decoded of prompts that have several; MT-Bench's have 2."})
+    temperature: Temperature = field(default=0.0, metadata={"help": "0 decodes greedily, above it tokens are drawn."})
+    top_p: Mass = field(default=1.0, metadata={"help": "Draw from the most probable tokens of this mass."})
+    sampling_top_k: Count | None = field(default=None, metadata={"help": "Draw from so many most probable tokens."})
+    seed: Seed = field(default=0, metadata={"help": "Where draws come from."})
+    batch_size: Count = field(default=1, metadata={"help": "Prompts decoded together."})
+    turns: Count = field(default=1, metadata={"help": "Turns decoded of prompts that have several; MT-Bench's have 2."})
     sweep_tokens: str | None = field(
         default=None,
-        metadata={"help": "Chain: also measure these K, as `1..8` or `1,2,4`, in alternation with each other."},
+        metadata={
+            "help": "Chain: also measure these K, as `1..8` or `1,2,4` (64 at most), in alternation with each other."
+        },
     )
-    max_new_tokens: int = field(default=64, metadata={"help": "Longest answer, in tokens."})
-    num_prompts: int | None = field(default=None, metadata={"help": "Take the first so many prompts; all by default."})
+    max_new_tokens: Count = field(default=64, metadata={"help": "Longest answer, in tokens."})
+    num_prompts: Count | None = field(
+        default=None, metadata={"help": "Take the first so many prompts; all by default."}
+    )
     dtype: Literal["float32", "bfloat16", "float16"] = field(
         default="float32",
         metadata={"help": "Of target and draft. Below float32, near-ties flip and the output need not be identical."},
@@ -68,8 +86,7 @@ class EvaluationArguments:
     )
 
     def __post_init__(self):
-        if self.num_prompts is not None and self.num_prompts < 1:
-            raise ValueError(f"`num_prompts` must be at least 1, but is {self.num_prompts}.")
+        check_numbers(self)
         if self.sweep_tokens is not None:
             if self.method != "chain":
                 raise ValueError(f"`sweep_tokens` measures chains, but `method` is {self.method!r}; leave one out.")
@@ -78,49 +95,71 @@ class EvaluationArguments:
             self.sweep_tokens = parse_counts("sweep_tokens", self.sweep_tokens)
 
 
-def main():
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+def parser():
     from hf_eagle.arguments.parser import EagleArgumentParser
     from hf_eagle.arguments.sources import TargetSourceArguments, TemplateArguments
 
     groups = (EvaluationArguments, TargetSourceArguments, TemplateArguments)
-    parser = EagleArgumentParser(groups, description=__doc__.split("\n")[0])
-    args, source, template = parser.parse_args_and_config()
+    return EagleArgumentParser(groups, description=__doc__.split("\n")[0])
+
+
+def door(argv: list[str] | None = None):
+    """The arguments, once each path was looked at."""
+    from hf_eagle.door.inputs import check_draft, check_file, check_target
+    from hf_eagle.door.outputs import check_apart, check_journal, check_output_file, check_pictures, holds_object_with
+
+    args, source, template = parser().parse_args_and_config(argv)
+    check_target("target", args.target, source.gguf_file)
+    check_draft("draft", args.draft)
+    check_file("prompts", args.prompts)
+
+    reads = {"target": args.target, "draft": args.draft, "prompts": args.prompts, "tools": template.tools}
+    check_output_file("output_json", args.output_json, reads, holds_object_with("acceptance_length"))
+    check_journal("output_json", args.output_json, reads)
+    check_pictures("output_json", pictures(args), args.output_json, reads)
+    if args.output_tokens is not None:
+        check_output_file("output_tokens", args.output_tokens, reads, holds_object_with("prompt_token_ids"))
+    check_apart({"output_json": args.output_json, "output_tokens": args.output_tokens})
+    return args, source, template
+
+
+def main():
+    args, source, template = door()
     # everything that can be wrong with the input is found before a token is decoded
-    try:
-        settings = decoding_settings(args)
-        target, draft, tokenizer, prompts = load(args, source.source, template.template_kwargs, settings)
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"error: {error}") from error
+    settings, kwargs = decoding_settings(args), template.template_kwargs
+    *models, rendered = load(args, source.source, kwargs, settings)
 
-    from hf_eagle.evaluation.acceptance import decode_prompts, sweep_speculative_tokens
-    from hf_eagle.evaluation.plots import plot_acceptance, plot_sweep
-    from hf_eagle.evaluation.summary import summarize
+    from hf_eagle.door.inputs import naming
 
-    models = (target, draft, tokenizer, prompts)
-    rendering = {"template_kwargs": template.template_kwargs}
-    found = decode_prompts(*models, settings, compare_to_target=args.compare_to_target, **rendering)
-    result = summarize(found)
-    if args.sweep_tokens:
-        result["sweep"] = sweep_speculative_tokens(*models, args.sweep_tokens, settings, **rendering)
-    result |= {
-        "target": args.target,
-        "draft": args.draft,
-        "prompts": Path(args.prompts).name,
-        "template_kwargs": template.template_kwargs,
-        "dtype": args.dtype,
-        "device": str(target.device),
-    }
-    write_json(args.output_json, result)
-    if args.output_tokens:
-        fields = [(run.prompt.id, run.prompt_token_ids, run.token_ids) for run in found.runs]
-        names = ("id", "prompt_token_ids", "token_ids")
-        write_json(args.output_tokens, [dict(zip(names, values, strict=True)) for values in fields])
-    picture = Path(args.output_json).with_suffix("")
-    plot_acceptance(result, f"{picture}.png")
-    if args.sweep_tokens:
-        plot_sweep(result["sweep"], f"{picture}_sweep.png")
+    with naming("output_json", args.output_json), open_journal(args, models, kwargs, settings, rendered) as journal:
+        result, runs = measure(args, models, kwargs, settings, journal)
+        write_result(args, result, runs)
+        journal.remove()
     print(describe(result))
+
+
+def pictures(args: EvaluationArguments) -> list[Path]:
+    """Where the result is drawn: the chain or tree, and a sweep."""
+    stem = Path(args.output_json).with_suffix("")
+    return [Path(f"{stem}.png"), *([Path(f"{stem}_sweep.png")] if args.sweep_tokens else [])]
+
+
+def write_result(args: EvaluationArguments, result: dict, runs: list) -> None:
+    """The JSON files, and pictures of what they hold."""
+    from hf_eagle.door.writing import output, write_output
+    from hf_eagle.evaluation.plots import plot_acceptance, plot_sweep
+
+    write_output("output_json", args.output_json, json.dumps(result, indent=2))
+    if args.output_tokens:
+        names = ("id", "prompt_token_ids", "token_ids")
+        fields = [(run.prompt.id, run.prompt_token_ids, run.token_ids) for run in runs]
+        decoded = [dict(zip(names, values, strict=True)) for values in fields]
+        write_output("output_tokens", args.output_tokens, json.dumps(decoded, indent=2))
+
+    draws = [lambda path: plot_acceptance(result, path), lambda path: plot_sweep(result["sweep"], path)]
+    for picture, draw in zip(pictures(args), draws, strict=False):
+        with output("output_json", picture) as part:
+            draw(part)
 
 
 def decoding_settings(args: EvaluationArguments):
@@ -133,21 +172,33 @@ def decoding_settings(args: EvaluationArguments):
 
 
 def load(args: EvaluationArguments, source: dict, template_kwargs: dict, settings):
-    """Target, draft, tokenizer or processor, and prompts, which fit together; else `OSError` or `ValueError`."""
+    """Target, draft, tokenizer or processor, and prompts, which fit together, and a digest of the rendered prompts.
+
+    What can be wrong with the prompts is found before the models are read; `OSError` or `ValueError` says what is.
+    """
+    from hf_eagle.arguments.devices import device_of
+    from hf_eagle.door.inputs import naming
     from hf_eagle.evaluation.prompts import load_prompts
 
-    prompts = load_prompts(args.prompts, limit=args.num_prompts)
+    device = device_of(args.device)
+    with naming("prompts"):
+        prompts = load_prompts(args.prompts, limit=args.num_prompts)
 
     import torch
 
     from hf_eagle import load_draft
     from hf_eagle.decoding.checks import check_draft_fits
     from hf_eagle.decoding.target_run import check_target
-    from hf_eagle.evaluation.prompt_batches import PromptBatch, holds_media
+    from hf_eagle.evaluation.prompt_batches import check_rendering, holds_media
     from hf_eagle.targets.loading import load_processor, load_tokenizer, takes_media
+    from hf_eagle.targets.room import check_room
     from hf_eagle.targets.target import FrozenTarget
 
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    check_room(args.target, "max_new_tokens", args.max_new_tokens, beside=1, **source)
+    shows = any(map(holds_media, prompts)) and takes_media(args.target, **source)
+    processing = (load_processor if shows else load_tokenizer)(args.target, **source)
+    rendered = check_rendering(prompts, processing, template_kwargs, settings.turns)
+
     dtype = getattr(torch, args.dtype)
     draft = load_draft(args.draft, dtype=dtype)
     target = FrozenTarget.from_pretrained(
@@ -158,17 +209,38 @@ def load(args: EvaluationArguments, source: dict, template_kwargs: dict, setting
     check_target(target, needs_masks=settings.shape.tree or settings.batch_size > 1)
     draft.to(device).eval()
     draft.attach(target)
-
-    shows = any(map(holds_media, prompts)) and takes_media(args.target, **source)
-    processing = (load_processor if shows else load_tokenizer)(args.target, **source)
-    for prompt in prompts:
-        PromptBatch.of([prompt], processing, template_kwargs=template_kwargs)
-    return target, draft, processing, prompts
+    return target, draft, processing, prompts, rendered
 
 
-def write_json(path: str, content) -> None:
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+def open_journal(args: EvaluationArguments, models, template_kwargs: dict, settings, rendered: str):
+    """The journal of decoded batches beside `output_json`; `ValueError` if it was begun with other settings."""
+    from hf_eagle.door.journal import Journal, journal_path
+    from hf_eagle.evaluation.finished import depends_on
+
+    target, draft, processing, _ = models
+    asked = {name: getattr(args, name) for name in ("dtype", "compare_to_target", "sweep_tokens")}
+    known = depends_on(target, draft, processing, rendered, settings, template_kwargs=template_kwargs, **asked)
+    journal = Journal(journal_path(Path(args.output_json)), known)
+    if journal.rows:
+        print(f"going on behind the {len(journal.rows)} batches in {journal.path}; their seconds count too", flush=True)
+    return journal
+
+
+def measure(args: EvaluationArguments, models, template_kwargs: dict, settings, journal) -> tuple[dict, list]:
+    """What `output_json` holds, and every decoded prompt; finished batches are kept in the journal."""
+    from hf_eagle.evaluation.acceptance import decode_prompts, sweep_speculative_tokens
+    from hf_eagle.evaluation.finished import Finished
+    from hf_eagle.evaluation.summary import summarize
+
+    how = {"template_kwargs": template_kwargs, "finished": Finished(journal)}
+    found = decode_prompts(*models, settings, compare_to_target=args.compare_to_target, **how)
+    result = summarize(found)
+    if args.sweep_tokens:
+        how["finished"] = Finished(journal, "sweep")
+        result["sweep"] = sweep_speculative_tokens(*models, args.sweep_tokens, settings, **how)
+    told = {"target": args.target, "draft": args.draft, "prompts": Path(args.prompts).name}
+    told |= {"template_kwargs": template_kwargs, "dtype": args.dtype, "device": str(models[0].device)}
+    return result | told, found.runs
 
 
 def describe(result: dict) -> str:
@@ -205,4 +277,4 @@ def describe(result: dict) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    run_verb(main)

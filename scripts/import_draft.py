@@ -13,11 +13,17 @@ import logging
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without installation
 
+from hf_eagle.arguments.bounds import Bounds, Whole
 from hf_eagle.arguments.parser import EagleArgumentParser
+from hf_eagle.door.inputs import check_draft, check_model
+from hf_eagle.door.outputs import check_new_folder
+from hf_eagle.door.printer import run_verb
+from hf_eagle.door.writing import output_folder
 from hf_eagle.foreign.forms import FORMS
 
 
@@ -27,13 +33,13 @@ class ImportArguments:
     target: str = field(metadata={"help": "The draft's target, a folder or a Hub id."})
     output_dir: str = field(metadata={"help": "New folder for the imported draft."})
     form: str = field(default="auto", metadata={"help": "Project that wrote the draft.", "choices": ["auto", *FORMS]})
-    tap_ids: list[int] | None = field(
+    tap_ids: list[Whole] | None = field(
         default=None,
         metadata={
             "help": "Layers whose inputs the draft was trained on, as vLLM counts them, where its files do not say."
         },
     )
-    rope_theta: float | None = field(
+    rope_theta: Annotated[float, Bounds(above=1, most=1e15)] | None = field(
         default=None, metadata={"help": "RoPE base that the draft was trained with, where its config names another."}
     )
     drop_fc_bias: bool = field(
@@ -43,14 +49,22 @@ class ImportArguments:
         default=False, metadata={"help": "Run code that comes with the target's config or tokenizer."}
     )
 
-    def __post_init__(self):
-        output_dir = Path(self.output_dir)
-        if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
-            raise ValueError(f"`output_dir` {output_dir} holds something already: name a new or an empty folder.")
+
+def parser() -> EagleArgumentParser:
+    return EagleArgumentParser(ImportArguments, description=__doc__)
+
+
+def door(argv: list[str] | None = None) -> ImportArguments:
+    """The arguments, once each path was looked at."""
+    (args,) = parser().parse_args_and_config(argv, first="draft")
+    check_draft("draft", args.draft)
+    check_model("target", args.target, "config.json")
+    check_new_folder("output_dir", args.output_dir, {"draft": args.draft, "target": args.target})
+    return args
 
 
 def main() -> None:
-    (args,) = EagleArgumentParser(ImportArguments, description=__doc__).parse_args_and_config(first="draft")
+    args = door()
 
     from hf_eagle.foreign.convert import from_foreign
 
@@ -65,14 +79,12 @@ def main() -> None:
         drop_fc_bias=args.drop_fc_bias,
         trust_remote_code=args.trust_remote_code,
     )
-    draft.save_pretrained(args.output_dir)
+    with output_folder("output_dir", args.output_dir) as folder:
+        draft.save_pretrained(folder)
     parameters = sum(p.numel() for name, p in draft.named_parameters() if name not in draft.lent_tensors)
     size = draft.config.draft_vocab_size
     print(f"{args.output_dir}: {type(draft).__name__}, {parameters:,} parameters, {draft.dtype}, {size} draft tokens")
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (OSError, ValueError) as problem:
-        raise SystemExit(f"error: {problem}") from problem
+    run_verb(main)

@@ -18,10 +18,17 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without installation
 
+from hf_eagle.arguments.bounds import Whole
 from hf_eagle.arguments.groups import DataArguments, DraftArguments, TargetArguments
 from hf_eagle.arguments.objective import EagleArguments
 from hf_eagle.arguments.parser import EagleArgumentParser
 from hf_eagle.arguments.parser import argument as _arg
+from hf_eagle.arguments.paths import check_data_paths, paths_read
+from hf_eagle.data.overlap import RULE
+from hf_eagle.door.inputs import check_file, naming
+from hf_eagle.door.outputs import begins_with, check_apart, check_output_file, holds_object_with
+from hf_eagle.door.printer import run_verb
+from hf_eagle.door.writing import write_output
 
 
 @dataclass
@@ -30,34 +37,47 @@ class PreviewArguments:
 
     _argument_group_name = "preview"
 
-    num_previews: int = _arg(3, "Conversations shown in the terminal.")
+    num_previews: Whole = _arg(3, "Conversations shown in the terminal.")
     html: str | None = _arg(None, "Page of masks to write.")
-    html_conversations: int = _arg(50, "Conversations on the page, spread over the data.")
+    html_conversations: Whole = _arg(50, "Conversations on the page, spread over the data.")
     output_json: str | None = _arg(None, "File for the statistics, which the model card takes as `data_statistics`.")
     overlap_prompts: list[str] | None = _arg(
-        None, "Evaluation prompts (.jsonl, .json, .txt) to look for in the data: 13 words in a row."
+        None, f"Evaluation prompts (.jsonl, .json, .txt) to look for in the data: {RULE}."
     )
 
-    def __post_init__(self):
-        for name in ("num_previews", "html_conversations"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"`{name}` must not be negative, got {getattr(self, name)}.")
-        for name in ("html", "output_json"):
-            path = getattr(self, name)
-            if path is not None and not Path(path).absolute().parent.is_dir():
-                raise ValueError(f"`{name}` is {path}, but there is no folder {Path(path).parent}: make it first.")
+
+def parser(for_help: bool = False) -> EagleArgumentParser:
+    groups = (PreviewArguments, TargetArguments, DataArguments, DraftArguments)
+    if for_help:  # without loading torch
+        return EagleArgumentParser((*groups, EagleArguments), description=__doc__)
+    from hf_eagle.arguments.training import EagleTrainingArguments
+
+    return EagleArgumentParser((*groups, EagleTrainingArguments), description=__doc__)
+
+
+def door(argv: list[str] | None = None):
+    """The arguments, once each path was looked at."""
+    given = sys.argv[1:] if argv is None else argv
+    parsed = parser(for_help="--help" in given or "-h" in given).parse_args_and_config(given)
+    preview, target, data, _, args = parsed
+    if data.streaming:
+        raise ValueError("`streaming` data are never there as a whole, which statistics need: leave it out.")
+
+    check_data_paths(target, data)
+    for path in preview.overlap_prompts or ():
+        check_file("overlap_prompts", path)
+    reads = paths_read(target, data) | {"overlap_prompts": preview.overlap_prompts}
+    outputs = {"html": preview.html, "output_json": preview.output_json}
+    ours = {"html": begins_with(b"<!doctype html"), "output_json": holds_object_with("supervised_tokens")}
+    for name, path in outputs.items():
+        if path is not None:
+            check_output_file(name, path, reads, ours[name])
+    check_apart(outputs)
+    return preview, target, data, args
 
 
 def main() -> None:
-    groups, given = (PreviewArguments, TargetArguments, DataArguments), sys.argv[1:]
-    if "--help" in given or "-h" in given:  # without loading torch
-        EagleArgumentParser((*groups, DraftArguments, EagleArguments), description=__doc__).parse_args_and_config(given)
-    from hf_eagle.arguments.training import EagleTrainingArguments
-
-    groups = (*groups, DraftArguments, EagleTrainingArguments)
-    preview, target, data, _, args = EagleArgumentParser(groups, description=__doc__).parse_args_and_config(given)
-    if data.streaming:
-        raise ValueError("`streaming` data are never there as a whole, which statistics need: leave it out.")
+    preview, target, data, args = door()
     data.packing = False  # rows are shown as conversations
 
     from hf_eagle.data.preview import to_html, to_terminal
@@ -67,10 +87,11 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     # read first: a prompt file that cannot be read is told of before anything is tokenised
-    asked = {
-        Path(path).name: [text for prompt in load_prompts(path) for text in prompt.asked]
-        for path in preview.overlap_prompts or ()
-    }
+    with naming("overlap_prompts"):
+        asked = {
+            Path(path).name: [text for prompt in load_prompts(path) for text in prompt.asked]
+            for path in preview.overlap_prompts or ()
+        }
     tokenizer = tokenizer_of(target)
     rows, _ = conversations(tokenizer, data, args)
     for place in spread(len(rows), preview.num_previews):
@@ -78,13 +99,13 @@ def main() -> None:
         print(f"\n=== conversation {place}\n{to_terminal(tokenizer, row['input_ids'], row['loss_mask'])}")
     if preview.html is not None:
         shown = [rows[place] for place in spread(len(rows), preview.html_conversations)]
-        Path(preview.html).write_text(to_html(tokenizer, shown, ", ".join(data.train_data)), encoding="utf-8")
+        write_output("html", preview.html, to_html(tokenizer, shown, ", ".join(data.train_data)))
         print(f"\nwrote {preview.html}")
 
     statistics = measure(rows, tokenizer, data, asked)
     print(f"\n{told(statistics)}")
     if preview.output_json is not None:
-        Path(preview.output_json).write_text(json.dumps(statistics, indent=2) + "\n", encoding="utf-8")
+        write_output("output_json", preview.output_json, json.dumps(statistics, indent=2))
         print(f"\nwrote {preview.output_json}")
 
 
@@ -133,13 +154,10 @@ def told(statistics: dict) -> str:
     for name, found in s.get("overlap", {}).items():
         lines.append(
             f"{name}: {found['prompts_found']:,} of {found['prompts']:,} prompts lie in "
-            f"{found['conversations_found']:,} conversations (13 words in a row)"
+            f"{found['conversations_found']:,} conversations ({RULE})"
         )
     return "\n".join(lines)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (OSError, ValueError) as problem:
-        raise SystemExit(f"error: {problem}") from problem
+    run_verb(main)

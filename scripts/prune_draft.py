@@ -16,9 +16,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without installation
 
+from hf_eagle.arguments.bounds import Count
 from hf_eagle.arguments.parser import EagleArgumentParser
 from hf_eagle.arguments.parser import argument as _arg
+from hf_eagle.arguments.paths import check_draft_folder
 from hf_eagle.arguments.sources import TargetSourceArguments, TemplateArguments
+from hf_eagle.door.inputs import check_data, check_draft, check_file, check_target, naming
+from hf_eagle.door.printer import run_verb
+from hf_eagle.door.writing import output_folder
 
 
 @dataclass
@@ -29,9 +34,9 @@ class PruneArguments:
     counts_from: list[str] | None = _arg(
         None, "Chats whose supervised tokens are counted: JSON, JSONL, Parquet or CSV files, folders, or Hub ids."
     )
-    draft_vocab_size: int | None = _arg(None, "How many of the most frequent tokens to keep.")
+    draft_vocab_size: Count | None = _arg(None, "How many of the most frequent tokens to keep.")
     target: str | None = _arg(None, "The draft's target, a folder or a Hub id: `counts_from` needs its tokenizer.")
-    max_length: int = _arg(2048, "Longest chat in tokens; what is longer is cut, as in training.")
+    max_length: Count = _arg(2048, "Longest chat in tokens; what is longer is cut, as in training.")
     overwrite: bool = _arg(False, "Replace a draft that is in `output_dir` already.")
 
     def __post_init__(self):
@@ -50,14 +55,30 @@ class PruneArguments:
             raise ValueError("Name an `output_dir` for the pruned draft.")
 
 
-def main() -> None:
-    groups = (PruneArguments, TargetSourceArguments, TemplateArguments)
-    parser = EagleArgumentParser(groups, description=__doc__)
-    args, source, template = parser.parse_args_and_config(first="draft")
-    # what can be refused is refused before anything is loaded
+def parser() -> EagleArgumentParser:
+    return EagleArgumentParser((PruneArguments, TargetSourceArguments, TemplateArguments), description=__doc__)
+
+
+def door(argv: list[str] | None = None):
+    """The arguments, once each path was looked at, and the ids in `token_ids`."""
+    args, source, template = parser().parse_args_and_config(argv, first="draft")
+    check_draft("draft", args.draft)
+    if args.target is not None:
+        check_target("target", args.target, source.gguf_file)
+    if args.counts_from:
+        check_data("counts_from", args.counts_from)
     if args.output_dir is not None:
-        check_output_dir(args)
-    token_ids = args.token_ids and read_token_ids(args.token_ids)
+        reads = {name: getattr(args, name) for name in ("draft", "target", "token_ids", "counts_from")}
+        check_draft_folder("output_dir", args.output_dir, reads | {"tools": template.tools}, args.overwrite)
+    token_ids = None
+    if args.token_ids:
+        check_file("token_ids", args.token_ids)
+        token_ids = read_token_ids(args.token_ids)
+    return args, source, template, token_ids
+
+
+def main() -> None:
+    args, source, template, token_ids = door()
 
     import torch
 
@@ -76,19 +97,9 @@ def main() -> None:
     lost = [i for i in (ends if isinstance(ends, list) else [ends]) if i is not None and not mapping.t2d[i]]
     if lost:
         print(f"The pruned draft cannot propose {', '.join(map(str, lost))}, which ends an answer.")
-    draft.save_pretrained(args.output_dir)
+    with output_folder("output_dir", args.output_dir) as folder:
+        draft.save_pretrained(folder)
     print(f"{args.output_dir}: {draft.config.draft_vocab_size} of the draft's {before} tokens")
-
-
-def check_output_dir(args: PruneArguments) -> None:
-    """`ValueError` or `FileExistsError` where a draft would be overwritten that nobody wants to lose."""
-    output_dir = Path(args.output_dir)
-    if output_dir.resolve() == Path(args.draft).resolve():
-        raise ValueError(f"`output_dir` {output_dir} is the draft itself: name another folder.")
-    if any(output_dir.glob("*.safetensors")) and not args.overwrite:
-        raise FileExistsError(
-            f"`output_dir` {output_dir} holds a draft already: name another folder, or replace it with `--overwrite`."
-        )
 
 
 def read_token_ids(path: str) -> list[int]:
@@ -115,7 +126,8 @@ def counted(draft, args: PruneArguments, source: dict, template_kwargs: dict):
     tokenizer = load_tokenizer(args.target, **source)
     if draft.config.tokenizer_fingerprint not in (None, tokenizer_fingerprint(tokenizer)):
         raise ValueError(f"The tokenizer of `target` {args.target} is not the one that the draft was trained with.")
-    records = load_records(args.counts_from)
+    with naming("counts_from"):
+        records = load_records(args.counts_from)
     chats = build_dataset(records, tokenizer, args.max_length, template_kwargs=template_kwargs)
     counts = count_supervised_tokens(chats, draft.config.vocab_size)
     special = tokenizer.all_special_ids
@@ -127,7 +139,4 @@ def counted(draft, args: PruneArguments, source: dict, template_kwargs: dict):
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (OSError, ValueError) as problem:
-        raise SystemExit(f"error: {problem}") from problem
+    run_verb(main)

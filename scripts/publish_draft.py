@@ -18,6 +18,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works wi
 
 from hf_eagle.arguments.parser import EagleArgumentParser
 from hf_eagle.arguments.parser import argument as _arg
+from hf_eagle.door.inputs import check_folder, check_model
+from hf_eagle.door.printer import run_verb
 
 
 @dataclass
@@ -38,8 +40,21 @@ class PublishArguments:
     dry_run: bool = _arg(False, "Upload nothing; list the files and print the card.")
 
 
+def parser() -> EagleArgumentParser:
+    return EagleArgumentParser(PublishArguments, description=__doc__)
+
+
+def door(argv: list[str] | None = None) -> PublishArguments:
+    """The arguments, once each path was looked at."""
+    (args,) = parser().parse_args_and_config(argv, first="draft")
+    check_folder("draft", args.draft, "config.json")
+    if args.target is not None:
+        check_model("target", args.target, "config.json")
+    return args
+
+
 def main() -> None:
-    (args,) = EagleArgumentParser(PublishArguments, description=__doc__).parse_args_and_config(first="draft")
+    args = door()
 
     from hf_eagle.hub.publish import CARD, contents, facts_to_publish, files_of, publish_draft
 
@@ -88,20 +103,16 @@ def _own_card(draft: str) -> str:
 
 def check(draft: str, target: str | None) -> bool:
     """Print what servers trip over; whether they would run another draft than the one that was trained."""
-    from transformers import AutoConfig
-
     from hf_eagle.drafts.kinds import kind_of_folder
     from hf_eagle.serving.check import check_draft
+    from hf_eagle.targets.loading import load_config
 
     kind = kind_of_folder(draft)
-    found = check_draft(draft, None if target is None else AutoConfig.from_pretrained(target), kind=kind and kind.name)
+    found = check_draft(draft, None if target is None else load_config(target), kind=kind and kind.name)
     for finding in found:
         print(finding)
     return any(finding.level == "fault" for finding in found)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (OSError, ValueError) as problem:
-        raise SystemExit(f"error: {problem}") from None
+    run_verb(main)

@@ -22,10 +22,22 @@ import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
+
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without installation
+
+from hf_eagle.arguments.bounds import Bounds, Count, check_numbers
+from hf_eagle.door.inputs import naming
+from hf_eagle.door.json_files import read_json
+from hf_eagle.door.printer import run_verb
+from hf_eagle.door.writing import output, write_output
 
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # a clone works without installation
+# what its files hold
+STAGES = {str: {"settings": dict, "minutes": float | None, "done": bool}}
+ACCEPTANCE = {"acceptance_length": float | None, "num_speculative_tokens": int, "drafts": int}
 
 BASE_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 PROMPT_SET = "MT-Bench, first turns"
@@ -48,26 +60,25 @@ class QuickstartArguments:
         metadata={"help": "The draft's folder. Answers lie beside it, in OUTPUT_DIR-data."},
     )
     assets_dir: str = field(default="assets", metadata={"help": "Where the target and the prompts are, or will be."})
-    num_prompts: int = field(default=2200, metadata={"help": "Prompts that the target answers, at most."})
-    answer_minutes: float = field(
+    num_prompts: Count = field(default=2200, metadata={"help": "Prompts that the target answers, at most."})
+    answer_minutes: Annotated[float, Bounds(above=0, most=100_000)] = field(
         default=7.0, metadata={"help": "Stop answering after so long; training takes what is there."}
     )
-    max_new_tokens: int = field(default=128, metadata={"help": "Longest answer in the training data, in tokens."})
-    batch_size: int = field(default=96, metadata={"help": "Prompts that are answered at once."})
+    max_new_tokens: Count = field(default=128, metadata={"help": "Longest answer in the training data, in tokens."})
+    batch_size: Count = field(default=96, metadata={"help": "Prompts that are answered at once."})
     train_config: str = field(
         default="training_args/smollm2-135m-eagle3.yaml", metadata={"help": "Recipe for scripts/train_eagle.py."}
     )
     train_options: str = field(
         default="", metadata={"help": 'More options for scripts/train_eagle.py, in quotes: "--learning_rate 1e-3".'}
     )
-    eval_prompts: int = field(default=80, metadata={"help": "MT-Bench questions to decode, of 80."})
-    eval_new_tokens: int = field(default=48, metadata={"help": "Longest answer while measuring, in tokens."})
-    num_speculative_tokens: int = field(default=3, metadata={"help": "Tokens drafted for each forward of the target."})
+    eval_prompts: Count = field(default=80, metadata={"help": "MT-Bench questions to decode, of 80."})
+    eval_new_tokens: Count = field(default=48, metadata={"help": "Longest answer while measuring, in tokens."})
+    num_speculative_tokens: Count = field(
+        default=3, metadata={"help": "Tokens drafted for each forward of the target."}
+    )
 
-    def __post_init__(self):
-        from hf_eagle.arguments.parser import at_least_one
-
-        at_least_one(self, "num_prompts", "max_new_tokens", "batch_size", "eval_prompts", "num_speculative_tokens")
+    __post_init__ = check_numbers
 
 
 class Progress:
@@ -75,7 +86,7 @@ class Progress:
 
     def __init__(self, path: Path):
         self.path, self.started = path, time.monotonic()
-        self.stages = json.loads(path.read_text()) if path.exists() else {}
+        self.stages = read_json(path, STAGES, "delete it, or restore it") if os.path.exists(path) else {}
 
     @contextmanager
     def stage(self, name: str, heading: str, settings: dict, product: Path):
@@ -112,17 +123,16 @@ class Progress:
         return (time.monotonic() - self.started) / 60
 
     def save(self) -> None:
-        from hf_eagle.files import write_atomically
-
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.path, [json.dumps(self.stages, indent=2)])
+        write_output("output_dir", self.path, json.dumps(self.stages, indent=2))
 
 
 def run_script(name: str, *arguments: str) -> None:
     """Run one of our scripts as a user would; its own message tells what went wrong."""
     done = subprocess.run([sys.executable, str(ROOT / "scripts" / name), *arguments])
     if done.returncode:
-        raise SystemExit(f"scripts/{name} failed (exit status {done.returncode}); `make quickstart` goes on from here.")
+        raise RuntimeError(
+            f"scripts/{name} failed (exit status {done.returncode}), as said above; `make quickstart` goes on."
+        )
 
 
 def bfloat16_is_faster() -> bool:
@@ -156,11 +166,11 @@ def train_command(arguments: QuickstartArguments, target: Path, answers: Path) -
 
 def recipe(command: list[str]) -> dict[str, object]:
     """What the YAML file or the command line says to training, as training understood it; paths left out."""
-    import yaml
-
+    from hf_eagle.arguments.yaml_files import read_yaml
+    from hf_eagle.shipped import find_config
     from hf_eagle.training.recipe import Recipe
 
-    said = set(yaml.safe_load(Path(command[command.index("--config") + 1]).read_text()))
+    said = set(read_yaml(find_config(command[command.index("--config") + 1]), "train_config"))
     said |= {word[2:].partition("=")[0] for word in command if word.startswith("--")}
     said -= {"config", "target", "train_data", "output_dir", "resume_from_checkpoint"}
     groups = vars(Recipe.parse(command)).values()
@@ -209,9 +219,10 @@ def write_card(arguments: QuickstartArguments, target: Path, answers: Path, minu
     from hf_eagle.hub.run_facts import PICTURES, machine, versions
 
     output_dir = Path(arguments.output_dir)
-    state = json.loads((output_dir / "trainer_state.json").read_text())
-    acceptance = json.loads((output_dir / "acceptance.json").read_text())
-    plot = plot_acceptance(acceptance, output_dir / "acceptance.png")
+    state = read_json(output_dir / "trainer_state.json", {"global_step": int, "epoch": float})
+    acceptance = read_json(output_dir / "acceptance.json", ACCEPTANCE)
+    with output("output_dir", output_dir / "acceptance.png") as part:
+        plot = plot_acceptance(acceptance, part)
 
     statistics = answers.with_name("statistics.json")
     run_script(
@@ -221,7 +232,8 @@ def write_card(arguments: QuickstartArguments, target: Path, answers: Path, minu
         *("--overlap_prompts", str(Path(arguments.assets_dir) / "prompts" / "mt_bench.jsonl")),
     )
     conversations, tokens = answer_tokens(answers, target)
-    sources = json.loads((Path(arguments.assets_dir) / "sources.json").read_text())["prompts/train.jsonl"]["from"]
+    known = {"prompts/train.jsonl": {"from": {str: {"file": str, "from": str, "license": str}}}}
+    sources = read_json(Path(arguments.assets_dir) / "sources.json", known)["prompts/train.jsonl"]["from"]
     facts = CardFacts(
         name="SmolLM2-135M-Instruct-EAGLE3",
         target=str(target),
@@ -231,8 +243,8 @@ def write_card(arguments: QuickstartArguments, target: Path, answers: Path, minu
             f"{conversations:,} prompts, answered greedily by the target itself ({tokens:,} answer tokens)",
             *(f"prompts from [{s['file']}]({s['from']}), licence {s['license']}" for s in sources.values()),
         ],
-        data_statistics=json.loads(statistics.read_text()),
-        acceptance={PROMPT_SET: acceptance | ({"plot": plot.name} if plot else {})},
+        data_statistics=read_json(statistics, {}),
+        acceptance={PROMPT_SET: acceptance | ({"plot": "acceptance.png"} if plot else {})},
         training={
             "optimizer steps": state["global_step"],
             "epochs": round(state["epoch"], 2),
@@ -250,7 +262,7 @@ def print_result(output_dir: Path, target: Path, minutes: float) -> None:
     """The measured number, and how to serve the draft."""
     from hf_eagle.serving.commands import serve_commands
 
-    acceptance = json.loads((output_dir / "acceptance.json").read_text())
+    acceptance = read_json(output_dir / "acceptance.json", ACCEPTANCE)
     length, speculative_tokens = acceptance["acceptance_length"], acceptance["num_speculative_tokens"]
     print(f"\n=== {output_dir}/ holds the draft and its card ({minutes:.1f} minutes)")
     if length:
@@ -301,19 +313,59 @@ def quickstart(arguments: QuickstartArguments) -> None:
     print_result(output_dir, target, progress.minutes())
 
 
-def main() -> None:
+def parser():
     from hf_eagle.arguments.parser import EagleArgumentParser
 
-    parser = EagleArgumentParser(QuickstartArguments, description=__doc__)
+    found = EagleArgumentParser(QuickstartArguments, description=__doc__)
     if os.environ.get("QUICKSTART_SHORT", "") not in ("", "0"):
-        parser.set_defaults(**SHORT)
-    (arguments,) = parser.parse_args_and_config()
+        found.set_defaults(**SHORT)
+    return found
+
+
+def door(argv: list[str] | None = None) -> QuickstartArguments:
+    """The arguments, once everything was looked at that a later stage would trip over."""
+    (arguments,) = parser().parse_args_and_config(argv)
+
+    import fetch_assets  # beside this file
+
+    from hf_eagle.door.inputs import check_file
+    from hf_eagle.door.outputs import check_output_folder
+    from hf_eagle.shipped import find_config
+
     os.chdir(ROOT)  # assets/ and outputs/ are the repository's, wherever one calls from
+    check_file("train_config", find_config(arguments.train_config, "train_config"))
+    assets, data_dir = Path(arguments.assets_dir), Path(f"{arguments.output_dir}-data")
+    fetch_assets.check_folder("assets_dir", assets)
+    check_output_folder("output_dir", data_dir, {"assets_dir": assets}, overwrite=True, ours=lambda folder: True)
+    with naming("output_dir"):
+        Progress(data_dir / "progress.json")
+    check_training(arguments, assets, data_dir)
+    return arguments
+
+
+def check_training(arguments: QuickstartArguments, assets: Path, data_dir: Path) -> None:
+    """Refuse what training will refuse, before there are answers to train on."""
+    from hf_eagle.arguments.paths import check_draft_folder, check_training_paths
+    from hf_eagle.training.recipe import Recipe
+
+    try:
+        command = train_command(arguments, assets / "smollm2-135m-instruct", data_dir / "answers.jsonl")
+    except ValueError as problem:  # of shlex
+        raise ValueError(f"`train_options` {arguments.train_options} cannot be split into words: {problem}.") from None
+    recipe = Recipe.parse(command)
+    recipe.refuse_other_methods()
+    check_training_paths(recipe.data, recipe.draft)
+    reads = {"train_config": arguments.train_config, "assets_dir": assets}
+    check_draft_folder("output_dir", arguments.output_dir, reads, overwrite=True)
+
+
+def main() -> None:
+    arguments = door()
     try:
         quickstart(arguments)
     except KeyboardInterrupt:
-        raise SystemExit("\ninterrupted; `make quickstart` goes on from here") from None
+        raise KeyboardInterrupt("interrupted; `make quickstart` goes on from here") from None
 
 
 if __name__ == "__main__":
-    main()
+    run_verb(main)

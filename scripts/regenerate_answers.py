@@ -19,14 +19,20 @@ import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without installation
 
+from hf_eagle.arguments.bounds import Bounds, Count, Mass, Seconds, Seed, Temperature, Workers
 from hf_eagle.arguments.parser import EagleArgumentParser
 from hf_eagle.arguments.parser import argument as _arg
 from hf_eagle.arguments.sources import TargetSourceArguments, TemplateArguments
+from hf_eagle.data.overlap import RULE
+from hf_eagle.door.connection import check_server
+from hf_eagle.door.inputs import check_data, check_file, check_target, naming
+from hf_eagle.door.outputs import check_journaled_file
+from hf_eagle.door.printer import run_verb
 
 
 # what is meant by an option that is left out; each belongs to one of the two ways
@@ -43,69 +49,90 @@ class RegenerationArguments:
         }
     )
     output: str = field(metadata={"help": "JSONL file to write; `<output>.journal` beside it holds finished work."})
-    num_records: int | None = _arg(None, "Take the first so many records only.")
+    num_records: Count | None = _arg(None, "Take the first so many records only.")
     held_out: list[str] | None = _arg(
         None,
-        "Evaluation prompts (.jsonl, .json, .txt): records that hold 13 words of one in a row, or all of a shorter "
-        "one, are left out.",
+        f"Evaluation prompts (.jsonl, .json, .txt): records that hold one are left out ({RULE}).",
     )
-    max_new_tokens: int = _arg(128, "Length of an answer at most, in tokens.")
-    temperature: float = _arg(0.0, "0 is greedy.")
-    top_p: float = _arg(1.0, "Nucleus, when sampling.")
-    seed: int = _arg(0, "Seed of sampling.")
-    time_limit: float | None = _arg(None, "Minutes after which nothing further is begun; another call goes on.")
-    batch_size: int | None = _arg(None, "In process: prompts answered together. Default 96.")
+    max_new_tokens: Count = _arg(128, "Length of an answer at most, in tokens.")
+    temperature: Temperature = _arg(0.0, "0 is greedy.")
+    top_p: Mass = _arg(1.0, "Nucleus, when sampling.")
+    seed: Seed = _arg(0, "Seed of sampling.")
+    time_limit: Annotated[float, Bounds(least=0, most=1_000_000)] | None = _arg(
+        None, "Minutes after which nothing further is begun; another call goes on."
+    )
+    batch_size: Count | None = _arg(None, "In process: prompts answered together. Default 96.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = _arg(
         None, "In process: data type the target runs in. Default auto, its own."
     )
     device: str | None = _arg(None, "In process: device of the target. Default cuda if there is one, else cpu.")
     server_url: str | None = _arg(None, "Ask the server here, such as http://localhost:8000, which runs the target.")
     server_model: str | None = _arg(None, "Server: its name for the target, where that cannot be told from `target`.")
-    concurrency: int | None = _arg(None, "Server: requests under way together. Default 64.")
-    retries: int | None = _arg(
+    concurrency: Workers | None = _arg(None, "Server: requests under way together. Default 64.")
+    retries: Annotated[int, Bounds(least=0, most=1000)] | None = _arg(
         None, "Server: attempts after a failed first one, ever later. Default 12, two to three minutes."
     )
-    request_timeout: float | None = _arg(None, "Server: seconds that an answer may take. Default 600.")
+    request_timeout: Seconds | None = _arg(None, "Server: seconds that an answer may take. Default 600.")
 
     def __post_init__(self):
-        if self.num_records is not None and self.num_records < 1:
-            raise ValueError(f"`num_records` must be at least 1, got {self.num_records}.")
         idle, way = (SERVED, "without") if self.server_url is None else (IN_PROCESS, "with")
         for name in idle:
             if getattr(self, name) is not None:
                 raise ValueError(f"`{name}` means nothing {way} `server_url`; leave it out.")
 
 
-def main() -> None:
-    groups = (RegenerationArguments, TargetSourceArguments, TemplateArguments)
-    args, source, template = EagleArgumentParser(groups, description=__doc__).parse_args_and_config()
+def parser() -> EagleArgumentParser:
+    return EagleArgumentParser((RegenerationArguments, TargetSourceArguments, TemplateArguments), description=__doc__)
 
+
+def door(argv: list[str] | None = None):
+    """The arguments, once each path was looked at."""
+    args, source, template = parser().parse_args_and_config(argv)
+    check_target("target", args.target, source.gguf_file)
+    check_data("data", args.data)
+    for path in args.held_out or ():
+        check_file("held_out", path)
+    reads = {name: getattr(args, name) for name in ("target", "data", "held_out")}
+    check_journaled_file("output", args.output, reads | {"tools": template.tools})
+    if args.server_url is not None:
+        check_server(args.server_url, os.environ.get("OPENAI_API_KEY"))
+    return args, source, template
+
+
+def main() -> None:
+    args, source, template = door()
+
+    from hf_eagle.arguments.devices import device_of
     from hf_eagle.data.records import load_records
     from hf_eagle.targets.loading import load_tokenizer
+    from hf_eagle.targets.room import check_room
 
+    if args.server_url is None:
+        args.device = device_of(args.device)
+        check_room(args.target, "max_new_tokens", args.max_new_tokens, beside=1, **source.source)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    try:
+    with naming("data"):
         records = load_records(args.data, content_parts=args.server_url is not None)
-        if args.num_records is not None:
-            records = records.select(range(min(args.num_records, len(records))))
-        if args.held_out:
+    if args.num_records is not None:
+        records = records.select(range(min(args.num_records, len(records))))
+    if args.held_out:
+        with naming("held_out"):
             records = without(args.held_out, records)
-        tokenizer = load_tokenizer(args.target, **source.source)
-        common = {
-            "max_new_tokens": args.max_new_tokens,
-            "temperature": args.temperature,
-            "top_p": args.top_p,
-            "seed": args.seed,
-            "time_limit": None if args.time_limit is None else 60 * args.time_limit,
-            "template_kwargs": template.template_kwargs,
-        }
+    tokenizer = load_tokenizer(args.target, **source.source)
+    common = {
+        "max_new_tokens": args.max_new_tokens,
+        "temperature": args.temperature,
+        "top_p": args.top_p,
+        "seed": args.seed,
+        "time_limit": None if args.time_limit is None else 60 * args.time_limit,
+        "template_kwargs": template.template_kwargs,
+    }
+    with naming("output", args.output):
         if args.server_url is None:
             answer_in_process(args, records, tokenizer, source.source, common)
         else:
             ask_server(args, records, tokenizer, common)
-    except ValueError as problem:
-        raise SystemExit(f"error: {problem}") from None
 
 
 def without(held_out: list[str], records):
@@ -125,14 +152,12 @@ def without(held_out: list[str], records):
 
 
 def answer_in_process(args: RegenerationArguments, records, tokenizer, source: dict, common: dict) -> None:
-    import torch
-
     from hf_eagle.answers.regeneration import regenerate_answers
     from hf_eagle.targets.loading import load_causal_lm
 
     own = given(args, IN_PROCESS)
     model = load_causal_lm(args.target, dtype=own["dtype"], **source).eval()
-    model = model.to(own["device"] or ("cuda" if torch.cuda.is_available() else "cpu"))
+    model = model.to(own["device"])
     regenerate_answers(model, tokenizer, records, args.output, batch_size=own["batch_size"], **common)
 
 
@@ -157,4 +182,4 @@ def given(args: RegenerationArguments, defaults: dict) -> dict:
 
 
 if __name__ == "__main__":
-    main()
+    run_verb(main)

@@ -21,14 +21,25 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without installation
 
+from hf_eagle.door.inputs import naming
+from hf_eagle.door.printer import run_verb
+from hf_eagle.door.writing import writing
 from hf_eagle.training.recipe import Recipe
 
 
 logger = logging.getLogger("hf_eagle")
 
 
+def door(argv: list[str] | None = None) -> Recipe:
+    """The run, once each path was looked at."""
+    recipe = Recipe.parse(argv, description=__doc__)
+    recipe.refuse_other_methods()
+    recipe.check_paths()
+    return recipe
+
+
 def main() -> None:
-    recipe = Recipe.parse(description=__doc__)
+    recipe = door()
 
     from transformers import set_seed
 
@@ -41,22 +52,23 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO if args.should_log else logging.ERROR, format="%(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     set_seed(args.seed)
-    recipe.refuse_other_methods()
     if recipe.dry_run.dry_run:
         return print_dry_run(recipe)
 
     # whatever can be refused is refused before anything is loaded
     resume = recipe.refuse_before_loading()
-    prompts = data_args.acceptance_prompts and load_prompts(
-        data_args.acceptance_prompts, limit=data_args.acceptance_num_prompts
-    )
+    with naming("acceptance_prompts"):
+        prompts = data_args.acceptance_prompts and load_prompts(
+            data_args.acceptance_prompts, limit=data_args.acceptance_num_prompts
+        )
 
     trainer = build_trainer(recipe, resume, prompts)
     result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     if trainer.nothing_to_do and was_written_to_the_end(args.output_dir, trainer.state.global_step):
         logger.info("%s is left as it is.", args.output_dir)
     else:
-        leave_results(trainer, result)
+        with writing("output_dir", args.output_dir):
+            leave_results(trainer, result)
     leave()
 
 
@@ -75,6 +87,7 @@ def build_trainer(recipe: Recipe, resume: Path | None, prompts: list | None):
     from hf_eagle.training.trainer import EagleTrainer
 
     data_args, args = recipe.data, recipe.training
+    parts.check_lengths(recipe.target, data_args)
     target_args = parts.spreadable(recipe.target, args)
     tokenizer, processor = parts.tokenizer_of(target_args), parts.processor_of(target_args)
     train, held_out = parts.conversations(tokenizer, data_args, args, processor)
@@ -162,6 +175,9 @@ def leave_results(trainer, result) -> None:
 
 if __name__ == "__main__":
     try:
-        main()
-    except (ArithmeticError, OSError, ValueError) as problem:
-        raise SystemExit(f"error: {problem}") from problem
+        run_verb(main)
+    except SystemExit as end:
+        distributed = sys.modules.get("hf_eagle.training.distributed")  # not there if nothing was begun
+        if distributed is not None:
+            distributed.leave(end.code)
+        raise

@@ -14,13 +14,19 @@ import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without installation
 
+from hf_eagle.arguments.bounds import Bounds, Count, Mass, Seconds, Seed, Workers
 from hf_eagle.arguments.parser import EagleArgumentParser
 from hf_eagle.arguments.parser import argument as _arg
 from hf_eagle.arguments.sources import TargetSourceArguments, TemplateArguments
+from hf_eagle.door.connection import check_server
+from hf_eagle.door.inputs import check_target, naming
+from hf_eagle.door.outputs import check_journaled_file
+from hf_eagle.door.printer import run_verb
 
 
 @dataclass
@@ -28,23 +34,35 @@ class WritingArguments:
     target: str = field(metadata={"help": "Target model: a folder or a Hub id."})
     server_url: str = field(metadata={"help": "Server that runs the target, such as http://localhost:8000."})
     output: str = field(metadata={"help": "JSONL file to write; `<output>.journal` beside it holds finished work."})
-    num_prompts: int = _arg(1000, "Prompts to ask for; unfinished and repeated ones are left out.")
+    num_prompts: Count = _arg(1000, "Prompts to ask for; unfinished and repeated ones are left out.")
     system_prompts: list[str] | None = _arg(
         None, "System messages, taken in turn, which steer what is asked about; they are not written."
     )
-    max_new_tokens: int = _arg(256, "Length of a prompt at most, in tokens.")
-    temperature: float = _arg(1.0, "Of the sampling; above 0.")
-    top_p: float = _arg(0.95, "Nucleus.")
-    seed: int = _arg(0, "Seed of the sampling.")
+    max_new_tokens: Count = _arg(256, "Length of a prompt at most, in tokens.")
+    temperature: Annotated[float, Bounds(above=0, most=100)] = _arg(1.0, "Of the sampling; above 0.")
+    top_p: Mass = _arg(0.95, "Nucleus.")
+    seed: Seed = _arg(0, "Seed of the sampling.")
     server_model: str | None = _arg(None, "The server's name for the target, where that cannot be told from `target`.")
-    concurrency: int = _arg(64, "Requests under way together.")
-    retries: int = _arg(12, "Attempts after a failed first one, ever later.")
-    request_timeout: float = _arg(600.0, "Seconds that a prompt may take.")
+    concurrency: Workers = _arg(64, "Requests under way together.")
+    retries: Annotated[int, Bounds(least=0, most=1000)] = _arg(12, "Attempts after a failed first one, ever later.")
+    request_timeout: Seconds = _arg(600.0, "Seconds that a prompt may take.")
+
+
+def parser() -> EagleArgumentParser:
+    return EagleArgumentParser((WritingArguments, TargetSourceArguments, TemplateArguments), description=__doc__)
+
+
+def door(argv: list[str] | None = None):
+    """The arguments, once each path was looked at."""
+    args, source, template = parser().parse_args_and_config(argv)
+    check_target("target", args.target, source.gguf_file)
+    check_journaled_file("output", args.output, {"target": args.target, "tools": template.tools})
+    check_server(args.server_url, os.environ.get("OPENAI_API_KEY"))
+    return args, source, template
 
 
 def main() -> None:
-    groups = (WritingArguments, TargetSourceArguments, TemplateArguments)
-    args, source, template = EagleArgumentParser(groups, description=__doc__).parse_args_and_config()
+    args, source, template = door()
 
     from hf_eagle.answers.written_prompts import write_prompts
     from hf_eagle.targets.loading import load_tokenizer
@@ -53,11 +71,9 @@ def main() -> None:
     options = dict(vars(args))
     tokenizer = load_tokenizer(args.target, **source.source)
     options |= {"tokenizer": tokenizer, "template_kwargs": template.template_kwargs}
-    write_prompts(options.pop("output"), api_key=os.environ.get("OPENAI_API_KEY"), **options)
+    with naming("output", args.output):
+        write_prompts(options.pop("output"), api_key=os.environ.get("OPENAI_API_KEY"), **options)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (OSError, ValueError) as problem:
-        raise SystemExit(f"error: {problem}") from None
+    run_verb(main)

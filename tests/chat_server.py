@@ -30,6 +30,8 @@ class ChatServer(ThreadingHTTPServer):
         say (function of the body, *optional*): token ids of the prompt and of the answer, its message and its
             finish_reason, instead of those of `answer`; the ids are told to whom asks for them, as vLLM does.
 
+        hostile (function of the path, *optional*): one of `HOSTILE` that answers a request to it instead, or `None`.
+
     `chats` holds the bodies of all chat requests that were answered, in the order of their answers, `asked` their
     number with the failed ones, and `most` how many were under way together at most.
     """
@@ -48,10 +50,11 @@ class ChatServer(ThreadingHTTPServer):
         key=None,
         write=None,
         say=None,
+        hostile=None,
     ):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.fault, self.delay, self.prompt_ids, self.count, self.key = fault, delay, prompt_ids, count, key
-        self.write, self.say = write, say
+        self.write, self.say, self.hostile = write, say, hostile
         self.listed = [{"id": model, "object": "model", "root": root or model, "max_model_len": 512}]
         self.chats, self.asked, self.under_way, self.most = [], 0, 0, 0
         self.lock = threading.Lock()
@@ -77,6 +80,8 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self):
+        if self._is_hostile():
+            return None
         if self.path != "/v1/models":
             return self._reply(404, {"detail": "Not Found"})
         self._reply(200, {"object": "list", "data": self.server.listed})
@@ -84,6 +89,8 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         server = self.server
+        if self._is_hostile():
+            return None
         if server.key and self.headers["Authorization"] != f"Bearer {server.key}":
             return self._reply(401, {"error": "Unauthorized"})
         if self.path == "/tokenize" and server.prompt_ids:
@@ -102,6 +109,15 @@ class _Handler(BaseHTTPRequestHandler):
         finally:
             with server.lock:
                 server.under_way -= 1
+
+    def _is_hostile(self) -> bool:
+        """Has a fault answered?"""
+        fault = self.server.hostile and self.server.hostile(self.path)
+        if not fault:
+            return False
+        self.close_connection = True
+        HOSTILE[fault](self)
+        return True
 
     def _chat(self, body: dict, fault) -> None:
         time.sleep(fault if isinstance(fault, float) else self.server.delay)
@@ -140,3 +156,86 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(content[: len(content) // 2] if half else content)
         if half:
             self.close_connection = True
+
+
+def send(handler: _Handler, content: bytes, status: int = 200, **headers: str) -> None:
+    """A whole reply with these headers, `_` for `-`."""
+    handler.send_response(status)
+    for name, value in {"Content-Length": str(len(content)), **headers}.items():
+        handler.send_header(name.replace("_", "-"), value)
+    handler.end_headers()
+    handler.wfile.write(content)
+
+
+def _drip(handler: _Handler, *pieces: bytes) -> None:
+    """The pieces, then the last one again and again, until the client has had enough."""
+    for piece in pieces[:-1]:
+        handler.wfile.write(piece)
+    while True:
+        handler.wfile.write(pieces[-1])
+        time.sleep(0.02)
+
+
+def _pour(handler: _Handler, head: bytes, piece: bytes) -> None:
+    """More than a client should take."""
+    handler.wfile.write(b"HTTP/1.1 200 OK\r\n" + head + b"\r\n")
+    for _ in range(100_000):
+        handler.wfile.write(piece)
+
+
+def _echo(handler: _Handler, status: int) -> None:
+    """What the client sent as its key, in an error."""
+    send(handler, json.dumps({"error": {"message": f"bad key {handler.headers['Authorization']}"}}).encode(), status)
+
+
+def _echo_in_a_reply(handler: _Handler) -> None:
+    told = handler.headers["Authorization"]
+    message = {"role": "assistant", "content": told}
+    choice = {"message": message, "text": told, "finish_reason": "stop"}
+    listed = [{"id": "target", "root": told}]
+    send(handler, json.dumps({"choices": [choice], "data": listed, "tokens": [told]}).encode())
+
+
+# how a server fails that is broken or means harm; each is told the request's handler
+HOSTILE = {
+    "drip": lambda handler: _drip(handler, b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n", b" "),
+    "drip of headers": lambda handler: _drip(handler, b"HTTP/1.1 200 OK\r\n", b"X: a\r\n"),
+    "drip in one header": lambda handler: _drip(handler, b"HTTP/1.1 200 OK\r\nX: ", b"a"),
+    "drip of chunks": lambda handler: _drip(
+        handler, b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\n \r\n"
+    ),
+    "continue for ever": lambda handler: _drip(handler, b"HTTP/1.1 100 Continue\r\n\r\n"),
+    "silence": lambda handler: _drip(handler, b""),
+    "claimed length": lambda handler: _pour(handler, b"Content-Length: 1099511627776\r\n", b" " * 1000),
+    "no length": lambda handler: _pour(handler, b"", b" " * 1000),
+    "chunk of a claimed length": lambda handler: _pour(
+        handler, b"Transfer-Encoding: chunked\r\n\r\nFFFFFFFFFFFF", b" " * 1000
+    ),
+    "chunk below 0": lambda handler: _pour(handler, b"Transfer-Encoding: chunked\r\n\r\n-5", b" " * 10),
+    "long header": lambda handler: _pour(handler, b"X: ", b"a" * 1000),
+    "many headers": lambda handler: handler.wfile.write(b"HTTP/1.1 200 OK\r\n" + b"X: a\r\n" * 1000),
+    "other protocol": lambda handler: handler.wfile.write(b"SSH-2.0-OpenSSH_9.6\r\n"),
+    "echo as a status line": lambda handler: handler.wfile.write(
+        f"{handler.headers['Authorization']}\r\n\r\n".encode()
+    ),
+    "reason with escapes": lambda handler: handler.wfile.write(b"HTTP/1.1 400 \x1b[2J\r\nContent-Length: 0\r\n\r\n"),
+    "wait a day": lambda handler: send(handler, b"{}", 429, Retry_After="86400"),
+    "wait for ever": lambda handler: send(handler, b"{}", 503, Retry_After="9" * 40),
+    "wait below 0": lambda handler: send(handler, b"{}", 429, Retry_After="-5"),
+    "wait for a date": lambda handler: send(handler, b"{}", 429, Retry_After="Wed, 21 Oct 2065 07:28:00 GMT"),
+    "wait for no number": lambda handler: send(handler, b"{}", 429, Retry_After="\u00b2"),
+    "nothing": lambda handler: send(handler, b""),
+    "no content": lambda handler: send(handler, b"", 204),
+    "no JSON": lambda handler: send(handler, b"<html>busy</html>"),
+    "other bytes": lambda handler: send(handler, bytes(range(256))),
+    "deep": lambda handler: send(handler, b"[" * 100_000),
+    "long number": lambda handler: send(handler, b'{"data": ' + b"9" * 10_000 + b"}"),
+    "list": lambda handler: send(handler, b"[{}]"),
+    "circle": lambda handler: send(handler, b"", 307, Location=handler.path),
+    "old redirect": lambda handler: send(handler, b"", 301, Location="http://127.0.0.1:9/"),
+    "who are you": lambda handler: _echo(handler, 401),
+    "echo with 400": lambda handler: _echo(handler, 400),
+    "echo with 500": lambda handler: _echo(handler, 500),
+    "echo with 404": lambda handler: _echo(handler, 404),
+    "echo in a reply": _echo_in_a_reply,
+}

@@ -1,4 +1,5 @@
-"""A server that speaks as much of the Hub's API as publishing and reading back take; content lies in memory.
+"""A server that speaks as much of the Hub's API as publishing, reading back and reading data sets take; content lies in
+memory.
 
 There are self-hosted hubs (KohakuHub, for one), which need a database and an object store to run.
 """
@@ -10,6 +11,8 @@ import re
 import socket
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import PurePosixPath
+from urllib.parse import parse_qs, unquote
 
 
 TOKEN = "hf_right"
@@ -20,7 +23,8 @@ class LocalHub:
     """Repositories by id, each a dict of branches, each a dict of files; start with `with`.
 
     Attributes:
-        repos: `{repo_id: {"private": bool, "branches": {name: {"sha": str, "files": {path: bytes}}}}}`.
+        repos: `{repo_id: {"private": bool, "branches": {name: {"sha": str, "files": {path: bytes}}}}}`; the id of a
+            data set is `datasets/owner/name`, see `add_data`.
         blobs: what was uploaded as a large file, by SHA-256.
         uploads: how often each of them was sent.
         cut_uploads, cut_commits: so many of the next uploads and commits lose their connection.
@@ -41,6 +45,11 @@ class LocalHub:
     def __exit__(self, *exception):
         self.server.shutdown()
         self.server.server_close()
+
+    def add_data(self, repo_id: str, files: dict[str, bytes], private: bool = False) -> None:
+        """A data set, or a new commit of one that is there."""
+        main = {"sha": _commit_of(files), "files": dict(files)}
+        self.repos[f"datasets/{repo_id}"] = {"private": private, "branches": {"main": main}}
 
     def takes_cut(self, name: str) -> bool:
         """Whether this request is one of those to cut; uploads come in several threads."""
@@ -64,6 +73,8 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         if self.path == "/api/validate-yaml":
             return self._json({"errors": [], "warnings": []})
+        if asked := re.fullmatch(r"/api/(datasets/[^/]+/[^/]+)/paths-info/([^/]+)", self.path):
+            return self._paths_info(*asked.groups(), parse_qs(body.decode())["paths"])
         if self.headers.get("Authorization") != f"Bearer {TOKEN}":
             return self._json({"error": "Invalid username or password."}, 401)
         if self.path == "/api/repos/create":
@@ -126,32 +137,57 @@ class _Handler(BaseHTTPRequestHandler):
                     files[value["path"]] = base64.b64decode(value["content"])
                 elif line["key"] == "lfsFile":
                     files[value["path"]] = self.hub.blobs[value["oid"]]
-            branch["files"], branch["sha"] = files, hashlib.sha1(repr(sorted(files.items())).encode()).hexdigest()
+            branch["files"], branch["sha"] = files, _commit_of(files)
         return self._json({"commitUrl": f"{self.hub.url}/{repo}/commit/{branch['sha']}", "commitOid": branch["sha"]})
 
     def do_HEAD(self):
         self.do_GET(body=False)
 
     def do_GET(self, body: bool = True):
-        path = self.path.partition("?")[0]
-        info = re.fullmatch(r"/api/models/([^/]+/[^/]+)/(?:revision/([^/]+)|tree/([^/]+).*)", path)
-        file = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
-        repo, revision = (info[1], info[2] or info[3]) if info else (file[1], file[2]) if file else (None, None)
-        known = self.hub.repos.get(repo)
-        if known is None or (known["private"] and self.headers.get("Authorization") != f"Bearer {TOKEN}"):
-            return self._json({"error": "Repository not found"}, 404, {"X-Error-Code": "RepoNotFound"})
-        branch = known["branches"].get(revision) or next(b for b in known["branches"].values() if b["sha"] == revision)
+        path = unquote(self.path.partition("?")[0])
+        info = re.fullmatch(
+            r"/api/(?:models/)?((?:datasets/)?[^/]+/[^/]+)(?:/revision/([^/]+)|/tree/([^/]+)/?(.*))?", path
+        )
+        file = re.fullmatch(r"/((?:datasets/)?[^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
+        repo, revision = (
+            (info[1], info[2] or info[3] or "main") if info else (file[1], file[2]) if file else (None,) * 2
+        )
+        branch = self._branch(repo, revision)
+        if branch is None:
+            return None
         if info and info[3]:
-            entries = [{"type": "file", "path": p, "size": len(c), "oid": _etag(c)} for p, c in branch["files"].items()]
-            return self._json(entries)
+            entries = _entries(branch["files"], info[4], "recursive=True" in self.path)
+            return self._json(entries) if entries else self._json({}, 404, {"X-Error-Code": "EntryNotFound"})
         if info:
-            siblings = [{"rfilename": name} for name in branch["files"]]
-            return self._json({"id": repo, "sha": branch["sha"], "siblings": siblings, "private": known["private"]})
+            known = {"id": repo.removeprefix("datasets/"), "private": self.hub.repos[repo]["private"]}
+            return self._json({**known, "sha": branch["sha"], "siblings": [{"rfilename": n} for n in branch["files"]]})
         content = branch["files"].get(file[3])
         headers = {"X-Repo-Commit": branch["sha"]}
         if content is None:
             return self._json({"error": "Entry not found"}, 404, {**headers, "X-Error-Code": "EntryNotFound"})
-        return self._send(content, 200, {**headers, "ETag": f'"{_etag(content)}"'}, body)
+        headers["ETag"] = f'"{_etag(content)}"'
+        if part := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
+            first, last = int(part[1]), min(int(part[2] or len(content)), len(content) - 1)
+            headers["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
+            return self._send(content[first : last + 1], 206, headers, body)
+        return self._send(content, 200, headers, body)
+
+    def _branch(self, repo: str | None, revision: str) -> dict | None:
+        """A branch, by its name or its commit, that the request may see; otherwise an answer was sent."""
+        known = self.hub.repos.get(repo)
+        if known is None or (known["private"] and self.headers.get("Authorization") != f"Bearer {TOKEN}"):
+            return self._json({"error": "Repository not found"}, 404, {"X-Error-Code": "RepoNotFound"})
+        branches = known["branches"]
+        found = branches.get(revision) or next((b for b in branches.values() if b["sha"] == revision), None)
+        if found is None:
+            return self._json({"error": "Revision not found"}, 404, {"X-Error-Code": "RevisionNotFound"})
+        return found
+
+    def _paths_info(self, repo: str, revision: str, paths: list[str]):
+        branch = self._branch(repo, revision)
+        if branch is not None:
+            files = {path: branch["files"][path] for path in paths if path in branch["files"]}
+            self._json(_entries(files, "", recursive=True))
 
     def _cut(self):
         self.close_connection = True
@@ -167,6 +203,24 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if body and self.command != "HEAD":
             self.wfile.write(content)
+
+
+def _commit_of(files: dict[str, bytes]) -> str:
+    return hashlib.sha1(repr(sorted(files.items())).encode()).hexdigest()
+
+
+def _entries(files: dict[str, bytes], folder: str, recursive: bool) -> list[dict]:
+    """What lies in a folder, or anywhere below it."""
+    inside = folder.rstrip("/") + "/" if folder else ""
+    found = [
+        {"type": "file", "path": path, "size": len(content), "oid": _etag(content)}
+        for path, content in files.items()
+        if path.startswith(inside) and (recursive or "/" not in path.removeprefix(inside))
+    ]
+    below = {parent.as_posix() for path in files for parent in PurePosixPath(path).parents if path.startswith(inside)}
+    folders = [path for path in sorted(below - {".", folder}) if path.startswith(inside)]
+    wanted = [path for path in folders if recursive or "/" not in path.removeprefix(inside)]
+    return found + [{"type": "directory", "path": path, "oid": "0" * 40} for path in wanted]
 
 
 def _etag(content: bytes) -> str:

@@ -15,11 +15,19 @@ from hf_eagle.targets.target import FrozenTarget
 VOCAB = 96
 
 
-def tiny_llama(layers: int = 8, heads: int = 4, kv_heads: int = 2, tied: bool = False, seed: int = 0, **overrides):
+def tiny_llama(
+    layers: int = 8,
+    heads: int = 4,
+    kv_heads: int = 2,
+    tied: bool = False,
+    seed: int = 0,
+    vocab_size: int = VOCAB,
+    **overrides,
+):
     """A random Llama: hidden 32, vocabulary 96; its distribution is peaked enough to have a clear argmax."""
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=VOCAB,
+        vocab_size=vocab_size,
         hidden_size=32,
         intermediate_size=48,
         num_hidden_layers=layers,

@@ -1,6 +1,7 @@
 """One answer of the target: the tokens it said, and the message that they are read as."""
 
 import hashlib
+import json
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -48,6 +49,7 @@ class AnswerReader:
         self._knows_thoughts = bool(self.renderer.thought_names) or "</think>" in self.renderer.template
         added = {id: token.content for id, token in tokenizer.added_tokens_decoder.items() if token.special}
         self.special_ids = set(added) | set(tokenizer.all_special_ids)
+        self._vocabulary = 1 + max(tokenizer.get_vocab().values())
         self._special = sorted({*added.values(), *tokenizer.all_special_tokens}, key=len, reverse=True)
 
     def message(self, prompt: list[int], ids: list[int]) -> dict:
@@ -55,14 +57,22 @@ class AnswerReader:
         found = read_tokens(self.tokenizer, ids, opens_thought(self.tokenizer, prompt))
         lost = (found.thoughts and not self._knows_thoughts) or (found.calls and not self.renderer.writes_calls)
         if found.plain or lost:
-            text = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-            return {"content": text}
+            return {"content": self._plain(ids)}
         message = {"content": self._without_special(found.content)}
         if found.thoughts:
             message["reasoning_content"] = self._without_special(found.thoughts)
         if found.calls:
             message["tool_calls"] = found.calls
+        if not _can_be_written(message):  # JSON of a call may spell half a character, which no file takes
+            return {"content": self._plain(ids)}
         return message
+
+    def unknown_id(self, ids: list[int]) -> int | None:
+        """The first token id that the tokenizer does not have, if any."""
+        return next((id for id in ids if not 0 <= id < self._vocabulary), None)
+
+    def _plain(self, ids: list[int]) -> str:
+        return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     def _without_special(self, text: str) -> str:
         for token in self._special:
@@ -85,6 +95,14 @@ def add_answer(answers: list[Answer | None], answer: Answer, turns: list) -> Non
     answers.append(answer)
     if answer.message.get("tool_calls") and len(answers) < len(turns):
         answers.append(None)
+
+
+def _can_be_written(message: dict) -> bool:
+    try:
+        json.dumps(message, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def digest(ids: list[int]) -> str:

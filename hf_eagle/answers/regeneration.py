@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 from transformers import GenerationConfig
 
 from ..data.loss_mask import ConversationEncoder
+from ..data.rendering import TemplateLimit, TemplateRefusal
 from .answer import Answer, AnswerReader, add_answer, said_answer
 from .turns import check_arguments, context, open_journal, read_offers, read_turns
 from .written_answers import write_answered
@@ -18,6 +19,7 @@ from .written_answers import write_answered
 
 logger = logging.getLogger(__name__)
 
+_SAMPLE = 10  # records at the beginning, all of which a template that fits nothing refuses
 _WINDOW = 16  # batches whose prompts are sorted by length together: little padding, and no batch waits for all prompts
 
 
@@ -64,11 +66,14 @@ def regenerate_answers(
         template_kwargs (`dict`, *optional*): what else the chat template is given, such as `{"enable_thinking":
             False}`; train with the same. `tools` are on offer in every chat that brings none.
 
-    Returns the path. Raises a `ValueError` for a malformed record, a record without a user turn or that the chat
-    template refuses, an argument out of range, and an `output_path` that holds something else or was begun with other
-    settings; all before the first answer.
+    A record that the chat template refuses ends there; it is counted in a warning, with the reason of the first.
+
+    Returns the path. Raises a `ValueError` for a malformed record or one without a user turn, a template that refuses
+    all of the first records or does not end, an argument out of range, and an `output_path` that holds something else
+    or was begun with other settings; all before the first answer.
     """
-    check_arguments({"max_new_tokens": max_new_tokens, "batch_size": batch_size}, temperature, top_p, time_limit)
+    counts = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
+    check_arguments(counts, temperature, top_p, seed, time_limit)
     output_path = Path(output_path)
     turns, tools = read_turns(records), read_offers(records, template_kwargs)
     encoder = ConversationEncoder(tokenizer, None, template_kwargs)
@@ -92,32 +97,28 @@ def regenerate_answers(
 
 
 def _check_prompts(generate, turns: list, tools: list) -> None:
-    """Raises a `ValueError` for the first record that the template refuses, before anything is computed."""
-    placeholder = Answer({"content": "x"}, "stop")
-    for id, (own, offered) in enumerate(zip(turns, tools, strict=True)):
-        try:
-            generate.reader.renderer.prompt(context(own, [placeholder] * (len(own) - 1)), offered)
-        except Exception as problem:  # jinja's own errors, and whatever a template raises by itself
-            raise ValueError(f"Record {id} does not fit the chat template of `tokenizer`: {problem}") from problem
+    """Raises a `ValueError` when the template refuses all of the first records, before anything is computed."""
+    refused: dict[int, str] = {}
+    for id, own in enumerate(turns[:_SAMPLE]):
+        if generate.prompts([id], [own[0]], tools[id : id + 1], refused):
+            return
+    if refused:
+        among = "" if len(refused) == len(turns) == 1 else f", as all of the first {len(refused)}"
+        raise ValueError(f"The chat template of `target`'s tokenizer refuses record 0{among}: {refused[0]}.")
 
 
 def _run(generate, turns, tools, journal, batch_size, seed, time_limit, progress) -> list[list[Answer | None]]:
-    """Answers per record; `None` ends a record whose next prompt is too long, or that calls a tool."""
+    """Answers per record; `None` ends one whose next prompt is too long or refused, or that calls a tool."""
     answers = [[] for _ in turns]
     done = {(row["turn"], row["batch"]): row for row in journal.rows}
-    started, fresh, tokens, too_long = time.monotonic(), 0, 0, 0
+    started, fresh, tokens = time.monotonic(), 0, 0
+    early: dict[int, str | None] = {}  # the template's reason, `None` for a prompt too long
     bar = tqdm(total=sum(map(len, turns)), unit="answer", desc="regenerating", disable=not progress)
 
     for turn in range(max(map(len, turns), default=0)):
         waiting = [id for id in range(len(turns)) if len(turns[id]) > turn and answers[id][-1:] != [None]]
-        for number, prompts in _batches(generate, turns, tools, answers, waiting, batch_size, seed):
+        for number, prompts in _batches(generate, turns, tools, answers, waiting, batch_size, seed, early):
             ids = [id for id, _ in prompts]
-            if number is None:
-                too_long += len(ids)
-                for id in ids:
-                    bar.update(len(turns[id]) - turn)
-                    answers[id].append(None)
-                continue
 
             # answered before a kill, or now
             row = done.get((turn, number))
@@ -137,25 +138,44 @@ def _run(generate, turns, tools, journal, batch_size, seed, time_limit, progress
             for id, answer in row["answers"]:
                 add_answer(answers[id], Answer(**answer), turns[id])
             bar.update(len(ids))
+        bar.update(sum(len(turns[id]) - turn for id in waiting if id in early))
     bar.close()
-    if too_long:
-        logger.warning(
-            "%d records end early: with `max_new_tokens` their prompts exceed the target's length.", too_long
-        )
+    _tell_early(early)
     return answers
 
 
-def _batches(generate, turns, tools, answers, waiting, batch_size, seed) -> Iterator[tuple[int | None, list]]:
-    """`(number, [(id, prompt ids)])` of each batch, the same in every run; number `None` for prompts too long."""
+def _tell_early(early: dict[int, str | None]) -> None:
+    """Logs how many records end early, and why."""
+    refused = {id: reason for id, reason in early.items() if reason is not None}
+    if len(early) > len(refused):
+        logger.warning(
+            "%d records end early: with `max_new_tokens` their prompts exceed the target's length.",
+            len(early) - len(refused),
+        )
+    if refused:
+        first = min(refused)
+        logger.warning(
+            "%d records end early, since the chat template refuses them. First, record %d: %s",
+            *(len(refused), first, refused[first]),
+        )
+
+
+def _batches(generate, turns, tools, answers, waiting, batch_size, seed, early) -> Iterator[tuple[int, list]]:
+    """`(number, [(id, prompt ids)])` of each batch, the same in every run.
+
+    A record whose prompt is too long, or refused by the template, ends: it goes to `early`, and `None` to its answers.
+    """
     number = 0
     for begin in range(0, len(waiting), _WINDOW * batch_size):
-        window = waiting[begin : begin + _WINDOW * batch_size]
-        chats = [(context(turns[i], answers[i]), tools[i]) for i in window]
-        prompts = list(zip(window, generate.prompts(chats), strict=True))
-        too_long = [prompt for prompt in prompts if len(prompt[1]) > generate.longest_prompt]
-        if too_long:
-            yield None, too_long
-        fitting = sorted((len(ids), id, ids) for id, ids in prompts if len(ids) <= generate.longest_prompt)
+        window, refused = waiting[begin : begin + _WINDOW * batch_size], {}
+        chats = [context(turns[id], answers[id]) for id in window]
+        prompts = generate.prompts(window, chats, [tools[id] for id in window], refused)
+        early |= refused | {id: None for id, ids in prompts.items() if len(ids) > generate.longest_prompt}
+        for id in window:
+            if id in early:
+                answers[id].append(None)
+
+        fitting = sorted((len(ids), id, ids) for id, ids in prompts.items() if id not in early)
         starts = list(range(0, len(fitting), batch_size))
         # in random order, so that a time limit does not leave short prompts only, and the bar's estimate holds
         random.Random(seed + begin).shuffle(starts)
@@ -177,7 +197,9 @@ class _Generator:
         ends = model.generation_config.eos_token_id
         ends = [ends] if isinstance(ends, int) else list(ends or [])
         self.ends = sorted({*ends, *([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id])})
-        self.pad = next(i for i in (tokenizer.pad_token_id, *self.ends, 0) if i is not None)
+        # masked, so any id serves that the target has a row for; a tokenizer's may lie beyond them
+        rows = model.config.get_text_config().vocab_size
+        self.pad = next(i for i in (tokenizer.pad_token_id, *self.ends, 0) if i is not None and 0 <= i < rows)
         sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
         # named, or the model's own generation_config would fill them in
         self.config = GenerationConfig(
@@ -190,10 +212,29 @@ class _Generator:
         )
         length = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self.longest_prompt = (length or 10**9) - max_new_tokens
+        if self.longest_prompt < 1:
+            raise ValueError(
+                f"`max_new_tokens` is {max_new_tokens}, but `target` reads {length} tokens at most, prompts included: "
+                "lower it, or name another target."
+            )
 
-    def prompts(self, chats: list[tuple[list[dict], list | None]]) -> list[list[int]]:
-        texts = [self.reader.renderer.prompt(messages, tools) for messages, tools in chats]
-        return self.reader.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+    def prompts(self, ids: list[int], chats: list, tools: list, refused: dict[int, str]) -> dict[int, list[int]]:
+        """Of each record the token ids of its prompt; records that the template refuses go to `refused`, with why."""
+        texts = {}
+        for id, messages, offered in zip(ids, chats, tools, strict=True):
+            try:
+                texts[id] = self.reader.renderer.prompt(messages, offered)
+            except TemplateRefusal as problem:
+                refused[id] = str(problem)
+            except TemplateLimit as problem:
+                raise TemplateLimit(f"Record {id} and the chat template of `target`'s tokenizer: {problem}.") from None
+        if not texts:
+            return {}
+        found = self.reader.tokenizer(list(texts.values()), add_special_tokens=False, verbose=False)["input_ids"]
+        refused |= {
+            id: "it makes a prompt without tokens" for id, tokens in zip(texts, found, strict=True) if not tokens
+        }
+        return {id: tokens for id, tokens in zip(texts, found, strict=True) if tokens}
 
     @torch.no_grad()
     def __call__(self, prompts: list[list[int]], before: list[Answer | None], seed: int) -> list[Answer]:

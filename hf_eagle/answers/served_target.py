@@ -5,11 +5,10 @@ import logging
 import os
 from dataclasses import dataclass
 
-from jinja2 import TemplateError
-
-from ..data.rendering import ChatRenderer
+from ..data.rendering import ChatRenderer, TemplateRefusal
 from .answer import Answer
-from .chat_client import ChatClient, Refused, ServerError
+from .chat_client import ChatClient, Refused, ServerError, Unavailable
+from .replies import ServedModel
 from .turns import context
 
 
@@ -42,14 +41,15 @@ class ServedTarget:
         Raises a `ServerError` when the server serves something else or does not answer.
         """
         model = _listed(client, target, server_model)
-        length = model.get("max_model_len")
+        length = model.max_model_len
         if length is not None and fields["max_tokens"] >= length:
             raise ServerError(
                 f"`max_new_tokens` is {fields['max_tokens']}, but the server at {client.url} reads and writes {length} "
                 "tokens altogether; lower it, or start the server with a longer context."
             )
+
         refusal = None
-        for served in (cls(client, model["id"], fields | _NEUTRAL), cls(client, model["id"], fields)):
+        for served in (cls(client, model.id, fields | _NEUTRAL), cls(client, model.id, fields)):
             try:
                 served.tells_ids = client.chat(served.greeting()).token_ids is not None
             except Refused as problem:
@@ -78,6 +78,12 @@ class ServedTarget:
         except ServerError:
             return False
 
+    def fails_alone(self, problem: ServerError, client: ChatClient) -> bool:
+        """Is it one prompt alone that the server refuses, or fails on although it answers a greeting?"""
+        if isinstance(problem, Unavailable):
+            return not problem.busy and self.is_there(client)
+        return isinstance(problem, Refused)
+
     def check_prompts(
         self,
         tokenizer,
@@ -100,21 +106,24 @@ class ServedTarget:
             messages = context(chat[:2], [Answer({"content": "Yes."}, "stop")] * (len(chat) > 1))
             try:
                 rendered = renderer.prompt(messages, offered)
-            except TemplateError:
+            except TemplateRefusal:
                 continue  # the server will refuse it, too
-            expected = tokenizer(rendered, add_special_tokens=False, verbose=False)["input_ids"]
-            body = self.body(messages, tools=offered)
-            found, number = self.client.prompt_ids(body), None
-            if found is None:
-                try:
-                    told = self.client.chat(body | {"max_tokens": 1})
-                except Refused:
-                    continue
-                found, number = told.prompt_ids, told.prompt_tokens
-            if found is not None and found != expected:
-                raise self._other_prompt(_around_difference(tokenizer, found, expected))
-            if found is None and number is not None and number != len(expected):
-                raise self._other_prompt(f"it has {number} tokens, not the {len(expected)} of {rendered[:200]!r}")
+            self._check_prompt(tokenizer, self.body(messages, tools=offered), rendered)
+
+    def _check_prompt(self, tokenizer, body: dict, rendered: str) -> None:
+        """Raises a `ServerError` when the server makes something else of a request than what was rendered."""
+        expected = tokenizer(rendered, add_special_tokens=False, verbose=False)["input_ids"]
+        found, number = self.client.prompt_ids(body), None
+        if found is None:
+            try:
+                told = self.client.chat(body | {"max_tokens": 1})
+            except Refused:
+                return
+            found, number = told.prompt_ids, told.prompt_tokens
+        if found is not None and found != expected:
+            raise self._other_prompt(_around_difference(tokenizer, found, expected))
+        if found is None and number is not None and number != len(expected):
+            raise self._other_prompt(f"it has {number} tokens, not the {len(expected)} of {rendered[:200]!r}")
 
     def _other_prompt(self, difference: str) -> ServerError:
         return ServerError(
@@ -136,24 +145,25 @@ def _sent(message: dict) -> dict:
     return message | {"tool_calls": calls}
 
 
-def _listed(client: ChatClient, target: str, server_model: str | None) -> dict:
+def _listed(client: ChatClient, target: str, server_model: str | None) -> ServedModel:
     """The target's entry in the server's list."""
     models = client.models()
     for model in models:
-        if server_model is None and (_same(target, model["id"]) or _same(target, model.get("root"))):
+        if server_model is None and (_same(target, model.id) or _same(target, model.root)):
             return model
-        if model["id"] == server_model:
+        if model.id == server_model:
             return model
-    listed = ", ".join(model["id"] + (f" ({model['root']})" if model.get("root") else "") for model in models)
+
+    listed = ", ".join(model.id + (f" ({model.root})" if model.root else "") for model in models)
     wanted = f"`target` {target}" if server_model is None else f"`server_model` {server_model}"
     raise ServerError(
-        f"The server at {client.url} serves {listed or 'nothing'}, not {wanted}; start it with the target, or name in "
-        "`server_model` which of these is the same model."
+        f"The server at {client.url} serves {client.printable(listed) or 'nothing'}, not {wanted}; start it with the "
+        "target, or name in `server_model` which of these is the same model."
     )
 
 
 def _same(target: str, name: str | None) -> bool:
-    if name is None:
+    if not name or "\0" in name:  # which no path may hold
         return False
     return target == name or (os.path.isdir(name) and os.path.realpath(target) == os.path.realpath(name))
 
@@ -162,4 +172,8 @@ def _around_difference(tokenizer, found: list[int], expected: list[int]) -> str:
     place = next((n for n, pair in enumerate(zip(found, expected, strict=False)) if pair[0] != pair[1]), None)
     place = min(len(found), len(expected)) if place is None else place
     here = slice(max(0, place - 4), place + 8)
+    highest = max(tokenizer.get_vocab().values())
+    stranger = next((id for id in found[here] if id > highest), None)
+    if stranger is not None:
+        return f"at token {place} it reads the id {stranger}, which the tokenizer does not have"
     return f"at token {place} it reads {tokenizer.decode(found[here])!r}, not {tokenizer.decode(expected[here])!r}"

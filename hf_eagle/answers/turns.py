@@ -2,13 +2,16 @@
 
 import hashlib
 import json
+import math
 from pathlib import Path
 
 from ..data.messages import read_record, read_tools, text_of
+from ..door.journal import Journal, journal_beside
 from .answer import Answer
-from .journal import Journal, journal_beside
 
 
+HOTTEST = 100.0  # nothing is left of a target's distribution above it
+_MOST = {"concurrency": 4096}  # a thread and an open file each
 _FORMAT = 2  # of a journal's lines; 1 had no token ids
 
 
@@ -84,14 +87,18 @@ def turn_seed(seed: int, id: int, turn: int = 0) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{id}/{turn}".encode()).digest()[:4], "big") >> 1
 
 
-def check_arguments(at_least_one: dict, temperature: float, top_p: float, time_limit: float | None = None) -> None:
-    """Raises a `ValueError` for an argument out of range; `at_least_one` are counts by name."""
-    for name, value in at_least_one.items():
+def check_arguments(counts: dict, temperature: float, top_p: float, seed: int, time_limit: float | None = None) -> None:
+    """Raises a `ValueError` for an argument out of range; `counts` are whole numbers from 1 on, by name."""
+    for name, value in counts.items():
         if value < 1:
             raise ValueError(f"`{name}` must be at least 1, got {value}.")
-    if temperature < 0:
-        raise ValueError(f"`temperature` must be 0 (greedy) or more, got {temperature}.")
+        if value > _MOST.get(name, 10**9):
+            raise ValueError(f"`{name}` must be at most {_MOST.get(name, 10**9)}, got {value}.")
+    if not 0 <= temperature <= HOTTEST:
+        raise ValueError(f"`temperature` must be 0 (greedy) or more, and at most {HOTTEST:g}, got {temperature}.")
     if not 0 < top_p <= 1:
         raise ValueError(f"`top_p` must be above 0 and at most 1, got {top_p}.")
-    if time_limit is not None and time_limit < 0:
-        raise ValueError(f"`time_limit` must be a number of seconds, got {time_limit}.")
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"`seed` must be from 0 to {2**32 - 1}, got {seed}.")
+    if time_limit is not None and not 0 <= time_limit < math.inf:
+        raise ValueError(f"`time_limit` must be a finite time, 0 or more, got {time_limit}.")

@@ -9,7 +9,7 @@ from ..data.loss_mask import ConversationEncoder
 from ..data.media import has_media
 from ..data.messages import read_record, read_tools
 from ..data.said import ANSWER_TOKEN_IDS, PROMPT_TOKENS, read_said
-from ..files import write_atomically
+from ..door.writing import write_atomically
 from .answer import Answer, digest
 from .turns import context
 

@@ -7,20 +7,24 @@ import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm.auto import tqdm
 
 from ..data.rendering import ChatRenderer
-from ..files import write_atomically
-from .chat_client import ChatClient
-from .journal import Journal, journal_beside
+from ..door.journal import Journal, journal_beside
+from ..door.json_files import check_fields
+from ..door.writing import write_atomically
+from .chat_client import ChatClient, ServerError
+from .served_run import SYSTEMATIC
 from .served_target import ServedTarget
 from .turns import check_arguments, turn_seed
 
 
 logger = logging.getLogger(__name__)
 
+_ROW = {"id": int, "text": str, "finish_reason": str}  # of a journal
 _MARK = "USERSTURN"  # stands where the template writes what the user says
 
 
@@ -47,8 +51,8 @@ def write_prompts(
     """Samples what users might say, from the target itself; the file's lines are `{"messages": [a user's message]}`.
 
     Left out are prompts that were not finished within `max_new_tokens`, that hold a special token, or that were
-    written before; a line of the log counts them. Each one goes to `<output_path>.journal` as it comes, and the same
-    call asks for the missing ones only.
+    written before; a line of the log counts them, and those that the server fails on. Each one goes to
+    `<output_path>.journal` as it comes, and the same call asks for the missing ones only.
 
     Args:
         output_path (`str` or `Path`): written whole or not at all.
@@ -73,57 +77,86 @@ def write_prompts(
     Returns the path. Raises a `ValueError` for an argument out of range, a template that cannot be opened at the
     user's turn, or when no prompt is left, and a `ServerError` (one too) as `regenerate_through_server` does.
     """
-    check_arguments(
-        {"num_prompts": num_prompts, "max_new_tokens": max_new_tokens, "concurrency": concurrency}, temperature, top_p
-    )
+    counts = {"num_prompts": num_prompts, "max_new_tokens": max_new_tokens, "concurrency": concurrency}
+    check_arguments(counts, temperature, top_p, seed)
     if temperature == 0:
         raise ValueError("`temperature` must be above 0: a greedy target writes one prompt again and again.")
-    output_path = Path(output_path)
-    openings = [open_user_turn(tokenizer, system, template_kwargs) for system in system_prompts or [None]]
-    stop = threading.Event()
-    client = ChatClient(server_url, api_key, request_timeout, retries, stop)
-    sampling = {"max_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
-    served = ServedTarget.find(client, target, server_model, sampling)
-    client.close()
+    output_path, stop = Path(output_path), threading.Event()
 
-    def written(id: int) -> dict:
-        opening, end = openings[id % len(openings)]
-        body = {"model": served.model, "prompt": opening, "stop": [end], **served.fields}
-        client = ChatClient(server_url, api_key, request_timeout, retries, stop)
-        try:
-            answer = client.complete(body | {"seed": turn_seed(seed, id), "skip_special_tokens": False})
-        finally:
-            client.close()
-        return {"id": id, "text": answer.text.split(end)[0].strip(), "finish_reason": answer.finish_reason}
+    def client() -> ChatClient:
+        return ChatClient(server_url, api_key, request_timeout, retries, stop)
+
+    first = client()
+    openings = [open_user_turn(tokenizer, system, template_kwargs) for system in system_prompts or [None]]
+    sampling = {"max_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
+    writer = _Writer(ServedTarget.find(first, target, server_model, sampling), openings, seed, client)
+    first.close()
 
     settings = {"target": str(target), "openings": openings, "num_prompts": num_prompts, "seed": seed, **sampling}
     with journal_beside(output_path, settings) as journal:
-        _write_missing(journal, written, num_prompts, concurrency, stop, progress)
+        _write_missing(journal, writer, num_prompts, concurrency, stop, progress)
         rows = sorted(journal.rows, key=lambda row: row["id"])
     write_atomically(output_path, map(_line, _usable(rows, tokenizer)))
     return output_path
 
 
+@dataclass
+class _Writer:
+    """Lets the target write one prompt at a time, each with a seed of its own."""
+
+    served: ServedTarget
+    openings: list[tuple[str, str]]
+    seed: int
+    client: Callable[[], ChatClient]
+
+    def __call__(self, id: int) -> dict | ServerError:
+        """The row of a prompt, or what the server fails with on this prompt alone."""
+        opening, end = self.openings[id % len(self.openings)]
+        body = {"model": self.served.model, "prompt": opening, "stop": [end], **self.served.fields}
+        body |= {"seed": turn_seed(self.seed, id), "skip_special_tokens": False}
+        client = self.client()
+        try:
+            answer = client.complete(body)
+        except ServerError as problem:
+            if not self.served.fails_alone(problem, client):
+                raise
+            return problem
+        finally:
+            client.close()
+        return {"id": id, "text": answer.text.split(end)[0].strip(), "finish_reason": answer.finish_reason}
+
+
 def _write_missing(
-    journal: Journal,
-    written: Callable[[int], dict],
-    number: int,
-    concurrency: int,
-    stop: threading.Event,
-    progress: bool,
+    journal: Journal, writer: _Writer, number: int, concurrency: int, stop: threading.Event, progress: bool
 ) -> None:
     """Appends the row of every id that the journal lacks, as they come; a failure ends the others."""
+    for row in journal.rows:
+        check_fields(row, _ROW, journal.path, "delete it to begin anew")
     missing = sorted(set(range(number)) - {row["id"] for row in journal.rows})
+    failed, in_a_row = [], 0
     bar = tqdm(total=number, initial=number - len(missing), unit="prompt", disable=not progress)
     with bar, ThreadPoolExecutor(concurrency) as pool:
         try:
-            for done in as_completed([pool.submit(written, id) for id in missing]):
-                journal.append(done.result())
+            for done in as_completed([pool.submit(writer, id) for id in missing]):
+                row = done.result()
+                if isinstance(row, dict):
+                    journal.append(row)
+                    in_a_row = 0
+                else:
+                    failed.append(row)
+                    in_a_row += 1
                 bar.update()
+                if in_a_row >= SYSTEMATIC:
+                    raise ServerError(f"{in_a_row} prompts in a row cannot be written, the last one since {row}.")
         except BaseException:
             stop.set()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+    if failed:
+        logger.warning(
+            "%d prompts are missing, since the server fails on them; the same call asks for them again. One: %s",
+            *(len(failed), failed[0]),
+        )
 
 
 def open_user_turn(tokenizer, system: str | None = None, template_kwargs: dict | None = None) -> tuple[str, str]:

@@ -5,10 +5,12 @@ in `sources.py`; `training/recipe.py` has all of them together.
 """
 
 from dataclasses import dataclass, field, fields
-from typing import Literal
+from typing import Annotated, Literal
 
+from ..door.names import check_hub_id
 from ..drafts.kinds import Kind, kind_of_method
 from ..targets.latent import LATENT_SIZES
+from .bounds import Bounds, Count, Mass, Positive, Share, Whole, Workers, check_numbers
 from .parser import argument as _arg
 from .sources import TargetSourceArguments, TemplateArguments
 
@@ -29,7 +31,7 @@ class TargetArguments(TargetSourceArguments):
     target_dtype: Literal["auto", "float32", "bfloat16", "float16"] = _arg(
         "auto", "Data type the target runs in; `auto` keeps its checkpoint's."
     )
-    tap_ids: list[int] | None = _arg(
+    tap_ids: list[Whole] | None = _arg(
         None,
         "Tapped layers as ascending entry ids (id k is the input of layer k, id N the final norm's). Unset: 2, N//2, "
         "N-3, as both servers assume.",
@@ -46,7 +48,7 @@ class TargetArguments(TargetSourceArguments):
         "Spread the target over the ranks, each of which reads its share only: `fsdp2` gathers a layer while it runs, "
         "`tensor` splits each layer's work, `expert` keeps a mixture's experts apart and treats the rest as `fsdp2`.",
     )
-    target_shard_size: int | None = _arg(
+    target_shard_size: Count | None = _arg(
         None,
         "Ranks that hold one whole target between them, for instance those of a machine; others hold further copies. "
         "Unset: all.",
@@ -54,6 +56,9 @@ class TargetArguments(TargetSourceArguments):
     target_cpu_offload: bool = _arg(False, "`fsdp2`: keep the shards in main memory, and gather layers from there.")
 
     def __post_init__(self):
+        check_numbers(self)
+        if self.base_model is not None:
+            check_hub_id("base_model", self.base_model)
         if self.compile_target and self.target_sharding != "none":
             raise ValueError(
                 f"`compile_target` cannot be combined with `target_sharding` {self.target_sharding}: leave one out."
@@ -78,7 +83,7 @@ class DraftArguments:
         "of its own; `eagle2` trains the same draft as `eagle1`, to be decoded with a dynamic tree; or a kind of your "
         "own, registered before.",
     )
-    draft_vocab_size: int | None = _arg(
+    draft_vocab_size: Count | None = _arg(
         None, "Tokens the draft can propose, the most frequent of the supervised ones. Unset: the whole vocabulary."
     )
     draft_attention: Literal["auto", "llama", "mla"] = _arg(
@@ -86,15 +91,15 @@ class DraftArguments:
         "Attention of the draft: grouped-query as in Llama, or DeepSeek's multi-head latent attention. `auto` is `mla` "
         "for a target that has it (DeepSeek, Kimi), `llama` for any other.",
     )
-    q_lora_rank: int | None = _arg(
+    q_lora_rank: Whole | None = _arg(
         None,
         "`mla`: rank of the queries' bottleneck, 0 for none (no server loads such a draft yet). Unset, as the next "
         "four: the target's, or DeepSeek-V3's for a target without latent attention.",
     )
-    kv_lora_rank: int | None = _arg(None, "`mla`: width of the latent that keys and values are made from.")
-    qk_nope_head_dim: int | None = _arg(None, "`mla`: part of a head's key that is not rotated.")
-    qk_rope_head_dim: int | None = _arg(None, "`mla`: part of a key that is rotated, shared by all heads.")
-    v_head_dim: int | None = _arg(None, "`mla`: width of a head's value.")
+    kv_lora_rank: Count | None = _arg(None, "`mla`: width of the latent that keys and values are made from.")
+    qk_nope_head_dim: Count | None = _arg(None, "`mla`: part of a head's key that is not rotated.")
+    qk_rope_head_dim: Count | None = _arg(None, "`mla`: part of a key that is rotated, shared by all heads.")
+    v_head_dim: Count | None = _arg(None, "`mla`: width of a head's value.")
     draft_rope: Literal["1d", "mrope"] = _arg(
         "1d",
         "Positions of the draft beside a target with m-RoPE (Qwen-VL): one a token, counted along all of them, or the "
@@ -126,6 +131,7 @@ class DraftArguments:
     )
 
     def __post_init__(self):
+        check_numbers(self)
         kind_of_method(self.method)  # refused here, not when it is first used
 
     @property
@@ -151,9 +157,9 @@ class AdapterArguments:
         "Train a LoRA adapter on the draft that `init_from` names, instead of the draft. What is saved is the draft "
         "with the adapter merged in, and the adapter beside it, in `adapter/`.",
     )
-    lora_r: int = _arg(16, "Rank of the adapter's matrices.")
-    lora_alpha: int = _arg(32, "The adapter is added with the factor `lora_alpha / lora_r`.")
-    lora_dropout: float = _arg(0.0, "Share of the adapter's inputs that is dropped in training.")
+    lora_r: Count = _arg(16, "Rank of the adapter's matrices.")
+    lora_alpha: Count = _arg(32, "The adapter is added with the factor `lora_alpha / lora_r`.")
+    lora_dropout: Share = _arg(0.0, "Share of the adapter's inputs that is dropped in training.")
     lora_target_modules: list[str] | None = _arg(
         None,
         "Projections that get an adapter, by the last parts of their names. Unset: those of the draft's layer and "
@@ -164,6 +170,7 @@ class AdapterArguments:
     )
 
     def __post_init__(self):
+        check_numbers(self)
         if not self.use_peft:
             for known in fields(self):
                 if getattr(self, known.name) != known.default:
@@ -171,11 +178,6 @@ class AdapterArguments:
                         f"`{known.name}` is {getattr(self, known.name)}, but `use_peft` is not set: set it, or leave "
                         f"out `{known.name}`."
                     )
-        for name in ("lora_r", "lora_alpha"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
-        if not 0 <= self.lora_dropout < 1:
-            raise ValueError(f"`lora_dropout` must be at least 0 and below 1, got {self.lora_dropout}.")
 
     def peft_config(self):
         """The [`~peft.LoraConfig`] that `EagleTrainer` takes, `None` without `use_peft`."""
@@ -201,10 +203,10 @@ class DataArguments(TemplateArguments):
     train_data: list[str] = field(
         metadata={
             "help": "Chats to train on: JSON, JSONL, Parquet, CSV or Arrow files, folders, or Hub data sets, where "
-            "`id:split` takes another split than train."
+            "`id:split` takes another split than train, and `id:subset:split` a subset."
         }
     )
-    data_weights: list[float] | None = _arg(
+    data_weights: list[Positive] | None = _arg(
         None,
         "One number for each of `train_data`: how often its records are taken. 0.5 is a random half, 2 is each twice; "
         "with `streaming`, shares of the mixture.",
@@ -218,8 +220,10 @@ class DataArguments(TemplateArguments):
         "supervised whole, or, where it is a rendered chat, behind the answers' headers.",
     )
     eval_data: list[str] | None = _arg(None, "Chats to evaluate on.")
-    eval_share: float = _arg(0.0, "Share of the training chats to hold out for evaluation when `eval_data` is unset.")
-    max_length: int = _arg(2048, "Longest sequence in tokens; what is longer is cut and counted.")
+    eval_share: Share = _arg(0.0, "Share of the training chats to hold out for evaluation when `eval_data` is unset.")
+    max_length: Annotated[int, Bounds(least=4)] = _arg(
+        2048, "Longest sequence in tokens, no longer than the target reads; what is longer is cut and counted."
+    )
     packing: bool = _arg(
         False,
         "Put whole conversations side by side in rows of `max_length` tokens instead of padding each. The loss stays "
@@ -229,7 +233,7 @@ class DataArguments(TemplateArguments):
         False,
         "Read and tokenise conversations while training, shuffled within 1,000, for data that are too large to prepare "
         "first. Needs `max_steps`; nothing can be packed, grouped by length, held out, stored as features or counted "
-        "for a draft vocabulary.",
+        "for a draft vocabulary. A batch counts records: one without an answer has its place there, and adds nothing.",
     )
     skip_bad_media: bool = _arg(
         False, "Leave out, and count, conversations of which an image or a video cannot be loaded, instead of stopping."
@@ -240,7 +244,7 @@ class DataArguments(TemplateArguments):
     last_turn_only: bool = _arg(False, "Train on what follows the last user's message only, not on every answer.")
     train_on_thoughts: bool = _arg(True, "Train on the thoughts of answers too, where the template writes them.")
     train_on_tool_calls: bool = _arg(True, "Train on the tool calls of answers too.")
-    preprocessing_workers: int | None = _arg(None, "Processes that tokenise.")
+    preprocessing_workers: Workers | None = _arg(None, "Processes that tokenise.")
     feature_store: str | None = _arg(
         None,
         "Folder of the target's features, which scripts/cache_features.py makes: training reads them instead of asking "
@@ -256,15 +260,14 @@ class DataArguments(TemplateArguments):
         None,
         "Prompts (.jsonl, .json, .txt) that are decoded during training, and at evaluations, to measure acceptance.",
     )
-    acceptance_steps: int | None = _arg(
+    acceptance_steps: Count | None = _arg(
         None, "Optimizer steps between measurements of acceptance; unset: at evaluations only."
     )
-    acceptance_num_prompts: int = _arg(16, "Take the first so many of `acceptance_prompts`.")
+    acceptance_num_prompts: Count = _arg(16, "Take the first so many of `acceptance_prompts`.")
 
     def __post_init__(self):
         super().__post_init__()
-        if not 0 <= self.eval_share < 1:
-            raise ValueError(f"`eval_share` must be at least 0 and below 1, got {self.eval_share}.")
+        check_numbers(self)
         for name in ("data_weights", "data_licenses"):
             values = getattr(self, name)
             if values is not None and len(values) != len(self.train_data):
@@ -275,16 +278,11 @@ class DataArguments(TemplateArguments):
         wrong = next((name for name in ("packing", "eval_share", "feature_store") if getattr(self, name)), None)
         if self.streaming and wrong:
             raise ValueError(f"`{wrong}` needs the whole data, which `streaming` never has: leave one of them out.")
-        if self.max_length < 4:
-            raise ValueError(f"`max_length` must be at least 4 tokens, got {self.max_length}.")
         for name, default in (("cache_mode", "read"), ("store_dtype", "bfloat16")):
             if self.feature_store is None and getattr(self, name) != default:
                 raise ValueError(f"`{name}` is {getattr(self, name)}, but `feature_store` names no folder.")
         if self.acceptance_steps is not None and self.acceptance_prompts is None:
             raise ValueError(f"`acceptance_steps` is {self.acceptance_steps}, but `acceptance_prompts` names no file.")
-        for name in ("acceptance_steps", "acceptance_num_prompts"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
 
 
 @dataclass
@@ -298,17 +296,14 @@ class DryRunArguments:
         "Print what every rank would hold, from the configs alone, and stop. `target` may then be a folder with "
         "nothing but its `config.json`.",
     )
-    world_size: int = _arg(1, "`dry_run`: ranks of the run.")
-    device_memory_gb: float | None = _arg(None, "`dry_run`: warn when a rank needs more GiB than that.")
-    supervised_share: float = _arg(
+    world_size: Count = _arg(1, "`dry_run`: ranks of the run.")
+    device_memory_gb: Positive | None = _arg(None, "`dry_run`: warn when a rank needs more GiB than that.")
+    supervised_share: Mass = _arg(
         1.0, "`dry_run`: share of a batch's tokens that are an answer's; 1 is the most there can be."
     )
 
     def __post_init__(self):
-        if self.world_size < 1:
-            raise ValueError(f"`world_size` must be at least 1, got {self.world_size}.")
-        if not 0 < self.supervised_share <= 1:
-            raise ValueError(f"`supervised_share` must lie above 0 and at most at 1, got {self.supervised_share}.")
+        check_numbers(self)
         for other in fields(self):
             value = getattr(self, other.name)
             if not self.dry_run and value != other.default:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Literal, get_args, get_origin
 
 from ..drafts.kinds import KINDS, Kind
+from .bounds import Count, Mass, Weight, check_numbers
 from .parser import argument as _arg
 
 
@@ -16,11 +17,11 @@ class EagleArguments:
 
     _argument_group_name = "eagle"
 
-    ttt_steps: int | None = _arg(
+    ttt_steps: Count | None = _arg(
         None,
         "Steps of the training-time test: how deep the draft is unrolled on its own output. Unset: 7; EAGLE-1 has one.",
     )
-    step_weight: float = _arg(0.8, "Weight of TTT step s is `step_weight ** s`.")
+    step_weight: Mass = _arg(0.8, "Weight of TTT step s is `step_weight ** s`.")
     normalize_step_weights: bool = _arg(True, "Divide the loss by the sum of the step weights.")
     supervision: Literal["serving", "reference"] = _arg(
         "serving", "Rows that count: those a server drafts from, or the official code's alignment (one row late)."
@@ -29,24 +30,18 @@ class EagleArguments:
     oov_rows: Literal["mask", "renormalize"] = _arg(
         "mask", "Rows whose target token is outside the draft vocabulary: left out of the loss, or kept."
     )
-    lk_scale: float = _arg(1.0, "`lk_lambda`: share of cross-entropy is `lk_scale * exp(-lk_decay * mean alpha)`.")
-    lk_decay: float = _arg(3.0, "`lk_lambda`: see `lk_scale`.")
-    regression_weight: float = _arg(1.0, "EAGLE-1: weight of the smooth L1 loss of the predicted feature.")
-    ce_weight: float = _arg(0.1, "EAGLE-1: weight of the cross-entropy behind the target's head.")
+    lk_scale: Weight = _arg(1.0, "`lk_lambda`: share of cross-entropy is `lk_scale * exp(-lk_decay * mean alpha)`.")
+    lk_decay: Weight = _arg(3.0, "`lk_lambda`: see `lk_scale`.")
+    regression_weight: Weight = _arg(1.0, "EAGLE-1: weight of the smooth L1 loss of the predicted feature.")
+    ce_weight: Weight = _arg(0.1, "EAGLE-1: weight of the cross-entropy behind the target's head.")
     feature_noise: Literal["none", "uniform", "gaussian"] = _arg(
         "uniform", "EAGLE-1: noise on the target's features in training, as in the official code."
     )
 
     def __post_init__(self):
-        if self.ttt_steps is not None and self.ttt_steps < 1:
-            raise ValueError(f"`ttt_steps` must be at least 1, got {self.ttt_steps}.")
-        if not 0 < self.step_weight <= 1:
-            raise ValueError(f"`step_weight` must lie above 0 and at most at 1, got {self.step_weight}.")
-        if min(self.regression_weight, self.ce_weight) < 0 or self.regression_weight + self.ce_weight == 0:
-            raise ValueError(
-                "`regression_weight` and `ce_weight` must not be negative and not both zero, got "
-                f"{self.regression_weight} and {self.ce_weight}."
-            )
+        check_numbers(self)
+        if self.regression_weight + self.ce_weight == 0:
+            raise ValueError("`regression_weight` and `ce_weight` must not both be 0: one of them is what is learned.")
         for choice in (f for f in fields(EagleArguments) if get_origin(f.type) is Literal):
             allowed, value = get_args(choice.type), getattr(self, choice.name)
             if value not in allowed:

@@ -2,16 +2,16 @@
 
 import argparse
 import difflib
-import json
 import os
 import sys
 from dataclasses import field
 from typing import Any
 
-import yaml
-from transformers.hf_argparser import HfArgumentParser
+from transformers.hf_argparser import HfArgumentParser, string_to_bool
 
 from ..shipped import find_config
+from .bounds import check_numbers
+from .yaml_files import read_words
 
 
 def argument(default: Any, help: str) -> Any:
@@ -19,20 +19,14 @@ def argument(default: Any, help: str) -> Any:
     return field(default=default, metadata={"help": help})
 
 
-def at_least_one(args: Any, *names: str) -> None:
-    """`ValueError` naming the first of these fields that is below 1."""
-    for name in names:
-        if getattr(args, name) < 1:
-            raise ValueError(f"`{name}` must be at least 1, but is {getattr(args, name)}.")
-
-
-def parse_counts(name: str, text: str) -> list[int]:
+def parse_counts(name: str, text: str, most: int = 64) -> list[int]:
     """`1..4` or `1,2,3,4` -> the numbers; `ValueError` naming the argument for anything else."""
     first, _, last = text.partition("..")
-    parts = [first, last] if last else text.split(",")
-    if not all(part.strip().isdecimal() and int(part) for part in parts) or (last and int(first) > int(last)):
-        raise ValueError(f"`{name}` must be numbers from 1 on, as `1..8` or `1,2,4`, but is {text!r}.")
-    return list(range(int(first), int(last) + 1)) if last else [int(part) for part in parts]
+    parts = [part.strip() for part in ([first, last] if last else text.split(","))]
+    counts = [int(part) if part.isdecimal() and len(part) < 10 else 0 for part in parts]
+    if not all(1 <= count <= most for count in counts) or len(counts) > most or (last and counts[0] > counts[1]):
+        raise ValueError(f"`{name}` must be numbers from 1 to {most}, as `1..8` or `1,2,4`, but is {text[:100]!r}.")
+    return list(range(counts[0], counts[1] + 1)) if last else counts
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -87,8 +81,8 @@ class EagleArgumentParser(HfArgumentParser):
             if option not in self._option_string_actions:  # before anything that argparse misses
                 self.error(self._unknown(option))
         config = _value_of("--config", args)
-        from_file = [] if config is None else [_at_home(word) for word in self._tokens(config)]
         try:
+            from_file = [] if config is None else [_at_home(word) for word in self._tokens(config)]
             *parsed, _, unknown = self.parse_args_into_dataclasses(
                 from_file + args, return_remaining_strings=True, look_for_args_file=False
             )
@@ -98,27 +92,33 @@ class EagleArgumentParser(HfArgumentParser):
             self.error(self._unknown(unknown[0].split("=")[0]))
         return tuple(parsed)
 
+    def parse_known_args(self, args=None, namespace=None):
+        """As `argparse`, with numbers that lie within their bounds, which is seen before any dataclass is made."""
+        parsed, unknown = super().parse_known_args(args, namespace)
+        for group in self.dataclass_types:
+            check_numbers(group, vars(parsed))
+        return parsed, unknown
+
     def _tokens(self, path: str) -> list[str]:
         """The file as command-line tokens."""
-        try:
-            values = yaml.safe_load(find_config(path).read_text())
-        except ValueError as problem:
-            self.error(str(problem))
-        except (OSError, yaml.YAMLError) as problem:
-            self.error(f"`--config` {path} cannot be read as YAML: {' '.join(str(problem).split())}")
-        if not isinstance(values, dict):
-            self.error(f"`--config` {path} must hold `argument: value` lines, got {type(values).__name__}.")
+        actions = {}
+        for action in self._actions:
+            actions.setdefault(action.dest, action)  # the first, where another one says the opposite
 
-        known = {action.dest for action in self._actions}
-        tokens = []
-        for name, value in values.items():
-            if name not in known:
-                self.error(f"{path}: {self._unknown(f'--{name}')}")
-            if isinstance(value, list):
-                tokens += [f"--{name}", *map(str, value)]
-            elif value is not None:
-                tokens.append(f"--{name}={json.dumps(value) if isinstance(value, dict) else value}")
-        return tokens
+        def takes(name: str) -> tuple[type, bool]:
+            if name not in actions or name in ("config", "help"):
+                raise ValueError(f"{path}: {self._unknown(f'--{name}')}")
+            action = actions[name]
+            kind = action.type if action.type in (int, float) else bool if action.type is string_to_bool else str
+            return kind, action.nargs == "+"
+
+        words = read_words(find_config(path), "--config", takes)
+        several = {name for name in words if takes(name)[1]}
+        return [
+            word
+            for name, values in words.items()
+            for word in ([f"--{name}", *values] if name in several else [f"--{name}={value}" for value in values])
+        ]
 
     def error(self, message: str):
         """One sentence instead of two screens of usage."""

@@ -1,12 +1,15 @@
 """`EagleTrainingArguments`: `transformers.TrainingArguments` with what is EAGLE's own."""
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from transformers import TrainingArguments
 
+from .bounds import Count, check_numbers
+from .inherited import INHERITED
 from .objective import EagleArguments
-from .parser import at_least_one
+from .options import complete, refuse_unfit
 
 
 @dataclass
@@ -25,6 +28,7 @@ class EagleTrainingArguments(EagleArguments, TrainingArguments):
     """
 
     _argument_group_name = "training"
+    _bounds: ClassVar = INHERITED
 
     learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate of AdamW."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning rate schedule."})
@@ -44,7 +48,7 @@ class EagleTrainingArguments(EagleArguments, TrainingArguments):
         metadata={"help": "Resume from a checkpoint without optimizer or schedule, which begin anew; it is said."},
     )
     overwrite: bool = field(default=False, metadata={"help": "Delete what another run left in `output_dir` first."})
-    max_unsupervised_steps: int = field(
+    max_unsupervised_steps: Count = field(
         default=100,
         metadata={
             "help": "Stop after so many steps in a row without a supervised row, where data are a stream; other data "
@@ -54,15 +58,12 @@ class EagleTrainingArguments(EagleArguments, TrainingArguments):
 
     def __post_init__(self):
         EagleArguments.__post_init__(self)
-        at_least_one(self, "max_unsupervised_steps")
+        check_numbers(self)
+        refuse_unfit(self)
+        self.names_output_dir = bool(self.output_dir)  # the library would name a folder of its own
         # bf16 on a machine without an accelerator needs `use_cpu` said aloud
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
-        TrainingArguments.__post_init__(self)
+        complete(self)
         if self.accelerator_config.dispatch_batches is None:
             # each rank reads a stream itself: rank 0 cannot join its batches, which differ in length
             self.accelerator_config.dispatch_batches = False
-        if self.torch_compile:
-            raise ValueError(
-                "`torch_compile` cannot work: a draft's unroll follows the answers of each batch, so it has no one "
-                "graph to compile (torch 2.13 fails on it); leave it out, and use `compile_target` for the target."
-            )

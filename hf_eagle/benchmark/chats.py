@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer, TrainerCallback
+from transformers import TrainerCallback
 
 from ..arguments.training import EagleTrainingArguments
 from ..data.collators import EagleDataCollator
@@ -18,6 +18,7 @@ from ..drafts.build import new_draft
 from ..drafts.eagle3.configuration import EagleConfig
 from ..drafts.vocabulary import VocabularyMapping, count_supervised_tokens
 from ..losses.supervision import supervised_steps
+from ..targets.loading import load_tokenizer
 from ..targets.target import FrozenTarget
 from ..training.trainer import EagleTrainer
 from . import measures
@@ -31,7 +32,7 @@ _PADDED_ROWS = 8
 def measure(args, device: torch.device) -> dict:
     """Seconds and supervised rows of all batches of `args.num_chats` chats, and the ratio that `args.compare` names."""
     dtype = getattr(torch, args.dtype)
-    tokenizer = AutoTokenizer.from_pretrained(args.target)
+    tokenizer = load_tokenizer(args.target)
     target = FrozenTarget.from_pretrained(args.target, dtype=dtype, device=device)
     everything = build_dataset(load_records([args.data]), tokenizer, args.length)
     data = everything.select(torch.randperm(len(everything))[: args.num_chats].tolist())

@@ -7,14 +7,14 @@ Parameters are counted on models of the meta device and are exact; activations a
 from dataclasses import dataclass, field
 
 import torch
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import PreTrainedConfig
 
 from ..drafts.build import class_of
 from ..drafts.configuration_base import DraftConfig
 from ..drafts.costs_base import FLOAT32, DraftCosts, RunShapes
 from ..drafts.kinds import find_kind
 from ..targets.architectures import find_decoder_parts
-from ..targets.loading import auto_class
+from ..targets.loading import auto_class, load_config
 from ..targets.sharding import layout_of
 
 
@@ -88,11 +88,11 @@ def read_target_config(name_or_path: str, revision: str = "main", trust_remote_c
         ValueError: if there is none.
     """
     try:
-        return AutoConfig.from_pretrained(name_or_path, revision=revision, trust_remote_code=trust_remote_code)
+        return load_config(name_or_path, revision, trust_remote_code)
     except (OSError, ValueError) as problem:
         raise ValueError(
             f"The config of `target` {name_or_path} cannot be read here, which a `dry_run` needs: name a folder that "
-            f"holds its `config.json` ({str(problem).splitlines()[0]})."
+            f"holds its `config.json` ({str(problem).rstrip('.')})."
         ) from problem
 
 

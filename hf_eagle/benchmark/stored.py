@@ -8,12 +8,12 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer
 
 from ..data.collators import EagleDataCollator
 from ..data.conversations import build_dataset
 from ..data.records import load_records
 from ..store.cache import FeatureCache, fill, open_cache
+from ..targets.loading import load_tokenizer
 from ..targets.target import FrozenTarget
 from . import chats
 
@@ -28,7 +28,7 @@ def measure(args, device: torch.device) -> dict:
     The store is evicted from memory before each of its turns, so that it is read from the disk. The cost of reading is
     the time of the reading thread, and that in which a step waits and converts.
     """
-    tokenizer = AutoTokenizer.from_pretrained(args.target)
+    tokenizer = load_tokenizer(args.target)
     target = FrozenTarget.from_pretrained(args.target, dtype=getattr(torch, args.dtype), device=device)
     everything = build_dataset(load_records([args.data]), tokenizer, args.length)
     data = everything.select(torch.randperm(len(everything))[: args.num_chats].tolist())

@@ -7,6 +7,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from ..arguments.objective import EagleArguments
+from ..data.columns import read_batch
 from ..drafts.build import new_draft
 from ..drafts.eagle3.configuration import EagleConfig
 from ..drafts.eagle3.configuration_latent import EagleMLAConfig
@@ -144,9 +145,11 @@ class Step:
         self.training_step = TrainingStep(self.target, training, torch.float32 if autocast is None else torch.bfloat16)
 
     def planned(self, batch: dict) -> dict:
-        """The batch with its plan, which lies in main memory as the Trainer's loader leaves it."""
-        on_host = {name: x.cpu() for name, x in batch.items()}
-        return {**batch, "plan": self.training_step.training.plan(on_host, Draw())}
+        """The batch as the Trainer's loader leaves it: padding of any id, and with its plan, in main memory."""
+        device = batch["input_ids"].device
+        on_host = read_batch({name: x.cpu() for name, x in batch.items()}, self.target.config.vocab_size)
+        plan = self.training_step.training.plan(on_host, Draw())
+        return {**{name: x.to(device) for name, x in on_host.items()}, "plan": plan}
 
     def look(self, batch: dict) -> None:
         """What the target says of a batch: its part of a step. A batch without a plan is planned here too."""

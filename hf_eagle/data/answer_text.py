@@ -108,7 +108,7 @@ def _json_calls(text: str) -> list[dict | None]:
         calls = json.loads(text)
         calls = calls if isinstance(calls, list) else [calls]
         return [_call(call["name"], json.dumps(call.get("arguments", {})), call.get("id")) for call in calls] or [None]
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return [None]
 
 
@@ -116,7 +116,7 @@ def _call(name: str, arguments: str, id: str | None = None) -> dict | None:
     """A tool call in OpenAI's form; `None` if its arguments are no object."""
     try:
         read = json.loads(arguments)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     if not isinstance(read, dict):
         return None

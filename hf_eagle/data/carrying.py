@@ -20,6 +20,7 @@ import pyarrow as pa
 from datasets import Dataset, Features, Value
 from datasets.table import MemoryMappedTable
 
+from .caching import caching
 from .messages import FORM, ORIGIN
 from .reading import check_nesting
 
@@ -112,6 +113,7 @@ def carry_all(records: Iterable[Mapping]) -> Dataset:
     return Dataset.from_list(rows, features=CARRIED)
 
 
+@caching()
 def carried_file(path: Path, fingerprint: str, rows: Callable[[], Iterable[dict]]) -> Dataset:
     """The data set in the file `path`, which is written first where it is not there: whole or not at all.
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 
-_IGNORED = -100  # what losses of torch pass over
+IGNORED = -100  # what losses of torch pass over
 _COLUMNS = "`input_ids`, a list of token ids, and `loss_mask`, 1 on each token of an answer and 0 on all others"
 
 
@@ -122,15 +122,15 @@ def _whole_numbers(row: Mapping[str, Any], name: str, where: str) -> torch.Tenso
 def _as_mask(values: torch.Tensor, name: str, where: str) -> torch.Tensor:
     """Zeros and ones of a `loss_mask`, in which -100 is a zero, or of `labels`, in which all else is a one."""
     if name == "labels":
-        return (values != _IGNORED).long()
+        return (values != IGNORED).long()
     wrong = (values != 0) & (values != 1)
     if not wrong.any():
         return values
-    found = values[wrong & (values != _IGNORED)]
+    found = values[wrong & (values != IGNORED)]
     if found.numel():
         raise ValueError(
             f"`loss_mask` of {where} holds {found[0].item()}: it must be 1 on each token of an answer, and 0 or "
-            f"{_IGNORED} on all others."
+            f"{IGNORED} on all others."
         )
     return values.masked_fill(wrong, 0)
 

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 from datasets import Dataset, Features, List, Value
 from datasets.fingerprint import Hasher
 
+from .caching import caching
 from .carrying import carry_all, record_of
 from .encoding import BAD, CUT, CUT_TO_NOTHING, UNANSWERED, Encoders, check_sample, encode_records
 from .loss_mask import ConversationEncoder, MaskOptions
@@ -61,6 +62,7 @@ def encode_conversation(
     return {"input_ids": ids[:max_length], "loss_mask": mask[:max_length]}
 
 
+@caching()
 def build_dataset(
     records,
     tokenizer,

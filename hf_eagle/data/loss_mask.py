@@ -159,7 +159,7 @@ class ConversationEncoder:
             answered = self.render(mark_messages([user, {"role": "assistant", "content": "b"}], marks, others=False))
         except Exception as problem:
             raise ValueError(
-                f"The chat template of `tokenizer` refuses a question with its answer: {problem}"
+                f"The chat template of `target`'s tokenizer refuses a question with its answer: {problem}"
             ) from None
         shared = len(commonprefix([without, opened]))
         # "<|endoftext|>" and "<|assistant|>" share two characters, which belong to the header all the same

@@ -11,8 +11,15 @@ from .messages import read_record
 # 13 words in a row are an overlap, as the GPT-3 paper counts them with test sets. A script without spaces has no words
 # to count, but so many characters in a row say as much: a Chinese word has one or two of them, a Japanese one, with its
 # grammar in kana, two or three, and a Thai or Khmer word three or four, where marks are not counted.
+_COUNTS = (13, 20, 26, 40)
 _OVERLAP = 520  # what a run adds up to, so that each share of it is a whole number
-_WORD, _IDEOGRAPH, _KANA, _LETTER = (_OVERLAP // count for count in (13, 20, 26, 40))
+_WORD, _IDEOGRAPH, _KANA, _LETTER = (_OVERLAP // count for count in _COUNTS)
+
+# the same for those who read a count of overlaps
+RULE = (
+    "{} words in a row, or all of a shorter prompt; in scripts without spaces {} Chinese characters, {} kana or {} "
+    "letters"
+).format(*_COUNTS)
 
 # blocks of Unicode: Han, Bopomofo and Yi; kana; then Thai, Lao, Burmese, Khmer, Tai, Balinese and Javanese
 _BLOCKS = {

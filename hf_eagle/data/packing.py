@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 from datasets import Dataset, Features, List, Value
 from datasets.fingerprint import Hasher
 
+from .caching import caching
 from .columns import check_data, read_row
 
 
@@ -19,6 +20,7 @@ _FORMAT = 1  # part of the cache's key: a change of what is written must raise i
 _BATCH_TOKENS = 2**22  # tokens in memory at a time
 
 
+@caching()
 def pack_dataset(dataset: Dataset, max_length: int) -> Dataset:
     """Rows of whole conversations, best fit decreasing; cached by `datasets` beside the data it is made of.
 

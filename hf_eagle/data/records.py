@@ -24,7 +24,7 @@ from .carrying import CARRIED, TEXT, as_records, carried_file, carry, record_of
 from .media import has_media, read_media_record
 from .messages import FORM, FORMS, ORIGIN, named, read_record, read_tools, recognise_form, to_messages
 from .reading import opened
-from .sources import files_of, hub_files
+from .sources import HubSource, files_of, hub_files, why_not
 from .tables import KINDS, read_texts
 
 
@@ -55,7 +55,7 @@ def load_records(
         sources (`str`, `Path` or a list of them):
             `.json` (a list of objects, or one a line), `.jsonl`, `.parquet`, `.csv` (every cell is text) or `.arrow`, a
             folder of such files or of `save_to_disk`, or the id of a data set on the Hub, where `id:split` takes
-            another split. Records of several sources are put one after another.
+            another split and `id:subset:split` a subset. Records of several sources are put one after another.
         split (`str`, *optional*, defaults to `"train"`):
             Split of a Hub data set, or of a folder: files whose names speak of another one are left out.
         dataset_format (`str`, *optional*, defaults to `"auto"`):
@@ -175,16 +175,16 @@ def _load_source(
         return _load_files(path, [path], streaming, form, skip)
     if path.suffix in KINDS or str(source).startswith((".", "/", "~")) or str(source).count("/") > 1:
         raise ValueError(f"The file {source} does not exist; give a file, a folder or the id of a Hub data set.")
-    hub_id, _, named_split = str(source).partition(":")
-    split = named_split or split
-    files = hub_files(hub_id, split, streaming)
+    hub = HubSource.of(str(source), split)
+    files = hub_files(hub, streaming)
     if files:
         return _load_files(source, files, streaming, form, skip)
     try:
-        return load_dataset(hub_id, split=split, streaming=streaming)
+        return load_dataset(hub.id, **hub.subset_named, split=hub.split, streaming=streaming)
     except Exception as problem:  # whatever the Hub, the network or the data set raises
         raise ValueError(
-            f"{source} is neither a file nor a Hub data set that can be read (split {split!r}): {problem}"
+            f"{source} is neither a file nor a Hub data set that can be read (split {hub.split!r}): "
+            + why_not(hub, problem)
         ) from problem
 
 

@@ -5,6 +5,8 @@ Every stage renders here: training, regeneration, prompt files, measured accepta
 
 import json
 
+from .template_limits import TemplateLimit, TemplateRefusal, start_clock, stop_clock
+
 
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 # arguments of `apply_chat_template` that say what is returned, or that the stage which renders decides itself
@@ -44,13 +46,14 @@ class ChatRenderer:
         template_kwargs: what else the template is given, such as `{"enable_thinking": False}`. `tools` are offered in
             every conversation that brings none.
 
-    Raises a `ValueError` when the tokenizer has no chat template, or for an option that no template sees.
+    Raises a `ValueError` when the tokenizer has no chat template, or for an option that no template sees, and a
+    `TemplateLimit` for a template that never ends.
     """
 
     def __init__(self, tokenizer, template_kwargs: dict | None = None):
         if not getattr(tokenizer, "chat_template", None):
             raise ValueError(
-                "`tokenizer` has no chat template; take the one of an instruction-tuned target, or set "
+                "`target`'s `tokenizer` has no chat template; take an instruction-tuned target, or set "
                 "`tokenizer.chat_template`."
             )
         self.tokenizer = tokenizer
@@ -62,14 +65,30 @@ class ChatRenderer:
         self._probe_calls()
 
     def render(self, messages: list[dict], tools: list[dict] | None = None, **kwargs) -> str:
-        """As `apply_chat_template(..., tokenize=False)`; raises whatever the template raises."""
+        """As `apply_chat_template(..., tokenize=False)`.
+
+        Raises:
+            TemplateRefusal: for whatever the template raises, with its text.
+            TemplateLimit: if it takes too long or makes too much.
+        """
         options = {**self.template_kwargs, **kwargs}
         options["tools"] = tools or options.get("tools")
-        return self.tokenizer.apply_chat_template(self._prepared(messages), tokenize=False, **options)
+        try:
+            start_clock()
+            return self.tokenizer.apply_chat_template(self._prepared(messages), tokenize=False, **options)
+        except TemplateLimit:
+            raise
+        except Exception as problem:  # jinja's own errors, and whatever a template raises by itself
+            raise TemplateRefusal(_reason(problem)) from problem
+        finally:
+            stop_clock()
 
     def prompt(self, messages: list[dict], tools: list[dict] | None = None) -> str:
-        """A conversation as far as the mark that opens the next answer."""
-        return self.render(messages, tools, add_generation_prompt=True)
+        """A conversation as far as the mark that opens the next answer; raises as `render` does, and for no text."""
+        text = self.render(messages, tools, add_generation_prompt=True)
+        if not text:
+            raise TemplateRefusal("it makes an empty prompt of the conversation")
+        return text
 
     def fold_calls(self, messages: list[dict]) -> list[dict]:
         """Tool calls as JSON in the answers' texts, where the template writes none; else the messages as they are."""
@@ -88,8 +107,10 @@ class ChatRenderer:
         for self.arguments_as_text, self.short_ids in ((False, False), (True, False), (False, True), (True, True)):
             try:
                 text = self.render(PROBED_CALL)
-            except Exception:  # jinja's own errors, and whatever a template raises by itself
+            except TemplateRefusal:
                 continue
+            except TemplateLimit as problem:
+                raise TemplateLimit(f"The chat template of `target`'s tokenizer cannot be used: {problem}.") from None
             self.writes_calls = "value" in text and "name" in text
             return
         # then it says itself what it does not like about a call
@@ -125,3 +146,14 @@ class ChatRenderer:
                 call["id"] = short
             calls.append(call)
         return message | {"tool_calls": calls}
+
+
+def _reason(problem: Exception) -> str:
+    """What a template says when it refuses a conversation, or what went wrong in it."""
+    text = " ".join(str(problem).split())[:300]
+    kind = type(problem).__name__
+    return text if isinstance(problem, ValueError) or _of_jinja(problem) and text else f"{kind}: {text}".rstrip(": ")
+
+
+def _of_jinja(problem: Exception) -> bool:
+    return type(problem).__module__.startswith("jinja2")

@@ -2,9 +2,10 @@
 
 import logging
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
-from datasets import load_dataset_builder
+from datasets import get_dataset_config_names, load_dataset_builder
 from huggingface_hub import HfFileSystem, hf_hub_download, snapshot_download
 
 from .tables import KINDS
@@ -19,6 +20,7 @@ _SPLITS = {
     **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
 }
 _OF_TEXT = (".json", ".jsonl", ".csv")
+_COLON = re.compile(r":(?![^\[]*\])")  # not that in `train[:100]`
 _BETWEEN_WORDS = re.compile(r"[-._ 0-9]+")
 _NO_DATA = {
     "config.json",
@@ -74,29 +76,70 @@ def split_of(path: Path) -> str:
     return "train"
 
 
-def hub_files(hub_id: str, split: str, remote: bool = False) -> list[str]:
+@dataclass(frozen=True)
+class HubSource:
+    """A data set on the Hub: `id`, `id:split` or `id:subset:split`."""
+
+    id: str
+    subset: str | None
+    split: str
+
+    @classmethod
+    def of(cls, source: str, split: str = "train") -> "HubSource":
+        """`split` is that of a source which names none."""
+        hub_id, *named = _COLON.split(source, 2)
+        subset = named[0] if len(named) == 2 else None
+        return cls(hub_id, subset or None, (named[-1] if named else "") or split)
+
+    @property
+    def subset_named(self) -> dict[str, str]:
+        return {} if self.subset is None else {"name": self.subset}
+
+
+def hub_files(source: HubSource, remote: bool = False) -> list[str]:
     """The files of a Hub data set's split, where all of them are JSON or CSV, of which `datasets` would infer types.
 
     Args:
-        hub_id: of the data set.
-        split: as `datasets` knows it.
+        source: the data set.
         remote: give addresses that are read as they are needed, instead of local copies.
 
     Returns:
         Paths or addresses; none where the data set is of other files, or nothing of it can be seen.
+
+    Raises:
+        ValueError: the data set has no such split.
     """
-    try:
-        found = load_dataset_builder(hub_id).config.data_files or {}
-        files = [str(file) for file in found.get(split, ())]
-    except Exception:  # whatever the Hub, the network or the data set raises; what was downloaded before may be there
-        try:
-            folder = snapshot_download(hub_id, repo_type="dataset", local_files_only=True)
-            files = [str(file) for file in files_of(Path(folder), split)]
-        except Exception:
-            return []
+    found = _seen_files(source)
+    if found and source.split not in found and source.split.isidentifier() and source.split != "all":  # no part of one
+        raise ValueError(f"The Hub data set {source.id} has the splits {', '.join(found)}, but no {source.split!r}.")
+    files = found.get(source.split, [])
     if not all(Path(file).suffix in _OF_TEXT for file in files):
         return []
     return files if remote else [_local(file) for file in files]
+
+
+def _seen_files(source: HubSource) -> dict[str, list[str]]:
+    """The files of each split, as far as the Hub, or what was downloaded from it, tells."""
+    try:
+        found = load_dataset_builder(source.id, **source.subset_named).config.data_files
+    except Exception:  # whatever the Hub, the network or the data set raises; what was downloaded before may be there
+        try:
+            folder = snapshot_download(source.id, repo_type="dataset", local_files_only=True)
+            found = load_dataset_builder(folder, **source.subset_named).config.data_files
+        except Exception:
+            return {}
+    return {str(split): [str(file) for file in files] for split, files in (found or {}).items()}
+
+
+def why_not(source: HubSource, problem: Exception) -> str:
+    """Why a data set cannot be read, the end of a sentence; `problem` is what the Hub, the network or it raised."""
+    try:
+        subsets = get_dataset_config_names(source.id)
+    except Exception:  # as for the data set itself
+        subsets = []
+    if len(subsets) > 1 and source.subset not in subsets:
+        return f"name one of its subsets {', '.join(subsets)}, as {source.id}:{subsets[0]}:{source.split}."
+    return " ".join(str(problem).split())
 
 
 def _local(file: str) -> str:

@@ -7,21 +7,29 @@ import numpy as np
 import pyarrow.compute as pc
 from datasets import Dataset
 
+from .columns import IGNORED, check_data
+
 
 def token_statistics(rows: Dataset) -> dict:
-    """Numbers of tokens in rows of `build_dataset`.
+    """Numbers of tokens in rows of `build_dataset`, or of any that a collator takes.
+
+    -100 is not supervised, `labels` may stand for the mask, and padding that an `attention_mask` tells of is no token.
 
     Returns `conversations`, `tokens`, `supervised_tokens`, `supervised_share` in [0, 1], and `length` and `supervised`,
-    each the `mean`, `median`, `p90`, `p99` and `max` of tokens in a conversation.
+    each the `mean`, `median`, `p90`, `p99` and `max` of tokens in a conversation. Raises a `ValueError` naming a column
+    that is missing.
     """
+    check_data(rows=rows)
+    mask = "loss_mask" if "loss_mask" in rows.column_names else "labels"
+    names = ["input_ids", mask, *({"attention_mask"} & set(rows.column_names))]
     lengths, supervised = [], []
-    for batch in rows.select_columns(["input_ids", "loss_mask"]).with_format("arrow").iter(batch_size=4096):
+    for batch in rows.select_columns(names).with_format("arrow").iter(batch_size=4096):
         size = pc.list_value_length(batch["input_ids"]).to_numpy()
-        marked = np.concatenate([[0], np.cumsum(pc.list_flatten(batch["loss_mask"]).to_numpy(), dtype=np.int64)])
         ends = np.cumsum(size)
-        lengths.append(size)
-        supervised.append(marked[ends] - marked[ends - size])
-    lengths, supervised = (np.concatenate(parts).astype(np.int64) for parts in (lengths, supervised))
+        for found, counted in zip((lengths, supervised), _counted(batch), strict=True):
+            sums = np.concatenate([[0], np.cumsum(counted, dtype=np.int64)])
+            found.append(sums[ends] - sums[ends - size])
+    lengths, supervised = (np.concatenate(parts or [np.zeros(0, np.int64)]) for parts in (lengths, supervised))
     return {
         "conversations": len(lengths),
         "tokens": int(lengths.sum()),
@@ -30,6 +38,14 @@ def token_statistics(rows: Dataset) -> dict:
         "length": _spread(lengths),
         "supervised": _spread(supervised),
     }
+
+
+def _counted(batch) -> tuple[np.ndarray, np.ndarray]:
+    """Of all places of a batch one after another, which hold a token, and which a supervised one."""
+    columns = {name: pc.list_flatten(batch[name]).to_numpy() for name in batch.column_names}
+    present = columns.get("attention_mask", np.ones(len(columns["input_ids"]))) != 0
+    marked = columns["loss_mask"] > 0 if "loss_mask" in columns else columns["labels"] != IGNORED
+    return present, present & marked
 
 
 def duplicate_statistics(rows: Dataset) -> dict[str, int]:

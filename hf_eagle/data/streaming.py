@@ -8,11 +8,14 @@ from accelerate.data_loader import IterableDatasetShard
 from torch.utils.data import DataLoader, IterableDataset
 
 
+NO_ROW = {"input_ids": [0], "loss_mask": [0]}  # nothing is supervised
+
+
 class RankStream(IterableDataset):
     """One rank's examples of a stream that all ranks read in the same order: every `world`-th, from number `rank` on.
 
     So every example belongs to one rank however many files there are, and a global batch of so many ranks holds the
-    same examples as a batch of one rank that is as large.
+    same examples as a batch of one rank that is as large. An example without a row is `None`.
 
     Args:
         stream (`IterableDataset`): of `datasets` or torch.
@@ -27,15 +30,38 @@ class RankStream(IterableDataset):
     def __init__(self, stream, rank: int = 0, world: int = 1):
         self.stream, self.rank, self.world = stream, rank, world
         self._number, self._resumed = 0, False
+        # shared, so that workers that live on learn of the next pass
+        self._pass = torch.full((1,), -1).share_memory_()
+        self._passed_over = (-1, 0)
 
     def __iter__(self) -> Iterator:
+        if self._pass >= 0:
+            self.set_epoch(int(self._pass))
         if not self._resumed:
             self._number = 0
         self._resumed = False
-        for example in self.stream:
+        for example in self._examples():
             self._number += 1
             if (self._number - 1) % self.world == self.rank:
                 yield example
+
+    def _examples(self) -> Iterator:
+        number, rows = self._passed_over
+        if number == int(self._pass) and self._keeps_places:
+            return self.stream.rows(rows * self.world)
+        return iter(self.stream)
+
+    @property
+    def _keeps_places(self) -> bool:
+        return getattr(self.stream, "keep_places", False)
+
+    def shares_by_number(self, ranks: int) -> bool:
+        """Whether so many ranks take the same examples in a step as one rank would."""
+        return ranks in (1, self.world) or (self._keeps_places and self.stream.world == ranks)
+
+    def pass_over(self, epoch: int, rows: int) -> None:
+        """In that pass, `None` may stand for this rank's first rows: they are trained on, and nobody looks at them."""
+        self._passed_over = (epoch, rows)
 
     def __len__(self) -> int:
         # of the rank that has most, so that all ranks expect as many batches
@@ -47,6 +73,7 @@ class RankStream(IterableDataset):
 
     def set_epoch(self, epoch: int) -> None:
         """Shuffle as that pass does, where the stream is shuffled."""
+        self._pass.fill_(epoch)
         if hasattr(self.stream, "set_epoch"):
             self.stream.set_epoch(epoch)
 
@@ -58,6 +85,7 @@ class RankStream(IterableDataset):
         """The next iteration goes on from there."""
         self.stream.load_state_dict(state["stream"])
         self._number, self._resumed = state["number"], True
+        self._pass.fill_(-1)  # it is the state's
 
 
 def keep_rank_stream(loader: DataLoader) -> DataLoader:

@@ -92,13 +92,25 @@ class TokenStream(IterableDataset):
 
     Of `world` ranks each tokenises every `world`-th record. `state_dict` holds the place in the records where the batch
     begins that is tokenised together, and how many of its rows were given.
+
+    With `keep_places` a record that gives no row keeps its place, as `None`: the ranks together then give in any number
+    of rows the same records as one rank, and rows can be passed over by counting records.
     """
 
     column_names = ["input_ids", "loss_mask"]
 
-    def __init__(self, records, encoders: Encoders, max_length: int, rank: int, world: int, skip: bool):
+    def __init__(
+        self,
+        records,
+        encoders: Encoders,
+        max_length: int,
+        rank: int,
+        world: int,
+        skip: bool,
+        keep_places: bool = False,
+    ):
         self.records, self.encoders, self.max_length = records, encoders, max_length
-        self.rank, self.world, self.skip = rank, world, skip
+        self.rank, self.world, self.skip, self.keep_places = rank, world, skip, keep_places
         self.epoch = 0
         self._state = self._beginning()
         self._resumed = False
@@ -106,7 +118,15 @@ class TokenStream(IterableDataset):
     def _beginning(self) -> dict[str, Any]:
         return {"pass": self.epoch, "records": None, "number": 0, "given": 0}
 
-    def __iter__(self) -> Iterator[dict[str, list[int]]]:
+    def __iter__(self) -> Iterator[dict[str, list[int]] | None]:
+        return self.rows()
+
+    def rows(self, passed_over: int = 0) -> Iterator[dict[str, list[int]] | None]:
+        """The rows of this rank, the first of which are not tokenised: `None` stands for each of them.
+
+        Args:
+            passed_over: how many, where places are kept.
+        """
         state = dict(self._state) if self._resumed else self._beginning()
         self._resumed, given, bad = False, state["given"], 0
         source = _from_place(self.records, state["records"])
@@ -118,16 +138,23 @@ class TokenStream(IterableDataset):
             if not batch:
                 break
             indices = [n for n in range(number, number + len(batch)) if n % self.world == self.rank]
-            own = [batch[n - number] for n in indices]
-            rows = encode_records(own, indices, self.encoders(), self.max_length, self.skip)
+            over = min(passed_over, len(indices))
+            own = [batch[n - number] for n in indices[over:]]
+            rows = encode_records(own, indices[over:], self.encoders(), self.max_length, self.skip)
             bad += rows["outcome"].count(BAD)
-            kept = [n for n, outcome in enumerate(rows["outcome"]) if outcome <= CUT]
-            for n in kept[given:]:
+            for row in ([None] * over + self._kept(rows))[given:]:
                 self._state["given"] += 1
-                yield {name: rows[name][n] for name in self.column_names}
-            number, given = number + len(batch), 0
+                yield row
+            number, given, passed_over = number + len(batch), 0, passed_over - over
         if bad:
             logger.warning("%d records of the stream are bad and were left out in this pass.", bad)
+
+    def _kept(self, rows: dict[str, list]) -> list[dict[str, list[int]] | None]:
+        whole = [
+            {name: rows[name][n] for name in self.column_names} if outcome <= CUT else None
+            for n, outcome in enumerate(rows["outcome"])
+        ]
+        return whole if self.keep_places else [row for row in whole if row is not None]
 
     def set_epoch(self, epoch: int) -> None:
         """The pass that is iterated next."""
@@ -156,17 +183,20 @@ def build_stream(
     rank: int = 0,
     world: int = 1,
     skip_bad_records: bool = False,
+    keep_places: bool = False,
 ) -> TokenStream:
     """As `build_dataset`, but conversations are read and tokenised while they are trained on.
 
     Nothing is cached or counted. The first conversations' masks are checked at once, and one of the first 1,024 must
     have an answer. Of `world` ranks, which read the same records in the same order, each tokenises every `world`-th
-    one: files may be few, and are of any size.
+    one: files may be few, and are of any size. A record without a supervised token gives no row, or with `keep_places`
+    a `None`, so that a run may go on on another number of ranks; see [`TokenStream`].
 
     Raises:
         `ValueError`: as `build_dataset`; about a record that comes later, when it is read.
     """
     encoders = Encoders(tokenizer, options, template_kwargs)
+    parts = (records, encoders, max_length, rank, world, skip_bad_records, keep_places)
     source = iter(records)
     batch = list(islice(source, _CHECKED))
     if not batch:
@@ -177,12 +207,12 @@ def build_stream(
         indices = list(range(number, number + len(batch)))
         rows = encode_records(batch, indices, encoders(), max_length, skip_bad_records)
         if min(rows["outcome"]) <= CUT:
-            return TokenStream(records, encoders, max_length, rank, world, skip_bad_records)
+            return TokenStream(*parts)
         number += len(batch)
         batch = list(islice(source, _BATCH))
     if batch:
         logger.warning("None of the first %d conversations of the stream has a supervised token.", number)
-        return TokenStream(records, encoders, max_length, rank, world, skip_bad_records)
+        return TokenStream(*parts)
     ids, mask = encoders().encode([read_record(first[0], 0)[0]], tools=[read_tools(first[0], 0)])[0]
     raise ValueError(
         "No conversation has a supervised token: `records` hold no answer, or `max_length` cuts every one. "

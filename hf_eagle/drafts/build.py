@@ -1,11 +1,14 @@
 """A draft to start from: new, or read from a folder by the `architectures` in its config."""
 
-import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 from transformers.utils import cached_file
 
+from ..door.reading import read_part, reading
+from ..targets.weights import check_sizes, report_if_sound, stored_shapes
 from .configuration_base import DraftConfig
 from .kinds import architecture_names, find_kind
 from .modeling_base import EaglePreTrainedModel
@@ -47,7 +50,9 @@ def new_draft(
     return draft
 
 
-def load_draft(path: str | Path, target=None, dtype: torch.dtype | None = None) -> EaglePreTrainedModel:
+def load_draft(
+    path: str | Path, target=None, dtype: torch.dtype | None = None, argument: str = "draft"
+) -> EaglePreTrainedModel:
     """Read a draft folder or Hub id, whatever its kind.
 
     Args:
@@ -55,11 +60,17 @@ def load_draft(path: str | Path, target=None, dtype: torch.dtype | None = None) 
         target ([`FrozenTarget`], *optional*): what it lends is attached; without one, call `attach` before using the
             draft.
         dtype: of the weights, the checkpoint's when `None`.
+        argument: that named it.
 
     Raises:
-        ValueError: if the folder is no draft, or not exactly one of a known kind.
+        ValueError: if the folder is no draft, or not exactly one of a known kind, or cannot be read.
+        OSError: if there is no such folder or Hub id.
     """
-    draft = draft_class_of(path).from_pretrained(path, dtype="auto" if dtype is None else dtype)
+    config = _config_of(path, argument)
+    draft_class = _known_class(path, config)
+    with reading(argument, path), report_if_sound():
+        check_sizes(argument, path, SimpleNamespace(**config), stored_shapes(argument, path))
+        draft = draft_class.from_pretrained(path, dtype="auto" if dtype is None else dtype)
     if target is not None:
         draft.to(target.device)
         draft.attach(target)
@@ -72,10 +83,21 @@ def class_of(architectures: list[str]) -> type[EaglePreTrainedModel] | None:
     return None if found is None else found[0].draft_class(found[1])
 
 
-def draft_class_of(path: str | Path) -> type[EaglePreTrainedModel]:
+def draft_class_of(path: str | Path, argument: str = "draft") -> type[EaglePreTrainedModel]:
     """The class of a draft folder or Hub id; `ValueError` if it is no draft of a known kind."""
-    config_file = cached_file(str(path), "config.json")
-    names = json.loads(Path(config_file).read_text()).get("architectures") or []
+    return _known_class(path, _config_of(path, argument))
+
+
+def _config_of(path: str | Path, argument: str) -> dict[str, Any]:
+    with reading(argument, path):
+        file = cached_file(str(path), "config.json")
+        if file is None:
+            raise ValueError(f"`{argument}` {path} is no draft, it holds no config.json: name the folder of a draft.")
+    return read_part(argument, path, file, {"architectures?": list[str] | None})
+
+
+def _known_class(path: str | Path, config: dict[str, Any]) -> type[EaglePreTrainedModel]:
+    names = config.get("architectures") or []
     draft_class = class_of(names)
     if draft_class is None:
         raise ValueError(

@@ -14,13 +14,13 @@ A kind from outside of this package is registered before arguments are parsed, s
 of a kind is another table, in `serving/`.
 """
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
+from ..door.json_files import read_json
 from ..targets.latent import LATENT_SIZES
 
 
@@ -36,6 +36,7 @@ class Kind:
             each inside the package.
         methods: values of the argument `method` that train it, and how such a draft is decoded while it is trained.
         meaningless: arguments that would be ignored, and are refused instead.
+        metrics: what an evaluation measures of such a draft alone, beside what it measures of all.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Kind:
     architectures: Mapping[str, str]
     methods: Mapping[str, str]
     meaningless: tuple[str, ...] = ()
+    metrics: tuple[str, ...] = ()
 
     def part(self, name: str) -> ModuleType:
         """One of its modules."""
@@ -79,6 +81,7 @@ KINDS = {
             # EAGLE-2 is the same draft, decoded with a dynamic tree
             methods={"eagle1": "chain", "eagle2": "tree"},
             meaningless=_ONLY_EAGLE3,
+            metrics=("regression_loss", "ce_loss"),
         ),
         Kind(
             name="eagle3",
@@ -145,9 +148,8 @@ def kind_of_folder(folder: str | Path) -> Kind | None:
 def architectures_of(folder: str | Path) -> list[str]:
     """`architectures` in the config.json of a folder; `[]` where none can be read."""
     try:
-        config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
-        return list(config.get("architectures") or [])
-    except (AttributeError, OSError, TypeError, ValueError):
+        return read_json(Path(folder) / "config.json", {"architectures?": list[str] | None}).get("architectures") or []
+    except ValueError:
         return []  # whoever reads the folder says what is wrong with it
 
 

@@ -10,7 +10,8 @@ from tqdm.auto import tqdm
 from ..data.media import own_tokenizer
 from ..decoding import SpeculativeOutput, speculative_generate, target_generate
 from ..decoding.checks import DraftShape, check_draft_fits, check_sampling
-from .prompt_batches import PromptBatch
+from .finished import Finished
+from .prompt_batches import PromptBatch, check_rendering
 from .prompts import Prompt
 from .statistics import acceptance_length
 from .summary import summarize
@@ -88,7 +89,10 @@ class PromptRun:
 
 @dataclass
 class Measurement:
-    """All prompts, decoded with one choice of settings, and the seconds this took, prompts included."""
+    """All prompts, decoded with one choice of settings, and the seconds this took, prompts included.
+
+    Seconds are the sums of those of all batches, each as it took in the run that decoded it.
+    """
 
     settings: DecodingSettings
     runs: list[PromptRun] = field(default_factory=list)
@@ -98,15 +102,15 @@ class Measurement:
     target_seconds: float = 0.0  # and in the target's forward
     target_only_seconds: float | None = None
 
-    def add(self, output: SpeculativeOutput, prompts: list[Prompt], turn: int, token_ids, target_answers) -> None:
-        """A batch's runs and seconds."""
-        self.rounds += output.rounds
-        self.draft_seconds += output.draft_seconds
-        self.target_seconds += output.target_seconds
+    def add(self, decoded: dict, alone: dict | None, prompts: list[Prompt], turn: int, token_ids) -> None:
+        """A batch's runs and seconds, as `_Decoder` returns them."""
+        for name in ("seconds", "rounds", "draft_seconds", "target_seconds"):
+            setattr(self, name, getattr(self, name) + decoded[name])
+        if alone is not None:
+            self.target_only_seconds = (self.target_only_seconds or 0.0) + alone["seconds"]
         for row, prompt in enumerate(prompts):
-            counts = (output.drafts[row], output.accepted_per_position[row])
-            alone = target_answers and target_answers[row]
-            self.runs.append(PromptRun(prompt, turn, token_ids[row], output.answers[row], *counts, alone))
+            found = [decoded[name][row] for name in ("answers", "drafts", "accepted_per_position")]
+            self.runs.append(PromptRun(prompt, turn, token_ids[row], *found, alone and alone["answers"][row]))
 
     def acceptance_length(self) -> float | None:
         return acceptance_length([sum(r.accepted_per_position) for r in self.runs], [r.drafts for r in self.runs])
@@ -150,9 +154,14 @@ def sweep_speculative_tokens(
     settings: DecodingSettings,
     progress: bool = True,
     template_kwargs: dict | None = None,
+    finished: Finished | None = None,
 ) -> list[dict]:
     """
     Decodes `prompts` with chains of every length in `counts` and with the target alone, all in alternation.
+
+    Args:
+        target, draft, tokenizer, prompts, settings, progress, template_kwargs, finished: as for `decode_prompts`.
+        counts: of drafted tokens.
 
     Returns:
         What `summarize` makes of each, without its counts: the lengths, the speeds and the seconds a round.
@@ -162,7 +171,7 @@ def sweep_speculative_tokens(
         *("num_speculative_tokens", "acceptance_length", "acceptance_length_interval", "tokens_per_second"),
         *("target_only_tokens_per_second", "draft_seconds_per_round", "target_seconds_per_round"),
     )
-    how = {"progress": progress, "template_kwargs": template_kwargs}
+    how = {"progress": progress, "template_kwargs": template_kwargs, "finished": finished}
     found = decode_variants(target, draft, tokenizer, prompts, variants, **how)
     return [{name: summary[name] for name in names} for summary in map(summarize, found)]
 
@@ -177,6 +186,7 @@ def decode_prompts(
     compare_to_target: bool = True,
     progress: bool = True,
     template_kwargs: dict | None = None,
+    finished: Finished | None = None,
 ) -> Measurement:
     """
     Decodes every prompt with the draft and, in turn, with the target alone, so that both meet the same machine.
@@ -197,12 +207,14 @@ def decode_prompts(
             Show a progress bar with the acceptance length so far.
         template_kwargs (`dict`, *optional*):
             What else the chat template is given, as in training: `{"enable_thinking": False}`.
+        finished ([`Finished`], *optional*):
+            Batches that an earlier run decoded, which are not decoded again, and where those of this run are kept.
 
     Raises:
         `ValueError`: no prompts, a prompt that cannot be rendered, or a draft that does not fit the target.
     """
     how = {"compare_to_target": compare_to_target, "progress": progress, "template_kwargs": template_kwargs}
-    return decode_variants(target, draft, tokenizer, prompts, [settings], **how)[0]
+    return decode_variants(target, draft, tokenizer, prompts, [settings], finished=finished, **how)[0]
 
 
 def decode_variants(
@@ -215,6 +227,7 @@ def decode_variants(
     compare_to_target: bool = True,
     progress: bool = True,
     template_kwargs: dict | None = None,
+    finished: Finished | None = None,
 ) -> list[Measurement]:
     """As `decode_prompts`, with several settings that differ in what is drafted; all of them take turns."""
     if not prompts:
@@ -222,26 +235,39 @@ def decode_variants(
     check_draft_fits(target, draft)
     processing, tokenizer = tokenizer, own_tokenizer(tokenizer)
     decoder = _Decoder(target, draft, stop_token_ids(target.model, tokenizer), compare_to_target)
-    dialogues, batch_size = list(prompts), variants[0].batch_size
+    dialogues, batches = list(prompts), _batches(prompts, variants[0])
     encode = partial(PromptBatch.of, processing=processing, template_kwargs=template_kwargs)
-    for prompt in prompts:
-        encode([prompt])  # whatever cannot be rendered is refused before any is decoded
+    # whatever cannot be rendered is refused before any is decoded
+    check_rendering(prompts, processing, template_kwargs, variants[0].turns)
+    finished = finished or Finished()
 
     # the first decoding in a process also pays for kernels and memory: let no clock see it
-    first = encode(prompts[:1], device=target.device)
-    decoder.decode(first, prompts[:1], 0, [Measurement(replace(settings, max_new_tokens=2)) for settings in variants])
+    if any(finished.row(number) is None for number, *_ in batches):
+        first = encode(prompts[:1], device=target.device)
+        decoder.decode(first, [replace(settings, max_new_tokens=2) for settings in variants], 0)
 
     found = [Measurement(settings) for settings in variants]
-    places = [[p for p, x in enumerate(prompts) if len(x.follow_ups) >= turn] for turn in range(variants[0].turns)]
-    batches = [(turn, x[i : i + batch_size]) for turn, x in enumerate(places) for i in range(0, len(x), batch_size)]
     bar = tqdm(batches, desc="decoding", unit="batch", disable=not progress)
-    for turn, batch in bar:
-        encoded = encode([dialogues[place] for place in batch], device=target.device)
-        answers = decoder.decode(encoded, [prompts[place] for place in batch], turn, found)
-        for place, answer in zip(batch, answers, strict=True):
+    for number, turn, places in bar:
+        encoded = encode([dialogues[place] for place in places], device=target.device)
+        decoded = finished.row(number)
+        if decoded is None:
+            decoded = decoder.decode(encoded, variants, number)
+            finished.keep(number, decoded)
+        for measurement, one in zip(found, decoded["variants"], strict=True):
+            measurement.add(one, decoded["alone"], [prompts[place] for place in places], turn, encoded.token_ids)
+        for place, answer in zip(places, decoded["variants"][0]["answers"], strict=True):
             dialogues[place] = dialogues[place].answered(tokenizer.decode(answer, skip_special_tokens=True))
         bar.set_postfix(acceptance_length=found[0].acceptance_length())
     return found
+
+
+def _batches(prompts: list[Prompt], settings: DecodingSettings) -> list[tuple[int, int, list[int]]]:
+    """`(number from 1 on, turn, places of prompts)` of everything that is decoded, the same in every run."""
+    asked = [[p for p, x in enumerate(prompts) if len(x.follow_ups) >= turn] for turn in range(settings.turns)]
+    size = settings.batch_size
+    batches = [(turn, x[i : i + size]) for turn, x in enumerate(asked) for i in range(0, len(x), size)]
+    return [(number, *batch) for number, batch in enumerate(batches, 1)]
 
 
 def stop_token_ids(model, tokenizer) -> frozenset[int]:
@@ -258,30 +284,32 @@ class _Decoder:
     def __init__(self, target, draft, eos_token_ids: frozenset[int], compare_to_target: bool):
         self.target, self.draft, self.eos_token_ids = target, draft, eos_token_ids
         self.compare_to_target = compare_to_target
-        self.batches = 0
 
-    def decode(self, batch: PromptBatch, prompts: list[Prompt], turn: int, found: list[Measurement]) -> list[list[int]]:
-        """One batch, added to every measurement; returns the answers of the first."""
-        outputs, answers = {}, None
-        who = [*range(len(found)), *([None] if self.compare_to_target else [])]
+    def decode(self, batch: PromptBatch, variants: list[DecodingSettings], number: int) -> dict:
+        """One batch, whose draws its `number` decides.
+
+        Returns:
+            What JSON can hold, and `Measurement.add` takes: of each of the `variants`, and of the target `alone`.
+        """
+        found: dict = {"variants": [None] * len(variants), "alone": None}
+        who = [*range(len(variants)), *([None] if self.compare_to_target else [])]
         # whoever comes later finds warmer caches, so they take turns
-        shift = self.batches % len(who)
+        shift = number % len(who)
         for place in who[shift:] + who[:shift]:
-            settings = found[place or 0].settings
-            arguments = settings.choosing(self.target.device, self.batches) | {"eos_token_ids": self.eos_token_ids}
+            settings = variants[place or 0]
+            arguments = settings.choosing(self.target.device, number) | {"eos_token_ids": self.eos_token_ids}
             start = time.perf_counter()
             if place is None:
                 answers = target_generate(self.target, **batch.inputs, **arguments)
-                seconds = time.perf_counter() - start
-                for measurement in found:
-                    measurement.target_only_seconds = (measurement.target_only_seconds or 0.0) + seconds
+                found["alone"] = {"answers": answers, "seconds": time.perf_counter() - start}
             else:
-                outputs[place] = speculative_generate(
+                output = speculative_generate(
                     self.target, self.draft, **batch.inputs, **arguments, **settings.drafting()
                 )
                 # the last round ended on the host, so the device is done too
-                found[place].seconds += time.perf_counter() - start
-        for place, output in outputs.items():
-            found[place].add(output, prompts, turn, batch.token_ids, answers)
-        self.batches += 1
-        return outputs[0].answers
+                found["variants"][place] = _numbers(output) | {"seconds": time.perf_counter() - start}
+        return found
+
+
+def _numbers(output: SpeculativeOutput) -> dict:
+    return {name: getattr(output, name) for name in output.__dataclass_fields__ if name != "sequences"}

@@ -83,7 +83,8 @@ def plot_acceptance(acceptance: dict, path: str | os.PathLike) -> Path | None:
         names = [*sorted(by_category, key=by_category.get), "all"]
         lengths = [*(by_category[name] for name in names[:-1]), acceptance["acceptance_length"]]
         colors = [TRAIN] * len(by_category) + [EVAL]
-        bars = axes[1].barh(names, lengths, color=colors, height=0.65)
+        bars = axes[1].barh(range(len(names)), lengths, color=colors, height=0.65)
+        axes[1].set_yticks(range(len(names)), names, parse_math=False)  # a name may hold anything, or be "all"
         axes[1].bar_label(bars, fmt="%.2f", padding=3, fontsize=9)
         # nobody accepts less than the target's own token: bars start at 1
         axes[1].set(xlabel="tokens a target forward", xlim=(1, 1 + 1.15 * max(max(lengths) - 1, 0.1)))

@@ -1,6 +1,8 @@
 """Prompts as a model takes them: token ids padded on the left and, of images and videos, what the processor makes."""
 
-from dataclasses import dataclass, replace
+import hashlib
+import json
+from dataclasses import asdict, dataclass, replace
 
 import torch
 
@@ -9,7 +11,7 @@ from ..data.rendering import ChatRenderer
 from .prompts import Prompt, encode_prompt, holds_media, render_chat
 
 
-__all__ = ["PromptBatch", "holds_media"]
+__all__ = ["PromptBatch", "check_rendering", "holds_media"]
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,32 @@ class PromptBatch:
         if len(ids) > 1:
             inputs["attention_mask"] = torch.tensor(mask, device=device)
         return cls(token_ids, inputs)
+
+
+def check_rendering(prompts: list[Prompt], processing, template_kwargs: dict | None = None, turns: int = 1) -> str:
+    """Renders every turn that will be decoded, a word standing for each answer, and loads all media.
+
+    Args:
+        prompts, processing, template_kwargs: as for [`PromptBatch.of`].
+        turns: that are decoded of a prompt, where it has several.
+
+    Returns:
+        16 hex digits of what came out, and of the prompts.
+
+    Raises:
+        ValueError: as [`PromptBatch.of`].
+    """
+    digest = hashlib.sha256()
+    for prompt in prompts:
+        digest.update(json.dumps(asdict(prompt), default=str).encode())
+        for turn in range(1 + min(len(prompt.follow_ups), turns - 1)):
+            prompt = prompt.answered("x") if turn else prompt
+            batch = PromptBatch.of([prompt], processing, template_kwargs=template_kwargs)
+            for name, tensor in sorted(batch.inputs.items()):
+                if tensor is not None:
+                    digest.update(f"{name} {tuple(tensor.shape)}".encode())
+                    digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _rendered(prompt: Prompt, renderer: ChatRenderer) -> tuple[str, dict[str, list]]:

@@ -3,7 +3,7 @@
 A record is read by what reads records of training data, and rendered by what renders them.
 """
 
-import gzip
+import io
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..data.media import has_media, read_media_record
 from ..data.messages import TEXT, read_tools, recognise_form, text_of, to_messages
-from ..data.reading import check_surrogates, read_json_records
+from ..data.reading import check_surrogates, opened, read_json_records
 from ..data.rendering import ChatRenderer
 
 
@@ -130,14 +130,16 @@ def render_chat(prompt: Prompt, renderer: ChatRenderer) -> str:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, dict]]:
-    """A prompt a line."""
-    try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix.lower() == ".gz" else path.read_bytes()
-        text = content.decode("utf-8-sig")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise ValueError(f"The prompt file {str(path)!r} cannot be read as UTF-8 text: {error}.") from error
-    lines = (line.strip() for line in text.splitlines())
-    return enumerate({"prompt": line} for line in lines if line)
+    """A prompt a line, each read when it is asked for."""
+    number = 0
+    with opened(path) as file:
+        try:
+            for text in io.TextIOWrapper(file, encoding="utf-8-sig"):
+                for line in filter(None, map(str.strip, text.splitlines())):
+                    yield number, {"prompt": line}
+                    number += 1
+        except UnicodeDecodeError as error:
+            raise ValueError(f"The prompt file {str(path)!r} cannot be read as UTF-8 text: {error}.") from error
 
 
 def _records(path: Path) -> Iterator[tuple[int, dict]]:

@@ -19,7 +19,8 @@ def summarize(measurement) -> dict:
           `acceptance_length_interval`: its 95% interval `[low, high]` by the bootstrap over prompts, or `None`;
         * `accepted_per_position`: counts at the first, second, ... drafted token (in a tree: level); `drafts`: rounds;
           `accepted_tokens`;
-        * `generated_tokens`: of all answers; `tokens_per_second`, `target_only_tokens_per_second`: prompt included;
+        * `generated_tokens`: of all answers; `tokens_per_second`, `target_only_tokens_per_second`: prompt included, by
+          the seconds of all batches, each as it took in the run that decoded it;
         * `draft_seconds_per_round`, `target_seconds_per_round`: of a round, what drafting and the target's forward
           take; a round serves a whole batch. `None` without a round;
         * `identical_to_target`: whether every answer is the target's own, token for token, and `first_difference`:
@@ -62,7 +63,7 @@ def summarize(measurement) -> dict:
         result |= _by("category", runs, lambda run: run.prompt.category)
     if any(run.turn for run in runs):
         result |= _by("turn", runs, lambda run: str(run.turn + 1))
-    return result | {"num_prompts": len({id(run.prompt) for run in runs})} | _described(measurement.settings)
+    return result | {"num_prompts": len({id(run.prompt) for run in runs})} | described(measurement.settings)
 
 
 def _lengths(runs: list) -> dict:
@@ -82,7 +83,8 @@ def _by(name: str, runs: list, key: Callable) -> dict:
     return {f"{value}_by_{name}": {group: x[value] for group, x in found.items()} for value in _lengths([])}
 
 
-def _described(settings) -> dict:
+def described(settings) -> dict:
+    """How was decoded: the settings that mean something, with the values that were meant by those left out."""
     shape = settings.shape
     described = {
         "method": settings.method,

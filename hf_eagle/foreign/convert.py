@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
+from transformers import PreTrainedConfig
 
+from ..door.reading import reading
 from ..drafts.build import class_of
 from ..drafts.modeling_base import EaglePreTrainedModel
 from ..drafts.vocabulary import tokenizer_fingerprint
+from ..targets.loading import load_config, load_tokenizer
 from .fields import check_flags, draft_config, flat_config
 from .files import has_tokenizer, read_config, read_target_embedding, read_tensors
 from .forms import Form, form_of, stored_tap_ids
@@ -55,27 +57,28 @@ def from_foreign(
     """
     config = read_config(path)
     tensors = read_tensors(path)
-    written = form_of(form, config, tensors)
-    kind = kind_of(written, config)
-    logger.info("%s: a draft in the form `%s` (%s)", path, written.name, written.project)
-    _check_options(written, kind, tap_ids, rope_theta, drop_fc_bias)
-
-    target_config = AutoConfig.from_pretrained(target, trust_remote_code=trust_remote_code)
+    target_config = load_config(str(target), trust_remote_code=trust_remote_code)
     text = target_config.get_text_config()
-    stored = stored_tap_ids(written, config, tensors, text.num_hidden_layers)
-    config = flat_config(written, config)
-    check_flags(written, kind, config)
+    with reading("draft", path, "config.json"):  # whose fields are of any type
+        written = form_of(form, config, tensors)
+        kind = kind_of(written, config)
+        logger.info("%s: a draft in the form `%s` (%s)", path, written.name, written.project)
+        _check_options(written, kind, tap_ids, rope_theta, drop_fc_bias)
 
-    tensors = renamed(written, kind.layer, tensors)
-    kind.take_biases(tensors, drop_fc_bias)
-    _check_target(config, tensors, target_config, target)
-    size = kind.take_vocabulary(tensors, text.vocab_size)
+        stored = stored_tap_ids(written, config, tensors, text.num_hidden_layers)
+        config = flat_config(written, config)
+        check_flags(written, kind, config)
 
-    ours = draft_config(kind, config, target_config, size, tap_ids or stored, rope_theta)
-    check_taps(tensors.get("fc.weight"), text.hidden_size, ours.tap_ids)
-    ours.tokenizer_fingerprint = _common_fingerprint(path, config, target, trust_remote_code)
-    _say(written, config, ours, stored, tap_ids)
-    return _build(ours, tensors)
+        tensors = renamed(written, kind.layer, tensors)
+        kind.take_biases(tensors, drop_fc_bias)
+        _check_target(config, tensors, target_config, target)
+        size = kind.take_vocabulary(tensors, text.vocab_size)
+
+        ours = draft_config(kind, config, target_config, size, tap_ids or stored, rope_theta)
+        check_taps(tensors.get("fc.weight"), text.hidden_size, ours.tap_ids)
+        ours.tokenizer_fingerprint = _common_fingerprint(path, config, target, trust_remote_code)
+        _say(written, config, ours, stored, tap_ids)
+        return _build(ours, tensors)
 
 
 def _check_options(
@@ -135,8 +138,8 @@ def _common_fingerprint(
     path: str | Path, config: dict[str, Any], target: str | Path, trust_remote_code: bool
 ) -> str | None:
     """Of the target's tokenizer, `None` where it has none; `ValueError` if the draft comes with another one."""
-    wanted = _fingerprint(target, trust_remote_code)
-    given = config.get("tokenizer_fingerprint") or _fingerprint(path, False)
+    wanted = _fingerprint(target, trust_remote_code, "target")
+    given = config.get("tokenizer_fingerprint") or _fingerprint(path, False, "draft")
     if None not in (wanted, given) and wanted != given:
         raise ValueError(
             f"`draft` {path} comes with another tokenizer than `target` {target} (fingerprints {given} and {wanted}): "
@@ -147,10 +150,10 @@ def _common_fingerprint(
     return wanted
 
 
-def _fingerprint(path: str | Path, trust_remote_code: bool) -> str | None:
-    if not has_tokenizer(path):
+def _fingerprint(path: str | Path, trust_remote_code: bool, argument: str) -> str | None:
+    if not has_tokenizer(path, argument):
         return None
-    return tokenizer_fingerprint(AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code))
+    return tokenizer_fingerprint(load_tokenizer(str(path), argument=argument, trust_remote_code=trust_remote_code))
 
 
 def _say(form: Form, config: dict[str, Any], ours: Any, stored: list[int] | None, given: list[int] | None) -> None:

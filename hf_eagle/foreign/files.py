@@ -1,17 +1,19 @@
 """The files of a draft that others made: its config and its tensors, read without running anything of theirs."""
 
-import json
 import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from transformers.utils import cached_file
+
+from ..door.reading import read_part, reading
 
 
 # in the order in which they are looked for; an index names the files that hold the tensors
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+_INDEX = {"weight_map": dict[str, str]}
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
 _EMBEDDINGS = ("embed_tokens.weight", "wte.weight")
 
@@ -20,17 +22,14 @@ def read_config(path: str | Path) -> dict[str, Any]:
     """What `config.json` of a folder or Hub id holds.
 
     Raises:
-        ValueError: if it is not a JSON mapping.
-        OSError: if it is not there.
+        ValueError: if it is not a JSON object.
+        OSError: if there is no such folder or Hub id.
     """
-    file = Path(cached_file(str(path), "config.json"))
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as problem:
-        raise ValueError(f"`draft` {path}: config.json cannot be read as JSON: {problem}.") from problem
-    if not isinstance(config, dict):
-        raise ValueError(f"`draft` {path}: config.json must hold a mapping, got {type(config).__name__}.")
-    return config
+    with reading("draft", path):
+        file = cached_file(str(path), "config.json")
+    if file is None:
+        raise ValueError(f"`draft` {path} is no draft, it holds no config.json: name the folder of a draft.")
+    return read_part("draft", path, file, {})
 
 
 def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
@@ -43,14 +42,16 @@ def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
         ValueError: if there are no weights, they cannot be read, or a pickle holds more than tensors.
     """
     tensors = {}
-    for file in _weight_files(path):
-        tensors |= _read_safetensors(file) if file.suffix == ".safetensors" else _read_pickle(file)
+    with reading("draft", path):
+        for file in _weight_files(path, "draft"):
+            tensors |= _read_safetensors(file) if file.suffix == ".safetensors" else _read_pickle(file)
     return tensors
 
 
-def has_tokenizer(path: str | Path) -> bool:
+def has_tokenizer(path: str | Path, argument: str) -> bool:
     """Whether there is a tokenizer beside the weights; `AutoTokenizer` makes up an empty one from a config alone."""
-    return any(cached_file(str(path), name, _raise_exceptions_for_missing_entries=False) for name in _TOKENIZER)
+    with reading(argument, path):
+        return any(cached_file(str(path), name, _raise_exceptions_for_missing_entries=False) for name in _TOKENIZER)
 
 
 def read_target_embedding(target: str | Path) -> torch.Tensor | None:
@@ -59,39 +60,37 @@ def read_target_embedding(target: str | Path) -> torch.Tensor | None:
     Of the target nothing but this one tensor is read, and nothing is downloaded.
     """
     try:
-        files = _weight_files(target, local_files_only=True)
-    except (OSError, ValueError):
+        files = _weight_files(target, "target", local_files_only=True)
+    except (OSError, ValueError):  # whoever loads the target says what is wrong with it
         return None
-    for file in files:
-        if file.suffix != ".safetensors" or not file.is_file():
-            continue
-        with safe_open(file, "pt") as weights:
-            # a layer that has embeddings of its own is one for multi-token prediction
-            names = [name for name in weights.keys() if name.endswith(_EMBEDDINGS) and ".layers." not in name]
-            if len(names) == 1:
-                return weights.get_tensor(names[0])
+    with reading("target", target):
+        for file in files:
+            if file.suffix != ".safetensors" or not file.is_file():
+                continue
+            with safe_open(file, "pt") as weights:
+                # a layer that has embeddings of its own is one for multi-token prediction
+                names = [name for name in weights.keys() if name.endswith(_EMBEDDINGS) and ".layers." not in name]
+                if len(names) == 1:
+                    return weights.get_tensor(names[0])
     return None
 
 
-def _weight_files(path: str | Path, **options: Any) -> list[Path]:
+def _weight_files(path: str | Path, argument: str, **options: Any) -> list[Path]:
     for name in _WEIGHTS:
         file = cached_file(str(path), name, _raise_exceptions_for_missing_entries=False, **options)
         if file is None:
             continue
         if not name.endswith(".index.json"):
             return [Path(file)]
-        parts = sorted(set(json.loads(Path(file).read_text(encoding="utf-8"))["weight_map"].values()))
+        parts = sorted(set(read_part(argument, path, file, _INDEX)["weight_map"].values()))
         found = [cached_file(str(path), p, _raise_exceptions_for_missing_entries=False, **options) for p in parts]
         return [Path(part) for part in found if part is not None]
-    raise ValueError(f"{path} holds no weights: looked for {', '.join(_WEIGHTS)}.")
+    raise ValueError(f"`{argument}` {path} holds no weights: looked for {', '.join(_WEIGHTS)}.")
 
 
 def _read_safetensors(file: Path) -> dict[str, torch.Tensor]:
-    try:
-        with safe_open(file, "pt") as weights:
-            return {name: weights.get_tensor(name) for name in weights.keys()}
-    except SafetensorError as problem:
-        raise ValueError(f"{file} cannot be read as safetensors: {problem}.") from problem
+    with safe_open(file, "pt") as weights:
+        return {name: weights.get_tensor(name) for name in weights.keys()}
 
 
 def _read_pickle(file: Path) -> dict[str, torch.Tensor]:

@@ -175,6 +175,6 @@ def check_names(tensors: dict[str, torch.Tensor], wanted: dict[str, Any]) -> Non
     wrong = [f"`{name}` {what}" for name, what in misfits(shapes, wanted)]
     if wrong:
         raise ValueError(
-            f"This draft does not hold the tensors of its form, with the sizes in its config: {'; '.join(wrong[:6])}"
+            f"`draft` does not hold the tensors of its form, with the sizes in its config: {'; '.join(wrong[:6])}"
             + (f"; and {len(wrong) - 6} more." if len(wrong) > 6 else ".")
         )

@@ -1,13 +1,17 @@
 """What a card tells: the facts of one run, and what was measured of its draft, as they lie in the draft's folder."""
 
 import json
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
+from functools import cache
 from pathlib import Path
 
-from ..files import check_fields, read_json
+from ..door.json_files import check_fields, read_json
 
+
+logger = logging.getLogger(__name__)
 
 # what a card was made from, beside it
 FACTS = "card_facts.json"
@@ -168,22 +172,27 @@ def read_facts(folder: str | os.PathLike) -> CardFacts:
     return facts_from(read_json(path, {}, mend), str(path), mend)
 
 
-def measured_in(folder: str | os.PathLike) -> dict[str, dict]:
+def measured_in(folder: str | os.PathLike, leave_out_broken: bool = False) -> dict[str, dict]:
     """Every `acceptance*.json` and `serving*.json` in a draft's folder, with pictures, as fields of `CardFacts`.
 
-    JSON that holds no measurement is passed over. One that lacks what a card shows is a `ValueError` with its path.
+    JSON that holds no measurement is passed over. One that lacks what a card shows is a `ValueError` with its path, or
+    with `leave_out_broken` a warning, given once: a card that a training renders must not end it.
     """
-    return {kind: _measured_in(Path(folder), kind) for kind in _MEASURED}
+    return {kind: _measured_in(Path(folder), kind, leave_out_broken) for kind in _MEASURED}
 
 
-def _measured_in(folder: Path, kind: str) -> dict[str, dict]:
-    found, (key, script) = {}, _MEASURED[kind]
+def _measured_in(folder: Path, kind: str, leave_out_broken: bool) -> dict[str, dict]:
+    found = {}
     for path in sorted(folder.glob(f"{kind}*.json")):
-        mend = f"measure again with {script}, or move the file away"
-        measured = read_json(path, mend=mend)
-        if not isinstance(measured, dict) or key not in measured:
+        try:
+            measured = _read_measured(path, kind)
+        except ValueError as problem:
+            if not leave_out_broken:
+                raise
+            _warn_once(f"The card leaves a table out: {problem}")
             continue
-        _check_measured(kind, measured, str(path), mend)
+        if measured is None:
+            continue
         picture = path.with_suffix(".png")
         name = Path(measured.get("prompts") or path.name).name.partition(".")[0]
         # the same prompts may be decoded in several ways
@@ -191,6 +200,22 @@ def _measured_in(folder: Path, kind: str) -> dict[str, dict]:
             {**measured, "plot": picture.name} if picture.is_file() else measured
         )
     return found
+
+
+def _read_measured(path: Path, kind: str) -> dict | None:
+    """A measurement that a card can show, `None` where a file holds something else; `ValueError` if it is broken."""
+    key, script = _MEASURED[kind]
+    mend = f"measure again with {script}, or move the file away"
+    measured = read_json(path, mend=mend)
+    if not isinstance(measured, dict) or key not in measured:
+        return None
+    _check_measured(kind, measured, str(path), mend)
+    return measured
+
+
+@cache
+def _warn_once(text: str) -> None:
+    logger.warning(text)
 
 
 def _check_measured(kind: str, found: dict, where: str, mend: str) -> None:

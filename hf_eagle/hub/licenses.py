@@ -1,10 +1,11 @@
 """Licences, as the cards of models and data sets name them: a draft has its target's."""
 
-import json
 import logging
 from functools import cache
 from pathlib import Path
 from typing import Literal
+
+from ..door.json_files import read_json
 
 
 logger = logging.getLogger(__name__)
@@ -66,8 +67,8 @@ def _of_card(card: Path) -> dict[str, str]:
 def _of_sources(path: Path) -> dict[str, str]:
     for folder in path.parents[:3]:
         try:
-            entry = json.loads((folder / SOURCES).read_text(encoding="utf-8"))[path.relative_to(folder).as_posix()]
-        except (OSError, ValueError, KeyError, TypeError):
+            entry = read_json(folder / SOURCES, {})[path.relative_to(folder).as_posix()]
+        except (ValueError, KeyError):
             continue
         found = _named(entry)
         return {"license": ", ".join(dict.fromkeys(found))} if found else {}

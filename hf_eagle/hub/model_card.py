@@ -9,14 +9,16 @@ import re
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from ..files import read_json, write_atomically
+from ..data.overlap import RULE
+from ..door.json_files import read_json
+from ..door.names import as_named, is_hub_id
+from ..door.writing import write_atomically
 from ..serving.commands import serve_commands
 from ..serving.draft_folder import DraftFolder
 from ..serving.kinds import kind_of, rows_of
 from ..serving.speed import table, verdict
 from ..shipped import shipped
 from .card_facts import FACTS, CardFacts, facts_from, read_facts
-from .names import as_named, is_hub_id
 
 
 logger = logging.getLogger(__name__)
@@ -145,6 +147,7 @@ def card_text(output_dir: Path, facts: CardFacts, named: str | None = None) -> s
             for name, found in facts.serving.items()
         ],
         published=published,
+        overlap_rule=RULE,
         commands=serve_commands(target, draft, speculative_tokens, known["kind"]),
     )
     return card.content.rstrip() + "\n"

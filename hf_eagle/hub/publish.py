@@ -3,12 +3,12 @@
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from ..door.names import check_hub_id, is_hub_id
 from ..drafts.kinds import architectures_of
 from .card_facts import CardFacts, facts_from, measured_in
 from .custom_generate import FOLDER, bundle
 from .licenses import inherited_license
-from .model_card import CARD, card_text, facts_of_card
-from .names import as_named, is_hub_id
+from .model_card import CARD, card_text, facts_of_card, is_edited
 
 
 # optimizer states, checkpoints, `training_args.bin` and logs stay at home
@@ -16,7 +16,11 @@ PUBLISHED = ("config.json", "*.safetensors", "*.safetensors.index.json", "*.png"
 
 
 def contents(
-    folder: str | Path, repo_id: str, include: tuple[str, ...] | list[str] = (), facts: dict[str, object] | None = None
+    folder: str | Path,
+    repo_id: str,
+    include: tuple[str, ...] | list[str] = (),
+    facts: dict[str, object] | None = None,
+    leave_out_broken: bool = False,
 ) -> dict[str, Path | bytes]:
     """
     What a repository of this draft holds.
@@ -34,17 +38,20 @@ def contents(
             Patterns of further files in the folder, `checkpoint-*/*` for example.
         facts (`dict`, *optional*):
             Fields of `CardFacts` that the card does not know yet, `license` for example.
+        leave_out_broken (`bool`, *optional*, defaults to `False`):
+            Leave out what cannot be read of measurements, and a card as it is whose facts cannot be, with a warning.
 
     Returns:
         `dict[str, Path | bytes]`: from the path in the repository to a file or a content.
 
     Raises:
         ValueError: if the folder holds no draft, a pattern of `include` matches nothing, a name that should be a
-            repository's is none, or there are `facts` for a card that has none or was edited.
+            repository's is none, there are `facts` for a card that has none or was edited, or a measurement or the
+            card's facts cannot be read.
     """
     folder = Path(folder).expanduser()
     files: dict[str, Path | bytes] = dict(files_of(folder, include))
-    known = facts_to_publish(folder, repo_id, facts)
+    known = facts_to_publish(folder, repo_id, facts, leave_out_broken)
     if known is not None:
         files[CARD] = card_text(folder, known).encode()
     elif (folder / CARD).is_file():
@@ -54,7 +61,9 @@ def contents(
     return dict(sorted(files.items()))
 
 
-def facts_to_publish(folder: str | Path, repo_id: str, facts: dict[str, object] | None = None) -> CardFacts | None:
+def facts_to_publish(
+    folder: str | Path, repo_id: str, facts: dict[str, object] | None = None, leave_out_broken: bool = False
+) -> CardFacts | None:
     """What the card of `contents` is rendered from, `None` where somebody edited it; raises what `contents` raises."""
     folder, given = (
         Path(folder).expanduser(),
@@ -62,13 +71,9 @@ def facts_to_publish(folder: str | Path, repo_id: str, facts: dict[str, object] 
     )
     if not is_hub_id(repo_id):
         raise ValueError(f"`repo_id` is {repo_id!r}, which is no repository's name: give one like `you/your-draft`.")
-    base_model = given.get("base_model")
-    if base_model is not None and not is_hub_id(as_named(base_model)):
-        raise ValueError(
-            f"`base_model` is {base_model}, a folder of this machine: give the target's id on the Hub, from a folder "
-            "where nothing else has that name."
-        )
-    found = facts_of_card(folder)
+    if given.get("base_model") is not None:
+        check_hub_id("base_model", given["base_model"])
+    found = None if leave_out_broken and is_edited(folder) else facts_of_card(folder)
     if found is None:
         if given:
             problem = "was edited: write it there" if (folder / CARD).is_file() else "is missing: write one first"
@@ -77,7 +82,7 @@ def facts_to_publish(folder: str | Path, repo_id: str, facts: dict[str, object] 
     found = facts_from(asdict(found) | {"draft": repo_id} | given)
     if found.license is None:
         found = replace(found, **inherited_license(found.target, found.base_model))
-    for kind, measured in measured_in(folder).items():
+    for kind, measured in measured_in(folder, leave_out_broken).items():
         told = [{**one, "plot": None} for one in getattr(found, kind).values()]
         new = {name: one for name, one in measured.items() if {**one, "plot": None} not in told}
         found = replace(found, **{kind: getattr(found, kind) | new})
@@ -115,12 +120,13 @@ def publish_draft(
     include: tuple[str, ...] | list[str] = (),
     facts: dict[str, object] | None = None,
     run_as_future: bool = False,
+    leave_out_broken: bool = False,
 ):
     """
     Upload a draft in one commit. After an interruption the same call goes on: weights that arrived are not sent again.
 
     Args:
-        folder, include, facts: as for `contents`.
+        folder, include, facts, leave_out_broken: as for `contents`.
         repo_id (`str`):
             Repository, made if it does not exist.
         private (`bool`, *optional*):
@@ -148,11 +154,11 @@ def publish_draft(
 
     # what is wrong with it is said before there is a repository
     files_of(folder, include)
-    facts_to_publish(folder, repo_id, facts)
+    facts_to_publish(folder, repo_id, facts, leave_out_broken)
     api = HfApi(token=token)
     try:
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id  # with its owner's name
-        files = contents(folder, repo_id, include, facts)
+        files = contents(folder, repo_id, include, facts, leave_out_broken)
         if revision is not None:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         return api.create_commit(

@@ -7,9 +7,9 @@ from enum import Enum
 from importlib.metadata import version
 from pathlib import Path
 
+from ..door.names import as_named, is_hub_id
 from .card_facts import CardFacts, measured_in
 from .licenses import inherited_license, license_of
-from .names import as_named, is_hub_id
 
 
 PACKAGES = ("torch", "transformers", "accelerate", "datasets")
@@ -115,7 +115,7 @@ def run_facts(trainer) -> CardFacts:
         kind=draft.kind.name,
         title=draft.kind.title,
         tap_ids=draft.config.tap_ids or None,
-        **measured_in(folder),
+        **measured_in(folder, leave_out_broken=True),
         training={
             "optimizer steps": state.global_step,
             "epochs": round(state.epoch or 0, 2),

@@ -1,6 +1,5 @@
 """A draft folder as a server finds it on disk, the target beside it, and the form of what is wrong with the two."""
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -8,7 +7,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
+
+from ..door.json_files import read_json
+from ..door.reading import reading
 
 
 Shape = tuple[int, ...]
@@ -60,26 +62,19 @@ class DraftFolder:
             ValueError: if there is no draft to look at.
         """
         path = Path(path)
-        try:
-            config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError) as problem:
-            raise ValueError(f"{path} is no draft folder: its config.json cannot be read ({problem}).") from problem
-        if not isinstance(config, dict):
-            raise ValueError(f"{path} is no draft folder: its config.json holds no fields.")
-        folder = cls(path, config)
+        if not (path / "config.json").is_file():
+            raise ValueError(f"{path} is no draft folder, it holds no config.json: name the folder of a draft.")
+        folder = cls(path, read_json(path / "config.json", {}))
         files = sorted(path.glob("*.safetensors"))
         if not files:
             raise ValueError(f"{path} holds no *.safetensors file: save the draft with `save_pretrained`.")
         for file in files:
-            try:
-                with safe_open(file, "pt") as tensors:
-                    for name in tensors.keys():
-                        header = tensors.get_slice(name)
-                        folder.shapes[name] = tuple(header.get_shape())
-                        folder.dtypes[name] = header.get_dtype()
-                        folder.files[name] = file
-            except (OSError, SafetensorError) as problem:
-                raise ValueError(f"{file} cannot be read as safetensors: {problem}.") from problem
+            with reading("draft", path), safe_open(file, "pt") as tensors:
+                for name in tensors.keys():
+                    header = tensors.get_slice(name)
+                    folder.shapes[name] = tuple(header.get_shape())
+                    folder.dtypes[name] = header.get_dtype()
+                    folder.files[name] = file
         return folder
 
     def tensor(self, name: str) -> torch.Tensor:

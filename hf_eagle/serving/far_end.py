@@ -5,6 +5,9 @@ import subprocess
 from pathlib import Path
 
 
+_LONGEST_LINE = 64 * 2**20  # characters; an answer is token ids of a batch
+
+
 class FarEnd:
     """Such a script in a process of its own; `with` waits until it is ready and ends it.
 
@@ -14,11 +17,11 @@ class FarEnd:
         settings: what it is given.
         log: file for what it and vLLM print.
 
-    Raises a `RuntimeError` with the end of the log when it ends by itself.
+    Raises a `RuntimeError` with the end of the log when it ends by itself, or answers with something else than JSON.
     """
 
     def __init__(self, python: str | Path, script: Path, settings: dict, log: Path):
-        self.log = log
+        self.log, self.script = log, script
         command = [str(python), str(script), json.dumps(settings)]
         with log.open("w") as output:
             self.process = subprocess.Popen(
@@ -38,13 +41,24 @@ class FarEnd:
 
     def ask(self, request):
         """What it answers to a line."""
-        self.process.stdin.write(json.dumps(request) + "\n")
-        self.process.stdin.flush()
+        try:
+            self.process.stdin.write(json.dumps(request) + "\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            pass  # it has ended, and reading says so
         return self._answer()
 
     def _answer(self):
-        line = self.process.stdout.readline()
+        line = self.process.stdout.readline(_LONGEST_LINE)
         if not line:
             self.process.wait()
-            raise RuntimeError(f"vLLM ended; its last words:\n{self.log.read_text(errors='replace')[-3000:]}")
-        return json.loads(line)
+            raise RuntimeError(f"vLLM ended; its last words:\n{self._last_words()}")
+        try:
+            return json.loads(line)
+        except (ValueError, RecursionError):
+            raise RuntimeError(
+                f"{self.script} printed {line[:100]!r}, which is no line of JSON; its last words:\n{self._last_words()}"
+            ) from None
+
+    def _last_words(self) -> str:
+        return self.log.read_text(errors="replace")[-3000:]

@@ -1,6 +1,5 @@
 """The numeric part of the check: hf_eagle's draft and the restated server compute the same logits."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +8,8 @@ from safetensors import safe_open
 from transformers import PreTrainedConfig
 from transformers.utils import cached_file
 
-from ..drafts.build import draft_class_of
+from ..door.reading import read_part, reading
+from ..drafts.build import load_draft
 from .draft_folder import DraftFolder, Finding
 from .kinds import kind_of
 from .served_math import RESTATED_ROPES, ServedDraft
@@ -92,7 +92,7 @@ def _ours(path: str | Path, target: _Lender, ids: torch.Tensor, features: torch.
     """`(rows + steps, vocab)` by the code that training and evaluation run."""
     from transformers import DynamicCache
 
-    draft = draft_class_of(path).from_pretrained(path, dtype=torch.float32).eval()
+    draft = load_draft(path, dtype=torch.float32)
     draft.attach(target)
     hidden, cache, found = draft.combine_features(features[None]), DynamicCache(), []
     for start, rows in ((0, ROWS), *((ROWS + step, 1) for step in range(STEPS))):
@@ -135,7 +135,7 @@ def lent_weights(target: str | Path, config: PreTrainedConfig) -> tuple[torch.Te
     found = {}
     for name, file in _tensor_files(target).items():
         if name.endswith(("embed_tokens.weight", "wte.weight", "lm_head.weight")):
-            with safe_open(file() if callable(file) else file, "pt") as tensors:
+            with reading("target", target), safe_open(file() if callable(file) else file, "pt") as tensors:
                 if tuple(tensors.get_slice(name).get_shape()) == wanted:
                     found["head" if name.endswith("lm_head.weight") else "embedding"] = tensors.get_tensor(name).float()
     if "embedding" not in found:
@@ -148,12 +148,13 @@ def lent_weights(target: str | Path, config: PreTrainedConfig) -> tuple[torch.Te
 
 def _tensor_files(target: str | Path) -> dict:
     """Tensor name -> file, or a function that fetches it."""
-    index = cached_file(str(target), "model.safetensors.index.json", _raise_exceptions_for_missing_entries=False)
-    if index is not None:
-        names = json.loads(Path(index).read_text())["weight_map"]
-        return {name: (lambda shard=shard: cached_file(str(target), shard)) for name, shard in names.items()}
-    file = cached_file(str(target), "model.safetensors", _raise_exceptions_for_missing_entries=False)
-    if file is None:
-        raise ValueError(f"`target` {target} holds no safetensors files to read embeddings from.")
-    with safe_open(file, "pt") as tensors:
-        return dict.fromkeys(tensors.keys(), file)
+    with reading("target", target):
+        index = cached_file(str(target), "model.safetensors.index.json", _raise_exceptions_for_missing_entries=False)
+        if index is not None:
+            names = read_part("target", target, index, {"weight_map": dict[str, str]})["weight_map"]
+            return {name: (lambda shard=shard: cached_file(str(target), shard)) for name, shard in names.items()}
+        file = cached_file(str(target), "model.safetensors", _raise_exceptions_for_missing_entries=False)
+        if file is None:
+            raise ValueError(f"`target` {target} holds no safetensors files to read embeddings from.")
+        with safe_open(file, "pt") as tensors:
+            return dict.fromkeys(tensors.keys(), file)

@@ -7,6 +7,7 @@ from typing import Any
 
 from safetensors.torch import save_file
 
+from ..door.writing import output_folder
 from .draft_folder import DraftFolder, TargetFacts
 from .kinds import kind_of, serves
 from .mending import Draft
@@ -62,12 +63,11 @@ def repair_draft(
 
 def _write(draft: Draft, path: Path, output_dir: Path) -> None:
     """The draft, and what else lies in its folder but is no weights."""
-    output_dir.mkdir(parents=True, exist_ok=True)
-    for file in sorted(path.iterdir()):
-        if file.is_file() and file.name != "config.json" and not file.name.endswith(_NOT_COPIED):
-            shutil.copy(file, output_dir / file.name)
-
-    (output_dir / "config.json").write_text(json.dumps(draft.config, indent=2) + "\n", encoding="utf-8")
     tensors = {name: tensor.contiguous() for name, tensor in draft.tensors.items()}
-    save_file(tensors, output_dir / "model.safetensors", metadata={"format": "pt"})
-    shutil.copymode(output_dir / "config.json", output_dir / "model.safetensors")
+    with output_folder("fix", output_dir) as folder:
+        for file in sorted(path.iterdir()):
+            if file.is_file() and file.name != "config.json" and not file.name.endswith(_NOT_COPIED):
+                shutil.copy(file, folder / file.name)
+        (folder / "config.json").write_text(json.dumps(draft.config, indent=2) + "\n", encoding="utf-8")
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        shutil.copymode(folder / "config.json", folder / "model.safetensors")

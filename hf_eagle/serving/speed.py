@@ -1,13 +1,18 @@
 """How much faster a real vLLM decodes with a draft: engines side by side, their runs in alternation."""
 
+import hashlib
 import statistics
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
+from ..door.journal import Journal
 from ..evaluation.statistics import acceptance_length
 from .far_end import FarEnd
+
+
+_BLOCK, _BLOCKS = 2**20, 256  # bytes of a model's file that are read together, and how often
 
 
 class Engine(FarEnd):
@@ -29,6 +34,7 @@ def measure_serving(
     rounds: int,
     max_tokens: int,
     report: Callable[[str], None] = print,
+    journal: Journal | None = None,
 ) -> list[dict]:
     """Speed without a draft and with drafts of each length, at each number of requests in flight.
 
@@ -43,23 +49,42 @@ def measure_serving(
         rounds: runs of each, over which medians are taken.
         max_tokens: longest answer.
         report: takes a line of progress.
+        journal: keeps the runs of a round and a number of requests, which are compared with each other, as soon as all
+            engines have decoded; those that it holds are not decoded again.
 
     Returns:
         An entry a pair of K (0 first) and batch size, see `_summary`.
     """
-    runs = {(count, size): [] for count in (0, *counts) for size in batch_sizes}
+    done = {tuple(row["what"]): row["runs"] for row in (journal.rows if journal is not None else [])}
+    missing = [(number, size) for number in range(rounds) for size in batch_sizes if (number, size) not in done]
+
+    def keep(number: int, size: int, runs: list[dict]) -> None:
+        done[number, size] = runs
+        if journal is not None:
+            journal.append({"what": [number, size], "runs": runs})
+
+    if missing:
+        _decode(start, prompts, (0, *counts), missing, max_tokens, keep, report)
+
+    entries = []
+    for place, count in enumerate((0, *counts)):
+        for size in batch_sizes:
+            found = [done[number, size] for number in range(rounds)]
+            entries.append(_summary(count, size, [runs[place] for runs in found], [runs[0] for runs in found]))
+    return entries
+
+
+def _decode(start, prompts, counts: tuple[int, ...], missing: list[tuple[int, int]], max_tokens, keep, report) -> None:
+    """Every round and batch size that is `missing`: `keep` takes both and a run for each of the counts."""
     with ExitStack() as stack:
         # one after the other: what an engine may take is judged by what is free when it starts
-        engines = {count: stack.enter_context(start(count)) for count in (0, *counts)}
-        for engine in engines.values():
+        engines = [stack.enter_context(start(count)) for count in counts]
+        for engine in engines:
             engine.decode(prompts[:2], 2, 8)
-        for number in range(rounds):
+        for number, size in missing:
             begun = time.perf_counter()
-            for size in batch_sizes:
-                for count, engine in engines.items():
-                    runs[count, size].append(engine.decode(prompts, size, max_tokens))
-            report(f"round {number + 1} of {rounds}: {time.perf_counter() - begun:.0f} s")
-    return [_summary(count, size, found, runs[0, size]) for (count, size), found in runs.items()]
+            keep(number, size, [engine.decode(prompts, size, max_tokens) for engine in engines])
+            report(f"round {number + 1}, batch {size}: {time.perf_counter() - begun:.0f} s")
 
 
 def _summary(count: int, size: int, runs: list[dict], alone: list[dict]) -> dict:
@@ -122,3 +147,24 @@ def verdict(entries: list[dict]) -> str:
             f"batch {size}: " + (f"fastest with K = {count}, {factor:.2f}x" if count else "no draft is the fastest")
         )
     return "\n".join(lines)
+
+
+def model_identity(name: str) -> str:
+    """What tells a model from others: a Hub id as it is, of a folder 16 hex digits of what its files hold.
+
+    Of a file of more than 256 MiB so much is looked at, spread evenly over it.
+    """
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        return name
+    digest = hashlib.sha256()
+    for path in sorted(
+        file for kind in ("config.json", "*.safetensors", "*.bin", "*.gguf") for file in folder.glob(kind)
+    ):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}".encode())
+        with path.open("rb") as file:
+            for place in range(0, size, max(_BLOCK, size // _BLOCKS)):
+                file.seek(place)
+                digest.update(file.read(_BLOCK))
+    return digest.hexdigest()[:16]

@@ -6,15 +6,18 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.client import HTTPException
 from pathlib import Path
+
+from ..door.connection import Address, Connection, ReplyTooLarge
 
 
 # what an unattended server on this machine needs; the environment's own values win
 ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
+
+_PATIENCE = 5.0  # seconds that it may take to say that it is ready
 
 
 @contextmanager
@@ -62,12 +65,18 @@ def vllm_server(
 
 
 def _wait_until_ready(server: subprocess.Popen, url: str, deadline: float, log: Path) -> None:
-    while True:
-        try:
-            urllib.request.urlopen(f"{url}/health", timeout=5).close()
-            return
-        except (urllib.error.URLError, OSError):
-            pass
+    while not _is_ready(url):
         if server.poll() is not None or time.monotonic() > deadline:
-            raise RuntimeError(f"The server did not come up; its last words:\n{log.read_text()[-3000:]}")
+            last_words = log.read_text(errors="replace")[-3000:]
+            raise RuntimeError(f"The server did not come up; its last words:\n{last_words}")
         time.sleep(0.2)
+
+
+def _is_ready(url: str) -> bool:
+    connection = Connection(Address.read(url), None, timeout=_PATIENCE)
+    try:
+        return connection.send("GET", "/health").status == 200
+    except (OSError, HTTPException, ReplyTooLarge):
+        return False
+    finally:
+        connection.close()

@@ -20,7 +20,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from ..files import write_atomically
+from ..door.inputs import check_file, naming
+from ..door.json_files import read_json
+from ..door.outputs import check_output_folder
+from ..door.reading import reading
+from ..door.writing import part_of, write_atomically
 from .layout import Conversation, StoreLayout
 
 
@@ -30,6 +34,8 @@ _SHARD_BYTES = 2**28
 _INDEX = pa.schema(
     [("key", pa.binary(16)), ("shard", pa.string()), *((name, pa.int64()) for name in ("taps", "kept", "hidden"))]
 )
+
+_SETTINGS_FIELDS = {"format": int, "layout": {"taps": int, "hidden": int, "dtype": str, "axes?": int}}
 
 
 class FeatureStore:
@@ -50,15 +56,13 @@ class FeatureStore:
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
-        if not (self.folder / SETTINGS).is_file():
-            raise ValueError(
-                f"`feature_store` {folder} is not a feature store, it has no {SETTINGS}: make one with "
-                "scripts/cache_features.py."
-            )
-        found = json.loads((self.folder / SETTINGS).read_text(encoding="utf-8"))
+        check_store(folder)
+        with naming("feature_store"):
+            found = read_json(self.folder / SETTINGS, _SETTINGS_FIELDS, "make the store anew")
         if found.pop("format") != _FORMAT:
             raise ValueError(f"`feature_store` {folder} has another format than this program's: make it anew.")
-        self.layout = StoreLayout(**found.pop("layout"))
+        with reading("feature_store", self.folder / SETTINGS):
+            self.layout = StoreLayout(**found.pop("layout"))
         self.settings = found
         self._index: dict[bytes, tuple[str, int, int, int]] = {}
         self._listed: set[str] = set()  # shards in the index
@@ -86,7 +90,7 @@ class FeatureStore:
         """Take in shards that were finished since, by whichever process."""
         names = {p.name for p in self.folder.glob("features-*.safetensors")} - self._listed
         if names and not self._listed and (self.folder / INDEX).is_file():
-            with pa.memory_map(str(self.folder / INDEX)) as source:
+            with reading("feature_store", self.folder / INDEX), pa.memory_map(str(self.folder / INDEX)) as source:
                 columns = pa.ipc.open_file(source).read_all().to_pydict()
             rows = zip(*columns.values(), strict=True)
             self._index = {key: tuple(place) for key, *place in rows if place[0] in names}
@@ -242,9 +246,8 @@ class StoreLock:
 
     def __init__(self, folder: str | Path):
         folder = Path(folder)
+        check_store_to_write(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        if not (folder / SETTINGS).is_file() and any(p.name not in (LOCK, _part(SETTINGS)) for p in folder.iterdir()):
-            raise ValueError(f"`feature_store` {folder} holds something else than a feature store: name another one.")
         self._file = (folder / LOCK).open("w")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -260,8 +263,27 @@ class StoreLock:
         self._file.close()
 
 
+def check_store(folder: str | Path) -> None:
+    """`ValueError` unless there is a feature store to read."""
+    if not os.path.isfile(Path(folder) / SETTINGS):
+        raise ValueError(
+            f"`feature_store` {folder} is not a feature store, it has no {SETTINGS}: make one with "
+            "scripts/cache_features.py."
+        )
+    check_file("feature_store", Path(folder) / SETTINGS)
+
+
+def check_store_to_write(folder: str | Path, reads: dict | None = None) -> None:
+    """`ValueError` unless a feature store can be written here, or added to; `reads` as of `check_output_folder`."""
+    check_output_folder("feature_store", folder, reads, overwrite=True, ours=lambda folder: True)
+    folder = Path(folder)
+    unfinished = (LOCK, part_of(folder / SETTINGS).name)
+    if folder.is_dir() and not (folder / SETTINGS).is_file():
+        if any(path.name not in unfinished for path in folder.iterdir()):
+            raise ValueError(f"`feature_store` {folder} holds something else than a feature store: name another one.")
+
+
 def _part(name: str) -> str:
-    # as `write_atomically` calls them
     return f".{name}-part"
 
 

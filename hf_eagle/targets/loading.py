@@ -5,6 +5,8 @@ import json
 import logging
 import shutil
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +22,32 @@ from transformers import (
     PreTrainedTokenizerBase,
     ProcessorMixin,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
+)
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.utils import cached_file, find_adapter_config_file
 
+from ..door.json_files import read_json
+from ..door.reading import read_part, reading
+from .weights import check_sizes, load_whole, stored_shapes
+
 
 logger = logging.getLogger(__name__)
+
+_OPTIONAL = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+# of an adapter's config, what peft computes with; it takes a text as a number until it fails
+_ADAPTER_FIELDS = {
+    **dict.fromkeys(("base_model_name_or_path?", "revision?", "peft_type?", "task_type?"), str | None),
+    **dict.fromkeys(("lora_alpha?", "lora_dropout?"), float | None),
+    "r?": int | None,
+    "target_modules?": str | list[str] | None,
+    **dict.fromkeys(("rank_pattern?", "alpha_pattern?"), dict[str, float] | None),
+}
+_IDS = int | list[int] | None
+_GENERATION_FIELDS = dict.fromkeys(("bos_token_id?", "eos_token_id?", "pad_token_id?"), _IDS)
 
 
 def auto_class(config: PreTrainedConfig) -> type:
@@ -36,93 +58,151 @@ def auto_class(config: PreTrainedConfig) -> type:
     return AutoModelForImageTextToText if with_media else AutoModelForCausalLM
 
 
+def load_config(
+    name_or_path: str, revision: str = "main", trust_remote_code: bool = False, argument: str = "target"
+) -> PreTrainedConfig:
+    """The config of a model, from a folder or the Hub; its weights are not needed.
+
+    Args:
+        argument: that named it.
+
+    Raises:
+        OSError: if there is no such model.
+        ValueError: if its config.json is not accepted.
+    """
+    with reading(argument, name_or_path, "config.json"):
+        return AutoConfig.from_pretrained(name_or_path, revision=revision, trust_remote_code=trust_remote_code)
+
+
 def takes_media(name_or_path: str, revision: str = "main", **options: Any) -> bool:
     """Whether a target is of `AutoModelForImageTextToText`; arguments as of [`load_tokenizer`]."""
     if options.get("gguf_file"):
         return False
-    adapter = _adapter_config(name_or_path, revision)
-    if adapter is not None:
-        return takes_media(_base_of(name_or_path, adapter), adapter.get("revision") or "main", **options)
-    config = AutoConfig.from_pretrained(name_or_path, revision=revision, **options)
-    return auto_class(config) is AutoModelForImageTextToText
+    _, name, revision = _to_the_base(name_or_path, revision)
+    trust = bool(options.get("trust_remote_code"))
+    return auto_class(load_config(name, revision, trust)) is AutoModelForImageTextToText
 
 
-def load_causal_lm(name_or_path: str, revision: str = "main", **options: Any) -> PreTrainedModel:
+def load_causal_lm(
+    name_or_path: str, revision: str = "main", argument: str = "target", **options: Any
+) -> PreTrainedModel:
     """A causal language model, which may take images too; of an adapter, its base with the adapter merged in.
 
     Args:
         name_or_path: folder or Hub id of a model, or of a PEFT adapter, which names its base itself.
         revision: of that on the Hub; an adapter's config may name one of the base.
+        argument: that named it.
         options: as for `AutoModelForCausalLM.from_pretrained`. `dtype` is the merged model's.
 
     Raises:
-        ValueError: for an adapter that does not fit its base, or cannot be merged.
+        ValueError: for files that cannot be read, a model of another kind, weights that are not all there, and an
+            adapter that does not fit its base, or cannot be merged.
         OSError: if there is no such model, or no base.
     """
-    adapter = None if options.get("gguf_file") else _adapter_config(name_or_path, revision)
-    if adapter is None:
-        if options.get("gguf_file"):
-            return AutoModelForCausalLM.from_pretrained(name_or_path, revision=revision, **options)
-        trust = bool(options.get("trust_remote_code"))
-        config = AutoConfig.from_pretrained(name_or_path, revision=revision, trust_remote_code=trust)
-        return auto_class(config).from_pretrained(name_or_path, revision=revision, **options)
-    base = _base_of(name_or_path, adapter)
-    try:
-        model = load_causal_lm(base, adapter.get("revision") or "main", **options)
-    except OSError as problem:
-        why = str(problem).splitlines()[0]
-        raise OSError(
-            f"`target` {name_or_path} is an adapter on {base}, which cannot be loaded ({why}): correct "
-            "`base_model_name_or_path` in its adapter_config.json."
-        ) from problem
-    model = _merged(model, name_or_path, revision)
-    # whoever asks which target this is must not hear the base's name
-    model.name_or_path = model.config.name_or_path = str(name_or_path)
-    logger.info("The target is %s with the adapter %s merged in.", base, name_or_path)
+    if options.get("gguf_file"):
+        return _whole_model(name_or_path, revision, argument, options)
+    adapters, base, base_revision = _to_the_base(name_or_path, revision, argument)
+    if not adapters:
+        return _whole_model(base, base_revision, argument, options)
+    with _as_base(argument, adapters, base):
+        model = _whole_model(base, base_revision, argument, options)
+    for adapter, its_revision in reversed(adapters):
+        model = _merged(model, adapter, its_revision, argument)
+        logger.info("The %s is %s with the adapter %s merged in.", argument, model.name_or_path, adapter)
+        # whoever asks which target this is must not hear the base's name
+        model.name_or_path = model.config.name_or_path = str(adapter)
     return model
 
 
-def load_tokenizer(name_or_path: str, revision: str = "main", **options: Any) -> PreTrainedTokenizerBase:
+def _whole_model(name_or_path: str, revision: str, argument: str, options: dict[str, Any]) -> PreTrainedModel:
+    if options.get("gguf_file"):
+        with reading(argument, name_or_path, options["gguf_file"]):
+            return load_whole(AutoModelForCausalLM, name_or_path, argument, revision=revision, **options)
+    config = load_config(name_or_path, revision, bool(options.get("trust_remote_code")), argument)
+    _check_kind(argument, name_or_path, config)
+    with reading(argument, name_or_path):
+        _check_generation_config(argument, name_or_path, revision)
+        check_sizes(argument, name_or_path, config, stored_shapes(argument, name_or_path, revision))
+        return load_whole(auto_class(config), name_or_path, argument, revision=revision, **options)
+
+
+def _check_kind(argument: str, name_or_path: str, config: PreTrainedConfig) -> None:
+    """`ValueError` for a model that does not say one token after the other."""
+    known = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    # these would be loaded as a language model too, and look at what comes behind
+    masked = type(config) in MODEL_FOR_MASKED_LM_MAPPING and getattr(config, "is_decoder", True) is False
+    if masked or not (known or getattr(config, "auto_map", None)):
+        raise ValueError(
+            f"`{argument}` {name_or_path} is no causal language model, its `model_type` is {config.model_type}: name "
+            "one that generates text."
+        )
+
+
+def _check_generation_config(argument: str, name_or_path: str, revision: str) -> None:
+    """`ValueError` for a generation_config.json that transformers would pass over: it says what ends an answer."""
+    file = cached_file(str(name_or_path), "generation_config.json", revision=revision, **_OPTIONAL)
+    if file is not None:
+        read_part(argument, name_or_path, file, _GENERATION_FIELDS)
+
+
+def load_tokenizer(
+    name_or_path: str, revision: str = "main", argument: str = "target", **options: Any
+) -> PreTrainedTokenizerBase:
     """A target's tokenizer; of an adapter that brings none, its base's.
 
     Args:
-        name_or_path, revision: as in [`load_causal_lm`].
+        name_or_path, revision, argument: as in [`load_causal_lm`].
         options: as for `AutoTokenizer.from_pretrained`.
+
+    Raises:
+        ValueError, OSError: if it cannot be read.
     """
-    adapter = None if options.get("gguf_file") else _adapter_config(name_or_path, revision)
-    if adapter is not None:
-        missing = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
-        if cached_file(str(name_or_path), "tokenizer_config.json", revision=revision, **missing) is None:
-            return load_tokenizer(_base_of(name_or_path, adapter), adapter.get("revision") or "main", **options)
-    return AutoTokenizer.from_pretrained(name_or_path, revision=revision, **options)
+    if not options.get("gguf_file"):
+        adapters, base, base_revision = _to_the_base(name_or_path, revision, argument)
+        for adapter, its_revision in adapters:
+            with reading(argument, adapter):
+                own = cached_file(str(adapter), "tokenizer_config.json", revision=its_revision, **_OPTIONAL)
+            if own is not None:
+                base, base_revision = adapter, its_revision
+                break
+        name_or_path, revision = base, base_revision
+    with reading(argument, name_or_path, options.get("gguf_file")):
+        return AutoTokenizer.from_pretrained(name_or_path, revision=revision, **options)
 
 
-def load_processor(name_or_path: str, revision: str = "main", **options: Any) -> ProcessorMixin:
+def load_processor(
+    name_or_path: str, revision: str = "main", argument: str = "target", **options: Any
+) -> ProcessorMixin:
     """The processor of a target that takes images and videos.
 
     Without torchvision, which transformers' video processors need, it takes images alone, by PIL.
 
     Args:
-        name_or_path, revision: as in [`load_causal_lm`].
+        name_or_path, revision, argument: as in [`load_causal_lm`].
         options: as for `AutoProcessor.from_pretrained`.
 
     Raises:
-        ValueError: if the target has none.
+        ValueError: if the target has none, or it cannot be read.
     """
-    try:
-        return AutoProcessor.from_pretrained(name_or_path, revision=revision, **options)
-    except ImportError as problem:
-        if "orchvision" not in str(problem):
-            raise
+    with reading(argument, name_or_path):
+        try:
+            return AutoProcessor.from_pretrained(name_or_path, revision=revision, **options)
+        except ImportError as problem:
+            if "orchvision" not in str(problem):
+                raise
+        return _processor_of_images(name_or_path, revision, argument, **options)
+
+
+def _processor_of_images(name_or_path: str, revision: str, argument: str, **options: Any) -> ProcessorMixin:
     config = AutoConfig.from_pretrained(name_or_path, revision=revision, **options)
     if type(config) not in PROCESSOR_MAPPING:
-        raise ValueError(f"`target` {name_or_path} has no processor of images, but the data hold some.")
+        raise ValueError(f"`{argument}` {name_or_path} has no processor of images, but the data hold some.")
     logger.warning("There is no torchvision here: the processor of %s takes images, but no videos.", name_or_path)
     kind = PROCESSOR_MAPPING[type(config)]
     # transformers insists on a video processor of its own, which nothing can make here
     lenient = type(kind.__name__, (kind,), {"check_argument_for_proper_class": lambda *args: None})
     images = AutoImageProcessor.from_pretrained(name_or_path, revision=revision, **options)
-    tokenizer = load_tokenizer(name_or_path, revision, **options)
+    tokenizer = load_tokenizer(name_or_path, revision, argument, **options)
     return lenient(images, tokenizer, _no_videos, chat_template=tokenizer.chat_template)
 
 
@@ -144,7 +224,7 @@ def save_merged(name_or_path: str, folder: str | Path, revision: str = "main", *
     """
     folder, whose = Path(folder), _adapter_fingerprint(name_or_path, revision)
     label = folder / "merged_from.json"
-    if label.is_file() and json.loads(label.read_text())["adapter_sha256"] == whose:
+    if label.is_file() and read_json(label, {"adapter_sha256": str}, "delete the folder")["adapter_sha256"] == whose:
         return
     if folder.exists():
         raise FileExistsError(f"{folder} is in the way of merging `target` {name_or_path}: delete it, or move it away.")
@@ -170,54 +250,94 @@ def _adapter_fingerprint(name_or_path: str, revision: str) -> str:
 
 def is_adapter(name_or_path: str, revision: str = "main") -> bool:
     """Whether a target is a PEFT adapter and not a whole model."""
-    return find_adapter_config_file(str(name_or_path), revision=revision) is not None
+    with reading("target", name_or_path):
+        return find_adapter_config_file(str(name_or_path), revision=revision) is not None
 
 
-def _adapter_config(name_or_path: str, revision: str) -> dict | None:
+def _to_the_base(name_or_path: str, revision: str, argument: str = "target") -> tuple[list[tuple[str, str]], str, str]:
+    """The adapters from the named one down, none for a whole model, and the base that the last one names.
+
+    Raises:
+        ValueError: for an adapter that names no base, or one that is among those before it.
+    """
+    adapters, seen = [], set()
+    while True:
+        with _as_base(argument, adapters, name_or_path):
+            adapter = _adapter_config(name_or_path, revision, argument)
+        if adapter is None:
+            return adapters, name_or_path, revision
+        place = Path(name_or_path).resolve() if Path(name_or_path).is_dir() else (str(name_or_path), revision)
+        if place in seen:
+            raise ValueError(
+                f"`{argument}` {adapters[0][0]} is an adapter that ends at no base model, since {adapters[-1][0]} "
+                f"names {name_or_path} again: correct `base_model_name_or_path` in its adapter_config.json."
+            )
+        seen.add(place)
+        adapters.append((name_or_path, revision))
+        name_or_path, revision = _base_of(name_or_path, adapter, argument), adapter.get("revision") or "main"
+
+
+@contextmanager
+def _as_base(argument: str, adapters: list[tuple[str, str]], base: str) -> Iterator[None]:
+    """An error that speaks of a base names the adapter that names it, the last of these."""
+    try:
+        yield
+    except (OSError, ValueError) as problem:
+        if not adapters:
+            raise
+        kind = OSError if isinstance(problem, OSError) else ValueError
+        raise kind(
+            f"`{argument}` {adapters[-1][0]} is an adapter on {base}, which cannot be loaded "
+            f"({str(problem).rstrip('.')}): correct `base_model_name_or_path` in its adapter_config.json."
+        ) from problem
+
+
+def _adapter_config(name_or_path: str, revision: str, argument: str) -> dict | None:
     """The config of an adapter, `None` for anything else; `ValueError` where it cannot be told which is meant."""
-    file = find_adapter_config_file(str(name_or_path), revision=revision)
-    if file is None:
-        return None
-    whole = [*Path(file).parent.glob("model*.safetensors"), *Path(file).parent.glob("pytorch_model*.bin")]
-    if whole:
-        raise ValueError(
-            f"`target` {name_or_path} holds both a whole model ({whole[0].name}) and an adapter (adapter_config.json): "
-            "leave in the folder the one that is meant."
-        )
-    return json.loads(Path(file).read_text(encoding="utf-8"))
+    with reading(argument, name_or_path):
+        file = find_adapter_config_file(str(name_or_path), revision=revision)
+        if file is None:
+            return None
+        whole = [*Path(file).parent.glob("model*.safetensors"), *Path(file).parent.glob("pytorch_model*.bin")]
+        if whole:
+            raise ValueError(
+                f"`{argument}` {name_or_path} holds both a whole model ({whole[0].name}) and an adapter "
+                "(adapter_config.json): leave in the folder the one that is meant."
+            )
+    return read_part(argument, name_or_path, file, _ADAPTER_FIELDS)
 
 
-def _base_of(name_or_path: str, adapter: dict) -> str:
+def _base_of(name_or_path: str, adapter: dict, argument: str) -> str:
     base = adapter.get("base_model_name_or_path")
     if not base:
         raise ValueError(
-            f"`target` {name_or_path} is an adapter whose adapter_config.json names no `base_model_name_or_path`: "
+            f"`{argument}` {name_or_path} is an adapter whose adapter_config.json names no `base_model_name_or_path`: "
             "write the base model there."
         )
     return base
 
 
-def _merged(model: PreTrainedModel, adapter: str, revision: str) -> PreTrainedModel:
+def _merged(model: PreTrainedModel, adapter: str, revision: str, argument: str) -> PreTrainedModel:
     """A base model with an adapter merged in, `ValueError` where that does not work."""
     try:  # who decodes with a published draft may have no peft, and transformers looks for what is imported elsewhere
         from peft import PeftModel
     except ImportError as problem:
-        raise ValueError(f"`target` {adapter} is an adapter, which needs peft: `pip install peft`.") from problem
+        raise ValueError(f"`{argument}` {adapter} is an adapter, which needs peft: `pip install peft`.") from problem
 
-    with warnings.catch_warnings():
+    with reading(argument, adapter), warnings.catch_warnings():
         # weights that the file does not have would stay as they were drawn
         warnings.filterwarnings("error", message="Found missing adapter keys")
         try:
             adapted = PeftModel.from_pretrained(model, adapter, revision=revision)
         except (RuntimeError, UserWarning, ValueError) as problem:
             raise ValueError(
-                f"The adapter `target` {adapter} does not fit its base {model.name_or_path}: "
+                f"The adapter `{argument}` {adapter} does not fit its base {model.name_or_path}: "
                 f"{' '.join(str(problem).split())[:300]}"
             ) from problem
     if not hasattr(adapted.base_model, "merge_and_unload"):
         kind = adapted.peft_type.value
         raise ValueError(
-            f"The adapter `target` {adapter} is of type {kind}, which is no change of weights and cannot be merged: "
-            "use the base as target, or a LoRA."
+            f"The adapter `{argument}` {adapter} is of type {kind}, which is no change of weights and cannot be "
+            "merged: use the base as target, or a LoRA."
         )
     return adapted.merge_and_unload(safe_merge=True)  # refuses NaN

@@ -17,9 +17,9 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
-from .loading import is_adapter
+from .loading import is_adapter, load_config
 
 
 logger = logging.getLogger(__name__)
@@ -140,7 +140,7 @@ def loading_arguments(
         )
     if cpu_offload and not torch.accelerator.is_available():
         raise ValueError("`target_cpu_offload` spares an accelerator's memory, but there is none here: leave it out.")
-    config = AutoConfig.from_pretrained(name_or_path, **hub)
+    config = load_config(name_or_path, **hub)
     layout = layout_of(config, sharding, shard_size, cpu_offload, world_size())
     try:
         from transformers.distributed import DistributedConfig

@@ -6,20 +6,22 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
-from safetensors import SafetensorError
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
 
-from ..files import read_json, write_atomically
+from ..door.json_files import read_json
+from ..door.writing import is_write_error, write_atomically
 
 
 MANIFEST = "checkpoint_manifest.json"
 # without these training does not go on as if it had never stopped; DeepSpeed writes both into a folder of its own
 STATES = {OPTIMIZER_NAME: "the optimizer's state", SCHEDULER_NAME: "the learning rate schedule"}
 _CHECKPOINT = re.compile(r"^checkpoint-(\d+)$")
-_MANIFEST_FIELDS = {"files": dict[str, int], "rows_per_step?": int | None}
+_PLACE_FIELDS = {**dict.fromkeys(("number", "steps", "ranks", "batch", "workers"), int), "by_number": bool}
+_MANIFEST_FIELDS = {"files": dict[str, int], "rows_per_step?": int | None, "stream?": _PLACE_FIELDS}
 # what is read of transformers' own file
 _STATE_FIELDS = {
     "global_step": int,
@@ -31,20 +33,20 @@ _STATE_FIELDS = {
     "best_model_checkpoint?": str | None,
     "stateful_callbacks?": dict | None,
 }
-# what torch, safetensors and the file system raise when a file cannot be written
-_WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)
 
 
-def write_manifest(folder: str | Path, rows_per_step: int | None = None) -> None:
+def write_manifest(folder: str | Path, rows_per_step: int | None = None, stream=None) -> None:
     """List the files of a finished checkpoint with their sizes; its presence says that all of them were written.
 
     Args:
         rows_per_step: rows of data that the run took a step, over all processes.
+        stream ([`StreamPlace`], *optional*): where a run on a stream stands.
     """
     folder = Path(folder)
     files = {str(p.relative_to(folder)): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()}
     files.pop(MANIFEST, None)
-    write_atomically(folder / MANIFEST, [json.dumps({"files": files, "rows_per_step": rows_per_step}, indent=2)])
+    held = {"files": files, "rows_per_step": rows_per_step, **({} if stream is None else {"stream": asdict(stream)})}
+    write_atomically(folder / MANIFEST, [json.dumps(held, indent=2)])
 
 
 def read_manifest(folder: str | Path) -> dict:
@@ -53,7 +55,12 @@ def read_manifest(folder: str | Path) -> dict:
     Raises:
         ValueError: if it cannot be read, or is something else.
     """
-    return read_json(Path(folder) / MANIFEST, _MANIFEST_FIELDS, "choose another checkpoint")
+    path = Path(folder) / MANIFEST
+    found = read_json(path, _MANIFEST_FIELDS, "choose another checkpoint")
+    below = [name for name, value in found.get("stream", {}).items() if value < 0]
+    if below:
+        raise ValueError(f"{path} holds a `stream.{below[0]}` below 0: choose another checkpoint.")
+    return found
 
 
 def why_incomplete(folder: str | Path, without_states: bool = False) -> str | None:
@@ -142,7 +149,9 @@ def explain_write_errors(folder: str | Path, remove: bool = False) -> Iterator[N
     """
     try:
         yield
-    except _WRITE_ERRORS as problem:
+    except Exception as problem:
+        if not is_write_error(problem):
+            raise
         if remove:
             shutil.rmtree(folder, ignore_errors=True)
         raise write_failure(folder, problem) from problem

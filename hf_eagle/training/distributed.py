@@ -126,16 +126,20 @@ def set_optimizer_state(draft: nn.Module, optimizer: torch.optim.Optimizer, stat
     set_optimizer_state_dict(draft, optimizer, named, options=StateDictOptions(full_state_dict=True))
 
 
-def leave() -> None:
+def leave(status: int = 0) -> None:
     """End this process, as the last line of a script that may run on several gloo ranks; otherwise nothing is done.
 
     All ranks meet once more, then each exits without tearing Python down: threads of gloo abort or hang the
-    interpreter now and then (torch 2.13), with everything already saved.
+    interpreter now and then (torch 2.13), with everything already saved. A rank that failed waits for no other.
+
+    Args:
+        status: of the process; any but 0 says that it failed.
     """
     if not dist.is_initialized() or dist.get_backend() != "gloo":
         return
-    dist.barrier()
+    if not status:
+        dist.barrier()
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)
+    os._exit(status)

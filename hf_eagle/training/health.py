@@ -18,8 +18,9 @@ from torch.distributed.tensor import DTensor
 from torch.utils.data import IterableDataset
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
-from ..files import write_atomically
+from ..door.writing import write_atomically
 from .checkpoints import last_complete_checkpoint
+from .totals import StepTotals
 
 
 logger = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ class StepWatch:
         supervised_pass: whether this pass over the data had one, or began before this run was resumed.
         norm: of the gradient of step `norm_step`, as long as nobody has looked at it.
         loss: of this rank in that step, if it was not a number.
+        held_out_loss: of this rank in an evaluation on several ranks, likewise.
         batches: of the newest two steps, by step.
     """
 
@@ -46,6 +48,7 @@ class StepWatch:
     norm: torch.Tensor | None = None
     norm_step: int = -1
     loss: float | None = None
+    held_out_loss: float | None = None
     batches: dict[int, list[dict[str, torch.Tensor]]] = field(default_factory=dict)
 
     @classmethod
@@ -109,8 +112,11 @@ class HealthMixin:
             self._check_stream(step)
 
     def _refuse_loss(self, loss: float) -> None:
-        """`FloatingPointError` about a loss; in training on several ranks all of them raise it, behind the step."""
+        """`FloatingPointError` about a loss; on several ranks all raise it, behind the step or the evaluation."""
         step, training = self.state.global_step, self.model.training
+        if not training and self.args.world_size > 1:
+            self.watch.held_out_loss = loss  # the others wait for this rank's batches
+            return
         if training and self.args.world_size > 1 and self.accelerator.scaler is None:
             self.watch.loss = loss  # the others wait for this rank's gradient, and break by it
             return
@@ -118,6 +124,25 @@ class HealthMixin:
             f"The loss is {loss} at step {step}: lower `learning_rate`, or look for NaN in the target's features."
             + (self._leave_records(step) if training else "")
         )
+
+    def held_out_metrics(self, totals: StepTotals) -> dict[str, float]:
+        """What an evaluation found, from the sums of all ranks, which also tell them of a loss that is no number.
+
+        Raises:
+            FloatingPointError: on all ranks, if one of them had such a loss.
+        """
+        own, self.watch.held_out_loss = self.watch.held_out_loss, None
+        if own is not None:
+            totals.add(loss=torch.full_like(totals.sums["loss"], math.nan))
+        metrics = totals.metrics(self.accelerator, self.step.training.step_weights)
+        if not math.isfinite(metrics.get("loss", 0.0)):
+            raise FloatingPointError(
+                f"The loss on held-out data is {metrics['loss'] if own is None else own} at step "
+                f"{self.state.global_step}, by batches of {'another' if own is None else 'this'} rank "
+                f"(this is rank {self.args.process_index}): lower `learning_rate`, or look for NaN in the target's "
+                "features."
+            )
+        return metrics
 
     def _get_grad_norm(self, model, grad_norm=None):
         norm = super()._get_grad_norm(model, grad_norm)

@@ -23,12 +23,22 @@ from ..drafts.vocabulary import VocabularyMapping, count_supervised_tokens, toke
 from ..drafts.warm_start import start_from
 from ..store.cache import FeatureCache, open_cache
 from ..store.fingerprints import drop_layers
+from ..targets.architectures import check_length
 from ..targets.loading import is_adapter, load_processor, load_tokenizer, save_merged, takes_media
+from ..targets.room import check_room
 from ..targets.sharding import loading_arguments
 from ..targets.target import FrozenTarget
 
 
 logger = logging.getLogger(__name__)
+
+
+def check_lengths(target_args: TargetArguments, data_args: DataArguments) -> None:
+    """`ValueError` for a `max_length` that the target cannot read, as far as its config tells."""
+    # conversations may be shorter than `max_length`: one that is too long is told when it is read
+    config = check_room(target_args.target, "max_length", 0, **target_args.source)
+    if config is not None:
+        check_length(config, data_args.max_length)
 
 
 def tokenizer_of(target_args: TargetArguments) -> PreTrainedTokenizerBase:
@@ -102,8 +112,8 @@ def conversations(
             return build_vision_dataset(records, processor, data_args.max_length, skip_bad_media=skip, **template)
         if streaming:
             records = ShuffledRecords(records, seed=args.seed)
-            ranks = {"rank": args.process_index, "world": args.world_size}
-            return RankStream(build_stream(records, tokenizer, data_args.max_length, **template, **ranks))
+            shared = {"rank": args.process_index, "world": args.world_size, "keep_places": True}
+            return RankStream(build_stream(records, tokenizer, data_args.max_length, **template, **shared))
         return build_dataset(records, tokenizer, data_args.max_length, data_args.preprocessing_workers, **template)
 
     with args.main_process_first(desc="tokenising"):
@@ -141,7 +151,8 @@ def draft_for(
     fingerprint = tokenizer_fingerprint(tokenizer)
     config = config_of_draft(target.config, target_args, draft_args, tokenizer_fingerprint=fingerprint)
     if existing is not None:
-        draft = load_draft(existing, target, dtype=torch.float32)
+        argument = "init_from" if existing == draft_args.init_from else "resume_from_checkpoint"
+        draft = load_draft(existing, target, dtype=torch.float32, argument=argument)
         _check_same_shape(draft.config, config, existing)
         draft.set_attn_implementation(draft_args.draft_attn_implementation)
         return draft
@@ -155,7 +166,7 @@ def draft_for(
     head = target.head_weight() if draft_args.draft_init == "target" else None
     draft = new_draft(config, target.embedding_weight(), mapping, head, draft_args.draft_attn_implementation)
     if draft_args.init_from is not None:
-        carried = start_from(draft, load_draft(draft_args.init_from, dtype=torch.float32))
+        carried = start_from(draft, load_draft(draft_args.init_from, dtype=torch.float32, argument="init_from"))
         told = (draft_args.init_from, carried, config.draft_vocab_size)
         logger.info("Started from %s, with %d of its tokens among the draft's %d.", *told)
     return draft

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from ..arguments.groups import AdapterArguments, DataArguments, DraftArguments, DryRunArguments, TargetArguments
 from ..arguments.objective import EagleArguments, refuse_other_methods
 from ..arguments.parser import EagleArgumentParser
+from ..arguments.paths import check_data_paths, check_draft_folder, check_training_paths, paths_read
+from ..door.inputs import check_target
 
 
 if TYPE_CHECKING:
@@ -45,10 +47,44 @@ class Recipe:
             args = ["--help"]
         elif "--help" in args or "-h" in args:
             return EagleArgumentParser((*_OURS, EagleArguments), description=description).parse_args_and_config(args)
+        return cls(*cls.parser(description).parse_args_and_config(args))
+
+    @classmethod
+    def parser(cls, description: str | None = None) -> EagleArgumentParser:
+        """What reads the command line of a run, with every argument of transformers; for that it loads torch."""
         from ..arguments.training import EagleTrainingArguments
 
-        parser = EagleArgumentParser((*_OURS, EagleTrainingArguments), description=description)
-        return cls(*parser.parse_args_and_config(args))
+        return EagleArgumentParser((*_OURS, EagleTrainingArguments), description=description)
+
+    def check_paths(self, writes_features: bool = False) -> None:
+        """Refuse a path that cannot be read, or that would be written over something.
+
+        Args:
+            writes_features: `feature_store` is made, and no draft is.
+
+        Raises:
+            FileExistsError: if `output_dir` holds somebody else's model.
+            ValueError: for any other path, with its argument.
+        """
+        from ..store.feature_store import check_store, check_store_to_write
+        from .resuming import is_last
+
+        training, store = self.training, self.data.feature_store
+        if self.dry_run.dry_run:
+            return check_target("target", self.target.target, self.target.gguf_file)
+        check_data_paths(self.target, self.data)
+        if not writes_features:
+            check_training_paths(self.data, self.draft)
+
+        reads = paths_read(self.target, self.data, self.draft)
+        resume = training.resume_from_checkpoint
+        reads["resume_from_checkpoint"] = None if is_last(resume) else resume
+        if store is not None and (writes_features or self.data.cache_mode == "first_epoch"):
+            check_store_to_write(store, reads)
+        elif store is not None:
+            check_store(store)
+        if not writes_features:
+            check_draft_folder("output_dir", training.output_dir, reads | {"feature_store": store}, overwrite=True)
 
     def refuse_before_loading(self) -> Path | None:
         """Refuse what can be refused before anything is loaded or written.
@@ -58,27 +94,40 @@ class Recipe:
 
         Raises:
             FileExistsError: if `output_dir` holds another run.
+            OSError: if the draft is to be pushed, and the Hub does not answer.
             ValueError: for arguments that do not fit each other, or a checkpoint that cannot be resumed from.
         """
+        from ..arguments.options import refuse_unavailable
         from ..drafts.build import draft_class_of
+        from ..hub.reach import check_reachable
+        from .feasible import check_draft_attention, check_evaluations
         from .resuming import is_last, refuse_other_run, resolve_resume
 
         training, init_from = self.training, self.draft.init_from
+        if not training.names_output_dir:
+            raise ValueError("`output_dir` names no folder: say where the draft is to be written.")
+        self.refuse_missing_kernels()
+        check_draft_attention(self.draft, training)
+        check_evaluations(self.data, training, self.draft.kind.metrics)
+        refuse_unavailable(training)
         resume = resolve_resume(training.output_dir, training.resume_from_checkpoint, training.ignore_missing_state)
         if resume is None:
             refuse_other_run(training.output_dir, training.overwrite, is_last(training.resume_from_checkpoint))
         if self.data.streaming:
             self._refuse_with_streaming(resume)
         if init_from is not None:
-            draft_class_of(init_from)
+            draft_class_of(init_from, "init_from")
         elif self.adapter.use_peft:
             raise ValueError("`use_peft` trains an adapter on a draft that is there already: name it with `init_from`.")
-        if self.adapter.use_peft and Path(init_from).resolve() == Path(training.output_dir).resolve():
-            raise ValueError(
-                f"`output_dir` {training.output_dir} is the draft that `init_from` names, which the adapter is added "
-                "to whenever training goes on: choose another folder."
-            )
+        if training.push_to_hub:
+            check_reachable(training.hub_model_id, training.output_dir, training.hub_token)
         return resume
+
+    def refuse_missing_kernels(self) -> None:
+        """`ValueError` for attention of the target that is not installed here."""
+        from ..arguments.devices import check_attention
+
+        check_attention("attn_implementation", self.target.attn_implementation)
 
     def refuse_other_methods(self) -> None:
         """`ValueError` for an argument that means nothing to the kind of draft."""

@@ -19,6 +19,7 @@ from .checkpoints import (
     read_state,
     why_incomplete,
 )
+from .stream_place import StreamPlace, check_stream_place
 
 
 def is_last(resume: str | bool | None) -> bool:
@@ -94,12 +95,19 @@ def states_begun_anew(folder: str | Path) -> str | None:
     return f"{folder} has no {' and no '.join(missing)}: {', '.join(anew[:-1])} and {anew[-1]} begin anew."
 
 
-def check_rows_per_step(folder: str | Path, rows_per_step: int) -> None:
+def check_step(folder: str | Path, rows_per_step: int, stream: StreamPlace | None = None) -> None:
     """A resumed run finds its place in the data by counting steps, so a step must be as many rows as before.
 
+    Args:
+        folder: the checkpoint.
+        rows_per_step: of this run, over all processes.
+        stream: of a run on a stream; see `check_stream_place`.
+
     Raises:
-        ValueError: if it is not, on another number of processes for instance.
+        ValueError: if it is not, on another number of processes for instance, or takes other examples of a stream.
     """
+    if stream is not None:
+        check_stream_place(folder, stream)
     before = read_manifest(folder).get("rows_per_step")
     if before not in (None, rows_per_step):
         raise ValueError(

@@ -20,6 +20,7 @@ from transformers.utils import PushInProgress
 from ..drafts.adapters import AdaptedDraft
 from ..hub.model_card import is_edited, render_model_card
 from ..hub.publish import publish_draft
+from ..hub.reach import reaching_hub
 from ..hub.run_facts import run_facts
 from ..serving.check import require_servable, serves
 from .checkpoints import (
@@ -33,15 +34,8 @@ from .checkpoints import (
 )
 from .distributed import set_optimizer_state, set_weights, whole_optimizer_state
 from .health import StepWatch
-from .resuming import (
-    check_rows_per_step,
-    check_tensors,
-    clear_run,
-    is_last,
-    refuse_other_run,
-    resolve_resume,
-    states_begun_anew,
-)
+from .resuming import check_step, check_tensors, clear_run, is_last, refuse_other_run, resolve_resume, states_begun_anew
+from .stream_place import StreamPlace
 from .totals import logged_loss
 
 
@@ -61,11 +55,13 @@ class SavingMixin:
         target ([`FrozenTarget`]): set by the trainer; a saved draft is checked against its config.
         resumed (`bool`): whether training continued from a checkpoint.
         nothing_to_do (`bool`): whether that checkpoint had all steps already, so that none was taken.
+        stream_place ([`StreamPlace`], *optional*): kept up by the trainer; `None` of data that are no stream.
     """
 
     card_facts: Mapping[str, object] = MappingProxyType({})
     resumed = False
     nothing_to_do = False
+    stream_place: StreamPlace | None = None
     _told_unserved = False
 
     # ---- start or resume ----
@@ -94,7 +90,7 @@ class SavingMixin:
             self._claim_output_dir(last)
         else:
             if not (args.ignore_data_skip or args.auto_find_batch_size):
-                check_rows_per_step(resume, self._rows_per_step)
+                check_step(resume, self._rows_per_step, self.stream_place)
             self._say_what_is_resumed(resume, last)
         self.watch = StepWatch() if resume is None else StepWatch.resumed(begun_at)
         result = super().train(resume_from_checkpoint=None if resume is None else str(resume), **kwargs)
@@ -216,7 +212,7 @@ class SavingMixin:
 
         # every rank has written its files: finish the checkpoint, then delete older ones
         if self.args.should_save:
-            write_manifest(folder, self._rows_per_step)
+            write_manifest(folder, self._rows_per_step, self.stream_place)
             rotate_checkpoints(
                 output_dir=str(folder.parent),
                 save_total_limit=limit,
@@ -238,7 +234,9 @@ class SavingMixin:
             return super().save_model(output_dir, _internal_call)
         self.refuse_broken()
         with explain_write_errors(output_dir or self.args.output_dir):
-            super().save_model(output_dir, _internal_call)
+            super().save_model(output_dir, _internal_call=True)
+        if self.args.push_to_hub:  # as `Trainer` does, but a Hub that fails is no full disk
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         if self.is_fsdp_enabled and not self.args.should_save:
@@ -260,6 +258,11 @@ class SavingMixin:
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
 
     # ---- publish ----
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """As in `Trainer`; `OSError` if the Hub cannot be reached."""
+        with reaching_hub(self.args.hub_model_id or Path(self.args.output_dir).absolute().name):
+            super().init_hf_repo(token=token, private=private)
 
     def create_model_card(self, *args, **kwargs) -> None:
         """Write the card from what this run knows so far; a card that somebody edited is left alone."""
@@ -296,6 +299,7 @@ class SavingMixin:
             token=token or self.args.hub_token,
             commit_message=message,
             run_as_future=run_as_future,
+            leave_out_broken=True,  # a file that somebody left here ends no training
         )
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:

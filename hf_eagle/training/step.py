@@ -9,6 +9,7 @@ from transformers import TrainerCallback
 
 from ..data.collators import told_to_target
 from ..data.columns import read_batch
+from ..data.streaming import NO_ROW
 from ..drafts.training_base import BatchPlan, DraftTraining, Draw, Lesson
 from ..losses.output import EagleOutput
 from ..store.cache import FeatureCache
@@ -106,6 +107,8 @@ class TrainingStep:
 class PlanningCollator:
     """A collator whose batches also hold `plan`, a [`BatchPlan`]; their columns are checked, see `read_batch`.
 
+    An example of a stream that gave no row is `None`, and is left out of its batch.
+
     Args:
         collator: makes the batches.
         training: how the draft's kind is trained.
@@ -127,19 +130,21 @@ class PlanningCollator:
         """Draw anew in the batches that are made from now on."""
         self._epoch.fill_(epoch)
 
-    def __call__(self, rows: list[dict]) -> dict:
+    def __call__(self, rows: list[dict | None]) -> dict:
+        rows = [row for row in rows if row is not None] or [NO_ROW]
         batch = read_batch(self.collator(rows), self.vocab_size)
         return {**batch, "plan": self.training.plan(batch, self.draw)}
 
 
 class EpochOfPlans(TrainerCallback):
-    """Tells a collator which pass over the data begins, on a resumed run too."""
+    """Tells a collator which pass over the data begins.
+
+    Attributes:
+        next (`int`): number of that pass, which the trainer sets where a run begins or goes on.
+    """
 
     def __init__(self, collator: PlanningCollator):
         self.collator, self.next = collator, 0
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        self.next = int((state.epoch or 0.0) + 1e-6)
 
     def on_epoch_begin(self, args, state, control, **kwargs):
         # counted here: `state.epoch` of a stream, whose length nobody knows, is a share of `max_steps`

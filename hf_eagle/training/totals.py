@@ -28,7 +28,7 @@ class StepTotals:
         if not self.sums:
             return {}
         total = {name: accelerator.reduce(value, reduction="sum").cpu() for name, value in sorted(self.sums.items())}
-        if not total["rows"].any():
+        if not total["rows"].any() and total["loss"].isfinite().all():
             return {"supervised_rows_per_second": 0.0}
         rows = total["rows"].clamp_min(1)
         accuracies = (total["correct"] / rows).tolist()

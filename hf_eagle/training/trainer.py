@@ -10,6 +10,7 @@ from peft import PeftConfig, PeftModel
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, Sampler
 from transformers import PreTrainedTokenizerBase, Trainer
+from transformers.trainer_utils import has_length
 
 from ..arguments.objective import refuse_other_methods
 from ..arguments.training import EagleTrainingArguments
@@ -28,11 +29,14 @@ from .distributed import shard_draft, wrap_before_evaluation
 from .health import HealthMixin
 from .order import Dealing, drawn
 from .saving import SavingMixin
+from .stalls import StallMixin
 from .step import OWN_COLUMNS, EpochOfPlans, PlanningCollator, TrainingStep
+from .stopping import StoppingMixin
+from .stream_place import StreamPlace
 from .totals import StepTotals
 
 
-class EagleTrainer(SavingMixin, HealthMixin, Trainer):
+class EagleTrainer(StallMixin, StoppingMixin, SavingMixin, HealthMixin, Trainer):
     """Trains a draft on the features of a frozen target.
 
     The target is a plain attribute: it is neither saved, optimised, wrapped nor cast. Losses are sums over supervised
@@ -104,7 +108,8 @@ class EagleTrainer(SavingMixin, HealthMixin, Trainer):
         # batches that one rank sends to the others hold tensors alone, and are planned where they arrive
         dispatched = args.accelerator_config.dispatch_batches
         super().__init__(model=model, args=args, data_collator=data_collator if dispatched else self._plans, **kwargs)
-        self.add_callback(EpochOfPlans(self._plans))
+        self._passes = EpochOfPlans(self._plans)
+        self.add_callback(self._passes)
         if self.args.n_gpu > 1:
             raise ValueError("Several GPUs need one process each: start with `torchrun` or `accelerate launch`.")
         if self.args.world_size > 1 and not self.args.accelerator_config.even_batches:
@@ -155,9 +160,9 @@ class EagleTrainer(SavingMixin, HealthMixin, Trainer):
             draw=self._plans.draw,
         )
         loss = output.loss
+        self.look_at(loss, inputs, num_items_in_batch)  # first: a run may end there, in front of this batch
         totals = self._train_totals if self.model.training else self._eval_totals
         totals.add(loss=output.loss_sums, correct=output.correct, rows=counts, **(output.parts or {}))
-        self.look_at(loss, inputs, num_items_in_batch)
         return (loss, output) if return_outputs else loss
 
     def _count_rows(self, batches: list, device: torch.device) -> torch.Tensor:
@@ -169,7 +174,11 @@ class EagleTrainer(SavingMixin, HealthMixin, Trainer):
         return counts
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor:
-        return self.accelerator.reduce(self._count_rows(batch_samples, device), reduction="sum")
+        return self._summed(self._count_rows(batch_samples, device))
+
+    def _summed(self, counts: torch.Tensor) -> torch.Tensor:
+        """Counts, summed over ranks; the reduction also tells whether a rank was asked to stop."""
+        return self.without_flags(self.accelerator.reduce(self.with_flags(counts), reduction="sum"))
 
     def _set_signature_columns_if_needed(self):
         # the target's forward takes what the collator makes; only what neither uses may be dropped
@@ -183,7 +192,7 @@ class EagleTrainer(SavingMixin, HealthMixin, Trainer):
         """Give each rank its own examples of a stream.
 
         Raises:
-            ValueError: if several ranks evaluate on a stream, or are dealt out the batches that one of them reads.
+            ValueError: if several ranks evaluate on a stream, or if one rank is to read it for all.
         """
         ranks = self.args.world_size
         held_out = self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
@@ -195,12 +204,31 @@ class EagleTrainer(SavingMixin, HealthMixin, Trainer):
 
         if not isinstance(self.train_dataset, IterableDataset):
             return
-        if ranks > 1 and self.args.accelerator_config.dispatch_batches:
+        if self.args.accelerator_config.dispatch_batches:
             raise ValueError(
                 "`dispatch_batches` is true in `accelerator_config`, but each rank reads a stream itself: leave it out."
             )
         if not isinstance(self.train_dataset, RankStream):
             self.train_dataset = RankStream(self.train_dataset, self.args.process_index, ranks)
+        self.stream_place = StreamPlace.beginning(self.train_dataset, self.args, self._train_batch_size)
+
+    def _init_training_state(
+        self, max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+    ) -> tuple[int, int]:
+        """As in `Trainer`, which cannot count the passes over a stream: its place is in the checkpoint."""
+        resume, steps = resume_from_checkpoint, num_update_steps_per_epoch
+        passes, batches = super()._init_training_state(max_steps, steps, num_train_epochs, resume, trial)
+        if isinstance(self.train_dataset, RankStream):
+            place = StreamPlace.beginning(self.train_dataset, self.args, self._train_batch_size)
+            if resume is not None:
+                a_pass = steps if has_length(self.train_dataset) else None
+                place.go_on_from(resume, a_pass, from_its_beginning=self.args.ignore_data_skip)
+            self.stream_place = place
+            passes, batches = place.number, place.steps * self.args.gradient_accumulation_steps
+            if place.workers < 2:  # else which rows are passed over is known when they are read
+                self.train_dataset.pass_over(passes, batches * self._train_batch_size)
+        self._passes.next = passes
+        return passes, batches
 
     def get_train_dataloader(self) -> DataLoader:
         """As in `Trainer`, but each example of a stream is one rank's, and is read once a pass."""
@@ -229,11 +257,14 @@ class EagleTrainer(SavingMixin, HealthMixin, Trainer):
 
         counts = self._count_rows(batches, device)
         counts = torch.cat([counts, counts.new_tensor([len(batches)])])
-        counts = self.accelerator.reduce(counts, reduction="sum")
+        counts = self._summed(counts)
+        self.stop_in_front_of_step()  # here the sums are looked at anyway, and the stream's place is still before it
         if counts[-1] == 0:
             self.control.should_epoch_stop = True
+            self.stream_place.end_pass()
             return [], counts[:-1]
 
+        self.stream_place.take_step(self._plans.draw.epoch)  # whole, before anything is saved
         # whole steps only: Trainer would carry the gradient of half a step into the next pass
         return batches + [empty_batch(device) for _ in range(num_batches - len(batches))], counts[:-1]
 
@@ -273,7 +304,7 @@ class EagleTrainer(SavingMixin, HealthMixin, Trainer):
         self._eval_totals = StepTotals()
         self._held_out_dealing, self._held_out_places = Dealing.of(dataloader, self.args), count()
         output = super().evaluation_loop(dataloader, description, *args, metric_key_prefix=metric_key_prefix, **kwargs)
-        metrics = self._eval_totals.metrics(self.accelerator, self.step.training.step_weights)
+        metrics = self.held_out_metrics(self._eval_totals)
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, AcceptanceLengthCallback):  # here, so that early stopping and the best model see it
                 metrics["acceptance_length"] = round(callback.measure(), 4)

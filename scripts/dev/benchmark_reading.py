@@ -23,6 +23,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # a clone works without installation
 
+from hf_eagle.arguments.bounds import Count, check_numbers  # noqa: E402
+
+
 WAYS = ("datasets", "hf_eagle")
 MEASURES = {"seconds": "s", "processor_seconds": "s", "peak_mb": "MB"}
 
@@ -30,17 +33,14 @@ MEASURES = {"seconds": "s", "processor_seconds": "s", "peak_mb": "MB"}
 @dataclass
 class BenchmarkArguments:
     target: str = field(metadata={"help": "Folder or Hub id of a model whose tokenizer is used."})
-    num_records: int = field(default=100_000, metadata={"help": "Chats in the file."})
-    words: int = field(default=60, metadata={"help": "Words of a message on average."})
-    max_length: int = field(default=2048, metadata={"help": "Longest row in tokens."})
-    rounds: int = field(default=3, metadata={"help": "Runs of each way, in alternation; medians are shown."})
+    num_records: Count = field(default=100_000, metadata={"help": "Chats in the file."})
+    words: Count = field(default=60, metadata={"help": "Words of a message on average."})
+    max_length: Count = field(default=2048, metadata={"help": "Longest row in tokens."})
+    rounds: Count = field(default=3, metadata={"help": "Runs of each way, in alternation; medians are shown."})
     only_read: bool = field(default=False, metadata={"help": "Read the records as messages, and do not tokenise them."})
     output_json: str | None = field(default=None, metadata={"help": "Where the numbers are written."})
 
-    def __post_init__(self):
-        from hf_eagle.arguments.parser import at_least_one
-
-        at_least_one(self, "num_records", "words", "max_length", "rounds")
+    __post_init__ = check_numbers
 
 
 def main() -> None:

@@ -19,27 +19,26 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # a clone works without installation
 
+from hf_eagle.arguments.bounds import Count  # noqa: E402
+
 
 @dataclass
 class BenchmarkArguments:
     target: str = field(metadata={"help": "Target model: a folder or a Hub id."})
     data: str = field(metadata={"help": "Chats; their first user turns are answered."})
-    num_prompts: int = field(default=96, metadata={"help": "The first so many."})
-    max_new_tokens: int = field(default=128, metadata={"help": "Length of an answer at most, in tokens."})
-    max_num_seqs: int = field(default=48, metadata={"help": "Prompts that vLLM decodes together, both ways."})
-    concurrency: int = field(default=64, metadata={"help": "Requests under way together."})
+    num_prompts: Count = field(default=96, metadata={"help": "The first so many."})
+    max_new_tokens: Count = field(default=128, metadata={"help": "Length of an answer at most, in tokens."})
+    max_num_seqs: Count = field(default=48, metadata={"help": "Prompts that vLLM decodes together, both ways."})
+    concurrency: Count = field(default=64, metadata={"help": "Requests under way together."})
     max_model_len: int = field(default=2048, metadata={"help": "Context length, both ways."})
     dtype: str = field(default="bfloat16", metadata={"help": "Data type, both ways."})
-    rounds: int = field(default=2, metadata={"help": "Runs of each way, in alternation; medians are shown."})
+    rounds: Count = field(default=2, metadata={"help": "Runs of each way, in alternation; medians are shown."})
     serving_python: str = field(
         default=str(ROOT / ".venv-serving/bin/python"), metadata={"help": "Interpreter that has vLLM."}
     )
     output_json: str | None = field(default=None, metadata={"help": "Where the numbers are written."})
 
     def __post_init__(self):
-        from hf_eagle.arguments.parser import at_least_one
-
-        at_least_one(self, "num_prompts", "max_new_tokens", "max_num_seqs", "concurrency", "rounds")
         if not Path(self.serving_python).exists():
             raise ValueError(f"`serving_python` {self.serving_python} does not exist; `make test-serving` makes it.")
 

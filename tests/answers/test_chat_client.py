@@ -8,9 +8,10 @@ import pytest
 from chat_server import ChatServer, answer
 
 from hf_eagle.answers import chat_client
-from hf_eagle.answers.chat_client import Aborted, ChatClient, Refused, ServerError, TooLong, Unavailable
+from hf_eagle.answers.chat_client import Aborted, Broken, ChatClient, Refused, ServerError, TooLong, Unavailable
 
 
+BAD_TIMES = (0.0, -1.0, float("inf"), float("nan"), 1e30)
 HI = [{"role": "user", "content": "Hi"}]
 
 
@@ -37,7 +38,7 @@ def test_an_answer_and_the_list_of_models():
         found = ask(server)
         assert (found.text, found.finish_reason) == answer(HI)
         assert (found.prompt_tokens, found.completion_tokens) == (1, 7)
-        assert [model["id"] for model in ChatClient(server.url + "/v1/").models()] == ["target"]
+        assert [model.id for model in ChatClient(server.url + "/v1/").models()] == ["target"]
 
 
 def test_token_ids_are_told_to_whom_asks():
@@ -97,6 +98,47 @@ def test_delays_double_with_jitter_and_the_server_may_ask_for_more(monkeypatch):
     assert waited == [7.0]
 
 
+@pytest.mark.parametrize("asked", ["301", "86400", "9" * 40])
+def test_no_server_makes_us_wait_for_a_day(asked):
+    with ChatServer(fault=lambda *_: (429, "busy", {"Retry-After": asked})) as server:
+        with pytest.raises(
+            Unavailable, match=r"asks to wait .* seconds \(429 .*busy\), but 300 at most are waited"
+        ) as caught:
+            ask(server, retries=5)
+        assert caught.value.busy and server.asked == 1
+
+
+@pytest.mark.parametrize("asked", ["-5", "1e3", "soon", "\u00b2", "", "Wed, 21 Oct 2065 07:28:00 GMT"])
+def test_a_wait_that_is_no_number_of_seconds_is_passed_over(asked):
+    with ChatServer(fault=first((503, "busy", {"Retry-After": asked}))) as server:
+        assert ask(server, retries=1).text == answer(HI)[0]
+
+
+def test_an_answer_that_nobody_can_train_on_is_asked_once():
+    for content, reason in (("a\ud800", "half a character"), ("my sk-planted-key", "the key that it was asked with")):
+        message = {"role": "assistant", "content": content}
+        with ChatServer(say=lambda body, message=message: ([1], [2], message, "stop")) as server:
+            with pytest.raises(Broken, match=f"the answer of the server at .* holds {reason}") as caught:
+                ask(server, retries=5, api_key="sk-planted-key")
+            assert server.asked == 1 and "planted" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"retries": -1}, "`retries` must be 0 or more"),
+        ({"retries": 10**9}, "`retries` must be 0 or more, and at most 1000"),
+        *(
+            ({"timeout": seconds}, "`request_timeout` must be above 0 seconds and at most 86400")
+            for seconds in BAD_TIMES
+        ),
+    ],
+)
+def test_numbers_have_bounds(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        ChatClient("http://localhost", **arguments)
+
+
 def test_what_does_not_pass_is_said_once():
     cases = [
         ((400, "This model's maximum context length is 512 tokens."), TooLong, "refuses it with 400 .*512 tokens"),
@@ -132,12 +174,12 @@ def test_a_connection_is_kept_and_made_anew_when_the_server_closed_it():
     with ChatServer() as server:
         client = ChatClient(server.url, retries=0)
         client.chat({"model": "target", "messages": HI})
-        kept = client._connection
+        kept = client._connection._http
         client.chat({"model": "target", "messages": HI})
-        assert client._connection is kept
+        assert client._connection._http is kept
         kept.sock.shutdown(socket.SHUT_WR)  # what an idle server's close looks like
         assert client.chat({"model": "target", "messages": HI}).text == answer(HI)[0]
-        assert client._connection is not kept
+        assert client._connection._http is not kept
         client.close()
 
 

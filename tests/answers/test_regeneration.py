@@ -66,6 +66,20 @@ def test_answers_are_the_models_alone(greedy):
     assert {reason for row in rows for reason in row["finish_reason"]} == {"stop", "length"}
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_pad_id_beyond_the_targets_embeddings_changes_nothing(tmp_path, temperature):
+    found = []
+    for pad in ("<|endoftext|>", "<|another|>"):
+        tokenizer = tiny_tokenizer(CHATML)
+        model = tiny_chat_model(tokenizer)
+        tokenizer.add_special_tokens({"pad_token": pad})
+        arguments = {"max_new_tokens": 12, "batch_size": 3, "progress": False, "temperature": temperature}
+        output = regenerate_answers(model, tokenizer, records(6), tmp_path / str(len(found)), **arguments)
+        found.append([(row["id"], row["answer_token_ids"]) for row in read(output)])
+    assert tokenizer.pad_token_id >= model.config.vocab_size
+    assert found[0] == found[1]
+
+
 def test_output_is_ready_to_train_on(greedy):
     dataset = build_dataset(load_records(greedy), tiny_tokenizer(CHATML))
     lines = read(greedy)
@@ -209,8 +223,9 @@ def test_script(tmp_path, monkeypatch, capsys):
 
     run(data=tmp_path / "prompts.json", num_records=4, max_new_tokens=12, batch_size=3, dtype="float32")
     assert [len(row["finish_reason"]) for row in whole(read(tmp_path / "out.jsonl"))] == [1, 2, 3, 1]
-    with pytest.raises(SystemExit, match="error: The file .*nowhere.json does not exist"):
+    with pytest.raises(SystemExit):
         run(data=tmp_path / "nowhere.json")
+    assert "nowhere.json does not exist" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         run(data=tmp_path / "prompts.json", num_records=0)
     assert "`num_records` must be at least 1, got 0" in capsys.readouterr().err

@@ -10,12 +10,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scripted_target import ScriptedTarget
 from template_families import FAMILIES, family_tokenizer, switched_template
-from tiny_tokenizer import assistant, smollm2_folder, tiny_tokenizer, user
+from tiny_tokenizer import CHATML, assistant, smollm2_folder, tiny_tokenizer, user
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hf_eagle.answers.answer import Answer, digest
+from hf_eagle.answers.answer import Answer, AnswerReader, digest
 from hf_eagle.answers.regeneration import regenerate_answers
 from hf_eagle.answers.written_answers import refusal
+from hf_eagle.data import template_limits
 from hf_eagle.data.conversations import MaskOptions, build_dataset, load_records
 from hf_eagle.data.loss_mask import ConversationEncoder
 
@@ -272,9 +273,61 @@ def test_all_refused_is_an_error_and_some_are_counted(tmp_path, caplog, monkeypa
         regenerated(tmp_path, tokenizer, answers, records=records)
 
 
-def test_a_record_that_the_template_refuses_is_named_before_the_first_answer(tmp_path):
+def test_records_that_the_template_refuses_end_and_are_counted(tmp_path, caplog):
+    """At any turn; the others are answered, and the next call begins where this one ended."""
     picky = family_tokenizer("gemma3")  # which wants user and assistant in turn
-    records = [{"messages": [user("a")]}, {"messages": [user("a"), user("b")]}]
-    with pytest.raises(ValueError, match="Record 1 does not fit the chat template of `tokenizer`"):
+    refused, late = [user("a"), user("b")], [user("a"), assistant("x"), user("b"), user("c")]
+    records = [{"messages": messages} for messages in ([user("a")], refused, late, [user("d")])]
+    answers = [tokens(picky, "four")] * 3
+    lines, target = regenerated(tmp_path, picky, answers, records=records)
+    assert len(target.asked) == 3
+    assert [(line["id"], len(line["finish_reason"])) for line in lines] == [(0, 1), (1, 0), (2, 1), (3, 1)]
+    assert "2 records end early, since the chat template refuses them. First, record 1: " in caplog.text
+    assert "Conversation roles must alternate" in caplog.text
+
+    again = ScriptedTarget(picky, [])
+    arguments = {"batch_size": 1, "max_new_tokens": 64, "progress": False}
+    path = regenerate_answers(again, picky, records, tmp_path / "answers.jsonl", **arguments)
+    assert again.asked == [] and [json.loads(line) for line in path.read_text().splitlines()] == lines
+
+
+def test_a_template_that_refuses_everything_ends_the_run_before_the_first_answer(tmp_path):
+    picky = family_tokenizer("gemma3")
+    records = [{"messages": [user("a"), user("b")]}] * 12
+    message = "The chat template of `target`'s tokenizer refuses record 0, as all of the first 10: .*must alternate"
+    with pytest.raises(ValueError, match=message):
         regenerated(tmp_path, picky, [], records=records)
     assert not list(tmp_path.iterdir())
+
+
+def test_an_empty_prompt_is_refused_with_its_record(tmp_path):
+    empty = tiny_tokenizer("{% if messages[0].content != 'a' %}{{ messages[0].content }}{% endif %}")
+    with pytest.raises(ValueError, match="refuses record 0: it makes an empty prompt"):
+        regenerated(tmp_path, empty, [], records=[{"messages": [user("a")]}])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_template_that_never_ends_is_named_with_its_record(tmp_path, monkeypatch):
+    monkeypatch.setattr(template_limits, "SECONDS", 0.1)
+    loop = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+    endless = tiny_tokenizer(CHATML + "{% if messages[0].content == 'for ever' %}" + loop + "{% endif %}")
+    records = [{"messages": [user("for ever")]}]
+    with pytest.raises(ValueError, match="Record 0 .*`target`'s tokenizer: rendering takes more than 0.1 seconds"):
+        regenerated(tmp_path, endless, [], records=records)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        '{"name": "f", "arguments": {"x": "\\ud800"}}',
+        '{"name": "f", "arguments": ' + "[" * 5000 + "]" * 5000 + "}",
+    ],
+    ids=["half a character", "nested deeply"],
+)
+def test_a_call_that_no_file_takes_is_text(tmp_path, call):
+    """The target may say anything; its answer is written all the same."""
+    reader = AnswerReader(family_tokenizer("qwen3"))
+    said = reader.tokenizer(f"<tool_call>\n{call}\n</tool_call>", add_special_tokens=False)["input_ids"]
+    message = reader.message([], said)
+    assert "tool_calls" not in message and "arguments" in message["content"]
+    json.dumps(message, ensure_ascii=False).encode()

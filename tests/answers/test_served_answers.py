@@ -43,6 +43,12 @@ def expected(chats: list[dict], seed: int | None = None) -> list[dict]:
     return rows
 
 
+def ids(tokenizer, messages: list[dict]) -> list[int]:
+    """Of a prompt, as the server makes it."""
+    rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    return tokenizer(rendered, add_special_tokens=False)["input_ids"]
+
+
 def read(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
@@ -151,6 +157,70 @@ def test_prompts_that_the_server_does_not_take(tmp_path, caplog):
         assert read(tmp_path / "out") == whole and server.asked == before + 1 + 1 + 2 + 1
 
 
+def test_answers_that_cannot_be_trained_on_do_not_end_the_run(tmp_path, caplog):
+    """They are counted with the reason, their records end, and the next call asks them again."""
+    tokenizer = tiny_tokenizer(CHATML)
+    beyond = max(tokenizer.get_vocab().values()) + 1
+    mend = False
+
+    def say(body):
+        prompt, text = ids(tokenizer, body["messages"]), "four"
+        said = tokenizer(text, add_special_tokens=False)["input_ids"] + [tokenizer.convert_tokens_to_ids("<|im_end|>")]
+        asked = "" if mend else body["messages"][-1]["content"]
+        if "what is 2 and" in asked:
+            text = "\ud800"
+        if "what is 3 and" in asked:
+            said = [beyond]
+        if "what is 4 and" in asked:
+            said = said * 20
+        return ([beyond] if "what is 7 and" in asked else prompt), said, {"role": "assistant", "content": text}, "stop"
+
+    # texts alone, of one turn
+    chats = [{"messages": [{"role": "user", "content": f"what is {n} and 1?"}]} for n in range(9)]
+    with ChatServer(say=say) as server:
+        arguments = {"records": chats, "tokenizer": tokenizer, "concurrency": 2, "retries": 0}
+        regenerate(tmp_path / "out", server.url, **arguments)
+        assert [len(row["finish_reason"]) for row in read(tmp_path / "out")] == [1, 1, 0, 0, 0, 1, 1, 0, 1]
+        assert "4 records end early, since an answer to them cannot be trained on" in caplog.text
+        assert "First, record 2: the answer of the server at" in caplog.text and "half a character" in caplog.text
+        mend = True
+        regenerate(tmp_path / "out", server.url, **arguments)
+        assert [len(row["finish_reason"]) for row in read(tmp_path / "out")] == [1] * 9
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        (lambda tokenizer, most: [max(tokenizer.get_vocab().values()) + 1], "token id .* tokenizer does not have"),
+        (lambda tokenizer, most: [1] * (most + 1), "tells 13 tokens of an answer that may have 12"),
+    ],
+)
+def test_token_ids_that_cannot_be_the_targets_say_so(tmp_path, said, message):
+    tokenizer = tiny_tokenizer(CHATML)
+    found = said(tokenizer, 12)
+
+    def say(body):
+        return ids(tokenizer, body["messages"]), found, {"role": "assistant", "content": "x"}, "stop"
+
+    chat = {"messages": [{"role": "user", "content": "a"}]}
+    with (
+        ChatServer(say=say) as server,
+        pytest.raises(ServerError, match=f"No prompt was answered; record 0: .*{message}"),
+    ):
+        regenerate(tmp_path / "out", server.url, records=[chat], tokenizer=tokenizer)
+
+
+def test_a_damaged_journal_is_named(tmp_path):
+    with ChatServer() as server:
+        regenerate(tmp_path / "out", server.url, records=records(3))
+        journal = tmp_path / "out.journal"
+        first = journal.read_text().splitlines()[0]
+        for row in ("7", '{"id": "0", "turn": 0, "answer": {}}', '{"id": 0, "turn": 0, "answer": {"message": 7}}'):
+            journal.write_text(f"{first}\n{row}\n")
+            with pytest.raises(ValueError, match="out.journal .*: delete it to begin anew"):
+                regenerate(tmp_path / "out", server.url, records=records(3))
+
+
 def test_one_prompt_that_breaks_the_server_does_not_hold_up_the_run(tmp_path, caplog):
     """Even as the only one under way."""
     with ChatServer(fault=lambda n, body: "drop" if "what is 2 and 1" in json.dumps(body) else None) as server:
@@ -212,6 +282,7 @@ def test_script(tmp_path, monkeypatch, capsys):
     """Files in, file out; the tokenizer of the target is compared with the server's prompts."""
     tokenizer = tiny_tokenizer(CHATML)
     tokenizer.save_pretrained(tmp_path / "target")
+    (tmp_path / "target" / "config.json").write_text('{"model_type": "llama"}')
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records(20)))
     script = ROOT / "scripts" / "regenerate_answers.py"
 
@@ -235,8 +306,9 @@ def test_script(tmp_path, monkeypatch, capsys):
     assert read(tmp_path / "clean.jsonl") == clean and len(clean) == 18
     other = tiny_tokenizer(LLAMA3)
     with ChatServer(root=str(tmp_path / "target"), prompt_ids=lambda m: other.apply_chat_template(m)["input_ids"]) as s:
-        with pytest.raises(SystemExit, match="error: The server .* makes another prompt of a chat than `target`'s"):
+        with pytest.raises(SystemExit):
             run(server_url=s.url, output=tmp_path / "other.jsonl")
+    assert "makes another prompt of a chat than `target`'s" in capsys.readouterr().err
     for arguments, message in (
         ({"concurrency": 4}, "`concurrency` means nothing without `server_url`; leave it out"),
         ({"server_url": "http://x", "batch_size": 4}, "`batch_size` means nothing with `server_url`; leave it out"),

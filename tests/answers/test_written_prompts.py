@@ -105,9 +105,35 @@ def test_it_goes_on_where_it_stopped(tmp_path, monkeypatch):
             write(tmp_path / "mine", server.url)
 
 
+def test_prompts_that_the_server_fails_on_are_counted_and_asked_again(tmp_path, caplog):
+    """Also those of which it makes what no file takes."""
+    lost = {turn_seed(0, id) for id in (3, 4, 20)}
+    with ChatServer(write=lambda body: ("\ud800", "stop") if body["seed"] in lost else written(body)) as server:
+        write(tmp_path / "prompts.jsonl", server.url, retries=0)
+        texts = read(tmp_path / "prompts.jsonl")
+        assert texts == [text for text in expected(40) if text not in {f"what is {seed}?" for seed in lost}]
+        assert "3 prompts are missing, since the server fails on them" in caplog.text
+        assert "half a character" in caplog.text
+        lost = set()
+        write(tmp_path / "prompts.jsonl", server.url)
+    assert read(tmp_path / "prompts.jsonl") == expected(40)
+
+
+def test_a_server_that_fails_on_every_prompt_ends_the_run(tmp_path):
+    with ChatServer(write=lambda body: ("\ud800", "stop")) as server:
+        with pytest.raises(ValueError, match=r"10 prompts in a row cannot be written, .*half a character"):
+            write(tmp_path / "prompts.jsonl", server.url, retries=0)
+    assert not (tmp_path / "prompts.jsonl").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({"retries": -1}, "`retries` must be 0 or more"),
+        ({"request_timeout": float("inf")}, "`request_timeout` must be above 0"),
+        ({"temperature": float("nan")}, "`temperature` must be 0"),
+        ({"seed": -1}, "`seed` must be from 0"),
+        ({"concurrency": 10**6}, "`concurrency` must be at most 4096"),
         ({"num_prompts": 0}, "`num_prompts` must be at least 1, got 0"),
         ({"temperature": 0.0}, "`temperature` must be above 0: a greedy target writes one prompt again and again"),
         ({"top_p": 1.5}, "`top_p` must be above 0 and at most 1"),
@@ -123,6 +149,7 @@ def test_what_cannot_be_written_is_said(tmp_path, arguments, message):
 
 def test_script(tmp_path, monkeypatch):
     tiny_tokenizer(CHATML).save_pretrained(tmp_path / "target")
+    (tmp_path / "target" / "config.json").write_text('{"model_type": "llama"}')
     script = ROOT / "scripts" / "write_prompts.py"
     with ChatServer(root=str(tmp_path / "target"), write=written) as server:
         given = {"target": tmp_path / "target", "server_url": server.url, "output": tmp_path / "out.jsonl"}

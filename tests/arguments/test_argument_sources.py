@@ -40,9 +40,7 @@ def options_of(verb, monkeypatch, capsys) -> set[str]:
     """Names of the arguments that `--help` lists."""
     script = str(ROOT / "scripts" / VERBS[verb])
     monkeypatch.setattr(sys, "argv", [script, "--help"])
-    with pytest.raises(SystemExit) as ended:
-        runpy.run_path(script, run_name="__main__")
-    assert not ended.value.code
+    runpy.run_path(script, run_name="__main__")  # returns: only what went wrong ends the process
     return set(re.findall(r"^  --(\w+)", capsys.readouterr().out, re.MULTILINE))
 
 

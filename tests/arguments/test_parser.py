@@ -64,9 +64,9 @@ def test_data_options(parse):
         ([], "max_length: 5\n", "the following arguments are required: --target, --train_data"),
         (["--ttt_step", "3"], FILE, "unknown argument --ttt_step, did you mean --ttt_steps?"),
         (["--ttt_steps", "0"], FILE, "`ttt_steps` must be at least 1, got 0"),
-        (["--step_weight", "0"], FILE, "`step_weight` must lie above 0"),
+        (["--step_weight", "0"], FILE, "`step_weight` must be above 0 and at most 1, got 0.0"),
         (["--eval_share", "1.5"], FILE, "`eval_share` must be at least 0 and below 1, got 1.5"),
-        (["--max_length", "2"], FILE, "`max_length` must be at least 4 tokens, got 2"),
+        (["--max_length", "2"], FILE, "`max_length` must be at least 4, got 2"),
         (["--data_weights", "1"], FILE, "`data_weights` has 1 values for the 2 sources of `train_data`"),
         (["--streaming", "--packing"], FILE, "`packing` needs the whole data, which `streaming` never has"),
         (["--streaming", "--eval_share", "0.1"], FILE, "`eval_share` needs the whole data"),
@@ -93,6 +93,29 @@ def test_values_are_checked_without_a_command_line_too():
 
     with pytest.raises(ValueError, match="`loss` must be one of ce, lk_alpha, lk_lambda, got 'mse'"):
         EagleTrainingArguments(output_dir="x", loss="mse")
+
+
+@pytest.mark.parametrize(
+    ("base_model", "what"),
+    [
+        ("models/llama", "a folder of this machine"),
+        ("~/models/llama", "a folder of this machine"),
+        ("./models/llama", "a folder of this machine"),
+        ("llama", "a folder of this machine"),
+        ("/nowhere/llama", "a folder of this machine"),
+        ("~/nowhere", "a folder of this machine"),
+        ("org/models/llama", "which is no Hub id"),
+        ("", "which is no Hub id"),
+    ],
+)
+def test_a_base_model_that_no_card_can_link_is_refused_at_the_start(base_model, what, tmp_path, monkeypatch):
+    for folder in ("models/llama", "llama"):
+        (tmp_path / folder).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(ValueError, match=f"^`base_model` is {base_model}, {what}: give the target's id on the Hub"):
+        TargetArguments(target="llama", base_model=base_model)
+    assert TargetArguments(target="llama", base_model="org/llama").base_model == "org/llama"
 
 
 SCRIPTS = [

@@ -11,6 +11,7 @@ from warm_python import warm_python
 
 from hf_eagle.benchmark import measures
 from hf_eagle.benchmark.workload import Shapes, Step, build_draft, chat_batch, random_target
+from hf_eagle.data.collators import EagleDataCollator
 from hf_eagle.drafts.build import new_draft
 from hf_eagle.drafts.eagle1.configuration import Eagle1Config
 
@@ -53,6 +54,21 @@ def test_the_plain_way_has_the_same_loss_and_gradients():
     torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-5, atol=1e-6)
     for name, gradient in found[0][1].items():
         torch.testing.assert_close(gradient, found[1][1][name], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_padding_of_any_id_is_measured_as_it_is_trained(whole):
+    """A tokenizer's pad id may lie beyond the target's embeddings."""
+    torch.manual_seed(0)
+    draft = build_draft(SHAPES, CPU)
+    step = Step(draft, random_target(SHAPES, torch.float32, CPU, draft.config.tap_ids), 2, whole=whole)
+    rows = [{"input_ids": list(range(5, 5 + n)), "loss_mask": [0, 0] + [1] * (n - 2)} for n in (12, 7)]
+    losses = []
+    for pad in (0, SHAPES.vocab_size, 10**6):
+        batch = step.planned(EagleDataCollator(pad)(rows))
+        step.look(batch)
+        losses.append(step.forward(batch).item())
+    assert losses[0] == losses[1] == losses[2]
 
 
 @pytest.mark.parametrize("shapes", [SHAPES, LATENT, dataclasses.replace(LATENT, q_lora_rank=None)])
@@ -160,7 +176,7 @@ def test_the_script_compares_on_real_chats(tmp_path, compare):
         ({"compare": "float32"}, "`compare` float32 needs `dtype` bfloat16"),
         ({"v_head_dim": 8}, "`v_head_dim` is 8, but the draft of `preset` smollm2 has no latent attention"),
         ({"length": 0}, "`length` must be at least 1"),
-        ({"supervised_share": 1.0}, "`supervised_share` must lie between 0 and 1"),
+        ({"supervised_share": 1.0}, "`supervised_share` must be above 0 and below 1"),
         ({"data": "chats.jsonl"}, "`data` needs the `target`"),
         ({"target": "a/model"}, "`target` a/model is measured on real chats: name a `data` file"),
         ({"data": "chats.jsonl", "target": "a/model", "compare": "eager"}, "`data` goes with `compare` none, padded"),

@@ -4,7 +4,9 @@ The small set below is made by hand. The prompts of each language say the same t
 longer text, `near` share its beginning or its subject, `other` speak of something else.
 """
 
+import importlib
 import random
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -246,3 +248,17 @@ def test_as_a_plain_search_finds(data):
         runs = [ours[n : n + size] for n in range(len(ours) - size + 1)]
         wanted |= any(theirs[n : n + size] in runs for n in range(len(theirs) - size + 1))
     assert HeldOut([prompt]).found_in([message]) == ({0} if wanted else set())
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "name"),
+    [
+        ("preview_data", "PreviewArguments", "overlap_prompts"),
+        ("regenerate_answers", "RegenerationArguments", "held_out"),
+    ],
+)
+def test_whoever_looks_for_prompts_is_told_what_counts(script, arguments, name, monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "scripts")
+    told = vars(importlib.import_module(script))[arguments].__dataclass_fields__[name].metadata["help"]
+    assert "13 words in a row, or all of a shorter prompt" in told
+    assert "in scripts without spaces 20 Chinese characters, 26 kana or 40 letters" in told

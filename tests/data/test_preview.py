@@ -100,10 +100,10 @@ def test_what_cannot_be_shown_is_refused_first(tmp_path, monkeypatch, capsys):
     import preview_data
 
     command = ["preview_data.py", "--target", "nowhere", "--train_data", "chats.jsonl"]
-    monkeypatch.setattr("sys.argv", [*command, "--html", "nowhere/masks.html"])
-    with pytest.raises(SystemExit):
+    (tmp_path / "chats.jsonl").write_text("{}")
+    monkeypatch.setattr("sys.argv", [*command, "--html", "nowhere/at/masks.html"])
+    with pytest.raises(ValueError, match="`html` nowhere/at/masks.html: there is no folder .*nowhere: make it first,"):
         preview_data.main()
-    assert "`html` is nowhere/masks.html, but there is no folder nowhere: make it first." in capsys.readouterr().err
     monkeypatch.setattr("sys.argv", [*command, "--streaming"])
     with pytest.raises(ValueError, match="`streaming` data are never there as a whole"):
         preview_data.main()

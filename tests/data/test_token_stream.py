@@ -10,6 +10,7 @@ from tiny_tokenizer import CHATML, tiny_tokenizer
 from torch.utils.data import DataLoader
 
 from hf_eagle.data.conversations import build_dataset, build_stream
+from hf_eagle.data.loss_mask import ConversationEncoder
 from hf_eagle.data.records import count_records, load_records
 from hf_eagle.data.streaming import RankStream
 from hf_eagle.data.token_stream import ShuffledRecords
@@ -151,3 +152,45 @@ def test_a_stream_without_an_answer_is_refused_at_once(tmp_path):
     with path.open("a") as file:
         file.write('{"prompt": "q", "completion": "a"}\n')
     assert len(list(stream(path))) == 1
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_places_are_kept_so_that_ranks_give_what_one_gives(world, tmp_path):
+    """In each turn, whatever has no answer; else a rank whose records have none would run ahead of the others."""
+    fill(tmp_path, [40, 1, 90])
+    whole = list(stream(tmp_path, keep_places=True))
+    assert len(whole) == 131 and sum(row is None for row in whole) == 15
+    assert [row for row in whole if row is not None] == list(stream(tmp_path))
+    shares = [list(stream(tmp_path, rank=rank, world=world, keep_places=True)) for rank in range(world)]
+    assert [shares[n % world][n // world] for n in range(131)] == whole
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_rows_that_are_passed_over_are_not_tokenised(world, tmp_path, monkeypatch):
+    sources, tokenised, encode = fill(tmp_path, [150]), [], ConversationEncoder.encode
+    whole = list(stream(sources, rank=world - 1, world=world, keep_places=True))
+    monkeypatch.setattr(
+        ConversationEncoder,
+        "encode",
+        lambda self, chats, *args, **kwargs: tokenised.extend(chats) or encode(self, chats, *args, **kwargs),
+    )
+    for number in (0, 1, 31, 32, 64, 70, 75, 1000):
+        made = RankStream(stream(sources, rank=world - 1, world=world, keep_places=True))
+        made.pass_over(0, number)
+        made.set_epoch(0)
+        tokenised.clear()
+        over = min(number, len(whole))
+        assert list(made) == [None] * over + whole[over:]
+        assert len(tokenised) <= len(whole) - over
+        made.set_epoch(1)  # is read as a whole
+        assert sum(row is None for row in made) <= 17
+
+
+def test_workers_that_live_on_learn_of_the_next_pass(tmp_path):
+    sources = fill(tmp_path, [40])
+    made, wanted = (RankStream(stream(sources, keep_places=True)) for _ in range(2))
+    loader = DataLoader(made, batch_size=None, num_workers=1, persistent_workers=True)
+    for epoch in (0, 1, 2):
+        made.set_epoch(epoch)
+        wanted.set_epoch(epoch)
+        assert list(loader) == list(wanted)

@@ -2,12 +2,16 @@
 
     nothing_worker.py SPEC.json    {"out": DIR, "fsdp2": false, "runs": [["train_eagle", ["--config", ...]], ...]}
 
-Leaves in `out`, of each rank, `called_RANK.json`: the functions of the package that were called, as `FILE FUNCTION`.
+A run of "stopped" is one of "train_eagle" in whose first step the last rank gets SIGTERM. Leaves in `out`, of each
+rank, `called_RANK.json`: the functions of the package that were called, as `FILE FUNCTION`.
 """
 
 import importlib
 import json
+import os
+import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -49,6 +53,24 @@ def shard_drafts() -> None:
     EagleTrainingArguments.__post_init__ = finish_and_tell
 
 
+def run_stopped() -> None:
+    """Train until SIGTERM, which the last rank gets alone."""
+    from hf_eagle import EagleTrainer
+    from scripts import train_eagle
+
+    step = EagleTrainer.training_step
+
+    def get_signal(trainer, *args, **kwargs):
+        if trainer.args.process_index == trainer.args.world_size - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(trainer, *args, **kwargs)
+
+    EagleTrainer.training_step = get_signal
+    with suppress(SystemExit):
+        train_eagle.main()
+    EagleTrainer.training_step = step
+
+
 def main():
     check_collectives()
     spec = json.loads(Path(sys.argv[1]).read_text())
@@ -59,7 +81,7 @@ def main():
     sys.setprofile(note)
     for script, arguments in spec["runs"]:
         sys.argv = [script, *arguments]
-        importlib.import_module(f"scripts.{script}").main()
+        run_stopped() if script == "stopped" else importlib.import_module(f"scripts.{script}").main()
     sys.setprofile(None)
 
     rank = dist.get_rank() if dist.is_initialized() else 0

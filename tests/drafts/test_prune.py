@@ -163,7 +163,7 @@ def test_the_script_counts_prunes_and_refuses(draft_of_folder, folder, tmp_path)
         (["--token_ids", "ids.json", "--counts_from", "x", "--output_dir", "out"], "`token_ids` says what to keep"),
         (["--counts_from", "x", "--draft_vocab_size", "8", "--output_dir", "out"], "name it with `target`"),
         (["--token_ids", __file__, "--output_dir", "out"], "cannot be read as JSON"),
-        (["--token_ids", "ids.json", "--output_dir", "draft"], "is the draft itself"),
+        (["--token_ids", "ids.json", "--output_dir", "draft"], "is what `draft` names, which is read"),
     ],
 )
 def test_the_scripts_errors_are_one_sentence(options, message):

@@ -241,19 +241,23 @@ class TestScript:
         assert (result["temperature"], result["top_p"], result["batch_size"]) == (0.7, 0.9, 4)
         assert result["identical_to_target"] is None and result["drafts"] > 0
 
-    def test_one_clear_sentence_for_bad_input(self, folder, tmp_path):
+    def test_one_clear_sentence_for_bad_input(self, folder, tmp_path, tokenizer):
         make_target(tap_ids=[0, 2, 3], vocab_size=80).model.save_pretrained(tmp_path / "other")
+        tokenizer.save_pretrained(tmp_path / "other")
         for changes, message in (
-            ({"prompts": "none.jsonl"}, "error: The prompt file 'none.jsonl' does not exist."),
+            ({"prompts": "none.jsonl"}, "error: `prompts` none.jsonl does not exist: correct the path."),
             ({"draft": "target"}, "target is not a draft"),
             (
                 {"target": str(tmp_path / "other")},
                 "`draft` was made for a vocabulary of 67 tokens, but the target has 80",
             ),
-            ({"num_speculative_tokens": 0}, "`num_speculative_tokens` must be at least 1, but is 0"),
+            ({"num_speculative_tokens": 0}, "`num_speculative_tokens` must be at least 1, got 0"),
             ({"depth": 3}, "`depth` is 3, which means nothing to `method='chain'`"),
             ({"method": "tree", "sweep_tokens": "1..3"}, "`sweep_tokens` measures chains, but `method` is 'tree'"),
-            ({"sweep_tokens": "3..1"}, "`sweep_tokens` must be numbers from 1 on, as `1..8` or `1,2,4`, but is '3..1'"),
+            (
+                {"sweep_tokens": "3..1"},
+                "`sweep_tokens` must be numbers from 1 to 64, as `1..8` or `1,2,4`, but is '3..1'",
+            ),
             ({"top_p": 0.9}, "`top_p` is set, but `temperature` is 0"),
             ({"method": "tree", "top_k": 41}, "`top_k` is 41, but the draft can propose only 40 different tokens"),
         ):

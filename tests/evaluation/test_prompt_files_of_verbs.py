@@ -135,7 +135,7 @@ def test_regenerated_records_keep_the_tools_that_were_on_offer(folder, given):
         ("[0, 1", "`token_ids` cannot be read as JSON: ids.json is not JSON"),
         ('["a"]', "`token_ids` ids.json must hold a list of token ids"),
         ("\udcff", "`token_ids` cannot be read as JSON: ids.json is not UTF-8"),
-        (None, "`token_ids` cannot be read as JSON: The file ids.json does not exist"),
+        (None, "`token_ids` ids.json does not exist: correct the path"),
     ],
 )
 def test_token_ids_that_cannot_be_read(folder, content, message):

@@ -151,3 +151,20 @@ def test_tokenizer_without_template_and_template_that_refuses():
     refusing = make_tokenizer("{{ raise_exception('no system message, please') }}")
     with pytest.raises(ValueError, match="refuses prompt 7: no system message, please"):
         encode_prompt(prompt, refusing)
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".json", ".txt.gz", ".jsonl.gz", ".json.gz"])
+def test_a_file_is_read_to_the_limit(tmp_path, suffix):
+    """Whatever stands behind the last prompt that is asked for does not matter: here it is no text, and cut."""
+    texts = [f"How many trees has forest {number}?" for number in range(100_000)]
+    content = {
+        ".txt": "\n".join(texts),
+        ".jsonl": "\n".join(json.dumps({"prompt": text}) for text in texts),
+        ".json": json.dumps([{"prompt": text} for text in texts]),
+    }[suffix.removesuffix(".gz")].encode() + b"\xff"
+    path = tmp_path / f"prompts{suffix}"
+    path.write_bytes(gzip.compress(content, 1)[:-100] if suffix.endswith(".gz") else content)
+
+    assert [prompt.asked for prompt in load_prompts(path, limit=3)] == [[text] for text in texts[:3]]
+    with pytest.raises(ValueError, match="cannot be read"):
+        load_prompts(path)

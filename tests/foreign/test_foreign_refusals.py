@@ -14,6 +14,7 @@ from transformers import AutoTokenizer
 from warm_python import warm_python
 
 from hf_eagle import FrozenTarget, load_draft
+from hf_eagle.door.sentences import is_sentence
 from hf_eagle.foreign.convert import from_foreign
 
 
@@ -249,3 +250,65 @@ def test_the_script_imports_and_never_overwrites(target_folder, embedding, tmp_p
     code, _, problems = run(*options[:-1], tmp_path / "other")
     assert code and problems.startswith("error: `norm_before_residual`") and len(problems.splitlines()) == 1
     assert not (tmp_path / "other").exists()
+
+
+BUILDS = [forms.modelopt, forms.eagle3, forms.speculators, forms.torchspec, forms.nemo, forms.specforge, forms.eagle1]
+FIELDS = [
+    "hidden_size",
+    "num_attention_heads",
+    "vocab_size",
+    "rope_scaling",
+    "rope_parameters",
+    "rope_theta",
+    "rms_norm_eps",
+]
+FIELDS += ["eagle_config", "architectures", "transformer_layer_config", "head_dim", "kv_lora_rank", "draft_vocab_size"]
+
+
+@pytest.mark.parametrize("build", BUILDS)
+def test_fields_of_any_type_are_refused_in_a_sentence_or_taken(build, target_folder, embedding, tmp_path):
+    config, tensors = build(embedding)
+    for field in FIELDS:
+        for value in ("x", [1.5], {}, 7):
+            write(tmp_path / "draft", config | {field: value}, tensors)
+            try:
+                from_foreign(tmp_path / "draft", target_folder)
+            except (OSError, ValueError) as problem:
+                assert is_sentence(problem), (field, value, problem)
+                assert "\n" not in str(problem) and "`" in str(problem)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("config.json", b"[]", "config.json must hold an object, but holds a list"),
+        ("config.json", b"{oops", "config.json cannot be read as JSON"),
+        ("config.json", None, "holds no config.json: name the folder of a draft"),
+        ("model.safetensors", b"", "model.safetensors is cut, it has 0 bytes"),
+        ("model.safetensors", b"nothing", "model.safetensors is cut"),
+        ("model.safetensors.index.json", b"[]", "model.safetensors.index.json must hold an object"),
+        ("model.safetensors.index.json", b'{"weight_map": {"a": 1}}', "must hold text as `weight_map"),
+        ("tokenizer.json", b"{oops", "tokenizer.json cannot be read as JSON"),
+    ],
+)
+def test_files_that_are_broken_are_named(name, content, message, target_folder, embedding, tmp_path):
+    folder = tmp_path / "draft"
+    write(folder, *forms.modelopt(embedding))
+    if "index" in name:
+        (folder / "model.safetensors").unlink()
+    if content is None:
+        (folder / name).unlink()
+    else:
+        (folder / name).write_bytes(content)
+    with pytest.raises(ValueError) as problem:
+        from_foreign(folder, target_folder)
+    text = str(problem.value)
+    assert text.startswith(f"`draft` {folder} ") and message in text and "\n" not in text
+
+
+def test_a_draft_or_target_that_is_not_there(target_folder, embedding, tmp_path):
+    write(tmp_path / "draft", *forms.modelopt(embedding))
+    with pytest.raises(OSError, match="^`draft` /no/such/draft does not exist: correct the path"):
+        from_foreign("/no/such/draft", target_folder)
+    with pytest.raises(OSError, match="^`target` /no/such/target does not exist: correct the path"):
+        from_foreign(tmp_path / "draft", "/no/such/target")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -10,9 +11,9 @@ import pytest
 from huggingface_hub import ModelCard
 from safetensors.numpy import save_file
 
-from hf_eagle.hub.card_facts import FACTS, CardFacts
+from hf_eagle.door.names import as_named, is_hub_id
+from hf_eagle.hub.card_facts import FACTS, CardFacts, _warn_once, measured_in
 from hf_eagle.hub.model_card import card_text, facts_of_card, is_edited, render_model_card
-from hf_eagle.hub.names import as_named, is_hub_id
 from hf_eagle.hub.publish import contents, facts_to_publish
 from hf_eagle.serving.commands import serve_commands
 
@@ -209,27 +210,27 @@ def test_commands_expand_the_home(home):
 # ---- what was measured, and is put on the card ----
 
 
-@pytest.mark.parametrize(
-    "name, found, sentence",
-    [
-        ("acceptance", {"acceptance_length": 2.5}, "lacks `accepted_per_position`, .*`num_speculative_tokens`"),
-        ("acceptance", MEASURED, "lacks `num_prompts`"),
-        (
-            "acceptance_code",
-            {**MEASURED, "num_prompts": 2, "drafts": "4"},
-            "a whole number as `drafts`, but holds text",
-        ),
-        (
-            "acceptance",
-            {**MEASURED, "num_prompts": 2, "temperature": "hot"},
-            "or null as `temperature`, but holds text",
-        ),
-        ("acceptance", {**MEASURED, "num_prompts": 2, "method": "tree"}, "lacks `total_tokens`, `depth`"),
-        ("serving", {"entries": [{}]}, "lacks `arguments`, `machine`"),
-        ("serving", {**SERVED, "entries": [{}]}, r"lacks `entries\[0\].num_speculative_tokens`, .*batch_size.*"),
-        ("serving", {**SERVED, "entries": 3}, "a list as `entries`, but holds a whole number"),
-    ],
-)
+BROKEN = [
+    ("acceptance", {"acceptance_length": 2.5}, "lacks `accepted_per_position`, .*`num_speculative_tokens`"),
+    ("acceptance", MEASURED, "lacks `num_prompts`"),
+    (
+        "acceptance_code",
+        {**MEASURED, "num_prompts": 2, "drafts": "4"},
+        "a whole number as `drafts`, but holds text",
+    ),
+    (
+        "acceptance",
+        {**MEASURED, "num_prompts": 2, "temperature": "hot"},
+        "or null as `temperature`, but holds text",
+    ),
+    ("acceptance", {**MEASURED, "num_prompts": 2, "method": "tree"}, "lacks `total_tokens`, `depth`"),
+    ("serving", {"entries": [{}]}, "lacks `arguments`, `machine`"),
+    ("serving", {**SERVED, "entries": [{}]}, r"lacks `entries\[0\].num_speculative_tokens`, .*batch_size.*"),
+    ("serving", {**SERVED, "entries": 3}, "a list as `entries`, but holds a whole number"),
+]
+
+
+@pytest.mark.parametrize("name, found, sentence", BROKEN)
 def test_measurements_that_lack_what_a_card_shows_name_file_and_field(home, name, found, sentence):
     render_model_card("runs/draft", CardFacts(name="X", target="org/t"))
     Path(f"runs/draft/{name}.json").write_text(json.dumps(found))
@@ -238,6 +239,37 @@ def test_measurements_that_lack_what_a_card_shows_name_file_and_field(home, name
         ValueError, match=f"runs/draft/{name}.json .*{sentence}: measure again with scripts/{script}.py"
     ):
         contents("runs/draft", "me/d")
+
+
+@pytest.mark.parametrize(
+    "name, found, sentence", [*BROKEN, ("serving", "{", "cannot be read as JSON"), ("acceptance", "\ud83d", "")]
+)
+def test_what_a_training_renders_leaves_broken_tables_out_and_says_so_once(home, caplog, name, found, sentence):
+    """Its card and its pushes; who publishes by the verb is told to mend them."""
+    sound = {**MEASURED, "num_prompts": 2, "prompts": "sound.jsonl"}
+    Path("runs/draft/acceptance_sound.json").write_text(json.dumps(sound))
+    text = found if isinstance(found, str) else json.dumps(found)
+    Path(f"runs/draft/{name}.json").write_bytes(text.encode("utf-8", "surrogatepass"))
+    _warn_once.cache_clear()
+    for _ in range(2):
+        measured = measured_in("runs/draft", leave_out_broken=True)
+        assert measured["serving"] == {} and list(measured["acceptance"]) == ["sound"]
+        render_model_card("runs/draft", CardFacts(name="X", target="org/t", **measured))
+        files = contents("runs/draft", "me/d", leave_out_broken=True)
+        assert "| sound (2) |" in files["README.md"].decode()
+        with pytest.raises(ValueError, match=f"runs/draft/{name}.json"):
+            contents("runs/draft", "me/d")
+    (told,) = [r.getMessage() for r in caplog.records if "leaves a table out" in r.getMessage()]
+    assert f"runs/draft/{name}.json" in told and "or move the file away" in told and re.search(sentence, told)
+
+
+def test_a_push_of_a_training_sends_a_card_whose_facts_are_broken_as_it_is(home):
+    render_model_card("runs/draft", CardFacts(name="X", target="org/t"))
+    Path("runs/draft/card_facts.json").write_text("{")
+    with pytest.raises(ValueError, match="card_facts.json cannot be read as JSON"):
+        contents("runs/draft", "me/d")
+    sent = contents("runs/draft", "me/d", leave_out_broken=True)
+    assert sent["README.md"] == Path("runs/draft/README.md").read_bytes()
 
 
 def test_a_table_with_holes_is_refused(home):

@@ -213,7 +213,10 @@ def test_what_the_data_hold(tmp_path):
     assert "2,000 conversations, 300,000 tokens, 62.5% of them supervised. A conversation has 151 tokens" in card
     assert "512 at most; 3 repeat an earlier one." in card
     assert "| 4,096 | 95.10% |\n| 49,152 | 100.00% |" in card
-    assert "Of the 160 prompts in mt_bench.jsonl, 2 occur in the data (13 words in a row)." in card
+    assert (
+        "Of the 160 prompts in mt_bench.jsonl, 2 occur in the data (13 words in a row, or all of a shorter prompt; in "
+        "scripts without spaces 20 Chinese characters, 26 kana or 40 letters)." in card
+    )
     bare = render_model_card(tmp_path, CardFacts(name="Tiny", target="org/Tiny")).read_text()
     assert "draft vocabulary |" not in bare and "repeat an earlier" not in bare
     # what a run counts of its own data is a part of it, and of packed rows a smaller one

@@ -259,6 +259,8 @@ def test_training_pushes_its_draft_and_keeps_its_states(hub, tmp_path):
     write_tiny_target(tmp_path / "target")
     (tmp_path / "target" / "README.md").write_text("---\nlicense: cc-by-4.0\n---\n# Tiny\n")
     write_chats(tmp_path / "chats.jsonl")
+    (tmp_path / "draft").mkdir()
+    (tmp_path / "draft" / "serving.json").write_text('{"entries": 3}')  # nothing that anybody left there ends a run
     options = {
         "target": tmp_path / "target",
         "base_model": "org/Tiny",
@@ -273,12 +275,15 @@ def test_training_pushes_its_draft_and_keeps_its_states(hub, tmp_path):
         "save_steps": 2,
         "save_total_limit": 1,
         "ttt_steps": 2,
+        "max_length": 64,
     }
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     command = [sys.executable, str(ROOT / "scripts" / "train_eagle.py"), *words, "--push_to_hub", "--hub_always_push"]
     env = environment(hub, tmp_path / "home")
     found = subprocess.run(command, env=env, capture_output=True, text=True)
     assert found.returncode == 0, found.stderr[-2000:]
+    assert found.stderr.count("The card leaves a table out: ") == 1
+    assert "draft/serving.json lacks `arguments`, `machine`: measure again" in found.stderr
     files = hub.files("me/tiny-draft")
     assert {"config.json", "model.safetensors", "README.md"} <= files.keys()
     assert "training_args.bin" not in files

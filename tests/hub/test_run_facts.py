@@ -8,7 +8,7 @@ from datasets import Dataset
 
 from hf_eagle.data.packing import pack_dataset
 from hf_eagle.hub.licenses import inherited_license
-from hf_eagle.hub.run_facts import recipe_facts
+from hf_eagle.hub.run_facts import changed_arguments, recipe_facts
 from hf_eagle.training.recipe import Recipe
 
 
@@ -74,6 +74,14 @@ def test_hyperparameters_of_every_group_without_places(chats, rows):
     changed = ("--max_length", 64, "--fc_norm", "--target_dtype", "bfloat16", "--gguf_file", "x.gguf")
     found = recipe_facts(recipe(chats, "--train_data", chats / "mine.jsonl", *changed), rows)
     assert found["hyperparameters"] == {"fc_norm": True, "target_dtype": "bfloat16", "max_length": 64}
+
+
+def test_no_token_comes_to_a_card(chats, rows):
+    (chats / "run.yaml").write_text("hub_token: hf_planted\nhub_model_id: me/draft\n")
+    known = recipe(chats, "--train_data", chats / "mine.jsonl", "--config", chats / "run.yaml")
+    assert known.training.hub_token == "hf_planted"
+    told = [recipe_facts(known, rows), *map(changed_arguments, (known.training, known.draft, known.target, known.data))]
+    assert "planted" not in json.dumps(told, default=str)
 
 
 def test_as_many_licences_as_sources(chats):

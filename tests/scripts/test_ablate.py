@@ -29,6 +29,7 @@ def folder(tmp_path_factory):
         "ttt_steps": 2,
         "oov_rows": "renormalize",
         "per_device_train_batch_size": 4,
+        "max_length": 64,
     }
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     (folder / "variants.yaml").write_text("recipe: {}\nwhole vocabulary: {draft_vocab_size: null}\n")
@@ -72,6 +73,12 @@ def test_variants_are_trained_measured_and_not_done_twice(folder, monkeypatch, c
         size = json.loads((out / "0" / "config.json").read_text())["draft_vocab_size"]
         assert (size == 24) == (row[0] == "| recipe")
 
+    measured = folder / "out" / "recipe" / "0" / "acceptance.json"
+    before = json.loads(measured.read_text())["accepted_per_position"]
+    measured.unlink()  # as after an interruption of the measurement
+    assert run(folder, monkeypatch, capsys)[1] == 1
+    assert json.loads(measured.read_text())["accepted_per_position"] == before
+
     printed, calls = run(folder, monkeypatch, capsys, seeds=2)
     assert calls == 2 * 2  # the second seed
     assert printed.count(" ± ") == 2 and "(2 degrees of freedom)" in printed
@@ -98,11 +105,11 @@ def test_a_variant_that_fails_is_told_and_the_others_go_on(folder, monkeypatch, 
 
 def test_bad_arguments(folder, monkeypatch, capsys):
     (folder / "list.yaml").write_text("- recipe\n")
-    for option, message in (("nowhere.yaml", "which does not exist"), ("list.yaml", "must map names to arguments")):
+    for option, message in (("nowhere.yaml", "does not exist"), ("list.yaml", "must hold `argument: value` lines")):
         with pytest.raises(ValueError, match=message):
             ablate.read_variants(folder / option)
     monkeypatch.setattr(sys, "argv", ["ablate.py", *(f"--{n}=x" for n in ("recipe", "variants", "prompts"))])
     sys.argv += ["--output_dir=x", "--minutes=0"]
     with pytest.raises(SystemExit):
         ablate.main()
-    assert "`minutes` must be more than 0" in capsys.readouterr().err
+    assert "`minutes` must be above 0" in capsys.readouterr().err

@@ -20,7 +20,7 @@ def test_a_server_that_does_not_come_up_says_why(tmp_path):
 def test_bad_arguments(monkeypatch, capsys, tmp_path):
     script = ROOT / "scripts" / "dev" / "benchmark_regeneration.py"
     for option, message in (
-        ("--rounds=0", "`rounds` must be at least 1, but is 0"),
+        ("--rounds=0", "`rounds` must be at least 1, got 0"),
         (f"--serving_python={tmp_path}/python", "`serving_python` .* does not exist; `make test-serving` makes it"),
     ):
         monkeypatch.setattr(

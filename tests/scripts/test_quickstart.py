@@ -76,7 +76,7 @@ def test_other_settings_are_refused_and_nothing_is_lost(tmp_path):
 def test_the_short_way_changes_only_what_exists():
     assert quickstart.SHORT.keys() <= {field.name for field in dataclasses.fields(quickstart.QuickstartArguments)}
     quickstart.QuickstartArguments(**quickstart.SHORT)
-    with pytest.raises(ValueError, match="`eval_prompts` must be at least 1, but is 0"):
+    with pytest.raises(ValueError, match="`eval_prompts` must be at least 1, got 0"):
         quickstart.QuickstartArguments(eval_prompts=0)
 
 

@@ -1,12 +1,16 @@
 """What the benchmark of a real vLLM makes of its runs, and what it says instead; tests/serving runs real engines."""
 
+import json
 import runpy
 import sys
 
 import pytest
+from chain_models import VOCAB, make_draft, make_target
 from forks import ROOT
+from tiny_tokenizer import word_tokenizer
 
-from hf_eagle.serving.speed import Engine, _summary, table, verdict
+from hf_eagle.door.journal import Journal
+from hf_eagle.serving.speed import Engine, _summary, measure_serving, model_identity, table, verdict
 
 
 def run(seconds, *lengths, drafts=0, accepted=(), token=7):
@@ -52,6 +56,139 @@ def test_the_table_says_where_the_draft_stops_paying():
     assert verdict(entries) == "batch 1: fastest with K = 1, 2.00x\nbatch 8: no draft is the fastest"
 
 
+class ScriptedEngine:
+    """Stands for a vLLM: its answers and counts follow from what it is asked, its seconds from how often.
+
+    Attributes:
+        log: `(drafted tokens, requests in flight)` of every decoding but the first of each engine.
+        stop_at: Ctrl-C comes with this decoding.
+    """
+
+    log: list = []
+    stop_at = None
+
+    def __init__(self, count):
+        self.count, self.warm = count, False
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def decode(self, prompts, in_flight, max_tokens):
+        if not self.warm:
+            self.warm = True
+            return {}
+        if len(self.log) == self.stop_at:
+            raise KeyboardInterrupt
+        self.log.append((self.count, in_flight))
+        return run(
+            1 + len(self.log) / 7, *[max_tokens] * len(prompts), drafts=9, accepted=[5] * self.count, token=in_flight
+        )
+
+
+@pytest.fixture
+def engines(monkeypatch):
+    monkeypatch.setattr(ScriptedEngine, "log", [])
+    monkeypatch.setattr(ScriptedEngine, "stop_at", None)
+    return ScriptedEngine
+
+
+def test_what_was_decoded_before_an_interruption_is_not_decoded_again(engines, tmp_path, monkeypatch):
+    """A round and a batch size are whole or not there: a draft's run is compared with the one without, next to it."""
+    shape = ([[1], [2, 3]], [1, 3], [1, 8], 2, 5)  # three engines, two batch sizes, two rounds
+    pairs = [(0, 1), (0, 8), (1, 1), (1, 8)]
+
+    def measured(path):
+        with Journal(path, {}) as journal:
+            return measure_serving(engines, *shape, report=lambda _: None, journal=journal), journal.rows
+
+    whole, rows = measured(tmp_path / "whole")
+    assert whole == measure_serving(lambda _: pytest.fail("an engine started"), *shape, journal=Rows(rows))
+    assert [(e["num_speculative_tokens"], e["batch_size"]) for e in whole] == [
+        (k, b) for k in (0, 1, 3) for b in (1, 8)
+    ]
+    for stop_at in range(12):
+        path = tmp_path / str(stop_at)
+        engines.log, engines.stop_at = [], stop_at
+        with pytest.raises(KeyboardInterrupt):
+            measured(path)
+        engines.log, engines.stop_at = [], None
+        found, rows = measured(path)
+        assert [tuple(row["what"]) for row in rows] == pairs
+        assert engines.log == [(count, size) for _, size in pairs[stop_at // 3 :] for count in (0, 1, 3)]
+        for ours, theirs in zip(found, whole, strict=True):
+            same = [name for name in ours if "second" not in name and "speedup" not in name]
+            assert [ours[name] for name in same] == [theirs[name] for name in same]
+
+
+class Rows:
+    def __init__(self, rows):
+        self.rows = rows
+
+
+def test_the_same_command_goes_on_and_another_is_refused(engines, tmp_path, monkeypatch, capsys):
+    target = make_target()
+    target.model.save_pretrained(tmp_path / "target")
+    word_tokenizer(VOCAB, 9).save_pretrained(tmp_path / "target")
+    make_draft(target, tap_ids=[0, 2, 3]).save_pretrained(tmp_path / "draft")
+    (tmp_path / "prompts.txt").write_text("w10 w11\nw12\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        "hf_eagle.serving.speed.Engine",
+        lambda *_, speculative_config=None, **__: engines(
+            speculative_config["num_speculative_tokens"] if speculative_config else 0
+        ),
+    )
+
+    def command(**changes):
+        given = {"target": "target", "draft": "draft", "prompts": "prompts.txt", "output_json": "result.json"}
+        given |= {"serving_python": sys.executable, "rounds": 2, "num_speculative_tokens": "1,2", **changes}
+        script = str(ROOT / "scripts" / "benchmark_serving.py")
+        monkeypatch.setattr(sys, "argv", [script, *(f"--{name}={value}" for name, value in given.items())])
+        runpy.run_path(script, run_name="__main__")
+
+    engines.stop_at = 4
+    with pytest.raises(SystemExit):
+        command()
+    engines.stop_at, left = None, (tmp_path / "result.json.journal").read_bytes()
+    assert len(left.splitlines()) == 2 and not (tmp_path / "result.json").exists()
+    make_draft(target, tap_ids=[0, 1, 3]).save_pretrained(tmp_path / "other")
+    for changes, name in (
+        ({"draft": "other"}, "draft_weights"),
+        ({"rounds": 3}, "rounds"),
+        ({"num_prompts": 1}, "num_prompts"),
+        ({"max_new_tokens": 5}, "max_new_tokens"),
+        ({"engine_args": "{}"}, "engine_args"),
+    ):
+        with pytest.raises(SystemExit):
+            command(**changes)
+        said = capsys.readouterr().err
+        assert f"`{name}`" in said and "go on with the same" in said
+        assert (tmp_path / "result.json.journal").read_bytes() == left
+    before = len(engines.log)
+    command(draft=tmp_path / "draft")
+    assert "going on behind the 1 runs of all engines" in capsys.readouterr().out
+    assert len(engines.log) == before + 3 and len(json.loads((tmp_path / "result.json").read_text())["entries"]) == 3
+    assert not (tmp_path / "result.json.journal").exists()
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "model-00002-of-00002.safetensors"])
+def test_a_folder_is_known_by_what_it_holds(tmp_path, name, monkeypatch):
+    monkeypatch.setattr("hf_eagle.serving.speed._BLOCK", 8)
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / name).write_bytes(b"0123456789" * 9)
+    assert model_identity(str(tmp_path / "a")) == model_identity(str(tmp_path / "b"))
+    for place in (0, 8, 89):
+        content = bytearray(b"0123456789" * 9)
+        content[place] = 65
+        (tmp_path / "b" / name).write_bytes(content)
+        assert model_identity(str(tmp_path / "a")) != model_identity(str(tmp_path / "b"))
+    assert model_identity("you/your-draft") == "you/your-draft"
+
+
 def test_an_engine_that_does_not_start_says_why(tmp_path):
     """This environment has no vLLM."""
     with pytest.raises(RuntimeError, match="(?s)vLLM ended; its last words:.*No module named 'vllm'"):
@@ -62,8 +199,8 @@ def test_an_engine_that_does_not_start_says_why(tmp_path):
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("--batch_sizes=4..1", "`batch_sizes` must be numbers from 1 on, as `1..8` or `1,2,4`, but is '4..1'"),
-        ("--rounds=0", "`rounds` must be at least 1, but is 0"),
+        ("--batch_sizes=4..1", "`batch_sizes` must be numbers from 1 to 1024, as `1..8` or `1,2,4`, but is '4..1'"),
+        ("--rounds=0", "`rounds` must be at least 1, got 0"),
         ("--engine_args=[1]", "`engine_args` must be a JSON object, got [1]"),
         ("--engine_args={", "`engine_args` is no JSON"),
         (

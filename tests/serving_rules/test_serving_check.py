@@ -417,13 +417,17 @@ def test_limits_of_a_server_are_told_from_faults(tmp_path):
 
 
 def test_what_is_no_draft_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="its config.json cannot be read"):
+    with pytest.raises(ValueError, match="is no draft folder, it holds no config.json"):
         check_draft(tmp_path)
+    for content, word in (("[]", "must hold an object, but holds a list"), ("{oops", "cannot be read as JSON")):
+        (tmp_path / "config.json").write_text(content)
+        with pytest.raises(ValueError, match=f"config.json {word}"):
+            check_draft(tmp_path)
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ValueError, match=r"holds no \*.safetensors file"):
         check_draft(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"nothing")
-    with pytest.raises(ValueError, match="cannot be read as safetensors"):
+    with pytest.raises(ValueError, match="`draft` .* cannot be read: model.safetensors is cut, it has 7 bytes"):
         check_draft(tmp_path)
     save_file({"x.weight": torch.ones(1)}, tmp_path / "model.safetensors")
     assert "`vocab_size` is missing in config.json" in faults(tmp_path)[0]
@@ -487,9 +491,11 @@ def test_a_kind_that_no_server_has_is_saved_with_a_warning(tmp_path, caplog):
 def run(monkeypatch, capsys, *options):
     script = Path(__file__).resolve().parents[2] / "scripts" / "check_draft.py"
     monkeypatch.setattr("sys.argv", [str(script), *map(str, options)])
-    with pytest.raises(SystemExit) as end:
+    try:
         runpy.run_path(str(script), run_name="__main__")
-    return end.value.code, capsys.readouterr()
+    except SystemExit as end:
+        return end.code, capsys.readouterr()
+    return 0, capsys.readouterr()
 
 
 def test_the_script_says_what_is_wrong_and_mends_it(drafts, target_folder, tmp_path, monkeypatch, capsys):
@@ -507,4 +513,4 @@ def test_the_script_says_what_is_wrong_and_mends_it(drafts, target_folder, tmp_p
     code, printed = run(monkeypatch, capsys, tmp_path / "draft", "--fix", tmp_path / "mended")
     assert code == 2 and printed.err.startswith("error: `fix`") and "Traceback" not in printed.err
     code, printed = run(monkeypatch, capsys, tmp_path / "nowhere")
-    assert code == 2 and "is no draft folder" in printed.err
+    assert code == 2 and "does not exist" in printed.err

@@ -1,6 +1,7 @@
 """A target that is a PEFT adapter on a base: merged before anything else sees it."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -9,11 +10,11 @@ from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from tiny_files import write_tiny_target
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertForMaskedLM, T5Config
 
 from hf_eagle import FrozenTarget
 from hf_eagle.drafts.vocabulary import tokenizer_fingerprint
-from hf_eagle.targets.loading import load_causal_lm, load_tokenizer, save_merged
+from hf_eagle.targets.loading import load_causal_lm, load_config, load_tokenizer, save_merged, takes_media
 
 
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10]])
@@ -139,6 +140,53 @@ class TestRefusals:
         write_adapter(tmp_path, folders[0], PromptTuningConfig(num_virtual_tokens=4, task_type="CAUSAL_LM"))
         self.refused(tmp_path, "is of type PROMPT_TUNING, which is no change of weights and cannot be merged")
 
+    @pytest.mark.parametrize("length", [1, 2, 3])
+    def test_adapters_that_name_each_other(self, folders, tmp_path, length):
+        names = [tmp_path / f"adapter-{n}" for n in range(length)]
+        for name, base in zip(names, [*names[1:], names[0]], strict=True):
+            change_config(shutil.copytree(folders[1], name), base_model_name_or_path=str(base))
+            for file in name.glob("tokenizer*"):
+                file.unlink()
+        text = f"`target` {names[0]} is an adapter that ends at no base model, since {names[-1]} names {names[0]} again"
+        for load in (load_causal_lm, load_tokenizer, takes_media):
+            with pytest.raises(ValueError, match=text):
+                load(str(names[0]))
+
+    @pytest.mark.parametrize(
+        ("fields", "message"),
+        [
+            ({"r": "eight"}, "must hold a whole number or null as `r`, but holds text"),
+            ({"r": 1.5}, "as `r`, but holds a number"),
+            ({"lora_alpha": []}, "must hold a number or null as `lora_alpha`, but holds a list"),
+            ({"target_modules": [1]}, r"must hold .* as `target_modules\[0\]`, but holds a whole number"),
+            ({"base_model_name_or_path": 7}, "must hold text or null as `base_model_name_or_path`"),
+            ({"peft_type": "NO_SUCH"}, "NO_SUCH"),
+            ({"rank_pattern": {"x": "y"}}, "as `rank_pattern"),
+            ({"layers_to_transform": {}}, "."),
+        ],
+    )
+    def test_a_config_that_holds_something_else(self, adapter, fields, message):
+        change_config(adapter, **fields)
+        self.refused(adapter, f"`target` {adapter}.*{message}")
+
+    def test_a_config_that_is_no_object(self, adapter):
+        for content in ("[]", "null", "{oops", ""):
+            (adapter / "adapter_config.json").write_text(content)
+            self.refused(adapter, f"`target` {adapter} cannot be read: .*adapter_config.json")
+
+    def test_weights_that_are_cut(self, adapter):
+        weights = adapter / "adapter_model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-10])
+        self.refused(adapter, f"`target` {adapter} cannot be read: adapter_model.safetensors is cut")
+
+    def test_a_base_that_is_broken(self, adapter, folders):
+        base = shutil.copytree(folders[0], adapter.parent / "base")
+        (base / "config.json").write_text("[]")
+        change_config(adapter, base_model_name_or_path=str(base))
+        self.refused(
+            adapter, f"`target` {adapter} is an adapter on {base}, which cannot be loaded .*config.json must hold"
+        )
+
     def test_a_whole_model_beside_it(self, adapter, folders):
         shutil.copy(folders[0] / "model.safetensors", adapter)
         self.refused(adapter, r"holds both a whole model \(model.safetensors\) and an adapter")
@@ -156,3 +204,136 @@ def test_a_merged_copy_is_made_once_and_never_over_another(folders, tmp_path):
     other = write_adapter(tmp_path / "other", base, seed=4)
     with pytest.raises(FileExistsError, match=f"merged is in the way of merging `target` {other}: delete it"):
         save_merged(str(other), tmp_path / "merged")
+
+
+# ---- files that are broken, or of something else ----
+
+
+def one_sentence(load, folder, error=ValueError, argument="target"):
+    with pytest.raises(error) as problem:
+        load(str(folder))
+    text = str(problem.value)
+    assert text.startswith(f"`{argument}` {folder} ") and text.endswith(".") and "\n" not in text
+    return text
+
+
+@pytest.fixture
+def base(folders, tmp_path):
+    return shutil.copytree(folders[0], tmp_path / "base")
+
+
+@pytest.mark.parametrize("load", [load_config, load_causal_lm, load_tokenizer, takes_media])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[]", "config.json must hold an object, but holds a list"),
+        ("{oops", "config.json cannot be read as JSON"),
+        ('{"model_type": "no_such"}', "no_such"),
+        ('{"model_type": 7}', "7"),
+        (
+            '{"model_type": "llama", "max_position_embeddings": "x"}',
+            "config.json is not accepted .*max_position_embeddings",
+        ),
+        ('{"model_type": "llama", "hidden_size": []}', "config.json is not accepted .*hidden_size"),
+    ],
+)
+def test_a_config_that_is_not_accepted(base, load, content, message):
+    (base / "config.json").write_text(content)
+    if load is load_tokenizer and content in ('{"model_type": "no_such"}', '{"model_type": 7}'):
+        return  # a tokenizer says itself of which class it is
+    with pytest.raises((OSError, ValueError), match=f"^`target` {base} .*{message}"):
+        load(str(base))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("tokenizer.json", "{oops", "tokenizer.json cannot be read as JSON"),
+        ("tokenizer.json", "[]", "tokenizer.json must hold an object"),
+        ("tokenizer.json", "{}", r"\("),
+        ("tokenizer.json", '{"model": {"type": "no_such"}}', r"\("),
+        ("tokenizer_config.json", "[]", "tokenizer_config.json must hold an object"),
+        ("tokenizer_config.json", '{"tokenizer_class": "NoSuch", "model_max_length": {}}', "."),
+        ("chat_template.jinja", b"\xff\xfe", "chat_template.jinja is no text"),
+    ],
+)
+def test_a_tokenizer_that_is_broken(base, name, content, message):
+    (base / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    try:
+        load_tokenizer(str(base))
+    except (OSError, ValueError) as problem:
+        assert str(problem).startswith(f"`target` {base} cannot be read") and "\n" not in str(problem)
+        assert message.strip("\\") in str(problem)
+    else:
+        assert message == "."  # which transformers makes do with
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{oops", "cannot be read as JSON"),
+        ("[]", "must hold an object, but holds a list"),
+        ('{"eos_token_id": "</s>"}', "as `eos_token_id`, but holds text"),
+        ('{"eos_token_id": [2, "x"]}', r"as `eos_token_id\[1\]`, but holds text"),
+        ('{"pad_token_id": 1.5}', "as `pad_token_id`, but holds a number"),
+    ],
+)
+def test_a_generation_config_that_cannot_be_read_is_not_passed_over(base, content, message):
+    """The ends of answers come from it."""
+    (base / "generation_config.json").write_text(content)
+    with pytest.raises(ValueError, match=f"^`target` {base} cannot be read.*{message}"):
+        load_causal_lm(str(base))
+    (base / "generation_config.json").unlink()
+    load_causal_lm(str(base))
+
+
+class Harmful:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def test_pickled_weights_are_read_if_they_are_tensors_alone(base, tmp_path):
+    tensors = load_file(base / "model.safetensors")
+    wanted = logits(load_causal_lm(str(base)))
+    (base / "model.safetensors").unlink()
+    torch.save(tensors, base / "pytorch_model.bin")
+    assert torch.equal(logits(load_causal_lm(str(base))), wanted)
+    torch.save(tensors | {"model.norm.weight": Harmful(str(tmp_path / "made"))}, base / "pytorch_model.bin")
+    for content in (None, b"\x80\x02cos\nsystem\n.", b"no pickle", b""):
+        if content is not None:
+            (base / "pytorch_model.bin").write_bytes(content)
+        text = one_sentence(load_causal_lm, base, (OSError, ValueError))
+        assert "weights_only" not in text and not (tmp_path / "made").exists()
+    (base / "pytorch_model.bin").unlink()
+    assert "no file named model.safetensors" in one_sentence(load_causal_lm, base, OSError)
+
+
+def test_what_is_no_causal_language_model(base):
+    BertForMaskedLM(
+        BertConfig(vocab_size=310, hidden_size=32, num_hidden_layers=2, num_attention_heads=4)
+    ).save_pretrained(base)
+    assert "is no causal language model, its `model_type` is bert" in one_sentence(load_causal_lm, base)
+    T5Config().save_pretrained(base)
+    assert "is no causal language model, its `model_type` is t5" in one_sentence(load_causal_lm, base)
+    BertConfig(is_decoder=True, vocab_size=310, hidden_size=32, num_attention_heads=4).save_pretrained(base)
+    assert "BertLMHeadModel" in one_sentence(load_causal_lm, base)  # of this kind, but with other weights
+
+
+@pytest.mark.parametrize(
+    "load", [load_config, load_causal_lm, load_tokenizer, takes_media, FrozenTarget.from_pretrained]
+)
+def test_what_is_not_there(load, tmp_path):
+    for path in ("/no/such/model", str(tmp_path / "gone"), "./gone"):
+        assert "does not exist: correct the path" in one_sentence(load, path, OSError)
+    assert "is no folder here, and the Hub does not give it" in one_sentence(load, "nobody/no-such-model-0", OSError)
+    assert "holds no config.json" in one_sentence(load, tmp_path, (OSError, ValueError))
+    (tmp_path / "file").write_text("a file")
+    assert "is a file" in one_sentence(load, tmp_path / "file", OSError)
+
+
+def test_the_argument_is_the_callers():
+    for load in (load_config, load_causal_lm, load_tokenizer):
+        one_sentence(lambda path, load=load: load(path, argument="base"), "/no/such", OSError, "base")

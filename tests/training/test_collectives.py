@@ -91,8 +91,11 @@ def runs_of(folder: Path, out: Path, ranks: int) -> dict[bool, list]:
     first = ["--cache_mode", "first_epoch", "--feature_store", out / "first_store"]
     filled = train("filled", *cache, sharding="fsdp2")
     filled[0] = "cache_features"
+    stopped = train("stopped")
+    stopped[0] = "stopped"
     replicated = [
         filled,
+        stopped,
         train("stored", *cache, *held_out),
         train("first", *first, sharding="fsdp2"),
         train("live", *held_out, *prompts, sharding="tensor"),
@@ -130,6 +133,10 @@ def test_a_rank_that_has_nothing_changes_nothing(name, launched):
     wanted = curve(launched / "on_1" / name)
     assert sorted(wanted) == list(range(1, 4 if name in ("live", "spread") else 3))
     assert curve(launched / "on_2" / name) == pytest.approx(wanted, rel=1e-5)
+
+
+def test_a_rank_that_has_nothing_stops_the_others(launched):
+    assert [path.name for path in (launched / "on_2" / "stopped").glob("checkpoint-*")] == ["checkpoint-1"]
 
 
 @pytest.mark.parametrize("rank", [0, 1])

@@ -220,7 +220,7 @@ def test_a_stream_stops_after_a_stated_number_of_steps(logging_steps, tmp_path):
 
 @pytest.mark.parametrize("value", [0, -1])
 def test_a_number_of_steps_below_one_is_refused(value):
-    with pytest.raises(ValueError, match=f"`max_unsupervised_steps` must be at least 1, but is {value}"):
+    with pytest.raises(ValueError, match=f"`max_unsupervised_steps` must be at least 1, got {value}"):
         EagleTrainingArguments(output_dir="nowhere", max_unsupervised_steps=value)
 
 

@@ -19,7 +19,12 @@ CELLS = {
     "grouped": {"strategy": "group_by_length"},
     "rebalanced": {"strategy": "batch_rebalance"},
     "packed": {"packed": True},
+    # streams are shuffled or packed before they are trained on; what the parser refuses is tested there
+    "stream": {"stream": "rows"},
+    "packed_stream": {"stream": "rows", "packed": True},
+    "chat_stream": {"stream": "chats", "records": 15},  # of which two have no answer
 }
+SAMPLERS = ["random", "grouped", "rebalanced"]
 ROWS = 4  # a step
 SIZES = list(range(1, 10))
 SPLITS = ((2, 1), (2, 3), (3, 2), (3, 4))
@@ -30,9 +35,9 @@ def run(cell, name, ranks, batch=None, method="eagle3", records=13, **spec):
     fields = {"max_steps": STEPS, "save_steps": 3, "ttt_steps": 2 if method == "eagle3" else None}
     fields |= {"learning_rate": 3e-3, "per_device_train_batch_size": batch or ROWS // ranks}
     fields["gradient_accumulation_steps"] = ROWS // (ranks * fields["per_device_train_batch_size"])
-    fields["train_sampling_strategy"] = CELLS[cell].get("strategy", "random")
-    spec |= {"packed": True} if CELLS[cell].get("packed") else {}
-    return {"name": f"{cell}_{name}", "method": method, "records": records, "args": fields, **spec}
+    how = dict(CELLS[cell])
+    fields["train_sampling_strategy"] = how.pop("strategy", "random")
+    return {"name": f"{cell}_{name}", "method": method, "records": records, "args": fields, **spec, **how}
 
 
 def launch(out, ranks, runs, **spec):
@@ -55,14 +60,13 @@ def runs(tmp_path_factory):
     """Every way to order rows: alone; one rank, then two, then one, replicated and not; noise that parts the ranks."""
     out = tmp_path_factory.mktemp("runs")
     noisy = {"method": "eagle1", "records": 16}
-    cells = [cell for cell in CELLS if cell != "packed"]
     launch(out, 1, [
         *(run(cell, "alone", 1) for cell in CELLS),
-        *(run(cell, "noisy_alone", 1, **noisy) for cell in cells),
+        *(run(cell, "noisy_alone", 1, **noisy) for cell in SAMPLERS),
     ])  # fmt: skip
     launch(out, 2, [
         *(run(cell, "two", 2, batch=1, resume=[f"{cell}_alone", 6], stop_at=9) for cell in CELLS),
-        *(run(cell, "noisy", 2, **noisy) for cell in cells),
+        *(run(cell, "noisy", 2, **noisy) for cell in SAMPLERS),
     ])  # fmt: skip
     sharded = [run(cell, "fsdp2", 2, resume=[f"{cell}_alone", 6], stop_at=9) for cell in CELLS]
     launch(out, 2, sharded, fsdp2=True)
@@ -97,7 +101,7 @@ def test_every_row_counts_once_a_pass(cell, runs):
         assert sum((steps[step] for step in range(first, first + a_pass)), Counter()) == Counter(whole.keys())
 
 
-@pytest.mark.parametrize("cell", [cell for cell in CELLS if cell != "packed"])
+@pytest.mark.parametrize("cell", SAMPLERS)
 def test_noise_does_not_make_ranks_draw_other_orders(cell, runs):
     """EAGLE-1's noise is drawn from torch's own generator, as much of it as a rank's batches are long."""
     found = seen(runs / f"{cell}_noisy")
@@ -141,3 +145,16 @@ def test_an_evaluation_counts_the_rows_that_there_are(size, evaluated):
     for sums in evaluated.values():
         assert sums["eagle3"][str(size)]["rows"] == rows.tolist()
         assert sums["eagle1"][str(size)]["rows"] == rows[:1].tolist()
+
+
+@pytest.mark.parametrize("fsdp2", [False, True])
+def test_a_loss_that_is_no_number_on_one_rank_ends_the_evaluation_on_all(fsdp2, tmp_path):
+    """If that rank raised at once, the others would wait for its batches; and the next evaluation is sound."""
+    run_worker(tmp_path, ranks=2, worker="order_worker.py", broken=[0, 1], fsdp2=fsdp2)
+    found = [json.loads((tmp_path / f"broken_{rank}.json").read_text()) for rank in range(2)]
+    for broken in range(2):
+        for rank in range(2):
+            said, loss_behind = found[rank][broken]
+            whose = "this" if rank == broken else "another"
+            assert said.startswith(f"The loss on held-out data is nan at step 0, by batches of {whose} rank "), said
+            assert math.isfinite(loss_behind)

@@ -156,6 +156,9 @@ def test_streams_that_the_ranks_cannot_share_are_refused(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="`dispatch_batches` is true in `accelerator_config`"):
         dispatched = {"accelerator_config": {"dispatch_batches": True}, "max_steps": 1}
         make_trainer(tmp_path, train_dataset=stream, **dispatched)
+    monkeypatch.setattr(EagleTrainingArguments, "world_size", 1)
+    with pytest.raises(ValueError, match="`dispatch_batches` is true in `accelerator_config`"):
+        make_trainer(tmp_path, train_dataset=stream, **dispatched)
 
 
 def test_a_stream_with_a_length_gives_the_number_of_its_batches(tmp_path):

@@ -169,7 +169,10 @@ def test_a_target_that_is_an_adapter_is_merged_before_it_is_spread(folder, tmp_p
         (["--draft_vocab_size", "60"], "different tokens: use more data"),
         (["--tap_ids", "2", "4", "99"], "`tap_ids` must be entry ids between 0 and 8"),
         (["--resume_from_checkpoint", "nowhere"], "is not a complete checkpoint"),
-        (["--acceptance_prompts", "nowhere.jsonl"], "The prompt file 'nowhere.jsonl' does not exist"),
+        (
+            ["--acceptance_prompts", "nowhere.jsonl"],
+            "`acceptance_prompts` nowhere.jsonl does not exist: correct the path",
+        ),
     ],
 )
 def test_bad_input_is_one_sentence(args, message, folder, tmp_path):
@@ -264,7 +267,7 @@ def test_an_adapter_on_no_draft_or_in_its_place_is_refused(trained, folder, monk
     args = ["--config", folder / "recipe.yaml", "--use_peft", "--overwrite"]
     for more, message in (
         (["--output_dir", folder / "new"], "`use_peft` trains an adapter on a draft that is there already: name it"),
-        (["--output_dir", trained, "--init_from", f"{trained}/"], "is the draft that `init_from` names, which the"),
+        (["--output_dir", trained, "--init_from", f"{trained}/"], "is what `init_from` names, which is read: name"),
     ):
         monkeypatch.setattr(sys, "argv", ["train_eagle.py", *map(str, args + more)])
         with pytest.raises(ValueError, match=message):

@@ -22,3 +22,14 @@ def as_named(name: str | os.PathLike) -> str:
     """
     path = Path(name).expanduser()
     return os.path.abspath(path) if path.exists() or not is_hub_id(str(name)) else str(name)
+
+
+def check_hub_id(argument: str, name: str) -> None:
+    """`ValueError` for what is no Hub id, or a folder of this machine, to which no card can link."""
+    if not is_hub_id(as_named(name)):
+        is_path = name.startswith((".", "/", "~")) or name and Path(name).exists()
+        what = "a folder of this machine" if is_path else "which is no Hub id"
+        raise ValueError(
+            f"`{argument}` is {name}, {what}: give the target's id on the Hub, from a folder where nothing else has "
+            "that name."
+        )

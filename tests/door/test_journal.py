@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from hf_eagle.answers.journal import Journal
-from hf_eagle.files import write_atomically
+from hf_eagle.door.journal import Journal
+from hf_eagle.door.writing import write_atomically
 
 
 SETTINGS = {"target": "t", "batch_size": 2}
@@ -48,6 +48,16 @@ def test_two_writers_are_refused(tmp_path):
         journal.append(3)
     with Journal(path, SETTINGS) as journal:
         assert journal.rows == [1, 2, 3]
+
+
+def test_one_that_is_removed_begins_anew(tmp_path):
+    path = tmp_path / "journal"
+    with Journal(path, SETTINGS) as journal:
+        journal.append(1)
+        journal.remove()
+        assert not path.exists()
+    with Journal(path, {**SETTINGS, "batch_size": 3}) as journal:
+        assert journal.rows == []
 
 
 def test_refusals(tmp_path):

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and JSON of ours that holds what it should."""
+"""JSON that holds what it should, or one sentence with the file and the field."""
 
 import json
 import os
@@ -17,16 +17,6 @@ _NAMES = {
     dict: "an object",
     NoneType: "null",
 }
-
-
-def write_atomically(path: Path, lines) -> None:
-    """Writes text lines so that `path` is either what it was or whole."""
-    part = path.with_name(f".{path.name}-part")
-    with part.open("w", encoding="utf-8") as file:
-        file.writelines(line + "\n" for line in lines)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
 
 
 def read_json(

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_eagle.files import check_fields, read_json
+from hf_eagle.door.json_files import check_fields, read_json
 
 
 VALUES = {

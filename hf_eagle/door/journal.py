@@ -29,7 +29,7 @@ class Journal:
     def __init__(self, path: Path, settings: dict):
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("ab")
+        self._file = path.open("ab", buffering=0)  # nothing waits to be written when it is closed
         try:
             _lock(self._file, path)
             lines, complete = _complete_lines(path)
@@ -51,10 +51,22 @@ class Journal:
         """Appends several lines with one wait for the disk."""
         if not rows:
             return
-        self._file.write(b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows))
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        content = b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows)
+        try:
+            while content:
+                content = content[self._file.write(content) :]
+            os.fsync(self._file.fileno())
+        except OSError as problem:
+            why = problem.strerror or problem
+            raise OSError(
+                f"{self.path} cannot be written ({why}): make room, and the same command goes on where it stopped."
+            ) from problem
         self.rows += rows
+
+    def remove(self) -> None:
+        """Ends it, when what its lines stood for is written."""
+        self._file.close()
+        self.path.unlink(missing_ok=True)
 
     def __enter__(self):
         return self
@@ -63,12 +75,17 @@ class Journal:
         self._file.close()
 
 
+def journal_path(output_path: Path) -> Path:
+    """Where the journal of a file lies: `<output_path>.journal`."""
+    return output_path.with_name(output_path.name + ".journal")
+
+
 def journal_beside(output_path: Path, settings: dict) -> Journal:
-    """The journal of a file that is written when all its work is done: `<output_path>.journal`.
+    """The journal of a file that is written when all its work is done, see `journal_path`; it stays beside the file.
 
     Raises a `ValueError` when the file is there without it, so holds something else, and as `Journal` does.
     """
-    path = output_path.with_name(output_path.name + ".journal")
+    path = journal_path(output_path)
     if output_path.exists() and not path.exists():
         raise ValueError(
             f"`output_path` {output_path} exists, but not its journal {path.name}, so something else wrote it; choose "

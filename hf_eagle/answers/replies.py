@@ -1,0 +1,151 @@
+"""What a server says, checked once: types, ranges, and text that can be written. Behind this, it is trusted."""
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from ..door.json_files import check_fields
+
+
+_HIGHEST = 2**31 - 1  # of counts and token ids; the tokenizer of the target knows better
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+class Unreadable(ValueError):
+    """A reply of another form than its path has; the next one may be sound."""
+
+
+class Unusable(ValueError):
+    """A reply of the right form whose content nobody can train on; the same prompt would give it again."""
+
+
+class SplitThoughts(ValueError):
+    """The server keeps the target's thoughts apart from its answers, and does not tell token ids."""
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """A model as `/v1/models` lists it; vLLM and SGLang tell its `root`, a folder or Hub id, and its length, too."""
+
+    id: str
+    root: str | None = None
+    max_model_len: int | None = None
+
+
+@dataclass(frozen=True)
+class ChatAnswer:
+    """What a server said; its counts and ids of tokens are `None` where it gives none.
+
+    With `token_ids` they alone are all that was said: the server may have split thoughts or calls off the text.
+    """
+
+    text: str
+    finish_reason: str
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    prompt_ids: list[int] | None = None
+    token_ids: list[int] | None = None
+
+
+def read_reply(content: bytes) -> dict:
+    """The JSON object that every reply is."""
+    try:
+        reply = json.loads(content)
+    except (ValueError, RecursionError):
+        raise Unreadable("no JSON") from None
+    if not isinstance(reply, dict):
+        raise Unreadable("no JSON object")
+    return reply
+
+
+def read_models(reply: dict) -> list[ServedModel]:
+    """All that a server lists."""
+    _check(reply, {"data": [{"id": str, "root?": str | None}]})
+    listed = []
+    for model in reply["data"]:
+        _check_text(model["id"], model.get("root") or "")
+        listed.append(ServedModel(model["id"], model.get("root"), _count(model.get("max_model_len"))))
+    return listed
+
+
+def read_tokens_of(reply: dict) -> list[int]:
+    """The token ids that `/tokenize` tells."""
+    return _ids(reply.get("tokens"))
+
+
+def read_chat(reply: dict) -> ChatAnswer:
+    """The first answer of a chat completion."""
+    message = {"content": str | None, "reasoning_content?": object, "reasoning?": object}
+    _check(reply, {"choices": [{"message": message}]})
+    message = _first(reply)["message"]
+    answer = _answer(reply, message["content"] or "")
+    if answer.token_ids is None and (message.get("reasoning_content") or message.get("reasoning")):
+        raise SplitThoughts(
+            "The server splits the target's thinking off its answers; start it without its reasoning parser, since a "
+            "draft must learn all that the target says."
+        )
+    return answer
+
+
+def read_continuation(reply: dict) -> ChatAnswer:
+    """The first answer of a plain completion."""
+    _check(reply, {"choices": [{"text": str}]})
+    return _answer(reply, _first(reply)["text"])
+
+
+def said(content: bytes) -> str:
+    """What a server says is wrong: OpenAI's form, FastAPI's, or the beginning of the text."""
+    try:
+        reply = json.loads(content)
+        error = reply.get("error", reply)
+        found = error.get("message") or error.get("detail") if isinstance(error, dict) else error
+        return str(found or content.decode())[:300]
+    except (ValueError, AttributeError, RecursionError):
+        return content[:300].decode(errors="replace").strip() or "no explanation"
+
+
+def _answer(reply: dict, text: str) -> ChatAnswer:
+    """The text with what a reply says about it, whichever of the two paths it comes from."""
+    choice, usage = _first(reply), reply.get("usage")
+    usage = usage if isinstance(usage, dict) else {}
+    reason = choice.get("finish_reason")
+    if reason == "abort" or not isinstance(reason, str) or len(reason) > 100:
+        raise Unreadable("no `finish_reason` of a whole answer")  # cut off by the server, not by the target
+    _check_text(text, reason)
+
+    # of a chat the prompt's ids stand beside the choices, of a plain completion in them
+    prompt_ids, ids = (reply.get("prompt_token_ids") or choice.get("prompt_token_ids")), choice.get("token_ids")
+    told = (None, None) if prompt_ids is None or ids is None else (_ids(prompt_ids), _ids(ids))
+    return ChatAnswer(text, reason, _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens")), *told)
+
+
+def _first(reply: dict) -> dict:
+    if not reply["choices"]:
+        raise Unreadable("no choices")
+    return reply["choices"][0]
+
+
+def _check(reply: dict, fields: dict) -> None:
+    try:
+        check_fields(reply, fields, "it")
+    except ValueError as problem:
+        raise Unreadable(str(problem).removeprefix("it ").partition(": ")[0]) from None
+
+
+def _check_text(*texts: str) -> None:
+    for text in texts:
+        if _SURROGATE.search(text):
+            raise Unusable("half a character (a lone surrogate), which no file and no tokenizer takes")
+
+
+def _count(found: Any) -> int | None:
+    """A number of tokens; what is none is passed over, since nothing but reports depends on it."""
+    whole = isinstance(found, int) and not isinstance(found, bool)
+    return found if whole and 0 <= found <= _HIGHEST else None
+
+
+def _ids(found: Any) -> list[int]:
+    if not isinstance(found, list) or not all(type(id) is int and 0 <= id <= _HIGHEST for id in found):
+        raise Unreadable("token ids that are none")
+    return found

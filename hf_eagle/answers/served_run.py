@@ -1,0 +1,196 @@
+"""Many records answered by a server at once: workers that ask, one thread that writes down, and what did not work."""
+
+import logging
+import queue
+import threading
+import time
+from dataclasses import dataclass, field
+
+from tqdm.auto import tqdm
+
+from .answer import Answer, AnswerReader, add_answer, said_answer
+from .chat_client import Aborted, Broken, ChatAnswer, ChatClient, Refused, ServerError, TooLong, Unavailable
+from .served_target import ServedTarget
+from .turns import context, turn_seed
+
+
+logger = logging.getLogger(__name__)
+
+SYSTEMATIC = 10  # refusals in a row, with no answer between them, that are no longer the prompts' fault
+
+
+@dataclass
+class Asked:
+    """What every record is asked, and how."""
+
+    turns: list
+    tools: list
+    seed: int | None
+    time_limit: float | None
+
+
+@dataclass
+class Run:
+    """Workers that each take the next record and answer its turns in order; one thread writes down what they say."""
+
+    asked: Asked
+    answers: list[list[Answer | None]]  # per record, `None` at the end of one that ends early
+    served: ServedTarget
+    stop: threading.Event
+    reader: AnswerReader | None
+    clients: list[ChatClient] = field(default_factory=list)
+
+    def __post_init__(self):
+        self.turns, self.seed, self.time_limit = self.asked.turns, self.asked.seed, self.asked.time_limit
+        self._waiting = iter([id for id, turns in enumerate(self.turns) if len(self.answers[id]) < len(turns)])
+        self._lock = threading.Lock()  # of the iterator
+        self._events = queue.SimpleQueue()
+        self._started = time.monotonic()
+        self._done = sum(map(len, self.answers))  # before the first worker adds to them
+
+    def start(self, clients: list[ChatClient]) -> None:
+        self.clients = clients
+        for client in clients:
+            threading.Thread(target=self._work, args=(client,), daemon=True).start()
+
+    def collect(self, journal, progress: bool) -> list[list]:
+        """Writes answers down as they come, until every worker has ended; then the first failure is raised."""
+        early, failure, tokens, in_a_row, working = {}, None, 0, 0, len(self.clients)
+        total = sum(map(len, self.turns))
+        with tqdm(total=total, initial=self._done, unit="answer", desc="regenerating", disable=not progress) as bar:
+            try:
+                while working:
+                    events = self._next_events()
+                    rows = [event for event in events if isinstance(event, dict)]
+                    journal.extend(rows)
+                    tokens += sum(row["tokens"] or 0 for row in rows)
+                    bar.set_postfix_str(f"{tokens / (time.monotonic() - self._started):.0f} tokens/s", refresh=False)
+                    bar.update(len(rows))
+                    working -= sum(event is None for event in events)
+
+                    # a record that ends early, an answer, or what broke a worker
+                    for event in events:
+                        if isinstance(event, tuple):
+                            early[event[0]] = event[1]
+                            in_a_row += not isinstance(event[1], TooLong)
+                        elif isinstance(event, dict):
+                            in_a_row = 0
+                        elif event is not None:
+                            failure = failure or event
+
+                    if in_a_row >= SYSTEMATIC and failure is None:
+                        failure = ServerError(f"{in_a_row} prompts in a row fail; of record {first_of(early)}.")
+                    if failure is not None:
+                        self._abort()
+            except BaseException:
+                self._abort()
+                raise
+
+        if failure is not None:
+            raise failure
+        if early and not any(answer for found in self.answers for answer in found):
+            raise ServerError(f"No prompt was answered; record {first_of(early)}.")
+        tell_early(early)
+        return self.answers
+
+    def _next_events(self) -> list:
+        """All that are there, which reach the disk together; none if none comes within a moment."""
+        events = []
+        try:
+            events.append(self._events.get(timeout=0.5))
+            while True:
+                events.append(self._events.get_nowait())
+        except queue.Empty:
+            return events
+
+    def _abort(self) -> None:
+        self.stop.set()
+        for client in self.clients:
+            client.abort()
+
+    def _work(self, client: ChatClient) -> None:
+        asked = False
+        try:
+            while (id := self._next_record()) is not None:
+                while len(self.answers[id]) < len(self.turns[id]) and self.answers[id][-1:] != [None]:
+                    late = self.time_limit is not None and time.monotonic() - self._started > self.time_limit
+                    if self.stop.is_set() or (asked and late):
+                        return
+                    asked = True
+                    self._answer(client, id)
+        except Aborted:
+            pass
+        except BaseException as problem:  # the collecting thread raises it
+            self._events.put(problem)
+        finally:
+            client.close()
+            self._events.put(None)
+
+    def _next_record(self) -> int | None:
+        with self._lock:
+            return next(self._waiting, None)
+
+    def _answer(self, client: ChatClient, id: int) -> None:
+        turn = len(self.answers[id])
+        seed = None if self.seed is None else turn_seed(self.seed, id, turn)
+        try:
+            messages = context(self.turns[id], self.answers[id])
+            told = client.chat(self.served.body(messages, seed, self.asked.tools[id]))
+            answer = self._read(told, self.answers[id][-1] if turn else None)
+        except (Refused, Unavailable) as problem:
+            if not self.served.fails_alone(problem, client):
+                raise
+            self.answers[id].append(None)
+            self._events.put((id, problem))
+            return
+        add_answer(self.answers[id], answer, self.turns[id])
+        self._events.put({"id": id, "turn": turn, "tokens": told.completion_tokens, "answer": answer.as_row()})
+
+    def _read(self, told: ChatAnswer, before: Answer | None) -> Answer:
+        """What was said, from its tokens where they are told; raises `Broken` for tokens that cannot be its."""
+        if not told.token_ids:
+            return Answer({"content": told.text}, told.finish_reason)
+        said, most = told.token_ids, self.served.fields["max_tokens"]
+        if len(said) > most:
+            raise Broken(f"the server tells {len(said)} tokens of an answer that may have {most} (`max_new_tokens`)")
+
+        message = {"content": told.text}
+        if self.reader is not None:
+            stranger = self.reader.unknown_id([*told.prompt_ids, *said])
+            if stranger is not None:
+                raise Broken(f"the server tells the token id {stranger}, which the target's tokenizer does not have")
+            # an answer that was not cut has the token that ended it
+            ended = told.finish_reason != "length" and said[-1] in self.reader.special_ids
+            message = self.reader.message(told.prompt_ids, said[:-1] if ended else said)
+        return said_answer(message, told.finish_reason, told.prompt_ids, said, before)
+
+
+def first_of(early: dict[int, ServerError]) -> str:
+    """The first record that ended early and what was wrong, rather one of those that are not too long."""
+    id = min((id for id, problem in early.items() if not isinstance(problem, TooLong)), default=min(early))
+    return f"{id}: {early[id]}"
+
+
+def tell_early(early: dict[int, ServerError]) -> None:
+    """Logs how many records end early, and why."""
+    too_long = [id for id, problem in early.items() if isinstance(problem, TooLong)]
+    broken = {id: problem for id, problem in early.items() if isinstance(problem, Broken)}
+    failed = {id: problem for id, problem in early.items() if id not in broken and not isinstance(problem, TooLong)}
+    if too_long:
+        logger.warning(
+            "%d records end early: with `max_new_tokens` their prompts exceed the server's context length.",
+            len(too_long),
+        )
+    if broken:
+        logger.warning(
+            "%d records end early, since an answer to them cannot be trained on; the same call asks them again. First, "
+            "record %s",
+            len(broken),
+            first_of(broken),
+        )
+    if failed:
+        logger.warning(
+            "%d records end early, since the server fails on them; the same call asks them again. First, record %s",
+            len(failed),
+            first_of(failed),
+        )

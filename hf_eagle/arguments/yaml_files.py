@@ -1,0 +1,139 @@
+"""YAML files: read with limits, so that a small file cannot stand for gigabytes, and with words as they were written.
+
+YAML takes `no`, `off`, `on` and `yes` for truth values, and 1.10 for a number. For an argument that takes text they are
+text.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+MOST_BYTES = 2**18  # of a file; recipes have a few thousand
+MOST_VALUES = 20_000  # in a file, whatever its aliases stand for counted each time
+MOST_LEVELS = 50
+
+
+def read_yaml(path: str | Path, argument: str) -> dict:
+    """The mapping of names to values that a YAML file holds.
+
+    Args:
+        path: of the file.
+        argument: that named it, for errors.
+
+    Raises:
+        ValueError: naming the argument and the file, if that cannot be read, is no mapping, or is too large.
+    """
+    loader, node = _composed(path, argument)
+    return _constructed(loader, node, f"`{argument}` {path}")
+
+
+def read_words(path: str | Path, argument: str, kind_of: Callable[[str], tuple[type, bool]]) -> dict[str, list[str]]:
+    """The words of a command line that say what a YAML file says, by the names of the arguments; nulls are left out.
+
+    Args:
+        path: of the file, which maps names of arguments to values.
+        argument: that named it, for errors.
+        kind_of: what an argument takes: the type of its values, `str` for text, and whether it takes several; raises
+            `ValueError` for an unknown one.
+
+    Raises:
+        ValueError: as `read_yaml`, and naming the argument that is given something it cannot take.
+    """
+    where = f"`{argument}` {path}"
+    loader, node = _composed(path, argument)
+    found = {}
+    for key, value in node.value:
+        name = loader.construct_object(key, deep=True)
+        if not isinstance(name, str):
+            raise ValueError(f"{where} must hold names of arguments, but has {name!r} for one.")
+        kind, several = kind_of(name)
+        if isinstance(value, yaml.SequenceNode):
+            if not several:
+                raise ValueError(f"{where} gives `{name}` a list, but it takes one value.")
+            found[name] = [_word(loader, one, kind, f"{where}: a value of `{name}`") for one in value.value]
+        elif isinstance(value, yaml.MappingNode):
+            try:
+                found[name] = [json.dumps(_constructed(loader, value, where))]
+            except TypeError as problem:
+                raise ValueError(f"{where} gives `{name}` values that JSON does not have: {problem}.") from None
+        elif not value.tag.endswith(":null"):
+            found[name] = [_word(loader, value, kind, f"{where}: `{name}`")]
+    return found
+
+
+def _composed(path: str | Path, argument: str) -> tuple[yaml.SafeLoader, yaml.MappingNode]:
+    """A file's nodes, of which there are not too many, and what constructs values from them."""
+    where = f"`{argument}` {path}"
+    try:
+        size = Path(path).stat().st_size
+        if size > MOST_BYTES:
+            raise ValueError(
+                f"{where} has {size:,} bytes, more than any recipe (at most {MOST_BYTES:,}): name another."
+            )
+        loader = yaml.SafeLoader(Path(path).read_text(encoding="utf-8-sig"))
+        node = loader.get_single_node()
+        if isinstance(node, yaml.MappingNode):
+            _count(node, {}, MOST_LEVELS)
+            loader.flatten_mapping(node)
+    except FileNotFoundError:
+        raise ValueError(f"{where} cannot be read: it names a file which does not exist.") from None
+    except OSError as problem:
+        raise ValueError(f"{where} cannot be read: {problem.strerror or problem}.") from None
+    except (UnicodeError, yaml.YAMLError) as problem:
+        raise ValueError(f"{where} cannot be read as YAML: {_in_a_line(problem)}.") from None
+    except (_TooMuch, RecursionError) as problem:
+        said = str(problem) if isinstance(problem, _TooMuch) else f"more than {MOST_LEVELS} levels"
+        raise ValueError(f"{where} cannot be read: it holds {said}; write it without aliases, and flat.") from None
+    if not isinstance(node, yaml.MappingNode):
+        kind = {yaml.SequenceNode: "list", yaml.ScalarNode: "text"}.get(type(node), "nothing")
+        raise ValueError(f"{where} must hold `argument: value` lines, got {kind}.")
+    return loader, node
+
+
+class _TooMuch(Exception):
+    """What a file holds too much of."""
+
+
+def _count(node: yaml.Node, known: dict[int, int], levels: int) -> int:
+    """Values below a node, those of an alias counted wherever it stands; nothing is constructed for it."""
+    if id(node) in known:
+        if known[id(node)] == 0:
+            raise _TooMuch("an alias of what it is part of")
+        return known[id(node)]
+    if levels == 0:
+        raise _TooMuch(f"more than {MOST_LEVELS} levels")
+    known[id(node)] = 0
+    inside = node.value if not isinstance(node, yaml.ScalarNode) else []
+    parts = [part for pair in inside for part in pair] if isinstance(node, yaml.MappingNode) else inside
+    total = 1 + sum(_count(part, known, levels - 1) for part in parts)
+    if total > MOST_VALUES:
+        raise _TooMuch(f"more than {MOST_VALUES:,} values, its aliases written out")
+    known[id(node)] = total
+    return total
+
+
+def _constructed(loader: yaml.SafeLoader, node: yaml.Node, where: str) -> Any:
+    """The value of a node; what has no value, such as 2024-99-99, is told."""
+    try:
+        return loader.construct_object(node, deep=True)
+    except (ValueError, TypeError, OverflowError, yaml.YAMLError) as problem:
+        raise ValueError(f"{where} cannot be read as YAML: {_in_a_line(problem)}.") from None
+
+
+def _in_a_line(problem: Exception) -> str:
+    """What the reader of YAML says, with its place but without the picture of it."""
+    if not isinstance(problem, yaml.MarkedYAMLError) or problem.problem_mark is None:
+        return " ".join(str(problem).split())
+    mark, context = problem.problem_mark, f"{problem.context}, " if problem.context else ""
+    return f"{context}{problem.problem} (line {mark.line + 1}, column {mark.column + 1})"
+
+
+def _word(loader: yaml.SafeLoader, node: yaml.Node, kind: type, where: str) -> str:
+    """One value as a word of a command line."""
+    if not isinstance(node, yaml.ScalarNode) or node.tag.endswith(":null"):
+        raise ValueError(f"{where} must be one text or number, but is none.")
+    return node.value if kind is str else str(_constructed(loader, node, where))

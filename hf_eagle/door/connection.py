@@ -1,0 +1,251 @@
+"""HTTP to a server that nobody vouches for: a request has one deadline, a reply a size, and no error holds a secret.
+
+The client is the standard library's. Of our dependencies, huggingface_hub brings httpx in its version 1 and httpx2 in
+its version 2, so neither is there on every version that this package supports. These and requests limit the wait for
+each piece that arrives: a server that sends a byte a second holds them for ever. Here, what reads the socket knows the
+deadline of the whole request.
+
+The connection is direct: proxies that the environment names are not used. Redirects are not followed, so no other host
+is sent the key.
+"""
+
+import base64
+import http.client
+import io
+import socket
+import time
+from dataclasses import dataclass
+from urllib.parse import unquote, urlsplit
+
+
+CONNECT_TIMEOUT = 10.0
+LARGEST_REPLY = 64 * 2**20  # bytes, headers included
+_PIECE = 2**16
+_ECHO = 8  # characters of a secret from which on a reply that repeats it is refused; shorter ones are words of any text
+
+
+class ReplyTooLarge(ValueError):
+    """A reply of more than `LARGEST_REPLY` bytes, of which nothing is kept."""
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a server is. `shown` is the address without user and password, the only form that is ever printed."""
+
+    shown: str
+    host: str
+    port: int | None
+    secure: bool
+    prefix: str
+    user: str | None = None  # user:password
+
+    @classmethod
+    def read(cls, url: str) -> "Address":
+        """Raises a `ValueError` that names `server_url` for what is no address of a server."""
+        shown = _without_user(url)
+        try:
+            parts = urlsplit(url.strip())
+            host, port = parts.hostname, parts.port
+        except ValueError:  # its text may hold the password
+            raise ValueError(
+                f"`server_url` must look like http://localhost:8000, with a port from 1 to 65535, got {shown!r}."
+            ) from None
+        if parts.scheme not in ("http", "https") or not host or port == 0 or not _is_plain(url.strip()):
+            raise ValueError(f"`server_url` must look like http://localhost:8000, got {shown!r}.")
+        if parts.query or parts.fragment:
+            raise ValueError(f"`server_url` must end with the path, such as http://localhost:8000/v1, got {shown!r}.")
+        try:
+            host.encode("idna")
+        except UnicodeError:
+            raise ValueError(f"`server_url` names a host that cannot be one, {shown!r}: correct it.") from None
+
+        user = None if parts.username is None else f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+        return cls(shown, host, port, parts.scheme == "https", parts.path.rstrip("/").removesuffix("/v1"), user)
+
+
+def read_key(key: str | None) -> str | None:
+    """A key as it is sent, without the white space that files and shells leave around it; `None` for none.
+
+    Raises a `ValueError` that does not show it, where no header can hold it.
+    """
+    key = (key or "").strip()
+    if not _is_plain(key):
+        raise ValueError(
+            "`api_key`, which scripts take from the environment variable OPENAI_API_KEY, must be printable ASCII "
+            "without spaces; set it anew (it is not shown here)."
+        )
+    return key or None
+
+
+def check_server(url: str, key: str | None) -> None:
+    """Raises a `ValueError` for an address or a key that cannot be used."""
+    Address.read(url)
+    read_key(key)
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a server sent, whatever it is."""
+
+    status: int
+    reason: str
+    headers: http.client.HTTPMessage
+    content: bytes
+
+
+class Connection:
+    """One request at a time over a connection that is kept open.
+
+    Args:
+        address (`Address`): of the server. Its user and password are sent instead of the key, if it has them.
+        key (`str`, *optional*): sent as a bearer token.
+        timeout (`float`): seconds that one request may take altogether, from connecting to the last byte.
+
+    `send` raises an `OSError` or an `http.client.HTTPException` when no reply came, and `ReplyTooLarge`.
+    """
+
+    def __init__(self, address: Address, key: str | None, timeout: float):
+        self.address, self.timeout = address, timeout
+        self._headers = {"Content-Type": "application/json", "Accept": "application/json"}
+        self._secrets = [key] if key else []
+        if key:
+            self._headers["Authorization"] = f"Bearer {key}"
+        if address.user is not None:
+            encoded = base64.b64encode(address.user.encode()).decode()
+            self._headers["Authorization"] = f"Basic {encoded}"
+            self._secrets += [encoded, address.user, address.user.partition(":")[2]]
+        self._http: http.client.HTTPConnection | None = None
+
+    def send(self, method: str, path: str, payload: bytes | None = None) -> Reply:
+        deadline = time.monotonic() + self.timeout
+        kept_open = self._http is not None
+        try:
+            return self._send(method, path, payload, deadline)
+        except ConnectionError:
+            self.close()
+            # a server may close an idle connection at the moment it is used again: nothing has failed
+            if not kept_open:
+                raise
+        except BaseException:
+            self.close()
+            raise
+        try:
+            return self._send(method, path, payload, deadline)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        if self._http is not None:
+            self._http.close()
+            self._http = None
+
+    def abort(self) -> None:
+        """From another thread: ends the request on its way, which the server then drops."""
+        connection = self._http
+        try:
+            if connection is not None and connection.sock is not None:
+                connection.sock.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass  # it has ended by itself
+
+    def hide(self, text: str) -> str:
+        """What a server said, in one printable line and without the secrets that it was sent."""
+        for secret in self._secrets:
+            text = text.replace(secret, "***") if secret else text
+        return "".join(letter if letter.isprintable() else " " for letter in text)
+
+    def repeats_secret(self, text: str) -> bool:
+        """Whether a reply holds what it was asked with and must be written nowhere."""
+        return any(len(secret) >= _ECHO and secret in text for secret in self._secrets)
+
+    def _send(self, method: str, path: str, payload: bytes | None, deadline: float) -> Reply:
+        connection = self._http or self._connect(deadline)
+        connection.response_class = lambda sock, **options: http.client.HTTPResponse(
+            _Timed(sock, deadline, LARGEST_REPLY), **options
+        )
+        connection.sock.settimeout(_left(deadline))
+        connection.request(method, self.address.prefix + path, payload, self._headers)
+        try:
+            response = connection.getresponse()
+            content = _content(response)
+        except ReplyTooLarge:
+            raise
+        except ValueError as problem:  # a length of a piece below 0
+            raise http.client.HTTPException(f"a reply that is no HTTP ({type(problem).__name__})") from None
+        if response.will_close:
+            self.close()
+        return Reply(response.status, response.reason, response.headers, content)
+
+    def _connect(self, deadline: float) -> http.client.HTTPConnection:
+        kind = http.client.HTTPSConnection if self.address.secure else http.client.HTTPConnection
+        # named, or a host of IPv6 would be taken apart in search of one
+        port = self.address.port or kind.default_port
+        connection = kind(self.address.host, port, timeout=min(CONNECT_TIMEOUT, _left(deadline)))
+        connection.connect()
+        self._http = connection
+        return connection
+
+
+class _Timed(io.RawIOBase):
+    """What a socket receives, until the deadline and up to so many bytes."""
+
+    def __init__(self, sock, deadline: float, most: int):
+        self._sock, self._deadline, self._left = sock, deadline, most
+        self._raw = sock.makefile("rb", buffering=0)
+
+    def makefile(self, mode: str) -> io.BufferedReader:
+        """What `http.client` asks a socket for."""
+        return io.BufferedReader(self)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int | None:
+        self._sock.settimeout(_left(self._deadline))
+        number = self._raw.readinto(buffer)
+        self._left -= number or 0
+        if self._left < 0:
+            raise _too_large()
+        return number
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+def _content(response: http.client.HTTPResponse) -> bytes:
+    """The body, read in pieces: a length that a server only claims is not believed."""
+    if (response.length or 0) > LARGEST_REPLY:
+        raise _too_large()
+    content = bytearray()
+    while piece := response.read(_PIECE):
+        content += piece
+    if response.length:
+        raise http.client.IncompleteRead(b"", response.length)
+    return bytes(content)
+
+
+def _too_large() -> ReplyTooLarge:
+    return ReplyTooLarge(f"a reply of more than {LARGEST_REPLY // 2**20} MiB")
+
+
+def _left(deadline: float) -> float:
+    """Seconds; a `TimeoutError`, as sockets raise it, when there are none."""
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError("timed out")
+    return left
+
+
+def _is_plain(text: str) -> bool:
+    return text.isascii() and text.isprintable() and " " not in text
+
+
+def _without_user(url: str) -> str:
+    """An address as far as it may be shown, whatever it is: a password may hold any character."""
+    scheme, mark, rest = url.partition("://") if "://" in url else ("", "", url)
+    before, _, shown = rest.rpartition("@")
+    if "?" in before or "#" in before:
+        shown = "***"  # a query that holds an @, or a password that holds a ?
+    return scheme + mark + shown.partition("?")[0].partition("#")[0]

@@ -1,0 +1,229 @@
+"""Outputs: looked at before any work is done, so that nothing is lost at its end, and nothing is written over."""
+
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+
+from .journal import journal_path
+from .json_files import read_json
+from .writing import part_of, why_not_written, writing
+
+
+def check_output_file(
+    argument: str,
+    path: str | os.PathLike,
+    reads: Mapping[str, object] | None = None,
+    ours: Callable[[Path], bool] | None = None,
+    levels: int | None = 1,
+) -> None:
+    """Can this file be written at the end, and is nothing lost by it? Its folder is made if the one above is there.
+
+    Args:
+        argument: that named it.
+        path: the file.
+        reads: what the verb reads, by argument: paths, Hub ids, lists of them, or `None`.
+        ours: whether a file that is there is an earlier output of this verb, which may be replaced. Without it, any
+            file may be that is not read.
+        levels: how many folders may have to be made for it, `None` for any number.
+
+    Raises:
+        ValueError: if it cannot be written, is read, or holds something else.
+    """
+    if os.path.isdir(path) or str(path).endswith(("/", os.sep)):
+        raise ValueError(f"`{argument}` {path} is a folder: name a file.")
+    _check_name(argument, path)
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise ValueError(f"`{argument}` {path} is no ordinary file: name another one.")
+    path = Path(path)
+    _check_folder_above(argument, path, levels)
+
+    is_ours = ours is not None and os.path.exists(path) and ours(path)
+    for other, read in _paths(reads):
+        if _same(path, read):
+            raise ValueError(f"`{argument}` {path} is what `{other}` names, which is read: name another file.")
+        if os.path.exists(path) and not is_ours and os.path.isdir(read) and _lies_in(path, read):
+            raise ValueError(
+                f"`{argument}` {path} is a file of `{other}` {read}, which is read: name a file that is not there."
+            )
+    if ours is not None and os.path.exists(path) and path.stat().st_size and not is_ours:
+        raise ValueError(f"`{argument}` {path} holds something else than this verb writes: name another file.")
+    _try_writing(argument, path, Path(os.path.realpath(path)).parent)
+
+
+def check_output_folder(
+    argument: str,
+    path: str | os.PathLike,
+    reads: Mapping[str, object] | None = None,
+    overwrite: bool = False,
+    ours: Callable[[Path], bool] | None = None,
+) -> None:
+    """Can a model be written into this folder at the end, and is nothing lost by it? It is not made yet.
+
+    Args:
+        argument: that named it.
+        path: the folder, there or not.
+        reads: as for [`check_output_file`].
+        overwrite: whether a model of ours may be replaced that is there.
+        ours: whether the folder holds a model of ours; somebody else's is never replaced. Without it, none is.
+
+    Raises:
+        FileExistsError: if it holds a model that may not be replaced.
+        ValueError: if it cannot be written, or is read.
+    """
+    _check_name(argument, path)
+    if os.path.exists(path) and not os.path.isdir(path):
+        raise ValueError(f"`{argument}` {path} is a file: name a folder.")
+    path = Path(path)
+    _check_folder_above(argument, path, None)
+    for other, read in _paths(reads):
+        if _same(path, read):
+            raise ValueError(f"`{argument}` {path} is what `{other}` names, which is read: name another folder.")
+
+    with writing(argument, path):
+        holds_model = os.path.isdir(path) and any(_is_of_model(name) for name in os.listdir(path))
+    if holds_model:
+        if ours is None or not ours(path):
+            raise FileExistsError(f"`{argument}` {path} holds somebody else's model or config: name another folder.")
+        if not overwrite:
+            raise FileExistsError(
+                f"`{argument}` {path} holds a draft already: name another folder, or replace it with `--overwrite`."
+            )
+    _try_writing(argument, path, Path(os.path.realpath(path)))
+
+
+def check_new_folder(argument: str, path: str | os.PathLike, reads: Mapping[str, object] | None = None) -> None:
+    """As [`check_output_folder`], for a folder that must be new or empty."""
+    check_output_folder(argument, path, reads, overwrite=True, ours=lambda folder: True)
+    if os.path.isdir(path) and any(Path(path).iterdir()):
+        raise FileExistsError(f"`{argument}` {path} holds something already: name a new or an empty folder.")
+
+
+def check_journaled_file(argument: str, path: str | os.PathLike, reads: Mapping[str, object] | None = None) -> None:
+    """As [`check_output_file`], for a file with `<path>.journal` beside it: both are gone on with, or new."""
+    check_output_file(argument, path, reads)
+    check_journal(argument, path, reads)
+    journal = journal_path(Path(path))
+    if os.path.exists(path) and not os.path.exists(journal):
+        raise ValueError(
+            f"`{argument}` {path} exists, but not its journal {journal.name}, so something else wrote it: name another "
+            "file."
+        )
+
+
+def check_journal(argument: str, path: str | os.PathLike, reads: Mapping[str, object] | None = None) -> None:
+    """As [`check_output_file`], for the journal of an output; somebody else's file of that name is left alone."""
+    check_output_file(argument, journal_path(Path(path)), reads, begins_with(b"{"))
+
+
+def check_pictures(
+    argument: str, pictures: Iterable[Path], path: str, reads: Mapping[str, object] | None = None
+) -> None:
+    """As [`check_output_file`], for PNG files that are drawn beside an output."""
+    for picture in pictures:
+        if os.path.realpath(picture) == os.path.realpath(path):
+            raise ValueError(f"`{argument}` {path} is where its picture is drawn: name a file that ends otherwise.")
+        check_output_file(argument, picture, reads, is_png)
+
+
+def check_apart(outputs: Mapping[str, str | None]) -> None:
+    """`ValueError` if two arguments name the same output."""
+    seen: dict[str, str] = {}
+    for argument, path in outputs.items():
+        other = argument if path is None else seen.setdefault(os.path.realpath(path), argument)
+        if other != argument:
+            raise ValueError(f"`{argument}` {path} is what `{other}` names, which is written too: name another file.")
+
+
+def holds_object_with(*fields: str) -> Callable[[Path], bool]:
+    """Whether a file is JSON of an object with these fields, or a list of such: a verb's own earlier output."""
+
+    def holds(path: Path) -> bool:
+        try:
+            found = read_json(path)
+        except ValueError:
+            return False
+        objects = found if isinstance(found, list) else [found]
+        return all(isinstance(one, dict) and all(field in one for field in fields) for one in objects)
+
+    return holds
+
+
+def begins_with(signature: bytes) -> Callable[[Path], bool]:
+    """Whether a file begins so, as every file of its format does."""
+
+    def begins(path: Path) -> bool:
+        try:
+            with path.open("rb") as file:
+                return file.read(len(signature)) == signature
+        except OSError:
+            return False
+
+    return begins
+
+
+is_png = begins_with(b"\x89PNG")
+
+
+def _is_of_model(name: str) -> bool:
+    return name == "config.json" or name.endswith((".safetensors", ".safetensors.index.json", ".bin", ".gguf"))
+
+
+def _check_name(argument: str, path: str | os.PathLike) -> None:
+    """A name that no file can have is refused, also the one that it has while it is written."""
+    if not str(path).strip():
+        raise ValueError(f"`{argument}` is empty: name a place to write to.")
+    for name in (Path(path), part_of(Path(path).absolute())):
+        try:
+            os.lstat(name)
+        except (FileNotFoundError, NotADirectoryError, PermissionError):
+            continue  # told with what is wrong above it
+        except (OSError, ValueError) as problem:
+            why = why_not_written(problem)
+            raise ValueError(f"`{argument}` {path} cannot be written ({why}): name another place.") from None
+
+
+def _check_folder_above(argument: str, path: Path, levels: int | None) -> None:
+    """The nearest folder that is there must be one, and at most `levels` folders may have to be made."""
+    missing = []
+    above = Path(os.path.realpath(path)).parent
+    while not os.path.lexists(above):
+        missing.append(above)
+        above = above.parent
+    if not os.path.isdir(above):
+        raise ValueError(f"`{argument}` {path} lies under {above}, which is no folder: name another place.")
+    if levels is not None and len(missing) > levels:
+        raise ValueError(f"`{argument}` {path}: there is no folder {missing[-1]}: make it first, or correct the path.")
+
+
+def _try_writing(argument: str, path: Path, folder: Path) -> None:
+    """Write and delete a file in the folder of an output, or in the nearest one that is there."""
+    while not os.path.exists(folder):
+        folder = folder.parent
+    with writing(argument, path):
+        handle, name = tempfile.mkstemp(prefix=".hf_eagle-", dir=folder)
+        try:
+            os.write(handle, b"x")
+        finally:
+            os.close(handle)
+            os.unlink(name)
+
+
+def _paths(reads: Mapping[str, object] | None) -> Iterator[tuple[str, Path]]:
+    for argument, value in (reads or {}).items():
+        for one in value if isinstance(value, (list, tuple)) else [value]:
+            # a Hub id too: a folder of its name would be taken for it from then on
+            if isinstance(one, (str, os.PathLike)) and str(one) and "\0" not in str(one):
+                yield argument, Path(one)
+
+
+def _same(path: Path, other: Path) -> bool:
+    """Whether two paths lead to the same place, by links too."""
+    if os.path.exists(path) and os.path.exists(other):
+        return os.path.samefile(path, other)
+    return os.path.realpath(path) == os.path.realpath(other)
+
+
+def _lies_in(path: Path, folder: Path) -> bool:
+    folder = folder.resolve()
+    return path.resolve().is_relative_to(folder) or path.absolute().parent.resolve().is_relative_to(folder)

@@ -1,0 +1,184 @@
+"""Weights, configs, tokenizers and other files of strangers: whatever these raise becomes one sentence."""
+
+import json
+import os
+import pickle
+import struct
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from .json_files import read_json
+from .sentences import first_line, is_sentence
+
+
+# the JSON files of a model's folder, each of which must hold an object
+_OBJECTS = (
+    *("config.json", "adapter_config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"),
+    *("special_tokens_map.json", "preprocessor_config.json", "processor_config.json", "model.safetensors.index.json"),
+)
+_HEADER_LIMIT = 100_000_000  # bytes, as safetensors itself has it
+# what says nothing of the files that are read: no memory left, a broken device, ranks that have lost each other
+_OF_THE_MACHINE = {"AcceleratorError", "DistBackendError", "DistNetworkError", "MemoryError", "OutOfMemoryError"}
+
+
+@contextmanager
+def reading(argument: str, path: str | os.PathLike, file: str | None = None) -> Iterator[None]:
+    """Whatever is raised in here while something foreign is read becomes one sentence.
+
+    A sentence of ours, and what does not speak of the files (no memory, Ctrl-C), is left as it is.
+
+    Args:
+        argument: that named it.
+        path: folder, file or Hub id.
+        file: of the folder, where a single one is read.
+
+    Raises:
+        OSError: for what was an `OSError`: there is no such thing, or it cannot be reached.
+        ValueError: for anything else.
+
+    Example:
+        >>> with reading("target", "my/model"):
+        ...     AutoConfig.from_pretrained("my/model")
+        ValueError: `target` my/model cannot be read: config.json must hold an object, but holds a list: restore it, or
+        write it anew.
+    """
+    try:
+        yield
+    except Exception as problem:
+        if is_sentence(problem) or type(problem).__name__ in _OF_THE_MACHINE:
+            raise
+        kind = OSError if isinstance(problem, OSError) else ValueError
+        raise kind(f"`{argument}` {path} {_why(path, problem, file)}.") from problem
+
+
+def _why(path: str | os.PathLike, problem: Exception, file: str | None) -> str:
+    """What is wrong, the rest of a sentence; the files are looked at only now that something is."""
+    folder = local_folder(path)
+    found = folder and broken_file(folder)
+    if found:
+        return f"cannot be read: {found}"
+    missing = _missing(path, problem)
+    if missing:
+        return missing
+    if isinstance(problem, pickle.UnpicklingError):
+        return (
+            "cannot be read: its pickled weights hold more than tensors, or are damaged, and are not run: save them as "
+            "safetensors, if you trust their source"
+        )
+    if "trust_remote_code" in str(problem):
+        return "comes with code of its own, which is not run: set `trust_remote_code` if you trust its source"
+
+    if type(problem).__name__.startswith("StrictDataclass"):  # in which transformers keeps configs alone
+        file = "config.json"
+    text = f"{type(problem).__name__}: {first_line(problem)}"
+    named = f": {file} is not accepted ({text})" if file else f" ({text})"
+    return f"cannot be read{named}: correct it, or name another"
+
+
+def _missing(path: str | os.PathLike, problem: Exception) -> str | None:
+    """What is not there, the rest of a sentence; `None` if something else is wrong."""
+    if Path(path).is_dir():
+        there = any((Path(path) / name).is_file() for name in _OBJECTS)
+        return None if there else "holds no config.json: name the folder of a model"
+    if not isinstance(problem, OSError):
+        return None
+    if Path(path).exists():
+        return "is a file: name the folder that it lies in, or a Hub id"
+    if looks_like_a_path(path):
+        return "does not exist: correct the path, or name a Hub id"
+    return (
+        f"is no folder here, and the Hub does not give it ({first_line(problem)}): correct it, or see to the connection"
+    )
+
+
+def looks_like_a_path(path: str | os.PathLike) -> bool:
+    """Whether a text can be no Hub id, which has one slash at most and begins with no dot."""
+    text = str(path)
+    return text.startswith(("/", ".", "~")) or text.count("/") > 1 or not isinstance(path, str)
+
+
+def read_part(
+    argument: str, path: str | os.PathLike, file: str | os.PathLike, fields: Mapping[str, Any] | None = None
+) -> Any:
+    """`read_json(file, fields)` of a model's folder or Hub id, whose errors name the argument too."""
+    try:
+        return read_json(file, fields)
+    except ValueError as problem:
+        raise ValueError(f"`{argument}` {path} cannot be read: {problem}") from problem
+
+
+def local_folder(path: str | os.PathLike, revision: str = "main") -> Path | None:
+    """The folder on this machine that a folder or Hub id stands for; `None` for what was not downloaded yet."""
+    if Path(path).is_dir():
+        return Path(path)
+    if Path(path).exists() or looks_like_a_path(path):
+        return None
+    # which is loaded already wherever something comes from the Hub
+    from transformers.utils import cached_file
+
+    quiet = (f"_raise_exceptions_for_{what}" for what in ("missing_entries", "connection_errors", "gated_repo"))
+    try:
+        found = cached_file(
+            str(path), "config.json", revision=revision, local_files_only=True, **dict.fromkeys(quiet, False)
+        )
+    except (OSError, ValueError):  # no name that the Hub allows
+        return None
+    return None if found is None else Path(found).parent
+
+
+# ---- which file is broken ----
+
+
+def broken_file(folder: str | os.PathLike) -> str | None:
+    """The first file of a model's folder that is not what its name says, and why; `None` if all look sound.
+
+    Of JSON files and templates the form is read, of weights the header alone.
+    """
+    folder = Path(folder)
+    for name in _OBJECTS:
+        if (folder / name).is_file():
+            try:
+                read_json(folder / name, {})
+            except ValueError as problem:
+                return str(problem).removeprefix(f"{folder}{os.sep}").removesuffix(".")
+    for file in sorted(folder.glob("*.jinja")):
+        try:
+            file.read_bytes().decode()
+        except (OSError, UnicodeDecodeError) as problem:
+            return f"{file.name} is no text ({first_line(problem)}): write it anew"
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            read_header(file)
+        except ValueError as problem:
+            return f"{file.name} {problem}: download or write it anew"
+    return None
+
+
+def read_header(file: Path) -> dict[str, tuple[int, ...]]:
+    """Shapes by name of the tensors in a file of safetensors; nothing else of it is read.
+
+    Raises:
+        ValueError: for a file that is broken or cut, with the rest of a sentence.
+    """
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as weights:
+            length = struct.unpack("<Q", weights.read(8))[0] if size >= 8 else None
+            if length is None:
+                raise ValueError(f"is cut, it has {size} bytes")
+            if length > min(size - 8, _HEADER_LIMIT):
+                raise ValueError(f"is cut or no safetensors: its header would take {length:,} bytes of {size:,}")
+            text = weights.read(length)
+    except OSError as problem:
+        raise ValueError(f"cannot be read ({problem.strerror or problem})") from problem
+    try:
+        header = {name: entry for name, entry in json.loads(text).items() if name != "__metadata__"}
+        shapes = {name: tuple(map(int, entry["shape"])) for name, entry in header.items()}
+        needed = 8 + length + max((int(entry["data_offsets"][1]) for entry in header.values()), default=0)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as problem:
+        raise ValueError("has a header that cannot be read") from problem
+    if size != needed:
+        raise ValueError(f"{'is cut' if size < needed else 'is damaged'}: it has {size:,} bytes of {needed:,}")
+    return shapes

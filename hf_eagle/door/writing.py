@@ -1,0 +1,128 @@
+"""Outputs are written beside their place and then moved there, so that each is what it was or whole."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from .sentences import first_line, is_sentence
+
+
+# what `torch.save` says when a file cannot be written
+_TORCH_SAYS = ("PytorchStreamWriter", "inline_container", "iostream error", "unexpected pos")
+_MEND = "make room, or name another place"
+
+
+def write_atomically(path: Path, lines: Iterable[str]) -> None:
+    """Write text lines so that `path` is either what it was or whole; `OSError` with its name where it cannot be."""
+    try:
+        with replaced(path) as part:
+            _write(part, lines)
+    except OSError as problem:
+        if not is_write_error(problem):
+            raise
+        raise OSError(f"{path} cannot be written ({why_not_written(problem)}): {_MEND}.") from problem
+
+
+def write_output(argument: str, path: str | os.PathLike, text: str) -> None:
+    """Write the text of an output that an argument named, whole or not at all; its folder is made."""
+    with output(argument, path) as part:
+        _write(part, [text])
+
+
+def _write(path: Path, lines: Iterable[str]) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(line + "\n" for line in lines)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def output(argument: str, path: str | os.PathLike) -> Iterator[Path]:
+    """As [`replaced`], for a file that an argument named: its folder is made, and errors name the argument."""
+    with writing(argument, path):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with replaced(path) as part:
+            yield part
+
+
+@contextmanager
+def replaced(path: str | os.PathLike) -> Iterator[Path]:
+    """A path beside `path` to write to; it becomes `path` at the end, and is deleted where something goes wrong.
+
+    `path` stays as it is where nothing was written. A link stays one, and what it leads to is replaced.
+    """
+    path = Path(os.path.realpath(path))
+    part = part_of(path)
+    try:
+        yield part
+        if part.exists():
+            os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def part_of(path: Path) -> Path:
+    """Where a file is written before it is moved to its place."""
+    return path.with_name(f".{path.stem}-part{path.suffix}")  # libraries tell a format by the ending
+
+
+@contextmanager
+def output_folder(argument: str, path: str | os.PathLike) -> Iterator[Path]:
+    """A new folder beside `path` to write a model to; its files are moved to `path` when all of them are written.
+
+    What else is in `path` stays there, but for weights, which would be mixed with the new ones.
+    """
+    path = Path(os.path.realpath(path))
+    with writing(argument, path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(prefix=f".{path.name[:200]}-", dir=path.parent))
+        try:
+            yield part
+            _move_into(part, path)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+
+
+def _move_into(part: Path, path: Path) -> None:
+    path.mkdir(exist_ok=True)
+    new = {file.name for file in part.iterdir()}
+    for old in [*path.glob("*.safetensors"), *path.glob("*.safetensors.index.json")]:
+        if old.name not in new:
+            old.unlink()
+    for file in sorted(part.iterdir()):
+        os.replace(file, path / file.name)
+
+
+@contextmanager
+def writing(argument: str, path: str | os.PathLike) -> Iterator[None]:
+    """Whatever keeps a file from being written in here becomes one sentence with the argument that named the output.
+
+    Raises:
+        OSError: such as `output_json` out/a.json cannot be written (No space left on device).
+    """
+    try:
+        yield
+    except Exception as problem:
+        if not is_write_error(problem):
+            raise
+        raise OSError(f"`{argument}` {path} cannot be written ({why_not_written(problem)}): {_MEND}.") from problem
+
+
+def is_write_error(problem: BaseException) -> bool:
+    """Whether the file system refused a file, as Python, safetensors and torch say it."""
+    if isinstance(problem, (ConnectionError, TimeoutError)) or is_sentence(problem):
+        return False
+    if isinstance(problem, OSError):
+        return (problem.errno or 0) > 0  # those of name servers are below
+    if isinstance(problem, RuntimeError):
+        return any(said in str(problem) for said in _TORCH_SAYS)
+    return type(problem).__name__ == "SafetensorError"
+
+
+def why_not_written(problem: Exception) -> str:
+    """The reason, in a few words."""
+    return getattr(problem, "strerror", None) or first_line(problem)

@@ -1,0 +1,72 @@
+"""A measurement that goes on where it stopped: the batches that are decoded, and what they depend on."""
+
+import hashlib
+import json
+
+import torch
+
+from ..data.media import own_tokenizer
+from ..door.journal import Journal
+from ..store.fingerprints import target_fingerprints
+from .summary import described
+
+
+_FORMAT = 1  # of a journal's lines
+
+
+class Finished:
+    """Decoded batches, each kept as soon as it is there.
+
+    Args:
+        journal ([`Journal`], *optional*): holds them, begun with the settings that they depend on; without one, nothing
+            is kept.
+        part (`str`, *optional*, defaults to `"main"`): tells several measurements in one journal apart.
+    """
+
+    def __init__(self, journal: Journal | None = None, part: str = "main"):
+        self.journal, self.part = journal, part
+        rows = journal.rows if journal is not None else []
+        self._rows = {row["batch"]: row["decoded"] for row in rows if row["part"] == part}
+
+    def row(self, batch: int) -> dict | None:
+        """What was decoded of the batch of this number, `None` if it has yet to be."""
+        return self._rows.get(batch)
+
+    def keep(self, batch: int, decoded: dict) -> None:
+        """It is on the disk when this returns."""
+        if self.journal is not None:
+            self.journal.append({"part": self.part, "batch": batch, "decoded": decoded})
+
+
+def depends_on(target, draft, processing, prompts: str, settings, **others) -> dict:
+    """What decides the counts of a measurement, for the first line of its journal.
+
+    Args:
+        target ([`FrozenTarget`]), draft: the pair.
+        processing: the target's tokenizer or processor.
+        prompts: as `check_rendering` returns it.
+        settings ([`DecodingSettings`]): how they are decoded.
+        others: further settings by name, which JSON can hold.
+    """
+    template = own_tokenizer(processing).chat_template
+    return {
+        "format": _FORMAT,
+        **{f"target_{name}": digest for name, digest in target_fingerprints(target).items()},
+        "draft_weights": draft_fingerprint(draft),
+        "prompts": prompts,
+        "chat_template": hashlib.sha256(json.dumps(template, default=str).encode()).hexdigest()[:16],
+        "device": str(target.device),
+        **described(settings),
+        **others,
+    }
+
+
+def draft_fingerprint(draft) -> str:
+    """16 hex digits of a draft's config and weights, without what its target lends it."""
+    config = {name: value for name, value in draft.config.to_diff_dict().items() if name != "_name_or_path"}
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+    for name, tensor in sorted(draft.state_dict().items()):
+        if name not in draft.lent_tensors:
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,45 @@
+"""How many tokens a target reads, by its config: asked before its weights are loaded."""
+
+from transformers import PreTrainedConfig
+
+from .loading import _to_the_base, load_config
+
+
+def check_room(
+    target: str,
+    argument: str,
+    tokens: int,
+    beside: int = 0,
+    *,
+    revision: str = "main",
+    trust_remote_code: bool = False,
+    gguf_file: str | None = None,
+) -> PreTrainedConfig | None:
+    """Check that a target reads as many tokens as an argument asks for.
+
+    Args:
+        target: a folder or a Hub id, also of an adapter.
+        argument: that asks for them, such as `max_new_tokens`.
+        tokens: its value.
+        beside: tokens that need room too, those of a prompt for instance.
+        revision, trust_remote_code, gguf_file: where the target comes from.
+
+    Returns:
+        The target's config; `None` for a GGUF file, whose config is not known before it is loaded.
+
+    Raises:
+        OSError: if there is no such target.
+        ValueError: naming the argument, if the target reads fewer.
+    """
+    if gguf_file is not None:
+        return None
+    _, name, revision = _to_the_base(target, revision)
+    config = load_config(name, revision, trust_remote_code)
+    longest = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if isinstance(longest, int) and tokens + beside > longest:
+        together = " with its prompt" if beside else ""
+        raise ValueError(
+            f"`{argument}` is {tokens}, but `target` {target} reads {longest} tokens at most{together}: set it to "
+            f"{longest - beside} at most, or take another target."
+        )
+    return config

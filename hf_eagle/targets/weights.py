@@ -1,0 +1,211 @@
+"""What a model is loaded from: sizes that fit its config, and all of its tensors, for the missing ones are random."""
+
+import logging
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from transformers import PreTrainedModel
+
+from ..door.reading import local_folder, read_header, read_part, reading
+
+
+INDEX = "model.safetensors.index.json"
+_SHOWN = 4  # names in an error
+# so much more than the weights show is no other way of storing them, such as eight values packed in one
+_FAR = 16
+_DEPTHS = ("num_hidden_layers", "depth")
+_WIDTHS = (
+    *("hidden_size", "intermediate_size", "moe_intermediate_size", "vocab_size", "draft_vocab_size", "head_dim"),
+    *("num_attention_heads", "num_key_value_heads", "num_experts", "num_local_experts", "n_routed_experts"),
+)
+_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")
+# buffers that every model computes by itself, though some write them too
+_COMPUTED = re.compile(r"(inv_freq|position_ids|(cos|sin)_cached|attn\.(masked_)?bias)$")
+# what a quantised model has room for and its files need not have: scales of activations, and offsets that are zero
+_OF_QUANTISED = re.compile(r"((input|output|activation|[qkv])_scale|zero_point|g_idx|qzeros|weight_shape)$")
+
+
+# ---- before a model is built ----
+
+
+def stored_shapes(argument: str, path: str | Path, revision: str = "main") -> dict[str, tuple[int, ...]]:
+    """Shapes by name of the tensors of a folder or Hub id, by the headers of its safetensors.
+
+    Returns:
+        Nothing for weights of another form, and for those that were not downloaded yet.
+
+    Raises:
+        ValueError: for a file that is broken or cut.
+    """
+    folder, shapes = local_folder(path, revision), {}
+    if folder is None:
+        return {}
+    files = [folder / "model.safetensors"]
+    if not files[0].is_file() and (folder / INDEX).is_file():
+        held = read_part(argument, path, folder / INDEX, {"weight_map": dict[str, str]})["weight_map"]
+        files = [folder / name for name in sorted(set(held.values()))]
+    for file in files:
+        if file.is_file():
+            try:
+                shapes |= read_header(file)
+            except ValueError as problem:
+                raise ValueError(
+                    f"`{argument}` {path} cannot be read: {file.name} {problem}: download or write it anew."
+                ) from problem
+    return shapes
+
+
+def check_sizes(argument: str, path: str | Path, config: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuse a config of another model than the weights, before hours or all memory go into building it.
+
+    What differs by less is found when the weights are loaded.
+
+    Args:
+        argument, path: that named the model, for the error.
+        config: of the model, with the fields as attributes.
+        shapes: of the stored tensors; of no tensors nothing is said.
+
+    Raises:
+        ValueError: names the field, and what the weights show.
+    """
+    if not shapes:
+        return
+    numbers = {int(part) for name in shapes for part in name.split(".") if part.isdecimal()}
+    depth, width = 1 + max(numbers, default=0), max((max(shape, default=1) for shape in shapes.values()), default=1)
+    limits = dict.fromkeys(_DEPTHS, depth) | dict.fromkeys(_WIDTHS, max(width, depth))
+
+    embeddings = [s for name, s in shapes.items() if name.endswith(_EMBEDDINGS) and ".layers." not in name]
+    if len(embeddings) == 1 and len(embeddings[0]) == 2:
+        limits |= dict(zip(("vocab_size", "hidden_size"), embeddings[0], strict=True))
+    for part in _parts(config):
+        for field, shown in limits.items():
+            told = getattr(part, field, None)
+            if isinstance(told, int) and told > _FAR * shown:
+                raise ValueError(
+                    f"`{argument}` {path}: `{field}` in its config.json is {told:,}, but its weights show {shown:,}: "
+                    "restore the config.json that they were saved with."
+                )
+
+
+def _parts(config: Any) -> Iterator[Any]:
+    """A config and those inside of it, of a vision tower for instance."""
+    yield config
+    for name in getattr(config, "sub_configs", None) or ():
+        if getattr(config, name, None) is not None:
+            yield from _parts(getattr(config, name))
+
+
+# ---- while and after it is loaded ----
+
+
+def load_whole(auto_class: type, name_or_path: str, argument: str = "target", **options: Any) -> PreTrainedModel:
+    """`auto_class.from_pretrained`, which refuses weights that are not all there.
+
+    transformers fills what is missing with random numbers and warns.
+
+    Args:
+        auto_class: with `from_pretrained`.
+        name_or_path, options: as that takes them. With a `distributed_config`, all ranks must call, and all refuse
+            where one of them misses something in its share.
+        argument: that named it.
+
+    Raises:
+        ValueError: with the first names and the count of tensors that are missing or of another shape.
+    """
+    if options.get("distributed_config") is None:
+        return _load_whole(auto_class, name_or_path, argument, options)
+    model = wrong = None
+    try:
+        with reading(argument, name_or_path):
+            model = _load_whole(auto_class, name_or_path, argument, options)
+    except (OSError, ValueError) as problem:
+        if not dist.is_initialized():
+            raise
+        wrong = str(problem)
+    of_ranks = [None] * dist.get_world_size()
+    dist.all_gather_object(of_ranks, wrong)
+    wrong = next((text for text in of_ranks if text is not None), None)
+    if wrong is not None:
+        raise ValueError(wrong)
+    return model
+
+
+def _load_whole(auto_class: type, name_or_path: str, argument: str, options: dict[str, Any]) -> PreTrainedModel:
+    options = options | {"output_loading_info": True, "ignore_mismatched_sizes": True}  # all of them are told at once
+    with report_if_sound() as reports:
+        try:
+            model, info = auto_class.from_pretrained(name_or_path, **options)
+        except RuntimeError as problem:
+            names = re.findall(r"^(\S+)\s*\|\s*CONVERSION", "\n".join(reports), re.MULTILINE)
+            if not names:
+                raise
+            raise ValueError(
+                f"`{argument}` {name_or_path} holds tensors that do not fit together as its config.json says "
+                f"({listed(names)}): restore its weights."
+            ) from problem
+        refuse_random(model, info, argument, name_or_path)
+    return model
+
+
+def refuse_random(model: PreTrainedModel, info: Mapping[str, Any], argument: str, path: str | Path) -> None:
+    """`ValueError` if a model was loaded without some of its tensors.
+
+    Args:
+        info: of `from_pretrained(..., output_loading_info=True)`; transformers has left out what is tied.
+    """
+    buffers = {name for name, _ in model.named_buffers()}
+    quantised = getattr(model, "hf_quantizer", None) is not None
+    missing = sorted(
+        name
+        for name in info["missing_keys"]
+        if not (name in buffers and _COMPUTED.search(name)) and not (quantised and _OF_QUANTISED.search(name))
+    )
+    kind, total = type(model).__name__, len(model.state_dict())
+    wrong = []
+    if missing and len(info["missing_keys"]) == total:
+        wrong.append(f"holds no tensor with a name that a {kind} knows, such as {missing[0]}")
+    elif missing:
+        wrong.append(f"lacks {len(missing)} of the {total} tensors of a {kind} ({listed(missing)})")
+    if info["mismatched_keys"]:
+        other = [f"{name} is {list(s)} instead of {list(w)}" for name, s, w in sorted(info["mismatched_keys"], key=str)]
+        wrong.append(f"holds {len(other)} tensors of other shapes than its config.json says ({listed(other)})")
+    if wrong:
+        raise ValueError(
+            f"`{argument}` {path} {', and '.join(wrong)}, where random numbers would be taken: restore its weights, or "
+            "the config.json that they were saved with."
+        )
+
+
+@contextmanager
+def report_if_sound() -> Iterator[list[str]]:
+    """Keep back what transformers logs of tensors while it loads, and pass it on only if nothing is raised in here.
+
+    Yields the reports.
+    """
+    logger, held, texts = logging.getLogger("transformers.modeling_utils"), [], []
+
+    def keep(record: logging.LogRecord) -> bool:
+        if "LOAD REPORT" not in str(record.msg):
+            return True
+        held.append(record)
+        texts.append(record.getMessage())
+        return False
+
+    logger.addFilter(keep)
+    try:
+        yield texts
+    finally:
+        logger.removeFilter(keep)
+    for record in held:
+        logger.handle(record)
+
+
+def listed(names: Iterable[str]) -> str:
+    """The first few names, and how many more there are."""
+    names = list(names)
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more

@@ -1,0 +1,212 @@
+"""A trainer that a signal asks to stop: the step under way is finished and saved, then the run ends.
+
+All ranks learn of it from a reduction that each step makes anyway, so they stop behind the same step, whichever of them
+got the signal.
+"""
+
+import signal
+from functools import partial
+
+import torch
+from torch.utils.data import DataLoader
+from transformers import TrainerCallback
+from transformers.trainer_utils import SaveStrategy
+
+from .signals import NAMES, SIGNALS, StopSignals, ending, leave_signals_to_parent
+
+
+class StopHere(Exception):
+    """The evaluation or the step under way is given up, because the run is to stop."""
+
+
+def _random_states(device: torch.device) -> dict[torch.device, torch.Tensor]:
+    """What a forward draws from."""
+    cpu = {torch.device("cpu"): torch.get_rng_state()}
+    return cpu if device.type == "cpu" else cpu | {device: torch.get_device_module(device).get_rng_state(device)}
+
+
+def _set_random_states(states: dict[torch.device, torch.Tensor]) -> None:
+    for device, state in states.items():
+        if device.type == "cpu":
+            torch.set_rng_state(state)
+        else:
+            torch.get_device_module(device).set_rng_state(state, device)
+
+
+class StoppingMixin:
+    """Stops a run behind a step, saved, when a signal asks for it; to be placed before [`SavingMixin`].
+
+    Attributes:
+        stops ([`StopSignals`]): what this rank has heard.
+    """
+
+    def __init__(self, *args, **kwargs):
+        self.stops, self._hearing = StopSignals(), False
+        self._begin()
+        super().__init__(*args, **kwargs)
+        self.add_callback(_Stopping(self))
+
+    def _begin(self) -> None:
+        self._known: signal.Signals | None = None  # on all ranks alike
+        self._stop_sums: torch.Tensor | None = None
+        self._last_step: tuple | None = None  # what the Trainer said behind it
+        self._random: dict[torch.device, torch.Tensor] | None = None  # as the next step is about to begin
+        self.saved_step = self.ended_pass_at = -1
+
+    def train(self, *args, **kwargs):
+        """As in `Trainer`; SIGTERM and Ctrl-C end it behind the step under way, with a checkpoint.
+
+        Raises:
+            KeyboardInterrupt: of Ctrl-C, with a sentence about what was saved.
+            SystemExit: of SIGTERM, with status 143 and that sentence as `message`.
+        """
+        self.stops = StopSignals(self.args.world_size == 1, self.is_world_process_zero())
+        self._begin()
+        with self.stops.heard():
+            self._hearing = True
+            try:
+                return super().train(*args, **kwargs)
+            except StopHere:
+                if self._last_step is not None:
+                    _set_random_states(self._random)  # as if the step that was begun had drawn nothing
+                    args, kwargs = self._last_step
+                    self._maybe_log_save_evaluate(*args, **kwargs)
+                raise ending(self._known, f"Stopped by {NAMES[self._known]} before the first step.") from None
+            finally:
+                self._hearing = self.is_in_train = False
+
+    def _get_dataloader(self, *args, **kwargs) -> DataLoader:
+        loader = super()._get_dataloader(*args, **kwargs)
+        inner = getattr(loader, "base_dataloader", loader)  # accelerate wraps it
+        if inner.num_workers:
+            inner.worker_init_fn = partial(leave_signals_to_parent, inner.worker_init_fn)
+        return loader
+
+    # ---- what the ranks know ----
+
+    def _flags(self, device: torch.device) -> torch.Tensor:
+        """Whether this rank was asked to stop, `(signals,)`; the sum over ranks says whether any was."""
+        return torch.tensor([self.stops.asked == number for number in SIGNALS], dtype=torch.long, device=device)
+
+    def _learn(self, sums: torch.Tensor) -> None:
+        """Take up the sum of all ranks' flags."""
+        self._known = next((x for x, asked in zip(SIGNALS, sums.tolist(), strict=True) if asked), self._known)
+
+    def with_flags(self, counts: torch.Tensor) -> torch.Tensor:
+        """Counts that are about to be summed over ranks, with this rank's flags behind them."""
+        return torch.cat([counts, self._flags(counts.device)])
+
+    def without_flags(self, sums: torch.Tensor) -> torch.Tensor:
+        """The sums of `with_flags` alone; those of the flags are kept for when a value is fetched anyway."""
+        self._stop_sums = sums[-len(SIGNALS) :]
+        self._random = None if self.stops.alone else _random_states(self.args.device)
+        return sums[: -len(SIGNALS)]
+
+    def stop_in_front_of_step(self) -> None:
+        """Stop several ranks before the step that is about to be taken changes anything; to be called on all at once.
+
+        Raises:
+            StopHere: if a rank was asked to stop.
+        """
+        if self._stop_sums is not None and self._to_stop() is not None and not self.stops.alone:
+            raise StopHere
+
+    def look_at(self, *args) -> None:
+        """As in [`HealthMixin`]; behind its fetch nothing is left to wait for, so the flags are looked at here."""
+        super().look_at(*args)
+        self.stop_in_front_of_step()
+
+    def _to_stop(self) -> signal.Signals | None:
+        """The signal that stops the run now, the same on all ranks."""
+        if self.stops.alone:
+            self._known = self.stops.asked  # newer than any reduction
+        elif self._stop_sums is not None:
+            self._learn(self._stop_sums)
+        self._stop_sums = None
+        return self._known
+
+    # ---- where a run stops ----
+
+    def give_up_evaluation(self) -> None:
+        """End an evaluation within training behind a batch; on all ranks at once.
+
+        Raises:
+            StopHere: if a rank was asked to stop.
+        """
+        if not self._hearing:
+            return
+        if self._to_stop() is None and not self.stops.alone:
+            self._learn(self.accelerator.reduce(self._flags(self.args.device), reduction="sum"))
+        if self._known is not None:
+            raise StopHere
+
+    def _maybe_log_save_evaluate(self, tr_loss, grad_norm, model, trial, *args, **kwargs):
+        given_up, self._last_step = False, ((tr_loss, grad_norm, model, trial, *args), kwargs)
+        if self._to_stop() is not None:
+            # the loss of these steps belongs to this run: the next one begins a window of its own
+            self.control.should_log = self.args.logging_strategy != "no"
+        try:
+            super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, trial, *args, **kwargs)
+        except StopHere:
+            given_up = True  # `control.should_evaluate` stays set, and the checkpoint keeps it
+
+        if self._to_stop() is None:
+            return
+        whole = self.state.global_step >= self.state.max_steps or self.control.should_training_stop
+        if given_up or not (whole or self._before_end_of_pass()):
+            self._stop(model, trial, given_up)
+
+    def _before_end_of_pass(self) -> bool:
+        """Whether the last step of a pass is done, but not yet what is done once a pass."""
+        return self.ended_pass_at != self.state.global_step and float(self.state.epoch).is_integer()
+
+    def _stop(self, model, trial, given_up: bool) -> None:
+        if self.args.save_strategy != SaveStrategy.NO and self.saved_step != self.state.global_step:
+            self._save_checkpoint(model, trial)
+            self.control = self.callback_handler.on_save(self.args, self.state, self.control)
+        # a launcher ends the others when one rank has ended: not before the checkpoint is finished
+        self.accelerator.wait_for_everyone()
+        self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
+        raise ending(self._known, self._what_was_saved(trial, given_up))
+
+    def _what_was_saved(self, trial, given_up: bool) -> str:
+        stopped = f"Stopped by {NAMES[self._known]} after step {self.state.global_step}"
+        if self.args.save_strategy == SaveStrategy.NO:
+            return f"{stopped}; nothing was saved, since `save_strategy` is no."
+        if not self.watch.supervised:
+            return f"{stopped}; nothing was saved, since there was no supervised row yet."
+        states = self.args.save_only_model
+        without = " without its states (`save_only_model`)" if states else ""
+        more = " --ignore_missing_state" if states else ""
+        later = ", which begins with the evaluation that was given up" if given_up else ""
+        return (
+            f"{stopped}; {self._checkpoint_folder(trial)} is saved{without}: go on with "
+            f"`--resume_from_checkpoint last{more}`{later}."
+        )
+
+    def make_up_evaluation(self) -> None:
+        """Evaluate behind a checkpoint whose evaluation was given up; on all ranks at once."""
+        kept = self.state.stateful_callbacks.get("TrainerControl", {}).get("args", {})
+        if not (self.resumed and kept.get("should_evaluate") and self.args.eval_strategy != "no"):
+            return
+        best = self._evaluate(None, None)
+        self._determine_best_metric(metrics=best, trial=None)
+
+
+class _Stopping(TrainerCallback):
+    """Tells a trainer what its signals need to know of a run's events."""
+
+    def __init__(self, trainer: StoppingMixin):
+        self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.trainer.make_up_evaluation()
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        self.trainer.ended_pass_at = state.global_step
+
+    def on_save(self, args, state, control, **kwargs):
+        self.trainer.saved_step = state.global_step
+
+    def on_prediction_step(self, args, state, control, **kwargs):
+        self.trainer.give_up_evaluation()

@@ -1,0 +1,1 @@
+"""Parts of `chaos.py`: what is tried, the ranks it is tried on, and what must be true afterwards."""

@@ -1,0 +1,166 @@
+"""All verbs x all of their number arguments x what no number may be: one sentence with the argument, and no work."""
+
+import dataclasses
+import re
+import runpy
+from functools import cache
+from pathlib import Path
+from typing import Literal, get_args, get_origin, get_type_hints
+
+import pytest
+import transformers
+from warm_python import warm_python
+
+from hf_eagle.arguments.bounds import Bounds, bounds_of, check_numbers
+from hf_eagle.arguments.inherited import INHERITED
+from hf_eagle.arguments.parser import EagleArgumentParser
+from hf_eagle.cli import VERBS
+
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPTS = {**VERBS, "quickstart": "quickstart.py", "fetch-assets": "fetch_assets.py"}
+VALUES = ("0", "-1", "nan", "inf", "1e30", "text")
+# where these mean something; nothing else of `VALUES` is ever taken
+FINE = {
+    "0": {
+        *("q_lora_rank", "tap_ids", "lora_dropout", "eval_share", "lk_scale", "lk_decay", "num_previews"),
+        *("html_conversations", "temperature", "seed", "time_limit", "retries", "hub_seconds", "max_steps"),
+        *("learning_rate", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "eval_delay"),
+        *("max_grad_norm", "label_smoothing_factor", "neftune_noise_alpha", "data_seed", "dataloader_num_workers"),
+        *("local_rank", "regression_weight", "ce_weight"),
+    },
+    "-1": {"max_steps", "local_rank"},
+}
+NOT_FINE = {("write-prompts", "temperature")}  # prompts are drawn, never the most probable one
+# texts that hold numbers
+COUNTS = {"evaluate": ("sweep_tokens",), "benchmark-serving": ("num_speculative_tokens", "batch_sizes")}
+
+
+@cache
+def parser_of(verb: str) -> EagleArgumentParser:
+    """The parser that a verb makes when it runs, with all groups."""
+    made = []
+
+    class Seen(Exception):
+        """The parser was made."""
+
+    def parse(self, *_, **__):
+        made.append(self)
+        raise Seen
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "scripts"))  # where a script that runs finds the others
+        patch.setattr(EagleArgumentParser, "parse_args_and_config", parse)
+        with pytest.raises(Seen):
+            runpy.run_path(str(ROOT / "scripts" / SCRIPTS[verb]), run_name="walk")["door"]([])
+    return made[0]
+
+
+def is_number(hint) -> bool:
+    """Whether a type is one of numbers, by a look of our own."""
+    if get_origin(hint) is Literal:
+        return False
+    return hint in (int, float) or any(map(is_number, get_args(hint)))
+
+
+def numbers_of(verb: str) -> list[str]:
+    hints = [item for group in parser_of(verb).dataclass_types for item in get_type_hints(group).items()]
+    fields = {f.name for group in parser_of(verb).dataclass_types for f in dataclasses.fields(group)}
+    return sorted({name for name, hint in hints if name in fields and is_number(hint)})
+
+
+def words_for(verb: str, *given: str) -> list[str]:
+    """A command line with all that a verb must be told."""
+    needed = {action.dest for action in parser_of(verb)._actions if action.required}
+    return [word for name in sorted(needed) for word in (f"--{name}", "nowhere")] + list(given)
+
+
+@pytest.mark.parametrize("verb", SCRIPTS)
+def test_what_no_number_may_be_is_refused(verb, capsys):
+    parser = parser_of(verb)
+    for name in numbers_of(verb):
+        for value in VALUES:
+            words = words_for(verb, f"--{name}={value}")
+            if name in FINE.get(value, ()) and (verb, name) not in NOT_FINE:
+                parser.parse_known_args(words)
+                continue
+            with pytest.raises(SystemExit) as ended:
+                parser.parse_args_and_config(words)
+            printed = capsys.readouterr()
+            assert ended.value.code == 2 and not printed.out
+            assert len(printed.err.strip().splitlines()) == 1
+            assert re.search(rf"`{name}` must be|argument --{name}\b.*: invalid (int|float) value", printed.err)
+
+
+@pytest.mark.parametrize("verb", COUNTS)
+def test_texts_of_counts_have_bounds_too(verb, capsys):
+    for name in COUNTS[verb]:
+        for value in (*VALUES, "0..3", "1..300000000", "3..1", "9" * 5000, "1," * 2000 + "1", "1..", "..2", ""):
+            with pytest.raises(SystemExit):
+                parser_of(verb).parse_args_and_config(words_for(verb, f"--{name}={value}"))
+            assert (
+                f"`{name}` must be numbers from 1 to {1024 if name == 'batch_sizes' else 64}" in capsys.readouterr().err
+            )
+
+
+def test_the_walk_sees_numbers():
+    assert sum(len(numbers_of(verb)) for verb in SCRIPTS) > 150
+    assert {"max_length", "learning_rate", "acceptance_steps", "data_weights"} <= set(numbers_of("train"))
+    assert {verb for verb in SCRIPTS if not numbers_of(verb)} == {"check", "publish", "compare"}
+    for value, names in FINE.items():
+        assert names <= {name for verb in SCRIPTS for name in numbers_of(verb)}, value
+
+
+@pytest.mark.parametrize("kind", VALUES)
+def test_a_real_process_for_each_kind(kind, tmp_path):
+    """What a user sees: exit status 2 and one line, before any of the files is missed."""
+    given = ["--target", tmp_path / "t", "--data", tmp_path / "d", "--output", tmp_path / "o.jsonl"]
+    done = warm_python().run(ROOT / "scripts" / "regenerate_answers.py", *given, f"--top_p={kind}")
+    assert done.returncode == 2 and not done.stdout
+    assert done.stderr.count("\n") == 1 and "top_p" in done.stderr
+    assert not any(tmp_path.iterdir())
+
+
+def test_every_number_of_the_library_has_bounds():
+    """A field that a version of transformers adds is looked at before it is relied on."""
+    hints = get_type_hints(transformers.TrainingArguments)
+    fields = {field.name for field in dataclasses.fields(transformers.TrainingArguments)}
+    assert {name for name in fields if is_number(hints[name])} == set(INHERITED)
+
+
+def test_numbers_from_python_are_checked_alike():
+    from hf_eagle import EagleTrainingArguments
+    from hf_eagle.arguments.groups import DataArguments
+
+    for group, name in ((EagleTrainingArguments, "max_steps"), (DataArguments, "max_length")):
+        first = {"output_dir": "x"} if group is EagleTrainingArguments else {"train_data": ["x"]}
+        for value in (float("nan"), float("inf"), 1e30, "text", 2.5, True, -2, 2**31):
+            with pytest.raises(ValueError, match=rf"^`{name}` must be .*, got "):
+                group(**first, **{name: value})
+
+
+def test_defaults_lie_within_bounds():
+    for verb in SCRIPTS:
+        for group in parser_of(verb).dataclass_types:
+            defaults = {field.name: field.default for field in dataclasses.fields(group)}
+            assert dataclasses.MISSING not in {defaults[name] for name in bounds_of(group)}  # none is required
+            check_numbers(group, defaults)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "value", "wanted"),
+    [
+        (Bounds(), 1.5, None),
+        (Bounds(), -1e30, "at least -2,147,483,647"),
+        (Bounds(kind=int), 2**31, "at most 2,147,483,647"),
+        (Bounds(kind=int), 1.0, "a whole number"),
+        (Bounds(), "1", "a number"),
+        (Bounds(), float("nan"), "a finite number"),
+        (Bounds(least=0, below=1), 1, "at least 0 and below 1"),
+        (Bounds(above=0, most=1), 0, "above 0 and at most 1"),
+        (Bounds(above=0), 0, "above 0"),
+        (Bounds(least=0, most=2**32 - 1), 2**32 - 1, None),
+    ],
+)
+def test_what_is_said_of_a_number(bounds, value, wanted):
+    assert bounds.refuse(value) == wanted

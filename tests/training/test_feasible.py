@@ -1,0 +1,89 @@
+"""What a run asks for and cannot have is refused before anything is loaded."""
+
+import pytest
+from tiny import random_chats, tiny_eagle1_pair, tiny_pair
+
+from hf_eagle import EagleTrainer, EagleTrainingArguments
+from hf_eagle.drafts.kinds import KINDS
+from hf_eagle.training.feasible import METRICS
+from hf_eagle.training.recipe import Recipe
+
+
+EVALUATED = ["--eval_strategy", "steps", "--eval_share", "0.1"]
+
+
+def refuse(tmp_path, *words):
+    given = ["--target", "nowhere", "--train_data", "nowhere", "--output_dir", str(tmp_path / "out"), *words]
+    return Recipe.parse(given).refuse_before_loading()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--eval_strategy", "steps"], "`eval_strategy` is steps, but there is nothing to evaluate on"),
+        (["--eval_on_start"], "`eval_on_start` is True, but there is nothing to evaluate on"),
+        (["--load_best_model_at_end", "--save_strategy", "no"], "`load_best_model_at_end` is True, but nothing is"),
+        (["--save_strategy", "best"], "`save_strategy` is best, but nothing is evaluated"),
+        ([*EVALUATED, "--save_strategy", "best"], "`save_strategy` is best, but `metric_for_best_model` does not say"),
+        ([*EVALUATED, "--metric_for_best_model", "x"], "`metric_for_best_model` is x, which no evaluation gives"),
+        ([*EVALUATED, "--metric_for_best_model", "eval_x"], "`metric_for_best_model` is eval_x, which no evaluation"),
+        ([*EVALUATED, "--metric_for_best_model", "ce_loss"], "`metric_for_best_model` is ce_loss, which no"),
+        ([*EVALUATED, "--metric_for_best_model", "acceptance_length"], "which is measured on prompts"),
+        (["--attn_implementation", "banana"], "`attn_implementation` must be one of"),
+        (["--optim", "banana_8bit"], "optim"),
+        (["--report_to", "banana"], "`report_to` names banana"),
+        (["--output_dir="], "`output_dir` names no folder"),
+    ],
+)
+def test_what_cannot_be_had(tmp_path, capsys, words, message):
+    with pytest.raises((ValueError, SystemExit)) as told:
+        refuse(tmp_path, *words)
+    said = capsys.readouterr().err or str(told.value)
+    assert message in said and "\n" not in said.strip()
+
+
+def test_flex_attention_has_no_backward_on_a_cpu(tmp_path):
+    with pytest.raises(
+        ValueError, match="`draft_attn_implementation` is flex_attention, which has no backward on a CPU"
+    ):
+        refuse(tmp_path, "--draft_attn_implementation", "flex_attention", "--use_cpu")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        EVALUATED,
+        ["--eval_strategy", "epoch", "--eval_data", "nowhere"],
+        *([*EVALUATED, "--metric_for_best_model", name] for name in ("loss", "eval_loss", "accuracy_step_3")),
+        [*EVALUATED, "--metric_for_best_model", "acceptance_length", "--acceptance_prompts", "nowhere"],
+        [*EVALUATED, "--metric_for_best_model", "regression_loss", "--method", "eagle1"],
+        [*EVALUATED, "--load_best_model_at_end", "--save_steps", "20"],
+        ["--metric_for_best_model", "loss"],
+        ["--attn_implementation", "sdpa"],
+    ],
+)
+def test_what_can_be_had(tmp_path, words):
+    assert refuse(tmp_path, *words) is None
+
+
+@pytest.mark.parametrize("given", [["--output_dir", "x"], []])
+def test_a_null_is_no_folder(tmp_path, given):
+    """The library would write into a folder of its own name."""
+    (tmp_path / "run.yaml").write_text("target: nowhere\ntrain_data: nowhere\noutput_dir: null\n")
+    recipe = Recipe.parse(["--config", str(tmp_path / "run.yaml"), *given])
+    if given:
+        assert recipe.training.output_dir == "x"
+        return
+    with pytest.raises(ValueError, match="`output_dir` names no folder: say where"):
+        recipe.refuse_before_loading()
+
+
+@pytest.mark.parametrize("kind", ["eagle1", "eagle3"])
+def test_promised_metrics_are_those_of_an_evaluation(tmp_path, kind):
+    pair = tiny_eagle1_pair if kind == "eagle1" else tiny_pair
+    args = EagleTrainingArguments(output_dir=str(tmp_path), report_to="none", disable_tqdm=True)
+    target, draft = pair()
+    found = EagleTrainer(draft, args, target, train_dataset=random_chats(4), eval_dataset=random_chats(4)).evaluate()
+    others = {"epoch", "eval_model_preparation_time", *(f"eval_accuracy_step_{step}" for step in range(7))}
+    assert set(found) - others == {f"eval_{name}" for name in (*METRICS, *KINDS[kind].metrics)}
