@@ -79,12 +79,12 @@ def _why(path: str | os.PathLike, problem: Exception, file: str | None) -> str:
 
 def _missing(path: str | os.PathLike, problem: Exception) -> str | None:
     """What is not there, the rest of a sentence; `None` if something else is wrong."""
-    if Path(path).is_dir():
+    if os.path.isdir(path):
         there = any((Path(path) / name).is_file() for name in _OBJECTS)
         return None if there else "holds no config.json: name the folder of a model"
     if not isinstance(problem, OSError):
         return None
-    if Path(path).exists():
+    if os.path.exists(path):
         return "is a file: name the folder that it lies in, or a Hub id"
     if looks_like_a_path(path):
         return "does not exist: correct the path, or name a Hub id"
@@ -111,9 +111,10 @@ def read_part(
 
 def local_folder(path: str | os.PathLike, revision: str = "main") -> Path | None:
     """The folder on this machine that a folder or Hub id stands for; `None` for what was not downloaded yet."""
-    if Path(path).is_dir():
+    # not by `Path`, which raises an error for a name that is too long
+    if os.path.isdir(path):
         return Path(path)
-    if Path(path).exists() or looks_like_a_path(path):
+    if os.path.exists(path) or looks_like_a_path(path):
         return None
     # which is loaded already wherever something comes from the Hub
     from transformers.utils import cached_file

@@ -16,6 +16,7 @@ from ..data.records import load_records
 from ..data.streaming import RankStream
 from ..data.token_stream import ShuffledRecords
 from ..data.vision_dataset import build_vision_dataset, holds_media
+from ..door.inputs import naming
 from ..drafts.build import load_draft, new_draft
 from ..drafts.configuration_base import DraftConfig
 from ..drafts.modeling_base import EaglePreTrainedModel
@@ -104,9 +105,11 @@ def conversations(
     template = {"options": options, "template_kwargs": data_args.template_kwargs}
     template["skip_bad_records"] = data_args.skip_bad_records
 
-    def build(sources, weights=None, streaming=False):
+    def build(argument, weights=None, streaming=False):
         form = {"dataset_format": data_args.dataset_format, "skip_bad_records": data_args.skip_bad_records}
-        records = load_records(sources, weights=weights, streaming=streaming, seed=args.seed, **form)
+        sources = getattr(data_args, argument)
+        with naming(argument):
+            records = load_records(sources, weights=weights, streaming=streaming, seed=args.seed, **form)
         if processor is not None and holds_media(records):
             skip = data_args.skip_bad_media
             return build_vision_dataset(records, processor, data_args.max_length, skip_bad_media=skip, **template)
@@ -117,8 +120,8 @@ def conversations(
         return build_dataset(records, tokenizer, data_args.max_length, data_args.preprocessing_workers, **template)
 
     with args.main_process_first(desc="tokenising"):
-        train = build(data_args.train_data, data_args.data_weights, data_args.streaming)
-        held_out = data_args.eval_data and build(data_args.eval_data)
+        train = build("train_data", data_args.data_weights, data_args.streaming)
+        held_out = data_args.eval_data and build("eval_data")
         if not held_out and data_args.eval_share > 0:
             parts = train.train_test_split(test_size=data_args.eval_share, seed=args.seed)
             train, held_out = parts["train"], parts["test"]

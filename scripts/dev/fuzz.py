@@ -89,6 +89,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=2.0, help="after which no trial begins")
     parser.add_argument("--seed", type=int, default=0, help="draws everything")
     parser.add_argument("--trial", type=int, default=None, help="this one alone; its folder is kept")
+    parser.add_argument("--trials", type=int, default=None, help="so many at most")
     parser.add_argument("--start", type=int, default=0, help="number of the first trial")
     parser.add_argument("--seconds", type=int, default=60, help="that a verb may take")
     parser.add_argument("--output_json", default=None, help="file for all trials")
@@ -101,7 +102,9 @@ def main() -> None:
         make_world(folder / "sound", python)
         done, ends = [], time.monotonic() + 60 * args.minutes
         number = args.start if args.trial is None else args.trial
-        while args.trial is None and time.monotonic() < ends or not done:
+        while not done or (
+            args.trial is None and time.monotonic() < ends and (args.trials is None or len(done) < args.trials)
+        ):
             done.append(attempt(args.seed, number, folder / "sound", folder / "trial", python, args.seconds))
             tell(done[-1], args.seed, always=args.trial is not None)
             number += 1

@@ -13,7 +13,7 @@ from forks import ROOT
 from tiny_tokenizer import CHATML, tiny_tokenizer
 
 from hf_eagle.answers import chat_client
-from hf_eagle.answers import connection as connection_module
+from hf_eagle.door import connection as connection_module
 
 
 KEY, TOKEN, PASSWORD = "sk-planted-key-0001", "hf_plantedtoken0002", "planted-password-0003"

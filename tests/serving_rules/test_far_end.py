@@ -5,7 +5,7 @@ import sys
 import pytest
 from chat_server import HOSTILE, ChatServer
 
-from hf_eagle.answers import connection
+from hf_eagle.door import connection
 from hf_eagle.serving import vllm_server
 from hf_eagle.serving.far_end import FarEnd
 
