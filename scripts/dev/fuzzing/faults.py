@@ -37,8 +37,18 @@ TEXTS = [
     LONG,
 ]
 NUMBERS = ["0", "-1", "-0.5", "nan", "inf", "-inf", "1e30", "1e-30", "3.7", "9" * 30, "0x10", "1,2", "1..3"]
-PATHS = ["/no/such/place", "no_such_name", "target", "chats.jsonl", "other", "run", "run/config.json", "/dev/null/x"]
-PATHS += ["target/model.safetensors", "out/../target", ".", "..", "/", "~/no", "me/no-such-model", "a" * 300]
+# outside of the world nothing can be made: a verb may do what such a path asks for
+PATHS = [
+    "/proc/no/such/place",
+    "no_such_name",
+    "target",
+    "chats.jsonl",
+    "other",
+    "run",
+    "run/config.json",
+    "/dev/null/x",
+]
+PATHS += ["target/model.safetensors", "out/../target", ".", "..", "/proc", "~no/such", "me/no-such-model", "a" * 300]
 VALUES = TEXTS + NUMBERS + PATHS
 INPUTS = ["chats.jsonl", "prompts.jsonl", "target", "run", "run/config.json", "other", "ids.json"]
 JSON_VALUES: list[Any] = [None, True, 0, -1, 10**30, 1.5, float("nan"), "", "text", [], {}, [None], {"a": []}, [[]]]
