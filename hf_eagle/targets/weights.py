@@ -81,6 +81,9 @@ def check_sizes(argument: str, path: str | Path, config: Any, shapes: Mapping[st
     embeddings = [s for name, s in shapes.items() if name.endswith(_EMBEDDINGS) and ".layers." not in name]
     if len(embeddings) == 1 and len(embeddings[0]) == 2:
         limits |= dict(zip(("vocab_size", "hidden_size"), embeddings[0], strict=True))
+    elif not any(name.endswith("lm_head.weight") for name in shapes):
+        for field in ("vocab_size", "draft_vocab_size"):
+            del limits[field]  # no tensor has a row a token, as in a draft that borrows the target's tables
     for part in _parts(config):
         for field, shown in limits.items():
             told = getattr(part, field, None)

@@ -225,3 +225,12 @@ def test_every_rank_of_a_spread_target_refuses(sound, tmp_path):
         for (mode, folder), text in zip(cases, told, strict=True):
             place = "experts" if "qwen3_moe" in folder else "model.layers.3.mlp.up_proj.weight"
             assert text is None if "sound" in folder else text.startswith(f"`target` {folder} ") and place in text, mode
+
+
+def test_a_draft_that_borrows_both_tables_has_no_tensor_of_the_vocabularys_size():
+    """EAGLE-1 beside a small target: 49,152 tokens, and no tensor wider than 1,536."""
+    shapes = {"fc.weight": (576, 1152), "layers.0.mlp.gate_proj.weight": (1536, 576)}
+    config = LlamaConfig(vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=1)
+    check_sizes("draft", "somewhere", config, shapes)
+    with pytest.raises(ValueError, match="`vocab_size` in its config.json is 49,152, but its weights show 4"):
+        check_sizes("draft", "somewhere", config, {**shapes, "embed_tokens.weight": (4, 576)})
