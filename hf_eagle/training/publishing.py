@@ -1,0 +1,122 @@
+"""What a training run sends to the Hub, as it goes on and at its end."""
+
+import logging
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+from transformers.trainer_utils import HubStrategy
+from transformers.utils import PushInProgress
+
+from ..hub.model_card import is_edited, render_model_card
+from ..hub.publish import publish_draft
+from ..hub.reach import reaching_hub
+from ..hub.run_facts import run_facts
+
+
+logger = logging.getLogger(__name__)
+
+
+class PublishingMixin:
+    """Publishes; the Hub gets what servers and readers need, optimizer states only where `hub_strategy` asks for them.
+
+    Attributes:
+        card_facts (`dict`): fields of [`CardFacts`] that whoever starts the run knows better than the trainer.
+    """
+
+    card_facts: Mapping[str, object] = MappingProxyType({})
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """As in `Trainer`; `OSError` if the Hub cannot be reached."""
+        with reaching_hub(self.args.hub_model_id or Path(self.args.output_dir).absolute().name):
+            super().init_hf_repo(token=token, private=private)
+
+    def create_model_card(self, *args, **kwargs) -> None:
+        """Write the card from what this run knows so far; a card that somebody edited is left alone."""
+        folder = Path(self.args.output_dir)
+        if self.is_world_process_zero() and not is_edited(folder):
+            render_model_card(folder, run_facts(self))
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs,
+    ):
+        """As in `Trainer`, without `training_args.bin`; `kwargs` are for `create_model_card`."""
+        self.refuse_broken()
+        if self.hub_model_id is None:
+            self.init_hf_repo(token=token, private=private)
+        self.save_model(_internal_call=True)  # on all ranks
+        if not self.is_world_process_zero():
+            return None
+
+        self.create_model_card(**kwargs)
+        self._finish_current_push()
+        return self._publish(self.args.output_dir, commit_message, token, revision, run_as_future=not blocking)
+
+    def _publish(self, folder, message: str, token=None, revision=None, run_as_future=False):
+        return publish_draft(
+            folder,
+            self.hub_model_id,
+            revision=revision or self.args.hub_revision,
+            token=token or self.args.hub_token,
+            commit_message=message,
+            run_as_future=run_as_future,
+            leave_out_broken=True,  # a file that somebody left here ends no training
+        )
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Do nothing: `Trainer` calls this before the checkpoint has the manifest without which it is not resumed."""
+
+    def _push_checkpoint(self, checkpoint_folder: Path) -> None:
+        """Publish a checkpoint's draft while training continues; with its states where `hub_strategy` says so."""
+        running = self.push_in_progress is not None and not self.push_in_progress.is_done()
+        if running and not self.args.hub_always_push:
+            return
+        self._tell_failed_pushes()
+
+        # send a copy: the checkpoint may be rotated away before it has been sent
+        folder, message = self.args.output_dir, f"Training in progress, step {self.state.global_step}"
+        for path in (x for name in ("config.json", "*.safetensors") for x in checkpoint_folder.glob(name)):
+            shutil.copy(path, folder)
+        self.create_model_card()
+
+        jobs = [self._publish(folder, message, run_as_future=True)]
+        if self.args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
+            jobs.append(self._push_states(checkpoint_folder, f"{message}, checkpoint"))
+        if running:
+            self.push_in_progress.jobs.extend(jobs)
+        else:
+            self.push_in_progress = PushInProgress(jobs)
+
+    def _push_states(self, checkpoint_folder: Path, message: str):
+        """Upload the whole checkpoint, to resume from, into a folder of the repository."""
+        from huggingface_hub import HfApi
+
+        last = self.args.hub_strategy == HubStrategy.CHECKPOINT
+        return HfApi(token=self.args.hub_token).upload_folder(
+            repo_id=self.hub_model_id,
+            folder_path=checkpoint_folder,
+            path_in_repo="last-checkpoint" if last else checkpoint_folder.name,
+            commit_message=message,
+            run_as_future=True,
+            revision=self.args.hub_revision,
+        )
+
+    def _finish_current_push(self) -> None:
+        super()._finish_current_push()
+        self._tell_failed_pushes()
+
+    def _tell_failed_pushes(self) -> None:
+        """Log the errors of pushes that ran in the background, each once; nothing else reports them."""
+        if getattr(self, "push_in_progress", None) is None:
+            return
+        done = [job for job in self.push_in_progress.jobs if job.done()]
+        self.push_in_progress.jobs = [job for job in self.push_in_progress.jobs if job not in done]
+        for problem in filter(None, (job.exception() for job in done)):
+            logger.warning("A push to %s while training went on failed: %s", self.hub_model_id, problem)
