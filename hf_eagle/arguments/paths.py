@@ -25,8 +25,7 @@ def check_data_paths(target: TargetArguments, data: DataArguments) -> None:
 
 
 def check_training_paths(data: DataArguments, draft: DraftArguments) -> None:
-    """As [`check_data_paths`], for what training alone reads beside target and training data."""
-    check_data("eval_data", data.eval_data or [])
+    """As [`check_data_paths`], for what training alone reads beside these."""
     if data.acceptance_prompts is not None:
         check_file("acceptance_prompts", data.acceptance_prompts)
     if draft.init_from is not None:

@@ -20,6 +20,7 @@ from datasets import (
 from datasets import config as datasets_config
 from datasets.fingerprint import Hasher
 
+from ..door.reading import looks_like_a_path
 from .carrying import CARRIED, TEXT, as_records, carried_file, carry, record_of
 from .media import has_media, read_media_record
 from .messages import FORM, FORMS, ORIGIN, named, read_record, read_tools, recognise_form, to_messages
@@ -86,15 +87,20 @@ def load_records(
         raise ValueError(f"`dataset_format` must be auto, {', '.join(FORMS)}, got {dataset_format!r}.")
     weights = _checked_weights(weights, sources)
     form = None if dataset_format == "auto" else dataset_format
+
+    # sources that are put together need one schema
     parts = []
     for source in sources:
         records = _load_source(source, split, streaming, form, skip_bad_records)
         _tell_form(str(source), records, dataset_format, content_parts, skip_bad_records)
         alone = len(sources) == 1 and form is None
         parts.append(records if alone else _as_carried(str(source), records, form))
+
     if not streaming:
         taken = [_take(records, weight, seed) for records, weight in zip(parts, weights, strict=True)]
         return as_records(concatenate_datasets(taken) if len(taken) > 1 else taken[0])
+
+    # the length of a stream is not known: its weight is a share
     if len(parts) > 1:
         shares = np.asarray(weights, dtype=float)
         parts = [interleave_datasets(parts, shares / shares.sum(), seed=seed, stopping_strategy="all_exhausted")]
@@ -164,6 +170,7 @@ def _as_carried(name: str, records: Dataset | IterableDataset, form: str | None)
 def _load_source(
     source: str | Path, split: str, streaming: bool, form: str | None = None, skip: bool = False
 ) -> Dataset | IterableDataset:
+    # what is on this machine goes before the Hub
     path = Path(source).expanduser()
     if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
         return _load_saved(path, split, streaming)
@@ -173,8 +180,10 @@ def _load_source(
         if path.suffix not in KINDS:
             raise ValueError(f"{path} must end in one of {', '.join(KINDS)}.")
         return _load_files(path, [path], streaming, form, skip)
-    if path.suffix in KINDS or str(source).startswith((".", "/", "~")) or str(source).count("/") > 1:
+    if path.suffix in KINDS or looks_like_a_path(str(source)):
         raise ValueError(f"The file {source} does not exist; give a file, a folder or the id of a Hub data set.")
+
+    # files that we can read as they are; any other form is read by `datasets`
     hub = HubSource.of(str(source), split)
     files = hub_files(hub, streaming)
     if files:

@@ -240,9 +240,8 @@ def save_merged(name_or_path: str, folder: str | Path, revision: str = "main", *
 def _adapter_fingerprint(name_or_path: str, revision: str) -> str:
     """SHA-256 of an adapter's config and weights."""
     digest = hashlib.sha256(Path(find_adapter_config_file(str(name_or_path), revision=revision)).read_bytes())
-    missing = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
     for name in ("adapter_model.safetensors", "adapter_model.bin"):
-        file = cached_file(str(name_or_path), name, revision=revision, **missing)
+        file = cached_file(str(name_or_path), name, revision=revision, **_OPTIONAL)
         if file is not None:
             digest.update(Path(file).read_bytes())
     return digest.hexdigest()

@@ -1,8 +1,28 @@
 """How many tokens a target reads, by its config: asked before its weights are loaded."""
 
+from typing import Any
+
 from transformers import PreTrainedConfig
 
 from .loading import _to_the_base, load_config
+
+
+def config_before_loading(
+    target: str, *, revision: str = "main", trust_remote_code: bool = False, gguf_file: str | None = None
+) -> PreTrainedConfig | None:
+    """The config of a target, of an adapter that of its base; `None` for a GGUF file, which has none of its own.
+
+    Args:
+        target: a folder or a Hub id, also of an adapter.
+        revision, trust_remote_code, gguf_file: where the target comes from.
+
+    Raises:
+        OSError: if there is no such target.
+    """
+    if gguf_file is not None:
+        return None
+    _, name, revision = _to_the_base(target, revision)
+    return load_config(name, revision, trust_remote_code)
 
 
 def check_room(
@@ -10,31 +30,26 @@ def check_room(
     argument: str,
     tokens: int,
     beside: int = 0,
-    *,
-    revision: str = "main",
-    trust_remote_code: bool = False,
-    gguf_file: str | None = None,
+    **source: Any,
 ) -> PreTrainedConfig | None:
     """Check that a target reads as many tokens as an argument asks for.
 
     Args:
-        target: a folder or a Hub id, also of an adapter.
+        target, source: as for [`config_before_loading`].
         argument: that asks for them, such as `max_new_tokens`.
         tokens: its value.
         beside: tokens that need room too, those of a prompt for instance.
-        revision, trust_remote_code, gguf_file: where the target comes from.
 
     Returns:
-        The target's config; `None` for a GGUF file, whose config is not known before it is loaded.
+        The target's config; `None` for a GGUF file.
 
     Raises:
         OSError: if there is no such target.
         ValueError: naming the argument, if the target reads fewer.
     """
-    if gguf_file is not None:
+    config = config_before_loading(target, **source)
+    if config is None:
         return None
-    _, name, revision = _to_the_base(target, revision)
-    config = load_config(name, revision, trust_remote_code)
     longest = getattr(config.get_text_config(), "max_position_embeddings", None)
     if isinstance(longest, int) and tokens + beside > longest:
         together = " with its prompt" if beside else ""

@@ -26,7 +26,7 @@ from ..store.cache import FeatureCache, open_cache
 from ..store.fingerprints import drop_layers
 from ..targets.architectures import check_length
 from ..targets.loading import is_adapter, load_processor, load_tokenizer, save_merged, takes_media
-from ..targets.room import check_room
+from ..targets.room import config_before_loading
 from ..targets.sharding import loading_arguments
 from ..targets.target import FrozenTarget
 
@@ -35,9 +35,9 @@ logger = logging.getLogger(__name__)
 
 
 def check_lengths(target_args: TargetArguments, data_args: DataArguments) -> None:
-    """`ValueError` for a `max_length` that the target cannot read, as far as its config tells."""
-    # conversations may be shorter than `max_length`: one that is too long is told when it is read
-    config = check_room(target_args.target, "max_length", 0, **target_args.source)
+    """`ValueError` for a `max_length` that changes what the target says, as far as its config tells."""
+    # the target's positions are no limit: conversations may be shorter than `max_length`
+    config = config_before_loading(target_args.target, **target_args.source)
     if config is not None:
         check_length(config, data_args.max_length)
 
