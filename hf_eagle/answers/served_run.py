@@ -176,11 +176,15 @@ def tell_early(early: dict[int, ServerError]) -> None:
     too_long = [id for id, problem in early.items() if isinstance(problem, TooLong)]
     broken = {id: problem for id, problem in early.items() if isinstance(problem, Broken)}
     failed = {id: problem for id, problem in early.items() if id not in broken and not isinstance(problem, TooLong)}
+
+    # asking again would not help these
     if too_long:
         logger.warning(
             "%d records end early: with `max_new_tokens` their prompts exceed the server's context length.",
             len(too_long),
         )
+
+    # these may be answered by the next call
     if broken:
         logger.warning(
             "%d records end early, since an answer to them cannot be trained on; the same call asks them again. First, "

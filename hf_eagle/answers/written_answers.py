@@ -124,6 +124,8 @@ def _tell(finished: list[int], turns: list, answers: list, given: list[Answer], 
             "%d later prompts do not repeat the answer before them as it was said, so each began a line of its own.",
             anew,
         )
+
+    # nobody runs the tool, so the next turn has nothing to go on from
     called = sum(
         answers[id][-1] is None and bool(answers[id][-2:-1]) and "tool_calls" in answers[id][-2].message
         for id in finished
@@ -131,6 +133,7 @@ def _tell(finished: list[int], turns: list, answers: list, given: list[Answer], 
     )
     if called:
         logger.info("%d records end where the target calls a tool, which nobody runs here.", called)
+
     if refused:
         logger.warning(
             "%d records are left out, wholly or in part: they would not be trained on as they were said. First, record "

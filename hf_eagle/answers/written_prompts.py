@@ -133,6 +133,7 @@ def _write_missing(
     for row in journal.rows:
         check_fields(row, _ROW, journal.path, "delete it to begin anew")
     missing = sorted(set(range(number)) - {row["id"] for row in journal.rows})
+
     failed, in_a_row = [], 0
     bar = tqdm(total=number, initial=number - len(missing), unit="prompt", disable=not progress)
     with bar, ThreadPoolExecutor(concurrency) as pool:
@@ -146,12 +147,14 @@ def _write_missing(
                     failed.append(row)
                     in_a_row += 1
                 bar.update()
+                # a prompt may fail by itself, so many cannot
                 if in_a_row >= SYSTEMATIC:
                     raise ServerError(f"{in_a_row} prompts in a row cannot be written, the last one since {row}.")
         except BaseException:
             stop.set()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
     if failed:
         logger.warning(
             "%d prompts are missing, since the server fails on them; the same call asks for them again. One: %s",

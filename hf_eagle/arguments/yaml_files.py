@@ -45,12 +45,15 @@ def read_words(path: str | Path, argument: str, kind_of: Callable[[str], tuple[t
     """
     where = f"`{argument}` {path}"
     loader, node = _composed(path, argument)
+
     found = {}
     for key, value in node.value:
         name = loader.construct_object(key, deep=True)
         if not isinstance(name, str):
             raise ValueError(f"{where} must hold names of arguments, but has {name!r} for one.")
         kind, several = kind_of(name)
+
+        # a list is several words, a mapping one of JSON, and anything else is the word that was written
         if isinstance(value, yaml.SequenceNode):
             if not several:
                 raise ValueError(f"{where} gives `{name}` a list, but it takes one value.")
@@ -68,6 +71,7 @@ def read_words(path: str | Path, argument: str, kind_of: Callable[[str], tuple[t
 def _composed(path: str | Path, argument: str) -> tuple[yaml.SafeLoader, yaml.MappingNode]:
     """A file's nodes, of which there are not too many, and what constructs values from them."""
     where = f"`{argument}` {path}"
+    # counted before anything is constructed: aliases can stand for gigabytes
     try:
         size = Path(path).stat().st_size
         if size > MOST_BYTES:
@@ -88,6 +92,7 @@ def _composed(path: str | Path, argument: str) -> tuple[yaml.SafeLoader, yaml.Ma
     except (_TooMuch, RecursionError) as problem:
         said = str(problem) if isinstance(problem, _TooMuch) else f"more than {MOST_LEVELS} levels"
         raise ValueError(f"{where} cannot be read: it holds {said}; write it without aliases, and flat.") from None
+
     if not isinstance(node, yaml.MappingNode):
         kind = {yaml.SequenceNode: "list", yaml.ScalarNode: "text"}.get(type(node), "nothing")
         raise ValueError(f"{where} must hold `argument: value` lines, got {kind}.")

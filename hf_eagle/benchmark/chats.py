@@ -163,6 +163,8 @@ def trainer_epoch(draft, target, data, tokenizer, args, features=None) -> dict[s
             report_to="none",
             disable_tqdm=True,
         )
+
+        # only the steps are timed
         clock = _Clock()
         trainer = EagleTrainer(
             draft,

@@ -70,13 +70,13 @@ def load_prompts(path: str | Path, limit: int | None = None) -> list[Prompt]:
     if limit is not None and limit < 1:
         raise ValueError(f"`limit` must be at least 1, but is {limit}; leave it out to take every prompt.")
     suffixes = [suffix.lower() for suffix in path.suffixes]
-    kind = suffixes[-2] if suffixes[-1:] == [".gz"] and len(suffixes) > 1 else (suffixes or [""])[-1]
-    if kind not in (".jsonl", ".json", ".txt"):
+    ending = suffixes[-2] if suffixes[-1:] == [".gz"] and len(suffixes) > 1 else (suffixes or [""])[-1]
+    if ending not in (".jsonl", ".json", ".txt"):
         raise ValueError(f"`path` is {str(path)!r}; a prompt file ends in .jsonl, .json or .txt (.gz may follow).")
     if not path.is_file():
         raise ValueError(f"The prompt file {str(path)!r} does not exist.")
 
-    records = list(islice(_lines(path) if kind == ".txt" else _records(path), limit))
+    records = list(islice(_lines(path) if ending == ".txt" else _records(path), limit))
     if not records:
         raise ValueError(f"The prompt file {str(path)!r} holds no prompt.")
     # of records with media all keep their parts, as in training

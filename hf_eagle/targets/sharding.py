@@ -251,11 +251,11 @@ class TargetSharding:
         else:
             mode = "tensor" if config.tp_size > 1 else "expert" if config.ep_size > 1 else "fsdp2"
             size = config.fsdp_size * config.tp_size
-        kind, device = spread.device_mesh.device_type, torch.device("cpu")
-        if kind != "cpu":
-            device = torch.device(kind, torch.accelerator.current_device_index())
+        device_type, device = spread.device_mesh.device_type, torch.device("cpu")
+        if device_type != "cpu":
+            device = torch.device(device_type, torch.accelerator.current_device_index())
         names = ("replica", "member")
-        mesh = dist.init_device_mesh(kind, (dist.get_world_size() // size, size), mesh_dim_names=names)
+        mesh = dist.init_device_mesh(device_type, (dist.get_world_size() // size, size), mesh_dim_names=names)
         units = [module for module in model.modules() if isinstance(module, FSDPModule)]
         return cls(mode, mesh["member"].get_group(), device, units)
 
