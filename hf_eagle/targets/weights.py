@@ -17,6 +17,7 @@ INDEX = "model.safetensors.index.json"
 _SHOWN = 4  # names in an error
 # so much more than the weights show is no other way of storing them, such as eight values packed in one
 _FAR = 16
+_VOCABULARY = 1_000_000  # tokens; models have fewer, and where no weight shows how many, this is all that is known
 _DEPTHS = ("num_hidden_layers", "depth")
 _WIDTHS = (
     *("hidden_size", "intermediate_size", "moe_intermediate_size", "vocab_size", "draft_vocab_size", "head_dim"),
@@ -82,15 +83,17 @@ def check_sizes(argument: str, path: str | Path, config: Any, shapes: Mapping[st
     if len(embeddings) == 1 and len(embeddings[0]) == 2:
         limits |= dict(zip(("vocab_size", "hidden_size"), embeddings[0], strict=True))
     elif not any(name.endswith("lm_head.weight") for name in shapes):
-        for field in ("vocab_size", "draft_vocab_size"):
-            del limits[field]  # no tensor has a row a token, as in a draft that borrows the target's tables
+        # no tensor has a row a token, as in a draft that borrows the target's tables
+        limits |= dict.fromkeys(("vocab_size", "draft_vocab_size"), _VOCABULARY)
+
     for part in _parts(config):
         for field, shown in limits.items():
             told = getattr(part, field, None)
             if isinstance(told, int) and told > _FAR * shown:
+                known = "models have at most" if shown == _VOCABULARY else "its weights show"
                 raise ValueError(
-                    f"`{argument}` {path}: `{field}` in its config.json is {told:,}, but its weights show {shown:,}: "
-                    "restore the config.json that they were saved with."
+                    f"`{argument}` {path}: `{field}` in its config.json is {told:,}, but {known} {shown:,}: restore "
+                    "the config.json that they were saved with."
                 )
 
 
