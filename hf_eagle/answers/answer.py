@@ -16,7 +16,7 @@ class Answer:
 
     Args:
         message: `content`, with `reasoning_content` and `tool_calls` where the template has a place for them.
-        finish_reason: why it ended; `"length"` when it was cut.
+        finish_reason: why it ended, one of `ENDED` or `CUT` of `data/spans.py`.
         token_ids: all of its tokens, with the one that ended it; `None` where a server does not tell them.
         prompt_tokens: how many its prompt had.
         continues: whether the prompt goes on where the answer before it ended, token by token.
@@ -29,6 +29,16 @@ class Answer:
     prompt_tokens: int | None = None
     continues: bool = True
     digest: str | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was said, or white space alone: that is no answer.
+
+        Known tokens that were cut before their text began, such as the name of a channel, are one.
+        """
+        content, other = self.message.get("content") or "", ("reasoning_content", "tool_calls")
+        began = self.token_ids and self.finish_reason == "length" and not content
+        return not (content.strip() or began or any(self.message.get(name) for name in other))
 
     def as_row(self) -> dict:
         """For a journal; `Answer(**row)` reads it."""
@@ -91,9 +101,9 @@ def said_answer(
 
 
 def add_answer(answers: list[Answer | None], answer: Answer, turns: list) -> None:
-    """Appends an answer; behind one that calls a tool, which nobody runs here, the record ends (`None`)."""
+    """Appends an answer; behind an empty one, or a call of a tool, which nobody runs here, the record ends (`None`)."""
     answers.append(answer)
-    if answer.message.get("tool_calls") and len(answers) < len(turns):
+    if (answer.is_empty or answer.message.get("tool_calls")) and len(answers) < len(turns):
         answers.append(None)
 
 

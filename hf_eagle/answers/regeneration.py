@@ -45,7 +45,8 @@ def regenerate_answers(
     [...], "finish_reason": ["stop" or "length", ...], "answer_token_ids": [...], "prompt_tokens": [...]}`, with `tools`
     where some are on offer; lines are in the order of the records. Training on a line is training on these token ids
     behind their prompt. A record takes several lines where a later prompt does not repeat an answer as it was said: see
-    `write_answered`. An answer that calls a tool ends its record.
+    `write_answered`. An answer that calls a tool ends its record. So does an empty one, or one of white space only:
+    that is no answer. A record without any answer is not written, but counted.
 
     Finished batches go to `<output_path>.journal`. A run that was killed goes on there, and what it writes does not
     depend on where it was interrupted: a batch has the same rows and, when sampling, the same seed.
@@ -135,6 +136,8 @@ def _run(generate, turns, tools, journal, batch_size, seed, time_limit, progress
                 fresh += 1
                 bar.set_postfix_str(f"{tokens / (time.monotonic() - started):.0f} tokens/s", refresh=False)
 
+            if [id for id, _ in row["answers"]] != ids:  # an earlier version went on behind empty answers
+                raise ValueError(f"{journal.path} holds other records in batch {number} of turn {turn}; delete it.")
             for id, answer in row["answers"]:
                 add_answer(answers[id], Answer(**answer), turns[id])
             bar.update(len(ids))

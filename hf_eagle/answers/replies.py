@@ -5,10 +5,12 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from ..data.spans import CUT, ENDED
 from ..door.json_files import check_fields
 
 
 _HIGHEST = 2**31 - 1  # of counts and token ids; the tokenizer of the target knows better
+_GIVEN_UP = ("abort", "cancelled", "error", "timeout")  # by the server: the next try may be whole
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -110,9 +112,11 @@ def _answer(reply: dict, text: str) -> ChatAnswer:
     choice, usage = _first(reply), reply.get("usage")
     usage = usage if isinstance(usage, dict) else {}
     reason = choice.get("finish_reason")
-    if reason == "abort" or not isinstance(reason, str) or len(reason) > 100:
-        raise Unreadable("no `finish_reason` of a whole answer")  # cut off by the server, not by the target
-    _check_text(text, reason)
+    if reason in _GIVEN_UP or not isinstance(reason, str):
+        raise Unreadable("no `finish_reason` of a whole answer")
+    if reason.lower() not in (*ENDED, *CUT):  # nobody could train on it
+        raise Unreadable("a `finish_reason` that is not known")
+    _check_text(text)
 
     # of a chat the prompt's ids stand beside the choices, of a plain completion in them
     prompt_ids, ids = (reply.get("prompt_token_ids") or choice.get("prompt_token_ids")), choice.get("token_ids")

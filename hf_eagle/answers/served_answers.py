@@ -38,11 +38,13 @@ def regenerate_through_server(
     time_limit: float | None = None,
     progress: bool = True,
     template_kwargs: dict | None = None,
+    media_root: str | None = None,
 ) -> Path:
     """Answers every user turn of `records` through a server that runs the target; the file is `regenerate_answers`'.
 
     `concurrency` records are under way at the same time. Each answer goes to `<output_path>.journal` as it comes, and a
-    run that was killed asks for the missing ones only. Messages are sent as they are, content parts with images too.
+    run that was killed asks for the missing ones only. Messages are sent as they are, with images and videos too, files
+    of which go as data addresses.
 
     A server that tells token ids (vLLM) may split thoughts and calls off its answers: these are read from the ids. Of
     another one the texts are compared with the rows of training, and a line of the log says so.
@@ -71,6 +73,7 @@ def regenerate_through_server(
             then holds the records answered so far, and another call goes on.
         progress (`bool`, *optional*, defaults to `True`): show a progress bar.
         template_kwargs (`dict`, *optional*): what else the chat template is given, as for `regenerate_answers`.
+        media_root (`str`, *optional*): where relative paths of media start; by default the folder of a record's file.
 
     Returns the path. Raises a `ValueError` as `regenerate_answers` does, and a `ServerError` (one too) when the server
     serves something else, makes other prompts, or does not answer.
@@ -84,7 +87,7 @@ def regenerate_through_server(
 
     # address and key are looked at before the records
     first = client()
-    turns, tools = read_turns(records, content_parts=True), read_offers(records, template_kwargs)
+    turns, tools = read_turns(records, True, media_root), read_offers(records, template_kwargs)
     encoder = None if tokenizer is None else ConversationEncoder(tokenizer, None, template_kwargs)
     options = {name: value for name, value in (template_kwargs or {}).items() if name != "tools"}
     sampling = {"temperature": temperature, "top_p": top_p}
@@ -131,6 +134,8 @@ def _known(turns: list, journal) -> list[list]:
     for row in journal.rows:
         check_fields(row, _ROW, journal.path, "delete it to begin anew")
         found = answers[row["id"]] if 0 <= row["id"] < len(answers) else []
+        if found[-1:] == [None]:  # an earlier version went on behind an empty answer
+            continue
         if row["turn"] != len(found):
             raise ValueError(f"{journal.path} holds turn {row['turn']} of record {row['id']} out of order; delete it.")
         add_answer(found, Answer(**row["answer"]), turns[row["id"]])

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from tqdm.auto import tqdm
 
+from ..data.spans import CUT
 from .answer import Answer, AnswerReader, add_answer, said_answer
 from .chat_client import Aborted, Broken, ChatAnswer, ChatClient, Refused, ServerError, TooLong, Unavailable
 from .served_target import ServedTarget
@@ -160,7 +161,7 @@ class Run:
             if stranger is not None:
                 raise Broken(f"the server tells the token id {stranger}, which the target's tokenizer does not have")
             # an answer that was not cut has the token that ended it
-            ended = told.finish_reason != "length" and said[-1] in self.reader.special_ids
+            ended = told.finish_reason not in CUT and said[-1] in self.reader.special_ids
             message = self.reader.message(told.prompt_ids, said[:-1] if ended else said)
         return said_answer(message, told.finish_reason, told.prompt_ids, said, before)
 

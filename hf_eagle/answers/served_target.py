@@ -5,6 +5,7 @@ import logging
 import os
 from dataclasses import dataclass
 
+from ..data.picture_forms import addressed
 from ..data.rendering import ChatRenderer, TemplateRefusal
 from .answer import Answer
 from .chat_client import ChatClient, Refused, ServerError, Unavailable
@@ -62,7 +63,7 @@ class ServedTarget:
 
     def body(self, messages: list[dict], seed: int | None = None, tools: list[dict] | None = None) -> dict:
         """A chat completion request; `tools` are shown to the target, and what it says of them is left as it is."""
-        body = {"model": self.model, "messages": [_sent(message) for message in messages], **self.fields}
+        body = {"model": self.model, "messages": [sent_message(message) for message in messages], **self.fields}
         body |= {"tools": tools, "tool_choice": "none"} if tools else {}
         return body if seed is None else {**body, "seed": seed}
 
@@ -132,8 +133,10 @@ class ServedTarget:
         )
 
 
-def _sent(message: dict) -> dict:
-    """A message as OpenAI's API takes it: arguments of calls are JSON, and thoughts go by vLLM's name for them too."""
+def sent_message(message: dict) -> dict:
+    """As OpenAI's API takes it: media by addresses, arguments of calls as JSON, thoughts by vLLM's name too."""
+    if isinstance(message.get("content"), list):
+        message = message | {"content": addressed(message["content"])}
     if message.get("reasoning_content"):
         message = message | {"reasoning": message["reasoning_content"]}
     if not message.get("tool_calls"):

@@ -15,7 +15,7 @@ _MOST = {"concurrency": 4096}  # a thread and an open file each
 _FORMAT = 2  # of a journal's lines; 1 had no token ids
 
 
-def read_turns(records, content_parts: bool = False) -> list[list[list[dict]]]:
+def read_turns(records, content_parts: bool = False, media_root: str | None = None) -> list[list[list[dict]]]:
     """Per record and answer, the messages that precede it since the last answer.
 
     The answers of a record are dropped. Messages of a user in a row are one turn. A tool's message ends the
@@ -24,10 +24,12 @@ def read_turns(records, content_parts: bool = False) -> list[list[list[dict]]]:
     Args:
         records: chat records of any form that `to_messages` reads.
         content_parts: keep the contents of chats with images or other media as lists of typed parts.
+        media_root: where relative paths of media start; by default the folder of a record's file.
 
     Raises a `ValueError` that names the record, when it is malformed or no user speaks in it.
     """
-    read = (read_record(record, index, content_parts=content_parts)[0] for index, record in enumerate(records))
+    how = {"content_parts": content_parts, "media_root": media_root}
+    read = (read_record(record, index, **how)[0] for index, record in enumerate(records))
     return [_turns(_joined(messages), index) for index, messages in enumerate(read)]
 
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from ..data.loss_mask import ConversationEncoder
 from ..data.media import has_media
 from ..data.messages import read_record, read_tools
 from ..data.said import ANSWER_TOKEN_IDS, PROMPT_TOKENS, read_said
+from ..data.spans import CUT
 from ..door.writing import write_atomically
 from .answer import Answer, digest
 from .turns import context
@@ -35,23 +37,51 @@ def write_answered(
         tools: per record those on offer, or `None`.
         encoder: makes the rows of training; conversations of which it makes another than was said are left out.
 
-    Raises a `ValueError` when all of them are.
+    A record without an answer is not written.
+
+    Raises a `ValueError` when nothing would be written of the finished conversations.
     """
     finished = [id for id in range(len(turns)) if len(answers[id]) == len(turns[id]) or answers[id][-1:] == [None]]
+    given = {id: _given(answers[id]) for id in finished}
+    answered = [id for id in finished if given[id]]
+    empty = {id: answer.finish_reason for id in finished for answer in answers[id] if answer and answer.is_empty}
+    if finished and not answered:
+        why = f"{_counted(empty)}; " if empty else ""
+        raise ValueError(
+            f"None of the {len(finished)} records has an answer: {why}prompts that end early are told of above. "
+            f"Nothing is written to {output_path}; change what is asked or how."
+        )
+
     refused: dict[int, str] = {}
-    write_atomically(output_path, _lines(finished, turns, answers, tools, encoder, refused))
-    given = [answer for id in finished for answer in answers[id] if answer is not None]
-    cut = sum(answer.finish_reason == "length" for answer in given)
-    logger.info("%d of %d records answered, %d answers cut: %s", len(finished), len(turns), cut, output_path)
-    _tell(finished, turns, answers, given, refused)
+    write_atomically(output_path, _lines(answered, turns, answers, tools, encoder, refused))
+    cut = sum(answer.finish_reason in CUT for id in answered for answer in given[id])
+    without = len(finished) - len(answered)
+    logger.info(
+        "%d of %d records answered, %d without an answer and not written, %d answers cut: %s",
+        *(len(answered), len(turns), without, cut, output_path),
+    )
+    if empty:
+        logger.warning("%s. Their records end before them. First, record %d.", _counted(empty), min(empty))
+    _tell(answered, turns, answers, refused)
+
+
+def _given(answers: list[Answer | None]) -> list[Answer]:
+    """The answers of one record, without an empty one at its end."""
+    return [answer for answer in answers if answer is not None and not answer.is_empty]
+
+
+def _counted(empty: dict[int, str]) -> str:
+    """How many answers are none, and why they ended."""
+    reasons = ", ".join(f"{number} {reason}" for reason, number in sorted(Counter(empty.values()).items()))
+    return f"{len(empty)} answers are empty or white space only (by `finish_reason`: {reasons}), which is no answer"
 
 
 def conversations(
     id: int, turns: list, answers: list[Answer | None], tools: list | None
-) -> Iterator[tuple[dict, Answer | None]]:
+) -> Iterator[tuple[dict, Answer]]:
     """The records of one answered conversation, each with its last answer."""
-    given = [answer for answer in answers if answer is not None]
-    starts = [0, *(n for n, answer in enumerate(given) if n and not answer.continues), max(1, len(given))]
+    given = _given(answers)
+    starts = [0, *(n for n, answer in enumerate(given) if n and not answer.continues), len(given)]
     for start, end in zip(starts, starts[1:], strict=False):
         record = {"id": id, "messages": context(turns[:end], given[:end])}
         record["finish_reason"] = [answer.finish_reason for answer in given[:end]]
@@ -61,7 +91,7 @@ def conversations(
             record[PROMPT_TOKENS] = [answer and answer.prompt_tokens for answer in own]
         if tools:
             record["tools"] = tools
-        yield record, given[end - 1] if given else None
+        yield record, given[end - 1]
 
 
 def refusal(encoder: ConversationEncoder, record: dict, answer: Answer) -> str | None:
@@ -100,11 +130,11 @@ def _other_text(encoder: ConversationEncoder, messages: list[dict], tools) -> st
     return None
 
 
-def _lines(finished, turns, answers, tools, encoder, refused: dict[int, str]) -> Iterator[str]:
+def _lines(answered, turns, answers, tools, encoder, refused: dict[int, str]) -> Iterator[str]:
     written = 0
-    for id in finished:
+    for id in answered:
         for record, answer in conversations(id, turns[id], answers[id], tools and tools[id]):
-            reason = refusal(encoder, record, answer) if encoder is not None and answer is not None else None
+            reason = refusal(encoder, record, answer) if encoder is not None else None
             if reason is not None:
                 refused[id] = reason
                 continue
@@ -112,13 +142,13 @@ def _lines(finished, turns, answers, tools, encoder, refused: dict[int, str]) ->
             yield json.dumps(record, ensure_ascii=False)
     if refused and not written:
         raise ValueError(
-            f"None of the {len(finished)} answered records can be trained on as it was said. Record {_first(refused)}."
+            f"None of the {len(answered)} answered records can be trained on as it was said. Record {_first(refused)}."
         )
 
 
-def _tell(finished: list[int], turns: list, answers: list, given: list[Answer], refused: dict[int, str]) -> None:
+def _tell(answered: list[int], turns: list, answers: list, refused: dict[int, str]) -> None:
     """What became of records that are not one whole line each."""
-    anew = sum(not answer.continues for answer in given)
+    anew = sum(not answer.continues for id in answered for answer in _given(answers[id]))
     if anew:
         logger.info(
             "%d later prompts do not repeat the answer before them as it was said, so each began a line of its own.",
@@ -128,8 +158,7 @@ def _tell(finished: list[int], turns: list, answers: list, given: list[Answer], 
     # nobody runs the tool, so the next turn has nothing to go on from
     called = sum(
         answers[id][-1] is None and bool(answers[id][-2:-1]) and "tool_calls" in answers[id][-2].message
-        for id in finished
-        if answers[id]
+        for id in answered
     )
     if called:
         logger.info("%d records end where the target calls a tool, which nobody runs here.", called)

@@ -21,13 +21,15 @@ from datasets import Dataset, Features, Value
 from datasets.table import MemoryMappedTable
 
 from .caching import caching
-from .messages import FORM, ORIGIN
+from .messages import FORM, ORIGIN, READ_AS_TEXT
 from .reading import check_nesting
 
 
 TEXT = "record_json"
 CARRIED = Features({name: Value("string") for name in (TEXT, ORIGIN, FORM)})
 _BATCH_ROWS, _BATCH_BYTES = 1000, 2**24
+_OF_MEDIA = {"bytes", "base64", "image", "images", "video", "videos"}  # keys whose bytes are no text
+_BYTES = (bytes, bytearray, memoryview)
 
 
 def record_of(row: Mapping) -> dict:
@@ -60,13 +62,20 @@ def without_empty_keys(value):
 
 
 def to_text(record: Any, where: str) -> str:
-    """A record as JSON text; pictures and bytes in it as base64, dates and decimals as they are written.
+    """A record as JSON text; pictures in it as base64, dates and decimals as they are written.
+
+    Bytes are the text that they hold in UTF-8; those of media, and what is no text in a column that nobody reads as
+    one, are base64.
 
     Raises:
-        ValueError: which says `where`, for what JSON cannot hold, a lone surrogate, or nesting above 100 levels.
+        ValueError: which says `where`, for what JSON cannot hold, a lone surrogate, nesting above 100 levels, or bytes
+            in place of a text that are not UTF-8.
     """
     try:
-        text = json.dumps(record, ensure_ascii=False, default=_plain)
+        try:
+            text = json.dumps(record, ensure_ascii=False, default=_plain)
+        except _HoldsBytes:
+            text = json.dumps(_without_bytes(record, where), ensure_ascii=False, default=_plain)
         text.encode("utf-8")
     except UnicodeEncodeError as problem:
         half = ord(problem.object[problem.start])
@@ -74,6 +83,8 @@ def to_text(record: Any, where: str) -> str:
             f"{where}: it holds the lone surrogate \\u{half:04x}, half a character that is no text: remove it, or "
             "write the whole character."
         ) from None
+    except _NoText as problem:
+        raise ValueError(str(problem)) from None
     except (TypeError, ValueError, RecursionError) as problem:
         raise ValueError(f"{where}: it cannot be written as JSON: {problem}.") from None
     check_nesting(text, f"{where}: it")
@@ -82,8 +93,8 @@ def to_text(record: Any, where: str) -> str:
 
 def _plain(value: Any) -> Any:
     """What JSON has for a value of a table."""
-    if isinstance(value, bytes):
-        return base64.b64encode(value).decode()
+    if isinstance(value, _BYTES):
+        raise _HoldsBytes
     if isinstance(value, date | time | Decimal | UUID):
         return str(value)
     if hasattr(value, "tolist"):  # numpy's
@@ -93,6 +104,54 @@ def _plain(value: Any) -> Any:
         value.save(held, format="PNG")
         return base64.b64encode(held.getvalue()).decode()
     raise TypeError(f"a value of the type {type(value).__name__} is neither text, number, list nor object")
+
+
+def holds_bytes(feature: Any) -> bool:
+    """Whether a feature of `datasets`, or one in it, is of bytes, which `to_text` reads; those of pictures are not."""
+    if isinstance(feature, Mapping):
+        return any(map(holds_bytes, feature.values()))
+    if isinstance(feature, list | tuple):
+        return any(map(holds_bytes, feature))
+    if isinstance(feature, Value):
+        return "binary" in feature.dtype
+    return holds_bytes(getattr(feature, "feature", None) or ())
+
+
+class _HoldsBytes(TypeError):
+    """A value holds bytes, which are looked at with the names of their places."""
+
+
+class _NoText(ValueError):
+    """Bytes in place of a text that are none."""
+
+
+def _without_bytes(record: Any, where: str) -> Any:
+    """A record whose bytes are texts."""
+    if not isinstance(record, Mapping):
+        return _as_texts(record, "", where)
+    return {name: _as_texts(value, name, where) for name, value in record.items()}
+
+
+def _as_texts(value: Any, column: str, where: str, key: str | None = None) -> Any:
+    """A value of a column, which lies there below `key`, with texts in place of bytes."""
+    key = column if key is None else key
+    if isinstance(value, Mapping):
+        return {name: _as_texts(inner, column, where, name) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_texts(inner, column, where, key) for inner in value]
+    if not isinstance(value, _BYTES):
+        return value
+    held = bytes(value)
+    if key not in _OF_MEDIA:
+        try:
+            return held.decode("utf-8")
+        except UnicodeDecodeError as problem:
+            if column in READ_AS_TEXT:
+                raise _NoText(
+                    f"{where}: the column `{column}` holds bytes that are not UTF-8: byte 0x{held[problem.start]:02x} "
+                    f"at place {problem.start + 1}; write it as text."
+                ) from None
+    return base64.b64encode(held).decode()
 
 
 def carry(record: Any, origin: str, form: str | None = None) -> dict[str, str | None]:

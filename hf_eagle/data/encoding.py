@@ -31,7 +31,8 @@ class Encoders:
 def encode_records(
     records: list[Mapping], indices: list[int], encoder: ConversationEncoder, max_length: int, skip: bool = False
 ) -> dict[str, list]:
-    """Columns `input_ids`, `loss_mask` and `outcome`, one of the constants above.
+    """Columns `input_ids`, `loss_mask`, `outcome`, one of the constants above, and `blank`, of which `blank_answers`
+    counts how many there are.
 
     Args:
         records: chat records.
@@ -46,9 +47,9 @@ def encode_records(
         if not skip:
             raise
         encoded = [_or_none(record, index, encoder) for record, index in zip(records, indices, strict=True)]
-    result: dict[str, list] = {"input_ids": [], "loss_mask": [], "outcome": []}
+    result: dict[str, list] = {"input_ids": [], "loss_mask": [], "outcome": [], "blank": []}
     for row in encoded:
-        ids, mask = row or ([], [])
+        ids, mask, blank = row or ([], [], 0)
         if any(mask[:max_length]):
             outcome = CUT if len(ids) > max_length else KEPT
         else:
@@ -56,7 +57,15 @@ def encode_records(
         result["input_ids"].append(ids[:max_length])
         result["loss_mask"].append(mask[:max_length])
         result["outcome"].append(outcome)
+        result["blank"].append(blank)
     return result
+
+
+def blank_answers(messages: list[dict]) -> int:
+    """Answers of a conversation that say nothing, or white space alone: that is no answer, and is not supervised."""
+    answers = (message for message in messages if message["role"] == "assistant")
+    other = ("reasoning_content", "tool_calls")
+    return sum(not (m["content"].strip() or any(m.get(name) for name in other)) for m in answers)
 
 
 def check_sample(records: list[Mapping], indices: list[int], encoder: ConversationEncoder, skip: bool = False) -> None:
@@ -87,13 +96,17 @@ def check_sample(records: list[Mapping], indices: list[int], encoder: Conversati
         logger.warning("The chat template of `tokenizer` writes no tool calls: they become JSON in the answers' text.")
 
 
-def _encoded(records: list[Mapping], indices: list[int], encoder: ConversationEncoder) -> list[tuple[list, list]]:
+def _encoded(records: list[Mapping], indices: list[int], encoder: ConversationEncoder) -> list[tuple[list, list, int]]:
+    """Ids, mask and number of blank answers of each."""
     read = [_read(record, index) for record, index in zip(records, indices, strict=True)]
     conversations, reasons, tools, said = map(list, zip(*read, strict=True)) if read else ([], [], [], [])
     try:
-        return encoder.encode(conversations, reasons, indices, tools, said=said) if read else []
+        rows = encoder.encode(conversations, reasons, indices, tools, said=said) if read else []
     except ValueError as problem:
         raise _with_origin(problem, records, indices) from problem.__cause__
+    # what carries its tokens is supervised as it was said
+    blank = [0 if own else blank_answers(messages) for messages, own in zip(conversations, said, strict=True)]
+    return [(*row, number) for row, number in zip(rows, blank, strict=True)]
 
 
 def _read(record: Mapping, index: int) -> tuple[list[dict], list[str] | None, list[dict] | None, Said | None]:
@@ -102,7 +115,7 @@ def _read(record: Mapping, index: int) -> tuple[list[dict], list[str] | None, li
     return messages, reasons, read_tools(record, index), read_said(record, named(record, index))
 
 
-def _or_none(record: Mapping, index: int, encoder: ConversationEncoder) -> tuple[list, list] | None:
+def _or_none(record: Mapping, index: int, encoder: ConversationEncoder) -> tuple[list, list, int] | None:
     try:
         return _encoded([record], [index], encoder)[0]
     except ValueError:

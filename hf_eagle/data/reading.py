@@ -5,14 +5,13 @@ crash of the process, is refused by counting its brackets; Python's own parser, 
 """
 
 import codecs
-import gzip
 import json
 import re
-import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from .opening import opened
 
 
 MAX_NESTING = 100  # no chat needs as much, and Python's own limit lies above it
@@ -22,17 +21,39 @@ _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _NOT_BLANK = re.compile(r"[^ \t\r\n]")
 _BYTE_ORDER_MARK = codecs.BOM_UTF8
+_UTF_8 = codecs.getincrementaldecoder("utf-8")
 
 Bad = Callable[[ValueError], None]
 
 
+class _GivenTwice(ValueError):
+    """The text is a key that one object has twice."""
+
+
+def _object_of(pairs: list[tuple[str, Any]]) -> dict:
+    """What Python's parser calls for each object; by itself it would take the last value of a key, silently."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise _GivenTwice(_twice(pairs))
+    return found
+
+
+def _twice(pairs: list[tuple[str, Any]]) -> str:
+    keys = [key for key, _ in pairs]
+    return next(key for place, key in enumerate(keys) if key in keys[:place])
+
+
+_PARSER = json.JSONDecoder(object_pairs_hook=_object_of)
+
+
 def read_json_records(path: str | Path, bad: Bad | None = None) -> Iterator[tuple[int, dict]]:
-    """The records of a `.json` or `.jsonl` file, also as `.gz`: one object a line, a list of objects, or one object.
+    """The records of a `.json` or `.jsonl` file: one object a line, a list of objects, or one object.
 
     A file of any size, a list too, takes no more memory than its longest record.
 
     Args:
-        path: of the file; which of the forms it has is seen from its first bytes, not from its name.
+        path: of the file, which may be compressed (`.gz`, `.zst`); which of the forms it has is seen from its first
+            bytes, not from its name.
         bad: is given the error of a record that cannot be read, which is then left out; by default it is raised. A list
             ends where it is no JSON.
 
@@ -41,7 +62,8 @@ def read_json_records(path: str | Path, bad: Bad | None = None) -> Iterator[tupl
 
     Raises:
         ValueError: naming file and line (of a list: file and record), for text that is not UTF-8 (with its byte), that
-            is no JSON or no object, that is nested in more than 100 levels, or that holds a lone surrogate.
+            is no JSON or no object, that gives a key twice, that is nested in more than 100 levels, or that holds a
+            lone surrogate.
     """
     for number, _, record in read_json_texts(path, bad):
         yield number, record
@@ -74,15 +96,17 @@ def parse_json(content: bytes | str, where: str, holds_surrogates: bool = False)
         holds_surrogates: leave it to the caller to look for lone surrogates.
 
     Raises:
-        ValueError: for text that is not UTF-8, is no JSON, is nested in more than 100
-            levels, or holds a lone surrogate.
+        ValueError: for text that is not UTF-8, is no JSON, gives a key twice, is nested in more than 100 levels, or
+            holds a lone surrogate.
     """
     text = decoded(content, where) if isinstance(content, bytes) else content
     check_nesting(text, where)
     try:
-        value = json.loads(text)
+        value = _PARSER.decode(text)
     except json.JSONDecodeError as problem:
         raise ValueError(f"{where} is not JSON: {problem}.") from None
+    except _GivenTwice as key:
+        raise _refused(where, str(key)) from None
     except ValueError as problem:  # an integer of more digits than Python takes
         raise ValueError(f"{where} cannot be read: {problem}.") from None
     if not holds_surrogates and _SURROGATE_ESCAPE.search(text):
@@ -97,6 +121,10 @@ def decoded(content: bytes, where: str) -> str:
     except UnicodeDecodeError as problem:
         place = f"byte 0x{content[problem.start]:02x} at place {problem.start + 1}"
         raise ValueError(f"{where} is not UTF-8: {place}; save the file as UTF-8.") from None
+
+
+def _refused(where: str, key: str) -> ValueError:
+    return ValueError(f"{where} gives the key {key!r} twice in one object; keep the one that is meant.")
 
 
 def check_nesting(text: str, where: str) -> None:
@@ -118,30 +146,6 @@ def check_surrogates(value: Any, where: str) -> None:
             f"{where} holds the lone surrogate \\u{ord(found[0]):04x}, half a character that is no text: remove it, or "
             "write the whole character."
         )
-
-
-@contextmanager
-def opened(path: str | Path) -> Iterator[BinaryIO]:
-    """A file's bytes, those inside of a `.gz`; `ValueError` that names the file where it cannot be read.
-
-    Args:
-        path: of the file, or an address that `fsspec` reads, such as `hf://datasets/...`.
-    """
-    try:
-        with _opened(str(path)) as file:
-            yield file
-    except FileNotFoundError:
-        raise ValueError(f"The file {path} does not exist.") from None
-    except (OSError, EOFError, zlib.error) as problem:
-        raise ValueError(f"{path} cannot be read: {problem}.") from None
-
-
-def _opened(path: str):
-    if "://" in path:
-        import fsspec  # of all that read here, only streams of the Hub need it
-
-        return fsspec.open(path, "rb")
-    return gzip.open(path) if path.lower().endswith(".gz") else open(path, "rb")
 
 
 def _first_bytes(file: BinaryIO) -> bytes:
@@ -193,7 +197,8 @@ class _List:
 
     def __init__(self, file: BinaryIO, name: str):
         self.file, self.name = file, name
-        self._parser, self._decoder = json.JSONDecoder(), codecs.getincrementaldecoder("utf-8")()
+        self._parser, self._decoder = json.JSONDecoder(object_pairs_hook=self._object_of), _UTF_8()
+        self._twice: str | None = None  # a key that the element gives twice, which is told when its end is known
         self._text, self._place, self._line, self._number, self._at_end = "", 0, 1, 0, False
 
     def records(self, bad: Bad | None) -> Iterator[tuple[int, str, dict]]:
@@ -207,6 +212,8 @@ class _List:
                 where = f"{self.name}, record {self._number},"
                 self._number += 1
                 try:
+                    if self._twice is not None:
+                        raise _refused(where, self._twice)
                     check_nesting(text, where)
                     check_surrogates(value, where) if _SURROGATE_ESCAPE.search(text) else None
                     record = _object(value, where)
@@ -223,6 +230,7 @@ class _List:
     def _element(self) -> tuple[str, Any]:
         start = self._place
         while True:
+            self._twice = None
             try:
                 value, end = self._parser.raw_decode(self._text, start)
                 self._place = end
@@ -236,6 +244,12 @@ class _List:
                 where = f"{self.name}, record {self._number},"
                 raise ValueError(f"{where} is nested in more than {MAX_NESTING} levels; write it flat.") from None
             start = self._read_on()
+
+    def _object_of(self, pairs: list[tuple[str, Any]]) -> dict:
+        found = dict(pairs)
+        if len(found) < len(pairs) and self._twice is None:
+            self._twice = _twice(pairs)
+        return found
 
     def _next(self) -> str:
         """The next character that is no white space; empty at the end."""

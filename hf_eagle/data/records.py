@@ -21,12 +21,12 @@ from datasets import config as datasets_config
 from datasets.fingerprint import Hasher
 
 from ..door.reading import looks_like_a_path
-from .carrying import CARRIED, TEXT, as_records, carried_file, carry, record_of
+from .carrying import CARRIED, TEXT, as_records, carried_file, carry, holds_bytes, record_of
 from .media import has_media, read_media_record
 from .messages import FORM, FORMS, ORIGIN, named, read_record, read_tools, recognise_form, to_messages
-from .reading import opened
+from .opening import opened
 from .sources import HubSource, files_of, hub_files, why_not
-from .tables import KINDS, read_texts
+from .tables import KINDS, ending_of, read_texts
 
 
 __all__ = ["load_records", "read_record", "read_tools", "to_messages"]
@@ -34,7 +34,7 @@ __all__ = ["load_records", "read_record", "read_tools", "to_messages"]
 logger = logging.getLogger(__name__)
 
 _LOOKED_AT = 16  # first records that the form is recognised from
-_FORMAT = 1  # part of the cache's key: a change of what is written must raise it
+_FORMAT = 2  # part of the cache's key: a change of what is written must raise it
 
 
 def load_records(
@@ -54,9 +54,10 @@ def load_records(
 
     Args:
         sources (`str`, `Path` or a list of them):
-            `.json` (a list of objects, or one a line), `.jsonl`, `.parquet`, `.csv` (every cell is text) or `.arrow`, a
-            folder of such files or of `save_to_disk`, or the id of a data set on the Hub, where `id:split` takes
-            another split and `id:subset:split` a subset. Records of several sources are put one after another.
+            `.json` (a list of objects, or one a line), `.jsonl`, `.csv` (every cell is text), all three also as `.gz`
+            or `.zst`, `.parquet` or `.arrow`, a folder of such files or of `save_to_disk`, or the id of a data set on
+            the Hub, where `id:split` takes another split and `id:subset:split` a subset, each also of `id@revision`.
+            Records of several sources are put one after another.
         split (`str`, *optional*, defaults to `"train"`):
             Split of a Hub data set, or of a folder: files whose names speak of another one are left out.
         dataset_format (`str`, *optional*, defaults to `"auto"`):
@@ -92,6 +93,8 @@ def load_records(
     parts = []
     for source in sources:
         records = _load_source(source, split, streaming, form, skip_bad_records)
+        if holds_bytes(records.features):
+            records = _as_carried(str(source), records, form)
         _tell_form(str(source), records, dataset_format, content_parts, skip_bad_records)
         alone = len(sources) == 1 and form is None
         parts.append(records if alone else _as_carried(str(source), records, form))
@@ -177,10 +180,10 @@ def _load_source(
     if path.is_dir():
         return _load_files(path, files_of(path, split), streaming, form, skip)
     if path.is_file():
-        if path.suffix not in KINDS:
-            raise ValueError(f"{path} must end in one of {', '.join(KINDS)}.")
+        if ending_of(path) not in KINDS:
+            raise ValueError(f"{path} must end in one of {', '.join(KINDS)}; texts also in .gz or .zst behind that.")
         return _load_files(path, [path], streaming, form, skip)
-    if path.suffix in KINDS or looks_like_a_path(str(source)):
+    if ending_of(path) in KINDS or looks_like_a_path(str(source)):
         raise ValueError(f"The file {source} does not exist; give a file, a folder or the id of a Hub data set.")
 
     # files that we can read as they are; any other form is read by `datasets`
@@ -189,7 +192,7 @@ def _load_source(
     if files:
         return _load_files(source, files, streaming, form, skip)
     try:
-        return load_dataset(hub.id, **hub.subset_named, split=hub.split, streaming=streaming)
+        return load_dataset(hub.id, **hub.named, split=hub.split, streaming=streaming)
     except Exception as problem:  # whatever the Hub, the network or the data set raises
         raise ValueError(
             f"{source} is neither a file nor a Hub data set that can be read (split {hub.split!r}): "
@@ -241,7 +244,7 @@ def _content_hash(files: list[str | Path]) -> list[tuple[str, str]]:
     found = []
     for file in files:
         with opened(file) as held:
-            found.append((Path(file).suffix, hashlib.file_digest(held, "blake2b").hexdigest()))
+            found.append((ending_of(file), hashlib.file_digest(held, "blake2b").hexdigest()))
     return found
 
 

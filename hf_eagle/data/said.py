@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from .answer_text import SaidAnswer, read_answer
-from .spans import AnswerSpan, MaskOptions, first_answer, supervised
+from .spans import CUT, ENDED, AnswerSpan, MaskOptions, first_answer, supervised
 
 
 SAID = ANSWER_TOKEN_IDS, PROMPT_TOKENS = "answer_token_ids", "prompt_tokens"  # columns of a record
@@ -50,6 +50,8 @@ def read_said(record: Mapping, where: str) -> Said | None:
 def read_reasons(found, answers: int, where: str) -> list[str | None] | None:
     """Why each answer ended, from a record's `finish_reason`: one for each answer, or one text for the last answer.
 
+    They are of `ENDED` or `CUT`, read in any case.
+
     Raises a `ValueError` that begins with `where` for anything else.
     """
     if isinstance(found, str) and found.lstrip().startswith("["):  # in CSV, for example
@@ -58,7 +60,7 @@ def read_reasons(found, answers: int, where: str) -> list[str | None] | None:
         except json.JSONDecodeError as problem:
             raise ValueError(f"{where}: `finish_reason` is no JSON: {problem}.") from None
     if isinstance(found, str):
-        return [None] * (answers - 1) + [found] if answers and found else None
+        return [None] * (answers - 1) + [_reason(found, where)] if answers and found else None
     if found is None or isinstance(found, list) and not found:
         return None
     if not isinstance(found, list) or not all(reason is None or isinstance(reason, str) for reason in found):
@@ -71,7 +73,18 @@ def read_reasons(found, answers: int, where: str) -> list[str | None] | None:
             f"{where}: `finish_reason` has {len(found)} entries for {answers} answers; give one for each, or one text "
             "for the last."
         )
-    return found
+    return [_reason(reason, where) for reason in found]
+
+
+def _reason(found: str | None, where: str) -> str | None:
+    if not found:
+        return None
+    if found.lower() not in (*ENDED, *CUT):
+        raise ValueError(
+            f"{where}: `finish_reason` is {found[:80]!r}, which is not known; known are {', '.join(ENDED)} for an "
+            f"answer that the target ended, and {', '.join(CUT)} for one that was cut: give one of them, or null."
+        )
+    return found.lower()
 
 
 def encode_said(

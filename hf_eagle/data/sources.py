@@ -8,7 +8,8 @@ from pathlib import Path
 from datasets import get_dataset_config_names, load_dataset_builder
 from huggingface_hub import HfFileSystem, hf_hub_download, snapshot_download
 
-from .tables import KINDS
+from .opening import COMPRESSED
+from .tables import KINDS, TEXTS, ending_of
 
 
 logger = logging.getLogger(__name__)
@@ -19,7 +20,6 @@ _SPLITS = {
     **dict.fromkeys(("validation", "valid", "dev", "val"), "validation"),
     **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
 }
-_OF_TEXT = (".json", ".jsonl", ".csv")
 _COLON = re.compile(r":(?![^\[]*\])")  # not that in `train[:100]`
 _BETWEEN_WORDS = re.compile(r"[-._ 0-9]+")
 _NO_DATA = {
@@ -47,15 +47,22 @@ def files_of(folder: Path, split: str) -> list[Path]:
     Raises:
         ValueError: no file is left.
     """
-    found = sorted(file for file in folder.rglob("*") if file.suffix in KINDS and file.is_file())
+    found = sorted(file for file in folder.rglob("*") if ending_of(file) in KINDS and file.is_file())
     names = {file: file.relative_to(folder) for file in found}
     hidden = [file for file in found if any(part.startswith((".", "__")) for part in names[file].parts)]
     no_data = [file for file in found if file not in hidden and file.name in _NO_DATA]
     rest = [file for file in found if file not in hidden and file not in no_data]
+    twins = [file for file in rest if file.suffix in COMPRESSED and file.with_suffix("") in names]
+    rest = [file for file in rest if file not in twins]
     taken = [file for file in rest if split_of(names[file]) == split]
     other = [file for file in rest if file not in taken]
 
-    said = ((other, f"of another split than {split}"), (hidden, "hidden"), (no_data, "no data"))
+    said = (
+        (other, f"of another split than {split}"),
+        (hidden, "hidden"),
+        (no_data, "no data"),
+        (twins, "also there without compression"),
+    )
     left_out = "; ".join(f"{kind}: {_listed(names[file] for file in files)}" for files, kind in said if files)
     if not taken:
         raise ValueError(
@@ -78,22 +85,30 @@ def split_of(path: Path) -> str:
 
 @dataclass(frozen=True)
 class HubSource:
-    """A data set on the Hub: `id`, `id:split` or `id:subset:split`."""
+    """A data set on the Hub: `id`, `id:split` or `id:subset:split`, each also with `id@revision` in place of `id`."""
 
     id: str
     subset: str | None
     split: str
+    revision: str | None = None
 
     @classmethod
     def of(cls, source: str, split: str = "train") -> "HubSource":
         """`split` is that of a source which names none."""
-        hub_id, *named = _COLON.split(source, 2)
+        whole_id, *named = _COLON.split(source, 2)
+        hub_id, _, revision = whole_id.partition("@")
         subset = named[0] if len(named) == 2 else None
-        return cls(hub_id, subset or None, (named[-1] if named else "") or split)
+        return cls(hub_id, subset or None, (named[-1] if named else "") or split, revision or None)
 
     @property
-    def subset_named(self) -> dict[str, str]:
-        return {} if self.subset is None else {"name": self.subset}
+    def named(self) -> dict[str, str]:
+        """Subset and revision, as `datasets` takes them."""
+        given = {"name": self.subset, "revision": self.revision}
+        return {name: value for name, value in given.items() if value is not None}
+
+    @property
+    def revision_named(self) -> dict[str, str]:
+        return {} if self.revision is None else {"revision": self.revision}
 
 
 def hub_files(source: HubSource, remote: bool = False) -> list[str]:
@@ -113,7 +128,7 @@ def hub_files(source: HubSource, remote: bool = False) -> list[str]:
     if found and source.split not in found and source.split.isidentifier() and source.split != "all":  # no part of one
         raise ValueError(f"The Hub data set {source.id} has the splits {', '.join(found)}, but no {source.split!r}.")
     files = found.get(source.split, [])
-    if not all(Path(file).suffix in _OF_TEXT for file in files):
+    if not all(ending_of(file) in TEXTS for file in files):
         return []
     return files if remote else [_local(file) for file in files]
 
@@ -121,11 +136,12 @@ def hub_files(source: HubSource, remote: bool = False) -> list[str]:
 def _seen_files(source: HubSource) -> dict[str, list[str]]:
     """The files of each split, as far as the Hub, or what was downloaded from it, tells."""
     try:
-        found = load_dataset_builder(source.id, **source.subset_named).config.data_files
+        found = load_dataset_builder(source.id, **source.named).config.data_files
     except Exception:  # whatever the Hub, the network or the data set raises; what was downloaded before may be there
         try:
-            folder = snapshot_download(source.id, repo_type="dataset", local_files_only=True)
-            found = load_dataset_builder(folder, **source.subset_named).config.data_files
+            known = {"repo_type": "dataset", "local_files_only": True, **source.revision_named}
+            subset = {"name": source.subset} if source.subset else {}
+            found = load_dataset_builder(snapshot_download(source.id, **known), **subset).config.data_files
         except Exception:
             return {}
     return {str(split): [str(file) for file in files] for split, files in (found or {}).items()}
@@ -134,11 +150,12 @@ def _seen_files(source: HubSource) -> dict[str, list[str]]:
 def why_not(source: HubSource, problem: Exception) -> str:
     """Why a data set cannot be read, the end of a sentence; `problem` is what the Hub, the network or it raised."""
     try:
-        subsets = get_dataset_config_names(source.id)
+        subsets = get_dataset_config_names(source.id, **source.revision_named)
     except Exception:  # as for the data set itself
         subsets = []
     if len(subsets) > 1 and source.subset not in subsets:
-        return f"name one of its subsets {', '.join(subsets)}, as {source.id}:{subsets[0]}:{source.split}."
+        whole_id = source.id + (f"@{source.revision}" if source.revision else "")
+        return f"name one of its subsets {', '.join(subsets)}, as {whole_id}:{subsets[0]}:{source.split}."
     return " ".join(str(problem).split())
 
 

@@ -3,6 +3,15 @@
 from dataclasses import dataclass
 
 
+# why an answer ended, as servers of OpenAI's API, TGI, TensorRT-LLM, llama.cpp, Anthropic and Gemini write it
+ENDED = ("stop", "eos", "eos_token", "end_turn", "tool_calls", "tool_use", "function_call")
+# the target did not end it there; a sequence that somebody else chose to stop at is no end of turn
+CUT = (
+    *("length", "max_tokens", "limit", "stop_sequence", "content_filter", "safety", "refusal", "repetition"),
+    *("pause_turn", "abort", "cancelled", "timeout", "error"),
+)
+
+
 @dataclass(frozen=True)
 class MaskOptions:
     """Which parts of the answers are supervised.
@@ -45,7 +54,7 @@ def first_answer(messages: list[dict], spans: list[AnswerSpan | None], options: 
 
 def supervised(spans: list, reasons: list[str] | None, first: int, options: MaskOptions) -> list[tuple[int, int]]:
     """Where the supervised parts of the answers are, from the one of the number `first` on."""
-    cut = [reason == "length" for reason in reasons or []] + [False] * len(spans)
+    cut = [reason in CUT for reason in reasons or []] + [False] * len(spans)
     found = []
     for span, was_cut in list(zip(spans, cut, strict=False))[first:]:
         if span is None:

@@ -10,10 +10,12 @@ import pyarrow.parquet as pq
 from datasets import Dataset
 
 from .carrying import to_text, without_empty_keys
-from .reading import Bad, decoded, opened, read_json_texts
+from .opening import COMPRESSED, opened
+from .reading import Bad, decoded, read_json_texts
 
 
 _BATCH = 1000  # rows of a table in memory at a time
+_OTHER_MARKS = ("\t", ";", "|")  # between cells, in place of commas
 
 
 def read_texts(path: str | Path, bad: Bad | None = None) -> Iterator[tuple[int, str]]:
@@ -26,7 +28,14 @@ def read_texts(path: str | Path, bad: Bad | None = None) -> Iterator[tuple[int, 
     Raises:
         ValueError: naming the file and the line or record, where a record, or the file itself, cannot be read.
     """
-    yield from KINDS[Path(path).suffix](path, bad)
+    yield from KINDS[ending_of(path)](path, bad)
+
+
+def ending_of(path: str | Path) -> str:
+    """The end of a file's name that says what kind it is; of a text, which may be compressed, the one before that."""
+    name = Path(path)
+    inside = name.with_suffix("").suffix
+    return inside if name.suffix in COMPRESSED and inside in TEXTS else name.suffix
 
 
 def _json(path: str | Path, bad: Bad | None) -> Iterator[tuple[int, str]]:
@@ -42,6 +51,7 @@ def _csv(path: str | Path, bad: Bad | None) -> Iterator[tuple[int, str]]:
         rows = csv.reader(lines, strict=True)
         try:
             names = [name.removeprefix("\ufeff") for name in next(rows, [])]
+            _check_marks(names, path)
             if len(set(names)) != len(names):
                 raise ValueError(f"Line 1 of {path} names a column twice: {', '.join(names)}.")
             number = 0
@@ -56,6 +66,17 @@ def _csv(path: str | Path, bad: Bad | None) -> Iterator[tuple[int, str]]:
                 number += 1
         except csv.Error as problem:
             _tell(f"{path} cannot be read as csv: line {rows.line_num}: {problem}.", bad)
+
+
+def _check_marks(names: list[str], path: str | Path) -> None:
+    """`ValueError` for a header whose cells lie between other marks than commas."""
+    mark = next((mark for mark in _OTHER_MARKS if len(names) == 1 and mark in names[0]), None)
+    if mark is not None:
+        raise ValueError(
+            f"Line 1 of {path} has no comma, but {names[0].count(mark)} of {mark!r} ({names[0][:80]!r}), and cells are "
+            f"read between commas: write them so, in pandas with `read_csv(path, sep={mark!r}, dtype=str, "
+            "keep_default_na=False)` and `to_csv(path, index=False)`."
+        )
 
 
 def _parquet(path: str | Path, bad: Bad | None) -> Iterator[tuple[int, str]]:
@@ -104,3 +125,4 @@ def _tell(problem: str, bad: Bad | None) -> None:
 
 # by the end of a file's name
 KINDS = {".json": _json, ".jsonl": _json, ".parquet": _parquet, ".csv": _csv, ".arrow": _arrow}
+TEXTS = (".json", ".jsonl", ".csv")  # which are also read from a `.gz` or `.zst`

@@ -120,8 +120,16 @@ def test_any_tokens_survive(tmp_path, family, data):
     answers = data.draw(st.lists(st.lists(ids, min_size=1, max_size=12), min_size=1, max_size=3))
     ended = data.draw(st.lists(st.booleans(), min_size=len(answers), max_size=len(answers)))
     answers = [[*answer, tokenizer.eos_token_id] if end else answer for answer, end in zip(answers, ended, strict=True)]
-    lines, target = regenerated(tmp_path, tokenizer, answers)
-    assert_said_is_trained_on(build_dataset(lines, tokenizer), target.asked)
+    try:
+        lines, target = regenerated(tmp_path, tokenizer, answers)
+    except ValueError as problem:  # the first answer has no text
+        first = answers[0][: answers[0].index(tokenizer.eos_token_id)] if ended[0] else answers[0]
+        assert "None of the 1 records has an answer: 1 answers are empty" in str(problem)
+        assert not tokenizer.decode(first, skip_special_tokens=True).strip() or "<" in tokenizer.decode(first)
+        return
+    given = max(len(line["finish_reason"]) for line in lines)
+    assert given == len(target.asked) or given == len(target.asked) - 1  # the last one may have no text
+    assert_said_is_trained_on(build_dataset(lines, tokenizer), target.asked[:given])
 
 
 @pytest.mark.parametrize(
@@ -281,7 +289,7 @@ def test_records_that_the_template_refuses_end_and_are_counted(tmp_path, caplog)
     answers = [tokens(picky, "four")] * 3
     lines, target = regenerated(tmp_path, picky, answers, records=records)
     assert len(target.asked) == 3
-    assert [(line["id"], len(line["finish_reason"])) for line in lines] == [(0, 1), (1, 0), (2, 1), (3, 1)]
+    assert [(line["id"], len(line["finish_reason"])) for line in lines] == [(0, 1), (2, 1), (3, 1)]
     assert "2 records end early, since the chat template refuses them. First, record 1: " in caplog.text
     assert "Conversation roles must alternate" in caplog.text
 

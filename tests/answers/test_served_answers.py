@@ -145,11 +145,10 @@ def test_prompts_that_the_server_does_not_take(tmp_path, caplog):
     with ChatServer(fault=picky, delay=0.002) as server:
         regenerate(tmp_path / "out", server.url, records=records(40), retries=3)
         rows, whole = read(tmp_path / "out"), expected(records(40))
-        short = {7: 1, 4: 0, 8: 2}
-        for row, full in zip(rows, whole, strict=True):
+        short = {7: 1, 8: 2}
+        for row, full in zip(rows, [row for row in whole if row["id"] != 4], strict=True):  # which has no answer
             assert row["id"] == full["id"]
             assert row["finish_reason"] == full["finish_reason"][: short.get(row["id"], 3)]
-        assert [message["role"] for message in rows[4]["messages"]] == ["system", "user"]
         assert "1 records end early: with `max_new_tokens`" in caplog.text
         assert "2 records end early, since the server fails on them" in caplog.text
         server.fault, before = None, server.asked
@@ -180,7 +179,7 @@ def test_answers_that_cannot_be_trained_on_do_not_end_the_run(tmp_path, caplog):
     with ChatServer(say=say) as server:
         arguments = {"records": chats, "tokenizer": tokenizer, "concurrency": 2, "retries": 0}
         regenerate(tmp_path / "out", server.url, **arguments)
-        assert [len(row["finish_reason"]) for row in read(tmp_path / "out")] == [1, 1, 0, 0, 0, 1, 1, 0, 1]
+        assert [row["id"] for row in read(tmp_path / "out")] == [0, 1, 5, 6, 8]
         assert "4 records end early, since an answer to them cannot be trained on" in caplog.text
         assert "First, record 2: the answer of the server at" in caplog.text and "half a character" in caplog.text
         mend = True

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 from datasets import Dataset
 from template_families import family_tokenizer
-from tiny_tokenizer import CHATML, LLAMA3, MARKED, assistant, supervised_texts, tiny_tokenizer, user
+from tiny_tokenizer import CHATML, LLAMA3, MARKED, MARKED_WIDELY, assistant, supervised_texts, tiny_tokenizer, user
 
 from hf_eagle.data.conversations import MaskOptions, build_dataset, build_stream, encode_conversation, load_records
 
@@ -61,11 +61,33 @@ def test_long_and_unanswered_conversations_are_counted(caplog):
     long_question = {"prompt": "the cat " * 40, "completion": "b"}
     with caplog.at_level(logging.WARNING):
         dataset = build_dataset([*RECORDS, long_answer, long_question, {"prompt": "x"}], tokenizer, max_length=40)
-    warning = caplog.records[-1].getMessage()
-    assert "2 of 6 conversations are longer than `max_length`=40 tokens and were cut; 1 of those kept no" in warning
-    assert warning.endswith("as were 1 without any answer.")
+    cut, unanswered = [record.getMessage() for record in caplog.records[-2:]]
+    assert "2 of 6 conversations are longer than `max_length`=40 tokens and were cut; 1 of those kept no" in cut
+    assert unanswered == "1 of 6 conversations have no answer and were dropped."
     assert len(dataset) == 4 and len(dataset[3]["input_ids"]) == 40
     assert all(any(mask) for mask in dataset["loss_mask"])
+
+
+@pytest.mark.parametrize("template", [CHATML, MARKED, MARKED_WIDELY])
+@pytest.mark.parametrize("blank", ["", " ", "\n\n", "\t \n", "\u00a0", "\u3000\u2003"])
+def test_answers_of_white_space_only_are_counted_and_not_supervised(template, blank, caplog):
+    """Those of a conversation with others, and those that leave none; also when rows are read back from the cache."""
+    tokenizer = tiny_tokenizer(template)
+    call = {"type": "function", "function": {"name": "f", "arguments": {}}}
+    chats = [
+        [user("a"), assistant(blank), user("b"), assistant("the cat")],
+        [user("a"), assistant(blank)],
+        [user("a"), {**assistant(blank), "tool_calls": [call]}, user("b"), assistant("the cat")],
+    ]
+    records = Dataset.from_list([{"messages": json.dumps(messages)} for messages in chats])
+    for _ in range(2):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            rows = build_dataset(records, tokenizer)
+        texts = [supervised_texts(tokenizer, row["input_ids"], row["loss_mask"]) for row in rows]
+        assert len(texts) == 2 and texts[0] == ["the cat<|im_end|>"]
+        assert "1 of 3 conversations have no answer and were dropped." in caplog.text
+        assert "2 answers are empty or white space only, which is no answer: they are not supervised." in caplog.text
 
 
 def test_finish_reason_reaches_the_mask():

@@ -1,5 +1,6 @@
 """Data sets on a Hub, read through the real clients of it, against a server on this machine."""
 
+import gzip
 import io
 import json
 import re
@@ -145,6 +146,44 @@ def test_a_private_one_takes_a_token(hub, read, form, streaming):
         for token in ("", "hf_wrong"):
             error = read(source, token=token, streaming=streaming)["error"]
             assert f"{source} is neither a file nor a Hub data set that can be read" in error and "\n" not in error
+
+
+@pytest.mark.parametrize(("form", "streaming"), [("jsonl", False), ("jsonl", True), ("parquet", False)])
+def test_a_revision(hub, read, form, streaming):
+    """A branch, a tag or a commit behind `@`, with a split or a subset behind it; nothing of another one is read."""
+    source, card = f"me/versions-{form}", b"---\nconfigs:\n- config_name: en\n  data_files: en/*\n---\n"
+    hub.add_data(source, FORMS[form]("train", "old") | FORMS[form]("test", "held out"))
+    repo = hub.repos[f"datasets/{source}"]["branches"]
+    repo["v1"] = repo["main"]
+    files = {f"en/{name.rpartition('/')[2]}": content for name, content in FORMS[form]("train", "new").items()}
+    hub.add_data(source, {**files, "README.md": card})
+    hub.repos[f"datasets/{source}"]["branches"]["v1"] = repo["v1"]
+    commit = repo["v1"]["sha"]
+
+    assert asked(read(source, streaming=streaming)) == ["new"]
+    assert asked(read(f"{source}@v1", streaming=streaming)) == ["old"]
+    assert asked(read(f"{source}@{commit}:test", streaming=streaming)) == ["held out"]
+    assert asked(read(f"{source}@main:en:train", streaming=streaming)) == ["new"]
+    error = read(f"{source}@v9", streaming=streaming)["error"]
+    assert f"{source}@v9 is neither a file nor a Hub data set that can be read" in error and "\n" not in error
+    if not streaming:
+        assert asked(read(f"{source}@{commit}", offline=True)) == ["old"]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("ending", ["jsonl", "json", "csv"])
+@pytest.mark.parametrize("compression", ["gz", "zst"])
+def test_compressed_texts_are_read_as_they_are(hub, read, ending, compression, streaming):
+    """Nothing infers a type of them: `007` stays, and a field may change its type."""
+    rows = [{"prompt": "007", "completion": "2024-05-06"}, {"prompt": "1.50", "completion": "NA"}]
+    text = "prompt,completion\n007,2024-05-06\n1.50,NA\n"
+    if ending != "csv":
+        rows.append({"prompt": [{"role": "user", "content": 7}], "completion": 8, "late": {"b": None}})
+        text = json.dumps(rows) if ending == "json" else "".join(json.dumps(row) + "\n" for row in rows)
+    compress = {"gz": gzip.compress, "zst": lambda content: pa.compress(content, "zstd", asbytes=True)}[compression]
+    hub.add_data(f"me/small-{ending}-{compression}", {f"train.{ending}.{compression}": compress(text.encode())})
+    found = read(f"me/small-{ending}-{compression}", streaming=streaming)["records"]
+    assert [{name: record[name] for name in row} for record, row in zip(found, rows, strict=True)] == rows
 
 
 @pytest.mark.parametrize("streaming", [False, True])

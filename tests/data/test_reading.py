@@ -2,11 +2,12 @@
 
 import gzip
 import json
+import re
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from json_values import OBJECTS
+from json_values import OBJECTS, TEXTS
 
 from hf_eagle.data import reading
 from hf_eagle.data.reading import MAX_NESTING, parse_json, read_json, read_json_records
@@ -65,6 +66,11 @@ BROKEN = {
     "list that is cut": ('[{"a": 1},\n {"a": 2', r"{path} is not JSON: .*\(record 1, line 2\)"),
     "list without a comma": ('[{"a": 1} {"a": 2}]', r"{path} is not JSON: Expecting ',' \(record 1, line 1\)"),
     "more behind the list": ('[{"a": 1}]\n{}', r"{path} is not JSON: Extra data \(record 1, line 2\)"),
+    "key twice": ('{"a": 1}\n\n{"a": 1, "b": 2, "a": 1}', "Line 3 of {path} gives the key 'a' twice in one"),
+    "key twice inside": ('{"m": [{"content": "x", "content": "y"}]}', "Line 1 of {path} gives the key 'content' twice"),
+    "key twice, as an escape": ('{"a": 1, "\\u0061": 2}', "Line 1 of {path} gives the key 'a' twice"),
+    "key twice over lines": ('{\n"a": [],\n"a" : {}\n}', "{path}, record 0 gives the key 'a' twice"),
+    "key twice in a list": ('[{"a": 1}, {"a": {"b": 1, "b": 2}}]', "{path}, record 1, gives the key 'b' twice"),
     "long number": ('{"a": ' + "1" * 5000 + "}", "Line 1 of {path} cannot be read: Exceeds the limit"),
 }
 
@@ -77,6 +83,46 @@ def test_what_cannot_be_read_is_named(case, tmp_path):
     with pytest.raises(ValueError, match=message.format(path=path)) as caught:
         list(read_json_records(path))
     assert "\n" not in str(caught.value)
+
+
+KEYS = st.text(st.characters(codec="utf-8"), max_size=3)
+# objects as pairs, so that a key may come twice
+PAIRS = st.recursive(
+    st.one_of(st.integers(), TEXTS, st.just(":")),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.lists(st.tuples(KEYS, inner), max_size=4).map(tuple)),
+    max_leaves=8,
+)
+
+
+def written(value, colon=":") -> str:
+    if isinstance(value, tuple):
+        return "{" + ",".join(json.dumps(key) + colon + written(inner, colon) for key, inner in value) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(written(inner, colon) for inner in value) + "]"
+    return json.dumps(value)
+
+
+def twice(value) -> bool:
+    inside = [inner for _, inner in value] if isinstance(value, tuple) else value if isinstance(value, list) else []
+    keys = [key for key, _ in value] if isinstance(value, tuple) else []
+    return len(set(keys)) < len(keys) or any(map(twice, inside))
+
+
+@settings(max_examples=60, deadline=None)
+@given(values=st.lists(PAIRS, min_size=1, max_size=4), colon=st.sampled_from([":", " :", " :\t"]), chunk=st.booleans())
+def test_no_object_gives_a_key_twice(values, colon, chunk, tmp_path_factory):
+    """However deep it lies; the records around it are kept, in lines and in lists, whatever is read at a time."""
+    path = tmp_path_factory.getbasetemp() / "twice.json"
+    wanted = [n for n, value in enumerate(values) if not twice(value)]
+    records = [written((("a", value),), colon) for value in values]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reading, "_CHUNK", 1 if chunk else 2**20)
+        for text in ("\n".join(records), f"[{', '.join(records)}]"):
+            path.write_text(text, encoding="utf-8")
+            bad = []
+            assert [number for number, _ in read_json_records(path, bad.append)] == wanted
+            assert len(bad) == len(values) - len(wanted)
+            assert all(re.search(r"(Line|record) \d+.* gives the key .* twice", str(problem)) for problem in bad)
 
 
 def test_bad_records_can_be_left_out(tmp_path):

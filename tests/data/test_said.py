@@ -10,6 +10,7 @@ from hf_eagle.data.conversations import build_dataset, encode_conversation
 from hf_eagle.data.loss_mask import ConversationEncoder
 from hf_eagle.data.mask_check import check_loss_mask
 from hf_eagle.data.said import read_reasons
+from hf_eagle.data.spans import CUT, ENDED
 
 
 TWO = [user("q"), assistant("one"), user("q"), assistant("two")]
@@ -24,6 +25,8 @@ TWO = [user("q"), assistant("one"), user("q"), assistant("two")]
         ("length", [None, "length"]),
         ('["length", "stop"]', ["length", "stop"]),
         (["stop", None], ["stop", None]),
+        (["", "STOP"], [None, "stop"]),
+        *([[reason.upper(), reason], [reason, reason]] for reason in (*ENDED, *CUT)),
     ],
 )
 def test_reasons(found, read):
@@ -38,6 +41,10 @@ def test_reasons(found, read):
         ([1, 2], "must be a text"),
         (["length"], "has 1 entries for 2 answers; give one for each, or one text for the last"),
         ("[length", "`finish_reason` is no JSON"),
+        ("banana", "Record 5: `finish_reason` is 'banana', which is not known; known are stop, .* length, .* or null"),
+        (["stop", "leng th"], "`finish_reason` is 'leng th', which is not known"),
+        ('["stopped", null]', "`finish_reason` is 'stopped', which is not known"),
+        ("x" * 1000, "`finish_reason` is 'x{80}', which is not known"),
     ],
 )
 def test_reasons_that_are_none_are_refused(found, message):
@@ -49,7 +56,8 @@ def test_reasons_that_are_none_are_refused(found, message):
 
 def test_a_reason_as_text_is_that_of_the_last_answer():
     tokenizer = tiny_tokenizer(CHATML)
-    for reason, ends in (("length", ["one<|im_end|>", "two"]), ("stop", ["one<|im_end|>", "two<|im_end|>"])):
+    whole, cut = ["one<|im_end|>", "two<|im_end|>"], ["one<|im_end|>", "two"]
+    for reason, ends in (*((reason, whole) for reason in ENDED), *((reason, cut) for reason in CUT), ("LENGTH", cut)):
         (row,) = build_dataset([{"messages": TWO, "finish_reason": reason}], tokenizer)
         assert supervised_texts(tokenizer, row["input_ids"], row["loss_mask"]) == ends
         assert encode_conversation(TWO, tokenizer, finish_reason=reason) == row

@@ -1,5 +1,6 @@
 """Which files of a folder are trained on, and that it is said which are not."""
 
+import gzip
 import json
 import logging
 from contextlib import suppress
@@ -13,7 +14,8 @@ from tiny_tokenizer import assistant, user
 
 from hf_eagle.data.reading import read_json_records
 from hf_eagle.data.records import load_records, to_messages
-from hf_eagle.data.sources import split_of
+from hf_eagle.data.sources import HubSource, split_of
+from hf_eagle.door.inputs import check_data
 
 
 def fill(folder, *names):
@@ -67,6 +69,36 @@ def test_what_is_left_out_is_said(tmp_path, caplog):
     assert taken(tmp_path, streaming=True) == ["b.jsonl", "data/train.jsonl"]
     assert taken(tmp_path, split="test") == ["data/test.jsonl"]
     assert taken(tmp_path / "data/test.jsonl") == ["data/test.jsonl"]  # named itself, a file is taken
+
+
+def test_a_compressed_file_beside_itself_is_left_out(tmp_path, caplog):
+    """Each record is taken once, whichever ending the other one has; splits and hidden files are as ever."""
+    fill(tmp_path, "train.jsonl", "test.jsonl", "sub/a.json")
+    others = ("b.jsonl.gz", "c_test.csv.gz", ".d.jsonl.gz", "e.parquet.gz", "f.gz")
+    for name in ("train.jsonl.gz", "test.jsonl.gz", *others):
+        (tmp_path / name).write_bytes(gzip.compress(json.dumps({"prompt": name}).encode()))
+    with caplog.at_level(logging.WARNING):
+        assert taken(tmp_path) == ["b.jsonl.gz", "sub/a.json", "train.jsonl"]
+    assert "also there without compression: test.jsonl.gz, train.jsonl.gz" in caplog.text
+    assert taken(tmp_path / "train.jsonl.gz") == ["train.jsonl.gz"]
+
+
+@pytest.mark.parametrize("revision", [None, "v1.0", "main", "refs/pr/12", "0123456789" * 4])
+@pytest.mark.parametrize(
+    ("rest", "subset", "split"),
+    [
+        ("", None, "train"),
+        (":test", None, "test"),
+        (":de:test", "de", "test"),
+        (":de:", "de", "train"),
+        (":train[:100]", None, "train[:100]"),
+        (":de:train[10%:20%]", "de", "train[10%:20%]"),
+    ],
+)
+def test_a_name_of_the_hub_is_read_apart(rest, subset, split, revision):
+    named = "me/some-chats_1.0" + (f"@{revision}" if revision else "")
+    assert HubSource.of(named + rest) == HubSource("me/some-chats_1.0", subset, split, revision)
+    check_data("train_data", [named + rest])  # is no path
 
 
 def test_a_folder_of_tests_alone_is_refused(tmp_path):

@@ -1,6 +1,9 @@
 """CSV as text, and tables with the types they have."""
 
 import csv
+import gzip
+import io
+import json
 from datetime import date, datetime
 from decimal import Decimal
 
@@ -107,3 +110,116 @@ def test_pictures_in_tables_survive(streaming, tmp_path):
         assert messages == [user([{"type": "image"}, {"type": "text", "text": "What?"}]), assistant("Red.")]
         (loaded,) = from_text(as_text(media))["image"]
         assert loaded.size == (3, 2) and loaded.getpixel((2, 1)) == (250, 3, 7)
+
+
+def of_bytes(kind, rows, path):
+    """A table whose texts are bytes, as a file or a folder of its kind."""
+    table = pa.Table.from_pylist(rows)
+    if kind == "parquet":
+        pq.write_table(table, path := path.with_suffix(".parquet"))
+    elif kind == "arrow":
+        with pa.ipc.new_stream(path := path.with_suffix(".arrow"), table.schema) as writer:
+            writer.write_table(table)
+    else:
+        Dataset(table).save_to_disk(path)
+    return path
+
+
+KINDS_OF_TABLES = ["parquet", "arrow", "saved"]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("kind", KINDS_OF_TABLES)
+def test_bytes_of_a_text_are_the_text(kind, streaming, tmp_path):
+    """At any depth, of any alphabet, whichever form the chat has."""
+    said = "Grün ist 緑 🌳"
+    forms = {
+        "texts": [{"prompt": said.encode(), "completion": said}],
+        "messages": [{"messages": [{"role": r, "content": said.encode()} for r in ("user", "assistant")], "n": b"1"}],
+        "text": [{"text": said.encode()}],
+    }
+    for form, rows in forms.items():
+        path = of_bytes(kind, rows, tmp_path / form)
+        (record,) = load_records(path, streaming=streaming)
+        assert {message["content"] for message in to_messages(record)} == {said}, form
+
+
+@pytest.mark.parametrize("kind", KINDS_OF_TABLES)
+@pytest.mark.parametrize(
+    "row, column",
+    [
+        ({"prompt": b"caf\xe9", "completion": b"a"}, "prompt"),
+        ({"prompt": "q", "completion": b"\xff\xd8\xff\xe0"}, "completion"),
+        ({"messages": [{"role": "user", "content": b"x\x80"}]}, "messages"),
+        ({"instruction": "q", "output": "a", "system": b"\x80"}, "system"),
+    ],
+)
+def test_bytes_that_are_no_text_are_named(kind, row, column, tmp_path):
+    path = of_bytes(kind, [row], tmp_path / "some")
+    with pytest.raises(ValueError, match=f"{path}: Record 0: the column `{column}` holds bytes that are not UTF"):
+        load_records(path)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("kind", KINDS_OF_TABLES)
+def test_bytes_of_pictures_stay_pictures(kind, streaming, tmp_path):
+    """As `datasets` writes them or alone, in a column or in a part, beside texts that are bytes."""
+    held = io.BytesIO()
+    Image.new("RGB", (3, 2), (250, 3, 7)).save(held, format="PNG")
+    file = {"bytes": held.getvalue(), "path": "a.png"}
+    parts = [{"type": "image"}, {"type": "text", "text": "What?"}]
+    inside = [{"type": "image", "image": file}, {"type": "text", "text": "What?"}]
+    rows = {
+        "struct": {"messages": [user(parts), assistant([{"type": "text", "text": "Red."}])], "images": [file]},
+        "alone": {"messages": [user(parts)], "images": [held.getvalue()], "hash": b"\xff\x00"},
+        "part": {"messages": [user(inside)], "name": b"caf\xc3\xa9"},
+    }
+    for name, row in rows.items():
+        (record,) = load_records(of_bytes(kind, [row], tmp_path / name), streaming=streaming, content_parts=True)
+        _, media, _ = read_media_record(record, 0)
+        (loaded,) = from_text(as_text(media))["image"]
+        assert loaded.size == (3, 2) and loaded.convert("RGB").getpixel((2, 1)) == (250, 3, 7), name
+    assert record["name"] == "café"
+
+
+@pytest.mark.parametrize("mark", ["\t", ";", "|"])
+def test_other_marks_between_cells_are_told(mark, tmp_path):
+    """Whatever the cells hold; a header of one column that has no such mark is a table of one column."""
+    path = tmp_path / "some.csv"
+    path.write_text(mark.join(("prompt", "completion")) + "\n" + mark.join(("a, b", "c, d")) + "\n")
+    with pytest.raises(ValueError, match="Line 1 of .*some.csv has no comma, but 1 of .*cells are read between"):
+        load_records(path)
+    path.write_text(f"text\nwhat{mark}ever\n")
+    assert read(path) == [[{"role": "text", "content": f"what{mark}ever"}]]
+
+
+COMPRESS = {"gz": gzip.compress, "zst": lambda content: pa.compress(content, "zstd", asbytes=True)}
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("ending", COMPRESS)
+def test_compressed_texts_are_read_as_they_are_without(ending, streaming, tmp_path):
+    rows = [{"prompt": f"{n} {'word ' * 3000}", "completion": "007"} for n in range(300)]  # more than a chunk
+    contents = {
+        "a.jsonl": "\ufeff \n" + "".join(json.dumps(row) + "\n" for row in rows),
+        "b.json": json.dumps(rows, indent=1),
+        "c.csv": "prompt,completion\n" + "".join(f"{row['prompt']},007\n" for row in rows),
+    }
+    for name, content in contents.items():
+        (tmp_path / f"{name}.{ending}").write_bytes(COMPRESS[ending](content.encode()))
+        found = [to_messages(record) for record in load_records(tmp_path / f"{name}.{ending}", streaming=streaming)]
+        assert found == [[user(row["prompt"]), assistant("007")] for row in rows], name
+    assert len(list(load_records(tmp_path, streaming=streaming))) == 900
+
+
+@pytest.mark.parametrize("ending", COMPRESS)
+@pytest.mark.parametrize(
+    "spoil", [lambda c: c[: len(c) // 2], lambda c: b"{}\n" + c, lambda c: c[:20] + b"xxxx" + c[24:]]
+)
+def test_a_compressed_file_that_is_broken_is_named(ending, spoil, tmp_path):
+    content = "".join(json.dumps({"prompt": str(hash((n, 1))), "completion": "a"}) + "\n" for n in range(500))
+    path = tmp_path / f"some.jsonl.{ending}"
+    path.write_bytes(spoil(COMPRESS[ending](content.encode())))
+    with pytest.raises(ValueError, match=f"{path}.* (cannot be read|is not)") as caught:
+        load_records(path)
+    assert "\n" not in str(caught.value)

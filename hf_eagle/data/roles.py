@@ -1,0 +1,37 @@
+"""Who speaks in a message, by the names that data sets have for it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+
+ROLES = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
+    "model": "assistant",
+    "function_call": "assistant",  # ShareGPT's tool forms: the call is written by the model, the observation is not
+    "tool_call": "assistant",
+    "tool": "tool",
+    "observation": "tool",
+    "function": "tool",
+    "ipython": "tool",
+}
+CALLS = ("function_call", "tool_call")
+
+
+def role_of(turn: Mapping) -> str | None:
+    """What a message's speaker is called here; `None` for one that is not known."""
+    said = speaker(turn)
+    return ROLES.get(said) if isinstance(said, str) else None
+
+
+def speaker(turn: Mapping) -> Any:
+    """What a message calls its speaker; of text in small letters, since `User` and `ASSISTANT` are known, too."""
+    said = turn.get("role") or turn.get("from")
+    return said.lower() if isinstance(said, str) else said
