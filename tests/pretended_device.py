@@ -73,6 +73,7 @@ def pretend() -> None:
     # `torch.tensor(..., device=...)` reads and fills tensors past their `__torch_dispatch__`
     _operations.impl("_local_scalar_dense", lambda x: x.held.item(), DISPATCH_KEY)
     _operations.impl("_copy_from", _copy, DISPATCH_KEY)
+    torch.Tensor.pin_memory = lambda x, device=None: x  # a device in Python has no such memory
 
 
 # ---- operations ----

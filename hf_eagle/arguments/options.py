@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import torch
+from torch.distributed import DistError
 from transformers import TrainingArguments
 
 
@@ -124,14 +125,20 @@ def _check_json(name: str, value: Any) -> None:
 
 
 def complete(args: TrainingArguments) -> None:
-    """The library's own `__post_init__`; what it refuses is told with the name of the argument.
+    """The library's own `__post_init__`, in which ranks meet; what it refuses is told with the name of the argument.
 
     Raises:
+        ConnectionError: if another rank ended while they met.
         ValueError: naming the arguments that the library speaks of, or those that were set where it names none.
     """
+    # a rank that has met all others waits until all have: one that ended before would keep them waiting half an hour
+    os.environ.setdefault("TORCH_DIST_INIT_BARRIER", "1")
     given = [known.name for known in fields(args) if _was_set(args, known)]
     try:
         TrainingArguments.__post_init__(args)
+    except DistError as problem:
+        said = "This rank lost another one while they met: that rank has ended, and what it printed says why."
+        raise ConnectionError(said) from problem
     except (ArithmeticError, AttributeError, ImportError, LookupError, OSError, TypeError, ValueError) as problem:
         said = _of(problem)
         words = re.findall(r"\w+", said.lower())

@@ -26,7 +26,7 @@ class ShuffledRecords(IterableDataset):
     """Records of a stream in another order in each pass: that of the files, and within a buffer.
 
     `state_dict` holds the pass, the place in the files, and the buffer with its records: what was given is not given
-    again, and nothing is left out.
+    again, and nothing is left out. See [`TokenStream`] for who needs it.
 
     Args:
         records (`datasets.IterableDataset`): as `load_records` gives them.
@@ -90,11 +90,16 @@ class ShuffledRecords(IterableDataset):
 class TokenStream(IterableDataset):
     """Rows of `input_ids` and `loss_mask` of a stream of records; see `build_stream`.
 
-    Of `world` ranks each tokenises every `world`-th record. `state_dict` holds the place in the records where the batch
-    begins that is tokenised together, and how many of its rows were given.
+    Of `world` ranks each tokenises every `world`-th record. With `keep_places` a record that gives no row keeps its
+    place, as `None`: the ranks together then give in any number of rows the same records as one rank, and rows can be
+    passed over by counting records.
 
-    With `keep_places` a record that gives no row keeps its place, as `None`: the ranks together then give in any number
-    of rows the same records as one rank, and rows can be passed over by counting records.
+    There are two ways to go on in a stream. A run of training counts: its checkpoint holds the pass and the steps, see
+    `training/stream_place.py`, and the records of those steps are read once more but not tokenised. That holds on any
+    number of ranks, whatever a data loader has read ahead. Whoever reads a stream himself, or by a loader that asks for
+    states as torchdata's `StatefulDataLoader` does, has `state_dict`: the place in the records where the batch begins
+    that is tokenised together, and how many of its rows were given. It reads nothing twice, and holds for this rank of
+    so many alone.
     """
 
     column_names = ["input_ids", "loss_mask"]

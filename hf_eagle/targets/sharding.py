@@ -20,6 +20,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from .loading import is_adapter, load_config
+from .turned_weights import recognise_turned_shares, refuse_turned_experts
 
 
 logger = logging.getLogger(__name__)
@@ -77,8 +78,8 @@ def layout_of(
 
 
 def _check_heads(config: PreTrainedConfig, size: int) -> None:
-    plan = config.base_model_tp_plan
-    if not plan:
+    plan = config.base_model_tp_plan or {}
+    if not any(name.startswith("layers.") for name in plan):  # Qwen3-VL's knows the embedding alone
         raise ValueError(
             f"`target_sharding` is tensor, but transformers has no plan for {type(config).__name__}: use fsdp2."
         )
@@ -122,7 +123,7 @@ def loading_arguments(
         hub: `revision`, `trust_remote_code`.
 
     Raises:
-        ValueError: as `layout_of`, for a GGUF file, and for a transformers that cannot do it.
+        ValueError: as `layout_of`, for a GGUF file, and for what transformers cannot do.
     """
     refuse_zeroed_loading()
     if sharding == "none":
@@ -150,6 +151,9 @@ def loading_arguments(
         known = {f.name for f in fields(DistributedConfig)}
     if not {*layout, "ep_implementation"} <= known:
         raise ValueError(f"`target_sharding` {sharding} needs transformers 5.24 or newer, or set it to none.")
+    recognise_turned_shares(config)
+    if sharding == "tensor":
+        refuse_turned_experts(config, name_or_path, hub.get("revision", "main"))
     return {"distributed_config": DistributedConfig(**layout)}
 
 
@@ -345,6 +349,11 @@ def gathered(weight: torch.Tensor | None) -> torch.Tensor | None:
     if not isinstance(weight, DTensor):
         return weight
     return weight.to(weight.device_mesh.device_type).full_tensor()  # a shard in main memory cannot be gathered there
+
+
+def move_shards_to_main_memory(model: nn.Module) -> None:
+    """Take a target's shards from the accelerator, where transformers (5.24) leaves them though FSDP2 offloads them."""
+    model._apply(lambda x: x.cpu() if isinstance(x, DTensor) else x)  # no buffer, which is used where the rank runs
 
 
 def local_bytes(model: nn.Module) -> int:

@@ -12,7 +12,7 @@ from pathlib import Path
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
 
-from ..door.json_files import read_json
+from ..door.json_files import check_fields, read_json
 from ..door.writing import is_write_error, write_atomically
 
 
@@ -21,7 +21,7 @@ MANIFEST = "checkpoint_manifest.json"
 STATES = {OPTIMIZER_NAME: "the optimizer's state", SCHEDULER_NAME: "the learning rate schedule"}
 _CHECKPOINT = re.compile(r"^checkpoint-(\d+)$")
 _PLACE_FIELDS = {**dict.fromkeys(("number", "steps", "ranks", "batch", "workers"), int), "by_number": bool}
-_MANIFEST_FIELDS = {"files": dict[str, int], "rows_per_step?": int | None, "stream?": _PLACE_FIELDS}
+_MANIFEST_FIELDS = {"files": dict[str, int], "rows_per_step?": int | None, "stream?": dict | None}
 # what is read of transformers' own file
 _STATE_FIELDS = {
     "global_step": int,
@@ -40,12 +40,13 @@ def write_manifest(folder: str | Path, rows_per_step: int | None = None, stream=
 
     Args:
         rows_per_step: rows of data that the run took a step, over all processes.
-        stream ([`StreamPlace`], *optional*): where a run on a stream stands.
+        stream ([`StreamPlace`], *optional*): where a run on a stream stands; `None` of other data, which is written
+            down too. Checkpoints of earlier versions say nothing about it.
     """
     folder = Path(folder)
     files = {str(p.relative_to(folder)): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()}
     files.pop(MANIFEST, None)
-    held = {"files": files, "rows_per_step": rows_per_step, **({} if stream is None else {"stream": asdict(stream)})}
+    held = {"files": files, "rows_per_step": rows_per_step, "stream": None if stream is None else asdict(stream)}
     write_atomically(folder / MANIFEST, [json.dumps(held, indent=2)])
 
 
@@ -57,7 +58,11 @@ def read_manifest(folder: str | Path) -> dict:
     """
     path = Path(folder) / MANIFEST
     found = read_json(path, _MANIFEST_FIELDS, "choose another checkpoint")
-    below = [name for name, value in found.get("stream", {}).items() if value < 0]
+    if found.get("stream") is None:
+        return found
+
+    check_fields({"stream": found["stream"]}, {"stream": _PLACE_FIELDS}, path, "choose another checkpoint")
+    below = [name for name in _PLACE_FIELDS if found["stream"][name] < 0]
     if below:
         raise ValueError(f"{path} holds a `stream.{below[0]}` below 0: choose another checkpoint.")
     return found

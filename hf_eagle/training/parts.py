@@ -11,6 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase, ProcessorMix
 from ..arguments.groups import DataArguments, DraftArguments, TargetArguments
 from ..arguments.training import EagleTrainingArguments
 from ..data.conversations import MaskOptions, build_dataset, build_stream
+from ..data.media import limit_media
 from ..data.packing import pack_dataset
 from ..data.records import load_records
 from ..data.streaming import RankStream
@@ -20,15 +21,24 @@ from ..door.inputs import naming
 from ..drafts.build import load_draft, new_draft
 from ..drafts.configuration_base import DraftConfig
 from ..drafts.modeling_base import EaglePreTrainedModel
-from ..drafts.vocabulary import VocabularyMapping, count_supervised_tokens, tokenizer_fingerprint
+from ..drafts.rope import scaled_rope
+from ..drafts.vocabulary import (
+    VocabularyMapping,
+    count_supervised_tokens,
+    frequent_ids,
+    tokenizer_fingerprint,
+    told_unseen,
+)
 from ..drafts.warm_start import start_from
 from ..store.cache import FeatureCache, open_cache
 from ..store.fingerprints import drop_layers
 from ..targets.architectures import check_length
-from ..targets.loading import is_adapter, load_processor, load_tokenizer, save_merged, takes_media
+from ..targets.loading import files_of_processor, is_adapter, load_processor, load_tokenizer, takes_media
+from ..targets.merged_folder import save_merged
 from ..targets.room import config_before_loading
 from ..targets.sharding import loading_arguments
 from ..targets.target import FrozenTarget
+from .stalls import watched
 
 
 logger = logging.getLogger(__name__)
@@ -42,17 +52,36 @@ def check_lengths(target_args: TargetArguments, data_args: DataArguments) -> Non
         check_length(config, data_args.max_length)
 
 
+def check_rope(target_args: TargetArguments, draft_args: DraftArguments) -> None:
+    """`ValueError` for a `draft_rope_scaling` that the draft cannot have, as far as the target's config tells."""
+    config = None
+    if draft_args.rope_scaling is not None:
+        config = config_before_loading(target_args.target, **target_args.source)
+    if config is not None:
+        config_of_draft(config, target_args, draft_args)
+
+
 def tokenizer_of(target_args: TargetArguments) -> PreTrainedTokenizerBase:
     """The target's tokenizer."""
     return load_tokenizer(target_args.target, **target_args.source)
 
 
-def processor_of(target_args: TargetArguments) -> ProcessorMixin | None:
-    """The processor of a target that takes images, `None` for any other."""
+def processor_of(target_args: TargetArguments, data_args: DataArguments) -> ProcessorMixin | None:
+    """The processor of a target that takes images, with the data's limits; `None` if there is none, with a warning."""
     options = {"revision": target_args.target_revision, "trust_remote_code": target_args.trust_remote_code}
     if target_args.gguf_file or not takes_media(target_args.target, **options):
+        if data_args.media_limits:
+            raise ValueError(
+                f"`{next(iter(data_args.media_limits))}` is for a target that takes images, which {target_args.target} "
+                "does not: leave it out."
+            )
         return None
-    return load_processor(target_args.target, **options)
+    if not files_of_processor(target_args.target, target_args.target_revision):
+        logger.warning("The target takes images, but its folder has no processor of any: it is shown text alone.")
+        return None
+    processor = load_processor(target_args.target, **options)
+    limit_media(processor, **data_args.media_limits)
+    return processor
 
 
 def spreadable(target_args: TargetArguments, args: EagleTrainingArguments) -> TargetArguments:
@@ -67,7 +96,8 @@ def spreadable(target_args: TargetArguments, args: EagleTrainingArguments) -> Ta
     hub = {"trust_remote_code": target_args.trust_remote_code, "revision": target_args.target_revision}
     if target_args.target_sharding != "none" and is_adapter(target_args.target, target_args.target_revision):
         folder = Path(args.output_dir) / "merged-target"
-        with args.main_process_first(local=False, desc="merging the adapter"):
+        first = args.main_process_first(local=False, desc="merging the adapter")
+        with watched(args, "while the adapter is merged"), first:
             if args.process_index == 0:
                 save_merged(target_args.target, folder, dtype=target_args.target_dtype, **hub)
         target_args = replace(target_args, target=str(folder), target_revision="main")
@@ -112,14 +142,15 @@ def conversations(
             records = load_records(sources, weights=weights, streaming=streaming, seed=args.seed, **form)
         if processor is not None and holds_media(records):
             skip = data_args.skip_bad_media
-            return build_vision_dataset(records, processor, data_args.max_length, skip_bad_media=skip, **template)
+            media = {"skip_bad_media": skip, "media_root": data_args.media_root}
+            return build_vision_dataset(records, processor, data_args.max_length, **media, **template)
         if streaming:
             records = ShuffledRecords(records, seed=args.seed)
             shared = {"rank": args.process_index, "world": args.world_size, "keep_places": True}
             return RankStream(build_stream(records, tokenizer, data_args.max_length, **template, **shared))
         return build_dataset(records, tokenizer, data_args.max_length, data_args.preprocessing_workers, **template)
 
-    with args.main_process_first(desc="tokenising"):
+    with watched(args, "while the data are prepared"), args.main_process_first(desc="tokenising"):
         train = build("train_data", data_args.data_weights, data_args.streaming)
         held_out = data_args.eval_data and build("eval_data")
         if not held_out and data_args.eval_share > 0:
@@ -139,6 +170,8 @@ def config_of_draft(
 ) -> DraftConfig:
     """The config of the draft that the arguments describe."""
     options = {**vars(draft_args), "latent_sizes": draft_args.latent_sizes, "tap_ids": target_args.tap_ids}
+    if draft_args.rope_scaling is not None:
+        fields["rope_parameters"] = scaled_rope(target_config.get_text_config(), draft_args.rope_scaling)
     return draft_args.kind.part("configuration").config_for(target_config, options, **fields)
 
 
@@ -157,15 +190,24 @@ def draft_for(
         argument = "init_from" if existing == draft_args.init_from else "resume_from_checkpoint"
         draft = load_draft(existing, target, dtype=torch.float32, argument=argument)
         _check_same_shape(draft.config, config, existing)
+        if draft_args.rope_scaling is not None and draft.config.rope_parameters != config.rope_parameters:
+            raise ValueError(
+                f"`draft_rope_scaling` makes RoPE {config.rope_parameters}, but {existing} was trained with "
+                f"{draft.config.rope_parameters}: leave it out, or start a new draft in another `output_dir`."
+            )
         draft.set_attn_implementation(draft_args.draft_attn_implementation)
         return draft
 
     mapping = None
     if config.draft_vocab_size < config.vocab_size:
         counts = count_supervised_tokens(train, config.vocab_size)
-        mapping = VocabularyMapping.from_counts(counts, config.draft_vocab_size, tokenizer.all_special_ids)
+        fill = frequent_ids(tokenizer) if draft_args.fill_vocabulary else ()
+        mapping = VocabularyMapping.from_counts(counts, config.draft_vocab_size, tokenizer.all_special_ids, fill)
         sizes = (config.draft_vocab_size, config.vocab_size, 100 * mapping.coverage)
         logger.info("Draft vocabulary: %d of %d tokens, %.2f%% of the supervised tokens.", *sizes)
+        filled = told_unseen(mapping.t2d.nonzero()[:, 0], counts, tokenizer.all_special_ids)
+        if filled is not None:
+            logger.info("%s", filled)
     head = target.head_weight() if draft_args.draft_init == "target" else None
     draft = new_draft(config, target.embedding_weight(), mapping, head, draft_args.draft_attn_implementation)
     if draft_args.init_from is not None:
@@ -173,6 +215,14 @@ def draft_for(
         told = (draft_args.init_from, carried, config.draft_vocab_size)
         logger.info("Started from %s, with %d of its tokens among the draft's %d.", *told)
     return draft
+
+
+def told_filled(draft: EaglePreTrainedModel, tokenizer: PreTrainedTokenizerBase, train: Dataset) -> str | None:
+    """A sentence about tokens of a draft's vocabulary that its data never supervise; `None` where there are none."""
+    if draft.draft_ids is None:
+        return None
+    counts = count_supervised_tokens(train, draft.config.vocab_size)
+    return told_unseen(draft.draft_ids.cpu(), counts, tokenizer.all_special_ids)
 
 
 def _check_same_shape(held: DraftConfig, asked: DraftConfig, folder: str) -> None:

@@ -7,6 +7,7 @@ from safetensors import safe_open
 from transformers import PreTrainedModel
 from transformers.trainer import TRAINER_STATE_NAME
 
+from ..arguments.paths import refuse_torn_config
 from ..drafts.adapters import ADAPTER_FOLDER
 from ..drafts.misfits import misfits
 from .checkpoints import (
@@ -127,11 +128,16 @@ def refuse_other_run(output_dir: str | Path, overwrite: bool = False, last: bool
             first one is in nobody's way, a draft is.
 
     Raises:
-        FileExistsError: if `output_dir` holds checkpoints or a draft and `overwrite` is not set.
+        FileExistsError: if `output_dir` holds checkpoints, a draft, or a config.json that is cut, and `overwrite` is
+            not set.
     """
     output_dir = Path(output_dir)
+    if overwrite:
+        return
+    if not last:
+        refuse_torn_config("output_dir", output_dir)
     there = [*([] if last else checkpoints(output_dir)), *sorted(output_dir.glob("*.safetensors"))]
-    if not there or overwrite:
+    if not there:
         return
     if last:
         raise FileExistsError(

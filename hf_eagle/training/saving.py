@@ -28,7 +28,7 @@ from .distributed import set_optimizer_state, set_weights, whole_optimizer_state
 from .health import StepWatch
 from .publishing import PublishingMixin
 from .resuming import check_step, check_tensors, clear_run, is_last, refuse_other_run, resolve_resume, states_begun_anew
-from .stream_place import StreamPlace
+from .stream_place import StreamPlace, check_reading
 from .totals import logged_loss
 
 
@@ -72,16 +72,20 @@ class SavingMixin(PublishingMixin):
         resume = resolve_resume(args.output_dir, resume_from_checkpoint, args.ignore_missing_state)
         begun_at = 0 if resume is None else read_state(resume).global_step
         self.resumed = resume is not None
-        self.nothing_to_do = self.resumed and begun_at >= self._steps_to_take()
+        steps = self._steps_to_take() if self.resumed else 0
+        self.nothing_to_do = self.resumed and begun_at >= steps
         if self.nothing_to_do:
             return self._take_as_finished(resume)
 
         if resume is None:
             self._claim_output_dir(last)
         else:
+            if not args.ignore_data_skip:
+                check_reading(resume, stream=self.stream_place is not None)
             if not (args.ignore_data_skip or args.auto_find_batch_size):
                 check_step(resume, self._rows_per_step, self.stream_place)
             self._say_what_is_resumed(resume, last)
+            logger.info("Going on from %s: step %d of %d.", resume, begun_at, steps)
         self.watch = StepWatch() if resume is None else StepWatch.resumed(begun_at)
         result = super().train(resume_from_checkpoint=None if resume is None else str(resume), **kwargs)
         self.refuse_run_of_nothing(begun_at)
@@ -146,10 +150,9 @@ class SavingMixin(PublishingMixin):
 
         draft = self.accelerator.unwrap_model(model or self.model)
         check_tensors(draft, resume_from_checkpoint)
-        if self.is_fsdp_enabled:
-            set_weights(model or self.model, resume_from_checkpoint)
-        else:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        # not by `Trainer`, which reads the config as one of no kind: it warns of RoPE in two spellings, and fails on
+        # llama3's and yarn's (transformers 5.24)
+        set_weights(draft, resume_from_checkpoint)
         draft.check_vocabulary()
 
     def _load_best_model(self) -> None:

@@ -1,5 +1,6 @@
 """A run that stands still says where: each rank names the collective that it waits in, who called it, and the step.
 
+So does a run that is made ready, evaluated or saved; there it names what it does instead of the step.
 A gloo collective raises after `ddp_timeout`; NCCL ends the process then. So a thread looks shortly before, and prints
 where the main thread is. It ends nothing: a rank may simply compute for long.
 """
@@ -16,7 +17,7 @@ from types import FrameType
 
 import torch.distributed as dist
 import transformers
-from torch.distributed.distributed_c10d import _set_pg_timeout
+from torch.distributed.distributed_c10d import _set_pg_timeout, _world
 from transformers import TrainerCallback
 
 
@@ -24,10 +25,13 @@ PACKAGE = Path(__file__).resolve().parents[1]
 TRAINER = Path(transformers.__file__).parent / "trainer.py"
 HERE = {__file__, str(Path(__file__).with_name("stopping.py"))}  # only pass on
 _C10D = f"torch{os.sep}distributed{os.sep}distributed_c10d.py"
-# of autograd and of DDP, where no Python code calls a collective by its name
+# of autograd, DDP, DTensor and FSDP2, where no Python code calls a collective by its name
 _INSIDE = {
     "_engine_run_backward": "the backward pass, which reduces gradients",
     "_distributed_broadcast_coalesced": "a broadcast of buffers",
+    "full_tensor": "full_tensor",
+    "wait_for_unshard": "a gather of weights",
+    "wait_tensor": "a collective",
 }
 _LOOKS = 3  # so often a stack must be the same before it is said to wait
 # what gloo says of a rank that did not come, and of one that is gone
@@ -65,19 +69,44 @@ def _is_ours(file: str) -> bool:
     return file not in HERE and (Path(file) == TRAINER or Path(file).is_relative_to(PACKAGE))
 
 
-def why_stopped(problem: BaseException) -> str | None:
-    """The sentence's end for what a collective raised, because another rank did not come or is gone; else `None`."""
-    text = str(problem).lower()
-    collective = isinstance(problem, dist.DistError) or "gloo" in text or "pair closure" in text
-    if not isinstance(problem, RuntimeError) or not collective:
+def why_stopped(problem: BaseException, doing: str, timeout: float) -> str | None:
+    """What to say of an error that a collective raised because another rank did not come or is gone; else `None`.
+
+    What the library says is of no use to anybody: addresses of C++ code, and of machines.
+
+    Args:
+        doing: what this rank was at, as "in step 3".
+        timeout: seconds that a collective waits.
+    """
+    problem = next((each for each in _causes(problem) if _is_of_collective(each)), None)
+    if problem is None:
         return None
+    text = str(problem).lower()
     gone, late = (any(part in text for part in parts) for parts in (_IS_GONE, _TIMES_OUT))
     if not gone and not late:
         return None
     walked = list(walk_tb(problem.__traceback__))
     frames, lines = [frame for frame, _ in walked], [line for _, line in walked]
     where = f"in {collective_of(frames) or 'a collective'} (called at {place_of(frames, lines)})"
-    return f"lost another rank {where}" if gone else f"waited {where} for a rank that did not come"
+    if gone:
+        return f"lost another rank {where}, {doing}: that rank has ended, and what it printed says why."
+    return (
+        f"waited {where} for a rank that did not come, {doing}: look at what the others printed, or raise "
+        f"`ddp_timeout` ({timeout:g} s) if they only need longer."
+    )
+
+
+def _causes(problem: BaseException | None) -> Iterator[BaseException]:
+    """An error, and what it was raised from: who reads files may take a collective's error for a file's."""
+    while problem is not None:
+        yield problem
+        problem = problem.__cause__
+
+
+def _is_of_collective(problem: BaseException) -> bool:
+    text = str(problem).lower()
+    told = isinstance(problem, dist.DistError) or "gloo" in text or "pair closure" in text
+    return isinstance(problem, RuntimeError) and told
 
 
 # ---- looking at the main thread ----
@@ -90,12 +119,17 @@ class StallWatch:
         timeout: seconds that a collective waits (`ddp_timeout`).
         rank: of this process.
         ranks: of the run.
-        step: asked for the step under way, counted from 1.
+        doing: asked for what the rank is at, as "in step 3".
         say: takes the line; `None` prints it to stderr.
+
+    Attributes:
+        now: the one that looks at this process, `None` where none does.
     """
 
-    def __init__(self, timeout: float, rank: int, ranks: int, step: Callable[[], int], say=None):
-        self.limit, self.rank, self.ranks, self.step = 0.9 * timeout, rank, ranks, step
+    now: "StallWatch | None" = None
+
+    def __init__(self, timeout: float, rank: int, ranks: int, doing: Callable[[], str], say=None):
+        self.limit, self.rank, self.ranks, self.doing = 0.9 * timeout, rank, ranks, doing
         self.say = say or (lambda line: os.write(2, f"{line}\n".encode()))
         self._over = threading.Event()
         self.beat()
@@ -144,39 +178,80 @@ class StallWatch:
     def _line(self, frames: list[FrameType], lines: list[int], quiet: float) -> str:
         collective = collective_of(frames) if self._stood >= _LOOKS else None
         place = place_of(frames, lines)
-        doing = f"is at {place}" if collective is None else f"waits in {collective} (called at {place})"
-        return f"rank {self.rank} of {self.ranks} {doing} in step {self.step()} since {quiet:.0f} s"
+        stands = f"is at {place}" if collective is None else f"waits in {collective} (called at {place})"
+        return f"rank {self.rank} of {self.ranks} {stands} {self.doing()} since {quiet:.0f} s"
+
+
+@contextmanager
+def watched(args, doing: str | Callable[[], str]) -> Iterator[None]:
+    """Inside, a rank of several that stands still says where, and what it was at; in an inner one, at what inside.
+
+    Args:
+        args ([`TrainingArguments`]): of the run.
+        doing: what all ranks are at, as "in step 3"; or asked for it.
+
+    Raises:
+        TimeoutError: on every rank that waited for one that did not come, or lost it.
+    """
+    if args.world_size == 1:
+        yield
+        return
+    if dist.is_initialized() and dist.get_backend() == "gloo":
+        for group in list(_world.pg_map):  # `TrainingArguments` leaves them at half an hour for ranks on CPUs
+            _set_pg_timeout(args.ddp_timeout_delta, group)
+
+    rank, ranks, timeout = args.process_index, args.world_size, args.ddp_timeout
+    told = doing if callable(doing) else lambda: doing
+    try:
+        with _looking(timeout, rank, ranks, told):
+            yield
+    except TimeoutError:
+        raise  # of an inner one
+    except Exception as problem:
+        reason = why_stopped(problem, told(), timeout)
+        if reason is None:
+            raise
+        raise TimeoutError(f"Rank {rank} of {ranks} {reason}") from problem
+
+
+@contextmanager
+def _looking(timeout: float, rank: int, ranks: int, doing: Callable[[], str]) -> Iterator[None]:
+    outer = StallWatch.now
+    if outer is not None:
+        before, outer.doing = outer.doing, doing
+        outer.beat()
+        try:
+            yield
+        finally:
+            outer.doing = before
+            outer.beat()
+        return
+
+    StallWatch.now = StallWatch(timeout, rank, ranks, doing)
+    try:
+        with StallWatch.now.watching():
+            yield
+    finally:
+        StallWatch.now = None
 
 
 class _Beats(TrainerCallback):
     """Tells a watch of all that happens."""
 
-    def __init__(self, trainer: "StallMixin"):
-        self.trainer = trainer
-
     def _beat(self, args, state, control, **kwargs):
-        if self.trainer.stalls is not None:
-            self.trainer.stalls.beat()
+        if StallWatch.now is not None:
+            StallWatch.now.beat()
 
     on_step_begin = on_substep_end = on_step_end = on_optimizer_step = on_prediction_step = on_save = _beat
     on_evaluate = on_log = on_epoch_begin = on_epoch_end = on_train_begin = on_train_end = _beat
 
 
 class StallMixin:
-    """Says where a run of several ranks stands still; to be placed before `Trainer`.
-
-    Attributes:
-        stalls ([`StallWatch`], *optional*): while a run of several ranks trains.
-    """
-
-    stalls: StallWatch | None = None
+    """Says where a run of several ranks stands still while it trains, evaluates or saves; before `Trainer`."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.add_callback(_Beats(self))
-        if self.args.world_size > 1 and dist.is_initialized() and dist.get_backend() == "gloo":
-            # `TrainingArguments` leaves it at half an hour for ranks on CPUs
-            _set_pg_timeout(self.args.ddp_timeout_delta)
+        self.add_callback(_Beats())
 
     def train(self, *args, **kwargs):
         """As in `Trainer`.
@@ -184,21 +259,20 @@ class StallMixin:
         Raises:
             TimeoutError: on every rank that waited for one that did not come, or lost it.
         """
-        if self.args.world_size == 1:
+        with watched(self.args, lambda: f"in step {self._step_under_way()}"):
             return super().train(*args, **kwargs)
-        rank, ranks = self.args.process_index, self.args.world_size
-        self.stalls = StallWatch(self.args.ddp_timeout, rank, ranks, self._step_under_way)
-        try:
-            with self.stalls.watching():
-                return super().train(*args, **kwargs)
-        except RuntimeError as problem:
-            reason = why_stopped(problem)
-            if reason is None:
-                raise
-            where = f"in step {self._step_under_way()}"
-            raise TimeoutError(f"Rank {rank} of {ranks} {reason}, {where}: {problem}") from problem
-        finally:
-            self.stalls = None
+
+    def evaluate(self, *args, **kwargs):
+        """As in `Trainer`; raises as `train`."""
+        with watched(self.args, f"in the evaluation after step {self.state.global_step}"):
+            return super().evaluate(*args, **kwargs)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
+        """As in `Trainer`; raises as `train`."""
+        if _internal_call:  # of a checkpoint, in a step
+            return super().save_model(output_dir, _internal_call)
+        with watched(self.args, "while the draft is saved"):
+            return super().save_model(output_dir, _internal_call)
 
     def _step_under_way(self) -> int:
         """The step, counted from 1, with what is logged, evaluated and saved behind it."""

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 from transformers.trainer_utils import SaveStrategy
 
+from .lost_batches import tell_lost_batches
 from .signals import NAMES, SIGNALS, StopSignals, ending, leave_signals_to_parent
 
 
@@ -79,7 +80,9 @@ class StoppingMixin:
         loader = super()._get_dataloader(*args, **kwargs)
         inner = getattr(loader, "base_dataloader", loader)  # accelerate wraps it
         if inner.num_workers:
-            inner.worker_init_fn = partial(leave_signals_to_parent, inner.worker_init_fn)
+            inner.worker_init_fn = partial(
+                leave_signals_to_parent, partial(tell_lost_batches, inner.worker_init_fn)
+            )
         return loader
 
     # ---- what the ranks know ----

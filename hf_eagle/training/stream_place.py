@@ -94,6 +94,31 @@ def _place_by_epoch(folder: str | Path, steps_a_pass: int | None) -> tuple[int, 
     return number, round(((state.epoch or 0.0) - number) * state.max_steps)
 
 
+def check_reading(folder: str | Path, stream: bool, argument: str = "train_dataset") -> None:
+    """Was a checkpoint written by a run that read its data as this one does, as a stream or not?
+
+    Args:
+        folder: the checkpoint.
+        stream: whether this run's data are a stream.
+        argument: that says so.
+
+    Raises:
+        ValueError: if not, since its place in the data would mean other examples.
+    """
+    held = read_manifest(folder)
+    if "stream" not in held or (held["stream"] is not None) == stream:
+        return
+    now, before = ("a stream", "data that are none") if stream else ("no stream", "one")
+    mend = f"give `{argument}` as then"
+    if argument == "streaming":
+        now, mend = ("set", "leave it out") if stream else ("not set", "set it")
+        before = "whole data" if stream else "a stream"
+    raise ValueError(
+        f"`{argument}` is {now}, but {folder} was written by a run on {before}, so its place in the data means other "
+        f"examples here: {mend}, or start the data over with `ignore_data_skip`."
+    )
+
+
 def check_stream_place(folder: str | Path, now: StreamPlace) -> None:
     """Does a checkpoint's place mean the same examples in this run?
 

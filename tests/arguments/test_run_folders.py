@@ -24,3 +24,24 @@ def test_a_run_with_a_torn_config_is_known_by_its_checkpoints(torn, name, tmp_pa
             check_draft_folder("output_dir", str(tmp_path), overwrite=True)
     else:
         check_draft_folder("output_dir", str(tmp_path), overwrite=True)
+
+
+@pytest.mark.parametrize("beside", [None, "training_args.bin", "README.md", "model.safetensors", "pytorch_model.bin"])
+@pytest.mark.parametrize("text", ["", "{", CONFIGS["LlamaForCausalLMEagle3"][:-1], CONFIGS["LlamaForCausalLM"], "3"])
+def test_a_config_that_was_cut_is_said_to_be_cut(text, beside, tmp_path):
+    """Nobody loses anything by one that is no JSON, unless weights lie beside it; a whole one may be anybody's."""
+    (tmp_path / "config.json").write_text(text)
+    if beside is not None:
+        (tmp_path / beside).write_bytes(b"x")
+    weights = beside in ("model.safetensors", "pytorch_model.bin")
+    if weights or text in ("3", CONFIGS["LlamaForCausalLM"]):
+        for overwrite in (False, True):
+            with pytest.raises(FileExistsError, match="`output_dir` .* holds somebody else's model or config"):
+                check_draft_folder("output_dir", str(tmp_path), overwrite=overwrite)
+        return
+
+    with pytest.raises(
+        FileExistsError, match="`output_dir` .* holds a config.json that cannot be read .* `--overwrite`"
+    ):
+        check_draft_folder("output_dir", str(tmp_path))
+    check_draft_folder("output_dir", str(tmp_path), overwrite=True)

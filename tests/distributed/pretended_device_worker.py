@@ -3,8 +3,8 @@
     torchrun --nproc-per-node 2 pretended_device_worker.py SPEC.json   {"out": DIR, "models": DIR,
                                                                         "cases": [[family, sharding], ...]}
 
-Each rank leaves `results-RANK.json` in `out`: of each case where the target lies and how far it is from the other, and
-which operations the device did.
+Each rank leaves `results-RANK.json` in `out`: of each case where the target and its weights lie and how far it is
+from the other, and which operations the device did.
 """
 
 import json
@@ -110,10 +110,13 @@ def main():
     for family, sharding in spec["cases"]:
         folder, device = f"{spec['models']}/{family}", NAME if sharding == "none" else None
         whole = FrozenTarget.from_pretrained(folder, TAPS)
-        target = FrozenTarget.from_pretrained(folder, TAPS, device=device, sharding=sharding)
+        how = {"sharding": "fsdp2", "cpu_offload": True} if sharding == "offloaded" else {"sharding": sharding}
+        target = FrozenTarget.from_pretrained(folder, TAPS, device=device, **how)
+        places = sorted({weight.device.type for weight in target.model.parameters()})
         mode = "none" if target.sharding is None else target.sharding.mode
         deviations = features(target, whole, rank) | words(target, whole, rank)
-        cases[f"{family} {sharding}"] = {"device": str(target.device), "mode": mode, "deviations": deviations}
+        found = {"device": str(target.device), "places": places, "mode": mode, "deviations": deviations}
+        cases[f"{family} {sharding}"] = found
     found = json.dumps({"cases": cases, "mixtures": mixtures()})
     (Path(spec["out"]) / f"results-{rank}.json").write_text(found)
     leave()

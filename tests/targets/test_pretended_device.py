@@ -13,6 +13,7 @@ CASES = [
     for sharding in ("none", "fsdp2", "tensor", "expert")
     if sharding != "expert" or family in MIXTURES
 ]
+CASES += [(family, "offloaded") for family in ("llama", "qwen3_moe", "gpt_oss", "tied_llama")]
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +21,9 @@ def ranks(tmp_path_factory):
     """What two ranks have found, which load each target in all ways; in processes of their own, see the device."""
     models, out = tmp_path_factory.mktemp("models"), tmp_path_factory.mktemp("out")
     for family in {family for family, _ in CASES}:
-        tiny_family(family).save_pretrained(models / family)
+        model = tiny_family(family.removeprefix("tied_"))
+        model.config.tie_word_embeddings = family.startswith("tied_") or model.config.tie_word_embeddings
+        model.save_pretrained(models / family)
     run_worker(out, 2, worker="pretended_device_worker.py", models=str(models), cases=CASES)
     return [json.loads((out / f"results-{rank}.json").read_text()) for rank in range(2)]
 
@@ -30,7 +33,8 @@ def test_a_target_sees_on_the_device_what_it_sees_on_the_cpu(family, sharding, r
     for rank in ranks:
         found = rank["cases"][f"{family} {sharding}"]
         assert found["device"] == "pretended:0"
-        assert found["mode"] == sharding
+        assert found["mode"] == ("fsdp2" if sharding == "offloaded" else sharding)
+        assert found["places"] == ["cpu" if sharding == "offloaded" else "pretended"]
         # the CPU has a fused attention, the device has not
         assert {name: x for name, x in found["deviations"].items() if not x <= 1e-5} == {}
 

@@ -100,7 +100,7 @@ def runs_of(folder: Path, out: Path, ranks: int) -> dict[bool, list]:
         train("first", *first, sharding="fsdp2"),
         train("live", *held_out, *prompts, sharding="tensor"),
         go_on("live", *held_out, *prompts, sharding="tensor"),
-        train("stream", "--streaming", recipe="stream.yaml"),
+        train("stream", "--streaming", *prompts, recipe="stream.yaml"),  # each rank holds the target: one has no prompt
         train("adapted", "--target", folder / "adapter", sharding="fsdp2"),
     ]
     spread = [train("spread", *held_out, *prompts, sharding="fsdp2"), go_on("spread", *held_out, sharding="fsdp2")]

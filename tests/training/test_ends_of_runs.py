@@ -148,6 +148,25 @@ def test_what_a_killed_run_left_of_its_first_checkpoint_is_in_nobodys_way(tmp_pa
         refuse_other_run(tmp_path)
 
 
+@pytest.mark.parametrize("text", ["", '{"architectures": ["Llama'])
+def test_a_config_that_was_cut_is_overwritten_only_when_told_to(text, tmp_path):
+    """What a run without checkpoints leaves that was ended while it saved its draft."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text(text)
+    fields = {"max_steps": 1, "save_strategy": "no"}
+    with pytest.raises(
+        FileExistsError, match="`output_dir` .* holds a config.json that cannot be read .*`--overwrite`"
+    ):
+        make_trainer(tmp_path, **fields).train()
+    for how, resume in (({"overwrite": True}, None), ({}, "last")):  # a run that is started again and again says `last`
+        trainer = make_trainer(tmp_path, **fields, **how)
+        trainer.train(resume_from_checkpoint=resume)
+        trainer.save_model()
+        assert json.loads((tmp_path / "run" / "config.json").read_text())["architectures"] == ["LlamaForCausalLMEagle3"]
+        (tmp_path / "run" / "model.safetensors").unlink()
+        (tmp_path / "run" / "config.json").write_text(text)
+
+
 def test_a_checkpoint_without_states_goes_on_where_it_is_told_to(tmp_path, caplog):
     fields = {"max_steps": 8, "save_steps": 4, "save_only_model": True}
     make_trainer(tmp_path, **fields | {"max_steps": 4}).train()

@@ -88,6 +88,7 @@ def test_a_run_goes_on_with_the_same_rows_on_other_ranks(cell, draft, runs):
         found = seen(runs / f"{cell}_{name}")
         assert found == {step: rows[step] for step in steps}
         curve = losses(runs / f"{cell}_{name}")
+        assert sorted(curve) == list(range(1, steps.stop + 1))
         assert curve == pytest.approx({step: wanted[step] for step in curve}, rel=1e-6)
 
 

@@ -16,6 +16,7 @@ from hf_eagle.data.token_stream import ShuffledRecords
 from hf_eagle.drafts.build import new_draft
 from hf_eagle.targets.target import FrozenTarget
 from hf_eagle.training.checkpoints import MANIFEST, read_manifest
+from hf_eagle.training.recipe import Recipe
 from hf_eagle.training.stream_place import StreamPlace, check_stream_place
 
 
@@ -219,3 +220,56 @@ def test_a_place_that_is_none_is_refused(tmp_path):
     (tmp_path / MANIFEST).write_text(json.dumps({"files": {}, "stream": {"number": 0, "steps": -1, **ALIKE}}))
     with pytest.raises(ValueError, match="holds a `stream.steps` below 0: choose another checkpoint"):
         read_manifest(tmp_path)
+
+
+# ---- data that were read as a stream, and now are not ----
+
+WRITTEN = {"stream": {"number": 0, "steps": 2, **ALIKE}, "map": None, "an earlier version": "nothing"}
+
+
+def write_checkpoint(folder, written):
+    """As far as its completeness goes, and what it says about its data."""
+    folder.mkdir(parents=True)
+    for name in ("optimizer.pt", "scheduler.pt", "model.safetensors"):
+        (folder / name).write_bytes(b"x")
+    (folder / "trainer_state.json").write_text(json.dumps({"global_step": 2, "log_history": []}))
+    held = {"files": {}, "rows_per_step": 4, "stream": WRITTEN[written]}
+    held = {name: value for name, value in held.items() if value != "nothing"}
+    (folder / MANIFEST).write_text(json.dumps(held))
+
+
+@pytest.mark.parametrize("skip", [False, True])
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("written", WRITTEN)
+def test_a_recipe_that_reads_its_data_otherwise_is_refused_before_loading(written, streaming, skip, tmp_path):
+    write_checkpoint(tmp_path / "out" / "checkpoint-2", written)
+    command = ["--target", "nothing", "--train_data", "nothing", "--output_dir", str(tmp_path / "out"), "--use_cpu"]
+    command += ["--resume_from_checkpoint", "last", "--max_steps", "4", "--report_to", "none"]
+    command += (["--streaming"] if streaming else []) + (["--ignore_data_skip"] if skip else [])
+    recipe = Recipe.parse(command)
+    if skip or written == "an earlier version" or (written == "stream") == streaming:
+        assert recipe.refuse_before_loading() == tmp_path / "out" / "checkpoint-2"
+        return
+
+    told = ("set", "whole data", "leave it out") if streaming else ("not set", "a stream", "set it")
+    told = "`streaming` is {}, but .*checkpoint-2 was written by a run on {}, .*: {}, or .*`ignore_data_skip`".format(
+        *told
+    )
+    with pytest.raises(ValueError, match=told):
+        recipe.refuse_before_loading()
+
+
+def test_a_trainer_refuses_data_that_are_read_otherwise(whole, tmp_path):
+    rows = Dataset.from_list(random_chats(13, seed=4))
+    make(tmp_path / "map", rows, max_steps=2).train()
+    of_map, of_stream = tmp_path / "map" / "run" / "checkpoint-2", whole("shuffled")[0] / "checkpoint-2"
+    cases = [
+        (of_stream, rows, "no stream, but .* on one,"),
+        (of_map, shuffled(tmp_path), "a stream, but .* that are none,"),
+    ]
+    for checkpoint, data, told in cases:
+        for fields in ({}, {"auto_find_batch_size": True}):
+            with pytest.raises(ValueError, match=f"`train_dataset` is {told} .*: give `train_dataset` as then, or"):
+                make(tmp_path / "no", data, **fields).train(resume_from_checkpoint=str(checkpoint))
+        trainer = make(tmp_path / "no", data, max_steps=3, ignore_data_skip=True, save_strategy="no")
+        assert trainer.train(resume_from_checkpoint=str(checkpoint)).global_step == 3
