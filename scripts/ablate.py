@@ -11,15 +11,18 @@ The file of variants names what each changes in the recipe, a line a variant:
 
 Two short runs of each variant tell how many steps fit into the time, the faster one counts, as it was disturbed less; a
 variant's learning rate schedule ends there. What a run left in `output_dir` is not done again, so an interrupted
-comparison goes on; a run that fails leaves the others alone. Choose `prompts` that are not those of the final
-measurement, which would no longer be a fair one.
+comparison goes on. The arguments of all variants are looked at before the first is trained; a run that fails later
+leaves the others alone. Choose `prompts` that are not those of the final measurement, which would no longer be a fair
+one.
 """
 
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -29,6 +32,7 @@ from typing import Annotated
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without installation
 
+import hf_eagle.door.beginning  # noqa: F401 - first: from here on a signal ends the script in one line
 from hf_eagle.arguments.bounds import Bounds, Count, Workers, check_numbers
 from hf_eagle.door.json_files import read_json
 from hf_eagle.door.printer import run_verb
@@ -72,8 +76,8 @@ def parser():
     return EagleArgumentParser(AblationArguments, description=__doc__)
 
 
-def door(argv: list[str] | None = None) -> tuple[AblationArguments, dict[str, dict]]:
-    """The arguments and the variants, once all was read that a run would miss only after its training."""
+def door(argv: list[str] | None = None) -> tuple[AblationArguments, dict[str, dict], list]:
+    """The arguments, the variants and what each trains, once all was read that a run would miss only when it begins."""
     from hf_eagle.door.inputs import check_file, naming
     from hf_eagle.door.outputs import begins_with, check_output_file, check_output_folder
     from hf_eagle.evaluation.prompts import load_prompts
@@ -90,13 +94,58 @@ def door(argv: list[str] | None = None) -> tuple[AblationArguments, dict[str, di
     reads = {name: getattr(args, name) for name in ("recipe", "variants", "prompts")}
     check_output_folder("output_dir", args.output_dir, reads)
     check_output_file("output_dir", Path(args.output_dir) / TABLE, reads, begins_with(b"| variant"), levels=None)
-    return args, variants
+    return args, variants, [checked(args, name, changes) for name, changes in variants.items()]
+
+
+def checked(args: AblationArguments, name: str, changes: dict):
+    """The `Recipe` of a variant, by the parser and the checks of scripts/train_eagle.py; `ValueError` names both."""
+    from hf_eagle.training.recipe import Recipe
+
+    parser = Recipe.parser()
+
+    def refuse(message: str):
+        raise ValueError(message)
+
+    parser.error = refuse
+    with tempfile.TemporaryDirectory() as place:
+        config = Path(place) / "variant.yaml"
+        config.write_text(training_of(args, Path(args.output_dir) / slug(name) / "trial-0", changes, TRIAL_STEPS, 0))
+        try:
+            recipe = Recipe(*parser.parse_args_and_config(["--config", str(config)]))
+            recipe.refuse_other_methods()
+            recipe.check_paths()
+            recipe.refuse_before_loading()
+        except (OSError, ValueError) as problem:
+            said = re.sub(f"(`--config` )?{re.escape(str(config))}:? ?", "", str(problem))
+            raise ValueError(f"`variants` {args.variants}: {name!r} cannot be trained: {said}") from problem
+    return recipe
+
+
+def check_measurements(args: AblationArguments, recipes: list) -> None:
+    """`OSError` or `ValueError` for targets that cannot be read, or that do not take the prompts or the answers."""
+    from hf_eagle.door.inputs import naming
+    from hf_eagle.evaluation.prompt_batches import check_rendering, holds_media
+    from hf_eagle.evaluation.prompts import load_prompts
+    from hf_eagle.targets.loading import load_tokenizer
+    from hf_eagle.targets.room import check_room
+
+    with naming("prompts"):
+        prompts = load_prompts(args.prompts, limit=args.num_prompts)
+    seen = []
+    for recipe in recipes:
+        target, source, template_kwargs = recipe.target.target, recipe.target.source, recipe.data.template_kwargs
+        if (target, source, template_kwargs) not in seen:
+            seen.append((target, source, template_kwargs))
+            check_room(target, "max_new_tokens", args.max_new_tokens, beside=1, **source)
+            tokenizer = load_tokenizer(target, **source)
+            check_rendering([prompt for prompt in prompts if not holds_media(prompt)], tokenizer, template_kwargs)
 
 
 def main() -> None:
     from hf_eagle.door.writing import write_output
 
-    args, variants = door()
+    args, variants, recipes = door()
+    check_measurements(args, recipes)
     results = {}
     with ThreadPoolExecutor(args.jobs) as pool:
         steps = dict(finished(pool, lambda name: steps_of(args, name, variants[name]), variants))
@@ -181,14 +230,19 @@ def measured(args: AblationArguments, run: tuple[str, int], changes: dict, steps
 
 
 def train(args: AblationArguments, folder: Path, changes: dict, steps: int, seed: int) -> None:
-    import yaml
-
     from hf_eagle.door.writing import write_output
 
-    run = {"output_dir": str(folder), "max_steps": steps, "seed": seed, "save_strategy": "no", "overwrite": True}
     config = folder.with_suffix(".yaml")
-    write_output("output_dir", config, yaml.safe_dump(recipe_of(args) | changes | run))
+    write_output("output_dir", config, training_of(args, folder, changes, steps, seed))
     call(args, "train_eagle.py", {"config": config}, folder.with_suffix(".log"))
+
+
+def training_of(args: AblationArguments, folder: Path, changes: dict, steps: int, seed: int) -> str:
+    """The YAML file of a run."""
+    import yaml
+
+    run = {"output_dir": str(folder), "max_steps": steps, "seed": seed, "save_strategy": "no", "overwrite": True}
+    return yaml.safe_dump(recipe_of(args) | changes | run)
 
 
 def call(args: AblationArguments, script: str, values: dict, log: Path) -> None:
@@ -203,7 +257,16 @@ def call(args: AblationArguments, script: str, values: dict, log: Path) -> None:
     with output:
         done = subprocess.run(command, env=threads | os.environ, stdout=output, stderr=subprocess.STDOUT)
     if done.returncode:
-        raise RuntimeError(f"scripts/{script} failed; the end of {log}:\n{log.read_text(errors='replace')[-1500:]}")
+        raise RuntimeError(f"scripts/{script} failed ({log} has all that it printed): {last_words(log)}")
+
+
+def last_words(log: Path) -> str:
+    """The line in which a script said why it ended; its last one where it said nothing."""
+    lines = log.read_text(errors="replace").split("\n")
+    told = [line for line in lines if line.startswith("error: ") or ": error: " in line] or [
+        line for line in lines if line.strip()
+    ]
+    return told[-1].removeprefix("error: ") if told else "it printed nothing."
 
 
 def recipe_of(args: AblationArguments) -> dict:

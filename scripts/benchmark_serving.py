@@ -9,12 +9,16 @@ in turn, greedily, for several rounds: what slows the machine slows all of them.
 draft stops paying, and draws it beside the JSON. vLLM is found in the environment that `make test-serving` makes;
 `--serving_python` names another one. Run it on a machine that does nothing else.
 
+Prompts may show pictures, which are sent as a client sends them, in `image_url` parts with data addresses. Where
+prompts have a `category`, the acceptance of each is measured too.
+
 Interrupt it when you like: what all engines have decoded is in `<output_json>.journal`, and the same command goes on
 where it stopped. With other settings, or another draft, it refuses to; the journal is gone when the result is there.
 """
 
 import hashlib
 import json
+import os
 import sys
 import tempfile
 from dataclasses import asdict, dataclass, field
@@ -24,6 +28,7 @@ from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without installation
 
+import hf_eagle.door.beginning  # noqa: F401 - first: from here on a signal ends the script in one line
 from hf_eagle.arguments.bounds import Count
 from hf_eagle.door.printer import run_verb
 
@@ -115,19 +120,21 @@ def main() -> None:
     from hf_eagle.drafts.build import draft_class_of
     from hf_eagle.drafts.kinds import find_kind
     from hf_eagle.evaluation.plots import plot_serving
-    from hf_eagle.evaluation.prompts import encode_prompt, load_prompts, spread
+    from hf_eagle.evaluation.prompts import holds_media, load_prompts, spread
     from hf_eagle.hub.run_facts import machine
     from hf_eagle.serving.commands import served_as
-    from hf_eagle.serving.speed import Engine, measure_serving, table, verdict
-    from hf_eagle.targets.loading import load_tokenizer
+    from hf_eagle.serving.served_prompts import engine_arguments, served_prompts
+    from hf_eagle.serving.speed import Engine, measure_serving, table, table_of_categories, verdict
+    from hf_eagle.targets.loading import load_processor, load_tokenizer, takes_media
 
     with naming("prompts"):
         chosen = spread(load_prompts(args.prompts), args.num_prompts)
     kind, _ = find_kind([draft_class_of(args.draft).__name__])
     method = served_as(kind.name).vllm.name
-    tokenizer, kwargs = load_tokenizer(args.target, **source.source), template.template_kwargs
-    prompts = [encode_prompt(prompt, tokenizer, kwargs) for prompt in chosen]
-    longest = max(map(len, prompts)) + args.max_new_tokens
+    shows = any(map(holds_media, chosen)) and takes_media(args.target, **source.source)
+    processing = (load_processor if shows else load_tokenizer)(args.target, **source.source)
+    prompts, longest = served_prompts(chosen, processing, template.template_kwargs)
+    longest += args.max_new_tokens
     if longest > args.max_model_len:
         raise ValueError(f"`max_model_len` is {args.max_model_len}, but a prompt and its answer take {longest} tokens.")
 
@@ -143,7 +150,8 @@ def main() -> None:
             return Engine(
                 args.serving_python,
                 Path(logs) / f"{count}.log",
-                **(served_target(args.target, source) | args.engine_args),
+                beside_pictures(args.serving_python) if shows else None,
+                **(served_target(args.target, source) | engine_arguments(chosen) | args.engine_args),
                 dtype=args.dtype,
                 max_model_len=args.max_model_len,
                 max_num_seqs=max(args.batch_sizes),
@@ -152,6 +160,7 @@ def main() -> None:
 
         shape = (args.num_speculative_tokens, args.batch_sizes, args.rounds, args.max_new_tokens)
         how = {"report": lambda line: print(line, flush=True), "journal": journal}
+        how["categories"] = [prompt.category for prompt in chosen]
         entries = measure_serving(start, prompts, *shape, **how)
 
     result = {"server": "vLLM", "prompts": Path(args.prompts).name, "machine": machine(), "entries": entries}
@@ -160,10 +169,10 @@ def main() -> None:
     journal.remove()
     with output_file("output_json", output.with_suffix(".png")) as part:
         plot_serving(entries, part)
-    print(f"{table(entries)}\n{verdict(entries)}")
+    print("\n".join(filter(None, (table(entries), table_of_categories(entries), verdict(entries)))))
 
 
-def depends_on(args: ServingArguments, source, template, prompts: list[list[int]]) -> dict:
+def depends_on(args: ServingArguments, source, template, prompts: list[list[int] | dict]) -> dict:
     """What decides a run, for the first line of the journal."""
     from hf_eagle.hub.run_facts import machine
     from hf_eagle.serving.speed import model_identity
@@ -174,6 +183,13 @@ def depends_on(args: ServingArguments, source, template, prompts: list[list[int]
     ids = hashlib.sha256(json.dumps(prompts).encode()).hexdigest()[:16]
     models = {f"{name}_weights": model_identity(getattr(args, name)) for name in ("target", "draft")}
     return {"machine": machine(), "prompts": ids, **models, **asked}
+
+
+def beside_pictures(python: str) -> dict[str, str]:
+    """Where vLLM finds torchvision if its environment has it apart, as the one for CPUs that `make` makes."""
+    apart = Path(python).parents[1] / "torchvision"
+    found = [ROOT / "tests" / "serving" / "without_cuda", apart] if apart.is_dir() else []
+    return {"PYTHONPATH": os.pathsep.join(map(str, found))} if found else {}
 
 
 def served_target(target: str, source) -> dict:

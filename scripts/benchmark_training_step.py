@@ -25,6 +25,7 @@ from typing import Annotated, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without installation
 
+import hf_eagle.door.beginning  # noqa: F401 - first: from here on a signal ends the script in one line
 from hf_eagle.arguments.bounds import Bounds, Count, Whole, check_numbers
 from hf_eagle.door.printer import run_verb
 from hf_eagle.targets.latent import LATENT_SIZES

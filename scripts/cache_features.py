@@ -18,6 +18,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without installation
 
+import hf_eagle.door.beginning  # noqa: F401 - first: from here on a signal ends the script in one line
+from hf_eagle.door.environment import tell_traps
+from hf_eagle.door.logs import show_log
 from hf_eagle.door.printer import run_verb
 from hf_eagle.training.recipe import Recipe
 
@@ -56,11 +59,13 @@ def main() -> None:
         tokenizer_of,
     )
 
-    logging.basicConfig(level=logging.INFO if args.should_log else logging.ERROR, format="%(message)s")
+    show_log(logging.INFO if args.should_log else logging.ERROR)
+    if args.should_log:
+        tell_traps()
     set_seed(args.seed)
     check_lengths(target_args, data_args)
     target_args = spreadable(target_args, args)
-    tokenizer, processor = tokenizer_of(target_args), processor_of(target_args)
+    tokenizer, processor = tokenizer_of(target_args), processor_of(target_args, data_args)
     datasets = [data for data in conversations(tokenizer, data_args, args, processor) if data]
     target = load_target(target_args)
     target.tap_ids = config_of_draft(target.config, target_args, recipe.draft).tap_ids

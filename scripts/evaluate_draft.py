@@ -24,12 +24,17 @@ from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without installation
 
+import hf_eagle.door.beginning  # noqa: F401 - first: from here on a signal ends the script in one line
 from hf_eagle.arguments.bounds import Count, Mass, Seed, Temperature, check_numbers
+from hf_eagle.arguments.sources import MediaArguments
+from hf_eagle.door.environment import tell_traps
 from hf_eagle.door.printer import run_verb
 
 
 @dataclass
-class EvaluationArguments:
+class EvaluationArguments(MediaArguments):
+    _argument_group_name = "evaluation"
+
     target: str = field(metadata={"help": "The target: a folder or a hub id, also of a PEFT adapter."})
     draft: str = field(metadata={"help": "The draft's checkpoint folder or hub id."})
     prompts: str = field(
@@ -105,13 +110,15 @@ def parser():
 
 def door(argv: list[str] | None = None):
     """The arguments, once each path was looked at."""
-    from hf_eagle.door.inputs import check_draft, check_file, check_target
+    from hf_eagle.door.inputs import check_draft, check_file, check_folder, check_target
     from hf_eagle.door.outputs import check_apart, check_journal, check_output_file, check_pictures, holds_object_with
 
     args, source, template = parser().parse_args_and_config(argv)
     check_target("target", args.target, source.gguf_file)
     check_draft("draft", args.draft)
     check_file("prompts", args.prompts)
+    if args.media_root is not None:
+        check_folder("media_root", args.media_root)
 
     reads = {"target": args.target, "draft": args.draft, "prompts": args.prompts, "tools": template.tools}
     check_output_file("output_json", args.output_json, reads, holds_object_with("acceptance_length"))
@@ -125,6 +132,7 @@ def door(argv: list[str] | None = None):
 
 def main():
     args, source, template = door()
+    tell_traps()
     # everything that can be wrong with the input is found before a token is decoded
     settings, kwargs = decoding_settings(args), template.template_kwargs
     *models, rendered = load(args, source.source, kwargs, settings)
@@ -132,7 +140,7 @@ def main():
     from hf_eagle.door.inputs import naming
 
     with naming("output_json", args.output_json), open_journal(args, models, kwargs, settings, rendered) as journal:
-        result, runs = measure(args, models, kwargs, settings, journal)
+        result, runs = measure(args, models, kwargs, settings, journal, rendered)
         write_result(args, result, runs)
         journal.remove()
     print(describe(result))
@@ -182,11 +190,12 @@ def load(args: EvaluationArguments, source: dict, template_kwargs: dict, setting
 
     device = device_of(args.device)
     with naming("prompts"):
-        prompts = load_prompts(args.prompts, limit=args.num_prompts)
+        prompts = load_prompts(args.prompts, args.num_prompts, args.media_root)
 
     import torch
 
     from hf_eagle import load_draft
+    from hf_eagle.data.media import limit_media
     from hf_eagle.decoding.checks import check_draft_fits
     from hf_eagle.decoding.target_run import check_target
     from hf_eagle.evaluation.prompt_batches import check_rendering, holds_media
@@ -197,7 +206,10 @@ def load(args: EvaluationArguments, source: dict, template_kwargs: dict, setting
     check_room(args.target, "max_new_tokens", args.max_new_tokens, beside=1, **source)
     shows = any(map(holds_media, prompts)) and takes_media(args.target, **source)
     processing = (load_processor if shows else load_tokenizer)(args.target, **source)
-    rendered = check_rendering(prompts, processing, template_kwargs, settings.turns)
+    if shows:
+        limit_media(processing, **args.media_limits)
+    with naming("prompts"):
+        rendered = check_rendering(prompts, processing, template_kwargs, settings.turns)
 
     dtype = getattr(torch, args.dtype)
     draft = load_draft(args.draft, dtype=dtype)
@@ -226,13 +238,15 @@ def open_journal(args: EvaluationArguments, models, template_kwargs: dict, setti
     return journal
 
 
-def measure(args: EvaluationArguments, models, template_kwargs: dict, settings, journal) -> tuple[dict, list]:
+def measure(
+    args: EvaluationArguments, models, template_kwargs: dict, settings, journal, rendered: str
+) -> tuple[dict, list]:
     """What `output_json` holds, and every decoded prompt; finished batches are kept in the journal."""
     from hf_eagle.evaluation.acceptance import decode_prompts, sweep_speculative_tokens
     from hf_eagle.evaluation.finished import Finished
     from hf_eagle.evaluation.summary import summarize
 
-    how = {"template_kwargs": template_kwargs, "finished": Finished(journal)}
+    how = {"template_kwargs": template_kwargs, "finished": Finished(journal), "rendered": rendered}
     found = decode_prompts(*models, settings, compare_to_target=args.compare_to_target, **how)
     result = summarize(found)
     if args.sweep_tokens:

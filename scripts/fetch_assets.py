@@ -33,6 +33,7 @@ from typing import Annotated
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without installation
 
+import hf_eagle.door.beginning  # noqa: F401 - first: from here on a signal ends the script in one line
 from hf_eagle.arguments.bounds import Bounds
 from hf_eagle.door.inputs import naming
 from hf_eagle.door.json_files import read_json
@@ -274,8 +275,11 @@ def read_sources(output_dir: Path) -> dict[str, dict]:
     return read_json(path, {str: dict}, "delete it, or restore it") if os.path.exists(path) else {}
 
 
-def check_folder(argument: str, output_dir: Path) -> None:
-    """`ValueError` unless `output_dir` is complete, or can be filled."""
+def check_folder(argument: str, name: str) -> None:
+    """`ValueError` unless the folder of this name is complete, or can be filled."""
+    if not name.strip():  # which `Path` takes for the folder that one is in
+        raise ValueError(f"`{argument}` is empty: name a folder.")
+    output_dir = Path(name)
     with naming(argument):
         read_sources(output_dir)
     parts = ["smollm2-135m-instruct/config.json", *(f"prompts/{name}.jsonl" for name in PROMPTS)]
@@ -325,7 +329,7 @@ def parser():
 def door(argv: list[str] | None = None) -> AssetArguments:
     """The arguments, once the folder was looked at."""
     (arguments,) = parser().parse_args_and_config(argv)
-    check_folder("output_dir", Path(arguments.output_dir))
+    check_folder("output_dir", arguments.output_dir)
     return arguments
 
 

@@ -18,6 +18,7 @@ from typing import Annotated
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without installation
 
+import hf_eagle.door.beginning  # noqa: F401 - first: from here on a signal ends the script in one line
 from hf_eagle.arguments.bounds import Bounds, Whole
 from hf_eagle.arguments.parser import EagleArgumentParser
 from hf_eagle.door.inputs import check_draft, check_model

@@ -10,7 +10,6 @@ tokens, what draft vocabularies of several sizes could propose, duplicates, and 
 """
 
 import json
-import logging
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without installation
 
+import hf_eagle.door.beginning  # noqa: F401 - first: from here on a signal ends the script in one line
 from hf_eagle.arguments.bounds import Whole
 from hf_eagle.arguments.groups import DataArguments, DraftArguments, TargetArguments
 from hf_eagle.arguments.objective import EagleArguments
@@ -26,6 +26,7 @@ from hf_eagle.arguments.parser import argument as _arg
 from hf_eagle.arguments.paths import check_data_paths, paths_read
 from hf_eagle.data.overlap import RULE
 from hf_eagle.door.inputs import check_file, naming
+from hf_eagle.door.logs import show_log
 from hf_eagle.door.outputs import begins_with, check_apart, check_output_file, holds_object_with
 from hf_eagle.door.printer import run_verb
 from hf_eagle.door.writing import write_output
@@ -82,10 +83,9 @@ def main() -> None:
 
     from hf_eagle.data.preview import to_html, to_terminal
     from hf_eagle.evaluation.prompts import load_prompts
-    from hf_eagle.training.parts import conversations, tokenizer_of
+    from hf_eagle.training.parts import conversations, processor_of, tokenizer_of
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    show_log()
     # read first: a prompt file that cannot be read is told of before anything is tokenised
     with naming("overlap_prompts"):
         asked = {
@@ -93,7 +93,7 @@ def main() -> None:
             for path in preview.overlap_prompts or ()
         }
     tokenizer = tokenizer_of(target)
-    rows, _ = conversations(tokenizer, data, args)
+    rows, _ = conversations(tokenizer, data, args, processor_of(target, data))
     for place in spread(len(rows), preview.num_previews):
         row = rows[place]
         print(f"\n=== conversation {place}\n{to_terminal(tokenizer, row['input_ids'], row['loss_mask'])}")

@@ -8,7 +8,6 @@ in these chats are kept, special tokens always, and the share of what is said th
 is printed; without `--draft_vocab_size` nothing but that happens. OUT is a draft folder like any other.
 """
 
-import logging
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,12 +15,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without installation
 
+import hf_eagle.door.beginning  # noqa: F401 - first: from here on a signal ends the script in one line
 from hf_eagle.arguments.bounds import Count
 from hf_eagle.arguments.parser import EagleArgumentParser
 from hf_eagle.arguments.parser import argument as _arg
 from hf_eagle.arguments.paths import check_draft_folder
 from hf_eagle.arguments.sources import TargetSourceArguments, TemplateArguments
 from hf_eagle.door.inputs import check_data, check_draft, check_file, check_target, naming
+from hf_eagle.door.logs import show_log
 from hf_eagle.door.printer import run_verb
 from hf_eagle.door.writing import output_folder
 
@@ -35,6 +36,11 @@ class PruneArguments:
         None, "Chats whose supervised tokens are counted: JSON, JSONL, Parquet or CSV files, folders, or Hub ids."
     )
     draft_vocab_size: Count | None = _arg(None, "How many of the most frequent tokens to keep.")
+    fill_vocabulary: bool = _arg(
+        False,
+        "Fill up a `draft_vocab_size` above the different tokens that the chats hold, with the tokenizer's most "
+        "frequent ones, the lowest ids first. Unset: such a size is refused.",
+    )
     target: str | None = _arg(None, "The draft's target, a folder or a Hub id: `counts_from` needs its tokenizer.")
     max_length: Count = _arg(2048, "Longest chat in tokens; what is longer is cut, as in training.")
     overwrite: bool = _arg(False, "Replace a draft that is in `output_dir` already.")
@@ -46,6 +52,10 @@ class PruneArguments:
             raise ValueError(
                 f"`draft_vocab_size` is {self.draft_vocab_size}, but which tokens are frequent is not known: name "
                 "chats to count them in with `counts_from`, or the tokens with `token_ids`."
+            )
+        if self.fill_vocabulary and self.draft_vocab_size is None:
+            raise ValueError(
+                "`fill_vocabulary` is set, but `draft_vocab_size` is not: say how many tokens to fill up to."
             )
         if not self.token_ids and not self.counts_from:
             raise ValueError("Say what to keep: `token_ids`, or `counts_from` and `draft_vocab_size`.")
@@ -85,7 +95,7 @@ def main() -> None:
     from hf_eagle.drafts.build import load_draft
     from hf_eagle.drafts.prune import prune_vocabulary
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    show_log()
     draft = load_draft(args.draft)
     before = draft.config.draft_vocab_size
     if args.counts_from:
@@ -120,7 +130,7 @@ def counted(draft, args: PruneArguments, source: dict, template_kwargs: dict):
     from hf_eagle.data.conversations import build_dataset
     from hf_eagle.data.records import load_records
     from hf_eagle.drafts.prune import coverage, most_frequent
-    from hf_eagle.drafts.vocabulary import count_supervised_tokens, tokenizer_fingerprint
+    from hf_eagle.drafts.vocabulary import count_supervised_tokens, frequent_ids, tokenizer_fingerprint, told_unseen
     from hf_eagle.targets.loading import load_tokenizer
 
     tokenizer = load_tokenizer(args.target, **source)
@@ -135,7 +145,12 @@ def counted(draft, args: PruneArguments, source: dict, template_kwargs: dict):
         print(f"{size:>9,} tokens cover {share:7.2%} of what is said")
     if args.draft_vocab_size is None:
         return None
-    return most_frequent(draft, counts, args.draft_vocab_size, special)
+    fill = frequent_ids(tokenizer) if args.fill_vocabulary else ()
+    kept = most_frequent(draft, counts, args.draft_vocab_size, special, fill)
+    filled = told_unseen(kept, counts, special)
+    if filled is not None:
+        print(filled)
+    return kept
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from typing import Annotated
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without installation
 
+import hf_eagle.door.beginning  # noqa: F401 - first: from here on a signal ends the script in one line
 from hf_eagle.arguments.bounds import Bounds, Count, check_numbers
 from hf_eagle.door.inputs import naming
 from hf_eagle.door.json_files import read_json
@@ -334,8 +335,10 @@ def door(argv: list[str] | None = None) -> QuickstartArguments:
 
     os.chdir(ROOT)  # assets/ and outputs/ are the repository's, wherever one calls from
     check_file("train_config", find_config(arguments.train_config, "train_config"))
+    if not arguments.output_dir.strip():
+        raise ValueError("`output_dir` is empty: name a folder.")
     assets, data_dir = Path(arguments.assets_dir), Path(f"{arguments.output_dir}-data")
-    fetch_assets.check_folder("assets_dir", assets)
+    fetch_assets.check_folder("assets_dir", arguments.assets_dir)
     check_output_folder("output_dir", data_dir, {"assets_dir": assets}, overwrite=True, ours=lambda folder: True)
     with naming("output_dir"):
         Progress(data_dir / "progress.json")

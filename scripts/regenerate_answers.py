@@ -24,13 +24,15 @@ from typing import Annotated, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without installation
 
+import hf_eagle.door.beginning  # noqa: F401 - first: from here on a signal ends the script in one line
 from hf_eagle.arguments.bounds import Bounds, Count, Mass, Seconds, Seed, Temperature, Workers
 from hf_eagle.arguments.parser import EagleArgumentParser
 from hf_eagle.arguments.parser import argument as _arg
-from hf_eagle.arguments.sources import TargetSourceArguments, TemplateArguments
+from hf_eagle.arguments.sources import MEDIA_ROOT, TargetSourceArguments, TemplateArguments
 from hf_eagle.data.overlap import RULE
 from hf_eagle.door.connection import check_server
-from hf_eagle.door.inputs import check_data, check_file, check_target, naming
+from hf_eagle.door.inputs import check_data, check_file, check_folder, check_target, naming
+from hf_eagle.door.logs import show_log
 from hf_eagle.door.outputs import check_journaled_file
 from hf_eagle.door.printer import run_verb
 
@@ -54,6 +56,7 @@ class RegenerationArguments:
         None,
         f"Evaluation prompts (.jsonl, .json, .txt): records that hold one are left out ({RULE}).",
     )
+    media_root: str | None = _arg(None, MEDIA_ROOT)
     max_new_tokens: Count = _arg(128, "Length of an answer at most, in tokens.")
     temperature: Temperature = _arg(0.0, "0 is greedy.")
     top_p: Mass = _arg(1.0, "Nucleus, when sampling.")
@@ -94,6 +97,8 @@ def door(argv: list[str] | None = None):
         check_file("held_out", path)
     reads = {name: getattr(args, name) for name in ("target", "data", "held_out")}
     check_journaled_file("output", args.output, reads | {"tools": template.tools})
+    if args.media_root is not None:
+        check_folder("media_root", args.media_root)
     if args.server_url is not None:
         check_server(args.server_url, os.environ.get("OPENAI_API_KEY"))
     return args, source, template
@@ -104,14 +109,14 @@ def main() -> None:
 
     from hf_eagle.arguments.devices import device_of
     from hf_eagle.data.records import load_records
+    from hf_eagle.data.template_check import check_template
     from hf_eagle.targets.loading import load_tokenizer
     from hf_eagle.targets.room import check_room
 
     if args.server_url is None:
         args.device = device_of(args.device)
-        check_room(args.target, "max_new_tokens", args.max_new_tokens, beside=1, **source.source)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    check_room(args.target, "max_new_tokens", args.max_new_tokens, beside=1, **source.source)
+    show_log()
     with naming("data"):
         records = load_records(args.data, content_parts=args.server_url is not None)
     if args.num_records is not None:
@@ -120,6 +125,9 @@ def main() -> None:
         with naming("held_out"):
             records = without(args.held_out, records)
     tokenizer = load_tokenizer(args.target, **source.source)
+    parts = {"content_parts": args.server_url is not None, "media_root": args.media_root}
+    with naming("data"):
+        check_template(tokenizer, records, template.template_kwargs, **parts)
     common = {
         "max_new_tokens": args.max_new_tokens,
         "temperature": args.temperature,
@@ -171,6 +179,7 @@ def ask_server(args: RegenerationArguments, records, tokenizer, common: dict) ->
         target=args.target,
         tokenizer=tokenizer,
         api_key=os.environ.get("OPENAI_API_KEY"),
+        media_root=args.media_root,
         **given(args, SERVED),
         **common,
     )

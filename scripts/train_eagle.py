@@ -21,7 +21,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without installation
 
+import hf_eagle.door.beginning  # noqa: F401 - first: from here on a signal ends the script in one line
+from hf_eagle.door.environment import tell_traps
 from hf_eagle.door.inputs import naming
+from hf_eagle.door.logs import show_log
 from hf_eagle.door.printer import run_verb
 from hf_eagle.door.writing import writing
 from hf_eagle.training.recipe import Recipe
@@ -41,16 +44,21 @@ def door(argv: list[str] | None = None) -> Recipe:
 def main() -> None:
     recipe = door()
 
+    from huggingface_hub.utils import disable_progress_bars
     from transformers import set_seed
 
     from hf_eagle.evaluation.prompts import load_prompts
     from hf_eagle.training.distributed import leave
     from hf_eagle.training.resuming import was_written_to_the_end
+    from hf_eagle.training.stalls import watched
 
     data_args, args = recipe.data, recipe.training
     # one rank of a machine speaks for all
-    logging.basicConfig(level=logging.INFO if args.should_log else logging.ERROR, format="%(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    show_log(logging.INFO if args.should_log else logging.ERROR)
+    if args.should_log:
+        tell_traps()
+    if args.disable_tqdm:
+        disable_progress_bars()  # of uploads too
     set_seed(args.seed)
     if recipe.dry_run.dry_run:
         return print_dry_run(recipe)
@@ -62,14 +70,16 @@ def main() -> None:
             data_args.acceptance_prompts, limit=data_args.acceptance_num_prompts
         )
 
-    trainer = build_trainer(recipe, resume, prompts)
+    with watched(args, "while the run is made ready"):
+        trainer = build_trainer(recipe, resume, prompts)
     result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-    if trainer.nothing_to_do and was_written_to_the_end(args.output_dir, trainer.state.global_step):
-        logger.info("%s is left as it is.", args.output_dir)
-    else:
-        with writing("output_dir", args.output_dir):
-            leave_results(trainer, result)
-    leave()
+    with watched(args, "while the results are written"):
+        if trainer.nothing_to_do and was_written_to_the_end(args.output_dir, trainer.state.global_step):
+            logger.info("%s is left as it is.", args.output_dir)
+        else:
+            with writing("output_dir", args.output_dir):
+                leave_results(trainer, result)
+        leave()
 
 
 def build_trainer(recipe: Recipe, resume: Path | None, prompts: list | None):
@@ -84,15 +94,18 @@ def build_trainer(recipe: Recipe, resume: Path | None, prompts: list | None):
     from hf_eagle.hub.run_facts import recipe_facts
     from hf_eagle.targets.architectures import check_length
     from hf_eagle.training import parts
+    from hf_eagle.training.stalls import watched
     from hf_eagle.training.trainer import EagleTrainer
 
     data_args, args = recipe.data, recipe.training
     parts.check_lengths(recipe.target, data_args)
+    parts.check_rope(recipe.target, recipe.draft)
     target_args = parts.spreadable(recipe.target, args)
-    tokenizer, processor = parts.tokenizer_of(target_args), parts.processor_of(target_args)
+    tokenizer, processor = parts.tokenizer_of(target_args), parts.processor_of(target_args, data_args)
     train, held_out = parts.conversations(tokenizer, data_args, args, processor)
 
-    target = parts.load_target(target_args)
+    with watched(args, "while the target is loaded"):
+        target = parts.load_target(target_args)
     check_length(target.config, data_args.max_length)
 
     # an adapter's base is the draft that its training began with, on resuming too
@@ -116,7 +129,8 @@ def build_trainer(recipe: Recipe, resume: Path | None, prompts: list | None):
     if recipe.adapter.use_peft:
         logger.info("The adapter has %d parameters to train.", trainer.model.get_nb_trainable_parameters()[0])
     if trainer.is_world_process_zero():
-        trainer.card_facts = recipe_facts(recipe, train)
+        filled = parts.told_filled(draft, tokenizer, train) if recipe.draft.fill_vocabulary else None
+        trainer.card_facts = recipe_facts(recipe, train, filled)
     if prompts:
         measure_acceptance(trainer, processor or tokenizer, prompts, recipe)
     return trainer

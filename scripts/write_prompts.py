@@ -9,7 +9,6 @@ tuned on. `--system_prompts` steers it, several in turn: "You help with Python."
 the target answer. Interrupt it when you like: the same command goes on where it stopped.
 """
 
-import logging
 import os
 import sys
 from dataclasses import dataclass, field
@@ -19,12 +18,14 @@ from typing import Annotated
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without installation
 
+import hf_eagle.door.beginning  # noqa: F401 - first: from here on a signal ends the script in one line
 from hf_eagle.arguments.bounds import Bounds, Count, Mass, Seconds, Seed, Workers
 from hf_eagle.arguments.parser import EagleArgumentParser
 from hf_eagle.arguments.parser import argument as _arg
 from hf_eagle.arguments.sources import TargetSourceArguments, TemplateArguments
 from hf_eagle.door.connection import check_server
 from hf_eagle.door.inputs import check_target, naming
+from hf_eagle.door.logs import show_log
 from hf_eagle.door.outputs import check_journaled_file
 from hf_eagle.door.printer import run_verb
 
@@ -39,7 +40,7 @@ class WritingArguments:
         None, "System messages, taken in turn, which steer what is asked about; they are not written."
     )
     max_new_tokens: Count = _arg(256, "Length of a prompt at most, in tokens.")
-    temperature: Annotated[float, Bounds(above=0, most=100)] = _arg(1.0, "Of the sampling; above 0.")
+    temperature: Annotated[float, Bounds(above=0, most=100)] = _arg(1.0, "Of the sampling.")
     top_p: Mass = _arg(0.95, "Nucleus.")
     seed: Seed = _arg(0, "Seed of the sampling.")
     server_model: str | None = _arg(None, "The server's name for the target, where that cannot be told from `target`.")
@@ -66,8 +67,10 @@ def main() -> None:
 
     from hf_eagle.answers.written_prompts import write_prompts
     from hf_eagle.targets.loading import load_tokenizer
+    from hf_eagle.targets.room import check_room
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    show_log()
+    check_room(args.target, "max_new_tokens", args.max_new_tokens, beside=1, **source.source)
     options = dict(vars(args))
     tokenizer = load_tokenizer(args.target, **source.source)
     options |= {"tokenizer": tokenizer, "template_kwargs": template.template_kwargs}

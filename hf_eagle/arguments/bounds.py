@@ -52,8 +52,21 @@ class Bounds:
         if all(holds for *_, holds in stated):
             return None
         # 32 bits go without saying, but for a number that has more
-        said = [(word, limit) for word, limit, holds in stated if abs(limit) != LIMIT or not holds]
-        return " and ".join(f"{word} {limit:,}" if abs(limit) > 1e6 else f"{word} {limit:g}" for word, limit in said)
+        return " and ".join(
+            f"{word} {_told(limit)}" for word, limit, holds in stated if abs(limit) != LIMIT or not holds
+        )
+
+    def told(self) -> str:
+        """What is taken, for `--help`: `at least 1`, `0 to 100`; nothing where 32 bits are all that limits it."""
+        most = None if self.most == LIMIT else self.most
+        if self.least is not None and most is not None and self.above is self.below is None:
+            return f"{_told(self.least)} to {_told(most)}"
+        limits = (("at least", self.least), ("above", self.above), ("below", self.below), ("at most", most))
+        return " and ".join(f"{word} {_told(limit)}" for word, limit in limits if limit is not None)
+
+
+def _told(limit: float) -> str:
+    return f"{limit:,}" if abs(limit) >= 10_000 else f"{limit:g}"
 
 
 # what numbers of arguments are

@@ -10,7 +10,7 @@ from typing import Any
 from transformers.hf_argparser import HfArgumentParser, string_to_bool
 
 from ..shipped import find_config
-from .bounds import check_numbers
+from .bounds import bounds_of, check_numbers
 from .yaml_files import read_words
 
 
@@ -29,8 +29,23 @@ def parse_counts(name: str, text: str, most: int = 64) -> list[int]:
     return list(range(counts[0], counts[1] + 1)) if last else counts
 
 
+def _int_or_none(word: str) -> int | None:
+    return None if word.lower() in _NONE else int(word)
+
+
+def _float_or_none(word: str) -> float | None:
+    return None if word.lower() in _NONE else float(word)
+
+
+# of numbers that may be unset: a command line says so where its file has set them
+_NONE = ("none", "null")
+_OR_NONE = {int: _int_or_none, float: _float_or_none}
+for _kind, _reader in _OR_NONE.items():
+    _reader.__name__ = _kind.__name__  # as argparse calls them in errors
+
+
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Keeps the description's lines, shows one spelling of an option and only defaults that say something."""
+    """Keeps the description's lines, shows one spelling of an option, bounds, and only defaults that say something."""
 
     def _format_action_invocation(self, action):
         if len(action.option_strings) > 1 and action.option_strings[0].startswith("--"):
@@ -41,14 +56,16 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
         return super()._format_action_invocation(action)
 
     def _get_help_string(self, action):
-        return action.help if action.default in (None, argparse.SUPPRESS) else super()._get_help_string(action)
+        default = "" if action.default in (None, argparse.SUPPRESS) else "default: %(default)s"
+        said = "; ".join(part for part in (getattr(action, "bounds", ""), default) if part)
+        return f"{action.help or ''} ({said})" if said else action.help
 
 
 class EagleArgumentParser(HfArgumentParser):
     """Dataclasses from a YAML file and the command line.
 
     The file holds one flat mapping of argument names to values. Its values pass through argparse like typed ones, so a
-    wrong type, choice or name is refused before anything starts.
+    wrong type, choice or name is refused before anything starts. `none` unsets a number that the file has set.
 
     Example:
         >>> parser = EagleArgumentParser((TargetArguments, EagleTrainingArguments))
@@ -63,6 +80,9 @@ class EagleArgumentParser(HfArgumentParser):
             **kwargs,
         }
         super().__init__(dataclass_types, **kwargs)
+        for action in self._actions:
+            if action.default is None and not action.required:
+                action.type = _OR_NONE.get(action.type, action.type)
         self.add_argument("--config", metavar="FILE", help="YAML file of arguments, or a recipe's name.")
 
     def parse_args_and_config(self, args: list[str] | None = None, first: str | None = None) -> tuple[Any, ...]:
@@ -92,9 +112,18 @@ class EagleArgumentParser(HfArgumentParser):
             self.error(self._unknown(unknown[0].split("=")[0]))
         return tuple(parsed)
 
+    def format_help(self) -> str:
+        """As `argparse`, with the bounds of numbers, which are looked up now: no other call needs them as text."""
+        told = {name: bounds.told() for group in self.dataclass_types for name, bounds in bounds_of(group).items()}
+        for action in self._actions:
+            action.bounds = told.get(action.dest, "")
+        return super().format_help()
+
     def parse_known_args(self, args=None, namespace=None):
         """As `argparse`, with numbers that lie within their bounds, which is seen before any dataclass is made."""
         parsed, unknown = super().parse_known_args(args, namespace)
+        for name in (name for name, value in vars(parsed).items() if value == [None]):
+            setattr(parsed, name, None)
         for group in self.dataclass_types:
             check_numbers(group, vars(parsed))
         return parsed, unknown
@@ -109,7 +138,11 @@ class EagleArgumentParser(HfArgumentParser):
             if name not in actions or name in ("config", "help"):
                 raise ValueError(f"{path}: {self._unknown(f'--{name}')}")
             action = actions[name]
-            kind = action.type if action.type in (int, float) else bool if action.type is string_to_bool else str
+            kinds = {
+                string_to_bool: bool,
+                **{known: number for number in _OR_NONE for known in (number, _OR_NONE[number])},
+            }
+            kind = kinds.get(action.type, str)
             return kind, action.nargs == "+"
 
         words = read_words(find_config(path), "--config", takes)

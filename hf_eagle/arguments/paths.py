@@ -1,11 +1,17 @@
 """The paths of a recipe, and the folders of drafts: looked at before anything is loaded or written."""
 
+import os
 from pathlib import Path
 
-from ..door.inputs import check_data, check_draft, check_file, check_target
+from ..door.inputs import check_data, check_draft, check_file, check_folder, check_target
+from ..door.json_files import read_json
 from ..door.outputs import check_output_folder
 from ..drafts.kinds import kind_of_folder
 from .groups import DataArguments, DraftArguments, TargetArguments
+
+
+# beside a config.json that tells nothing, these may be somebody's
+_WORTH_KEEPING = ("*.safetensors", "pytorch_model*.bin", "*.gguf", "checkpoint-*")
 
 
 def paths_read(target: TargetArguments, data: DataArguments, draft: DraftArguments | None = None) -> dict[str, object]:
@@ -22,6 +28,8 @@ def check_data_paths(target: TargetArguments, data: DataArguments) -> None:
     check_target("target", target.target, target.gguf_file)
     check_data("train_data", data.train_data)
     check_data("eval_data", data.eval_data or [])
+    if data.media_root is not None:
+        check_folder("media_root", data.media_root)
 
 
 def check_training_paths(data: DataArguments, draft: DraftArguments) -> None:
@@ -36,9 +44,37 @@ def check_draft_folder(
     argument: str, path: str, reads: dict[str, object] | None = None, overwrite: bool = False
 ) -> None:
     """`FileExistsError` or `ValueError` unless a draft can be saved here and nobody loses anything by it."""
-    check_output_folder(argument, path, reads, overwrite, ours=is_draft)
+    if not overwrite:
+        refuse_torn_config(argument, path)
+    check_output_folder(
+        argument, path, reads, overwrite, ours=lambda there: is_draft(there) or holds_torn_config(there)
+    )
 
 
 def is_draft(folder: Path) -> bool:
     """Whether a folder holds a draft of a kind that is known, or a run of one: a full disk may have cut its config."""
     return any(kind_of_folder(place) is not None for place in (folder, *folder.glob("checkpoint-*")))
+
+
+def holds_torn_config(folder: str | Path) -> bool:
+    """Whether a folder holds no more of a model than a config.json that is no JSON.
+
+    A run leaves one if it is killed, or finds the disk full, while it saves a draft without having saved checkpoints.
+    """
+    folder = Path(folder)
+    if not os.path.isfile(folder / "config.json") or any(any(folder.glob(each)) for each in _WORTH_KEEPING):
+        return False
+    try:
+        read_json(folder / "config.json")
+    except ValueError:
+        return True
+    return False
+
+
+def refuse_torn_config(argument: str, folder: str | Path) -> None:
+    """`FileExistsError` for a folder that `holds_torn_config`."""
+    if holds_torn_config(folder):
+        raise FileExistsError(
+            f"`{argument}` {folder} holds a config.json that cannot be read as JSON, as a run leaves one that was "
+            "ended while it saved its draft: replace it with `--overwrite`, or name another folder."
+        )

@@ -5,6 +5,7 @@ text.
 """
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ MOST_LEVELS = 50
 
 
 def read_yaml(path: str | Path, argument: str) -> dict:
-    """The mapping of names to values that a YAML file holds.
+    """The mapping of names to values that a YAML file holds; `no` and `yes` are words in it, which no type asks for.
 
     Args:
         path: of the file.
@@ -27,8 +28,22 @@ def read_yaml(path: str | Path, argument: str) -> dict:
     Raises:
         ValueError: naming the argument and the file, if that cannot be read, is no mapping, or is too large.
     """
-    loader, node = _composed(path, argument)
+    loader, node = _composed(path, argument, _Words)
     return _constructed(loader, node, f"`{argument}` {path}")
+
+
+class _Words(yaml.SafeLoader):
+    """Leaves `no` and `yes` as they are written: arguments of truth values take these words, too."""
+
+    yaml_implicit_resolvers = {
+        letter: [(tag, pattern) for tag, pattern in known if not tag.endswith(":bool")]
+        for letter, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+_Words.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile("^(?:true|false|on|off)$", re.IGNORECASE), [*"tTfFoO"]
+)
 
 
 def read_words(path: str | Path, argument: str, kind_of: Callable[[str], tuple[type, bool]]) -> dict[str, list[str]]:
@@ -68,7 +83,9 @@ def read_words(path: str | Path, argument: str, kind_of: Callable[[str], tuple[t
     return found
 
 
-def _composed(path: str | Path, argument: str) -> tuple[yaml.SafeLoader, yaml.MappingNode]:
+def _composed(
+    path: str | Path, argument: str, kind: type[yaml.SafeLoader] = yaml.SafeLoader
+) -> tuple[yaml.SafeLoader, yaml.MappingNode]:
     """A file's nodes, of which there are not too many, and what constructs values from them."""
     where = f"`{argument}` {path}"
     # counted before anything is constructed: aliases can stand for gigabytes
@@ -78,7 +95,7 @@ def _composed(path: str | Path, argument: str) -> tuple[yaml.SafeLoader, yaml.Ma
             raise ValueError(
                 f"{where} has {size:,} bytes, more than any recipe (at most {MOST_BYTES:,}): name another."
             )
-        loader = yaml.SafeLoader(Path(path).read_text(encoding="utf-8-sig"))
+        loader = kind(Path(path).read_text(encoding="utf-8-sig"))
         node = loader.get_single_node()
         if isinstance(node, yaml.MappingNode):
             _count(node, {}, MOST_LEVELS)

@@ -2,21 +2,24 @@
 
 transformers compiles a template in a sandbox that limits one `range`, not loops in loops, and no text. Here it is
 compiled in the same sandbox, with a look at the clock in each round of a loop and in each macro, and a look at the size
-of what is written, kept or handed on. No signal and no thread is needed, so it holds in threads and in the workers of
-`datasets` alike.
-
-Not limited is what one filter or method of a text does (`|replace`, `.ljust`), but by the memory that is there.
+of what is written, kept or handed on. What a filter, a method or an operator would make is looked at before it is made.
+No signal and no thread is needed, so it holds in threads and in the workers of `datasets` alike.
 """
 
 import threading
 import time
-from functools import cache, lru_cache
+from functools import cache, lru_cache, wraps
+
+from .template_sizes import FILTERS, checked_filter, checked_gathering, extent, formatted, made_by_call
 
 
 SECONDS = 10.0  # of one rendering; real ones take milliseconds
 CHARACTERS = 2**26  # of a rendering, and of any text or list on its way there
+ALTOGETHER = 16 * CHARACTERS  # of all texts that one rendering makes on its way
+_SMALL = 4096  # characters that are not worth counting
 _POWER = 1000  # bits of one
-_SIZED = "within the limit of size"  # a filter, by a name that no template can write
+# filters, by names that no template can write
+_SIZED, _CONCAT, _GATHERED = "within the limit of size", "joined within the limit of size", "made by the template"
 
 
 class TemplateRefusal(ValueError):
@@ -29,6 +32,8 @@ class TemplateLimit(ValueError):
 
 class _Clock(threading.local):
     deadline = float("inf")
+    made = 0  # characters, until the deadline is another
+    gathered = False  # whether the template has made a list of something, which may hold a text many times
 
 
 _clock = _Clock()
@@ -37,7 +42,7 @@ _clock = _Clock()
 def start_clock() -> None:
     """From here to `stop_clock`, a template that this thread renders ends with `TemplateLimit` at the latest."""
     _take_over()
-    _clock.deadline = time.monotonic() + SECONDS
+    _clock.deadline, _clock.made, _clock.gathered = time.monotonic() + SECONDS, 0, False
 
 
 def stop_clock() -> None:
@@ -57,10 +62,31 @@ def _take_over() -> None:
 def _compiled(environment, template: str):
     """A template as a program with limits, in the sandbox that transformers makes for one."""
     from jinja2 import Template
+    from jinja2.runtime import Macro
 
-    environment.tick, environment.concat, environment.filters[_SIZED] = _tick, _joined, _sized
+    environment.tick, environment.concat, environment.finalize = _tick, _joined, _told
+    filters, call, call_filter = environment.filters, environment.call, environment.call_filter
+    to_json = filters["tojson"]
+    filters |= {name: checked_filter(name, filters[name], _check) for name in FILTERS if name in filters}
+    filters |= {name: checked_gathering(filters[name], _check) for name in ("join", "sum")}
+    filters |= {name: _gathering(filters[name]) for name in ("list", "batch", "slice", "sum")}
+    filters |= {_SIZED: _sized, _CONCAT: _concatenated, _GATHERED: _gathered}
+    filters["tojson"] = _only_if_gathered(to_json, filters["tojson"])
+
+    def checked_call(context, called, *given, **named):
+        if not isinstance(called, Macro):
+            _check(made_by_call(called, given, named))
+        made = call(context, called, *given, **named)
+        return _gathered(made) if isinstance(made, dict) else made
+
+    def checked_round(*given, **named):
+        """Of `map` and its kin, which are loops."""
+        _tick()
+        return _sized(call_filter(*given, **named))
+
+    environment.call, environment.call_filter = checked_call, checked_round
     # these are not computed beforehand, either: that alone could take all memory
-    environment.intercepted_binops, environment.call_binop = frozenset({"*", "**"}), _multiply
+    environment.intercepted_binops, environment.call_binop = frozenset({"*", "**", "%"}), _compute
     environment.globals.pop("lipsum", None)  # as many paragraphs as it is asked for
     tree = _with_looks(environment.parse(template))
     return Template.from_code(environment, environment.compile(tree), environment.make_globals(None))
@@ -83,18 +109,25 @@ def _with_looks(tree):
         def visit_Add(self, node):
             return sized(self.inside(node))
 
-        visit_Concat = visit_Add
+        def visit_Concat(self, node):
+            return nodes.Filter(nodes.List(list(map(self.visit, node.nodes))), _CONCAT, [], [], None, None)
+
+        def visit_List(self, node):
+            values = (nodes.Name, nodes.Call, nodes.Filter, nodes.Getattr, nodes.Getitem)
+            constant = getattr(node, "ctx", "load") != "load" or not any(node.find_all(values))
+            self.generic_visit(node)
+            return node if constant else nodes.Filter(node, _GATHERED, [], [], None, None)
+
+        visit_Tuple = visit_Dict = visit_List
 
         def inside(self, node):
             """A chain of sums is one sum."""
             for name, value in list(node.iter_fields()):
-                if isinstance(value, list):
-                    setattr(node, name, [self.inside(v) if isinstance(v, sums) else self.visit(v) for v in value])
-                elif isinstance(value, nodes.Node):
+                if isinstance(value, nodes.Node):
                     setattr(node, name, self.inside(value) if isinstance(value, sums) else self.visit(value))
             return node
 
-    sums = (nodes.Add, nodes.Concat)
+    sums = nodes.Add
     tree = Looks().visit(tree)
     # written into the program as it stands here, so that a look costs one call
     for part in tree.find_all((nodes.For, nodes.Macro, nodes.CallBlock)):
@@ -105,8 +138,7 @@ def _with_looks(tree):
 def _joined(pieces) -> str:
     """What a template, a macro or a block wrote, unless it is huge together."""
     pieces = list(pieces)
-    if sum(map(len, pieces)) > CHARACTERS:
-        raise _too_much()
+    _check(sum(map(len, pieces)))
     return "".join(pieces)
 
 
@@ -115,22 +147,84 @@ def _tick() -> None:
         raise TemplateLimit(f"rendering takes more than {SECONDS:g} seconds, so the template may never end")
 
 
-def _multiply(context, operator: str, left, right):
-    """`*` or `**`, unless what comes out is huge."""
+def _compute(context, operator: str, left, right):
+    """`*`, `**` or `%`, unless what comes out is huge."""
+    if operator == "%":
+        if isinstance(left, (str, bytes)):
+            _check(formatted(left, right.values() if isinstance(right, dict) else _as_tuple(right)))
+        return left % right
     if operator == "**":
         if isinstance(left, int) and isinstance(right, int) and left.bit_length() * right > _POWER:
             raise _too_much()
         return left**right
     for times, repeated in ((left, right), (right, left)):
-        if isinstance(times, int) and hasattr(repeated, "__len__") and times * len(repeated) > CHARACTERS:
-            raise _too_much()
+        if isinstance(times, int) and hasattr(repeated, "__len__"):
+            _check(times * len(repeated))
+            _clock.gathered = True
     return left * right
 
 
+def _as_tuple(value) -> tuple:
+    return value if isinstance(value, tuple) else (value,)
+
+
+def _concatenated(parts: list) -> str:
+    """What `~` makes."""
+    _check(sum([len(part) if type(part) is str else extent(part) for part in parts]))
+    return "".join(map(str, parts))
+
+
+def _told(value):
+    """What is written, which is a text afterwards."""
+    if type(value) is str:
+        return value
+    if isinstance(value, (list, tuple, dict)):
+        _check(extent(value))
+    return value
+
+
 def _sized(made):
-    if hasattr(made, "__len__") and len(made) > CHARACTERS:
-        raise _too_much()
+    if hasattr(made, "__len__"):
+        _check(len(made))
+        if not isinstance(made, str):
+            _clock.gathered = True
     return made
+
+
+def _gathered(made):
+    _clock.gathered = True
+    return made
+
+
+def _gathering(run):
+    """A filter that makes a list; one of things that are each there once is as good as what was given."""
+
+    @wraps(run)
+    def gathering(*given, **named):
+        made = run(*given, **named)
+        once = isinstance(made, list) and len({*map(id, made)}) == len(made)
+        return made if once else _gathered(made)
+
+    return gathering
+
+
+def _only_if_gathered(run, checked):
+    """`tojson`: what a template was given holds nothing many times, and to look at all of it takes as long as this."""
+
+    @wraps(run)
+    def to_json(*given, **named):
+        wide = named.get("indent") not in (None, 1, 2, 4)
+        return (checked if _clock.gathered or wide or len(given) > 1 else run)(*given, **named)
+
+    return to_json
+
+
+def _check(size: int) -> None:
+    """`TemplateLimit` for a text or list so large, or where all of them together are too large."""
+    if size > _SMALL:
+        _clock.made += size
+        if size > CHARACTERS or (_clock.made > ALTOGETHER and _clock.deadline != float("inf")):
+            raise _too_much()
 
 
 def _too_much() -> TemplateLimit:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from .beginning import end_of_beginning
 from .sentences import first_line, place_of, sentence_of, without_secrets
 
 
@@ -151,6 +152,7 @@ def _terminated_by_signal() -> Iterator[None]:
         raise Terminated()
 
     earlier = signal.signal(signal.SIGTERM, terminate)
+    end_of_beginning()
     try:
         yield
     finally:

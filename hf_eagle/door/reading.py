@@ -53,6 +53,23 @@ def reading(argument: str, path: str | os.PathLike, file: str | None = None) -> 
         raise kind(f"`{argument}` {path} {_why(path, problem, file)}.") from problem
 
 
+@contextmanager
+def locating(argument: str, path: str | os.PathLike, part: str) -> Iterator[None]:
+    """A sentence of ours about a field or a tensor, raised in here, names where that is, unless it names the path.
+
+    Args:
+        argument: that named it.
+        path: folder or Hub id.
+        part: the file in it, or its weights.
+    """
+    try:
+        yield
+    except (OSError, ValueError) as problem:
+        if not is_sentence(problem) or str(path) in str(problem):
+            raise
+        raise ValueError(f"`{argument}` {path} cannot be read: in {part}, {problem}") from problem
+
+
 def _why(path: str | os.PathLike, problem: Exception, file: str | None) -> str:
     """What is wrong, the rest of a sentence; the files are looked at only now that something is."""
     folder = local_folder(path)
@@ -96,6 +113,9 @@ def _missing(path: str | os.PathLike, problem: Exception) -> str | None:
 def looks_like_a_path(path: str | os.PathLike) -> bool:
     """Whether a text can be no Hub id, which has one slash at most and begins with no dot."""
     text = str(path)
+    owner_and_name, _, revision = text.partition("@")
+    if revision and owner_and_name.count("/") == 1:  # of a data set, such as `refs/pr/1`
+        text = owner_and_name
     return text.startswith(("/", ".", "~")) or text.count("/") > 1 or not isinstance(path, str)
 
 

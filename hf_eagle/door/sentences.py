@@ -51,12 +51,13 @@ def place_of(problem: BaseException) -> str:
 
 
 def first_line(problem: BaseException) -> str:
-    """The beginning of an error's text, in one line and without its full stop."""
+    """The beginning of an error's text, in one line and without its full stop; "..." stands for what is left out."""
     lines = [line for line in str(problem).splitlines() if line.strip()] or [""]
     text = " ".join(lines[0].split())
     if text.endswith(":") and len(lines) > 1:  # which announces what follows
         text = " ".join(f"{text} {lines[1]}".split())
-    return (text[:_LENGTH] + "..." if len(text) > _LENGTH else text).rstrip(".:")
+    text = text.rstrip(".:")
+    return text[:_LENGTH] + "..." if len(text) > _LENGTH else text
 
 
 def without_secrets(text: str) -> str:

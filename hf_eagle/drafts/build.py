@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers.utils import cached_file
 
-from ..door.reading import read_part, reading
+from ..door.reading import locating, read_part, reading
 from ..targets.weights import check_sizes, report_if_sound, stored_shapes
 from .configuration_base import DraftConfig
 from .kinds import architecture_names, find_kind
@@ -67,10 +67,13 @@ def load_draft(
         OSError: if there is no such folder or Hub id.
     """
     config = _config_of(path, argument)
-    draft_class = _known_class(path, config)
+    draft_class = _known_class(path, config, argument)
     with reading(argument, path), report_if_sound():
         check_sizes(argument, path, SimpleNamespace(**config), stored_shapes(argument, path))
-        draft = draft_class.from_pretrained(path, dtype="auto" if dtype is None else dtype)
+        with reading(argument, path, "config.json"), locating(argument, path, "config.json"):
+            config = draft_class.config_class.from_pretrained(path)
+        with locating(argument, path, "its weights"):
+            draft = draft_class.from_pretrained(path, config=config, dtype="auto" if dtype is None else dtype)
     if target is not None:
         draft.to(target.device)
         draft.attach(target)
@@ -85,7 +88,7 @@ def class_of(architectures: list[str]) -> type[EaglePreTrainedModel] | None:
 
 def draft_class_of(path: str | Path, argument: str = "draft") -> type[EaglePreTrainedModel]:
     """The class of a draft folder or Hub id; `ValueError` if it is no draft of a known kind."""
-    return _known_class(path, _config_of(path, argument))
+    return _known_class(path, _config_of(path, argument), argument)
 
 
 def _config_of(path: str | Path, argument: str) -> dict[str, Any]:
@@ -96,11 +99,12 @@ def _config_of(path: str | Path, argument: str) -> dict[str, Any]:
     return read_part(argument, path, file, {"architectures?": list[str] | None})
 
 
-def _known_class(path: str | Path, config: dict[str, Any]) -> type[EaglePreTrainedModel]:
+def _known_class(path: str | Path, config: dict[str, Any], argument: str) -> type[EaglePreTrainedModel]:
     names = config.get("architectures") or []
     draft_class = class_of(names)
     if draft_class is None:
         raise ValueError(
-            f"{path} is not a draft: `architectures` in its config.json is {names}, known are {architecture_names()}."
+            f"`{argument}` {path} is not a draft: `architectures` in its config.json is {names}, known are "
+            f"{architecture_names()}."
         )
     return draft_class

@@ -155,12 +155,14 @@ def sweep_speculative_tokens(
     progress: bool = True,
     template_kwargs: dict | None = None,
     finished: Finished | None = None,
+    rendered: str | None = None,
 ) -> list[dict]:
     """
     Decodes `prompts` with chains of every length in `counts` and with the target alone, all in alternation.
 
     Args:
-        target, draft, tokenizer, prompts, settings, progress, template_kwargs, finished: as for `decode_prompts`.
+        target, draft, tokenizer, prompts, settings, progress, template_kwargs, finished, rendered: as for
+            `decode_prompts`.
         counts: of drafted tokens.
 
     Returns:
@@ -171,7 +173,7 @@ def sweep_speculative_tokens(
         *("num_speculative_tokens", "acceptance_length", "acceptance_length_interval", "tokens_per_second"),
         *("target_only_tokens_per_second", "draft_seconds_per_round", "target_seconds_per_round"),
     )
-    how = {"progress": progress, "template_kwargs": template_kwargs, "finished": finished}
+    how = {"progress": progress, "template_kwargs": template_kwargs, "finished": finished, "rendered": rendered}
     found = decode_variants(target, draft, tokenizer, prompts, variants, **how)
     return [{name: summary[name] for name in names} for summary in map(summarize, found)]
 
@@ -187,6 +189,7 @@ def decode_prompts(
     progress: bool = True,
     template_kwargs: dict | None = None,
     finished: Finished | None = None,
+    rendered: str | None = None,
 ) -> Measurement:
     """
     Decodes every prompt with the draft and, in turn, with the target alone, so that both meet the same machine.
@@ -209,12 +212,15 @@ def decode_prompts(
             What else the chat template is given, as in training: `{"enable_thinking": False}`.
         finished ([`Finished`], *optional*):
             Batches that an earlier run decoded, which are not decoded again, and where those of this run are kept.
+        rendered (`str`, *optional*):
+            What `check_rendering` returned of these prompts, which then is not asked again.
 
     Raises:
         `ValueError`: no prompts, a prompt that cannot be rendered, or a draft that does not fit the target.
     """
     how = {"compare_to_target": compare_to_target, "progress": progress, "template_kwargs": template_kwargs}
-    return decode_variants(target, draft, tokenizer, prompts, [settings], finished=finished, **how)[0]
+    how |= {"finished": finished, "rendered": rendered}
+    return decode_variants(target, draft, tokenizer, prompts, [settings], **how)[0]
 
 
 def decode_variants(
@@ -228,6 +234,7 @@ def decode_variants(
     progress: bool = True,
     template_kwargs: dict | None = None,
     finished: Finished | None = None,
+    rendered: str | None = None,
 ) -> list[Measurement]:
     """As `decode_prompts`, with several settings that differ in what is drafted; all of them take turns."""
     if not prompts:
@@ -238,7 +245,8 @@ def decode_variants(
     dialogues, batches = list(prompts), _batches(prompts, variants[0])
     encode = partial(PromptBatch.of, processing=processing, template_kwargs=template_kwargs)
     # whatever cannot be rendered is refused before any is decoded
-    check_rendering(prompts, processing, template_kwargs, variants[0].turns)
+    if rendered is None:
+        check_rendering(prompts, processing, template_kwargs, variants[0].turns)
     finished = finished or Finished()
 
     # the first decoding in a process also pays for kernels and memory: let no clock see it

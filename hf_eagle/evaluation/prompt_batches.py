@@ -6,7 +6,8 @@ from dataclasses import asdict, dataclass, replace
 
 import torch
 
-from ..data.media import KINDS, as_text, from_text, own_tokenizer, read_media_record
+from ..data.frames import NoDecoder
+from ..data.media import KINDS, as_inputs, as_text, from_text, own_tokenizer, read_media_record
 from ..data.rendering import ChatRenderer
 from .prompts import Prompt, encode_prompt, holds_media, render_chat
 
@@ -50,13 +51,14 @@ class PromptBatch:
         texts: list[str] = []
         media: dict[str, list] = {kind: [] for kind in KINDS}
         for prompt in prompts:
-            text, loaded = _rendered(prompt, renderer)
+            text, loaded = _rendered(prompt, renderer, processing)
             texts.append(text)
             for kind in KINDS:
                 media[kind] += loaded[kind]
-        given = {f"{kind}s": x or None for kind, x in media.items()}
         try:
-            made = processing(text=texts, **given, return_tensors="pt", padding=True, padding_side="left")
+            made = processing(text=texts, **as_inputs(media), return_tensors="pt", padding=True, padding_side="left")
+        except ImportError:  # something is to be installed
+            raise
         except Exception as problem:  # whatever a processor raises
             names = ", ".join(repr(prompt.id) for prompt in prompts)
             raise ValueError(f"The processor refuses the media of the prompts {names}: {problem}") from problem
@@ -102,11 +104,13 @@ def check_rendering(prompts: list[Prompt], processing, template_kwargs: dict | N
     return digest.hexdigest()[:16]
 
 
-def _rendered(prompt: Prompt, renderer: ChatRenderer) -> tuple[str, dict[str, list]]:
+def _rendered(prompt: Prompt, renderer: ChatRenderer, processor) -> tuple[str, dict[str, list]]:
     """A prompt as text, with a placeholder for each medium, and its media by kind."""
     messages, media, _ = read_media_record({"messages": prompt.messages}, prompt.id)
     try:
-        loaded = from_text(as_text(media))
+        loaded = from_text(as_text(media), processor)
+    except NoDecoder:
+        raise
     except Exception as problem:  # whatever a decoder of images raises
         raise ValueError(f"A medium of prompt {prompt.id!r} cannot be loaded: {str(problem)[:200]}") from problem
     return render_chat(replace(prompt, messages=messages), renderer), loaded

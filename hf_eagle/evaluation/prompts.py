@@ -12,13 +12,16 @@ from pathlib import Path
 
 from ..data.media import has_media, read_media_record
 from ..data.messages import TEXT, read_tools, recognise_form, text_of, to_messages
+from ..data.picture_forms import COLUMNS
 from ..data.reading import check_surrogates, opened, read_json_records
 from ..data.rendering import ChatRenderer
 
 
 FORMS = '{"turns": [...]}, {"messages": [...]}, {"conversations": [...]} or {"prompt": ...}'
 _CHATS = ("chosen", "messages", "conversations", "conversation", "instruction", "prompt", "question", "query")
+_CHATS += ("data", "input")
 _IDS = ("question_id", "task_id", "id")
+MEDIA_COLUMNS = tuple(name for names in COLUMNS.values() for name in names)
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class Prompt:
         return replace(self, messages=messages, follow_ups=self.follow_ups[1:])
 
 
-def load_prompts(path: str | Path, limit: int | None = None) -> list[Prompt]:
+def load_prompts(path: str | Path, limit: int | None = None, media_root: str | None = None) -> list[Prompt]:
     """
     Reads a file of prompts.
 
@@ -62,6 +65,8 @@ def load_prompts(path: str | Path, limit: int | None = None) -> list[Prompt]:
             one prompt a line. Blank lines are skipped.
         limit (`int`, *optional*):
             Take the first `limit` prompts only.
+        media_root (`str`, *optional*):
+            Where relative paths of images and videos start; by default the folder of the file.
 
     Raises:
         `ValueError`: the file is missing, is not text, not JSON, holds a record of another form, or holds no prompt.
@@ -81,7 +86,8 @@ def load_prompts(path: str | Path, limit: int | None = None) -> list[Prompt]:
         raise ValueError(f"The prompt file {str(path)!r} holds no prompt.")
     # of records with media all keep their parts, as in training
     parts = any(has_media(record) for _, record in records)
-    return [_to_prompt(record, index, path, parts) for index, record in records]
+    root = (media_root or str(path.parent)) if parts else None
+    return [_to_prompt(record, index, path, root) for index, record in records]
 
 
 def spread(prompts: list[Prompt], count: int) -> list[Prompt]:
@@ -150,14 +156,14 @@ def _records(path: Path) -> Iterator[tuple[int, dict]]:
         raise ValueError(f"A prompt file cannot be read: {error}") from None
 
 
-def _to_prompt(record: Mapping, index: int, path: Path, parts: bool) -> Prompt:
+def _to_prompt(record: Mapping, index: int, path: Path, root: str | None) -> Prompt:
     """One record's prompt; `ValueError` naming file and record."""
     where = f"Record {index} of the prompt file {str(path)!r}"
     try:
         chat, follow_ups = _first_turn(record) if record.get("turns") is not None else (record, ())
         _check_form(chat)
         _check_contents(chat)
-        messages, tools = _read_messages(chat, index, parts), read_tools(record, index)
+        messages, tools = _read_messages(chat, index, root), read_tools(record, index)
         _check_asks(messages)
     except _NotAPrompt as error:
         raise ValueError(f"{where} {error}") from None
@@ -178,7 +184,8 @@ def _first_turn(record: Mapping) -> tuple[dict, tuple[str, ...]]:
     turns = record["turns"]
     if not isinstance(turns, list) or not turns or not all(isinstance(t, str) and t.strip() for t in turns):
         raise _NotAPrompt(f"has no readable prompt; write {FORMS}, every turn a text.")
-    return {"messages": [{"role": "user", "content": turns[0]}], "system": record.get("system")}, tuple(turns[1:])
+    kept = {name: record[name] for name in ("system", *MEDIA_COLUMNS) if name in record}
+    return kept | {"messages": [{"role": "user", "content": turns[0]}]}, tuple(turns[1:])
 
 
 def _check_form(record: Mapping) -> None:
@@ -201,10 +208,14 @@ def _check_contents(record: Mapping) -> None:
             raise ValueError(f"the content of message {place} must be text, got {type(content).__name__}.")
 
 
-def _read_messages(record: Mapping, index: int, parts: bool) -> list[dict]:
-    """As training reads them, without the answers at the end; each medium in its place, whatever column it came in."""
-    if parts:
-        messages, media, _ = read_media_record(record, index)
+def _read_messages(record: Mapping, index: int, root: str | None) -> list[dict]:
+    """As training reads them, without the answers at the end; each medium in its place, whatever column it came in.
+
+    Args:
+        root: where relative paths of media start, `None` if no prompt of the file has any.
+    """
+    if root is not None:
+        messages, media, _ = read_media_record(record, index, root)
         shown = iter(media)
         for message in messages:
             if isinstance(message["content"], list):

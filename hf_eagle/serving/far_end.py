@@ -1,10 +1,15 @@
 """A script that runs in the server's environment, which has vLLM, and answers lines of JSON with lines of JSON."""
 
 import json
+import os
+import queue
 import subprocess
+import threading
 from pathlib import Path
 
 
+READY_WITHIN = 1800.0  # seconds; large weights take minutes
+ANSWER_WITHIN = 6 * 3600.0  # one answer is all prompts of a round
 _LONGEST_LINE = 64 * 2**20  # characters; an answer is token ids of a batch
 
 
@@ -16,20 +21,23 @@ class FarEnd:
         script: takes its settings as JSON and prints a line when it is ready.
         settings: what it is given.
         log: file for what it and vLLM print.
+        environment: variables that it has besides those of this process.
 
-    Raises a `RuntimeError` with the end of the log when it ends by itself, or answers with something else than JSON.
+    Raises a `RuntimeError` with the end of the log when it ends by itself, says nothing for too long, or answers with
+    something else than JSON.
     """
 
-    def __init__(self, python: str | Path, script: Path, settings: dict, log: Path):
+    def __init__(self, python: str | Path, script: Path, settings: dict, log: Path, environment=None):
         self.log, self.script = log, script
         command = [str(python), str(script), json.dumps(settings)]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         with log.open("w") as output:
             self.process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=output, text=True
+                command, env=os.environ | (environment or {}), stderr=output, text=True, **pipes
             )
 
     def __enter__(self):
-        self._answer()
+        self._exchange("", READY_WITHIN)
         return self
 
     def __exit__(self, *_) -> None:
@@ -37,19 +45,32 @@ class FarEnd:
             self.process.communicate(timeout=120)  # its input ends, and so does it
         except subprocess.TimeoutExpired:
             self.process.kill()
-            self.process.communicate()
+            self.process.wait()  # not for its output, which children of its own may keep open
 
     def ask(self, request):
         """What it answers to a line."""
-        try:
-            self.process.stdin.write(json.dumps(request) + "\n")
-            self.process.stdin.flush()
-        except BrokenPipeError:
-            pass  # it has ended, and reading says so
-        return self._answer()
+        return self._exchange(json.dumps(request) + "\n", ANSWER_WITHIN)
 
-    def _answer(self):
-        line = self.process.stdout.readline(_LONGEST_LINE)
+    def _exchange(self, asked: str, seconds: float):
+        """Write a line, or none, and wait for one; in a thread, since neither end of a pipe knows a deadline."""
+        answers = queue.SimpleQueue()
+
+        def exchange() -> None:
+            try:
+                self.process.stdin.write(asked)
+                self.process.stdin.flush()
+            except OSError:
+                pass  # it has ended, and reading says so
+            answers.put(self.process.stdout.readline(_LONGEST_LINE))
+
+        threading.Thread(target=exchange, daemon=True).start()
+        try:
+            line = answers.get(timeout=seconds)
+        except queue.Empty:
+            self.process.kill()
+            raise RuntimeError(
+                f"vLLM says nothing for {seconds:g} seconds, and was ended; its last words:\n{self._last_words()}"
+            ) from None
         if not line:
             self.process.wait()
             raise RuntimeError(f"vLLM ended; its last words:\n{self._last_words()}")

@@ -33,6 +33,61 @@ HUGE = {
     "joined": DOUBLED + "ns.s = ns.s ~ ns.s %}{% endfor %}{{ ns.s }}",
     "block": DOUBLED + "ns.s %}{{ ns.s }}{{ ns.s }}{% endset %}{% endfor %}{{ ns.s }}",
     "macro": "{% macro m(s) %}{{ m(s + s) }}{% endmacro %}{{ m('x') }}",
+    **{
+        f"filter {number}": "{% set big = 'x \n.' * 9999 %}{% set some = [big] * 9999 %}{{ " + body + " }}"
+        for number, body in enumerate(
+            (
+                *("big | replace('x', big * 9)", "big | replace('', big * 9)", "big | map('replace', '', big) | list"),
+                *(
+                    "'a' | center(10 ** 9)",
+                    "'a' | center(width=10 ** 9)",
+                    "'a' | indent(10 ** 9)",
+                    "big | indent(9999)",
+                ),
+                *("big | indent(big)", "some | join(big)", "some | join", "[some, some] | sum(start=[]) | string"),
+                *("big | wordwrap(1, wrapstring=big)", "'%999999999d' | format(1)", "some | string", "some | pprint"),
+                *(
+                    "some | tojson",
+                    "[1] | tojson(indent=10 ** 9)",
+                    "[1] | batch(10 ** 9, 0) | list",
+                    "{'a': some} | xmlattr",
+                ),
+                *(
+                    "[1] | slice(10 ** 9) | list",
+                    "['a'] | map('center', 10 ** 9) | list",
+                    "big | urlize(target=big)",
+                ),
+                *(
+                    "range(99999) | map('replace', '', big) | list",
+                    "range(99999) | map('default', 0) | map('center', 60000) | list",
+                ),
+            )
+        )
+    },
+    **{
+        f"method {number}": "{% set big = 'x \t' * 9999 %}{% set some = [big] * 9999 %}{{ " + body + " }}"
+        for number, body in enumerate(
+            (
+                *("big.replace('x', big * 9)", "big.replace('', big * 9)", "('a' | attr('ljust'))(10 ** 9)"),
+                *("'a'.ljust(10 ** 9)", "'a'.rjust(10 ** 9)", "'a'.center(10 ** 9)", "'a'.zfill(10 ** 9)"),
+                *("big.expandtabs(99999)", "big.join(some)", "''.join(some)", "big.join(big)", "(1).to_bytes(10 ** 9)"),
+                *("'{:999999999}'.format(1)", "'{:{}}'.format(1, 10 ** 9)", "'{a:999999999}'.format_map({'a': 1})"),
+                *("('{0}' * 9999).format(big)", "big.translate({120: big})", "'a'.encode().ljust(10 ** 9)"),
+            )
+        )
+    },
+    **{
+        f"operator {number}": "{% set big = 'x' * 9999 %}{% set some = [big] * 9999 %}{{ " + body + " }}"
+        for number, body in enumerate(
+            (
+                *("'%999999999d' % 1", "'%*d' % (999999999, 1)", "('%s' * 9999) % ((big,) * 9999)", "'%s' % (some,)"),
+                *("'' ~ some", "some", "{'a': some}", "'%(a)999999999d' % {'a': 1}"),
+            )
+        )
+    },
+    "lists in lists": DOUBLED + "ns.s = [ns.s, ns.s] %}{% endfor %}{{ ns.s }}",
+    "many": "{% set ns = namespace(l=[]) %}{% for i in range(999) %}"
+    "{% set ns.l = ns.l + ['%060000000d' % i] %}{% endfor %}",
     "output": "{% set x = 'x' * 60000000 %}{% for i in range(60) %}{{ x }}{% endfor %}",
 }
 
@@ -129,7 +184,18 @@ def test_expressions_mean_what_they_meant():
     template = (
         "{% set n = 1 + 2 * 3 %}{% set t = 'a' + 'b' ~ n ~ none %}{% set l = [1] + [2] * 2 %}{% set x %}{{ t + '!' }}"
         "{% endset %}{% macro m(a, b='c' + 'd') %}{{ a + b }}{% endmacro %}{{ n }}{{ t }}{{ l }}{{ x }}"
-        "{{ m('e' + 'f') }}"
+        "{{ m('e' + 'f') }}{{ 7 % 4 }}{{ '%05.1f|%-4s|%%' % (2.5, 'x') }}{{ '%(a)s' % {'a': 1} }}"
+        "{{ '{:>5}{b}'.format(1, b=2) }}"
+        "{{ 'a-b' | replace('-', '+') }}{{ 'abab'.replace('a', 'c', 1) }}{{ 'a' | center(9) }}"
+        "{{ 'a'.ljust(4) ~ 'b'.zfill(3) }}"
+        "{{ ['a', 1] | join(', ') }}{{ messages | join('/', attribute='role') }}{{ '-'.join(['a', 'b']) }}"
+        "{{ [1, 2] | sum }}"
+        "{{ messages | map(attribute='content') | map('upper') | list }}{{ messages | tojson(indent=2) }}"
+        "{{ 'a\nb' | indent }}"
+        "{{ 'a\nb' | indent('> ', true) }}{{ range(5) | batch(2, 0) | list }}{{ range(5) | slice(2) | list }}"
+        "{{ {'a': [1]} }}"
+        "{{ 'a b c' | wordwrap(1) }}{{ '<' | e }}{{ '%s!' | format('x') }}{{ nothing ~ 'x' ~ none ~ 1.5 ~ [1] }}"
+        "{{ 'a\tb'.expandtabs(2) }}{{ (5).to_bytes(2, 'big') }}{{ 'ab'.translate({97: 'x'}) }}{{ [1, 'a'] | string }}"
         "{{ 2 ** 10 }}{{ -2 ** 2 }}{{ 3 * 'ab' }}{{ 1.5 * 2 }}{% if 1 + 1 == 2 %}yes{% endif %}"
         "{% for i in [1] + [2] %}{{ loop.index + i }}{% endfor %}{{ 'p' ~ ('q' + 'r') ~ m('s' + 't') }}"
         "{% for message in messages %}{{ message.role + ': ' + message.content | trim }}{% endfor %}"

@@ -15,7 +15,7 @@ from hf_eagle.door.journal import Journal
 from hf_eagle.evaluation import acceptance
 from hf_eagle.evaluation.acceptance import DecodingSettings, decode_prompts, sweep_speculative_tokens
 from hf_eagle.evaluation.finished import Finished, draft_fingerprint
-from hf_eagle.evaluation.prompt_batches import check_rendering
+from hf_eagle.evaluation.prompt_batches import PromptBatch, check_rendering
 from hf_eagle.evaluation.prompts import Prompt
 from hf_eagle.evaluation.summary import summarize
 
@@ -237,6 +237,19 @@ class TestScript:
             assert Path("result.json.journal").read_bytes() == left
         # how a folder is named, and what a default is, are no other settings
         self.run(monkeypatch, "result.json", draft=folder / "draft", num_speculative_tokens=3)
+
+    @pytest.mark.parametrize("sweep", [None, "1..2"])
+    def test_each_prompt_is_tried_out_once_and_then_rendered_where_it_is_decoded(self, folder, monkeypatch, sweep):
+        asked, of = [], PromptBatch.of
+
+        def counted(prompts, *args, **kwargs):
+            asked.extend(prompts)
+            return of(prompts, *args, **kwargs)
+
+        monkeypatch.setattr(PromptBatch, "of", counted)
+        self.run(monkeypatch, "result.json", sweep_tokens=sweep, batch_size=2)
+        times = 2 if sweep else 1  # both begin with one prompt that no clock sees
+        assert len(asked) == len(PROMPTS) + times * (len(PROMPTS) + 1)
 
     @pytest.mark.parametrize("line", ['{"turns": [7]}', '{"messages": [{"role": "user", "content": 5}]}'])
     def test_prompts_are_read_and_rendered_before_the_models_are(self, folder, monkeypatch, capsys, line):

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -10,6 +11,8 @@ import yaml
 from forks import ROOT
 from tiny_files import write_chats, write_tiny_target
 from warm_python import warm_python
+
+from hf_eagle.door.sentences import is_sentence
 
 
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -93,14 +96,98 @@ def test_the_spread_is_of_each_variant_and_of_all():
     assert "degrees" not in ablate.table({"one": [run | {"length": 1.4}]})
 
 
-def test_a_variant_that_fails_is_told_and_the_others_go_on(folder, monkeypatch, capsys):
-    (folder / "wrong.yaml").write_text("deep: {ttt_steps: 0}\nrecipe: {}\n")
+def test_a_variant_that_fails_late_is_told_in_a_line_and_the_others_go_on(folder, monkeypatch, capsys):
+    (folder / "wrong.yaml").write_text("deep: {tap_ids: [1, 900]}\nrecipe: {}\n")
     with pytest.raises(RuntimeError, match="1 of 2 runs failed, as said above"):
         run(folder, monkeypatch, capsys, variants=folder / "wrong.yaml", output_dir=folder / "mixed")
     printed = capsys.readouterr()
-    assert re.search("(?s)deep: scripts/train_eagle.py failed.*`ttt_steps` must be at least 1", printed.err)
+    told = [line for line in printed.err.splitlines() if line.startswith("deep: ")]
+    assert len(told) == 1 and "trial-0.log" in told[0] and "`tap_ids`" in told[0] and told[0].endswith(".")
     rows = [line for line in printed.out.splitlines() if line.startswith("| ")][1:]
     assert len(rows) == 1 and rows[0].startswith("| recipe |")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ("{ttt_steps: 0}", "`ttt_steps` must be at least 1"),
+        ("{ttt_steps: three}", "argument --ttt_steps/--ttt-steps: invalid int value: 'three'"),
+        ("{ttt_steps: [1, 2]}", "gives `ttt_steps` a list"),
+        ("{ttt_step: 2}", "unknown argument --ttt_step, did you mean --ttt_steps?"),
+        ("{loss: mse}", "argument --loss: invalid choice: 'mse'"),
+        ("{method: eagle1}", "`draft_vocab_size`"),
+        ("{train_data: [/no/such.jsonl]}", "`train_data` /no/such.jsonl does not exist"),
+        ("{target: /no/such}", "`target` /no/such does not exist"),
+        ("{init_from: /no/such}", "`init_from` /no/such does not exist"),
+        ("{optim: adamw_bnb_8bit}", "`optim` adamw_bnb_8bit cannot be used here"),
+        ("{attn_implementation: none}", "`attn_implementation` must be one of"),
+        ("{eval_strategy: no, load_best_model_at_end: true}", "`load_best_model_at_end`"),
+        ("{max_length: 0}", "`max_length` must be at least"),
+        ("{tools: /no/such.json}", "`tools` cannot be read"),
+    ],
+)
+def test_all_variants_are_checked_before_the_first_is_trained(changes, said, folder, monkeypatch, capsys):
+    variants = folder / "late.yaml"
+    variants.write_text(f"recipe: {{}}\nlate one: {changes}\n")
+    before = sorted(folder.iterdir())
+    with pytest.raises(ValueError) as problem:
+        run(folder, monkeypatch, capsys, variants=folder / "late.yaml", output_dir=folder / "never")
+    told = str(problem.value)
+    assert told.startswith(f"`variants` {variants}: 'late one' cannot be trained: ") and said in told
+    assert "\n" not in told and "/tmp/tmp" not in told and is_sentence(problem.value)
+    assert sorted(folder.iterdir()) == before
+
+
+def test_words_that_yaml_takes_for_truth_values_reach_the_runs(folder, monkeypatch, capsys):
+    (folder / "words.yaml").write_text("words: {eval_strategy: no, bf16: no, load_best_model_at_end: off}\n")
+    printed, _ = run(folder, monkeypatch, capsys, variants=folder / "words.yaml", output_dir=folder / "words")
+    assert "| words |" in printed
+
+
+def broken_config(target):
+    (target / "config.json").write_text("[]")
+
+
+def broken_tokenizer(target):
+    (target / "tokenizer.json").write_text("{oops")
+
+
+def broken_template(target):
+    (target / "chat_template.jinja").write_text("{{ raise_exception('no chats here') }}")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (broken_config, r"`target` .* cannot be read: config.json must hold an object"),
+        (broken_tokenizer, r"`target` .* cannot be read: tokenizer.json"),
+        (broken_template, r"[Pp]rompt .*no chats here"),
+        (None, r"`max_new_tokens` is 300, but `target` .* reads 256 tokens at most"),
+    ],
+)
+def test_what_only_a_measurement_would_find_is_told_before_training(
+    change, said, folder, monkeypatch, capsys, tmp_path
+):
+    target, options = shutil.copytree(folder / "target", tmp_path / "target"), {}
+    if change is None:
+        options["max_new_tokens"] = 300
+    else:
+        change(target)
+    (folder / "broken.yaml").write_text(f"recipe: {{}}\nbroken: {{target: {target}}}\n")
+    with pytest.raises((OSError, ValueError), match=said):
+        run(folder, monkeypatch, capsys, variants=folder / "broken.yaml", output_dir=tmp_path / "never", **options)
+    assert not (tmp_path / "never").exists()
+
+
+def test_weights_that_are_cut_are_told_in_one_sentence(folder, monkeypatch, capsys, tmp_path):
+    target = shutil.copytree(folder / "target", tmp_path / "target")
+    weights = target / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-5])
+    (folder / "cut.yaml").write_text(f"cut: {{target: {target}}}\n")
+    with pytest.raises(RuntimeError, match="1 of 1 runs failed, as said above"):
+        run(folder, monkeypatch, capsys, variants=folder / "cut.yaml", output_dir=tmp_path / "out")
+    told = capsys.readouterr().err.strip()
+    assert "model.safetensors is cut" in told and f"`target` {target}" in told and len(told.splitlines()) == 1
 
 
 def test_bad_arguments(folder, monkeypatch, capsys):

@@ -38,6 +38,7 @@ FAULTS_OF = {
     "model": ("missing", "file for folder", "unreadable"),
     "data": ("missing", "unreadable"),
     "store": ("missing", "file for folder", "unreadable"),
+    "checkpoint": ("missing", "file for folder", "unreadable", "another folder", "cut"),
     "output": ("missing", "folder for file", "file for folder", "unreadable", "an input", "a link", "full"),
     "output folder": ("file for folder", "unreadable", "an input", "a link", "full"),
     "folder to fill": ("file for folder", "unreadable", "full"),
@@ -48,11 +49,12 @@ TEXTS = {
     *("base_model", "chat_template_kwargs", "commit_message", "data_licenses", "device", "license", "server_model"),
     *("lora_modules_to_save", "lora_target_modules", "method", "repo_id", "revision", "server_url", "target_revision"),
     *("attn_implementation", "dtype", "engine_args", "form", "include", "system_prompts", "token", "train_options"),
-    *("batch_sizes", "num_speculative_tokens", "sweep_tokens"),
+    *("batch_sizes", "draft_rope_scaling", "num_speculative_tokens", "sweep_tokens"),
     "gguf_file",  # a name within `target`, which is looked at with it
 }
 RECIPE = {"target": "target", "train_data": "chats.jsonl", "eval_data": "more.jsonl", "tools": "tools.json"}
-RECIPE_KINDS = {"target": "model", "train_data": "data", "eval_data": "data", "tools": "file"}
+RECIPE |= {"media_root": "pictures"}
+RECIPE_KINDS = {"target": "model", "train_data": "data", "eval_data": "data", "tools": "file", "media_root": "folder"}
 
 
 @dataclass
@@ -68,10 +70,9 @@ class Verb:
 WALK = {
     "train": Verb(
         {**RECIPE, "init_from": "draft", "acceptance_prompts": "prompts.jsonl", "feature_store": "store"}
-        | {"output_dir": "out/run"},
+        | {"output_dir": "out/run", "resume_from_checkpoint": "checkpoint-1"},
         {**RECIPE_KINDS, "init_from": "model", "acceptance_prompts": "file", "feature_store": "store"}
-        | {"output_dir": "output folder"},
-        unused={"resume_from_checkpoint"},  # is looked into: see tests/training
+        | {"output_dir": "output folder", "resume_from_checkpoint": "checkpoint"},
     ),
     "cache": Verb(
         {**RECIPE, "feature_store": "out/store", "output_dir": "out/run"},
@@ -86,17 +87,18 @@ WALK = {
     "evaluate": Verb(
         {
             **{"target": "target", "draft": "draft", "prompts": "prompts.jsonl", "tools": "tools.json"},
-            **{"output_json": "out/a.json", "output_tokens": "out/tokens.json"},
+            **{"output_json": "out/a.json", "output_tokens": "out/tokens.json", "media_root": "pictures"},
         },
         {
             **{"target": "model", "draft": "model", "prompts": "file", "tools": "file"},
-            **{"output_json": "output", "output_tokens": "output"},
+            **{"output_json": "output", "output_tokens": "output", "media_root": "folder"},
         },
     ),
     "regenerate": Verb(
         {"target": "target", "data": "chats.jsonl", "held_out": "prompts.jsonl", "output": "out/a.jsonl"}
-        | {"tools": "tools.json"},
-        {"target": "model", "data": "data", "held_out": "file", "output": "output", "tools": "file"},
+        | {"tools": "tools.json", "media_root": "pictures"},
+        {"target": "model", "data": "data", "held_out": "file", "output": "output", "tools": "file"}
+        | {"media_root": "folder"},
     ),
     "write-prompts": Verb(
         {"target": "target", "output": "out/a.jsonl", "tools": "tools.json"},
@@ -144,7 +146,10 @@ WALK = {
     "fetch_assets": Verb({"output_dir": "assets"}, {"output_dir": "folder to fill"}),
 }
 CASES = [
-    (verb, name, fault) for verb, told in WALK.items() for name, kind in told.kinds.items() for fault in FAULTS_OF[kind]
+    (verb, name, fault)
+    for verb, told in WALK.items()
+    for name, kind in told.kinds.items()
+    for fault in (*FAULTS_OF[kind], "empty")
 ]
 
 
@@ -154,21 +159,26 @@ def house(tmp_path_factory):
     house = tmp_path_factory.mktemp("doors")
     chats = json.dumps({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}) + "\n"
     tools = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}]
-    state = {"log_history": [{"step": 1, "loss": 1.0}]}
+    state = {"global_step": 1, "log_history": [{"step": 1, "loss": 1.0}]}
+    manifest = json.dumps({"files": {"optimizer.pt": 1, "scheduler.pt": 1}, "rows_per_step": 4})
     texts = {
         **{"target/config.json": json.dumps({"model_type": "llama"}), "target/model.safetensors": "weights"},
         **{"draft/config.json": json.dumps(DRAFT_CONFIG), "draft/model.safetensors": "weights"},
         **{"chats.jsonl": chats, "more.jsonl": chats, "prompts.jsonl": '{"prompt": "a"}\n', "a file": "mine"},
         **{"tools.json": json.dumps(tools), "run/trainer_state.json": json.dumps(state), "python": "#!"},
         **{"recipe.yaml": "target: t\ntrain_data: [c]\noutput_dir: o\n", "variants.yaml": "recipe: {}\n"},
-        **{"store/store.json": json.dumps({"format": 2}), "out/README": "", "assets/README": ""},
+        **{"store/store.json": json.dumps({"format": 2}), "out/README": "", "assets/README": "", "pictures/README": ""},
         **{"a folder/README": "", "locked/config.json": json.dumps(DRAFT_CONFIG), "locked.jsonl": chats},
         **{"locked store/store.json": "{}", "locked folder/README": ""},
     }
+    for folder in ("checkpoint-1", "locked checkpoint", "cut checkpoint"):
+        texts |= {f"{folder}/checkpoint_manifest.json": manifest, f"{folder}/trainer_state.json": json.dumps(state)}
+        texts |= {f"{folder}/optimizer.pt": "o", f"{folder}/scheduler.pt": "" if folder.startswith("cut") else "s"}
     for name, text in texts.items():
         (house / name).parent.mkdir(exist_ok=True)
         (house / name).write_text(text)
     locked = ["locked/config.json", "locked.jsonl", "locked store/store.json", "locked folder"]
+    locked.append("locked checkpoint/checkpoint_manifest.json")
     for name in ("a link to nothing", *locked):
         if name in locked:
             (house / name).chmod(0)
@@ -191,11 +201,15 @@ def digests(house):
     return found
 
 
-def place_with(fault: str, kind: str, told: Verb, house: Path, links: Path) -> Path:
+def place_with(fault: str, kind: str, told: Verb, house: Path, links: Path) -> Path | str:
     """What is named instead of a path, for it to have this fault."""
+    if fault == "empty":
+        return ""
     if kind not in WRITTEN:
-        locked = {"model": "locked", "folder": "locked folder", "store": "locked store"}.get(kind, "locked.jsonl")
+        locked = {"model": "locked", "folder": "locked folder", "store": "locked store"}
+        locked = (locked | {"checkpoint": "locked checkpoint"}).get(kind, "locked.jsonl")
         places = {"missing": "nothing.jsonl", "folder for file": "a folder", "file for folder": "a file"}
+        places |= {"another folder": "draft", "cut": "cut checkpoint"}
         return house / (places | {"unreadable": locked})[fault]
     if fault in ("an input", "a link"):
         read = an_input(kind, told, house)

@@ -103,6 +103,25 @@ def test_texts_of_counts_have_bounds_too(verb, capsys):
             )
 
 
+@pytest.mark.parametrize("verb", SCRIPTS)
+def test_help_shows_the_bounds(verb):
+    """Of every number, from its type alone: in words that hold of the numbers at the bounds themselves."""
+    parser = parser_of(verb)
+    shown = {text.split()[0]: " ".join(text.split()) for text in re.split(r"\n  --", parser.format_help())[1:]}
+    for group in parser.dataclass_types:
+        for name, bounds in bounds_of(group).items():
+            told = bounds.told()
+            assert f"({told}" in shown[name] if told else not re.search(r"\((at |above|below|-?\d)", shown[name])
+            assert_holds(told, bounds)
+
+
+def assert_holds(told: str, bounds: Bounds) -> None:
+    limits = [float(found.replace(",", "")) for found in re.findall(r"-?[\d,.]+", told)]
+    inside = "to" in told.split() or told.startswith(("at least", "at most"))
+    for limit in limits[: 1 + told.count(" to ")]:
+        assert (bounds.refuse(bounds.kind(limit)) is None) == inside, told
+
+
 def test_the_walk_sees_numbers():
     assert sum(len(numbers_of(verb)) for verb in SCRIPTS) > 150
     assert {"max_length", "learning_rate", "acceptance_steps", "data_weights"} <= set(numbers_of("train"))
@@ -164,3 +183,21 @@ def test_defaults_lie_within_bounds():
 )
 def test_what_is_said_of_a_number(bounds, value, wanted):
     assert bounds.refuse(value) == wanted
+
+
+@pytest.mark.parametrize(
+    ("bounds", "told"),
+    [
+        (Bounds(), ""),
+        (Bounds(kind=int), ""),
+        (Bounds(least=1, kind=int), "at least 1"),
+        (Bounds(most=5), "at most 5"),
+        (Bounds(least=0, most=100), "0 to 100"),
+        (Bounds(least=0, most=2**32 - 1), "0 to 4,294,967,295"),
+        (Bounds(least=0, below=1), "at least 0 and below 1"),
+        (Bounds(above=0, most=1), "above 0 and at most 1"),
+        (Bounds(above=0), "above 0"),
+    ],
+)
+def test_what_help_says_of_a_number(bounds, told):
+    assert bounds.told() == told

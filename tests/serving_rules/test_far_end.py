@@ -6,7 +6,7 @@ import pytest
 from chat_server import HOSTILE, ChatServer
 
 from hf_eagle.door import connection
-from hf_eagle.serving import vllm_server
+from hf_eagle.serving import far_end, vllm_server
 from hf_eagle.serving.far_end import FarEnd
 
 
@@ -26,15 +26,40 @@ READY = "import sys\nprint('last words', file=sys.stderr, flush=True)\nprint('1'
 def test_whatever_is_no_answer_is_told_with_the_last_words(tmp_path, script, message):
     (tmp_path / "far.py").write_text(script)
     with pytest.raises(RuntimeError, match=message):
-        far_end = FarEnd(sys.executable, tmp_path / "far.py", {}, tmp_path / "log")
+        other_end = FarEnd(sys.executable, tmp_path / "far.py", {}, tmp_path / "log")
         try:
-            with far_end as engine:
+            with other_end as engine:
                 engine.ask({"prompts": [[1]]})
         finally:
-            far_end.process.kill()
-            far_end.process.wait()
-            far_end.process.stdin.close()
-            far_end.process.stdout.close()
+            other_end.process.kill()
+            other_end.process.wait()
+            other_end.process.stdin.close()
+            other_end.process.stdout.close()
+
+
+ANSWERS = READY + "for line in sys.stdin:\n    print(len(line), flush=True)\n"
+SLEEPS = "import time\ntime.sleep(600)\n"
+# a child keeps the pipe open that is read from
+HAS_CHILD = "import subprocess, time\nsubprocess.Popen(['sleep', '20'])\ntime.sleep(600)\n"
+
+
+@pytest.mark.parametrize("script", [SLEEPS, READY + SLEEPS, HAS_CHILD, READY + HAS_CHILD])
+def test_silence_has_a_deadline(tmp_path, script, monkeypatch):
+    monkeypatch.setattr(far_end, "READY_WITHIN", 0.2 if "print" not in script else 60.0)
+    monkeypatch.setattr(far_end, "ANSWER_WITHIN", 0.2)
+    (tmp_path / "far.py").write_text(script)
+    engine = FarEnd(sys.executable, tmp_path / "far.py", {}, tmp_path / "log")
+    with pytest.raises(RuntimeError, match=r"vLLM says nothing for 0\.2 seconds, and was ended; its last words:"):
+        engine.__enter__()
+        engine.ask({"prompts": [[1] * 200_000]})  # more than a pipe holds
+    assert engine.process.wait() < 0
+
+
+def test_questions_are_answered_in_turn(tmp_path):
+    (tmp_path / "far.py").write_text(ANSWERS)
+    with FarEnd(sys.executable, tmp_path / "far.py", {}, tmp_path / "log") as engine:
+        assert [engine.ask("x" * length) for length in (1, 300_000)] == [4, 300_003]
+    assert engine.process.returncode == 0
 
 
 def test_a_server_is_ready_when_it_says_so(monkeypatch):

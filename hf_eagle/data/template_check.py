@@ -1,0 +1,39 @@
+"""Does a chat template take the records at all? Asked before a model is loaded, and told with the record."""
+
+from itertools import islice, takewhile
+
+from .messages import TEXT, named, read_record, read_tools
+from .rendering import ChatRenderer, TemplateLimit
+
+
+_SAMPLE = 10  # records at the beginning, all of which a template that fits nothing refuses
+
+
+def check_template(tokenizer, records, template_kwargs: dict | None = None, **how) -> None:
+    """Render the first prompts, as far as the first answer of each record.
+
+    Args:
+        tokenizer: with a chat template.
+        records: chat records of any form that `to_messages` reads.
+        template_kwargs: what else the template is given.
+        how: as for `read_record`; a prompt with media is taken, since only its processor renders it.
+
+    Raises:
+        ValueError: naming the first record, if the template refuses all of them or there is none.
+        TemplateLimit: if it does not end.
+    """
+    first = None
+    for index, record in enumerate(islice(records, _SAMPLE)):
+        messages = read_record(record, index, **how)[0]
+        prompt = list(takewhile(lambda message: message["role"] != "assistant", messages))
+        if not prompt or prompt[0]["role"] == TEXT or any(not isinstance(m["content"], str) for m in prompt):
+            return
+        try:
+            ChatRenderer(tokenizer, template_kwargs).prompt(prompt, read_tools(record, index))
+            return
+        except TemplateLimit:
+            raise
+        except ValueError as problem:
+            first = first or f"{named(record, index)} cannot be rendered by the chat template of `target`: {problem}"
+    if first is not None:
+        raise ValueError(first if first.endswith(".") else f"{first}.")

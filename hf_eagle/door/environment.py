@@ -1,0 +1,89 @@
+"""Known traps among the installed packages, found in their metadata: none of them is imported for it."""
+
+import logging
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, requires, version
+
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.version import InvalidVersion, Version
+
+
+logger = logging.getLogger(__name__)
+
+# which torch a torchcodec was built for, by their README; of later ones it is not said here
+_TORCHCODEC = {
+    **{"0.1": "2.5", "0.2": "2.6", "0.3": "2.7", "0.4": "2.7", "0.5": "2.7"},
+    **{"0.6": "2.8", "0.7": "2.8", "0.8": "2.9", "0.9": "2.9", "0.10": "2.10"},
+}
+_CUDNN = ("nvidia-cudnn-cu12", "nvidia-cudnn-cu13")
+
+
+def tell_traps() -> None:
+    """Warn of each known trap."""
+    for trap in traps():
+        logger.warning("%s", trap)
+
+
+def traps() -> Iterator[str]:
+    """A sentence for each known trap, with what to do about it."""
+    torch = _version("torch")
+    if torch is not None:
+        yield from _slow_convolution(torch)
+        yield from _other_torchvision(torch)
+        yield from _other_torchcodec(torch)
+
+
+def _slow_convolution(torch: Version) -> Iterator[str]:
+    """torch 2.9's Conv3d, through which Qwen-VL's vision towers look (github.com/pytorch/pytorch/issues/166643)."""
+    found = [(name, cudnn) for name in _CUDNN if (cudnn := _version(name)) is not None]
+    if torch.release[:2] != (2, 9) or not found:
+        return  # without a cuDNN of its own, torch is one for CPUs, or the system's is not known here
+    name, cudnn = found[0]
+    if torch.release[:3] == (2, 9, 0):
+        yield (
+            f"torch {torch} runs Conv3d without cuDNN, which makes targets that look at pictures or films slow and "
+            f"eats memory: install torch 2.10 or later, or torch 2.9.1 with {name} 9.15 or later."
+        )
+    elif cudnn < Version("9.15"):
+        yield (
+            f"torch {torch} runs Conv3d without cuDNN where that is older than 9.15 ({name} is {cudnn}), which makes "
+            f"targets that look at pictures or films slow and eats memory: `pip install '{name}>=9.15'`, whatever pip "
+            "says about torch's own pin, or install torch 2.10 or later."
+        )
+
+
+def _other_torchvision(torch: Version) -> Iterator[str]:
+    """torchvision names in its metadata the torch that it was built for."""
+    try:
+        needed = [Requirement(line) for line in requires("torchvision") or ()]
+    except (PackageNotFoundError, InvalidRequirement):
+        return
+    pins = [pin.version for one in needed if one.name == "torch" for pin in one.specifier if pin.operator == "=="]
+    if pins and _generation(Version(pins[0].removesuffix(".*"))) != _generation(torch):
+        yield _other("torchvision", pins[0], torch)
+
+
+def _other_torchcodec(torch: Version) -> Iterator[str]:
+    codec = _version("torchcodec")
+    built_for = None if codec is None else _TORCHCODEC.get(_generation(codec))
+    if built_for not in (None, _generation(torch)):
+        yield _other("torchcodec", built_for, torch)
+
+
+def _other(package: str, built_for: str, torch: Version) -> str:
+    return (
+        f"{package} {_version(package)} was built for torch {built_for}, and torch {torch} is installed: it may fail "
+        f"to load, and pictures or films with it; install the {package} that belongs to your torch."
+    )
+
+
+def _generation(known: Version) -> str:
+    return ".".join(map(str, known.release[:2]))
+
+
+def _version(package: str) -> Version | None:
+    """Of an installed package; `None` where there is none, or none that can be read."""
+    try:
+        return Version(version(package))
+    except (PackageNotFoundError, InvalidVersion, TypeError):
+        return None

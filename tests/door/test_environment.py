@@ -1,0 +1,97 @@
+"""Known traps of the environment, told from made-up metadata."""
+
+import importlib.metadata
+import logging
+import subprocess
+import sys
+
+import pytest
+
+from hf_eagle.door.environment import tell_traps, traps
+
+
+def install(folder, packages):
+    """Metadata of packages, as pip writes them; `name==version`, and what each requires."""
+    for package, needed in packages.items():
+        name, version = package.split("==")
+        info = folder / f"{name.replace('-', '_')}-{version}.dist-info"
+        info.mkdir()
+        lines = ["Metadata-Version: 2.1", f"Name: {name}", f"Version: {version}"]
+        (info / "METADATA").write_text("\n".join([*lines, *(f"Requires-Dist: {one}" for one in needed), ""]))
+
+
+@pytest.fixture
+def told(tmp_path, monkeypatch):
+    """What is told of an environment that holds these packages and nothing else."""
+
+    def told(packages):
+        install(tmp_path, packages)
+        found = {dist.metadata["Name"]: dist for dist in importlib.metadata.distributions(path=[str(tmp_path)])}
+
+        def distribution(name):
+            if name not in found:
+                raise importlib.metadata.PackageNotFoundError(name)
+            return found[name]
+
+        monkeypatch.setattr(importlib.metadata, "distribution", distribution)
+        return list(traps())
+
+    return told
+
+
+CUDNN = "torch 2.9.1+cu128 runs Conv3d without cuDNN where that is older than 9.15"
+
+
+@pytest.mark.parametrize(
+    ("packages", "wanted"),
+    [
+        ({}, []),
+        ({"torch==2.13.0+cpu": []}, []),
+        ({"torch==2.9.1+cu128": [], "nvidia-cudnn-cu12==9.10.2.21": []}, [CUDNN]),
+        ({"torch==2.9.1+cu130": [], "nvidia-cudnn-cu13==9.13.0.50": []}, ["pip install 'nvidia-cudnn-cu13>=9.15'"]),
+        ({"torch==2.9.1+cu128": [], "nvidia-cudnn-cu12==9.16.0.29": []}, []),
+        ({"torch==2.9.0+cu128": [], "nvidia-cudnn-cu12==9.16.0.29": []}, ["torch 2.9.0+cu128 runs Conv3d without"]),
+        ({"torch==2.9.1+cpu": []}, []),
+        ({"torch==2.10.0": [], "nvidia-cudnn-cu12==9.10.2.21": []}, []),
+        ({"torch==2.13.0+cpu": [], "torchvision==0.28.0": ["numpy", "torch (==2.13.0)"]}, []),
+        ({"torch==2.13.1": [], "torchvision==0.28.0": ["torch==2.13.0"]}, []),  # of the same generation
+        (
+            {"torch==2.13.0": [], "torchvision==0.24.0": ["torch==2.9.0", "gdown; extra == 'x'"]},
+            ["torchvision 0.24.0 was built for torch 2.9.0, and torch 2.13.0 is installed"],
+        ),
+        ({"torch==2.13.0": [], "torchvision==0.28.0": []}, []),
+        ({"torch==2.9.0": [], "torchcodec==0.9.1": []}, []),
+        (
+            {"torch==2.10.0": [], "torchcodec==0.9.1": []},
+            ["torchcodec 0.9.1 was built for torch 2.9, and"],
+        ),
+        ({"torch==2.9.1": [], "torchcodec==0.10.0+cpu": []}, ["torchcodec 0.10.0+cpu was built for torch 2.10"]),
+        ({"torch==2.13.0": [], "torchcodec==0.99.0": []}, []),  # of which nothing is known
+        ({"torch==nightly": [], "torchcodec==0.9.1": []}, []),
+        ({"torchvision==0.24.0": ["torch==2.9.0"]}, []),
+        (
+            {
+                **{"torch==2.9.1": [], "nvidia-cudnn-cu12==9.10.2.21": [], "torchcodec==0.7.0": []},
+                "torchvision==0.23.0": ["torch==2.8.0"],
+            },
+            ["runs Conv3d", "torchvision 0.23.0", "torchcodec 0.7.0"],
+        ),
+    ],
+)
+def test_each_trap_is_told_with_what_to_do(told, packages, wanted):
+    found = told(packages)
+    assert len(found) == len(wanted), found
+    assert all(part in sentence and "install" in sentence for part, sentence in zip(wanted, found, strict=True))
+
+
+def test_they_are_warnings(told, monkeypatch, caplog):
+    told({"torch==2.10.0": [], "torchcodec==0.9.1": []})
+    tell_traps()
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]
+
+
+def test_nothing_is_imported_for_it():
+    code = "import sys; from hf_eagle.door.environment import tell_traps; tell_traps(); "
+    code += "print([name for name in ('torch', 'torchvision', 'torchcodec', 'transformers') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr
