@@ -5,14 +5,16 @@ in `sources.py`; `training/recipe.py` has all of them together.
 """
 
 from dataclasses import dataclass, field, fields
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
+from ..data.reading import parse_json
 from ..door.names import check_hub_id
 from ..drafts.kinds import Kind, kind_of_method
+from ..drafts.rope import check_rope_scaling
 from ..targets.latent import LATENT_SIZES
 from .bounds import Bounds, Count, Mass, Positive, Share, Whole, Workers, check_numbers
 from .parser import argument as _arg
-from .sources import TargetSourceArguments, TemplateArguments
+from .sources import MediaArguments, TargetSourceArguments, TemplateArguments
 
 
 @dataclass
@@ -84,7 +86,14 @@ class DraftArguments:
         "own, registered before.",
     )
     draft_vocab_size: Count | None = _arg(
-        None, "Tokens the draft can propose, the most frequent of the supervised ones. Unset: the whole vocabulary."
+        None,
+        "Tokens the draft can propose, the most frequent of the supervised ones. Unset, or `none`: the whole "
+        "vocabulary.",
+    )
+    fill_vocabulary: bool = _arg(
+        False,
+        "Fill up a `draft_vocab_size` above the different tokens that the data hold, with the tokenizer's most "
+        "frequent ones: those of the lowest ids, as tokenizers number their merges. Unset: such a size is refused.",
     )
     draft_attention: Literal["auto", "llama", "mla"] = _arg(
         "auto",
@@ -104,6 +113,12 @@ class DraftArguments:
         "1d",
         "Positions of the draft beside a target with m-RoPE (Qwen-VL): one a token, counted along all of them, or the "
         "target's three.",
+    )
+    draft_rope_scaling: str | None = _arg(
+        None,
+        'RoPE scaling of the draft instead of the target\'s, as JSON: `{"rope_type": "yarn", "factor": 4.0, '
+        '"original_max_position_embeddings": 8192}`. Types are default, linear, llama3 and yarn, with what both '
+        "servers read of them; `rope_theta` is the target's unless given.",
     )
     image_embeddings: Literal["token", "vision"] = _arg(
         "token",
@@ -133,6 +148,22 @@ class DraftArguments:
     def __post_init__(self):
         check_numbers(self)
         kind_of_method(self.method)  # refused here, not when it is first used
+        if self.fill_vocabulary and self.draft_vocab_size is None:
+            raise ValueError(
+                "`fill_vocabulary` is set, but `draft_vocab_size` is not: say how many tokens to fill up to."
+            )
+        given = self.draft_rope_scaling
+        self._rope_scaling = None if given is None else check_rope_scaling(parse_json(given, "`draft_rope_scaling`"))
+        if given is not None and self.draft_rope != "1d":
+            raise ValueError(
+                f"`draft_rope_scaling` cannot be combined with `draft_rope` {self.draft_rope}, which no server scales: "
+                "leave one out."
+            )
+
+    @property
+    def rope_scaling(self) -> dict[str, Any] | None:
+        """RoPE scaling that was asked for, as a draft's config takes it."""
+        return self._rope_scaling
 
     @property
     def kind(self) -> Kind:
@@ -195,7 +226,7 @@ class AdapterArguments:
 
 
 @dataclass
-class DataArguments(TemplateArguments):
+class DataArguments(TemplateArguments, MediaArguments):
     """Conversations to train on."""
 
     _argument_group_name = "data"
@@ -203,7 +234,7 @@ class DataArguments(TemplateArguments):
     train_data: list[str] = field(
         metadata={
             "help": "Chats to train on: JSON, JSONL, Parquet, CSV or Arrow files, folders, or Hub data sets, where "
-            "`id:split` takes another split than train, and `id:subset:split` a subset."
+            "`id:split` takes another split than train, `id:subset:split` a subset, and `id@revision` another commit."
         }
     )
     data_weights: list[Positive] | None = _arg(

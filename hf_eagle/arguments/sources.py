@@ -5,7 +5,12 @@ from dataclasses import dataclass
 from ..data.messages import read_tools
 from ..data.reading import parse_json, read_json
 from ..data.rendering import check_template_kwargs
+from .bounds import Count, Positive
 from .parser import argument as _arg
+
+
+# one declaration for every verb that reads records
+MEDIA_ROOT = "Where relative paths of images and videos start; unset: the folder of the file that names them."
 
 
 @dataclass(kw_only=True)
@@ -52,6 +57,31 @@ class TemplateArguments:
             raise ValueError(f"`chat_template_kwargs` must be a JSON object, got {self.chat_template_kwargs}.")
         check_template_kwargs(found, "chat_template_kwargs")
         return found if self.tools is None else found | {"tools": _tools_in(self.tools)}
+
+
+@dataclass(kw_only=True)
+class MediaArguments:
+    """Where images and videos lie, and how much of them the target is shown."""
+
+    _argument_group_name = "images and videos"
+
+    media_root: str | None = _arg(None, MEDIA_ROOT)
+    min_pixels: Count | None = _arg(
+        None,
+        "Least pixels of an image, and of a video as the target's processor counts them. Unset: the processor's own.",
+    )
+    max_pixels: Count | None = _arg(None, "Most pixels, likewise. Serve with the same.")
+    fps: Positive | None = _arg(
+        None,
+        "Frames a second taken of a video; of a list of frames, how many are a second. Unset: the processor's own.",
+    )
+    max_frames: Count | None = _arg(None, "Most frames taken of a video. Unset: the processor's own.")
+
+    @property
+    def media_limits(self) -> dict[str, float]:
+        """As `limit_media` takes them; those that are given."""
+        named = {name: getattr(self, name) for name in ("min_pixels", "max_pixels", "fps", "max_frames")}
+        return {name: value for name, value in named.items() if value is not None}
 
 
 def _tools_in(path: str) -> list[dict]:

@@ -5,29 +5,12 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from .picture_forms import folder_of, with_media
 from .reading import parse_json
+from .roles import CALLS, ROLES, role_of, speaker
 from .said import read_reasons
 
 
-ROLES = {
-    "system": "system",
-    "developer": "system",
-    "user": "user",
-    "human": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "bing": "assistant",
-    "bard": "assistant",
-    "model": "assistant",
-    "function_call": "assistant",  # ShareGPT's tool forms: the call is written by the model, the observation is not
-    "tool_call": "assistant",
-    "tool": "tool",
-    "observation": "tool",
-    "function": "tool",
-    "ipython": "tool",
-}
-_CALLS = ("function_call", "tool_call")
 _OF_TOOLS = ("name", "tool_call_id")
 # form -> what a record of it looks like; the first whose column is there is taken
 FORMS = {
@@ -41,16 +24,24 @@ FORMS = {
 _COLUMNS = {
     "preference": ("chosen",),
     "messages": ("messages",),
-    "sharegpt": ("conversations", "conversation"),
+    "sharegpt": ("conversations", "conversation", "data"),
     "alpaca": ("instruction",),
-    "prompt_completion": ("prompt", "question", "query"),
+    "prompt_completion": ("prompt", "question", "query", "input"),
     "text": ("text",),
 }
 _ANSWERS = ("completion", "response", "answer", "output")
+_SYSTEMS = ("system", "system_prompt")
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 _THOUGHT_PARTS = ("thinking", "reasoning")
 _SPEAKERS = re.compile(r"\n\n(Human|Assistant): ?")
 TEXT = "text"  # the role of a document that is no chat
+# columns whose values are texts, wherever in them these lie
+READ_AS_TEXT = {
+    *(name for columns in _COLUMNS.values() for name in columns),
+    *_ANSWERS,
+    *_SYSTEMS,
+    *("context", "history", "tools", "functions", "finish_reason"),
+}
 # what `load_records` adds to a record: its file with its number there, and the form that it is to be read in
 ORIGIN, FORM = "record_origin", "record_form"
 
@@ -63,9 +54,35 @@ def recognise_form(record: Mapping) -> str:
     if record.get(FORM) in FORMS:
         return record[FORM]
     for form, columns in _COLUMNS.items():
-        if any(record.get(column) is not None for column in columns):
+        if any(_speaks(column, record) for column in columns):
             return form
-    raise ValueError(f"no conversation in the columns {_names(record)}; a record needs {', or '.join(FORMS.values())}.")
+    raise ValueError(
+        f"no conversation in the columns {_names(record)}; a record needs {', or '.join(FORMS.values())}."
+        + _hint_of_a_wrapper(record)
+    )
+
+
+def _speaks(column: str, record: Mapping) -> bool:
+    """Whether a column tells the form of a record; two of them have names that others use for something else."""
+    value = record.get(column)
+    if column == "data":  # UltraChat's: texts, by turns the user's and the assistant's
+        texts = isinstance(value, list) and value and all(isinstance(text, str) for text in value)
+        return bool(texts) or isinstance(value, str) and value.lstrip().startswith('["')
+    if column == "input" and not isinstance(value, list):
+        return value is not None and any(record.get(name) is not None for name in _ANSWERS)
+    return value is not None
+
+
+def _hint_of_a_wrapper(record: Mapping) -> str:
+    """What to do with one object around all records of a file; empty where a record does not look like it."""
+    lists = [name for name, value in record.items() if isinstance(value, list) and value]
+    lists = [name for name in lists if all(isinstance(inner, Mapping) for inner in record[name])]
+    if len(lists) != 1 or not isinstance(lists[0], str):
+        return ""
+    return (
+        f" Its `{lists[0]}` is a list of {len(record[lists[0]])} objects: if these are the records, let the file hold "
+        f"the list alone, as `jq '.[{json.dumps(lists[0])}]' old.json > new.json` writes it."
+    )
 
 
 def named(record: Mapping, index: int) -> str:
@@ -78,21 +95,27 @@ def text_of(content: str | list[dict]) -> str:
     return content if isinstance(content, str) else "\n".join(part.get("text", "") for part in content)
 
 
-def to_messages(record: Mapping, form: str | None = None, content_parts: bool = False) -> list[dict]:
+def to_messages(
+    record: Mapping, form: str | None = None, content_parts: bool = False, media_root: str | None = None
+) -> list[dict]:
     """The conversation of one record as `[{"role": ..., "content": ...}]`, roles system, user, assistant and tool.
 
     An answer may also have `reasoning_content` (its thoughts) and `tool_calls`, whose arguments are an object; a tool's
-    message its `name` and `tool_call_id`. A missing answer is fine. A `system` text goes first. A document of plain
+    message its `name` and `tool_call_id`. A missing answer is fine. A `system` or
+    `system_prompt` text goes first. A document of plain
     text is one message of the role `text`. Numbers and booleans in place of a text are their JSON. Whatever is an
     object is taken as it is, with the nulls in it.
 
     Args:
         record: of any form in `FORMS`.
         form: which one; by default what its columns speak for.
-        content_parts: keep contents that are lists of typed parts (text, images, videos) as they are.
+        content_parts: keep contents that are lists of typed parts (text, images, videos) as they are, those of columns
+            added (see `picture_forms`), instead of refusing media.
+        media_root: where relative paths of media start; by default the folder of the record's file.
 
     Raises:
-        `ValueError`: the record has none of these forms, no message, an unknown role, or a content that is no text.
+        `ValueError`: the record has none of these forms, no message, an unknown role, a content that is no text, or
+            media without a place.
     """
     if not isinstance(record, Mapping):
         raise ValueError(
@@ -106,18 +129,20 @@ def to_messages(record: Mapping, form: str | None = None, content_parts: bool = 
             f"`dataset_format` is {form}, which is read from `{_COLUMNS[form][0]}`, but the columns are "
             f"{_names(record)}."
         )
-    turns = _TURNS[form](record, record[column])
+    turns = (_by_turns if column == "data" else _TURNS[form])(record, record[column])
     messages = [_message(turn, place, content_parts) for place, turn in enumerate(turns)]
     messages = [message for message in messages if message]
     if not messages:
         raise ValueError("the conversation is empty; remove the record, or give it at least one message.")
-    if isinstance(record.get("system"), str) and record["system"] and messages[0]["role"] not in ("system", TEXT):
-        messages.insert(0, {"role": "system", "content": record["system"]})
+    messages = with_media(record, messages, media_root or folder_of(record.get(ORIGIN)), content_parts)
+    system = next((record[name] for name in _SYSTEMS if isinstance(record.get(name), str) and record[name]), None)
+    if system is not None and messages[0]["role"] not in ("system", TEXT):
+        messages.insert(0, {"role": "system", "content": system})
     return messages
 
 
 def read_record(
-    record: Mapping, index: int, form: str | None = None, content_parts: bool = False
+    record: Mapping, index: int, form: str | None = None, content_parts: bool = False, media_root: str | None = None
 ) -> tuple[list[dict], list[str] | None]:
     """Messages and, where regeneration wrote them, each answer's `finish_reason`.
 
@@ -126,7 +151,7 @@ def read_record(
     """
     where = named(record, index) if isinstance(record, Mapping) else f"Record {index}"
     try:
-        messages = to_messages(record, form, content_parts)
+        messages = to_messages(record, form, content_parts, media_root)
     except ValueError as problem:
         raise ValueError(f"{where}: {problem}") from None
     answers = sum(message["role"] == "assistant" for message in messages)
@@ -162,7 +187,7 @@ def _preference(record: dict, chosen) -> list:
         return [{"from": who.lower(), "value": said} for who, said in zip(pieces[::2], pieces[1::2], strict=True)]
     answer = [chosen] if isinstance(chosen, dict) else _side(chosen, "assistant")
     first = answer[0] if answer and isinstance(answer[0], dict) else {}
-    if _role(first) != "assistant":
+    if role_of(first) != "assistant":
         return answer
     question = {key: value for key, value in record.items() if key not in ("chosen", FORM, *_ANSWERS)}
     form = recognise_form(question)
@@ -187,6 +212,14 @@ def _conversation(record: dict, turns) -> list:
     if not isinstance(turns, list):
         raise ValueError(f"the conversation must be a list of messages, got {type(turns).__name__}.")
     return turns
+
+
+def _by_turns(record: dict, texts) -> list:
+    """What the user and the assistant say by turns, without a name beside it."""
+    texts = parse_json(texts, "`data`") if isinstance(texts, str) else texts
+    if not isinstance(texts, list):
+        raise ValueError(f"`data` must be a list of texts, got {type(texts).__name__}.")
+    return [{"role": "assistant" if place % 2 else "user", "content": text} for place, text in enumerate(texts)]
 
 
 _TURNS = {
@@ -214,23 +247,19 @@ def _side(text, role: str) -> list:
     return text if isinstance(text, list) else [{"role": role, "content": text}]
 
 
-def _role(turn: Mapping) -> str | None:
-    """What a message's speaker is called here; `None` for one that is not known."""
-    role = turn.get("role") or turn.get("from")
-    return ROLES.get(role) if isinstance(role, str) else None
-
-
 def _message(turn, place: int, content_parts: bool = False) -> dict | None:
     if not isinstance(turn, Mapping):
         raise ValueError(f"message {place} must be an object with role and content, got {type(turn).__name__}.")
     if turn.get("role") == TEXT:
         return None if _is_empty(turn.get("content")) else {"role": TEXT, "content": _text(turn["content"], place)}
-    said, content, role = turn.get("role") or turn.get("from"), turn.get("content"), _role(turn)
+    said, content = speaker(turn), turn.get("content")
+    role = ROLES.get(said) if isinstance(said, str) else None
     content = turn.get("value") if content is None else content
     if role is None:
+        said = turn.get("role") or turn.get("from")  # as it is written
         raise ValueError(f"message {place} has the unknown role {said!r}; known are {', '.join(ROLES)}.")
     calls = _tool_calls(turn.get("tool_calls") or turn.get("function_call"), place)
-    if said in _CALLS and not calls:
+    if said in CALLS and not calls:
         calls = _call_in_text(content)
         content = "" if calls else content
     content = "" if content is None and calls else content

@@ -6,7 +6,7 @@ from transformers import LlamaConfig, PreTrainedConfig
 
 from ..targets.architectures import family_of
 from ..targets.config_fields import read_field
-from .rope import draft_rope
+from .rope import draft_rope, positions_for
 from .vocabulary import check_draft_vocab_size
 
 
@@ -101,14 +101,19 @@ def mlp_width(config) -> int:
     return read_field(text, "intermediate_size_mlp", default=0) or read_field(text, "intermediate_size")
 
 
-def fields_of_target(target_config: PreTrainedConfig) -> dict[str, Any]:
+def fields_of_target(target_config: PreTrainedConfig, rope: dict[str, Any] | None = None) -> dict[str, Any]:
     """What every draft takes over from its target: widths, heads, RoPE, context length and special ids.
+
+    Args:
+        target_config: the target's (text) config.
+        rope: `rope_parameters` of the draft, those of `draft_rope` when `None`.
 
     Raises:
         ValueError: if the target's layers differ in one of these, or its config has none; the message names it.
     """
     text = target_config.get_text_config()
     hidden, heads = read_field(text, "hidden_size"), read_field(text, "num_attention_heads")
+    rope = draft_rope(text) if rope is None else rope
     return {
         "vocab_size": read_field(text, "vocab_size"),
         "hidden_size": hidden,
@@ -117,8 +122,8 @@ def fields_of_target(target_config: PreTrainedConfig) -> dict[str, Any]:
         "head_dim": read_field(text, "head_dim", default=0) or hidden // heads,
         "intermediate_size": mlp_width(target_config),
         "rms_norm_eps": read_field(text, "rms_norm_eps", default=1e-5),
-        "max_position_embeddings": read_field(text, "max_position_embeddings"),
-        "rope_parameters": draft_rope(text),
+        "max_position_embeddings": positions_for(rope, text, read_field(text, "max_position_embeddings")),
+        "rope_parameters": rope,
         "initializer_range": read_field(text, "initializer_range", default=0.02),
         **{name: getattr(text, name, None) for name in ("bos_token_id", "eos_token_id", "pad_token_id")},
     }

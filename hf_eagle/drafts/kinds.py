@@ -64,7 +64,7 @@ class Kind:
 # what EAGLE-1 has no use for: it has neither taps nor a vocabulary, a head or steps of its own
 _ONLY_EAGLE3 = (
     *("draft_rope", "image_embeddings", "tap_ids", "tap_method"),
-    *("draft_vocab_size", "fc_norm", "norm_output", "draft_init", "draft_attention"),
+    *("draft_vocab_size", "fill_vocabulary", "fc_norm", "norm_output", "draft_init", "draft_attention"),
     *LATENT_SIZES,
     *("ttt_steps", "step_weight", "normalize_step_weights", "loss", "oov_rows", "lk_scale", "lk_decay"),
 )

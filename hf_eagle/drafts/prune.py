@@ -52,7 +52,11 @@ def prune_vocabulary(draft: EaglePreTrainedModel, token_ids: torch.Tensor) -> Vo
 
 
 def most_frequent(
-    draft: EaglePreTrainedModel, counts: torch.Tensor, draft_vocab_size: int, special_ids: Iterable[int] = ()
+    draft: EaglePreTrainedModel,
+    counts: torch.Tensor,
+    draft_vocab_size: int,
+    special_ids: Iterable[int] = (),
+    fill_ids: Iterable[int] = (),
 ) -> torch.Tensor:
     """Of the tokens a draft can propose the most frequent ones, special tokens always among them.
 
@@ -61,6 +65,7 @@ def most_frequent(
         counts: int `(vocab_size,)`, how often each token was said.
         draft_vocab_size: how many to keep.
         special_ids: kept whatever their count, as far as the draft can propose them.
+        fill_ids: kept in this order where fewer different tokens were counted, as far as the draft can propose them.
 
     Returns:
         Target ids `(draft_vocab_size,)`, ascending.
@@ -71,7 +76,9 @@ def most_frequent(
     current = proposable(draft)
     _check_smaller(draft_vocab_size, len(current), "draft_vocab_size")
     counts, special_ids = _of_draft(current, counts, special_ids)
-    return VocabularyMapping.from_counts(counts, draft_vocab_size, special_ids).t2d.nonzero()[:, 0]
+    known = set(current.tolist())
+    fill_ids = [i for i in fill_ids if i in known]
+    return VocabularyMapping.from_counts(counts, draft_vocab_size, special_ids, fill_ids).t2d.nonzero()[:, 0]
 
 
 def coverage(draft: EaglePreTrainedModel, counts: torch.Tensor, special_ids: Iterable[int] = ()) -> dict[int, float]:

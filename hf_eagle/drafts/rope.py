@@ -1,6 +1,9 @@
 """RoPE of a draft: what of its target's RoPE both servers run in a draft as transformers does."""
 
 import logging
+import math
+from collections.abc import Mapping
+from numbers import Real
 from typing import Any
 
 
@@ -16,6 +19,14 @@ _READ = {
         *("factor", "original_max_position_embeddings", "beta_fast", "beta_slow", "truncate"),
         *("mscale", "mscale_all_dim"),
     ),
+}
+
+# and without which none of them can be computed
+_NEEDED = {
+    "default": (),
+    "linear": ("factor",),
+    "llama3": _READ["llama3"],
+    "yarn": ("factor", "original_max_position_embeddings"),
 }
 
 
@@ -46,10 +57,7 @@ def draft_rope(text_config, kind: str = "1d") -> dict[str, Any]:
     """
     if kind not in ROPES:
         raise ValueError(f"`draft_rope` must be one of {', '.join(ROPES)}, got {kind!r}.")
-    rope = getattr(text_config, "rope_parameters", None) or {}
-    by_type = [x for x in (rope.get("full_attention"), *rope.values()) if isinstance(x, dict)]
-    if by_type:
-        rope = by_type[0]
+    rope = _of_layer(text_config)
     by_axes, kind = kind == "mrope", rope.get("rope_type") or "default"
     if by_axes and not (rope.get("mrope_section") and kind == "default"):
         seen = f"has RoPE of type {kind}" if rope.get("mrope_section") else "counts all tokens alike"
@@ -67,3 +75,97 @@ def draft_rope(text_config, kind: str = "1d") -> dict[str, Any]:
     if by_axes:
         read = {"mrope_section": list(rope["mrope_section"]), "mrope_interleaved": bool(rope.get("mrope_interleaved"))}
     return {"rope_type": kind, "rope_theta": rope.get("rope_theta", 10000.0), **read}
+
+
+def check_rope_scaling(given: Any) -> dict[str, Any]:
+    """A RoPE scaling that was asked for, `{"rope_type": "yarn", "factor": 4.0, ...}`, as transformers 5 spells it.
+
+    Args:
+        given: the fields; `type` may stand for `rope_type`, and `rope_theta` may be left out.
+
+    Raises:
+        ValueError: for a type that transformers and both servers do not run alike, and for fields that one of them does
+            not read, that are missing, or that are no such numbers.
+    """
+    if not isinstance(given, Mapping):
+        raise ValueError(f"`draft_rope_scaling` must be a JSON object, got {given!r}.")
+    types = {given[name] for name in ("rope_type", "type") if isinstance(given.get(name), str)}
+    kind = types.pop() if len(types) == 1 else None
+    if kind not in _READ:
+        seen = given.get("rope_type", given.get("type"))
+        raise ValueError(
+            f"`rope_type` of `draft_rope_scaling` must be one of {', '.join(_READ)}, which transformers and both "
+            f"servers run alike, got {'two of them' if types else repr(seen)}."
+        )
+
+    fields = {name: value for name, value in given.items() if name not in ("rope_type", "type") and value is not None}
+    for name, value in fields.items():
+        if name not in (*_READ[kind], "rope_theta"):
+            raise ValueError(
+                f"`draft_rope_scaling` holds `{name}`, which is not read of type {kind} by both servers: leave it out; "
+                f"it takes {', '.join((*_READ[kind], 'rope_theta'))}."
+            )
+        if (wanted := _refused(name, value)) is not None:
+            raise ValueError(f"`{name}` of `draft_rope_scaling` must be {wanted}, got {value!r}.")
+    missing = [name for name in _NEEDED[kind] if name not in fields]
+    if missing:
+        raise ValueError(f"`draft_rope_scaling` of type {kind} lacks `{missing[0]}`: add it.")
+
+    low, high = fields.get("low_freq_factor", 0), fields.get("high_freq_factor", 1)
+    if low >= high:
+        raise ValueError(
+            f"`low_freq_factor` of `draft_rope_scaling` must be below `high_freq_factor` {high}, got {low}."
+        )
+    slow, fast = fields.get("beta_slow", 1), fields.get("beta_fast", 32)
+    if slow >= fast:
+        raise ValueError(f"`beta_slow` of `draft_rope_scaling` must be below `beta_fast` {fast}, got {slow}.")
+    if ("mscale" in fields) != ("mscale_all_dim" in fields):
+        raise ValueError("`draft_rope_scaling` must hold both `mscale` and `mscale_all_dim`, or neither.")
+    return {"rope_type": kind, **fields}
+
+
+def _refused(name: str, value: Any) -> str | None:
+    """What a field of a scaling must be, the rest of a sentence; `None` if it is that."""
+    if name == "truncate":
+        return None if isinstance(value, bool) else "true or false"
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+        return "a number"
+    if name == "original_max_position_embeddings":
+        return None if isinstance(value, int) and value >= 1 else "a whole number of at least 1"
+    least = 1 if name == "factor" else 0
+    return None if value > 0 and value >= least else "at least 1" if least else "above 0"
+
+
+def scaled_rope(text_config, scaling: Mapping[str, Any]) -> dict[str, Any]:
+    """`rope_parameters` of a draft with a scaling of its own, and the target's base where that names none.
+
+    Args:
+        text_config: the target's.
+        scaling: as [`check_rope_scaling`] returns it.
+    """
+    return {"rope_theta": _of_layer(text_config).get("rope_theta", 10000.0), **scaling}
+
+
+def _of_layer(text_config) -> dict[str, Any]:
+    """RoPE of a target, of the layers that a draft is like where they differ."""
+    rope = getattr(text_config, "rope_parameters", None) or {}
+    by_type = [x for x in (rope.get("full_attention"), *rope.values()) if isinstance(x, dict)]
+    return by_type[0] if by_type else rope
+
+
+def positions_for(rope: Mapping[str, Any], text_config, positions: int) -> int:
+    """`max_position_embeddings` with which a draft of this RoPE has the context of its target in both servers.
+
+    Of some scalings SGLang takes a context for `factor` times as long as the config says.
+
+    Args:
+        rope: the draft's.
+        text_config: the target's.
+        positions: the target's own `max_position_embeddings`.
+    """
+    return max(positions, math.ceil(int(positions * _stretched(_of_layer(text_config))) / _stretched(rope)))
+
+
+def _stretched(rope: Mapping[str, Any]) -> float:
+    known = "original_max_position_embeddings" in rope or rope.get("rope_type") == "llama3"
+    return 1 if known else rope.get("factor") or 1

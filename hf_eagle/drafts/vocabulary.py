@@ -43,7 +43,11 @@ class VocabularyMapping:
 
     @classmethod
     def from_counts(
-        cls, counts: torch.Tensor, draft_vocab_size: int, special_ids: "Iterable[int]" = ()
+        cls,
+        counts: torch.Tensor,
+        draft_vocab_size: int,
+        special_ids: "Iterable[int]" = (),
+        fill_ids: "Iterable[int]" = (),
     ) -> "VocabularyMapping":
         """The `draft_vocab_size` most frequent tokens, special tokens always among them.
 
@@ -51,10 +55,11 @@ class VocabularyMapping:
             counts: int `(vocab_size,)`, how often each token occurs among the supervised tokens.
             draft_vocab_size: how many tokens to keep; equal to `vocab_size` keeps all.
             special_ids: kept whatever their count (end of turn, end of text, ...).
+            fill_ids: taken in this order where fewer different tokens were seen, see `frequent_ids`.
 
         Raises:
-            ValueError: if the size does not fit the vocabulary, or exceeds the number of different tokens seen, since
-                the rest would be an arbitrary choice.
+            ValueError: if the size does not fit the vocabulary, or exceeds the number of different tokens seen and of
+                `fill_ids`, since the rest would be an arbitrary choice.
         """
         vocab_size = counts.numel()
         check_draft_vocab_size(draft_vocab_size, vocab_size)
@@ -63,16 +68,21 @@ class VocabularyMapping:
         wanted = counts.to(torch.float64)
         wanted[special] = float("inf")
         seen = int((wanted > 0).sum())
-        if draft_vocab_size > seen and draft_vocab_size != vocab_size:
+        fill = torch.tensor([int(i) for i in fill_ids if 0 <= int(i) < vocab_size], dtype=torch.long)
+        fill = fill[wanted[fill] == 0]
+        if draft_vocab_size > seen + len(fill) and draft_vocab_size != vocab_size:
+            held = f"{seen} different tokens" + (f", and the tokenizer {len(fill)} others" if len(fill) else "")
+            ways = "use more data" + ("" if len(fill) else ", fill it up with `fill_vocabulary`")
             raise ValueError(
-                f"`draft_vocab_size` is {draft_vocab_size} but the supervised tokens hold only {seen} different "
-                f"tokens: use more data, or `draft_vocab_size` of at most {seen}."
+                f"`draft_vocab_size` is {draft_vocab_size} but the supervised tokens hold only {held}: {ways}, or "
+                f"`draft_vocab_size` of at most {seen + len(fill)}."
             )
         if draft_vocab_size < len(special):
             raise ValueError(
                 f"`draft_vocab_size` is {draft_vocab_size}, less than the {len(special)} special tokens that it must "
                 "hold: raise it."
             )
+        wanted[fill] = torch.linspace(0.9, 0.1, len(fill), dtype=torch.float64)  # behind whatever was seen once
         # a stable sort makes ties fall to the lower id, so the same data give the same mapping everywhere
         kept = torch.sort(wanted, descending=True, stable=True).indices[:draft_vocab_size]
         mapping = cls.from_token_ids(kept, vocab_size)
@@ -132,6 +142,33 @@ def count_supervised_tokens(dataset, vocab_size: int) -> torch.Tensor:
             )
         counts += torch.bincount(ids, minlength=vocab_size)
     return counts
+
+
+def frequent_ids(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """A tokenizer's ids, what it was trained on most first, to fill a draft vocabulary with; no special or added ones.
+
+    The order is that of the ids. Tokenizers are built so: byte-pair encoding gives each merge the next id, the most
+    frequent pair first, and WordPiece and Unigram list their pieces by frequency or score.
+    """
+    added = set(tokenizer.added_tokens_decoder) | set(tokenizer.all_special_ids)
+    return sorted(set(tokenizer.get_vocab().values()) - added)
+
+
+def told_unseen(token_ids: torch.Tensor, counts: torch.Tensor, special_ids: "Iterable[int]" = ()) -> str | None:
+    """A sentence about tokens of a draft vocabulary that were never counted; `None` where there are none.
+
+    Args:
+        token_ids: target ids of the draft vocabulary.
+        counts: int `(vocab_size,)`, how often each token was said.
+        special_ids: which it holds anyway.
+    """
+    unseen = set(token_ids[counts[token_ids] == 0].tolist()) - set(special_ids)
+    if not unseen:
+        return None
+    return (
+        f"{len(unseen):,} tokens of the draft vocabulary are not among the supervised ones: it was filled up with the "
+        "tokenizer's most frequent (`fill_vocabulary`), the lowest ids first."
+    )
 
 
 def token_rows(tokenizer: "PreTrainedTokenizerBase") -> int:

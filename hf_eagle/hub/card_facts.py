@@ -89,7 +89,8 @@ class CardFacts:
         datasets (`list[str]`, *optional*):
             Hub ids of the training data.
         data (`list[str]`, *optional*):
-            A sentence for each source of training data: what, how much, which licence.
+            A sentence for each source of training data: what, how much, which licence. And what a draft vocabulary was
+            filled up with beyond them.
         data_statistics (`dict`, *optional*):
             What the data hold, as scripts/preview_data.py writes it with `--output_json`, or a part of it.
         acceptance (`dict[str, dict]`, *optional*):

@@ -19,7 +19,7 @@ PICTURES = {"training": "training.png", "history": "acceptance_history.png", "sw
 _PRIVATE = ("output_dir", "overwrite", "resume_from_checkpoint", "report_to", "run_name", "use_cpu", "push_to_hub")
 # and these a card tells in other places
 _PRIVATE += ("target", "base_model", "license", "init_from", "feature_store", "acceptance_prompts", "gguf_file")
-_PRIVATE += ("tools",)
+_PRIVATE += ("tools", "media_root")
 
 
 def machine() -> str:
@@ -46,18 +46,19 @@ def changed_arguments(args) -> dict[str, object]:
     return found
 
 
-def recipe_facts(recipe, train) -> dict[str, object]:
+def recipe_facts(recipe, train, filled: str | None = None) -> dict[str, object]:
     """What a run's arguments and data tell a card and its trainer does not know, as fields of [`CardFacts`].
 
     Args:
         recipe ([`Recipe`]): the arguments.
         train (`Dataset` or `IterableDataset`): what they were made into; of a stream nothing is counted.
+        filled: a sentence about tokens of the draft vocabulary that these data do not hold.
     """
     data, groups = recipe.data, (recipe.draft, recipe.target, recipe.data, recipe.adapter)
     known = {"license": recipe.draft.license, "base_model": recipe.target.base_model}
     return {
         **{name: value for name, value in known.items() if value is not None},
-        "datasets": [source.partition(":")[0] for source in data.train_data if not _is_local(source)],
+        "datasets": [_id_of(source) for source in data.train_data if not _is_local(source)],
         "data": [
             _described(source, weight, license, counted=not data.streaming)
             for source, weight, license in zip(
@@ -66,7 +67,8 @@ def recipe_facts(recipe, train) -> dict[str, object]:
                 data.data_licenses or [None] * len(data.train_data),
                 strict=True,
             )
-        ],
+        ]
+        + ([] if filled is None else [filled.removesuffix(".")]),
         "data_statistics": {} if data.streaming else _counted(train),
         "hyperparameters": {name: value for group in groups for name, value in changed_arguments(group).items()},
     }
@@ -76,7 +78,7 @@ def _described(source: str, weight: float, license: str | None, counted: bool) -
     """A source of training data: its name, how many records it has, and their licence where it is known."""
     from ..data.records import count_records
 
-    name, local = source.partition(":")[0], _is_local(source)
+    name, local = _id_of(source), _is_local(source)
     told = [f"`{Path(source).name}`" if local else f"[{source}](https://huggingface.co/datasets/{name})"]
     if counted:
         told.append(f"{count_records(source):,} records" + (f", each taken {weight:g} times" if weight != 1 else ""))
@@ -86,7 +88,12 @@ def _described(source: str, weight: float, license: str | None, counted: bool) -
 
 def _is_local(source: str) -> bool:
     """Whether training data lie on this machine; on the Hub, a subset may be named behind their repository."""
-    return Path(source).expanduser().exists() or not is_hub_id(as_named(source.partition(":")[0]))
+    return Path(source).expanduser().exists() or not is_hub_id(as_named(_id_of(source)))
+
+
+def _id_of(source: str) -> str:
+    """Of `id@revision:subset:split` the id."""
+    return source.partition(":")[0].partition("@")[0]
 
 
 def _counted(rows) -> dict[str, object]:

@@ -94,8 +94,11 @@ def wrap_before_evaluation(trainer) -> None:
 
 
 def set_weights(draft: nn.Module, folder: str | Path) -> None:
-    """Give a draft under FSDP2 the weights of a folder; every rank must call."""
+    """Give a draft the weights of a folder; under FSDP2 every rank must call."""
     weights = {name: x for path in Path(folder).glob("*.safetensors") for name, x in load_file(path).items()}
+    if not isinstance(draft, FSDPModule):
+        draft.load_state_dict(weights, strict=False)
+        return
     # not strict: embeddings are the target's, and are never saved
     set_model_state_dict(draft, weights, options=StateDictOptions(full_state_dict=True, strict=False))
 

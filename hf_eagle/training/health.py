@@ -36,6 +36,8 @@ class StepWatch:
         supervised: whether any step had a supervised row, those before a checkpoint included.
         supervised_step: the last step that had one, counted from 0.
         supervised_pass: whether this pass over the data had one, or began before this run was resumed.
+        untaught: steps with supervised rows of which none lay in the draft's vocabulary, since the run was started.
+        untaught_step: the last of them.
         norm: of the gradient of step `norm_step`, as long as nobody has looked at it.
         loss: of this rank in that step, if it was not a number.
         held_out_loss: of this rank in an evaluation on several ranks, likewise.
@@ -45,6 +47,8 @@ class StepWatch:
     supervised: bool = False
     supervised_step: int = -1
     supervised_pass: bool = False
+    untaught: int = 0
+    untaught_step: int = -1
     norm: torch.Tensor | None = None
     norm_step: int = -1
     loss: float | None = None
@@ -66,6 +70,12 @@ class StepWatch:
         if rows:
             self.supervised = self.supervised_pass = True
             self.supervised_step = step
+
+    def saw_norm(self, norm: float) -> None:
+        """Count the step of this norm where it had supervised rows, and no gradient at all, on any rank."""
+        if norm == 0 and self.norm_step == self.supervised_step != self.untaught_step:
+            self.untaught += 1
+            self.untaught_step = self.norm_step
 
 
 class HealthMixin:
@@ -154,6 +164,7 @@ class HealthMixin:
 
     def _check_gradient(self, norm: float) -> None:
         """`FloatingPointError` if the norm of the newest gradient, which was just fetched, is not a number."""
+        self.watch.saw_norm(norm)
         self.watch.norm = None
         if math.isfinite(norm) and self.watch.loss is None:
             return
@@ -174,7 +185,7 @@ class HealthMixin:
     # ---- where a run logs, saves and ends ----
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """As in `Trainer`; a window without a supervised row is counted, and no gradient that broke is passed over."""
+        """As in `Trainer`; windows and steps that taught nothing are counted, no gradient that broke is passed over."""
         if "loss" in logs and logs.get("supervised_rows_per_second") == 0:
             del logs["loss"]  # of nothing
             logs["windows_without_rows"] = 1 + next(
@@ -185,9 +196,27 @@ class HealthMixin:
                 self.state.global_step,
                 logs["windows_without_rows"],
             )
+        if "grad_norm" in logs or "train_runtime" in logs:  # a window, or the end of the run
+            self._tell_untaught(logs)
         super().log(logs, start_time)
         if "grad_norm" in logs and self.watch.norm is not None:
             self._check_gradient(logs["grad_norm"])
+
+    def _tell_untaught(self, logs: dict[str, float]) -> None:
+        """Say in how many steps no row lay in the draft's vocabulary, and add it to a log, where there are new ones."""
+        if self.watch.norm is not None:
+            self.watch.saw_norm(float(self.watch.norm))
+        if not self.watch.untaught:
+            return
+        name, new, self.watch.untaught = "steps_outside_vocabulary", self.watch.untaught, 0
+        logs[name] = new + next((x[name] for x in reversed(self.state.log_history) if name in x), 0)
+        logger.warning(
+            "In %d of the steps up to step %d no row taught anything, as the target's tokens all lie outside the "
+            "draft's vocabulary (so far: %d): raise `draft_vocab_size`, or set `oov_rows` to renormalize.",
+            new,
+            self.state.global_step,
+            logs[name],
+        )
 
     def refuse_broken(self) -> None:
         """Look at the newest gradient and at all weights; under FSDP2 every rank must call.

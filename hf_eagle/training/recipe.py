@@ -9,7 +9,7 @@ from ..arguments.groups import AdapterArguments, DataArguments, DraftArguments, 
 from ..arguments.objective import EagleArguments, refuse_other_methods
 from ..arguments.parser import EagleArgumentParser
 from ..arguments.paths import check_data_paths, check_draft_folder, check_training_paths, paths_read
-from ..door.inputs import check_target
+from ..door.inputs import check_folder, check_target, naming
 
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class Recipe:
             ValueError: for any other path, with its argument.
         """
         from ..store.feature_store import check_store, check_store_to_write
-        from .resuming import is_last
+        from .resuming import is_last, resolve_resume
 
         training, store = self.training, self.data.feature_store
         if self.dry_run.dry_run:
@@ -79,6 +79,10 @@ class Recipe:
         reads = paths_read(self.target, self.data, self.draft)
         resume = training.resume_from_checkpoint
         reads["resume_from_checkpoint"] = None if is_last(resume) else resume
+        if not writes_features and resume not in (None, "false") and not is_last(resume):
+            check_folder("resume_from_checkpoint", resume)
+            with naming("resume_from_checkpoint"):
+                resolve_resume(training.output_dir, resume, training.ignore_missing_state)
         if store is not None and (writes_features or self.data.cache_mode == "first_epoch"):
             check_store_to_write(store, reads)
         elif store is not None:
@@ -102,6 +106,7 @@ class Recipe:
         from ..hub.reach import check_reachable
         from .feasible import check_draft_attention, check_evaluations
         from .resuming import is_last, refuse_other_run, resolve_resume
+        from .stream_place import check_reading
 
         training, init_from = self.training, self.draft.init_from
         if not training.names_output_dir:
@@ -113,6 +118,8 @@ class Recipe:
         resume = resolve_resume(training.output_dir, training.resume_from_checkpoint, training.ignore_missing_state)
         if resume is None:
             refuse_other_run(training.output_dir, training.overwrite, is_last(training.resume_from_checkpoint))
+        elif not training.ignore_data_skip:
+            check_reading(resume, self.data.streaming, argument="streaming")
         if self.data.streaming:
             self._refuse_with_streaming(resume)
         if init_from is not None:

@@ -1,6 +1,5 @@
 """`EagleTrainer`: a `transformers.Trainer` whose `compute_loss` asks a frozen target and unrolls a draft."""
 
-import os
 from collections.abc import Iterator
 from itertools import count, islice
 from typing import Any
@@ -27,6 +26,8 @@ from ..targets.teacher_check import check_teacher
 from .acceptance import AcceptanceLengthCallback
 from .distributed import shard_draft, wrap_before_evaluation
 from .health import HealthMixin
+from .launching import asked_to_shard, tell_launch
+from .log_lines import print_lines
 from .order import Dealing, drawn
 from .saving import SavingMixin
 from .stalls import StallMixin
@@ -87,8 +88,7 @@ class EagleTrainer(StallMixin, StoppingMixin, SavingMixin, HealthMixin, Trainer)
             pad = getattr(processing_class, "pad_token_id", None)
             data_collator = EagleDataCollator(pad_token_id=0 if pad is None else pad)
         if peft_config is not None:
-            by_launcher = any(os.environ.get(f"ACCELERATE_USE_{name}") == "true" for name in ("FSDP", "DEEPSPEED"))
-            if args.fsdp or args.deepspeed or by_launcher:  # merging and resuming look at whole tensors
+            if asked_to_shard(args):  # merging and resuming look at whole tensors
                 raise ValueError("`use_peft` cannot train a sharded draft: leave out `fsdp` and `deepspeed`.")
             model = AdaptedDraft(model, peft_config)
         self.features = features
@@ -108,6 +108,8 @@ class EagleTrainer(StallMixin, StoppingMixin, SavingMixin, HealthMixin, Trainer)
         # batches that one rank sends to the others hold tensors alone, and are planned where they arrive
         dispatched = args.accelerator_config.dispatch_batches
         super().__init__(model=model, args=args, data_collator=data_collator if dispatched else self._plans, **kwargs)
+        print_lines(self)
+        tell_launch(self)
         self._passes = EpochOfPlans(self._plans)
         self.add_callback(self._passes)
         if self.args.n_gpu > 1:

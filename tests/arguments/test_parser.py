@@ -46,9 +46,25 @@ def test_file_then_command_line(parse):
     assert (training.learning_rate, training.bf16, training.ttt_steps) == (1e-4, True, 3)
 
 
+@pytest.mark.parametrize("word", ["none", "None", "null"])
+@pytest.mark.parametrize("given", ["{}={}", "{} {}"])
+def test_none_unsets_every_number_that_may_be_unset(parse, word, given):
+    """As null does in YAML, also where the file has set it: one number and several, of ours and of the library's."""
+    file = FILE + "acceptance_prompts: p.txt\nacceptance_steps: 5\nmax_grad_norm: 1.0\nsave_total_limit: 3\n"
+    file += "data_weights: [1, 2]\n"
+    file = file.replace("draft_vocab_size: null", "draft_vocab_size: 24")
+    names = ["draft_vocab_size", "tap_ids", "data_weights", "acceptance_steps", "save_total_limit"]
+    words = [part for name in names for part in given.format(f"--{name}", word).split()]
+    groups = parse(*words, file=file)
+    for name in names:
+        assert next(getattr(group, name) for group in groups if hasattr(group, name)) is None
+
+
 def test_data_options(parse):
     _, _, data, _ = parse(file=FILE + "chat_template_kwargs: {enable_thinking: false}\ndata_weights: [0.5, 2]\n")
     assert data.template_kwargs == {"enable_thinking": False} and data.data_weights == [0.5, 2.0]
+    _, draft, _, _ = parse(file=FILE + "draft_rope_scaling: {rope_type: linear, factor: 2.0}\n")
+    assert draft.rope_scaling == {"rope_type": "linear", "factor": 2.0}
     assert get_args(DataArguments.__dataclass_fields__["dataset_format"].type) == ("auto", *FORMS_IN_ORDER)
     assert sorted(FORMS) == sorted(FORMS_IN_ORDER)
 
@@ -62,6 +78,10 @@ def test_data_options(parse):
         ([], "- a\n- b\n", "must hold `argument: value` lines, got list"),
         ([], "a: [1\n", "cannot be read as YAML"),
         ([], "max_length: 5\n", "the following arguments are required: --target, --train_data"),
+        (["--max_length", "none"], FILE, "invalid int value: 'none'"),
+        (["--draft_vocab_size", "nothing"], FILE, "invalid int value: 'nothing'"),
+        (["--tap_ids", "1", "none"], FILE, "`tap_ids` must be a whole number, got None"),
+        (["--fill_vocabulary"], FILE, "`fill_vocabulary` is set, but `draft_vocab_size` is not"),
         (["--ttt_step", "3"], FILE, "unknown argument --ttt_step, did you mean --ttt_steps?"),
         (["--ttt_steps", "0"], FILE, "`ttt_steps` must be at least 1, got 0"),
         (["--step_weight", "0"], FILE, "`step_weight` must be above 0 and at most 1, got 0.0"),

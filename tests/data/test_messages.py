@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from json_values import JSON
 from tiny_tokenizer import assistant, system, user
 
-from hf_eagle.data.messages import read_record, read_tools, recognise_form, to_messages
+from hf_eagle.data.messages import ROLES, read_record, read_tools, recognise_form, to_messages
 
 
 def call(name, arguments):
@@ -151,6 +151,42 @@ def test_malformed_record_is_named(record, message):
     with pytest.raises(ValueError, match=message) as caught:
         read_record(record, 4)
     assert str(caught.value).startswith("Record 4: ") and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("spelt", [str.upper, str.title, str.capitalize, str.swapcase])
+@pytest.mark.parametrize("role", ROLES)
+def test_roles_are_known_in_any_case(role, spelt):
+    for turn in ({"role": role, "content": "x"}, {"from": role, "value": json.dumps(CALL["function"])}):
+        key = "role" if "role" in turn else "from"
+        assert to_messages({"messages": [{**turn, key: spelt(role)}]}) == to_messages({"messages": [turn]})
+
+
+@pytest.mark.parametrize("role", ["narrator", "USER 1", "", " user", None, 7])
+def test_an_unknown_role_is_told_with_those_that_are_known(role):
+    with pytest.raises(ValueError, match="Record 3: message 1 has the unknown role .*; known are") as caught:
+        read_record({"messages": [user("q"), {"role": role, "content": "x"}]}, 3)
+    assert all(known in str(caught.value) for known in ROLES) and repr(role or None) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("record", "named"),
+    [
+        ({"data": [{"messages": QA}]}, "data"),
+        ({"version": "1.0", "count": 1, "rows of it": [{"prompt": "q", "completion": "a"}], "tags": []}, "rows of it"),
+        ({"train": [{"text": "x"}] * 3, "names": ["a", "b"]}, "train"),
+    ],
+)
+def test_one_object_around_all_records_is_told(record, named):
+    held = len(record[named])
+    with pytest.raises(ValueError, match=rf"Its `{named}` is a list of {held} objects: .* `jq '.\[\"{named}\"\]' old"):
+        to_messages(record)
+
+
+@pytest.mark.parametrize("record", [{"a": [{}], "b": [{}]}, {"a": ["x"]}, {"a": []}, {"a": {"b": [{}]}}, {}])
+def test_what_is_no_wrapper_gets_no_hint(record):
+    with pytest.raises(ValueError, match="no conversation in the columns") as caught:
+        to_messages(record)
+    assert "jq" not in str(caught.value)
 
 
 def test_a_form_can_be_named():

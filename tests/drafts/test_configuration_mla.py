@@ -7,7 +7,7 @@ import torch
 from reference_mla import rotation_frequencies, temperature
 from test_configuration import ROPES, target_config, written
 from tiny_mla import SIZES, YARN
-from transformers import DeepseekV2Config, DeepseekV3Config, Qwen3Config
+from transformers import AutoConfig, DeepseekV2Config, DeepseekV3Config, Qwen3Config
 
 from hf_eagle import EagleConfig, EagleMLAConfig, load_draft
 from hf_eagle.drafts.build import class_of
@@ -187,3 +187,11 @@ def test_the_written_file_is_plain_json(tmp_path):
     written(EagleMLAConfig.from_target(target_config()), tmp_path)
     assert "NaN" not in (tmp_path / "config.json").read_text()
     assert json.loads((tmp_path / "config.json").read_text())["q_lora_rank"] == 1536
+
+
+def test_plain_auto_config_does_not_know_the_type_that_servers_need(tmp_path):
+    """Which the README says: our own class reads the folder, and the servers have the type in tables of their own."""
+    EagleMLAConfig(hidden_size=64).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="model type `kimi_k2` but Transformers does not recognize"):
+        AutoConfig.from_pretrained(tmp_path)
+    assert EagleMLAConfig.from_pretrained(tmp_path).model_type == "kimi_k2"

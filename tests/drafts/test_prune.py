@@ -110,6 +110,13 @@ def test_growing_and_too_few_counts_are_refused():
         most_frequent(draft, torch.zeros_like(counts), 5)
 
 
+def test_what_is_filled_in_is_what_the_draft_has():
+    _, draft = tiny_pair(40)
+    current = proposable(draft).tolist()
+    found = most_frequent(draft, torch.zeros(VOCAB, dtype=torch.long), 5, fill_ids=reversed(range(VOCAB)))
+    assert found.tolist() == current[-5:]
+
+
 def run(*options):
     done = warm_python().run(ROOT / "scripts" / "prune_draft.py", *options)
     return done.returncode, done.stdout, done.stderr
@@ -147,6 +154,13 @@ def test_the_script_counts_prunes_and_refuses(draft_of_folder, folder, tmp_path)
     assert torch.equal(after["lm_head.weight"], before["lm_head.weight"][kept])
     assert all(torch.equal(after[name], before[name]) for name in before if name != "lm_head.weight")
 
+    size, out_filled = len(tokenizer) - 1, tmp_path / "filled"
+    code, _, problems = run(draft_of_folder, *options, "--draft_vocab_size", size, "--output_dir", out_filled)
+    assert code == 1 and "fill it up with `fill_vocabulary`" in problems and not out_filled.exists()
+    filling = (*options, "--draft_vocab_size", size, "--output_dir", out_filled, "--fill_vocabulary")
+    code, printed, problems = run(draft_of_folder, *filling)
+    assert code == 0 and f"{size} of the draft's" in printed and "it was filled up with" in printed, problems
+
     code, _, problems = run(draft_of_folder, *options, "--draft_vocab_size", 8, "--output_dir", out)
     assert code == 1 and "holds a draft already" in problems and "Traceback" not in problems
     (tmp_path / "ids.json").write_text(json.dumps(kept[:5]))
@@ -159,6 +173,7 @@ def test_the_script_counts_prunes_and_refuses(draft_of_folder, folder, tmp_path)
     [
         (["--draft_vocab_size", "8", "--output_dir", "out"], "which tokens are frequent is not known"),
         (["--output_dir", "out"], "Say what to keep"),
+        (["--counts_from", "x", "--target", "t", "--fill_vocabulary"], "`fill_vocabulary` is set, but"),
         (["--token_ids", "ids.json"], "Name an `output_dir`"),
         (["--token_ids", "ids.json", "--counts_from", "x", "--output_dir", "out"], "`token_ids` says what to keep"),
         (["--counts_from", "x", "--draft_vocab_size", "8", "--output_dir", "out"], "name it with `target`"),

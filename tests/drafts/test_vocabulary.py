@@ -5,9 +5,19 @@ import time
 import pytest
 import torch
 from datasets import Dataset
+from hypothesis import given
+from hypothesis import strategies as st
 from tiny import VOCAB, tiny_mapping, tiny_pair
+from tiny_tokenizer import tiny_tokenizer
 
-from hf_eagle.drafts.vocabulary import VocabularyMapping, check_mapping, count_supervised_tokens, draft_token_ids
+from hf_eagle.drafts.vocabulary import (
+    VocabularyMapping,
+    check_mapping,
+    count_supervised_tokens,
+    draft_token_ids,
+    frequent_ids,
+    told_unseen,
+)
 
 
 def test_the_most_frequent_tokens_are_kept_and_special_ones_always():
@@ -28,6 +38,57 @@ def test_ties_fall_to_the_lower_id():
 def test_whole_vocabulary_is_the_identity():
     mapping = VocabularyMapping.from_counts(torch.tensor([3, 0, 1]), 3)
     assert mapping.d2t.tolist() == [0, 0, 0] and mapping.t2d.all() and mapping.coverage == 1.0
+
+
+def test_a_vocabulary_is_filled_in_the_order_of_the_ids_that_are_given():
+    counts = torch.tensor([0, 9, 0, 5, 0, 1, 0, 0])
+    mapping = VocabularyMapping.from_counts(counts, 6, special_ids=[6], fill_ids=[4, 0, 1, 2])
+    assert draft_token_ids(mapping.d2t).tolist() == [0, 1, 3, 4, 5, 6]
+    assert mapping.coverage == 1.0
+    told = told_unseen(draft_token_ids(mapping.d2t), counts, [6])
+    assert told.startswith("2 tokens of the draft vocabulary are not among the supervised ones")
+    assert told_unseen(torch.tensor([1, 3, 6]), counts, [6]) is None
+
+
+@given(
+    counts=st.lists(st.integers(0, 3), min_size=1, max_size=30),
+    special=st.lists(st.integers(0, 29), max_size=4),
+    data=st.data(),
+)
+def test_filling_only_adds_what_is_missing(counts, special, data):
+    """Counted and special tokens first, then `fill_ids` in their order; a size that fits without stays as it is."""
+    fill = data.draw(st.permutations(range(len(counts))))[: data.draw(st.integers(0, len(counts)))]
+    special = {i for i in special if i < len(counts)}
+    seen = {i for i, count in enumerate(counts) if count} | special
+    left = [i for i in fill if i not in seen]
+    size = data.draw(st.integers(max(len(special), 1), len(counts)))
+    if len(counts) > size > len(seen) + len(left):
+        with pytest.raises(ValueError, match="hold only"):
+            VocabularyMapping.from_counts(torch.tensor(counts), size, special, fill)
+        return
+    kept = set(draft_token_ids(VocabularyMapping.from_counts(torch.tensor(counts), size, special, fill).d2t).tolist())
+    assert len(kept) == size
+    if size == len(counts):
+        assert kept == set(range(size))
+    elif size > len(seen):
+        assert kept == seen | set(left[: size - len(seen)])
+    else:
+        assert kept == set(
+            draft_token_ids(VocabularyMapping.from_counts(torch.tensor(counts), size, special).d2t).tolist()
+        )
+
+
+def test_most_frequent_are_the_first_merges_and_no_special_or_added_tokens():
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(["<added>"])
+    ids = frequent_ids(tokenizer)
+    assert ids == sorted(ids) and len(ids) == len(set(ids))
+    names = tokenizer.convert_ids_to_tokens(ids)
+    assert "<added>" not in names and not set(ids) & set(tokenizer.all_special_ids)
+    assert all(len(name) == 1 for name in names[:256])  # bytes
+    assert all(len(name) > 1 for name in names[256:])  # then the merges
+    vocabulary = tokenizer.get_vocab()
+    assert len(ids) == len(set(vocabulary.values()) - set(tokenizer.added_tokens_decoder))
 
 
 def test_only_supervised_tokens_are_counted():
@@ -56,6 +117,14 @@ def test_mapping_is_fast_at_a_large_vocabulary():
     ("call", "message"),
     [
         (lambda: VocabularyMapping.from_counts(torch.tensor([1, 1, 0, 0]), 3), "hold only 2 different tokens"),
+        (
+            lambda: VocabularyMapping.from_counts(torch.tensor([1, 1, 0, 0]), 3),
+            "use more data, fill it up with `fill_vocabulary`, or `draft_vocab_size` of at most 2",
+        ),
+        (
+            lambda: VocabularyMapping.from_counts(torch.tensor([1, 1, 0, 0, 0]), 4, fill_ids=[4, 1]),
+            "2 different tokens, and the tokenizer 1 others: use more data, or `draft_vocab_size` of at most 3",
+        ),
         (
             lambda: VocabularyMapping.from_counts(torch.ones(4), 5),
             "`draft_vocab_size` must be between 1 and .* 4, got 5",

@@ -284,6 +284,7 @@ def test_training_pushes_its_draft_and_keeps_its_states(hub, tmp_path):
     assert found.returncode == 0, found.stderr[-2000:]
     assert found.stderr.count("The card leaves a table out: ") == 1
     assert "draft/serving.json lacks `arguments`, `machine`: measure again" in found.stderr
+    assert "HTTP Request" not in found.stderr and hub.url not in found.stderr  # no line for each of them
     files = hub.files("me/tiny-draft")
     assert {"config.json", "model.safetensors", "README.md"} <= files.keys()
     assert "training_args.bin" not in files

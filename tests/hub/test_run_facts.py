@@ -49,6 +49,10 @@ def test_data_of_the_hub_are_linked_and_streams_are_not_counted(chats):
     found = recipe_facts(recipe(chats, "--train_data", "org/chats:sft", "--streaming", "--max_steps", 3), None)
     assert found["data"] == ["[org/chats:sft](https://huggingface.co/datasets/org/chats)"]
     assert found["datasets"] == ["org/chats"] and found["data_statistics"] == {}
+    for source in ("org/chats@v1.0", "org/chats@refs/pr/1:sft:train[:10]"):
+        found = recipe_facts(recipe(chats, "--train_data", source, "--streaming", "--max_steps", 3), None)
+        assert found["data"] == [f"[{source}](https://huggingface.co/datasets/org/chats)"]
+        assert found["datasets"] == ["org/chats"]
 
 
 def test_data_of_this_machine_are_no_links(chats, rows, monkeypatch):

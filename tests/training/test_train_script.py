@@ -168,7 +168,7 @@ def test_a_target_that_is_an_adapter_is_merged_before_it_is_spread(folder, tmp_p
         (["--draft_vocab_size", "10000"], "`draft_vocab_size` must be between 1 and"),
         (["--draft_vocab_size", "60"], "different tokens: use more data"),
         (["--tap_ids", "2", "4", "99"], "`tap_ids` must be entry ids between 0 and 8"),
-        (["--resume_from_checkpoint", "nowhere"], "is not a complete checkpoint"),
+        (["--resume_from_checkpoint", "nowhere"], "`resume_from_checkpoint` nowhere does not exist"),
         (
             ["--acceptance_prompts", "nowhere.jsonl"],
             "`acceptance_prompts` nowhere.jsonl does not exist: correct the path",

@@ -23,9 +23,8 @@ RECORDS = random_chats(16, seed=1)
 def make_trainer(tmp_path, pair=None, records=RECORDS, **fields):
     target, draft = pair or tiny_pair(40)
     defaults = {"ttt_steps": 3, "per_device_train_batch_size": 4, "max_steps": 4, "logging_steps": 2}
-    args = EagleTrainingArguments(
-        output_dir=str(tmp_path / "run"), report_to="none", disable_tqdm=True, **{**defaults, **fields}
-    )
+    defaults |= {"report_to": "none", "disable_tqdm": True}
+    args = EagleTrainingArguments(output_dir=str(tmp_path / "run"), **{**defaults, **fields})
     data = Dataset.from_list(records)
     return EagleTrainer(model=draft, args=args, target=target, train_dataset=data, eval_dataset=data)
 

@@ -83,7 +83,7 @@ class Eagle1Config(DraftConfig):
         text = target_config.get_text_config()
         scale = (getattr(text, "logit_scale", None) or 1.0) / (getattr(text, "logits_scaling", None) or 1.0)
         fields = {
-            **fields_of_target(target_config),
+            **fields_of_target(target_config, overrides.get("rope_parameters")),
             # the names that the servers read; both run the target's head without the target's own forward
             "logit_scale": None if scale == 1.0 else scale,
             "final_logit_softcapping": getattr(text, "final_logit_softcapping", None),

@@ -123,12 +123,12 @@ class EagleConfig(DraftConfig):
             ValueError: for a wrong tap id, `"mrope"` beside a target that has none, or a draft vocabulary larger than
                 the target's.
         """
-        layers = read_field(target_config.get_text_config(), "num_hidden_layers")
+        text = target_config.get_text_config()
+        layers = read_field(text, "num_hidden_layers")
         tap_ids = default_tap_ids(target_config) if tap_ids is None else tap_ids
         fields = {
-            **fields_of_target(target_config),
-            "target_hidden_size": target_config.get_text_config().hidden_size,
-            "rope_parameters": draft_rope(target_config.get_text_config(), rope),
+            **fields_of_target(target_config, overrides.get("rope_parameters") or draft_rope(text, rope)),
+            "target_hidden_size": text.hidden_size,
             "draft_vocab_size": draft_vocab_size,
             "eagle_aux_hidden_state_layer_ids": check_tap_ids(tap_ids, layers),
         }

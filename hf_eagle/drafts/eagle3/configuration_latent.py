@@ -87,13 +87,9 @@ class EagleMLAConfig(EagleConfig):
         text = target_config.get_text_config()
         latent = has_latent_attention(text)
         sizes = {name: x for name in LATENT_SIZES if latent and (x := read_field(text, name, default=None)) is not None}
-        rope = draft_rope(text)
-        yarn = rope["rope_type"] == "yarn"
-        kept = {name: rope[name] for name in _YARN if yarn and name in rope}
-        rope = {"rope_type": "yarn" if yarn else "default", "rope_theta": rope["rope_theta"], **kept}
-        return super().from_target(
-            target_config, draft_vocab_size, tap_ids, **{**sizes, "rope_parameters": rope, **overrides}
-        )
+        if overrides.get("rope_parameters") is None:
+            overrides["rope_parameters"] = _rope_like(text)
+        return super().from_target(target_config, draft_vocab_size, tap_ids, **{**sizes, **overrides})
 
     def as_arguments(self) -> dict[str, Any]:
         """See [`DraftConfig.as_arguments`]."""
@@ -109,21 +105,29 @@ class EagleMLAConfig(EagleConfig):
         return written
 
 
+def _rope_like(text_config) -> dict[str, Any]:
+    """The target's base, and its YaRN where it has one."""
+    rope = draft_rope(text_config)
+    yarn = rope["rope_type"] == "yarn"
+    kept = {name: rope[name] for name in _YARN if yarn and name in rope}
+    return {"rope_type": "yarn" if yarn else "default", "rope_theta": rope["rope_theta"], **kept}
+
+
 def _check_rope(rope: dict[str, Any]) -> None:
     """`ValueError` for RoPE that the servers would run otherwise than this draft is trained."""
     kind = rope.get("rope_type", "default")
     if kind not in ("default", "yarn"):
         raise ValueError(
-            f"`rope_parameters` of a draft with latent attention must be of type default or yarn, got {kind!r}, which "
-            "both servers run as YaRN: leave the scaling out."
+            "`rope_parameters` of a draft with latent attention (`draft_rope_scaling`) must be of type default or "
+            f"yarn, got {kind!r}, which both servers run as YaRN: leave the scaling out."
         )
     if kind == "default":
         return
     unknown = sorted(set(rope) - {*_YARN, "rope_type", "type", "rope_theta"})
     if unknown:
         raise ValueError(
-            f"`rope_parameters` holds `{unknown[0]}` = {rope[unknown[0]]}, which the servers do not read for latent "
-            "attention: leave it out."
+            f"`rope_parameters` (`draft_rope_scaling`) holds `{unknown[0]}` = {rope[unknown[0]]}, which the servers do "
+            "not read for latent attention: leave it out."
         )
     missing = [name for name in _YARN[:2] if rope.get(name) is None]
     if missing or (rope.get("mscale") is None) != (rope.get("mscale_all_dim") is None):

@@ -1,0 +1,52 @@
+"""A draft with a RoPE scaling of its own passes the check, and the servers' rotation as restated gives its logits."""
+
+import json
+
+import pytest
+import torch
+from tiny import tiny_llama
+
+from hf_eagle.arguments.groups import DraftArguments, TargetArguments
+from hf_eagle.drafts.build import new_draft
+from hf_eagle.drafts.kinds import KINDS
+from hf_eagle.serving.check import check_draft
+from hf_eagle.serving.probe import probe
+from hf_eagle.targets.target import FrozenTarget
+from hf_eagle.training.parts import config_of_draft
+
+
+LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16}
+SCALINGS = {
+    "default": {},
+    "linear": {"factor": 2.0, "rope_theta": 1e3},
+    "llama3": LLAMA3,
+    "yarn": {"factor": 4.0, "original_max_position_embeddings": 128},
+}
+KINDS_AND_ATTENTION = [
+    *((next(iter(kind.methods)), "auto") for kind in KINDS.values()),
+    ("eagle3", "mla"),
+]
+
+
+@pytest.fixture(scope="module")
+def target_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("target")
+    tiny_llama().save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", SCALINGS)
+@pytest.mark.parametrize(("method", "attention"), KINDS_AND_ATTENTION)
+def test_the_check_accepts_it_and_servers_rotate_alike(method, attention, name, target_folder, tmp_path):
+    if attention == "mla" and name in ("linear", "llama3"):
+        return  # refused, since servers run it as YaRN
+    target, scaling = FrozenTarget(tiny_llama()), json.dumps({"rope_type": name, **SCALINGS[name]})
+    sizes = {"q_lora_rank": 16, "kv_lora_rank": 8, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 8}
+    mla = {"draft_attention": "mla", **sizes} if attention == "mla" else {}
+    arguments = DraftArguments(method=method, draft_rope_scaling=scaling, **mla)
+    config = config_of_draft(target.config, TargetArguments(str(target_folder)), arguments)
+    torch.manual_seed(1)
+    draft = new_draft(config, target.embedding_weight(), head_weight=target.head_weight())
+    draft.save_pretrained(tmp_path)
+    findings = [str(found) for found in check_draft(tmp_path, target.config) if found.level != "note"]
+    assert findings == [] and probe(tmp_path, target_folder, target.config) == []

@@ -1,0 +1,34 @@
+"""Options of the draft, as a user gives them to a run: what its log, its card and its config say of them."""
+
+import json
+
+from test_train_script import folder, train  # noqa: F401 (a fixture)
+
+
+def test_a_draft_with_a_filled_vocabulary_and_rope_of_its_own(folder, tmp_path):  # noqa: F811
+    """Said in the log, the card and the config; a resumed run keeps both, and the whole vocabulary needs no filling."""
+    scaling = {"rope_type": "linear", "factor": 2.0}
+    out = ("--output_dir", tmp_path / "draft", "--draft_rope_scaling", json.dumps(scaling), "--max_steps", 3)
+    large = ("--draft_vocab_size", 200)
+    assert "hold only" in train(folder, *out, *large, expect=1)
+    printed = train(folder, *out, *large, "--fill_vocabulary")
+    told = "of the draft vocabulary are not among the supervised ones: it was filled up with the tokenizer's most"
+    assert told in printed and told in (tmp_path / "draft" / "README.md").read_text()
+    config = json.loads((tmp_path / "draft" / "config.json").read_text())
+    assert config["draft_vocab_size"] == 200 and config["rope_scaling"] == scaling
+
+    again = ("--resume_from_checkpoint", "last", "--max_steps", 6)
+    train(folder, *out, *large, "--fill_vocabulary", *again)
+    other = ("--draft_rope_scaling", json.dumps({**scaling, "factor": 4.0}))
+    printed = train(folder, *out, *other, *large, "--fill_vocabulary", *again[:2], "--max_steps", 8, expect=1)
+    assert "`draft_rope_scaling` makes RoPE" in printed and "Traceback" not in printed
+    printed = train(folder, "--output_dir", tmp_path / "whole", "--draft_vocab_size", "none", "--max_steps", 1)
+    assert json.loads((tmp_path / "whole" / "config.json").read_text())["draft_vocab_size"] == config["vocab_size"]
+
+
+def test_a_scaling_that_this_draft_cannot_have_is_refused_before_data_are_read(folder, tmp_path):  # noqa: F811
+    scaling = json.dumps({"rope_type": "linear", "factor": 2.0})
+    options = ("--output_dir", tmp_path / "draft", "--draft_attention", "mla", "--draft_rope_scaling", scaling)
+    printed = train(folder, *options, expect=1)
+    assert "(`draft_rope_scaling`) must be of type default or yarn, got 'linear'" in printed
+    assert "tokenis" not in printed.lower() and "conversations" not in printed
