@@ -1,10 +1,11 @@
 """Acceptance on held-out questions: of a draft trained on pictures, and of the same one trained with black ones.
 
-    python tests/measure_easy_vqa.py OUT [--steps 150] [--questions 200]
+    python tests/measure_easy_vqa.py OUT [--steps 150] [--questions 200] [--ropes 1d mrope]
 
-OUT is what teach_easy_vqa.py left. Both drafts learn from the target's own answers to real pictures; both are measured
-behind real pictures. The drafts are left in OUT, and are not trained again; acceptance lengths, and whether the output
-is the target's, in OUT/acceptance.json. It is an error if black pictures are as good.
+OUT is what teach_easy_vqa.py left. All drafts learn from the target's own answers to real pictures, and are measured
+behind real pictures: two for each way to count positions (`draft_rope`), with the same steps, data and seed. The drafts
+are left in OUT, and are not trained again; acceptance lengths, and whether the output is the target's, in
+OUT/acceptance.json. It is an error if black pictures are as good.
 """
 
 import argparse
@@ -28,6 +29,7 @@ from hf_eagle.targets.loading import load_processor  # noqa: E402
 
 
 ENDS = {"max_new_tokens": 30}
+ROPES = ("1d", "mrope")
 
 
 class BlackPictures(DataCollatorForVisionEagle):
@@ -72,9 +74,9 @@ def answer(target, processor, chats: list[list[dict]]) -> list[list[dict]]:
     return answered
 
 
-def train(target, processor, data, collator, out: Path, steps: int):
+def train(target, processor, data, collator, rope: str, out: Path, steps: int):
     torch.manual_seed(0)
-    config = EagleConfig.from_target(target.model.config)
+    config = EagleConfig.from_target(target.model.config, rope=rope)
     draft = new_draft(config, target.embedding_weight(), head_weight=target.head_weight())
     args = EagleTrainingArguments(
         output_dir=str(out), ttt_steps=3, max_steps=steps, per_device_train_batch_size=16, learning_rate=2e-3,
@@ -99,30 +101,38 @@ def measure(target, draft, processor, chats: list[list[dict]]) -> dict:
     return {"acceptance_length": 1 + accepted / drafts, "identical_to_target": same}
 
 
+def drafts_of(ropes) -> dict[str, tuple[type, str]]:
+    """The collator and the kind of positions that each draft is trained with, by its name."""
+    kinds = {"pictures": DataCollatorForVisionEagle, "black": BlackPictures}
+    return {kind + ("" if rope == "1d" else f"-{rope}"): (kinds[kind], rope) for rope in ropes for kind in kinds}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--questions", type=int, default=200)
+    parser.add_argument("--ropes", nargs="+", choices=ROPES, default=ROPES)
     args = parser.parse_args()
     target, processor = load(args.out)
-    kinds = {"pictures": DataCollatorForVisionEagle, "black": BlackPictures}
-    missing = [name for name in kinds if not (args.out / f"draft-{name}" / "model.safetensors").exists()]
+    drafts = drafts_of(args.ropes)
+    missing = [name for name in drafts if not (args.out / f"draft-{name}" / "model.safetensors").exists()]
     if missing:
         taught = answer(target, processor, questions(args.out / "train.jsonl", 600))
         data = build_vision_dataset([{"messages": messages} for messages in taught], processor)
     for name in missing:
-        train(target, processor, data, kinds[name], args.out / f"draft-{name}", args.steps)
+        train(target, processor, data, *drafts[name], args.out / f"draft-{name}", args.steps)
     held_out, found = questions(args.out / "test.jsonl", args.questions), {}
-    for name in kinds:
+    for name in drafts:
         found[name] = measure(target, load_draft(args.out / f"draft-{name}", target), processor, held_out)
     wanted = [m[1]["content"][0]["text"].split() for m in held_out]
     said = [m[1]["content"].split() for m in answer(target, processor, held_out)]
     found["target_says_what_is_there"] = sum(a[:6] == b[:6] for a, b in zip(wanted, said, strict=True)) / len(said)
     (args.out / "acceptance.json").write_text(json.dumps(found, indent=2) + "\n")
     print(json.dumps(found, indent=2))
-    if found["pictures"]["acceptance_length"] <= found["black"]["acceptance_length"]:
-        raise SystemExit("error: a draft that was trained on black pictures is as good as one that saw them.")
+    for name in (name for name in drafts if name.startswith("pictures")):
+        if found[name]["acceptance_length"] <= found[name.replace("pictures", "black")]["acceptance_length"]:
+            raise SystemExit("error: a draft that was trained on black pictures is as good as one that saw them.")
 
 
 if __name__ == "__main__":

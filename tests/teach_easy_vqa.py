@@ -4,7 +4,7 @@
 
 easy-vqa (MIT) comes from the package index. OUT then holds `target/` (model, tokenizer, processor), `images/`,
 `train.jsonl` and `test.jsonl`, whose answers are ours: two sentences, the first of which says what is in the picture.
-What is there already is left alone.
+The kind of question is each record's `category`. What is there already is left alone.
 """
 
 import argparse
@@ -77,10 +77,15 @@ def _write_split(wheel: zipfile.ZipFile, split: str, out: Path) -> None:
             {"role": "user", "content": content},
             {"role": "assistant", "content": [{"type": "text", "text": said}]},
         ]
-        lines.append(json.dumps({"messages": turns}))
+        lines.append(json.dumps({"messages": turns, "category": category_of(answer)}))
     part = out / f"{split}.part"
     part.write_text("\n".join(lines) + "\n")
     part.rename(out / f"{split}.jsonl")
+
+
+def category_of(answer: str) -> str:
+    """The kind of question that an answer is given to."""
+    return "shape" if answer in SHAPES else "colour" if answer in COLOURS else "yes or no"
 
 
 def make_tokenizer(lines: list[str]) -> PreTrainedTokenizerFast:

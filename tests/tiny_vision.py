@@ -1,5 +1,6 @@
 """Tiny targets that take images and videos, built in code, with a tokenizer, a processor and media for them."""
 
+import json
 from functools import lru_cache
 from types import SimpleNamespace
 
@@ -149,21 +150,61 @@ def save_as_published(model, folder) -> None:
     save_file(tensors, file, metadata={"format": "pt"})
 
 
+def save_adapter(base, folder, seed: int = 3) -> None:
+    """A LoRA adapter on a saved model, which changes what it says; with the tokenizer and the base's processor."""
+    from peft import LoraConfig, get_peft_model
+
+    write_processor(base)
+    config = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"])
+    adapted = get_peft_model(AutoModelForImageTextToText.from_pretrained(base), config)
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.2 * torch.randn_like(parameter))
+    adapted.save_pretrained(folder)
+
+
+def write_processor(folder, longest_edge: int = 1024) -> None:
+    """Tokenizer and processor of Qwen3-VL, in the files that the Hub has."""
+    vision_tokenizer().save_pretrained(folder)
+    sizes = {**VIDEO, "size": {"shortest_edge": (PATCH * MERGE) ** 2, "longest_edge": longest_edge}}
+    sizes |= {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "processor_class": "Qwen3VLProcessor"}
+    kinds = {
+        "preprocessor_config.json": {"image_processor_type": "Qwen2VLImageProcessorFast"},
+        "video_preprocessor_config.json": {"video_processor_type": "Qwen3VLVideoProcessor"},
+    }
+    for name, kind in kinds.items():
+        (folder / name).write_text(json.dumps({**kind, **sizes}))
+
+
 class PlainVideoProcessor:
     """What a video processor returns, made by plain operations: transformers' own needs torchvision.
 
-    Takes videos as arrays `(frames, height, width, 3)`, or files of such, of an even number of frames and sides that
-    need no resizing.
+    Takes videos as arrays `(frames, height, width, 3)` of an even number of frames and sides that need no resizing.
     """
 
     merge_size, temporal_patch_size, patch_size = MERGE, FRAMES, PATCH
+    fps = 2
 
-    def __call__(self, videos, **kwargs):
-        videos = [np.load(video) if isinstance(video, str) else video for video in videos]
+    def __call__(self, videos, video_metadata=None, **kwargs):
         patches, grids = zip(*map(video_patches, videos), strict=True)
-        metadata = [SimpleNamespace(fps=2, sampled_fps=2, frames_indices=list(range(len(video)))) for video in videos]
+        metadata = video_metadata or [
+            SimpleNamespace(fps=2, sampled_fps=2, frames_indices=list(range(len(video)))) for video in videos
+        ]
         grids = torch.tensor(grids)
         return {"pixel_values_videos": torch.cat(patches), "video_grid_thw": grids, "video_metadata": metadata}
+
+
+class SamplingVideoProcessor(PlainVideoProcessor):
+    """Takes frames of a film as Qwen3-VL does: `fps` a second, a least and a most, evenly spread."""
+
+    do_sample_frames, min_frames, max_frames, num_frames = True, 2, 8, None
+
+    def sample_frames(self, metadata):
+        wanted = int(metadata.total_num_frames / metadata.fps * self.fps)
+        wanted = min(max(wanted, self.min_frames), self.max_frames, metadata.total_num_frames)
+        return np.linspace(0, metadata.total_num_frames - 1, wanted).round().astype(int)
 
 
 def video_patches(video: np.ndarray) -> tuple[torch.Tensor, list[int]]:
@@ -183,14 +224,14 @@ def video_patches(video: np.ndarray) -> tuple[torch.Tensor, list[int]]:
     return torch.stack(rows), grid
 
 
-def vision_processor(name: str = "qwen3-vl"):
-    """The processor, for images by PIL and for videos by [`PlainVideoProcessor`]."""
+def vision_processor(name: str = "qwen3-vl", videos=None):
+    """The processor, for images by PIL and for videos by [`PlainVideoProcessor`], if no other is given."""
     kind = Qwen2_5_VLProcessor if name == "qwen2.5-vl" else Qwen3VLProcessor
     images = Qwen2VLImageProcessorPil(size={"shortest_edge": 64, "longest_edge": 1024}, **VIDEO)
     processor = kind.__new__(kind)
     # its own __init__ insists on a video processor of transformers, which torchvision is needed for
     processor.check_argument_for_proper_class = lambda *args: None
-    processor.__init__(images, vision_tokenizer(), PlainVideoProcessor(), chat_template=TEMPLATE)
+    processor.__init__(images, vision_tokenizer(), videos or PlainVideoProcessor(), chat_template=TEMPLATE)
     return processor
 
 

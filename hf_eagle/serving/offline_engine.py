@@ -3,8 +3,8 @@
     python offline_engine.py '{"model": TARGET, "speculative_config": {...}, ...}'
 
 Standard library and vLLM only, since it runs in the server's environment. The argument is the engine's own arguments.
-Every line of standard input is one run, `{"prompts": [[token id]], "in_flight": 4, "max_tokens": 64}`; every line of
-standard output what came of it, see `decode`.
+Every line of standard input is one run, `{"prompts": [...], "in_flight": 4, "max_tokens": 64}`, each prompt a list of
+token ids or a chat with pictures, see `served_prompts`; every line of standard output what came of it, see `decode`.
 """
 
 import json
@@ -40,25 +40,35 @@ def main() -> None:
         print(json.dumps(decode(llm, run["prompts"], sampling, run["in_flight"])), file=answers, flush=True)
 
 
-def decode(llm, prompts: list[list[int]], sampling, in_flight: int) -> dict:
+def decode(llm, prompts: list[list[int] | dict], sampling, in_flight: int) -> dict:
     """Answers all prompts, never more than `in_flight` at a time.
 
     Returns:
         `seconds`, prompts included; `token_ids`, a list an answer; and what vLLM counted in this run, under the names
         of `COUNTERS` (zero without a draft).
     """
-    engine, answers, begun = llm.llm_engine, {}, 0
+    answers, places, begun = {}, {}, 0
     before, started = counters(llm), time.perf_counter()
     while len(answers) < len(prompts):
         while begun < len(prompts) and begun - len(answers) < in_flight:
-            engine.add_request(str(begun), {"prompt_token_ids": prompts[begun]}, sampling)
+            places |= dict.fromkeys(add_request(llm, prompts[begun], f"prompt {begun}", sampling), begun)
             begun += 1
-        for output in engine.step():
+        for output in llm.llm_engine.step():
             if output.finished:
-                answers[int(output.request_id)] = list(output.outputs[0].token_ids)
+                answers[places[output.request_id]] = list(output.outputs[0].token_ids)
     seconds = time.perf_counter() - started
     found = {name: minus(value, before[name]) for name, value in counters(llm).items()}
     return {"seconds": seconds, "token_ids": [answers[index] for index in range(len(prompts))], **found}
+
+
+def add_request(llm, prompt: list[int] | dict, name: str, sampling) -> tuple[str, ...]:
+    """Puts a prompt into the engine; the names under which its output may come."""
+    if isinstance(prompt, list):
+        llm.llm_engine.add_request(name, {"prompt_token_ids": prompt}, sampling)
+        return (name,)
+    more = {"tools": prompt["tools"], "chat_template_kwargs": prompt["chat_template_kwargs"]}
+    (inside,) = llm.enqueue_chat([prompt["messages"]], sampling, use_tqdm=False, **more)
+    return inside, inside.rpartition("-")[0]  # vLLM adds letters to the name that it gives, for itself
 
 
 def counters(llm) -> dict:

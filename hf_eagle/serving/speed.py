@@ -3,7 +3,7 @@
 import hashlib
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -18,23 +18,24 @@ _BLOCK, _BLOCKS = 2**20, 256  # bytes of a model's file that are read together, 
 class Engine(FarEnd):
     """A vLLM with these `LLM` arguments, see `FarEnd`."""
 
-    def __init__(self, python: str | Path, log: Path, **arguments):
-        super().__init__(python, Path(__file__).with_name("offline_engine.py"), arguments, log)
+    def __init__(self, python: str | Path, log: Path, environment: dict[str, str] | None = None, **arguments):
+        super().__init__(python, Path(__file__).with_name("offline_engine.py"), arguments, log, environment)
 
-    def decode(self, prompts: list[list[int]], in_flight: int, max_tokens: int) -> dict:
+    def decode(self, prompts: list[list[int] | dict], in_flight: int, max_tokens: int) -> dict:
         """Greedy answers, at most `in_flight` at a time; see `offline_engine.decode`."""
         return self.ask({"prompts": prompts, "in_flight": in_flight, "max_tokens": max_tokens})
 
 
 def measure_serving(
     start: Callable[[int], Engine],
-    prompts: list[list[int]],
+    prompts: list[list[int] | dict],
     counts: list[int],
     batch_sizes: list[int],
     rounds: int,
     max_tokens: int,
     report: Callable[[str], None] = print,
     journal: Journal | None = None,
+    categories: Sequence[str | None] = (),
 ) -> list[dict]:
     """Speed without a draft and with drafts of each length, at each number of requests in flight.
 
@@ -43,7 +44,7 @@ def measure_serving(
 
     Args:
         start: the engine that drafts so many tokens a round, 0 without a draft.
-        prompts: token ids.
+        prompts: token ids, and chats with pictures, see `served_prompts`.
         counts: drafted tokens K to measure, from 1 on.
         batch_sizes: requests in flight.
         rounds: runs of each, over which medians are taken.
@@ -51,40 +52,66 @@ def measure_serving(
         report: takes a line of progress.
         journal: keeps the runs of a round and a number of requests, which are compared with each other, as soon as all
             engines have decoded; those that it holds are not decoded again.
+        categories: of each prompt, where it has one: those of a kind are decoded once more, by themselves.
 
     Returns:
-        An entry a pair of K (0 first) and batch size, see `_summary`.
+        An entry a pair of K (0 first) and batch size, see `_summary`; with a draft it has the acceptance of each
+        category, in `categories`, where there are some.
     """
+    named = [name for name in dict.fromkeys(categories) if name is not None]
+    parts = {name: [p for p, c in zip(prompts, categories, strict=True) if c == name] for name in named}
+    tasks = [(number, size) for number in range(rounds) for size in batch_sizes]
+    tasks += [("category", name) for name in named]
     done = {tuple(row["what"]): row["runs"] for row in (journal.rows if journal is not None else [])}
-    missing = [(number, size) for number in range(rounds) for size in batch_sizes if (number, size) not in done]
 
-    def keep(number: int, size: int, runs: list[dict]) -> None:
-        done[number, size] = runs
+    def decoded(engines: list[Engine], task: tuple) -> list[dict]:
+        what, value = task
+        if what == "category":  # without a draft nothing is accepted
+            return [engine.decode(parts[value], batch_sizes[0], max_tokens) for engine in engines[1:]]
+        return [engine.decode(prompts, value, max_tokens) for engine in engines]
+
+    def keep(task: tuple, runs: list[dict]) -> None:
+        done[task] = runs
         if journal is not None:
-            journal.append({"what": [number, size], "runs": runs})
+            journal.append({"what": list(task), "runs": runs})
 
+    missing = [task for task in tasks if task not in done]
     if missing:
-        _decode(start, prompts, (0, *counts), missing, max_tokens, keep, report)
+        _decode(start, prompts[:2], (0, *counts), missing, decoded, keep, report)
+    return _entries(done, counts, batch_sizes, rounds, {name: len(part) for name, part in parts.items()})
 
+
+def _entries(done: dict, counts: list[int], batch_sizes: list[int], rounds: int, sizes: dict[str, int]) -> list[dict]:
+    """What `measure_serving` returns, of the runs of every task and the number of prompts of each category."""
     entries = []
     for place, count in enumerate((0, *counts)):
+        kinds = {x: {"prompts": n, **_counted(done["category", x][place - 1])} for x, n in sizes.items() if count}
         for size in batch_sizes:
             found = [done[number, size] for number in range(rounds)]
-            entries.append(_summary(count, size, [runs[place] for runs in found], [runs[0] for runs in found]))
+            entry = _summary(count, size, [runs[place] for runs in found], [runs[0] for runs in found])
+            entries.append(entry | ({"categories": kinds} if kinds else {}))
     return entries
 
 
-def _decode(start, prompts, counts: tuple[int, ...], missing: list[tuple[int, int]], max_tokens, keep, report) -> None:
-    """Every round and batch size that is `missing`: `keep` takes both and a run for each of the counts."""
+def _decode(start, first: list, counts: tuple[int, ...], missing: list[tuple], decoded, keep, report) -> None:
+    """Every task that is `missing`: `decoded` takes the engines and a task, `keep` a task and what came of it."""
     with ExitStack() as stack:
         # one after the other: what an engine may take is judged by what is free when it starts
         engines = [stack.enter_context(start(count)) for count in counts]
         for engine in engines:
-            engine.decode(prompts[:2], 2, 8)
-        for number, size in missing:
+            engine.decode(first, 2, 8)
+        for task in missing:
             begun = time.perf_counter()
-            keep(number, size, [engine.decode(prompts, size, max_tokens) for engine in engines])
-            report(f"round {number + 1}, batch {size}: {time.perf_counter() - begun:.0f} s")
+            keep(task, decoded(engines, task))
+            what, value = task
+            told = f"category {value}" if what == "category" else f"round {what + 1}, batch {value}"
+            report(f"{told}: {time.perf_counter() - begun:.0f} s")
+
+
+def _counted(run: dict) -> dict:
+    """Of one run of an engine with a draft: `acceptance_length`, `drafts` and `accepted_per_position`."""
+    length = acceptance_length([run["accepted_tokens"]], [run["drafts"]])
+    return {"acceptance_length": length, **{name: run[name] for name in ("drafts", "accepted_per_position")}}
 
 
 def _summary(count: int, size: int, runs: list[dict], alone: list[dict]) -> dict:
@@ -102,8 +129,7 @@ def _summary(count: int, size: int, runs: list[dict], alone: list[dict]) -> dict
     pairs = list(zip(runs[0]["token_ids"], alone[0]["token_ids"], strict=True))
     drafted = {"acceptance_length": None, "drafts": None, "accepted_per_position": None}
     if count:
-        drafted = {name: runs[0][name] for name in ("drafts", "accepted_per_position")}
-        drafted["acceptance_length"] = acceptance_length([runs[0]["accepted_tokens"]], [runs[0]["drafts"]])
+        drafted = _counted(runs[0])
     return {
         "num_speculative_tokens": count,
         "batch_size": size,
@@ -134,6 +160,20 @@ def table(entries: list[dict]) -> str:
         ]
         name = str(count) if count else "no draft"
         lines.append(f"| {name} | {'' if length is None else f'{length:.3f}'} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def table_of_categories(entries: list[dict]) -> str:
+    """Acceptance lengths as a Markdown table: a row a K, a column a category; empty where there is none."""
+    rows = {entry["num_speculative_tokens"]: entry["categories"] for entry in entries if entry.get("categories")}
+    if not rows:
+        return ""
+    first = next(iter(rows.values()))
+    lines = ["| K | " + " | ".join(f"{name} ({found['prompts']})" for name, found in first.items()) + " |"]
+    lines.append("|---" * (1 + len(first)) + "|")
+    for count, row in sorted(rows.items()):
+        lengths = ("" if x["acceptance_length"] is None else f"{x['acceptance_length']:.3f}" for x in row.values())
+        lines.append(f"| {count} | " + " | ".join(lengths) + " |")
     return "\n".join(lines)
 
 

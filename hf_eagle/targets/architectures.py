@@ -12,6 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from .config_fields import read_field
+from .media import deepstack_layers
 
 
 @dataclass(frozen=True)
@@ -185,3 +186,20 @@ def check_tap_ids(tap_ids: list[int], num_layers: int) -> list[int]:
             f"use {sorted(set(tap_ids))}."
         )
     return tap_ids
+
+
+def check_returned(model: PreTrainedModel, tap_ids: list[int], num_layers: int) -> None:
+    """`ValueError` for an entry whose input a model's `output_hidden_states` do not hold."""
+    if num_layers in tap_ids:
+        raise ValueError(
+            f"`tap_ids` holds {num_layers}, the final norm's input, which `output_hidden_states` does not return: use "
+            '`tap_method="hooks"`.'
+        )
+    behind = deepstack_layers(model.config)
+    other = [tap_id for tap_id in tap_ids if 0 < tap_id <= behind]
+    if other:
+        raise ValueError(
+            f"`tap_ids` holds {other[0]}, but {type(model).__name__} adds features of images behind its first {behind} "
+            "layers, which `output_hidden_states` does not return and the servers see: use "
+            f'`tap_method="hooks"`, or 0 and taps from {behind + 1} on.'
+        )

@@ -1,9 +1,6 @@
 """Load a target's weights and its tokenizer, also where the target is a PEFT adapter on a base model."""
 
-import hashlib
-import json
 import logging
-import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,7 +27,6 @@ from transformers.models.auto.modeling_auto import (
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.utils import cached_file, find_adapter_config_file
 
-from ..door.json_files import read_json
 from ..door.reading import read_part, reading
 from .weights import check_sizes, load_whole, stored_shapes
 
@@ -38,6 +34,7 @@ from .weights import check_sizes, load_whole, stored_shapes
 logger = logging.getLogger(__name__)
 
 _OPTIONAL = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+_OF_PROCESSORS = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
 # of an adapter's config, what peft computes with; it takes a text as a number until it fails
 _ADAPTER_FIELDS = {
     **dict.fromkeys(("base_model_name_or_path?", "revision?", "peft_type?", "task_type?"), str | None),
@@ -184,6 +181,7 @@ def load_processor(
     Raises:
         ValueError: if the target has none, or it cannot be read.
     """
+    name_or_path, revision, _ = _place_of_processor(name_or_path, revision, argument)
     with reading(argument, name_or_path):
         try:
             return AutoProcessor.from_pretrained(name_or_path, revision=revision, **options)
@@ -191,6 +189,21 @@ def load_processor(
             if "orchvision" not in str(problem):
                 raise
         return _processor_of_images(name_or_path, revision, argument, **options)
+
+
+def files_of_processor(name_or_path: str, revision: str = "main") -> list[Path]:
+    """What a target's processor is read from, of an adapter that brings none its base's; empty if there is none."""
+    return _place_of_processor(name_or_path, revision)[2]
+
+
+def _place_of_processor(name_or_path: str, revision: str, argument: str = "target") -> tuple[str, str, list[Path]]:
+    """Name and revision of the adapter or base that has a processor, and the files of it; the base if none has."""
+    adapters, base, base_revision = _to_the_base(name_or_path, revision, argument)
+    for source, its_revision in (*adapters, (base, base_revision)):
+        found = [cached_file(str(source), name, revision=its_revision, **_OPTIONAL) for name in _OF_PROCESSORS]
+        if any(found):
+            return source, its_revision, [Path(file) for file in found if file is not None]
+    return base, base_revision, []
 
 
 def _processor_of_images(name_or_path: str, revision: str, argument: str, **options: Any) -> ProcessorMixin:
@@ -207,44 +220,10 @@ def _processor_of_images(name_or_path: str, revision: str, argument: str, **opti
 
 
 def _no_videos(*args, **kwargs):
-    raise ValueError("The data hold a video, which transformers' video processors need torchvision for: install it.")
-
-
-def save_merged(name_or_path: str, folder: str | Path, revision: str = "main", **options: Any) -> None:
-    """Merge an adapter into its base and save that, with the tokenizer, for those who must read it in parts.
-
-    A folder that this adapter was merged into before is left as it is; one of another adapter is refused.
-
-    Args:
-        name_or_path, revision, options: as in [`load_causal_lm`].
-        folder: made, in one piece: an interrupted call leaves none.
-
-    Raises:
-        FileExistsError: if the folder holds something else.
-    """
-    folder, whose = Path(folder), _adapter_fingerprint(name_or_path, revision)
-    label = folder / "merged_from.json"
-    if label.is_file() and read_json(label, {"adapter_sha256": str}, "delete the folder")["adapter_sha256"] == whose:
-        return
-    if folder.exists():
-        raise FileExistsError(f"{folder} is in the way of merging `target` {name_or_path}: delete it, or move it away.")
-    part = folder.with_name(f".{folder.name}-part")
-    shutil.rmtree(part, ignore_errors=True)
-    load_causal_lm(name_or_path, revision, **options).save_pretrained(part)
-    tokenizer_options = {key: options[key] for key in ("trust_remote_code",) if key in options}
-    load_tokenizer(name_or_path, revision, **tokenizer_options).save_pretrained(part)
-    (part / label.name).write_text(json.dumps({"adapter": str(name_or_path), "adapter_sha256": whose}) + "\n")
-    part.rename(folder)
-
-
-def _adapter_fingerprint(name_or_path: str, revision: str) -> str:
-    """SHA-256 of an adapter's config and weights."""
-    digest = hashlib.sha256(Path(find_adapter_config_file(str(name_or_path), revision=revision)).read_bytes())
-    for name in ("adapter_model.safetensors", "adapter_model.bin"):
-        file = cached_file(str(name_or_path), name, revision=revision, **_OPTIONAL)
-        if file is not None:
-            digest.update(Path(file).read_bytes())
-    return digest.hexdigest()
+    raise ImportError(
+        "The data hold a video, which transformers' video processors need torchvision for: install the one of your "
+        "torch's generation, and PyAV (`pip install av`), which decodes files."
+    )
 
 
 def is_adapter(name_or_path: str, revision: str = "main") -> bool:

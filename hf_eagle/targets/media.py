@@ -56,9 +56,9 @@ def has_mrope(config) -> bool:
     return bool(rope.get("mrope_section"))
 
 
-def has_deepstack(config) -> bool:
-    """Whether features of images are added behind decoder layers too, not only in front of the first (Qwen3-VL)."""
-    return bool(getattr(getattr(config, "vision_config", None), "deepstack_visual_indexes", None))
+def deepstack_layers(config) -> int:
+    """Behind how many decoder layers, from the first on, features of images are added too (Qwen3-VL)."""
+    return len(getattr(getattr(config, "vision_config", None), "deepstack_visual_indexes", None) or ())
 
 
 def rope_index(

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import Cache, PreTrainedModel
 
-from .architectures import check_tap_ids, find_decoder, find_decoder_parts
+from .architectures import check_returned, check_tap_ids, find_decoder, find_decoder_parts
 from .features import (
     FullOutlook,
     TargetDistribution,
@@ -21,7 +21,7 @@ from .features import (
 )
 from .head import TargetHead, plain_embedding
 from .loading import load_causal_lm
-from .media import MEDIA, check_media, has_deepstack, rope_index, shows_media
+from .media import MEDIA, check_media, rope_index, shows_media
 from .packed_attention import (
     CannotStandIn,
     Segments,
@@ -30,7 +30,7 @@ from .packed_attention import (
     segment_attention,
     stands_in_for,
 )
-from .sharding import TargetSharding, check_weights, loading_arguments
+from .sharding import TargetSharding, check_weights, loading_arguments, move_shards_to_main_memory
 from .teacher_check import check_teacher
 
 
@@ -54,8 +54,8 @@ class FrozenTarget:
         tap_method (`str`, defaults to `"hooks"`): or `"output_hidden_states"`, where layers cannot be hooked.
 
     Raises:
-        ValueError: for a tap id the model does not have, an unknown method, or weights that would teach nonsense (on
-            the meta device, zeroed, or distributed in part).
+        ValueError: for a tap id that the model does not have, or the method does not return; an unknown method; weights
+            that would teach nonsense (on the meta device, zeroed, or distributed in part).
 
     Example:
         >>> target = FrozenTarget.from_pretrained("HuggingFaceTB/SmolLM2-135M-Instruct", tap_ids=[2, 15, 27])
@@ -65,11 +65,6 @@ class FrozenTarget:
     def __init__(self, model: PreTrainedModel, tap_ids: list[int] | None = None, tap_method: str = "hooks"):
         if tap_method not in TAP_METHODS:
             raise ValueError(f"`tap_method` must be one of {', '.join(TAP_METHODS)}, got {tap_method!r}.")
-        if tap_method == "output_hidden_states" and has_deepstack(model.config):
-            raise ValueError(
-                f'`tap_method` is "output_hidden_states", which do not hold what {type(model).__name__} adds behind '
-                'its layers where an image is, and the servers see: use "hooks".'
-            )
         check_weights(model)
         self.model = model.eval().requires_grad_(False)
         self.config = model.config.get_text_config()
@@ -126,6 +121,8 @@ class FrozenTarget:
             **hub,
             **spread,
         )
+        if cpu_offload:
+            move_shards_to_main_memory(model)
         if spread:
             device = None
         target = cls(model if device is None else model.to(device), tap_ids, tap_method)
@@ -141,11 +138,8 @@ class FrozenTarget:
     def tap_ids(self, tap_ids: list[int] | None):
         if tap_ids:
             tap_ids = check_tap_ids(tap_ids, self.num_layers)
-            if self.tap_method == "output_hidden_states" and self.num_layers in tap_ids:
-                raise ValueError(
-                    f"`tap_ids` holds {self.num_layers}, the final norm's input, which `output_hidden_states` does not "
-                    'return: use `tap_method="hooks"`.'
-                )
+            if self.tap_method == "output_hidden_states":
+                check_returned(self.model, tap_ids, self.num_layers)
         self._tap_ids = tap_ids
 
     @property

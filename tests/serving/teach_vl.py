@@ -18,7 +18,7 @@ from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 sys.path[:0] = [str(Path(__file__).resolve().parents[up]) for up in (1, 2)]
 
 from tiny import unrolled  # noqa: E402
-from tiny_vision import MERGE, VIDEO, picture, vision_ids, vision_tokenizer  # noqa: E402
+from tiny_vision import MERGE, VIDEO, picture, vision_ids, vision_tokenizer, write_processor  # noqa: E402
 
 from hf_eagle import EagleConfig, FrozenTarget, speculative_generate  # noqa: E402
 from hf_eagle.decoding.generate import target_generate  # noqa: E402
@@ -50,6 +50,8 @@ def main():
     for kind, shown in (("all", inputs), ("text", text)):
         result[kind] = {count: measured(target, draft, shown, count) for count in (1, 3)}
     (args.folder / "measured.json").write_text(json.dumps(result))
+    records = [chat_of(number, p["images"]) for number, (p, _) in enumerate(prompts)]
+    (args.folder / "prompts.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
 
 
 def write_target(folder: Path) -> None:
@@ -88,15 +90,7 @@ def write_target(folder: Path) -> None:
         **vision_ids(),
     )
     Qwen3VLForConditionalGeneration(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    sizes = {**VIDEO, "size": {"shortest_edge": SIDE**2, "longest_edge": 32 * SIDE**2}}
-    sizes |= {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "processor_class": "Qwen3VLProcessor"}
-    kinds = {
-        "preprocessor_config.json": {"image_processor_type": "Qwen2VLImageProcessorFast"},
-        "video_preprocessor_config.json": {"video_processor_type": "Qwen3VLVideoProcessor"},
-    }
-    for name, kind in kinds.items():
-        (folder / name).write_text(json.dumps({**kind, **sizes}))
+    write_processor(folder, 32 * SIDE**2)
 
 
 def written(folder: Path, number: int, sizes: list[tuple[int, int]]) -> tuple[dict, list]:
@@ -106,9 +100,21 @@ def written(folder: Path, number: int, sizes: list[tuple[int, int]]) -> tuple[di
     for path, one in zip(paths, shown, strict=True):
         one.save(path)
     marks = "<|vision_start|><|image_pad|><|vision_end|>" * len(shown)
-    said = " ".join(WORDS[(number + n) % len(WORDS)] for n in range(3 + number))
-    text = f"<|im_start|>user\n{said}{marks} {WORDS[number]}<|im_end|>\n<|im_start|>assistant\n"
+    before, behind = said(number)
+    text = f"<|im_start|>user\n{before}{marks}{behind}<|im_end|>\n<|im_start|>assistant\n"
     return {"text": text, "images": list(map(str, paths))}, shown
+
+
+def said(number: int) -> tuple[str, str]:
+    """The texts of a prompt, before and behind its pictures."""
+    return " ".join(WORDS[(number + n) % len(WORDS)] for n in range(3 + number)), f" {WORDS[number]}"
+
+
+def chat_of(number: int, images: list[str]) -> dict:
+    """The same prompt as a record of a file, with a category."""
+    before, behind = ({"type": "text", "text": text} for text in said(number))
+    content = [before, *({"type": "image", "image": Path(path).name} for path in images), behind]
+    return {"messages": [{"role": "user", "content": content}], "category": f"{len(images)} pictures"}
 
 
 def teach(target: FrozenTarget, inputs: list[dict], rope: str):

@@ -1,6 +1,7 @@
 """A real, unmodified vLLM shows pictures to a tiny Qwen3-VL with a draft: the target's own output, our counts."""
 
 import json
+import sys
 
 import harness
 import pytest
@@ -32,3 +33,29 @@ def test_output_is_the_targets_and_counts_are_the_measured_ones(kind, count, tau
     harness.assert_counts_equal(served, measured)
     # what keeps this test strong
     assert 0 < measured["accepted_per_position"][-1] < measured["drafts"]
+
+
+def test_the_benchmark_sends_pictures_as_a_client_does_and_counts_the_same(taught, tmp_path):
+    """Its chats with data addresses become the prompts that ours are; each category is counted by itself."""
+    folder, found = taught
+    measured = found["all"]["1"]
+    values = {"target": folder / "target", "draft": folder / "draft", "prompts": folder / "prompts.jsonl"}
+    values |= {"num_speculative_tokens": 1, "batch_sizes": "1,3", "rounds": 1, "max_model_len": 256}
+    values |= {"max_new_tokens": measured["max_new_tokens"], "dtype": "float32"}
+    values |= {"serving_python": sys.executable, "output_json": tmp_path / "serving.json"}
+    printed = harness.call(harness.project(), "scripts/benchmark_serving.py", *harness.options(values))
+    drafted = [e for e in json.loads((tmp_path / "serving.json").read_text())["entries"] if "categories" in e]
+    assert [(e["num_speculative_tokens"], e["batch_size"]) for e in drafted] == [(1, 1), (1, 3)]
+    for entry in drafted:
+        assert entry["identical_answers"] == 1
+        assert (entry["drafts"], entry["accepted_per_position"]) == (
+            measured["drafts"],
+            measured["accepted_per_position"],
+        )
+        kinds = entry["categories"]
+        assert {kind: x["prompts"] for kind, x in kinds.items()} == {"0 pictures": 2, "1 pictures": 3, "2 pictures": 1}
+        assert sum(x["drafts"] for x in kinds.values()) == measured["drafts"]
+        text = found["text"]["1"]
+        assert kinds["0 pictures"]["drafts"] == text["drafts"]
+        assert kinds["0 pictures"]["accepted_per_position"] == text["accepted_per_position"]
+    assert "| K | 0 pictures (2) | 1 pictures (3) | 2 pictures (1) |" in printed

@@ -1,16 +1,29 @@
 """What the benchmark of a real vLLM makes of its runs, and what it says instead; tests/serving runs real engines."""
 
+import base64
 import json
 import runpy
 import sys
+from pathlib import Path
 
 import pytest
 from chain_models import VOCAB, make_draft, make_target
 from forks import ROOT
 from tiny_tokenizer import word_tokenizer
+from tiny_vision import chat, image, picture, processed, text, vision_processor
 
 from hf_eagle.door.journal import Journal
-from hf_eagle.serving.speed import Engine, _summary, measure_serving, model_identity, table, verdict
+from hf_eagle.evaluation.prompts import load_prompts
+from hf_eagle.serving.served_prompts import engine_arguments, served_prompts
+from hf_eagle.serving.speed import (
+    Engine,
+    _summary,
+    measure_serving,
+    model_identity,
+    table,
+    table_of_categories,
+    verdict,
+)
 
 
 def run(seconds, *lengths, drafts=0, accepted=(), token=7):
@@ -121,6 +134,78 @@ def test_what_was_decoded_before_an_interruption_is_not_decoded_again(engines, t
         for ours, theirs in zip(found, whole, strict=True):
             same = [name for name in ours if "second" not in name and "speedup" not in name]
             assert [ours[name] for name in same] == [theirs[name] for name in same]
+
+
+def test_categories_are_decoded_by_themselves_with_drafts_alone(engines, tmp_path):
+    """Of prompts with and without one, in the order of the file; what was decoded before an interruption stays."""
+    prompts, categories = [[1], [2], [3], [4]], ["shape", None, "colour", "shape"]
+    asked = []
+
+    class Asked(ScriptedEngine):
+        def decode(self, given, in_flight, max_tokens):
+            asked.append((self.count, given, in_flight))
+            return super().decode(given, in_flight, max_tokens)
+
+    def measured():
+        with Journal(tmp_path / "journal", {}) as journal:
+            how = {"report": lambda _: None, "journal": journal, "categories": categories}
+            return measure_serving(Asked, prompts, [1, 2], [4], 1, 5, **how)
+
+    engines.stop_at = 6  # in the second category
+    with pytest.raises(KeyboardInterrupt):
+        measured()
+    engines.stop_at, asked[:] = None, []
+    entries = measured()
+    assert asked[3:] == [(1, [[3]], 4), (2, [[3]], 4)]
+    assert "categories" not in entries[0]
+    for entry in entries[1:]:
+        assert {kind: x["prompts"] for kind, x in entry["categories"].items()} == {"shape": 2, "colour": 1}
+        count = entry["num_speculative_tokens"]
+        assert entry["categories"]["colour"]["acceptance_length"] == 1 + 5 * count / 9
+        assert entry["categories"]["colour"]["accepted_per_position"] == [5] * count
+    assert table_of_categories(entries).splitlines()[0] == "| K | shape (2) | colour (1) |"
+    assert table_of_categories(entries[:1]) == ""
+
+
+PICTURE = {"type": "image", "image": "1.png"}
+
+
+def test_pictures_are_sent_as_a_client_sends_them(tmp_path):
+    """Every form of a picture as `image_url` with a data address; a text is sent as its tokens."""
+    picture(1, 16, 16).save(tmp_path / "1.png")
+    content = (tmp_path / "1.png").read_bytes()
+    address = "data:image/png;base64," + base64.b64encode(content).decode()
+    forms = [PICTURE, {"type": "image_url", "image_url": {"url": address}}, {"type": "image", "path": "1.png"}]
+    chats = [chat([form, text("what is this?")]) for form in forms] + [chat("hello"), chat([PICTURE, PICTURE])]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"messages": x}) + "\n" for x in chats))
+    prompts, processor = load_prompts(tmp_path / "prompts.jsonl"), vision_processor()
+
+    asked, longest = served_prompts(prompts, processor, {"enable_thinking": False})
+    for sent in asked[:3]:
+        assert sent["messages"] == chat([{"type": "image_url", "image_url": {"url": address}}, text("what is this?")])
+        assert sent["chat_template_kwargs"] == {"enable_thinking": False} and sent["tools"] is None
+    assert asked[3] == processor.tokenizer("<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n")["input_ids"]
+    alone = processed(processor, [chat([image(1)] * 2)], add_generation_prompt=True)
+    assert longest >= alone["input_ids"].shape[1] > 8  # each picture is 2 x 2 tokens
+    assert engine_arguments(prompts)["limit_mm_per_prompt"] == {"image": 2, "video": 0}
+    assert engine_arguments(prompts[3:4]) == {}
+
+
+def test_a_film_is_not_sent(tmp_path):
+    record = {"messages": [{"role": "user", "content": [{"type": "video", "video": "1.mp4"}]}], "id": "film"}
+    (tmp_path / "prompts.jsonl").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match="Prompt 'film' shows a video, but servers are measured with pictures"):
+        served_prompts(load_prompts(tmp_path / "prompts.jsonl"), vision_processor())
+
+
+def test_torchvision_that_lies_apart_is_found(tmp_path):
+    """As `make` puts it beside the CPU's vLLM; another environment has its own."""
+    beside = runpy.run_path(str(ROOT / "scripts" / "benchmark_serving.py"))["beside_pictures"]
+    python = tmp_path / "bin" / "python"
+    assert beside(str(python)) == {}
+    (tmp_path / "torchvision").mkdir()
+    without_cuda, apart = beside(str(python))["PYTHONPATH"].split(":")
+    assert apart == str(tmp_path / "torchvision") and (Path(without_cuda) / "sitecustomize.py").is_file()
 
 
 class Rows:

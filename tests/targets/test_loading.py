@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertFo
 
 from hf_eagle import FrozenTarget
 from hf_eagle.drafts.vocabulary import tokenizer_fingerprint
-from hf_eagle.targets.loading import load_causal_lm, load_config, load_tokenizer, save_merged, takes_media
+from hf_eagle.targets.loading import load_causal_lm, load_config, load_tokenizer, takes_media
+from hf_eagle.targets.merged_folder import save_merged
 
 
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10]])

@@ -148,9 +148,26 @@ def test_what_is_refused():
         target(**{k: v for k, v in batch.items() if k != "mm_token_type_ids"})
     with pytest.raises(ValueError, match="`documents` packs plain text, but .*pixel_values"):
         target(**batch, documents=batch["attention_mask"])
-    with pytest.raises(ValueError, match='`tap_method` is "output_hidden_states"'):
-        FrozenTarget(model, TAPS, "output_hidden_states")
-    FrozenTarget(tiny_vision_model("qwen2.5-vl"), TAPS, "output_hidden_states")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_output_hidden_states_are_taken_where_they_are_the_inputs_of_layers(name):
+    """Every entry of every target: the same numbers as by hooks, or a refusal."""
+    model, batch = tiny_vision_model(name), processed(vision_processor(name), CHATS)
+    target, refused = FrozenTarget(model, tap_method="output_hidden_states"), []
+    for tap_id in range(target.num_layers):
+        hooked = FrozenTarget(model, [tap_id])(**batch).taps
+        try:
+            target.tap_ids = [tap_id]
+        except ValueError as problem:
+            assert 'use `tap_method="hooks"`, or 0 and taps from 4 on' in str(problem)
+            refused.append(tap_id)
+            with torch.no_grad():
+                assert not torch.equal(model(**batch, output_hidden_states=True).hidden_states[tap_id], hooked)
+        else:
+            assert torch.equal(target(**batch).taps, hooked)
+    assert refused == ([] if name == "qwen2.5-vl" else [1, 2, 3])
+    FrozenTarget(model, default_tap_ids(model.config), "output_hidden_states")
 
 
 def test_default_taps():
