@@ -25,7 +25,7 @@ LEFT_OUT = ("__main__", "commands")
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>
 <style>body {{ max-width: 50rem; margin: 2rem auto; padding: 0 1rem; font: 16px/1.5 system-ui, sans-serif }}
 pre, code {{ background: #f5f5f5 }} pre {{ padding: .6rem; overflow-x: auto }} img {{ max-width: 100% }}
-table {{ border-collapse: collapse }} td, th {{ border: 1px solid #ddd; padding: .2rem .5rem; text-align: left }}</style>
+table {{ border-collapse: collapse }} td, th {{ border: 1px solid #ddd; padding: .2rem .5rem }}</style>
 <p><a href="README.html">hf_eagle</a> &middot; <a href="hf_eagle.html">API reference</a></p>
 {body}</html>
 """
