@@ -75,7 +75,7 @@ format: .venv/.installed ## let ruff rewrite what it can
 	@$(PY) -m ruff check --fix .
 	@$(PY) -m ruff format .
 
-docs: .venv/.installed ## the API reference into outputs/docs; a docstring that pdoc warns of is an error
+docs: .venv/.installed ## pages and API reference into outputs/docs; a docstring that pdoc warns of is an error
 	@HF_HUB_OFFLINE=1 $(PY) scripts/dev/build_docs.py
 
 clean: ## caches and build leftovers; environments, assets and outputs stay

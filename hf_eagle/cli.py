@@ -33,6 +33,7 @@ COMPLETION = """\
 _hf_eagle() {
   local word=${COMP_WORDS[COMP_CWORD]} words=
   if [[ $COMP_CWORD == 1 ]]; then words='VERBS'
+  elif [[ ${COMP_WORDS[1]} == docs ]]; then words='PAGES'
   elif [[ ${COMP_WORDS[COMP_CWORD-1]} == --config ]]; then words='RECIPES'
   elif [[ $word == -* ]]; then words=$(hf-eagle "${COMP_WORDS[1]}" --help 2>/dev/null | grep -oE -- '^ +--[a-z_0-9]+')
   fi
@@ -50,12 +51,23 @@ def scripts() -> dict[str, Path]:
 
 def usage() -> str:
     """The verbs, each with the first sentence of its script; no script is run for it."""
-    lines = ["usage: hf-eagle VERB [--help] [arguments]", ""]
+    lines, width = ["usage: hf-eagle VERB [--help] [arguments]", ""], max(map(len, VERBS))
     for verb, path in scripts().items():
         described = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").partition("\n\n")[0]
-        lines.append(f"  {verb:<11}{' '.join(described.split())}")
+        lines.append(f"  {verb:<{width}}  {' '.join(described.split())}")
+    lines += [f"  {'docs':<{width}}  Show a page of the documentation, or list them."]
     lines += ["", f"Recipes for `train --config NAME`: {', '.join(recipe_names())}"]
     return "\n".join([*lines, 'In bash, eval "$(hf-eagle completion)" completes verbs, arguments and recipes.'])
+
+
+def completion() -> str:
+    """The function that bash calls for the word under the cursor."""
+    from .docs import PAGES
+
+    text = COMPLETION
+    for name, words in {"VERBS": [*scripts(), "docs"], "RECIPES": recipe_names(), "PAGES": PAGES}.items():
+        text = text.replace(name, " ".join(words))
+    return text
 
 
 def run(script: Path) -> None:
@@ -81,12 +93,17 @@ def _main() -> None:
 
         print(f"hf_eagle {__version__}")
     elif verb == "completion":
-        print(COMPLETION.replace("VERBS", " ".join(known)).replace("RECIPES", " ".join(recipe_names())), end="")
+        print(completion(), end="")
+    elif verb == "docs":
+        from .docs import contents, read_page
+
+        page = sys.argv[2] if len(sys.argv) > 2 else "--help"
+        print(contents() if page in ("--help", "-h") else read_page(page))
     elif verb in known:
         sys.argv = [f"hf-eagle {verb}", *sys.argv[2:]]
         run(known[verb])
     else:
-        near = difflib.get_close_matches(verb, known, n=1)
+        near = difflib.get_close_matches(verb, [*known, "docs"], n=1)
         hint = f"did you mean {near[0]}?" if near else f"verbs are {', '.join(known)}."
         print(f"hf-eagle: error: unknown verb {verb}, {hint} (--help describes them)", file=sys.stderr)
         raise SystemExit(2)

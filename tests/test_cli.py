@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from hf_eagle import cli
+from hf_eagle.docs import PAGES
 from hf_eagle.shipped import find_config, recipe_names
 
 
@@ -32,7 +33,10 @@ def test_help_lists_the_verbs_and_loads_no_torch():
     code = "import sys; from hf_eagle import cli; print(cli.usage()); assert not {'torch', 'yaml'} & {*sys.modules}"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "\n  prune      Cut the vocabulary of a trained draft" in done.stdout and recipe_names()[0] in done.stdout
+    assert (
+        "\n  prune              Cut the vocabulary of a trained draft" in done.stdout
+        and recipe_names()[0] in done.stdout
+    )
 
 
 def test_a_wrong_verb_is_told_the_nearest(monkeypatch, capsys):
@@ -47,6 +51,31 @@ def test_a_wrong_argument_is_told_the_nearest_although_others_are_missing():
     done = subprocess.run([*start, "--traget", "x"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
     assert "hf-eagle check: error: unknown argument --traget, did you mean --target?" in done.stderr
+
+
+def test_docs_shows_pages_and_lists_them(monkeypatch, capsys):
+    call(monkeypatch, "docs")
+    listed = capsys.readouterr().out
+    assert [line.split()[0] for line in listed.splitlines()[2:]] == PAGES
+
+    for name in ("add_a_draft", "add-a-draft", "add_a_draft.md"):
+        call(monkeypatch, "docs", name)
+        assert capsys.readouterr().out.startswith("# Add a kind of draft\n")
+
+    with pytest.raises(SystemExit) as end:
+        call(monkeypatch, "docs", "dtaa")
+    assert end.value.code == 1 and "`docs` has no page dtaa: did you mean data?" in capsys.readouterr().err
+
+
+def test_every_page_is_listed():
+    assert sorted(PAGES) == sorted(path.stem for path in (ROOT / "hf_eagle" / "docs").glob("*.md"))
+
+
+def test_every_verb_stands_apart_from_its_text():
+    for line in cli.usage().splitlines():
+        if line.startswith("  "):
+            verb, text = line[2:].split("  ", 1)
+            assert verb in [*cli.VERBS, "docs"] and text.strip()
 
 
 def test_recipes_are_found_by_name(tmp_path, monkeypatch):
@@ -72,7 +101,8 @@ def test_bash_completes_verbs_and_recipes(monkeypatch, capsys):
         assert not done.stderr
         return done.stdout.split()
 
-    assert complete("hf-eagle") == list(cli.scripts())
+    assert complete("hf-eagle") == [*cli.scripts(), "docs"]
+    assert complete("hf-eagle", "docs") == PAGES
     assert complete("hf-eagle", "train", "--config") == recipe_names()
     # arguments are asked of the command itself
     script += f'hf-eagle() {{ {sys.executable} -m hf_eagle "$@"; }}'

@@ -1,4 +1,4 @@
-"""The draft vocabulary: token counts -> `t2d`/`d2t` and back (contract: `d2t` holds OFFSETS, ids ascend)."""
+"""The draft vocabulary: token counts -> `t2d`/`d2t` and back (`d2t` holds offsets, ids ascend: contract section 5)."""
 
 import hashlib
 import json

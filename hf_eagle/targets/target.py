@@ -45,7 +45,7 @@ class FrozenTarget:
     When it is first asked, what a draft would be taught is compared with the model's own forward, see `check_teacher`.
 
     Taps are recorded at a layer's ENTRY, id `k` being the input of layer `k` and id `N` the final norm's, as vLLM does
-    (contract: taps).
+    (contract section 1).
 
     Args:
         model (`PreTrainedModel`): loaded weights; it is frozen and put into evaluation mode.

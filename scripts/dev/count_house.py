@@ -6,8 +6,9 @@
     python scripts/dev/count_house.py --check         fails when a wall is broken, and says where; `make lint` runs it
 
 The walls: no room imports a higher one, rooms do not form circles, what servers do is restated without `drafts/`, few
-loose files, few branches on the kind of draft. `hf_eagle/docs/rooms.md` explains them; `house/` beside this file says
-how each is counted. Needs nothing but Python; `--batch` needs what tests need.
+loose files, few branches on the kind of draft, a short README, and no docstring that cites what is not there.
+`hf_eagle/docs/rooms.md` explains them; `house/` beside this file says how each is counted. Needs nothing but Python;
+`--batch` needs what tests need.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from pathlib import Path
 
 from house.batch import way_of_a_batch
 from house.branches import find_branches
+from house.pages import lost_citations, pages
 from house.style import style_measures
 from house.tree import Package, read_modules
 from house.walls import circles, serving_wall, upward_imports
@@ -41,6 +43,14 @@ BEFORE = {
 }
 
 
+# limit, places, held, least
+STYLE_LIMITS = {
+    "README, bytes": (9_000, None, True),
+    "blank lines per 100 inside functions": (5, None, False, True),
+    "bodies >= 20 lines without blank line or comment, %": (10, None, False),
+}
+
+
 @dataclass
 class Measure:
     """A row of the table.
@@ -48,9 +58,10 @@ class Measure:
     Attributes:
         name: what is counted.
         now: the count.
-        limit: the most there may be; `None` for what is only looked at.
+        limit: the most there may be, or the least; `None` for what is only looked at.
         places: one line for each thing counted, for whoever has to change it.
-        held: whether `--check` fails above the limit.
+        held: whether `--check` fails beyond the limit.
+        least: whether the limit is the least.
     """
 
     name: str
@@ -58,10 +69,22 @@ class Measure:
     limit: int | None = None
     places: list[str] | None = None
     held: bool = False
+    least: bool = False
+
+    @property
+    def beyond(self) -> bool:
+        if self.limit is None or self.now == "-":
+            return False
+        now = float(self.now.replace(",", ""))
+        return now < self.limit if self.least else now > self.limit
 
     @property
     def broken(self) -> bool:
-        return self.held and self.limit is not None and int(self.now) > self.limit
+        return self.held and self.beyond
+
+    @property
+    def bound(self) -> str:
+        return "" if self.limit is None else f"at {'least' if self.least else 'most'} {self.limit:,}"
 
 
 def measures(root: Path) -> list[Measure]:
@@ -80,10 +103,14 @@ def measures(root: Path) -> list[Measure]:
         counted("loose files under hf_eagle/", [module.path for module in modules if module.loose], 6),
         counted("branches on the kind of draft", branches, 15),
         counted("tests of a capability", capabilities, None, held=False),
+        counted("docstrings that cite what is not there", lost_citations(modules, root), 0),
     ]
     readme = root / "README.md"
     style = style_measures(modules, readme.stat().st_size if readme.is_file() else 0)
-    return rows + [Measure(name, value) for name, value in style.items()]
+    rows += [Measure(name, value, *STYLE_LIMITS.get(name, ())) for name, value in style.items()]
+    if written := pages(root):
+        rows.append(Measure("pages of docs", str(len(written)), 10, written, held=True, least=True))
+    return rows
 
 
 def batch_measures(root: Path) -> list[Measure]:
@@ -102,9 +129,7 @@ def table(rows: list[Measure]) -> str:
     """Measure, before, now, limit; what is above its limit is marked."""
     lines = [("measure", "before", "now", "limit")]
     for row in rows:
-        over = row.limit is not None and int(row.now) > row.limit
-        limit = "" if row.limit is None else f"{row.limit}{'  <- above' if over else ''}"
-        lines.append((row.name, BEFORE.get(row.name, "-"), row.now, limit))
+        lines.append((row.name, BEFORE.get(row.name, "-"), row.now, row.bound + ("  <- beyond" if row.beyond else "")))
 
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
@@ -126,8 +151,9 @@ def main() -> int:
         print(table(rows))
 
     for row in rows if options.list else broken if options.check else [r for r in rows if r.name == "hops of a batch"]:
+        if row.places or row.broken:
+            print(f"\n{row.name}: {row.now}" + (f", {row.bound}" if row.bound else ""))
         if row.places:
-            print(f"\n{row.name}: {row.now}" + (f", at most {row.limit}" if row.limit is not None else ""))
             print("\n".join(f"  {place}" for place in row.places))
     return int(options.check and bool(broken))
 

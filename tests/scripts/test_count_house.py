@@ -178,7 +178,8 @@ def test_style_is_measured(tmp_path):
     dense = f'def f():\n    """Says\n\n    much."""\n{lines}\n'
     code, printed = check(tmp_path, "--root", str(tmp_path), hf_eagle__data__airy=airy, hf_eagle__data__dense=dense)
     rows = {line[:52].strip(): line[52:].split() for line in printed.splitlines()}
-    assert rows["bodies >= 20 lines without blank line or comment, %"] == ["53", "50"]
+    dense = rows["bodies >= 20 lines without blank line or comment, %"]
+    assert dense == ["53", "50", "at", "most", "10", "<-", "beyond"]
     assert rows["function lines, median / p90 / max"][-1] == "24"
 
 
@@ -194,3 +195,25 @@ def test_a_batch_is_followed_from_its_collator_to_its_loss():
     way = done.stdout.partition("hops of a batch:")[2].splitlines()[1:]
     assert "collat" in way[0].lower() and any("drafts/eagle3/modeling.py: " in hop for hop in way)
     assert any("losses/" in hop for hop in way)
+
+
+def test_a_docstring_that_cites_what_is_not_there_is_found(tmp_path):
+    (tmp_path / "hf_eagle" / "docs").mkdir(parents=True)
+    (tmp_path / "hf_eagle" / "docs" / "contract.md").write_text("# C\n\n## 1. Taps\n\n## 2. Loss\n")
+    held = '"""As contract sections 1 and 2, and `docs/contract.md`, say."""\n'
+    assert "docstrings that cite" not in check(tmp_path, hf_eagle__data__held=held)[1]
+    wrong = '"""Contract section 4."""\n\n\ndef f():\n    """See docs/none.md."""\n\n\n'
+    wrong += 'def g():\n    """As the contract says."""\n'
+    code, printed = check(tmp_path, hf_eagle__data__wrong=wrong)
+    assert code == 1 and "docstrings that cite what is not there: 3, at most 0" in printed
+    assert "hf_eagle/data/wrong.py:1: section 4 of the contract" in printed
+    assert "hf_eagle/data/wrong.py:4: none.md" in printed
+
+
+def test_a_long_readme_and_few_pages_are_found(tmp_path):
+    (tmp_path / "README.md").write_text("x" * 9_001)
+    (tmp_path / "hf_eagle" / "docs").mkdir(parents=True)
+    (tmp_path / "hf_eagle" / "docs" / "data.md").write_text("# Data\n")
+    code, printed = check(tmp_path)
+    assert code == 1 and "README, bytes: 9,001, at most 9,000" in printed
+    assert "pages of docs: 1, at least 10\n  hf_eagle/docs/data.md" in printed
