@@ -79,7 +79,7 @@ def test_commands_are_found():
 def test_every_option_exists():
     known = {option for verb in SCRIPTS for option in parser(verb)._option_string_actions}
     # scripts of the house describe themselves
-    for path in (ROOT / "scripts" / "dev").rglob("*.py"):
+    for path in [*(ROOT / "scripts" / "dev").rglob("*.py"), *(ROOT / "tests").glob("*.py")]:
         known |= set(re.findall(r'"(--\w+)"', path.read_text(encoding="utf-8")))
     for name, text in TEXTS.items():
         told = {option for option in re.findall(r"(?<![\w-])--[a-z][\w-]*", text)}

@@ -25,8 +25,9 @@ __all__ = ["MaskOptions", "build_dataset", "build_stream", "encode_conversation"
 logger = logging.getLogger(__name__)
 
 _CHECKED = 16  # conversations whose mask is compared with the second method
-_ROWS = Features({"input_ids": List(Value("int32")), "loss_mask": List(Value("int8")), "outcome": Value("int8")})
-_FORMAT = 3  # part of the cache's key: a change of what is written must raise it
+_COUNTED = {"outcome": Value("int8"), "blank": Value("int32")}  # told, and not given to training
+_ROWS = Features({"input_ids": List(Value("int32")), "loss_mask": List(Value("int8")), **_COUNTED})
+_FORMAT = 4  # part of the cache's key: a change of what is written must raise it
 
 
 def encode_conversation(
@@ -76,8 +77,8 @@ def build_dataset(
 
     Cached by `datasets`: what was tokenised once is read back as long as the records, the tokenizer, its template and
     the arguments below are the same. Conversations longer than `max_length` tokens are cut there; those left without a
-    supervised token are dropped; both are counted in one warning. The mask of a sample of the conversations is checked
-    by a second method.
+    supervised token are dropped; both are counted in warnings, and so are answers that are empty or white space only,
+    which are not supervised. The mask of a sample of the conversations is checked by a second method.
 
     Args:
         records (`datasets.Dataset` or list of dict): chat records of any form that `to_messages` reads.
@@ -130,7 +131,7 @@ def build_dataset(
             "No conversation has a supervised token: `records` hold no answer, or `max_length` cuts every one. "
             f"Record {index} is {show_mask(encoder, ids, mask)!r}"
         )
-    encoded = encoded.remove_columns("outcome")
+    encoded = encoded.remove_columns(list(_COUNTED))
     return encoded if len(kept) == len(encoded) else encoded.select(kept)
 
 
@@ -171,16 +172,17 @@ def _report_bad(records: Dataset, outcome: np.ndarray, encoder: ConversationEnco
 
 def _report(encoded: Dataset, outcome: np.ndarray, max_length: int, seconds: float | None) -> None:
     cut, nothing, unanswered = (int((outcome == kind).sum()) for kind in (CUT, CUT_TO_NOTHING, UNANSWERED))
-    if cut or nothing or unanswered:
+    if cut or nothing:
         logger.warning(
             "%d of %d conversations are longer than `max_length`=%d tokens and were cut; %d of those kept no answer "
-            "and were dropped, as were %d without any answer.",
-            cut + nothing,
-            len(outcome),
-            max_length,
-            nothing,
-            unanswered,
+            "and were dropped.",
+            *(cut + nothing, len(outcome), max_length, nothing),
         )
+    if unanswered:
+        logger.warning("%d of %d conversations have no answer and were dropped.", unanswered, len(outcome))
+    blank = pc.sum(encoded.data.column("blank")).as_py()
+    if blank:
+        logger.warning("%d answers are empty or white space only, which is no answer: they are not supervised.", blank)
     # the whole table: dropped conversations are empty rows in it
     tokens = sum(len(pc.list_flatten(chunk)) for chunk in encoded.data.column("input_ids").chunks)
     supervised = sum(pc.sum(pc.list_flatten(c)).as_py() or 0 for c in encoded.data.column("loss_mask").chunks)

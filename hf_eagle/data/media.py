@@ -6,16 +6,15 @@ import hashlib
 import io
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
+from .frames import as_pixels, load_film, load_picture
 from .messages import named, read_record, text_of
-from .reading import parse_json
+from .picture_forms import KINDS, axes_of, has_media, kind_of, parts_of, source_of
 
 
-KINDS = ("image", "video")
-# where a part names its medium: transformers' keys, and OpenAI's
-_SOURCES = ("path", "url", "base64")
+__all__ = ["KINDS", "as_inputs", "as_text", "fingerprint", "from_text", "has_media", "limit_media", "own_tokenizer"]
+__all__ += ["processor_fingerprint", "read_media_record"]
 
 
 def own_tokenizer(processing):
@@ -28,23 +27,13 @@ def own_tokenizer(processing):
     return tokenizer
 
 
-def has_media(record: Mapping) -> bool:
-    """Whether a record's messages hold an image or a video."""
-    turns = record.get("messages") if isinstance(record, Mapping) else None
-    if isinstance(turns, str) and turns.lstrip().startswith("["):  # in CSV, for example
-        try:
-            turns = parse_json(turns, "`messages`")
-        except ValueError:  # whoever reads the record says so
-            return False
-    return isinstance(turns, list) and any(_kind(part) for turn in turns for part in _parts(turn))
-
-
-def read_media_record(record: Mapping, index: int) -> tuple[list[dict], list[dict], list[str] | None]:
+def read_media_record(
+    record: Mapping, index: int, media_root: str | None = None
+) -> tuple[list[dict], list[dict], list[str] | None]:
     """Messages, their media in the order of their places, and each answer's `finish_reason`.
 
     In a chat with media a content that is a list stays one, of `{"type": "text", "text": ...}`, `{"type": "image"}` and
-    `{"type": "video"}`; all else is read as by `to_messages`. A medium stands in its part (`image`, `image_url`,
-    `path`, `url`, `base64`; for videos alike) or, in their order, in the record's columns `images` and `videos`.
+    `{"type": "video"}`; all else is read as by `to_messages`. How a record names its media: see `picture_forms`.
 
     Returns:
         Messages; media, `{"type": "image", "image": source}` each; reasons.
@@ -53,54 +42,27 @@ def read_media_record(record: Mapping, index: int) -> tuple[list[dict], list[dic
         ValueError: naming the record, for a part without a medium or a medium without a part, and for media in an
             answer.
     """
-    record, where = dict(record), named(record, index)
-    given = {kind: record.pop(f"{kind}s", None) or [] for kind in KINDS}
-    wrong = next((kind for kind, media in given.items() if not isinstance(media, list)), None)
-    if wrong is not None:
-        raise ValueError(f"{where}: `{wrong}s` must be a list, got {type(given[wrong]).__name__}.")
-    columns = {kind: iter(media) for kind, media in given.items()}
-    messages, reasons = read_record(record, index, content_parts=True)
+    where = named(record, index)
+    messages, reasons = read_record(record, index, content_parts=True, media_root=media_root)
     media: list[dict] = []
     for place, message in enumerate(messages):
-        parts = _parts(message)
+        parts = parts_of(message)
         if message["role"] == "assistant" and parts:
-            if any(map(_kind, parts)):
+            if any(map(kind_of, parts)):
                 raise ValueError(f"{where}: message {place} is an answer, which can hold text only.")
             message["content"] = text_of(parts)
         elif parts:  # the template has its own way to join them
-            message["content"] = [_part(part, columns, media, where, place) for part in parts]
-    for kind, rest in columns.items():
-        if next(rest, None) is not None:
-            raise ValueError(f"{where}: `{kind}s` holds more than there are parts of the type {kind}.")
+            message["content"] = [_part(part, media, where, place) for part in parts]
     return messages, media, reasons
 
 
-def _parts(turn) -> list:
-    content = turn.get("content") if isinstance(turn, Mapping) else None
-    return content if isinstance(content, list) else []
-
-
-def _kind(part) -> str | None:
-    if not isinstance(part, Mapping):
-        return None
-    kind = str(part.get("type", "")).removesuffix("_url")
-    return kind if kind in KINDS else None
-
-
-def _part(part, columns: dict, media: list[dict], where: str, place: int) -> dict:
-    kind = _kind(part)
+def _part(part: dict, media: list[dict], where: str, place: int) -> dict:
+    kind = kind_of(part)
     if kind is None:
         if not isinstance(part.get("text"), str):
             raise ValueError(f"{where}: message {place} holds a part that is neither text, image nor video.")
         return {"type": "text", "text": part["text"]}
-    named = (part.get(name) for name in (kind, f"{kind}_url", *_SOURCES))
-    source = next((x for x in named if x is not None), None)
-    if isinstance(source, Mapping) and "url" in source:  # OpenAI's
-        source = source["url"]
-    source = next(columns[kind], None) if source is None else source
-    if source is None:
-        raise ValueError(f"{where}: message {place} holds an {kind} part that names no {kind}.")
-    media.append({"type": kind, kind: source})
+    media.append({"type": kind, kind: source_of(part, kind)})
     return {"type": kind}
 
 
@@ -108,44 +70,102 @@ def _part(part, columns: dict, media: list[dict], where: str, place: int) -> dic
 
 
 def as_text(media: list[dict]) -> str:
-    """Media as JSON: names as they are, pictures in memory as what a file of them would hold."""
-    return json.dumps([{"type": m["type"], m["type"]: _written(m[m["type"]])} for m in media])
+    """Media as JSON: names as they are, those in memory as what a file of them would hold; frames of a film in a list.
+
+    Raises:
+        ValueError: for what is no medium.
+    """
+    return json.dumps([{"type": m["type"], m["type"]: _written(m[m["type"]], m["type"])} for m in media])
 
 
-def from_text(text: str) -> dict[str, list[Any]]:
-    """The media of `as_text` by kind, pictures loaded; videos as their names, which a processor loads itself.
+def from_text(text: str, processor=None) -> dict[str, list[Any]]:
+    """The media of `as_text` by kind: PIL's pictures, and films as [`Film`].
+
+    Args:
+        text: as `as_text` writes it.
+        processor: the target's, which says what frames of a film are taken; all of them without one.
 
     Raises:
         OSError, ValueError: for one that cannot be loaded.
+        NoDecoder: for a film where nothing decodes any.
     """
-    from transformers.image_utils import load_image
-
     found: dict[str, list[Any]] = {kind: [] for kind in KINDS}
     for medium in json.loads(text):
-        source = medium[medium["type"]]
-        found[medium["type"]].append(load_image(source) if medium["type"] == "image" else source)
+        kind, source = medium["type"], medium[medium["type"]]
+        if kind == "image":
+            found[kind].append(load_picture(source))
+        else:
+            found[kind].append(load_film(source, getattr(processor, "video_processor", None)))
     return found
 
 
-def fingerprint(loaded: dict[str, list[Any]]) -> str:
-    """32 hex digits that other media than those of `from_text` do not have, `""` of none.
+def as_inputs(loaded: dict[str, list[Any]]) -> dict[str, Any]:
+    """The arguments of a processor that show it the media of `from_text`."""
+    given: dict[str, Any] = {"images": loaded["image"]} if loaded["image"] else {}
+    films = loaded["video"]
+    if films:  # their frames are chosen already
+        given |= {"videos": [film.frames for film in films], "video_metadata": [film.metadata() for film in films]}
+        given["do_sample_frames"] = False
+    return given
 
-    Pictures count by their pixels and films by the bytes of their files, not by their names; what is no file here, such
-    as an address, by its name.
-    """
+
+def fingerprint(loaded: dict[str, list[Any]]) -> str:
+    """32 hex digits that other media than those of `from_text` do not have, by their pixels; `""` of none."""
     if not any(loaded.values()):
         return ""
     found = hashlib.blake2b(digest_size=16)
-    for kind in KINDS:
-        for medium in loaded[kind]:
-            if hasattr(medium, "tobytes"):
-                found.update(f"{kind} {medium.mode} {medium.size}".encode() + medium.tobytes())
-                continue
-            for name in medium if isinstance(medium, list) else [medium]:
-                found.update(f"{kind} {len(medium)}".encode())
-                held = Path(name).read_bytes() if len(name) < 4096 and Path(name).is_file() else name.encode()
-                found.update(hashlib.blake2b(held).digest())
+    for picture in loaded["image"]:
+        found.update(f"image {picture.mode} {picture.size}".encode() + picture.tobytes())
+    for film in loaded["video"]:
+        said = (film.frames.shape, film.indices, film.total, film.fps)
+        found.update(f"video {said}".encode() + film.frames.tobytes())
     return found.hexdigest()
+
+
+def limit_media(
+    processor,
+    min_pixels: int | None = None,
+    max_pixels: int | None = None,
+    fps: float | None = None,
+    max_frames: int | None = None,
+) -> None:
+    """Change how much of a medium a target's processor shows; what is `None` stays as it is.
+
+    Args:
+        processor: its parts for images and videos are changed.
+        min_pixels, max_pixels: of an image, and of a video as the processor counts: of a frame in Qwen2.5-VL, of all
+            frames together in Qwen3-VL. A smaller or larger one is resized.
+        fps: frames a second that are taken of a video.
+        max_frames: that are taken of a video at most.
+
+    Raises:
+        ValueError: for a processor without such limits, or a least above a most.
+    """
+    images, videos = (getattr(processor, f"{kind}_processor", None) for kind in KINDS)
+    given = {"shortest_edge": min_pixels, "longest_edge": max_pixels}
+    given = {name: value for name, value in given.items() if value is not None}
+    for part in (images, videos) if given else ():
+        size = getattr(part, "size", None)
+        if size is None and part is videos:  # without torchvision it is none
+            continue
+        if not hasattr(part, "merge_size") or not (size and size["shortest_edge"] and size["longest_edge"]):
+            raise ValueError(
+                "`min_pixels` and `max_pixels` are for processors that count pixels, as those of Qwen's models do; "
+                f"{type(part).__name__} does not: leave them out."
+            )
+        least, most = (given.get(name) or size[name] for name in ("shortest_edge", "longest_edge"))
+        if least > most:
+            raise ValueError(
+                f"`min_pixels` {least:,} is more than `max_pixels` {most:,} for {type(part).__name__}: give both, the "
+                "lesser one first."
+            )
+        part.size = type(size)(shortest_edge=least, longest_edge=most)
+
+    if fps is not None and videos is not None:
+        videos.fps, videos.num_frames, videos.do_sample_frames = fps, None, True
+    if max_frames is not None and videos is not None:
+        videos.max_frames = max_frames
+        videos.min_frames = min(getattr(videos, "min_frames", 1), max_frames)
 
 
 def processor_fingerprint(processor) -> str:
@@ -155,16 +175,29 @@ def processor_fingerprint(processor) -> str:
     return hashlib.blake2b(json.dumps(said, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
 
 
-def _written(source) -> Any:
+def _written(source: Any, kind: str) -> Any:
     if isinstance(source, Mapping) and source.get("bytes") is not None:  # as `datasets` keeps pictures
-        held = source["bytes"]
-        return held if isinstance(held, str) else base64.b64encode(held).decode()  # carried, it is base64 already
+        source = source["bytes"]  # carried, it is base64 already
     if isinstance(source, Mapping) and isinstance(source.get("path"), str):
-        return source["path"]
+        source = source["path"]
+    if isinstance(source, bytes):
+        return base64.b64encode(source).decode()
     if hasattr(source, "save"):  # a picture
         held = io.BytesIO()
         source.save(held, format="PNG")
         return base64.b64encode(held.getvalue()).decode()
-    if isinstance(source, str) or (isinstance(source, list) and all(isinstance(x, str) for x in source)):
+    axes = axes_of(source)
+    if axes and kind == "video":
+        return [_written(frame, "image") for frame in as_pixels(source, 4)]
+    if axes:
+        from PIL import Image
+
+        return _written(Image.fromarray(as_pixels(source, 3)), kind)
+    if isinstance(source, str):
         return source
-    raise ValueError(f"a medium must be a path, an address, base64 or a picture, got {type(source).__name__}.")
+    if isinstance(source, list | tuple) and source and kind == "video":
+        return [_written(frame, "image") for frame in source]
+    raise ValueError(
+        f"{'an image' if kind == 'image' else 'a video'} must be a path, an address, base64, bytes, an array or "
+        f"{'a picture' if kind == 'image' else 'a list of frames'}, got {type(source).__name__}."
+    )

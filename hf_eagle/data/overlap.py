@@ -5,7 +5,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from functools import cache
 
-from .messages import read_record
+from .messages import read_record, text_of
 
 
 # 13 words in a row are an overlap, as the GPT-3 paper counts them with test sets. A script without spaces has no words
@@ -86,7 +86,8 @@ def overlap_statistics(records: Iterable[dict], prompts: list[str], form: str | 
     found: set[int] = set()
     conversations = 0
     for index, record in enumerate(records):
-        here = held_out.found_in(message["content"] for message in read_record(record, index, form)[0])
+        messages = read_record(record, index, form, content_parts=True)[0]
+        here = held_out.found_in(text_of(message["content"]) for message in messages)
         found |= here
         conversations += bool(here)
     return {"prompts": len(prompts), "prompts_found": len(found), "conversations_found": conversations}

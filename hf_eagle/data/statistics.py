@@ -49,11 +49,14 @@ def _counted(batch) -> tuple[np.ndarray, np.ndarray]:
 
 
 def duplicate_statistics(rows: Dataset) -> dict[str, int]:
-    """`duplicates`: conversations whose tokens were all there before."""
+    """`duplicates`: conversations whose tokens were all there before, with the same images and videos."""
     seen = Counter()
-    for batch in rows.select_columns(["input_ids"]).with_format("numpy").iter(batch_size=4096):
+    names = [name for name in ("input_ids", "media_fingerprint") if name in rows.column_names]
+    for batch in rows.select_columns(names).with_format("numpy").iter(batch_size=4096):
+        media = batch.get("media_fingerprint", [""] * len(batch["input_ids"]))
         seen.update(
-            hashlib.blake2b(np.asarray(ids, np.int64).tobytes(), digest_size=16).digest() for ids in batch["input_ids"]
+            hashlib.blake2b(np.asarray(ids, np.int64).tobytes() + str(shown).encode(), digest_size=16).digest()
+            for ids, shown in zip(batch["input_ids"], media, strict=True)
         )
     return {"duplicates": seen.total() - len(seen)}
 

@@ -6,7 +6,8 @@ from typing import Any, Literal
 import torch
 
 from .collators import EagleDataCollator
-from .media import KINDS, from_text
+from .frames import NoDecoder
+from .media import KINDS, as_inputs, from_text
 
 
 @dataclass
@@ -48,14 +49,16 @@ class DataCollatorForVisionEagle:
         media: dict[str, list] = {kind: [] for kind in KINDS}
         for row in rows:
             try:
-                loaded = from_text(row.get("media") or "[]")
+                loaded = from_text(row.get("media") or "[]", self.processor)
+            except NoDecoder:
+                raise
             except Exception as problem:  # whatever a decoder of images raises
                 raise ValueError(f"A medium of {row['media'][:200]} cannot be loaded any more: {problem}") from problem
             for kind in KINDS:
                 media[kind] += loaded[kind]
         if not any(media.values()):
             return batch
-        made = self.processor(**{f"{kind}s": x for kind, x in media.items() if x}, return_tensors="pt")
+        made = self.processor(**as_inputs(media), return_tensors="pt")
         types = torch.tensor(self.processor.create_mm_token_type_ids(batch["input_ids"].tolist()))
         batch["mm_token_type_ids"] = types.masked_fill(batch["attention_mask"] == 0, 0)
         self._check(batch["mm_token_type_ids"], made, rows)

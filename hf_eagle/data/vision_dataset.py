@@ -7,9 +7,10 @@ from itertools import islice
 from datasets import Dataset, Features, List, Value
 
 from .carrying import as_records
+from .frames import NoDecoder
 from .loss_mask import ConversationEncoder, MaskOptions
 from .mask_check import check_loss_mask
-from .media import KINDS, as_text, fingerprint, from_text, has_media, own_tokenizer, read_media_record
+from .media import KINDS, as_inputs, as_text, fingerprint, from_text, has_media, own_tokenizer, read_media_record
 from .messages import named, read_tools
 from .said import Said, encode_said, read_said
 from .token_mask import mask_by_offsets
@@ -36,6 +37,7 @@ def build_vision_dataset(
     template_kwargs: dict | None = None,
     skip_bad_media: bool = False,
     skip_bad_records: bool = False,
+    media_root: str | None = None,
 ) -> Dataset:
     """Tokenised conversations with images, videos, several, or none; columns `input_ids`, `loss_mask`, `media` and
     `media_fingerprint`.
@@ -44,13 +46,14 @@ def build_vision_dataset(
     longer than `max_length` is left out whole, since an image cannot be cut; how many were is logged.
 
     Args:
-        records: chat records with `messages`, see `read_media_record`.
+        records: chat records, with media in any form of `picture_forms`.
         processor: the target's, with a chat template.
         max_length: in tokens, those of media included.
         options: which parts of the answers are supervised; by default all.
         template_kwargs: what else the template is given.
         skip_bad_media: leave out conversations of which a medium cannot be loaded, and count them, instead of stopping.
-        skip_bad_records: likewise, records that cannot be read or rendered.
+        skip_bad_records: likewise, records that cannot be read or rendered, or have more or fewer places than media.
+        media_root: where relative paths start; by default the folder of a record's file.
 
     Raises:
         ValueError: a record is malformed or names a medium that cannot be loaded; or nothing is left.
@@ -61,10 +64,10 @@ def build_vision_dataset(
     checked = max(1, len(records) // _CHECKED)
     for index, record in enumerate(records):
         try:
-            written, loaded, encoded = _read(record, index, encoder, check=index % checked == 0)
-        except _BadMedium as problem:
+            written, loaded, encoded = _read(record, index, encoder, media_root, check=index % checked == 0)
+        except BadMedium:
             if not skip_bad_media:
-                raise ValueError(str(problem)) from problem
+                raise
             counts["bad"] += 1
             continue
         except ValueError:
@@ -92,22 +95,26 @@ def build_vision_dataset(
     return Dataset.from_list(rows, features=_ROWS)
 
 
-class _BadMedium(Exception):
-    """A medium that cannot be loaded."""
+class BadMedium(ValueError):
+    """A medium that cannot be loaded, or that the processor refuses."""
 
 
-def _read(record, index: int, encoder: "VisionEncoder", check: bool) -> tuple[str, dict[str, list], "EncodedChat"]:
+def _read(
+    record, index: int, encoder: "VisionEncoder", media_root: str | None, check: bool
+) -> tuple[str, dict[str, list], "EncodedChat"]:
     """One record's media, as text and loaded, and its tokens; the mask of one that is to be checked is checked."""
-    messages, media, reasons = read_media_record(record, index)
+    messages, media, reasons = read_media_record(record, index, media_root)
     tools = read_tools(record, index)
     try:
         written = as_text(media)
     except ValueError as problem:
         raise ValueError(f"{named(record, index)}: {problem}") from None
     try:
-        loaded = from_text(written)
+        loaded = from_text(written, encoder.processor)
+    except NoDecoder:
+        raise
     except Exception as problem:  # whatever a decoder of images raises
-        raise _BadMedium(
+        raise BadMedium(
             f"{named(record, index)}: a medium cannot be loaded ({str(problem)[:200]}): mend it, or leave such records "
             "out with `skip_bad_media`."
         ) from problem
@@ -202,8 +209,7 @@ class VisionEncoder:
                 )
         replaced = []
         if any(loaded.values()):
-            given = {f"{kind}s": media or None for kind, media in loaded.items()}
-            made = self.processor(text=[text], **given, return_text_replacement_offsets=True)
+            made = self._processed(text, loaded, index)
             replaced = made["text_replacement_offsets"][0]
         expanded, spans = _expand(text, spans, replaced)
         batch = self.text.tokenise([expanded], return_offsets_mapping=True)
@@ -212,6 +218,17 @@ class VisionEncoder:
             raise ValueError(f"Record {index}: the processor makes other tokens of the text than its tokenizer does.")
         mask = [0 if token in self.media_ids else supervised for token, supervised in zip(ids, mask, strict=True)]
         return EncodedChat(ids, mask)
+
+    def _processed(self, text: str, loaded: dict[str, list], index: int):
+        try:
+            return self.processor(text=[text], **as_inputs(loaded), return_text_replacement_offsets=True)
+        except ImportError:  # something is to be installed
+            raise
+        except Exception as problem:  # whatever a processor raises
+            raise BadMedium(
+                f"Record {index}: the processor refuses its media ({str(problem)[:200]}): mend them, or leave such "
+                "records out with `skip_bad_media`."
+            ) from problem
 
 
 def _expand(text: str, spans: list[tuple[int, int]], replaced: list[dict]) -> tuple[str, list[tuple[int, int]]]:

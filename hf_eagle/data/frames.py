@@ -1,0 +1,174 @@
+"""Media as pixels: pictures by PIL, films decoded by PyAV or put together from their frames."""
+
+import base64
+import io
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+
+class NoDecoder(ImportError):
+    """Nothing here decodes films."""
+
+
+@dataclass
+class Film:
+    """The frames of a film that a target is shown.
+
+    Attributes:
+        frames: `(frames, height, width, 3)`, whole numbers from 0 to 255.
+        indices: which of the film's frames they are.
+        total: how many frames the film has.
+        fps: how many of them a second; `None` of a list of frames, where nobody says.
+    """
+
+    frames: np.ndarray
+    indices: list[int]
+    total: int
+    fps: float | None
+
+    def metadata(self):
+        """What a video processor is told besides the frames; new each time, since processors write into it."""
+        from transformers.video_utils import VideoMetadata
+
+        height, width = self.frames.shape[1:3]
+        seconds = self.total / self.fps if self.fps else None
+        return VideoMetadata(self.total, self.fps, width, height, duration=seconds, frames_indices=list(self.indices))
+
+
+def load_picture(source: str):
+    """A picture from a file, an address or base64, as RGB.
+
+    Raises:
+        OSError, ValueError: for what is no picture.
+    """
+    from transformers.image_utils import load_image
+
+    _check_there(source)
+    return load_image(source)
+
+
+def load_film(source: str | list[str], video_processor: Any = None) -> Film:
+    """A film from a file, an address or base64; or from the files of its frames, in order.
+
+    Which frames of a film are taken is up to the processor: its `fps`, `num_frames`, `min_frames` and `max_frames`. A
+    list of frames, or a `.npy` file of them, is taken whole, as so many frames a second as the processor's `fps` says.
+    Of more than `max_frames` so many are taken, evenly spread.
+
+    Args:
+        source: as `as_text` writes it.
+        video_processor: the target's; without one every frame is taken.
+
+    Raises:
+        NoDecoder: if PyAV is missing.
+        OSError, ValueError: for what is no film, or frames of different sizes.
+    """
+    if isinstance(source, list):
+        return _of_frames([np.asarray(load_picture(frame)) for frame in source], video_processor)
+    _check_there(source)
+    if source.endswith(".npy"):
+        return _of_frames(np.load(source, allow_pickle=False), video_processor)
+    return _decoded(source, video_processor)
+
+
+def as_pixels(value: Any, axes: int) -> np.ndarray:
+    """An array, a tensor or numbers in lists as `axes` axes of pixels, the last one red, green and blue.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    found = np.asarray(value)
+    if (
+        found.ndim != axes
+        or found.shape[-1] != 3
+        or found.dtype.kind not in "iu"
+        or found.min() < 0
+        or found.max() > 255
+    ):
+        frames = "frames, " if axes == 4 else ""
+        raise ValueError(
+            f"an array must hold whole numbers from 0 to 255 and be ({frames}height, width, 3) large, got "
+            f"{found.dtype} of {found.shape}."
+        )
+    return found.astype(np.uint8)
+
+
+def _of_frames(frames: list[np.ndarray] | np.ndarray, video_processor: Any) -> Film:
+    sizes = sorted({frame.shape[:2] for frame in frames})
+    if len(sizes) != 1:
+        raise ValueError(f"the frames of a film must be of one size, got {len(sizes)}: {sizes[:3]}.")
+    frames = as_pixels(np.stack(list(frames)), 4)
+    indices = _enough(_spread(len(frames), video_processor), video_processor)
+    return Film(frames[indices], indices, len(frames), getattr(video_processor, "fps", None))
+
+
+def _decoded(source: str, video_processor: Any) -> Film:
+    try:
+        import av
+    except ImportError as problem:
+        raise NoDecoder(
+            "The data hold films, and nothing here decodes them: `pip install av`, whose wheels bring FFmpeg's "
+            "libraries, or leave such records out."
+        ) from problem
+
+    opened = source if os.path.isfile(source) or "://" in source[:16] else io.BytesIO(_bytes_of(source))
+    with av.open(opened) as container:
+        if not container.streams.video:
+            raise ValueError("the file holds no film.")
+        stream = container.streams.video[0]
+        # what a header says may be missing or wrong: packets are counted, which decodes nothing
+        total = sum(packet.size > 0 and not packet.is_discard for packet in container.demux(stream))
+        fps = float(stream.average_rate or stream.guessed_rate or 0) or None
+        size = {"width": stream.width, "height": stream.height}
+        indices = _enough(_sampled(total, fps, size, video_processor), video_processor)
+
+    if hasattr(opened, "seek"):
+        opened.seek(0)
+    wanted, found = set(indices), {}
+    with av.open(opened) as container:
+        for place, frame in enumerate(container.decode(video=0)):
+            if place in wanted:
+                found[place] = frame.to_ndarray(format="rgb24")
+            if len(found) == len(wanted):
+                break
+    if len(found) < len(wanted):
+        raise ValueError(f"the film ends before its frame {min(wanted - found.keys())} of {total}.")
+    return Film(np.stack([found[place] for place in indices]), indices, total, fps)
+
+
+def _sampled(total: int, fps: float | None, size: dict, video_processor: Any) -> list[int]:
+    """The frames of a film that its processor takes."""
+    from transformers.video_utils import VideoMetadata
+
+    if total == 0:
+        raise ValueError("the film has no frames.")
+    if total == 1 or not getattr(video_processor, "do_sample_frames", False):
+        return _spread(total, video_processor)
+    seconds = total / fps if fps else None
+    return [int(n) for n in video_processor.sample_frames(VideoMetadata(total, fps, duration=seconds, **size))]
+
+
+def _spread(total: int, video_processor: Any) -> list[int]:
+    """All frames; of more than are taken at most so many, evenly spread."""
+    limit = getattr(video_processor, "max_frames", None) or total
+    return np.linspace(0, total - 1, min(total, limit)).round().astype(int).tolist()
+
+
+def _enough(indices: list[int], video_processor: Any) -> list[int]:
+    """The last frame again until there are as many as one token spans."""
+    missing = getattr(video_processor, "temporal_patch_size", 1) - len(indices)
+    return indices + indices[-1:] * max(0, missing)
+
+
+def _check_there(source: str) -> None:
+    """A sentence for the name of a file that is not there, which would be taken for base64."""
+    is_name = len(source) < 4096 and "." in source and "://" not in source and not source.startswith("data:")
+    if is_name and not os.path.isfile(source):
+        raise ValueError(f"there is no file {source}")
+
+
+def _bytes_of(source: str) -> bytes:
+    """What base64 holds, also behind `data:video/mp4;base64,`."""
+    return base64.b64decode(source.partition(",")[2] if source.startswith("data:") else source, validate=True)
