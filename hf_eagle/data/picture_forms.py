@@ -65,6 +65,9 @@ def with_media(record: Mapping, messages: list[dict], folder: str = "", taken: b
         ValueError: for fewer or more places than media, for two columns of one kind, and for media that are not taken.
     """
     columns = {kind: column for kind in KINDS if (column := _column(record, kind))}
+    if not columns and not any(map(parts_of, messages)):
+        return messages  # as nearly all are
+
     refused = next((kind for kind, column in columns.items() if column.media and not taken), None)
     if refused is not None:
         raise ValueError(
