@@ -10,7 +10,6 @@ import os
 import re
 from dataclasses import MISSING, fields
 from enum import Enum
-from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import torch
@@ -120,7 +119,7 @@ def _check_json(name: str, value: Any) -> None:
             raise ValueError(f"`{name}` is not JSON: {problem}.") from None
     elif name not in _JSON_OR_FILE:
         raise ValueError(f"`{name}` must be a JSON object, such as '{{\"name\": 1}}', got {value!r}.")
-    elif not Path(value).is_file():
+    elif not os.path.isfile(value):
         raise ValueError(f"`{name}` names {value}, which is no file: correct the path, or write a JSON object.")
 
 

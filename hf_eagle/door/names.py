@@ -1,11 +1,11 @@
-"""What a name means: a repository of the Hub, or a folder of this machine."""
+"""What a name means: a repository on the Hub, or a folder of this machine."""
 
 import os
 from pathlib import Path
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether a name has the form of a repository's, `owner/name` or `name`; the disk is not asked."""
+    """Whether a name has the form of a repository's, `owner/name` or `name`; the disk is not looked at."""
     from huggingface_hub.utils import HFValidationError, validate_repo_id
 
     try:
@@ -15,19 +15,24 @@ def is_hub_id(name: str) -> bool:
     return True
 
 
-def as_named(name: str | os.PathLike) -> str:
-    """What is on this machine by its whole path, a Hub id as it is; from then on the form tells the two apart.
+def at_home(name: str | os.PathLike) -> Path:
+    """A path with `~` expanded; that of a user whom this machine does not know is a folder of this name."""
+    return Path(os.path.expanduser(name))
 
-    `~` is expanded. A name that fits both is the folder's, as it is for whoever loads a model.
+
+def as_named(name: str | os.PathLike) -> str:
+    """Make local paths absolute and leave Hub ids as they are, so that from then on the form tells the two apart.
+
+    `~` is expanded. A name that fits both means the folder, as it does when a model is loaded.
     """
-    path = Path(name).expanduser()
-    return os.path.abspath(path) if path.exists() or not is_hub_id(str(name)) else str(name)
+    path = at_home(name)
+    return os.path.abspath(path) if os.path.exists(path) or not is_hub_id(str(name)) else str(name)
 
 
 def check_hub_id(argument: str, name: str) -> None:
-    """`ValueError` for what is no Hub id, or a folder of this machine, to which no card can link."""
+    """`ValueError` for what is no Hub id, or is a folder of this machine: a card could not link to it."""
     if not is_hub_id(as_named(name)):
-        is_path = name.startswith((".", "/", "~")) or name and Path(name).exists()
+        is_path = name.startswith((".", "/", "~")) or name and os.path.exists(name)
         what = "a folder of this machine" if is_path else "which is no Hub id"
         raise ValueError(
             f"`{argument}` is {name}, {what}: give the target's id on the Hub, from a folder where nothing else has "

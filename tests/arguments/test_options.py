@@ -39,6 +39,7 @@ REFUSED = [
     ({"accelerator_config": {"x": 1}, "seed": 3}, "^`accelerator_config` cannot be as given"),
     ({"fsdp": True, "fsdp_config": "/no"}, "`fsdp_config` names /no, which is no file"),
     ({"deepspeed": "/no"}, "`deepspeed` names /no, which is no file"),
+    ({"deepspeed": "a" * 400}, "`deepspeed` names aaa"),
     ({"parallelism_config": "x"}, "`parallelism_config` must be an `accelerate.ParallelismConfig`"),
     ({"dataloader_persistent_workers": True}, "`dataloader_persistent_workers` is True, but there are no workers"),
     ({"dataloader_prefetch_factor": 2}, "`dataloader_prefetch_factor` is 2, but there are no workers"),

@@ -1,0 +1,24 @@
+"""What a name means on this machine."""
+
+from pathlib import Path
+
+import pytest
+
+from hf_eagle.door.names import as_named, at_home
+from hf_eagle.hub.model_card import is_edited
+from hf_eagle.serving.commands import serve_commands
+
+
+@pytest.mark.parametrize("name, path", [("~/a", "{home}/a"), ("~nobody-here/a", "~nobody-here/a"), ("a/~", "a/~")])
+def test_a_home_is_expanded_and_an_unknown_users_is_a_folder(name, path, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert at_home(name) == Path(path.format(home=tmp_path))
+
+
+def test_a_folder_whose_name_begins_with_a_tilde_goes_through_all_rooms(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = Path("~nobody-here") / "run"
+    folder.mkdir(parents=True)
+    assert as_named(str(folder)) == str(tmp_path / folder)
+    assert is_edited(folder) is False
+    assert "~nobody-here/run" in "".join(serve_commands("me/target", str(folder)).values())
