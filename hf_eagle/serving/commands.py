@@ -1,9 +1,9 @@
 """How a server is started with a draft, in its own words."""
 
 import json
-import os
 import shlex
 
+from ..door.names import at_home
 from .kinds import ServedKind, rows_of, serves
 
 
@@ -35,7 +35,7 @@ def serve_commands(target: str, draft: str, num_speculative_tokens: int = 3, kin
     if not serves(kind):
         return {}
     row = served_as(kind)
-    target, draft = os.path.expanduser(target), os.path.expanduser(draft)
+    target, draft = str(at_home(target)), str(at_home(draft))
     speculative = {"method": row.vllm.name, "model": draft, "num_speculative_tokens": num_speculative_tokens}
     # as modules: these run wherever the package is importable, also where its console command is not
     return {

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from ..door.journal import Journal
+from ..door.names import at_home
 from ..evaluation.statistics import acceptance_length
 from .far_end import FarEnd
 
@@ -194,7 +195,7 @@ def model_identity(name: str) -> str:
 
     Of a file of more than 256 MiB so much is looked at, spread evenly over it.
     """
-    folder = Path(name).expanduser()
+    folder = at_home(name)
     if not folder.is_dir():
         return name
     digest = hashlib.sha256()
