@@ -1,4 +1,4 @@
-"""How much faster a real vLLM decodes with a draft: engines side by side, their runs in alternation."""
+"""Measure how much faster a real vLLM decodes with a draft: all engines live at once, and their runs alternate."""
 
 import hashlib
 import statistics
@@ -12,7 +12,7 @@ from ..evaluation.statistics import acceptance_length
 from .far_end import FarEnd
 
 
-_BLOCK, _BLOCKS = 2**20, 256  # bytes of a model's file that are read together, and how often
+_BLOCK, _BLOCKS = 2**20, 256  # bytes of a model's file that are read at once, and number of such reads
 
 
 class Engine(FarEnd):
@@ -38,22 +38,22 @@ def measure_serving(
 ) -> list[dict]:
     """Speed without a draft and with drafts of each length, at each number of requests in flight.
 
-    All engines live at the same time; in every round each decodes the same prompts in turn, so that a machine that
-    slows down slows all of them.
+    All engines live at the same time. In every round each decodes the same prompts in turn, so a machine that slows
+    down slows all of them.
 
     Args:
-        start: the engine that drafts so many tokens a round, 0 without a draft.
+        start: starts the engine that drafts this number of tokens a round, 0 without a draft.
         prompts: token ids.
         counts: drafted tokens K to measure, from 1 on.
         batch_sizes: requests in flight.
-        rounds: runs of each, over which medians are taken.
+        rounds: runs of each; results are medians over them.
         max_tokens: longest answer.
-        report: takes a line of progress.
-        journal: keeps the runs of a round and a number of requests, which are compared with each other, as soon as all
-            engines have decoded; those that it holds are not decoded again.
+        report: called with a line of progress.
+        journal: keeps the runs of a round and a number of requests as soon as all engines have decoded, since they are
+            compared with each other. Runs that it holds are not decoded again.
 
     Returns:
-        An entry a pair of K (0 first) and batch size, see `_summary`.
+        One entry for each K (0 first) and batch size, see `_summary`.
     """
     done = {tuple(row["what"]): row["runs"] for row in (journal.rows if journal is not None else [])}
     missing = [(number, size) for number in range(rounds) for size in batch_sizes if (number, size) not in done]
@@ -75,12 +75,13 @@ def measure_serving(
 
 
 def _decode(start, prompts, counts: tuple[int, ...], missing: list[tuple[int, int]], max_tokens, keep, report) -> None:
-    """Every round and batch size that is `missing`: `keep` takes both and a run for each of the counts."""
+    """Decode every `missing` round and batch size, and pass both to `keep`, with a run for each of the counts."""
     with ExitStack() as stack:
-        # one after the other: what an engine may take is judged by what is free when it starts
+        # start one after the other: an engine sizes itself by the memory that is free when it starts
         engines = [stack.enter_context(start(count)) for count in counts]
         for engine in engines:
-            engine.decode(prompts[:2], 2, 8)
+            engine.decode(prompts[:2], 2, 8)  # warm
+
         for number, size in missing:
             begun = time.perf_counter()
             keep(number, size, [engine.decode(prompts, size, max_tokens) for engine in engines])
@@ -98,12 +99,15 @@ def _summary(count: int, size: int, runs: list[dict], alone: list[dict]) -> dict
         * `identical_answers`: share of answers that are those without a draft, token for token.
     """
     speeds, base = ([_tokens(run) / run["seconds"] for run in way] for way in (runs, alone))
+    # ratios within a round, since both of its runs met the same load
     ratios = [ours / theirs for ours, theirs in zip(speeds, base, strict=True)]
     pairs = list(zip(runs[0]["token_ids"], alone[0]["token_ids"], strict=True))
     drafted = {"acceptance_length": None, "drafts": None, "accepted_per_position": None}
+
     if count:
         drafted = {name: runs[0][name] for name in ("drafts", "accepted_per_position")}
         drafted["acceptance_length"] = acceptance_length([runs[0]["accepted_tokens"]], [runs[0]["drafts"]])
+
     return {
         "num_speculative_tokens": count,
         "batch_size": size,
@@ -126,6 +130,7 @@ def table(entries: list[dict]) -> str:
     found = {(entry["num_speculative_tokens"], entry["batch_size"]): entry for entry in entries}
     lines = ["| K | acceptance length | " + " | ".join(f"batch {size}" for size in sizes) + " |"]
     lines.append("|---|---|" + "---|" * len(sizes))
+
     for count in sorted({entry["num_speculative_tokens"] for entry in entries}):
         length = found[count, sizes[0]]["acceptance_length"]
         cells = [
@@ -138,7 +143,7 @@ def table(entries: list[dict]) -> str:
 
 
 def verdict(entries: list[dict]) -> str:
-    """Which K is the fastest at each batch size, and from which size on no draft is: where it stops paying."""
+    """The fastest K at each batch size; it is 0, no draft, at sizes where drafting does not pay."""
     lines = []
     for size in sorted({entry["batch_size"] for entry in entries}):
         best = max((entry for entry in entries if entry["batch_size"] == size), key=lambda entry: entry["speedup"])
@@ -150,13 +155,14 @@ def verdict(entries: list[dict]) -> str:
 
 
 def model_identity(name: str) -> str:
-    """What tells a model from others: a Hub id as it is, of a folder 16 hex digits of what its files hold.
+    """What identifies a model: its Hub id, or 16 hex digits of the content of its folder's files.
 
-    Of a file of more than 256 MiB so much is looked at, spread evenly over it.
+    Of a larger file, 256 MiB are read, spread evenly over it.
     """
     folder = Path(name).expanduser()
     if not folder.is_dir():
         return name
+
     digest = hashlib.sha256()
     for path in sorted(
         file for kind in ("config.json", "*.safetensors", "*.bin", "*.gguf") for file in folder.glob(kind)
