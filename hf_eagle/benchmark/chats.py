@@ -1,4 +1,4 @@
-"""Benchmarks of the whole step on real chats: packed rows against padded batches, the Trainer against a bare loop."""
+"""Benchmark the whole step on real chats: packed rows against padded batches, the Trainer against a bare loop."""
 
 import tempfile
 import time
@@ -25,12 +25,12 @@ from . import measures
 from .workload import Step
 
 
-# sequences of a padded batch
+# sequences in a padded batch
 _PADDED_ROWS = 8
 
 
 def measure(args, device: torch.device) -> dict:
-    """Seconds and supervised rows of all batches of `args.num_chats` chats, and the ratio that `args.compare` names."""
+    """Seconds and supervised rows a second for `args.num_chats` chats, and the ratio that `args.compare` names."""
     dtype = getattr(torch, args.dtype)
     tokenizer = load_tokenizer(args.target)
     target = FrozenTarget.from_pretrained(args.target, dtype=dtype, device=device)
@@ -52,7 +52,7 @@ def measure(args, device: torch.device) -> dict:
         runs = _packed_and_padded(new_step, data, tokenizer, args, device)
     medians = measures.alternating_medians(runs, args.repeats)
 
-    rows = supervised_rows(data)  # the same chats every way, so the same rows
+    rows = supervised_rows(data)  # every way runs the same chats, so the same rows
     rates = {way: rows / sum(m.values()) for way, m in medians.items()}
     first = "bare" if args.compare == "trainer" else "packed"
     result = {"seconds": medians, "supervised_rows_per_second": rates[first], "rows_per_second": rates}
@@ -62,10 +62,10 @@ def measure(args, device: torch.device) -> dict:
 
 
 def _packed_and_padded(new_step: Callable[..., Step], data, tokenizer, args, device) -> dict[str, Callable]:
-    """An epoch of padded batches, one of packed rows, and with `args.compare` padded a plain one."""
+    """Epochs of padded batches and of packed rows, and a plain one if `args.compare` is `padded`."""
     collator, fast = EagleDataCollator(tokenizer.pad_token_id or 0), new_step()
     padded = _batches(data, collator, _PADDED_ROWS, device)
-    # packed rows hold about as many tokens a batch as the padded ones
+    # a packed batch holds about as many tokens as a padded one
     size = max(1, round(_PADDED_ROWS * sum(map(len, data["input_ids"])) / len(data) / args.length))
     packed = _batches(pack_dataset(data, args.length), collator, size, device)
 
@@ -73,7 +73,7 @@ def _packed_and_padded(new_step: Callable[..., Step], data, tokenizer, args, dev
         "padded": partial(_epoch, fast, [fast.planned(batch) for batch in padded], device),
         "packed": partial(_epoch, fast, [fast.planned(batch) for batch in packed], device),
     }
-    if args.compare == "padded":  # the plain way: padding is computed and masked away, by target and draft
+    if args.compare == "padded":  # the plain way: target and draft compute padding and mask it away
         plain = new_step(whole=True)
         masked = [{**plain.planned(batch), "attention_mask": _causal_mask(batch)} for batch in padded]
         runs["plain"] = partial(_epoch, plain, masked, device)
@@ -81,7 +81,7 @@ def _packed_and_padded(new_step: Callable[..., Step], data, tokenizer, args, dev
 
 
 def supervised_rows(data) -> int:
-    """Rows that are supervised at the first step."""
+    """Number of rows that are supervised at the first step."""
     masks = (torch.tensor([mask]) for mask in data["loss_mask"])
     return sum(int(supervised_steps(mask, torch.zeros_like(mask), 1).sum()) for mask in masks)
 
@@ -90,7 +90,7 @@ def draft_for(target, data, tokenizer, args):
     """A new draft whose vocabulary is counted in `data`, in training mode."""
     size = args.draft_vocab_size
     config = EagleConfig.from_target(target.config, draft_vocab_size=size)
-    mapping = None  # of the whole vocabulary
+    mapping = None  # the whole vocabulary
     if size is not None:
         counts = count_supervised_tokens(data, config.vocab_size)
         mapping = VocabularyMapping.from_counts(counts, size, tokenizer.all_special_ids)
@@ -104,14 +104,14 @@ def _batches(data, collator, size: int, device) -> list[dict]:
 
 
 def _causal_mask(batch: dict) -> torch.Tensor:
-    """bool `(batch, 1, length, length)`, as transformers makes it of a padded batch."""
+    """bool `(batch, 1, length, length)`, as transformers makes it for a padded batch."""
     length = batch["input_ids"].shape[1]
     causal = torch.ones(length, length, dtype=torch.bool, device=batch["input_ids"].device).tril()
     return causal & batch["attention_mask"].bool()[:, None, None]
 
 
 def _epoch(step: Step, batches: list[dict], device) -> dict[str, float]:
-    """Seconds of the target's part of all batches, and of the draft's, forward and backward."""
+    """Seconds of the target's part of all batches, and of the draft's forward and backward."""
     found = {"target_seconds": 0.0, "draft_seconds": 0.0}
     for batch in batches:
         found["target_seconds"] += measures.seconds(lambda b=batch: step.look(b), device)
@@ -121,7 +121,7 @@ def _epoch(step: Step, batches: list[dict], device) -> dict[str, float]:
 
 
 def _bare_loop(step: Step, batches: list[dict], device) -> dict[str, float]:
-    """Seconds of what the Trainer does with these batches once they are collated and planned, and nothing else."""
+    """Seconds of only what the Trainer does with these batches after they are collated and planned."""
     trained = [p for p in step.draft.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-6, fused=True)
 
@@ -137,7 +137,7 @@ def _bare_loop(step: Step, batches: list[dict], device) -> dict[str, float]:
 
 
 class _Clock(TrainerCallback):
-    """Time from the first step's beginning to the last one's end: no setting up, no saving."""
+    """Time from the first step's start to the last one's end, without setup and saving."""
 
     def on_step_begin(self, args, state, control, **kwargs):
         if state.global_step == 0:
@@ -149,7 +149,7 @@ class _Clock(TrainerCallback):
 
 
 def trainer_epoch(draft, target, data, tokenizer, args, features=None) -> dict[str, float]:
-    """Seconds of an epoch in padded batches of 8, from the first step's beginning to the last one's end."""
+    """Seconds of an epoch in padded batches of 8, from the first step's start to the last one's end."""
     with tempfile.TemporaryDirectory() as folder:
         arguments = EagleTrainingArguments(
             output_dir=str(Path(folder) / "run"),

@@ -1,7 +1,7 @@
-"""What every rank of a training run would hold, from configs alone: no weight is read or made.
+"""Predict what every rank of a training run holds, from configs alone, without reading or making weights.
 
-Parameters are counted on models of the meta device and are exact; activations are what the draft's kind counts, see
-`drafts/costs_base.py`. What an allocator, CUDA itself and libraries need in addition is not counted.
+Parameters are counted on meta-device models and are exact. Activations are what the draft's kind counts, see
+`drafts/costs_base.py`. Memory for the allocator, CUDA itself and libraries is not counted.
 """
 
 from dataclasses import dataclass, field
@@ -26,9 +26,9 @@ class Holding:
     """One thing that a rank holds.
 
     Attributes:
-        what: for people.
+        what: name to show.
         bytes: its size.
-        parameters: how many numbers of weights it is, where it is weights.
+        parameters: number of parameters, if it is weights.
     """
 
     what: str
@@ -41,9 +41,9 @@ class DryRun:
     """What a rank holds: all the time, during a step, and at most.
 
     Attributes:
-        title: of what run.
-        kept: from the first step to the last.
-        target_step, draft_step: while the target, and then the draft, is run; never both.
+        title: the run in words.
+        kept: held from the first step to the last.
+        target_step, draft_step: held while the target, and then the draft, runs; never both.
     """
 
     title: str
@@ -53,7 +53,7 @@ class DryRun:
 
     @property
     def peak(self) -> float:
-        """Bytes at most."""
+        """The most bytes at one time."""
         steps = (sum(h.bytes for h in step) for step in (self.target_step, self.draft_step))
         return sum(h.bytes for h in self.kept) + max(steps)
 
@@ -66,13 +66,15 @@ class DryRun:
             for h in holdings:
                 count = "" if h.parameters is None else f"{h.parameters:,}"
                 lines.append(f"  {h.what:56} {count:>17} {h.bytes / GIB:9.2f}")
+
         lines.append(f"{'at most':76} {self.peak / GIB:9.2f}")
         return "\n".join(lines)
 
     def warning(self, device_memory_gb: float | None) -> str | None:
-        """Why this run cannot fit a device of so many GiB, `None` if it may."""
+        """Why this run cannot fit a device with this many GiB, `None` if it may fit."""
         if device_memory_gb is None or self.peak <= device_memory_gb * GIB:
             return None
+
         everything = self.kept + max(self.target_step, self.draft_step, key=lambda step: sum(h.bytes for h in step))
         largest = max(everything, key=lambda h: h.bytes)
         return (
@@ -82,10 +84,10 @@ class DryRun:
 
 
 def read_target_config(name_or_path: str, revision: str = "main", trust_remote_code: bool = False) -> PreTrainedConfig:
-    """The config of a target, from a folder that holds `config.json` or from the Hub; its weights are not needed.
+    """The config of a target, from a folder with `config.json` or from the Hub; its weights are not needed.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: if the config cannot be read.
     """
     try:
         return load_config(name_or_path, revision, trust_remote_code)
@@ -99,7 +101,8 @@ def read_target_config(name_or_path: str, revision: str = "main", trust_remote_c
 def shapes_of(target_config: PreTrainedConfig, target_args, data_args, dry_args, args, steps: int) -> RunShapes:
     """The run that a script's argument groups describe; `steps` of the training-time test."""
     sharding, ranks = (target_args.target_sharding, target_args.target_shard_size), dry_args.world_size
-    layout_of(target_config, *sharding, world=ranks)  # refuses what cannot be spread so
+    layout_of(target_config, *sharding, world=ranks)  # refuses a target that cannot be spread this way
+
     dtype = target_args.target_dtype
     if dtype == "auto":
         dtype = target_config.get_text_config().dtype or target_config.dtype or torch.float32
@@ -122,8 +125,8 @@ def dry_run(target_config: PreTrainedConfig, draft_config: DraftConfig, shapes: 
     """What a rank of such a run holds.
 
     Args:
-        target_config: the target's, of the whole model.
-        draft_config: the draft's.
+        target_config: config of the whole target.
+        draft_config: config of the draft.
         shapes: the run.
     """
     kind, _ = find_kind(draft_config.architectures)
@@ -131,8 +134,9 @@ def dry_run(target_config: PreTrainedConfig, draft_config: DraftConfig, shapes: 
     with torch.device("meta"):
         target = auto_class(target_config).from_config(target_config, dtype=shapes.target_dtype)
         draft = class_of(draft_config.architectures)(draft_config)
+
     trained = sum(p.numel() for p in draft.parameters() if p.requires_grad)
-    # tables that the target lends; a frozen bias is not one
+    # two-dimensional: tables that the target lends, and not a frozen bias
     lent = [p.numel() for p in draft.parameters() if not p.requires_grad and p.dim() == 2]
 
     text = target_config.get_text_config()
@@ -161,15 +165,17 @@ def _target_weights(target, shapes: RunShapes) -> list[Holding]:
     dtype, width = str(shapes.target_dtype).removeprefix("torch."), shapes.target_dtype.itemsize
     if getattr(target.config, "quantization_config", None) is not None:
         dtype += " (unpacked)"
+
     if mode == "none" or ranks == 1:
         return [Holding(f"target, {dtype}, whole", whole * width, whole)]
+
     split = whole if mode != "tensor" else sum(n for name, n in sizes.items() if _is_split(name, target.tp_plan))
-    held = whole - split + -(-split // ranks)
+    held = whole - split + -(-split // ranks)  # every rank holds all of what is not split
     return [Holding(f"target, {dtype}, {mode} over {ranks} ranks", held * width, held)]
 
 
 def _is_split(name: str, plan: dict[str, str]) -> bool:
-    """Whether tensor parallelism splits a parameter, by the model's own plan."""
+    """Whether the model's own tensor-parallel plan splits a parameter."""
     pattern = ".".join("*" if part.isdigit() else part for part in name.split("."))
     style = plan.get(pattern) or plan.get(pattern.rpartition(".")[0]) or ""
     return "colwise" in style or "rowwise" in style
@@ -177,9 +183,10 @@ def _is_split(name: str, plan: dict[str, str]) -> bool:
 
 def _draft_weights(trained: int, lent: list[int], target, shapes: RunShapes) -> list[Holding]:
     own = trained // shapes.world_size if shapes.draft_sharded else trained
-    # the target's table and head are shared where they are whole and of the draft's dtype, which is float32
+    # the draft shares the target's table and head if they are whole and float32, the draft's dtype
     shared = shapes.target_dtype == torch.float32 and shapes.target_sharding == "none"
     copies = 0 if shared else lent[0] if _is_tied(target) else sum(lent)
+
     held = [
         Holding("draft, trained, float32", own * FLOAT32, own),
         Holding("draft, frozen, float32" + (" (the target's own)" if shared else ""), copies * FLOAT32, sum(lent)),
@@ -215,14 +222,14 @@ def _target_forward(target, text, shapes: RunShapes) -> list[Holding]:
     if shapes.target_sharding in ("fsdp2", "expert"):
         largest = max(_gathered(layer, shapes.target_sharding) for layer in parts.layers)
         held.append(Holding("a layer's weights, gathered, and the next one's", 2 * largest * width))
-    if shapes.target_sharding != "none":  # the teacher's logits are made by a whole head
+    if shapes.target_sharding != "none":  # the teacher's logits need the whole head
         head = parts.head.weight.numel()
         held.append(Holding("the head, gathered", head * width, head))
     return held
 
 
 def _gathered(layer, sharding: str) -> int:
-    """Parameters of a layer that are gathered to run it: experts stay where they are, unless all is `fsdp2`."""
+    """Parameters gathered to run a layer: experts stay where they are, unless everything is `fsdp2`."""
     sizes = {name: p.numel() for name, p in layer.named_parameters()}
     return sum(size for name, size in sizes.items() if sharding == "fsdp2" or ".experts." not in f".{name}")
 

@@ -1,4 +1,4 @@
-"""The time that a function takes, the memory that it adds, and how fast this machine multiplies matrices."""
+"""Measure the time a function takes, the memory it adds, and how fast this machine multiplies matrices."""
 
 import ctypes
 import platform
@@ -10,9 +10,9 @@ from functools import lru_cache
 import torch
 
 
-@lru_cache  # once a process: a sweep asks at every point
+@lru_cache  # measured once a process, although a sweep asks at every point
 def matmul_limit(dtype: torch.dtype, device: torch.device, repeats: int = 5) -> float:
-    """FLOP/s of the best of a few large matrix products on this machine, now."""
+    """FLOP/s of the fastest of a few large matrix products, measured now."""
     best = 0.0
     for m, n, k in ((2048, 2048, 2048), (4096, 1024, 1024), (1024, 8192, 576)):
         a, b = torch.randn(m, k, device=device, dtype=dtype), torch.randn(k, n, device=device, dtype=dtype)
@@ -22,7 +22,7 @@ def matmul_limit(dtype: torch.dtype, device: torch.device, repeats: int = 5) -> 
 
 
 def seconds(function: Callable, device: torch.device) -> float:
-    """Wall time of one call, the device's queue drained before and after."""
+    """Wall time of one call. Drains the device's queue before and after."""
     drain(device)
     begun = time.perf_counter()
     function()
@@ -31,23 +31,25 @@ def seconds(function: Callable, device: torch.device) -> float:
 
 
 def drain(device: torch.device) -> None:
-    """Wait until a device has done what it was given."""
+    """Wait until a device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def peak_memory(function: Callable, device: torch.device) -> int | None:
-    """Bytes that a call adds to what is held before it, at its peak; `None` where that cannot be seen."""
+    """Peak bytes that a call adds to what was held before; `None` where that cannot be measured."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         held = torch.cuda.memory_allocated(device)
         function()
         return torch.cuda.max_memory_allocated(device) - held
+
     if platform.system() != "Linux":
         return None
+
     ctypes.CDLL(None).malloc_trim(0)  # or freed memory would hide what the call takes
     with open("/proc/self/clear_refs", "w") as switch:
-        switch.write("5")  # the high-water mark falls to what is held now
+        switch.write("5")  # resets the high-water mark to what is held now
     held = _status("VmRSS")
     function()
     return _status("VmHWM") - held
@@ -59,13 +61,15 @@ def _status(name: str) -> int:
 
 
 def alternating_medians(functions: dict[str, Callable[[], dict]], repeats: int) -> dict[str, dict]:
-    """Each function `repeats` times, taking turns, so that all meet the same machine; medians of what they return."""
+    """Call all functions in turn, `repeats` times, under the same conditions. Returns the medians of their results."""
     runs = {name: [] for name in functions}
     for function in functions.values():
         function()  # warm
+
     for _ in range(repeats):
         for name, function in functions.items():
             runs[name].append(function())
+
     return {
         name: {key: statistics.median(run[key] for run in found) for key in found[0]} for name, found in runs.items()
     }

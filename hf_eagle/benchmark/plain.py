@@ -1,6 +1,6 @@
-"""The plain way to train an EAGLE-3 draft, for comparison: all rows are unrolled, and all their logits made and kept.
+"""Train an EAGLE-3 draft the plain way, for comparison: unroll all rows, and compute and keep all their logits.
 
-Loss and gradients are those of the fast way, which leaves out the rows that do not count.
+Loss and gradients equal those of the fast way, which skips the rows that do not count.
 """
 
 from dataclasses import replace
@@ -16,7 +16,7 @@ from ..targets.features import TargetDistribution
 
 
 class PlainTraining(DraftTraining):
-    """All rows of a batch at all steps; the losses of those that do not count are masked in the end.
+    """Unroll all rows of a batch at all steps; mask the losses of those that do not count at the end.
 
     Args:
         num_steps: TTT steps.
@@ -30,7 +30,7 @@ class PlainTraining(DraftTraining):
         counted = supervised_steps(batch["loss_mask"], documents, self.steps).flatten(1)
         rows = torch.arange(documents.numel())
 
-        # the target is asked at every token but the first of a sequence, which no row is compared with
+        # ask the target at every token but the first of a sequence, which no row is compared with
         positions = rows.view(documents.shape)[:, 1:].flatten()
         answer_of = torch.zeros(documents.numel() + self.steps, dtype=torch.long)
         answer_of[positions] = torch.arange(len(positions))

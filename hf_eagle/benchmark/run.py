@@ -1,4 +1,4 @@
-"""Runs what `scripts/benchmark_training_step.py` is asked for: one shape or a sweep, alone or against another way."""
+"""Run what `scripts/benchmark_training_step.py` asks for: one shape or a sweep, alone or against another way."""
 
 import dataclasses
 import math
@@ -56,23 +56,24 @@ def measure(args, device: torch.device) -> dict:
 
 
 def _shapes(args) -> Shapes:
-    """Those of the preset, with what the arguments override."""
+    """The preset's shapes, with what the arguments override."""
     preset = PRESETS[args.preset]
     given = {f.name: getattr(args, f.name) for f in dataclasses.fields(preset)}
     return dataclasses.replace(preset, **{name: value for name, value in given.items() if value is not None})
 
 
 def _of_fast_way(step: Step, medians: dict, memory: dict, limit: float) -> dict:
-    """What is reported of a run, before it is compared with another way.
+    """The result of a run, before it is compared with another way.
 
     Args:
         step: the fast way, after its last step.
-        medians, memory: of all ways.
+        medians, memory: those of all ways.
         limit: FLOP/s that matrix products reach on this machine.
     """
     config = step.draft.config
     needed = step.draft.kind.part("costs").costs_of(config).needed_flops(step.plan)
     rows, draft_seconds = int(step.counts[0]), _draft_seconds(medians["fast"])
+
     rate = sum(needed.values()) / draft_seconds
     return {
         "seconds": medians,
@@ -92,7 +93,7 @@ def _draft_seconds(medians: dict[str, float]) -> float:
 
 
 def timed_step(step: Step, batch: dict, optimizer, device) -> dict[str, float]:
-    """Seconds of each part of one training step, of a batch that brings its plan, see [`Step`]."""
+    """Seconds of each part of one training step, for a batch that carries its plan, see [`Step`]."""
     marks = [time.perf_counter()]
 
     def mark():
@@ -112,7 +113,7 @@ def timed_step(step: Step, batch: dict, optimizer, device) -> dict[str, float]:
 
 
 def _draft_memory(step: Step, batch: dict, device) -> int | None:
-    """What forward and backward of the draft add at their peak, gradients of the weights included."""
+    """Peak bytes that forward and backward of the draft add, weight gradients included."""
     step.look(batch)
 
     def forward_and_backward():
@@ -124,7 +125,7 @@ def _draft_memory(step: Step, batch: dict, device) -> int | None:
 
 
 def sweep(args, device: torch.device, values: tuple[int, ...]) -> dict:
-    """`measure` at every value, the exponents of growth fitted over the upper half."""
+    """`measure` at every value, and the exponents of growth, fitted over the upper half."""
     name = {"length": "length", "ttt": "ttt_steps", "batch": "batch_size"}[args.sweep]
     points = []
     for value in values:
@@ -140,7 +141,7 @@ def sweep(args, device: torch.device, values: tuple[int, ...]) -> dict:
         "memory": [point["draft_memory_bytes"]["fast"] for point in upper],
     }
     for what, seen in costs.items():
-        if None not in seen:  # memory cannot be seen on every system
+        if None not in seen:  # memory cannot be measured on every system
             growth = statistics.linear_regression(x, [math.log(cost) for cost in seen]).slope
             result[f"{what}_exponent"] = growth
             print(f"{what} grows with {name} to the power {growth:.2f} ({upper[0][name]} to {upper[-1][name]})")
@@ -148,7 +149,7 @@ def sweep(args, device: torch.device, values: tuple[int, ...]) -> dict:
 
 
 def describe(result: dict) -> str:
-    """The numbers as lines for a terminal."""
+    """Format the numbers as lines for a terminal."""
     lines = []
     for name, medians in result["seconds"].items():
         parts = "  ".join(f"{part.removesuffix('_seconds')} {medians[part]:.3f} s" for part in medians)
@@ -172,7 +173,7 @@ def describe(result: dict) -> str:
 
 
 def draw_sweep(result: dict, path: Path) -> Path:
-    """Time and memory of the draft's side over what was swept."""
+    """Plot time and memory of the draft's side over what was swept."""
     name, points = result["swept"], result["points"]
     ways = points[0]["seconds"]
     seconds = {way: [_draft_seconds(p["seconds"][way]) for p in points] for way in ways}

@@ -1,4 +1,4 @@
-"""Benchmark of training from a feature store against training that asks the target, both through the Trainer."""
+"""Benchmark training from a feature store against training that asks the target, both through the Trainer."""
 
 import os
 import tempfile
@@ -18,15 +18,15 @@ from ..targets.target import FrozenTarget
 from . import chats
 
 
-# turns of either way
+# blocks of chats, on which both ways take turns
 _BLOCKS = 10
 
 
 def measure(args, device: torch.device) -> dict:
-    """One epoch over `args.num_chats` chats either way, taking turns after every tenth of them.
+    """Run an epoch over `args.num_chats` chats each way, alternating after every tenth of them.
 
-    The store is evicted from memory before each of its turns, so that it is read from the disk. The cost of reading is
-    the time of the reading thread, and that in which a step waits and converts.
+    The store is evicted from memory before each of its turns, so it is read from the disk. The cost of reading is the
+    time of the reading thread, plus the time a step waits and converts.
     """
     tokenizer = load_tokenizer(args.target)
     target = FrozenTarget.from_pretrained(args.target, dtype=getattr(torch, args.dtype), device=device)
@@ -69,13 +69,13 @@ def measure(args, device: torch.device) -> dict:
 def _take_turns(
     blocks: list, epoch: Callable[..., dict[str, float]], new_clock: Callable[[], "_ReadingClock"], folder: Path
 ) -> dict[str, float]:
-    """Seconds of all blocks of chats: `live`, `stored`, and `reading`, which is a part of the latter.
+    """Seconds of all blocks of chats: `live`, `stored`, and `reading`, which is a part of `stored`.
 
     Args:
-        blocks: of chats.
-        epoch: trains on a block, on given `features` where there are any.
-        new_clock: opens the store anew.
-        folder: of the store.
+        blocks: the chats, in blocks.
+        epoch: trains on a block, with `features` if given.
+        new_clock: opens the store again.
+        folder: the store's folder.
     """
     total = {"live": 0.0, "stored": 0.0, "reading": 0.0}
     for number, block in enumerate([blocks[0], *blocks]):  # the first once more, to warm up
@@ -92,7 +92,7 @@ def _take_turns(
 
 
 class _ReadingClock(FeatureCache):
-    """Seconds that reading takes: in its thread, and in the step that waits for it and converts."""
+    """Measure the seconds of reading: in its thread, and in the step that waits for it and converts."""
 
     def __init__(self, cache: FeatureCache, target: FrozenTarget):
         super().__init__(cache.store, target)
@@ -114,7 +114,7 @@ class _ReadingClock(FeatureCache):
 
 
 def _evict(folder: Path) -> None:
-    """Ask the system to forget the files' pages."""
+    """Ask the system to drop the files from its page cache."""
     for path in folder.glob("*.safetensors"):
         handle = os.open(path, os.O_RDONLY)
         os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)

@@ -1,4 +1,4 @@
-"""A draft, its target and a batch of known shapes, and one training step of them in parts that can be timed."""
+"""A draft, a target and a batch of known shapes, and one training step in parts that can be timed."""
 
 from dataclasses import dataclass, fields
 from typing import Any
@@ -53,20 +53,23 @@ def build_draft(shapes: Shapes, device: torch.device, embedding: torch.Tensor | 
     latent = shapes.kv_lora_rank is not None
     left_out = {"num_hidden_layers", *(("num_key_value_heads", "head_dim") if latent else LATENT_SIZES)}
     sizes = {f.name: getattr(shapes, f.name) for f in fields(shapes) if f.name not in left_out}
+
     n = shapes.num_hidden_layers
     config_class = EagleMLAConfig if latent else EagleConfig
     config = config_class(**sizes, eagle_aux_hidden_state_layer_ids=[2, n // 2, n - 3], max_position_embeddings=2**17)
+
     mapping = None
     if shapes.draft_vocab_size < shapes.vocab_size:
         kept = torch.randperm(shapes.vocab_size)[: shapes.draft_vocab_size]
         mapping = VocabularyMapping.from_token_ids(kept, shapes.vocab_size)
     if embedding is None:
         embedding = 0.02 * torch.randn(shapes.vocab_size, shapes.hidden_size)
+
     return new_draft(config, embedding, mapping).to(device).train()
 
 
 def random_target(shapes: Shapes, dtype: torch.dtype, device: torch.device, tap_ids: list[int]) -> FrozenTarget:
-    """A Llama of these shapes with random weights: what it says is noise, what it costs is not."""
+    """A Llama of these shapes with random weights: its answers are noise, its costs are real."""
     left_out = {"draft_vocab_size", *LATENT_SIZES}
     sizes = {f.name: getattr(shapes, f.name) for f in fields(shapes) if f.name not in left_out}
     config = LlamaConfig(**sizes, max_position_embeddings=2**17, tie_word_embeddings=True)
@@ -74,7 +77,7 @@ def random_target(shapes: Shapes, dtype: torch.dtype, device: torch.device, tap_
 
 
 def chat_batch(shapes: Shapes, batch_size: int, length: int, supervised_share: float, turns: int, device) -> dict:
-    """Conversations of `turns` turns, the last `supervised_share` of each turn being an answer."""
+    """Conversations of `turns` turns; the last `supervised_share` of each turn is an answer."""
     place = torch.arange(length) % (length // turns) / (length // turns)
     ids = torch.randint(0, shapes.vocab_size, (batch_size, length))
     batch = {
@@ -86,10 +89,10 @@ def chat_batch(shapes: Shapes, batch_size: int, length: int, supervised_share: f
 
 
 class NoTarget:
-    """Stands in for a target where only the draft's side is of interest: its answers are random, and made once.
+    """Stand-in for a target if only the draft's side matters: its answers are random, and made once.
 
     Attributes:
-        features, teacher: what it answers, `None` until it is asked.
+        features, teacher: its answers, `None` until the first call.
     """
 
     def __init__(self, config: EagleConfig):
@@ -101,7 +104,7 @@ class NoTarget:
         if self.features is None:
             width = self.config.num_taps * self.config.target_hidden_size
             taps = torch.randn(*input_ids.shape, width, device=input_ids.device)
-            # an EAGLE-3 draft sees taps; of the last hidden states only their number is read
+            # an EAGLE-3 draft sees taps; only the number of last hidden states is used
             self.features = TargetFeatures(taps=taps, last_hidden=taps[..., :0])
         return self.features
 
@@ -122,21 +125,22 @@ class NoTarget:
 class Step:
     """The [`TrainingStep`] that the Trainer runs, in two parts that can be timed: the target's and the draft's.
 
-    `look` asks the target for features and distributions; it also moves the plan of the batch to the device. `forward`
-    is the draft's unroll and loss, and the caller runs `backward` on its result. A plan is made in neither part: a run
-    plans a batch on the CPU where it collates it, so call `planned` before the clock starts.
+    `look` asks the target for features and distributions, and moves the batch's plan to the device. `forward` is the
+    draft's unroll and loss; the caller runs `backward` on its result. Neither part makes the plan: a run plans a batch
+    on the CPU where it collates it, so call `planned` before the clock starts.
 
     Args:
         draft, target: the pair; without a target, features and distributions are random and made once.
         num_steps: TTT steps.
         autocast: dtype of mixed precision, `None` for float32.
-        whole: the plain way to compare with, see [`PlainTraining`], with `eager` attention.
+        whole: run the plain way instead, for comparison, see [`PlainTraining`]; with `eager` attention.
     """
 
     def __init__(self, draft, target: FrozenTarget | None, num_steps: int, autocast=None, whole: bool = False):
         self.draft, self.autocast = draft, autocast
         self.attention = "eager" if whole else "sdpa"
         self.target = NoTarget(draft.config) if target is None else target
+
         if whole:
             training = PlainTraining(num_steps)
         else:
@@ -145,17 +149,18 @@ class Step:
         self.training_step = TrainingStep(self.target, training, torch.float32 if autocast is None else torch.bfloat16)
 
     def planned(self, batch: dict) -> dict:
-        """The batch as the Trainer's loader leaves it: padding of any id, and with its plan, in main memory."""
+        """The batch as the Trainer's loader returns it, with its plan in main memory. Padding may have any id."""
         device = batch["input_ids"].device
         on_host = read_batch({name: x.cpu() for name, x in batch.items()}, self.target.config.vocab_size)
         plan = self.training_step.training.plan(on_host, Draw())
         return {**{name: x.to(device) for name, x in on_host.items()}, "plan": plan}
 
     def look(self, batch: dict) -> None:
-        """What the target says of a batch: its part of a step. A batch without a plan is planned here too."""
+        """The target's part of a step. Also plans a batch that has no plan."""
         self.plan = self.training_step.plan(batch)
         self.counts = self.plan.counts
         seen = self.training_step.look(batch, self.plan)
+
         factors = self.training_step.step_factors(self.counts, total=None, processes=1)
         self.lesson = self.training_step.teach(self.draft, seen, self.plan, factors)
 

@@ -12,7 +12,7 @@ class Answers:
 
     Attributes:
         tokens: new token ids of every prompt, cut at the end of the answer.
-        rows: prompts whose answers are not finished, in the order of the batch that is left.
+        rows: prompts whose answers are not finished, in the order of the remaining batch.
     """
 
     def __init__(
@@ -27,21 +27,23 @@ class Answers:
         self.rows = list(range(len(self.tokens)))
         self.streamer = streamer
         if streamer is not None:
-            streamer.put(input_ids.cpu())  # as `generate` does; a streamer may skip it
+            streamer.put(input_ids.cpu())  # as `generate` does; a streamer may skip the prompt
 
     def extend(self, found: list[list[int]]) -> list[int] | None:
         """Appends new tokens to the unfinished answers, up to their ends.
 
         Returns:
-            The places in the batch whose answers go on, or `None` when none has ended.
+            The places in the batch of the answers that go on, or `None` when all of them do.
         """
         kept = [
             place
             for place, (row, tokens) in enumerate(zip(self.rows, found, strict=True))
             if not self._extend_row(self.tokens[row], tokens)
         ]
+
         if len(kept) == len(self.rows):
             return None
+
         self.rows = [self.rows[place] for place in kept]
         if self.streamer is not None:
             self.streamer.end()
@@ -55,6 +57,7 @@ class Answers:
             finished = token in self.eos_token_ids or len(answer) == self.max_new_tokens
             if finished:
                 break
+
         if self.streamer is not None:
             self.streamer.put(torch.tensor(answer[before:]))
         return finished
@@ -67,7 +70,7 @@ class Answers:
 
 
 class RoundClock:
-    """Seconds spent on drafting and in the target; on a GPU by events, so that nobody waits for the device."""
+    """Seconds spent on drafting and in the target. On a GPU events measure them, so the host does not wait."""
 
     def __init__(self, device: torch.device):
         self.cuda = device.type == "cuda"
@@ -76,6 +79,7 @@ class RoundClock:
     def mark(self):
         if not self.cuda:
             return time.perf_counter()
+
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event
@@ -85,7 +89,7 @@ class RoundClock:
         self.marks.append((start, drafted, verified))
 
     def seconds(self) -> tuple[float, float]:
-        """Of drafting and of the target, summed; to be asked after the last transfer to the host."""
+        """Seconds of drafting and of the target, summed. Call it after the last transfer to the host."""
         return tuple(
             sum(m[i].elapsed_time(m[i + 1]) / 1000 if self.cuda else m[i + 1] - m[i] for m in self.marks) + 0.0
             for i in (0, 1)

@@ -1,9 +1,9 @@
 """Key-value caches for decoding: allocated ahead, every row of a batch with a length of its own.
 
-Row `b` keeps its keys at the slots `0 .. length - 1`, so that slot and position of a verified token are one number and
-padding takes no slot. A forward writes behind each row's length and moves nothing. Afterwards the lengths grow over
-what was verified; what was not is overwritten by the next forward. Rolling back therefore costs nothing, and only a
-draft tree has to move keys: those of its accepted path, to the front.
+Row `b` keeps its keys at the slots `0 .. length - 1`: a verified token's slot is its position, and padding takes no
+slot. A forward writes after each row's length and moves nothing. Then the lengths grow over what was verified; the
+next forward overwrites the rest. Rolling back therefore costs nothing, and only a draft tree has to move keys: those of
+its accepted path, to the front.
 """
 
 from functools import partial
@@ -13,7 +13,7 @@ from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 
-SPARE_SLOTS = 256  # allocated ahead at most, so that storage is copied once in so many tokens
+SPARE_SLOTS = 256  # allocated ahead at most: storage is copied once in so many tokens
 
 
 class Lengths:
@@ -38,16 +38,16 @@ class Lengths:
         return Lengths([self.host[row] for row in kept], self.device[kept_on_device])
 
     def slots(self, count: int, skip: int = 0) -> torch.Tensor:
-        """The `count` slots behind `skip` others: `(rows, count)`, or `(1, count)` when they are equal in all rows."""
+        """The `count` slots after `skip` others: `(rows, count)`, or `(1, count)` when they are equal in all rows."""
         if self.uniform:
             return torch.arange(self.high + skip, self.high + skip + count, device=self.device.device)[None]
         return self.device[:, None] + torch.arange(skip, skip + count, device=self.device.device)
 
     def visible(self, seen: torch.Tensor) -> torch.Tensor:
-        """Which slots new tokens see: all verified ones, and of the new ones those marked in `seen`.
+        """Which slots new tokens see: all verified ones, and those new ones that `seen` marks.
 
         Args:
-            seen: bool `(rows or 1, n, m)`, whether new token `i` sees the `j`-th slot behind the verified ones.
+            seen: bool `(rows or 1, n, m)`, whether new token `i` sees the `j`-th slot after the verified ones.
 
         Returns:
             bool `(rows or 1, n, high + m)`.
@@ -55,6 +55,8 @@ class Lengths:
         count, new = seen.shape[1:]
         if self.uniform:
             return torch.cat([seen.new_ones(seen.shape[0], count, self.high), seen], dim=-1)
+
+        # a row's slots below its length hold verified tokens (place < 0), those from there on the new ones
         place = torch.arange(self.high + new, device=seen.device) - self.device[:, None]  # (rows, slots)
         index = place.clamp(0, new - 1)[:, None].expand(-1, count, -1)
         found = seen.expand(len(self.host), -1, -1).gather(2, index)
@@ -62,7 +64,7 @@ class Lengths:
 
 
 class SlotCache(Cache):
-    """A `transformers` cache over slots; `place` says behind which lengths (and how far) the next forward writes.
+    """A `transformers` cache over slots; `place` says after which lengths (and how far) the next forward writes.
 
     Args:
         lengths: where the first forward writes.
@@ -127,6 +129,8 @@ class _SlotLayer(DynamicLayer):
             self.keys = self._reserve(self.keys, key_states, slots)
             self.values = self._reserve(self.values, value_states, slots)
             self.is_initialized = True
+
+        # rows of one length write a plain slice and need no index
         if self.where.lengths.uniform:
             self.keys[:, :, end - count : end] = key_states
             self.values[:, :, end - count : end] = value_states
@@ -134,15 +138,19 @@ class _SlotLayer(DynamicLayer):
             index = self.where.slots(count)[:, None, :, None]
             self.keys.scatter_(2, index.expand_as(key_states), key_states)
             self.values.scatter_(2, index.expand_as(value_states), value_states)
+
         return self.keys[:, :, :end], self.values[:, :, :end]
 
     def gather(self, path: torch.Tensor) -> None:
         count = path.shape[1]
+
         if self.where.lengths.uniform and path.shape[0] == 1:
             start = self.where.start
             for x in (self.keys, self.values):
                 x[:, :, start : start + count] = x.index_select(2, start + path[0])
             return
+
+        # `gather` copies before `scatter_` writes, so the slots may overlap
         source = (self.where.slots(1) + path)[:, None, :, None]
         into = self.where.slots(1)[:, None, :, None] + torch.arange(count, device=path.device)[:, None]
         for x in (self.keys, self.values):
@@ -151,7 +159,7 @@ class _SlotLayer(DynamicLayer):
 
     @staticmethod
     def _reserve(old: torch.Tensor | None, like: torch.Tensor, slots: int) -> torch.Tensor:
-        # zeros: a slot nobody wrote to is masked, but not-a-number times a weight of zero is not a number
+        # zeros, since an unwritten slot is masked by a weight of zero, and NaN times zero is NaN
         rows, heads, _, head_dim = like.shape
         new = like.new_zeros(rows, heads, slots, head_dim)
         if old is not None:
@@ -160,7 +168,7 @@ class _SlotLayer(DynamicLayer):
 
 
 def check_cache(target) -> None:
-    """Raises a `ValueError` for a target whose state is not only keys and values, which cannot be taken back."""
+    """Raises a `ValueError` for a target that keeps more than keys and values, since that cannot be rolled back."""
     model = target.model
     layers = DynamicCache(config=target.config).layers
     other = sorted({type(x).__name__ for x in layers if type(x) not in (DynamicLayer, DynamicSlidingWindowLayer)})

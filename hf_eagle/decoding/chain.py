@@ -10,7 +10,7 @@ class DraftRun:
 
     Args:
         draft: the draft, with the target's embeddings attached.
-        lengths: of the rows, none of which has a token yet.
+        lengths: the rows' lengths, all 0 at first.
         limit: tokens that a row will hold at most, drafted ones included.
         prompt_positions, moved: those of the [`TargetRun`], which a draft with m-RoPE follows.
     """
@@ -32,29 +32,31 @@ class DraftRun:
         """Runs the newly verified tokens, whose keys are kept.
 
         Args:
-            features: `(rows, n, ...)` of the target at the tokens which the draft has not seen; what a row holds
-                behind its own new tokens is ignored.
+            features: `(rows, n, ...)` of the target at the tokens that the draft has not seen; what a row holds
+                after its own new tokens is ignored.
             next_ids: `(rows, n)`, for each of them the NEXT token.
             lengths: verified tokens, these included.
-            embeddings: `(rows, n, hidden)` in the place of those of `next_ids`.
+            embeddings: `(rows, n, hidden)` to use instead of those of `next_ids`.
 
         Returns:
             Normed hidden states for the head and hidden states to feed back, of each row's last token: `(rows, 1,
-            hidden)` each. The head says what follows the token in `next_ids`.
+            hidden)` each. The head predicts what follows the token in `next_ids`.
         """
         before, self.lengths = self.lengths, lengths
         self.cache.place(before)
         count = next_ids.shape[1]
-        # rows of one length: causal, which is the draft's default
+        # rows of one length need no mask: the draft's default is causal
         mask = None
         if not before.uniform:
             causal = torch.ones(1, count, count, dtype=torch.bool, device=next_ids.device).tril()
             mask = before.visible(causal)[:, None]
+
         hidden = self.draft.combine_features(features)
-        positions, self.prompt_positions = self.prompt_positions, None  # the prompt's tokens come first, and once
+        positions, self.prompt_positions = self.prompt_positions, None  # the prompt comes first, and only once
         if positions is None:
             positions = self._positions(before.slots(count), next_ids.shape[0])
         normed, feedback = self.draft.decode(next_ids, hidden, positions, self.cache, mask, embeddings)
+
         if before.uniform and lengths.uniform:
             return normed[:, -1:], feedback[:, -1:]
         last = (lengths.device - before.device - 1)[:, None, None].expand(-1, 1, normed.shape[-1])
@@ -64,11 +66,11 @@ class DraftRun:
         """Runs drafted tokens on the draft's own hidden states; their keys last until the next `catch_up`.
 
         Args:
-            tokens: `(rows, n)` target ids, all `level` places behind the newest verified token.
+            tokens: `(rows, n)` target ids, all `level` places after the newest verified token.
             feedback: `(rows, n, hidden)` of their parents.
             level: 0 for what follows the newest verified token.
-            seen: bool `(rows, n, drafted)`: which of the tokens drafted so far, these last, each of them sees; in a
-                chain, `None`, all.
+            seen: bool `(rows, n, drafted)`: which of the tokens drafted so far (these come last) each of them sees;
+                `None` in a chain, where they see all.
 
         Returns:
             As `catch_up`, `(rows, n, hidden)` each.
@@ -80,6 +82,7 @@ class DraftRun:
             if seen is None:
                 seen = torch.ones(1, 1, drafted, dtype=torch.bool, device=tokens.device)
             mask = self.lengths.visible(seen)[:, None]
+
         self.cache.place(self.lengths, skip=drafted - count)
         positions = self._positions(self.lengths.slots(1, skip=level), rows).expand(rows, count)
         return self.draft.decode(tokens, feedback, positions, self.cache, mask)

@@ -1,4 +1,4 @@
-"""What can be refused before anything is decoded: arguments that do not fit together, and drafts of other targets."""
+"""Reject before decoding: arguments that do not fit together, and drafts of other targets."""
 
 from dataclasses import dataclass
 
@@ -44,12 +44,14 @@ class DraftShape:
         """
         if method not in METHODS:
             raise ValueError(f"`method` must be one of {', '.join(METHODS)}, but is {method!r}.")
+
         given = {
             "num_speculative_tokens": num_speculative_tokens,
             "depth": depth,
             "top_k": top_k,
             "total_tokens": total_tokens,
         }
+
         defaults = DEFAULTS[method]
         for name, value in given.items():
             if value is not None and name not in defaults:
@@ -59,23 +61,27 @@ class DraftShape:
                 )
             if value is not None and value < 1:
                 raise ValueError(f"`{name}` must be at least 1, but is {value}.")
+
         values = {name: default if given[name] is None else given[name] for name, default in defaults.items()}
         if method == "chain":
             count = values["num_speculative_tokens"]
             return cls(tree=False, depth=count, top_k=1, total_tokens=count)
+
         possible = max_nodes(values["depth"], values["top_k"])
         if total_tokens is None:
             values["total_tokens"] = min(values["total_tokens"], possible)
+
         if not values["depth"] <= values["total_tokens"] <= possible:
             raise ValueError(
                 f"`total_tokens` is {values['total_tokens']}, but a tree with `depth` {values['depth']} and `top_k` "
                 f"{values['top_k']} can keep {values['depth']} to {possible} nodes; change one of the three."
             )
+
         return cls(tree=True, **values)
 
     @property
     def drafted(self) -> int:
-        """Tokens behind the newest verified one of which target or draft makes keys in a round, at most."""
+        """The most tokens after the newest verified one for which target or draft makes keys in a round."""
         return max(self.total_tokens, (self.depth - 1) * self.top_k) + 1
 
     def check_vocabulary(self, draft) -> None:
@@ -95,13 +101,14 @@ def check_sampling(temperature: float, top_p: float, top_k: int | None, name: st
         raise ValueError(f"`top_p` must lie above 0 and at most at 1, but is {top_p}.")
     if top_k is not None and top_k < 1:
         raise ValueError(f"`{name}` must be at least 1, but is {top_k}; leave it out to draw from all tokens.")
+
     if temperature == 0 and (top_p < 1 or top_k is not None):
         ignored = "top_p" if top_p < 1 else name
         raise ValueError(f"`{ignored}` is set, but `temperature` is 0, which decodes greedily; set `temperature` too.")
 
 
 def check_draws(target, temperature: float, generator: torch.Generator | None) -> None:
-    """Raises a `ValueError` where ranks that hold one target between them would each draw tokens of their own."""
+    """Raises a `ValueError` when the ranks that share one target would each draw tokens of their own."""
     if temperature > 0 and generator is None and target.sharding is not None:
         raise ValueError(
             f"`generator` is None and `temperature` is {temperature}, but the target is spread over ranks, each of "
@@ -111,7 +118,7 @@ def check_draws(target, temperature: float, generator: torch.Generator | None) -
 
 
 def check_prompts(input_ids: torch.Tensor, attention_mask: torch.Tensor | None, max_new_tokens: int, streamer) -> None:
-    """Raises a `ValueError` for prompts that are no left-padded batch, or that cannot be streamed."""
+    """Raises a `ValueError` for prompts that are not a left-padded batch, or that cannot be streamed."""
     if max_new_tokens < 1:
         raise ValueError(f"`max_new_tokens` must be at least 1, but is {max_new_tokens}.")
     if input_ids.ndim != 2 or 0 in input_ids.shape:
@@ -119,28 +126,34 @@ def check_prompts(input_ids: torch.Tensor, attention_mask: torch.Tensor | None, 
             f"`input_ids` must be prompts of shape (batch, length) with at least one token each, but has shape "
             f"{tuple(input_ids.shape)}."
         )
+
     if streamer is not None and input_ids.shape[0] > 1:
         raise ValueError(f"`streamer` takes one prompt, but `input_ids` holds {input_ids.shape[0]}.")
+
     if attention_mask is None:
         return
+
     if attention_mask.shape != input_ids.shape:
         raise ValueError(
             f"`attention_mask` has shape {tuple(attention_mask.shape)}, but `input_ids` {tuple(input_ids.shape)}."
         )
+
     mask = attention_mask.bool()
     if not bool(mask[:, -1].all()) or bool((mask[:, :-1] & ~mask[:, 1:]).any()):
         raise ValueError(
-            "`attention_mask` has zeros behind a token; pad prompts on the left (`padding_side='left'`), and give each "
+            "`attention_mask` has zeros after a token; pad prompts on the left (`padding_side='left'`), and give each "
             "at least one token."
         )
 
 
 def check_prompt_media(target, input_ids: torch.Tensor, media: dict) -> None:
-    """Raises a `TypeError` for arguments that are no media, a `ValueError` for media that the target does not take."""
+    """Raises a `TypeError` for arguments that are not media, a `ValueError` for media that the target does not take."""
     unknown = next((name for name in media if name not in MEDIA), None)
     if unknown is not None:
-        raise TypeError(f"`{unknown}` is no argument of decoding; media are {', '.join(MEDIA)}.")
+        raise TypeError(f"`{unknown}` is not an argument of decoding; media are {', '.join(MEDIA)}.")
+
     check_media(target.model, [name for name, x in media.items() if x is not None])
+
     types = media.get("mm_token_type_ids")
     if types is not None and types.shape != input_ids.shape:
         raise ValueError(
@@ -156,12 +169,14 @@ def check_draft_fits(target, draft) -> None:
             f"`draft` was made for a vocabulary of {config.vocab_size} tokens, but the target has {target.vocab_size}; "
             "give the target that the draft was trained with."
         )
+
     hidden_size = getattr(config, "target_hidden_size", None) or config.hidden_size
     if hidden_size != target.hidden_size:
         raise ValueError(
             f"`draft` was made for a target with hidden size {hidden_size}, but the target's is {target.hidden_size}; "
             "give the target that the draft was trained with."
         )
+
     tap_ids, given = config.tap_ids, list(target.tap_ids or [])
     if tap_ids and list(tap_ids) != given:
         raise ValueError(

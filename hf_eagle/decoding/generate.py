@@ -7,7 +7,7 @@ how many tokens a target forward yields. The order of work is vLLM's, and so are
 * Every later target forward is one round: it verifies K drafted tokens (a tree: `depth` levels of them) and counts as
   one draft. This holds for the last round too, however few tokens are still wanted.
 * A round's accepted tokens are the leading ones that equal the target's choices. They are counted *before* the output
-  is cut at an end-of-sequence token or at `max_new_tokens`: tokens accepted behind the cut count.
+  is cut at an end-of-sequence token or at `max_new_tokens`: tokens accepted after the cut count.
 * An answer that is finished by its first token has no round.
 
 vLLM 0.32.0 counts by this rule (`Scheduler.update_from_output`, `SpecDecodingStats.observe_draft`) as long as prompt,
@@ -36,9 +36,9 @@ class SpeculativeOutput:
         answers: new token ids, cut at an end-of-sequence token or at `max_new_tokens`.
         drafts: rounds.
         accepted_per_position: rounds that accepted at least k + 1 drafted tokens (in a tree: levels), for every k.
-        rounds: target forwards behind the prompt's, all prompts of the batch together.
-        draft_seconds, target_seconds: spent in these rounds on drafting and on the target's forward; the prompt's
-            forward is in neither.
+        rounds: target forwards after the prompt's, all prompts of the batch together.
+        draft_seconds, target_seconds: spent in these rounds on drafting and on the target's forward. Neither includes
+            the prompt's forward.
     """
 
     sequences: torch.Tensor
@@ -97,19 +97,19 @@ def speculative_generate(
         temperature (`float`, *optional*, defaults to `0.0`):
             0 decodes greedily; above it tokens are drawn from the target's distribution.
         top_p (`float`, *optional*, defaults to `1.0`), sampling_top_k (`int`, *optional*):
-            Draw from the nucleus of this mass, from the so many most probable tokens.
+            Draw from the nucleus of this mass, and from this number of most probable tokens.
         generator (`torch.Generator`, *optional*):
             Where draws come from, on the target's device. A target that is spread over ranks needs one, seeded alike on
             all of them.
         streamer (`transformers` streamer, *optional*):
-            Is `put` the prompt, and the tokens of every round as they come; one prompt only.
+            Receives the prompt by `put`, then the tokens of every round as they come; one prompt only.
         media:
             What else a processor makes of prompts with images or videos (`pixel_values`, `image_grid_thw`,
             `mm_token_type_ids`, ...), for the prompts' forward.
 
     Raises:
-        `ValueError`: an argument out of range or without meaning beside the others, a draft that was made for a target
-            of another shape, or a target that cannot verify what is asked for.
+        `ValueError`: an argument out of range or without meaning given the others, a draft that was made for a target
+            of another shape, or a target that cannot verify such drafts.
     """
     shape = DraftShape.of(method, num_speculative_tokens, depth, top_k, total_tokens)
     shape.check_vocabulary(draft)
@@ -131,10 +131,12 @@ def speculative_generate(
             if kept is not None:
                 decoding.select(kept)
             report = decoding.round()
+
             for row, (count, *_) in zip(answers.rows, report, strict=True):
                 drafts[row] += 1
                 for position in range(count):
                     accepted[row][position] += 1
+
             kept = answers.extend([chosen[: count + 1] for count, *chosen in report])
 
     sequences = answers.sequences(_pad_token_id(target, eos_token_ids)).to(target.device)
@@ -152,25 +154,27 @@ class _Decoding:
         self.proposer = draft.proposer(shape, run)
 
         features = run.read_prompt()
-        # (rows, 1): the newest token of each answer, of which the target has not made keys yet
+        # (rows, 1): the newest token of each answer; the target has no keys for it yet
         self.newest = sampling.choose(target.logits(run.last_of_prompt(features.last_hidden)))
-        # beside the features of token i stands the id of token i + 1
+        # the features of token i go with the id of token i + 1
         self.features = draft.select_features(features)
         next_ids = run.input_ids.roll(-1, dims=1)
         last = (lengths.device - 1)[:, None]
         self.next_ids = next_ids.scatter(1, last, self.newest)
+
         self.embeddings = draft.select_embeddings(features)
-        if self.embeddings is not None:  # likewise, of token i + 1; the newest one is no medium's
+        if self.embeddings is not None:  # likewise of token i + 1; the newest token stands for no image or video
             rolled = self.embeddings.roll(-1, dims=1)
             own = draft.embed_tokens(self.newest).to(rolled.dtype)
             self.embeddings = rolled.scatter(1, last[..., None].expand_as(own), own)
 
     def round(self) -> list[list[int]]:
-        """Drafts, verifies once, and returns for every row how many drafted tokens were accepted, then its tokens."""
+        """Drafts and verifies once. Returns a list a row: the number of accepted drafted tokens, then its tokens."""
         start = self.clock.mark()
-        embeddings, self.embeddings = self.embeddings, None  # the prompts' only
+        embeddings, self.embeddings = self.embeddings, None  # only the prompts have media
         proposal = self.proposer.propose(self.features, self.next_ids, self.target_run.lengths, embeddings)
         drafted = self.clock.mark()
+
         window, tree = torch.cat([self.newest, proposal.tokens], dim=1), proposal.tree
         features = self.target_run.verify(window, tree)
         verdict = judge(self.target.logits(features.last_hidden), window, tree, self.shape.depth, self.sampling)
@@ -179,6 +183,8 @@ class _Decoding:
         # the only transfer to the host in a round
         report = torch.cat([verdict.accepted[:, None], verdict.chosen], dim=1).tolist()
         counts = [row[0] + 1 for row in report]
+
+        # features along the kept path; whoever reads them ignores what stands after a row's own tokens
         path, self.features = verdict.path, self.draft.select_features(features)
         if path is None:
             self.features = self.features[:, : max(counts)]
@@ -187,13 +193,14 @@ class _Decoding:
             self.target_run.cache.gather(path)
             index = path[..., None].expand(-1, -1, self.features.shape[-1])
             self.features = self.features.gather(1, index)
+
         self.next_ids = verdict.chosen[:, : max(counts)]
         self.newest = self.next_ids.gather(1, verdict.accepted[:, None])
         self.target_run.lengths = self.target_run.lengths.grown(counts, verdict.accepted + 1)
         return report
 
     def select(self, kept: list[int]) -> None:
-        """Finished rows leave the batch."""
+        """Drop finished rows from the batch."""
         rows = torch.tensor(kept, device=self.newest.device)
         self.target_run.select(kept, rows)
         self.proposer.select(kept, rows)
@@ -216,14 +223,14 @@ def target_generate(
     **media: torch.Tensor,
 ) -> list[list[int]]:
     """
-    Decodes with the target alone: what a draft's speed is compared with.
+    Decodes with the target alone, the baseline for a draft's speed.
 
     This is `model.generate` without what a `generation_config` may add (a repetition penalty changes greedy output),
-    and without its work per token, so that speeds compare fairly: the model's plain forward, and the same caches and
-    choices as with a draft.
+    and without its work per token. Speeds compare fairly: it uses the model's plain forward, and the same caches and
+    choices as decoding with a draft.
 
     Args:
-        as for `speculative_generate`.
+        See `speculative_generate`.
 
     Returns:
         New token ids of every prompt, cut at an end-of-sequence token or at `max_new_tokens`.
@@ -233,9 +240,11 @@ def target_generate(
     check_prompts(input_ids, attention_mask, max_new_tokens, None)
     check_prompt_media(target, input_ids, media)
     check_target(target, needs_masks=input_ids.shape[0] > 1)
+
     sampling = Sampling(temperature, top_p, sampling_top_k, generator)
     answers = Answers(input_ids, max_new_tokens, eos_token_ids)
     run = TargetRun(target, input_ids, attention_mask, room=max_new_tokens, media=media)
+
     with few_rows_products(target.model):
         newest = sampling.choose(target.logits(run.last_of_prompt(run.read_prompt().last_hidden)))
         kept = answers.extend(newest.tolist())
@@ -244,6 +253,7 @@ def target_generate(
                 index = torch.tensor(kept, device=target.device)
                 run.select(kept, index)
                 newest = newest[index]
+
             newest = sampling.choose(run.logits_of(newest))
             kept = answers.extend(newest.tolist())
             run.lengths = run.lengths.grown([1] * len(newest), torch.ones_like(run.lengths.device))

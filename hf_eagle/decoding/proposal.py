@@ -1,4 +1,4 @@
-"""What a draft proposes in a round: the form of it, and how drafts that propose a token at a time come to it."""
+"""What a draft proposes in a round: its form, and how drafts that propose one token at a time build it."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ class Proposal:
 
     Attributes:
         tokens: target ids `(rows, n)`.
-        tree: how they hang together; they follow each other when `None`.
+        tree: how they are connected; they follow each other when `None`.
     """
 
     tokens: torch.Tensor
@@ -26,7 +26,7 @@ class Proposal:
 
 
 class Proposer(ABC):
-    """The draft's side of decoding a batch: what a draft has seen of it, and what it proposes behind that."""
+    """The draft's side of decoding a batch: what a draft has seen of it, and what it proposes next."""
 
     @abstractmethod
     def propose(
@@ -39,11 +39,11 @@ class Proposer(ABC):
         """Take in what was verified since the last round, and propose what follows.
 
         Args:
-            features: `(rows, n, ...)`, what the draft's `select_features` takes of the target's at the tokens that are
-                new to it; what a row holds behind its own new tokens is ignored.
+            features: `(rows, n, ...)`, what the draft's `select_features` returns for the tokens that are new to it;
+                what a row holds after its own new tokens is ignored.
             next_ids: `(rows, n)`, for each of them the NEXT token; the newest token of each row comes last.
-            lengths: verified tokens of every row, these included and the newest one not.
-            embeddings: `(rows, n, hidden)` in the place of those of `next_ids`, see `select_embeddings`.
+            lengths: verified tokens of every row, with these and without the newest one.
+            embeddings: `(rows, n, hidden)` to use instead of those of `next_ids`, see `select_embeddings`.
         """
 
     @abstractmethod
@@ -52,7 +52,7 @@ class Proposer(ABC):
 
 
 class AutoregressiveProposer(Proposer):
-    """A chain or a tree, a token or a level at a time, each on the draft's own hidden states.
+    """Draft a chain or a tree, one token or level at a time, from the draft's own hidden states.
 
     Args:
         draft ([`UnrolledDraft`]): the draft, with the target's embeddings attached.
@@ -70,6 +70,7 @@ class AutoregressiveProposer(Proposer):
         shape, state = self.shape, self.run.catch_up(features, next_ids, lengths, embeddings)
         if not shape.tree:
             return Proposal(propose_chain(self.run, *state, shape.depth))
+
         tree = propose_tree(self.run, *state, shape.depth, shape.top_k, shape.total_tokens)
         return Proposal(tree.tokens, tree)
 

@@ -13,7 +13,7 @@ class DraftTree:
 
     Attributes:
         tokens: target ids `(rows, n)` of the drafted nodes 1 to n.
-        parents: `(rows, n + 1)`, the root's is itself.
+        parents: `(rows, n + 1)`; the root is its own parent.
         depths: `(rows, n + 1)`, 0 for the root.
         ancestors: bool `(rows, n + 1, n + 1)`: whether node j is node i or lies between it and the root.
     """
@@ -25,7 +25,7 @@ class DraftTree:
 
     @classmethod
     def of(cls, tokens: torch.Tensor, parents: torch.Tensor, depth: int) -> "DraftTree":
-        """From tokens and parents, for trees of at most `depth` levels."""
+        """Build a tree of at most `depth` levels from tokens and parents."""
         rows, size = parents.shape
         own = torch.eye(size, dtype=torch.bool, device=parents.device).expand(rows, -1, -1)
         ancestors = own
@@ -35,7 +35,7 @@ class DraftTree:
 
 
 def max_nodes(depth: int, top_k: int) -> int:
-    """Drafted nodes that are scored in a tree: `top_k` behind the root, `top_k` behind each of `top_k` nodes below."""
+    """Nodes scored in a tree: `top_k` below the root, then on each level `top_k` below each of `top_k` nodes."""
     return top_k + (depth - 1) * top_k**2
 
 
@@ -45,9 +45,9 @@ def propose_tree(
     """
     Grows a tree of `depth` levels and keeps its best nodes.
 
-    A node's score is the sum of the draft's log-probabilities from the root to it. On each level the `top_k` best new
-    nodes are expanded, every one into its `top_k` most probable tokens. Of all nodes that were scored the
-    `total_tokens` best are kept. They are connected, since a child never scores above its parent.
+    A node's score is the sum of the draft's log-probabilities from the root to it. Each level expands the `top_k` best
+    new nodes, every one into its `top_k` most probable tokens. The `total_tokens` best of all scored nodes are kept.
+    They are connected, since a child never scores above its parent.
 
     Args:
         run ([`DraftRun`]): the draft, caught up with the target.
@@ -68,12 +68,14 @@ def propose_tree(
         found.append((scores, children, (frontier + 1).repeat_interleave(top_k, dim=1)))
         if level == depth - 2:
             break
+
         first += found[-2][0].shape[1]
         score, chosen = scores.topk(top_k, dim=1)
-        parents = chosen // top_k  # places in the frontier that is left
+        parents = chosen // top_k  # places in the old frontier
         tokens, frontier = children.gather(1, chosen), first + chosen
         feedback = feedback.gather(1, parents[..., None].expand(-1, -1, feedback.shape[-1]))
         seen = torch.cat([seen.gather(1, parents[..., None].expand(-1, -1, seen.shape[2])), own], dim=2)
+
     return _prune(found, depth, total_tokens)
 
 
@@ -89,9 +91,11 @@ def _best_children(draft, normed: torch.Tensor, scores: torch.Tensor, top_k: int
 def _prune(found: list, depth: int, total_tokens: int) -> DraftTree:
     """The tree of the best candidates."""
     scores, tokens, parents = (torch.cat(parts, dim=1) for parts in zip(*found, strict=True))
-    # a stable sort: of equal scores the parent, which comes first, is kept before its child
+    # a stable sort keeps a parent, which comes first, before a child of the same score
     kept = scores.sort(dim=1, descending=True, stable=True).indices[:, :total_tokens].sort(dim=1).values
+
     number = torch.zeros(scores.shape[0], scores.shape[1] + 1, dtype=torch.long, device=scores.device)
     number.scatter_(1, kept + 1, torch.arange(1, kept.shape[1] + 1, device=scores.device).expand_as(kept))
+
     parents = number.gather(1, parents.gather(1, kept))
     return DraftTree.of(tokens.gather(1, kept), torch.cat([torch.zeros_like(kept[:, :1]), parents], dim=1), depth)

@@ -1,11 +1,11 @@
-"""What of a draft is kept: the target's choice at every drafted place decides, be it its best token or a drawn one.
+"""Decide which drafted tokens are kept: those that equal the target's choice, its best token or a drawn one.
 
 Drafted candidates are given, not drawn, so the lossless rule of speculative sampling (arXiv 2211.17192; for trees,
 EAGLE-2) reads: accept candidate x with the target's p(x); on rejection set p(x) to zero, renormalise, try the next
 sibling; when none is accepted, draw from what is left. Drawing ONE token from p and keeping the sibling that equals it
-is the same experiment: x is kept with p(x), given that the first was not its sibling y with p(y) / (1 - p(x)), and a
-token that equals no sibling is distributed as p without them. So the choice at each place is drawn first, and greedy
-decoding is the case where it is the most probable token.
+is the same experiment: x is kept with probability p(x). Given that x was not, its sibling y is kept with p(y) / (1 -
+p(x)). A token that equals no sibling is distributed as p without them. So the choice at each place is drawn first;
+greedy decoding is the case where it is the most probable token.
 """
 
 from dataclasses import dataclass
@@ -45,7 +45,7 @@ class Sampling:
         if self.temperature == 0:
             return logits.argmax(-1)
         probs = self.probabilities(logits)
-        # the race of exponential clocks: what `torch.multinomial` does, without its look at the values from the host
+        # the race of exponential clocks: what `torch.multinomial` does, without its check of the values on the host
         return (probs / torch.empty_like(probs).exponential_(generator=self.generator)).argmax(-1)
 
 
@@ -55,10 +55,10 @@ class Verdict:
 
     Attributes:
         accepted: `(rows,)`, drafted tokens that were kept.
-        chosen: `(rows, deepest + 1)`, the target's choices along the kept path: the kept tokens, the one behind them,
-            and then nothing of meaning.
-        path: `(rows, deepest + 1)`, places in the window that the kept path goes through, the root first; `None` in a
-            chain, where they are 0, 1, 2, ...
+        chosen: `(rows, deepest + 1)`, the target's choices along the kept path: the kept tokens, the one after them,
+            and then values without meaning.
+        path: `(rows, deepest + 1)`, places in the window along the kept path, the root first; `None` in a chain, where
+            they are 0, 1, 2, ...
     """
 
     accepted: torch.Tensor
@@ -75,7 +75,7 @@ def judge(
     Args:
         logits: `(rows, n + 1, vocabulary)` of the window.
         window: `(rows, n + 1)`: the newest verified token and the drafted ones.
-        tree ([`DraftTree`] or `None`): how they hang together; a chain when `None`.
+        tree ([`DraftTree`] or `None`): how they are connected; a chain when `None`.
         deepest (`int`): the most drafted tokens that can be kept.
         sampling ([`Sampling`]): how the target chooses.
     """
@@ -83,10 +83,11 @@ def judge(
 
 
 def keep_chosen(choices: torch.Tensor, window: torch.Tensor, tree: DraftTree | None, deepest: int) -> Verdict:
-    """The drafted tokens that equal the target's choice `(rows, n + 1)` behind their parent, back to the root."""
+    """Keep the drafted tokens that equal the target's choice `(rows, n + 1)` after their parent, up to the root."""
     if tree is None:
         right = window[:, 1:] == choices[:, :-1]
         return Verdict(accepted=right.long().cumprod(1).sum(1), chosen=choices)
+
     right = window == choices.gather(1, tree.parents)
     right[:, 0] = True
     kept = ~(tree.ancestors & ~right[:, None]).any(-1)  # siblings differ: at most one node of a level

@@ -1,4 +1,4 @@
-"""Acceptance, measured: every prompt is decoded with the draft, and with the target alone to compare."""
+"""Measure acceptance: decode every prompt with the draft, and with the target alone for comparison."""
 
 import time
 from dataclasses import dataclass, field, replace
@@ -19,7 +19,7 @@ from .summary import summarize
 
 @dataclass(frozen=True)
 class DecodingSettings:
-    """How prompts are decoded; the first fields are arguments of `speculative_generate`, `None` being its default.
+    """How prompts are decoded. The first fields are arguments of `speculative_generate`; `None` is its default.
 
     Args:
         method, num_speculative_tokens, depth, top_k, total_tokens:
@@ -31,12 +31,12 @@ class DecodingSettings:
         batch_size (`int`, *optional*, defaults to `1`):
             Prompts that are decoded together.
         turns (`int`, *optional*, defaults to `1`):
-            Turns of a prompt that are decoded, where it has several; later ones stand behind the target's own answers.
+            Turns of a prompt that are decoded, if it has several; later ones follow the target's own answers.
         seed (`int`, *optional*, defaults to `0`):
-            Where draws come from.
+            Seed of random draws.
 
     Raises:
-        `ValueError`: for values out of range or without meaning beside the others.
+        `ValueError`: for values out of range or without meaning given the others.
     """
 
     method: str = "chain"
@@ -53,7 +53,7 @@ class DecodingSettings:
     seed: int = 0
 
     def __post_init__(self):
-        self.shape  # noqa: B018 - refused here, not when it is first used
+        self.shape  # noqa: B018 - refuse bad values here, not at first use
         check_sampling(self.temperature, self.top_p, self.sampling_top_k)
         for name in ("max_new_tokens", "batch_size", "turns"):
             if getattr(self, name) < 1:
@@ -64,7 +64,7 @@ class DecodingSettings:
         return DraftShape.of(self.method, self.num_speculative_tokens, self.depth, self.top_k, self.total_tokens)
 
     def choosing(self, device, batch: int) -> dict:
-        """Arguments that target and draft share, with a generator of this batch's own."""
+        """Arguments that target and draft share, with a generator for this batch."""
         names = ("temperature", "top_p", "sampling_top_k", "max_new_tokens")
         generator = torch.Generator(device).manual_seed(self.seed + batch) if self.temperature else None
         return {name: getattr(self, name) for name in names} | {"generator": generator}
@@ -76,7 +76,7 @@ class DecodingSettings:
 
 @dataclass(frozen=True)
 class PromptRun:
-    """One turn of one prompt, decoded with the draft and, where asked for, by the target alone."""
+    """One turn of one prompt, decoded with the draft and, if requested, by the target alone."""
 
     prompt: Prompt
     turn: int
@@ -91,23 +91,25 @@ class PromptRun:
 class Measurement:
     """All prompts, decoded with one choice of settings, and the seconds this took, prompts included.
 
-    Seconds are the sums of those of all batches, each as it took in the run that decoded it.
+    Seconds are summed over batches, each as measured in the run that decoded it.
     """
 
     settings: DecodingSettings
     runs: list[PromptRun] = field(default_factory=list)
     seconds: float = 0.0
-    rounds: int = 0  # target forwards behind the prompts', each for a whole batch
-    draft_seconds: float = 0.0  # of these rounds, spent on drafting
-    target_seconds: float = 0.0  # and in the target's forward
+    rounds: int = 0  # target forwards after the prompts', each for a whole batch
+    draft_seconds: float = 0.0  # spent on drafting in these rounds
+    target_seconds: float = 0.0  # spent in the target's forward
     target_only_seconds: float | None = None
 
     def add(self, decoded: dict, alone: dict | None, prompts: list[Prompt], turn: int, token_ids) -> None:
-        """A batch's runs and seconds, as `_Decoder` returns them."""
+        """Add a batch's runs and seconds, as `_Decoder` returns them."""
         for name in ("seconds", "rounds", "draft_seconds", "target_seconds"):
             setattr(self, name, getattr(self, name) + decoded[name])
+
         if alone is not None:
             self.target_only_seconds = (self.target_only_seconds or 0.0) + alone["seconds"]
+
         for row, prompt in enumerate(prompts):
             found = [decoded[name][row] for name in ("answers", "drafts", "accepted_per_position")]
             self.runs.append(PromptRun(prompt, turn, token_ids[row], *found, alone and alone["answers"][row]))
@@ -128,7 +130,7 @@ def measure_acceptance(
     **settings,
 ) -> dict:
     """
-    Decodes `prompts` and returns what `summarize` makes of them.
+    Decodes `prompts` and returns their `summarize` result.
 
     Args:
         target, draft, tokenizer, prompts, compare_to_target, progress, template_kwargs: as for `decode_prompts`.
@@ -163,10 +165,10 @@ def sweep_speculative_tokens(
     Args:
         target, draft, tokenizer, prompts, settings, progress, template_kwargs, finished, rendered: as for
             `decode_prompts`.
-        counts: of drafted tokens.
+        counts: numbers of drafted tokens.
 
     Returns:
-        What `summarize` makes of each, without its counts: the lengths, the speeds and the seconds a round.
+        For each of `counts`, the lengths, speeds and seconds a round from `summarize`, without its token counts.
     """
     variants = [replace(settings, num_speculative_tokens=length) for length in counts]
     names = (
@@ -192,7 +194,7 @@ def decode_prompts(
     rendered: str | None = None,
 ) -> Measurement:
     """
-    Decodes every prompt with the draft and, in turn, with the target alone, so that both meet the same machine.
+    Decodes every prompt with the draft and, in turn, with the target alone, so both run under the same conditions.
 
     Args:
         target (`FrozenTarget`), draft:
@@ -203,17 +205,17 @@ def decode_prompts(
         prompts (`list[Prompt]`):
             What `load_prompts` returns.
         settings ([`DecodingSettings`]):
-            How they are decoded.
+            How to decode them.
         compare_to_target (`bool`, *optional*, defaults to `True`):
             Decode with the target alone as well.
         progress (`bool`, *optional*, defaults to `True`):
             Show a progress bar with the acceptance length so far.
         template_kwargs (`dict`, *optional*):
-            What else the chat template is given, as in training: `{"enable_thinking": False}`.
+            Further arguments for the chat template, as in training: `{"enable_thinking": False}`.
         finished ([`Finished`], *optional*):
-            Batches that an earlier run decoded, which are not decoded again, and where those of this run are kept.
+            Batches that an earlier run decoded, which are not decoded again. Also keeps those of this run.
         rendered (`str`, *optional*):
-            What `check_rendering` returned of these prompts, which then is not asked again.
+            What `check_rendering` returned for these prompts. Then they are not rendered to check them.
 
     Raises:
         `ValueError`: no prompts, a prompt that cannot be rendered, or a draft that does not fit the target.
@@ -236,20 +238,22 @@ def decode_variants(
     finished: Finished | None = None,
     rendered: str | None = None,
 ) -> list[Measurement]:
-    """As `decode_prompts`, with several settings that differ in what is drafted; all of them take turns."""
+    """As `decode_prompts`, with several settings that differ in what is drafted and take turns."""
     if not prompts:
         raise ValueError("`prompts` is empty; give at least one prompt to measure acceptance on.")
     check_draft_fits(target, draft)
+
     processing, tokenizer = tokenizer, own_tokenizer(tokenizer)
     decoder = _Decoder(target, draft, stop_token_ids(target.model, tokenizer), compare_to_target)
     dialogues, batches = list(prompts), _batches(prompts, variants[0])
     encode = partial(PromptBatch.of, processing=processing, template_kwargs=template_kwargs)
-    # whatever cannot be rendered is refused before any is decoded
+
+    # refuse what cannot be rendered before decoding anything
     if rendered is None:
         check_rendering(prompts, processing, template_kwargs, variants[0].turns)
     finished = finished or Finished()
 
-    # the first decoding in a process also pays for kernels and memory: let no clock see it
+    # the first decoding in a process also pays for kernels and memory: run it before timing starts
     if any(finished.row(number) is None for number, *_ in batches):
         first = encode(prompts[:1], device=target.device)
         decoder.decode(first, [replace(settings, max_new_tokens=2) for settings in variants], 0)
@@ -262,8 +266,10 @@ def decode_variants(
         if decoded is None:
             decoded = decoder.decode(encoded, variants, number)
             finished.keep(number, decoded)
+
         for measurement, one in zip(found, decoded["variants"], strict=True):
             measurement.add(one, decoded["alone"], [prompts[place] for place in places], turn, encoded.token_ids)
+        # later turns continue from the first variant's answers
         for place, answer in zip(places, decoded["variants"][0]["answers"], strict=True):
             dialogues[place] = dialogues[place].answered(tokenizer.decode(answer, skip_special_tokens=True))
         bar.set_postfix(acceptance_length=found[0].acceptance_length())
@@ -271,7 +277,7 @@ def decode_variants(
 
 
 def _batches(prompts: list[Prompt], settings: DecodingSettings) -> list[tuple[int, int, list[int]]]:
-    """`(number from 1 on, turn, places of prompts)` of everything that is decoded, the same in every run."""
+    """`(number from 1 on, turn, places of prompts)` of every batch, the same in every run."""
     asked = [[p for p, x in enumerate(prompts) if len(x.follow_ups) >= turn] for turn in range(settings.turns)]
     size = settings.batch_size
     batches = [(turn, x[i : i + size]) for turn, x in enumerate(asked) for i in range(0, len(x), size)]
@@ -279,7 +285,7 @@ def _batches(prompts: list[Prompt], settings: DecodingSettings) -> list[tuple[in
 
 
 def stop_token_ids(model, tokenizer) -> frozenset[int]:
-    """The tokens that end an answer: the tokenizer's and the generation config's, together, as vLLM takes them."""
+    """The tokens that end an answer: the tokenizer's and those of the generation config, as in vLLM."""
     found = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     found = [] if found is None else [found] if isinstance(found, int) else list(found)
     own = tokenizer.eos_token_id
@@ -294,14 +300,14 @@ class _Decoder:
         self.compare_to_target = compare_to_target
 
     def decode(self, batch: PromptBatch, variants: list[DecodingSettings], number: int) -> dict:
-        """One batch, whose draws its `number` decides.
+        """Decode one batch; its `number` seeds its draws.
 
         Returns:
-            What JSON can hold, and `Measurement.add` takes: of each of the `variants`, and of the target `alone`.
+            Results that JSON can hold and `Measurement.add` takes, of all `variants` and of the target `alone`.
         """
         found: dict = {"variants": [None] * len(variants), "alone": None}
         who = [*range(len(variants)), *([None] if self.compare_to_target else [])]
-        # whoever comes later finds warmer caches, so they take turns
+        # later ones find warmer caches, so the order rotates
         shift = number % len(who)
         for place in who[shift:] + who[:shift]:
             settings = variants[place or 0]

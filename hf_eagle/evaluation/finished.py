@@ -1,4 +1,4 @@
-"""A measurement that goes on where it stopped: the batches that are decoded, and what they depend on."""
+"""Continue a measurement where it stopped: the batches already decoded, and what they depend on."""
 
 import hashlib
 import json
@@ -15,11 +15,11 @@ _FORMAT = 1  # of a journal's lines
 
 
 class Finished:
-    """Decoded batches, each kept as soon as it is there.
+    """Decoded batches, each saved as soon as it is finished.
 
     Args:
-        journal ([`Journal`], *optional*): holds them, begun with the settings that they depend on; without one, nothing
-            is kept.
+        journal ([`Journal`], *optional*): holds them, after the settings that they depend on; without one, nothing is
+            saved.
         part (`str`, *optional*, defaults to `"main"`): tells several measurements in one journal apart.
     """
 
@@ -29,23 +29,23 @@ class Finished:
         self._rows = {row["batch"]: row["decoded"] for row in rows if row["part"] == part}
 
     def row(self, batch: int) -> dict | None:
-        """What was decoded of the batch of this number, `None` if it has yet to be."""
+        """The result of the batch of this number, `None` if it is not decoded yet."""
         return self._rows.get(batch)
 
     def keep(self, batch: int, decoded: dict) -> None:
-        """It is on the disk when this returns."""
+        """Save a batch; it is on the disk when this returns."""
         if self.journal is not None:
             self.journal.append({"part": self.part, "batch": batch, "decoded": decoded})
 
 
 def depends_on(target, draft, processing, prompts: str, settings, **others) -> dict:
-    """What decides the counts of a measurement, for the first line of its journal.
+    """Everything that determines the counts of a measurement, for the first line of its journal.
 
     Args:
         target ([`FrozenTarget`]), draft: the pair.
         processing: the target's tokenizer or processor.
         prompts: as `check_rendering` returns it.
-        settings ([`DecodingSettings`]): how they are decoded.
+        settings ([`DecodingSettings`]): how to decode them.
         others: further settings by name, which JSON can hold.
     """
     template = own_tokenizer(processing).chat_template
@@ -62,9 +62,10 @@ def depends_on(target, draft, processing, prompts: str, settings, **others) -> d
 
 
 def draft_fingerprint(draft) -> str:
-    """16 hex digits of a draft's config and weights, without what its target lends it."""
+    """16 hex digits that depend on a draft's config and weights, without those that its target lends."""
     config = {name: value for name, value in draft.config.to_diff_dict().items() if name != "_name_or_path"}
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+
     for name, tensor in sorted(draft.state_dict().items()):
         if name not in draft.lent_tensors:
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())

@@ -1,4 +1,4 @@
-"""`evaluate.Metric`s of drafts. They are classes to instantiate: nothing is fetched by name, so they work offline."""
+"""`evaluate.Metric`s of drafts. Instantiate the classes: nothing is fetched by name, so they work offline."""
 
 import datasets
 import evaluate
@@ -39,9 +39,9 @@ class AcceptanceLength(evaluate.Metric):
 
 class StepAccuracy(evaluate.Metric):
     """
-    Share of rows whose token the draft's step `s` gets right, for every step, and the acceptance length this suggests.
+    Share of rows whose token the draft's step `s` predicts correctly, for every step, and an acceptance length.
 
-    Steps are teacher-forced (step `s` sees the right tokens before it), so the length is an estimate and named so.
+    Steps are teacher-forced (step `s` sees the right tokens before it), so the length is an estimate, as its name says.
 
     Example:
         >>> StepAccuracy().compute(predictions=[[5, 7], [5, 8]], references=[[5, 7], [6, 8]])
@@ -63,6 +63,7 @@ class StepAccuracy(evaluate.Metric):
         for guesses, truths in zip(zip(*predictions, strict=True), zip(*references, strict=True), strict=True):
             counted = [guess == truth for guess, truth in zip(guesses, truths, strict=True) if truth != IGNORED]
             accuracies.append(sum(counted) / max(len(counted), 1))
+
         return {
             **{f"accuracy_step_{step}": value for step, value in enumerate(accuracies)},
             "estimated_acceptance_length": estimated_acceptance_length(accuracies),

@@ -1,4 +1,4 @@
-"""Pictures: how training went, what acceptance was measured, and how many drafted tokens are the fastest."""
+"""Plots of training, of measured acceptance, and of speed over the number of drafted tokens."""
 
 import os
 import re
@@ -16,16 +16,17 @@ def plot_training(log_history: list[dict], path: str | os.PathLike) -> Path | No
     Args:
         log_history (`list[dict]`):
             The Trainer's: entries with `step` and any of `loss`, `eval_loss`, `accuracy_step_{s}`,
-            `eval_accuracy_step_{s}` (teacher-forced shares, 0 to 1). Other entries are passed over.
+            `eval_accuracy_step_{s}` (teacher-forced shares, 0 to 1). Other entries are ignored.
         path (`str` or `os.PathLike`):
             The PNG to write; its folder must exist.
 
     Returns:
-        `Path` or `None`: the file, or `None` when no loss was logged, for then there is nothing to show.
+        `Path` or `None`: the file, or `None` when no loss was logged.
     """
     loss, eval_loss = series(log_history, "loss"), series(log_history, "eval_loss")
     if not loss[0]:
         return None
+
     figure, (left, right) = _figure(2)
 
     left.plot(*loss, color=TRAIN, linewidth=1.4, label="training")
@@ -34,10 +35,11 @@ def plot_training(log_history: list[dict], path: str | os.PathLike) -> Path | No
         left.legend(frameon=False)
     left.set(xlabel="optimizer step", ylabel="loss", title="Loss")
 
-    # held-out accuracy is the one that counts; training's is shown where there is no other
+    # held-out accuracy is the one that counts; show training's if there is no other
     keys = {key for entry in log_history for key in entry}
     prefix = "eval_" if "eval_accuracy_step_0" in keys else ""
     steps = sorted(int(m[1]) for key in keys if (m := re.fullmatch(rf"{prefix}accuracy_step_(\d+)", key)))
+
     for step, color in zip(steps, _shades(len(steps)), strict=True):
         x, y = series(log_history, f"{prefix}accuracy_step_{step}")
         right.plot(x, y, color=color, linewidth=1.4, marker="o" if len(x) < 12 else None, markersize=4, label=str(step))
@@ -52,7 +54,7 @@ def plot_training(log_history: list[dict], path: str | os.PathLike) -> Path | No
 
 def plot_acceptance(acceptance: dict, path: str | os.PathLike) -> Path | None:
     """
-    Draw the share of drafts whose k-th token was accepted and, where it was measured, acceptance length by category.
+    Draw the share of drafts whose k-th token was accepted and, if measured, acceptance length by category.
 
     Args:
         acceptance (`dict`):
@@ -86,7 +88,7 @@ def plot_acceptance(acceptance: dict, path: str | os.PathLike) -> Path | None:
         bars = axes[1].barh(range(len(names)), lengths, color=colors, height=0.65)
         axes[1].set_yticks(range(len(names)), names, parse_math=False)  # a name may hold anything, or be "all"
         axes[1].bar_label(bars, fmt="%.2f", padding=3, fontsize=9)
-        # nobody accepts less than the target's own token: bars start at 1
+        # every forward yields the target's own token: bars start at 1
         axes[1].set(xlabel="tokens a target forward", xlim=(1, 1 + 1.15 * max(max(lengths) - 1, 0.1)))
         axes[1].set_title("Acceptance length by category")
     return _save(figure, path)
@@ -94,13 +96,13 @@ def plot_acceptance(acceptance: dict, path: str | os.PathLike) -> Path | None:
 
 def plot_acceptance_history(log_history: list[dict], path: str | os.PathLike) -> Path | None:
     """
-    Draw the acceptance length that was measured during training, and the teacher-forced estimate, over optimizer steps.
+    Draw the acceptance length measured during training, and the teacher-forced estimate, over optimizer steps.
 
     Args:
         log_history (`list[dict]`):
             The Trainer's: entries with `step` and `acceptance_length` or `eval_acceptance_length`, as
-            `AcceptanceLengthCallback` logs them, and `eval_estimated_acceptance_length`, of held-out data, or
-            `estimated_acceptance_length`, of the training data.
+            `AcceptanceLengthCallback` logs them, and `eval_estimated_acceptance_length` of held-out data, or
+            `estimated_acceptance_length` of the training data.
         path (`str` or `os.PathLike`):
             The PNG to write; its folder must exist.
 
@@ -114,12 +116,14 @@ def plot_acceptance_history(log_history: list[dict], path: str | os.PathLike) ->
     lengths = [found[step] for step in steps]
     if not steps:
         return None
+
     figure, (axis,) = _figure(1)
     for key, name in (("eval_estimated_acceptance_length", "held out"), ("estimated_acceptance_length", "training")):
         estimate = series(log_history, key)
         if estimate[0]:
             axis.plot(*estimate, color=TRAIN, linewidth=1.4, label=f"estimate, {name}")
             break
+
     axis.plot(steps, lengths, color=EVAL, marker="o", markersize=4, linewidth=1.4, label="measured by decoding")
     axis.legend(frameon=False)
     axis.set(xlabel="optimizer step", ylabel="tokens a target forward", title="Acceptance length")
@@ -141,20 +145,24 @@ def plot_sweep(sweep: list[dict], path: str | os.PathLike) -> Path | None:
     """
     if not sweep:
         return None
+
     figure, (left, right) = _figure(2)
     counts = [found["num_speculative_tokens"] for found in sweep]
     left.plot(
         counts, [x["tokens_per_second"] for x in sweep], color=TRAIN, marker="o", markersize=4, label="with the draft"
     )
+
     alone = [found["target_only_tokens_per_second"] for found in sweep]
     if None not in alone:
         left.plot(counts, alone, color=EVAL, linestyle="--", label="target alone")
     left.legend(frameon=False)
     left.set(xlabel="drafted tokens K", ylabel="tokens a second", ylim=(0, None), title="Speed")
+
     measured = [(x["num_speculative_tokens"], x["acceptance_length"]) for x in sweep if x["acceptance_length"]]
     if measured:
         right.plot(*zip(*measured, strict=True), color=TRAIN, marker="o", markersize=4)
     right.set(xlabel="drafted tokens K", ylabel="tokens a target forward", title="Acceptance length")
+
     for axis in (left, right):
         axis.set_xticks(counts)
     return _save(figure, path)
@@ -172,6 +180,7 @@ def plot_serving(entries: list[dict], path: str | os.PathLike) -> Path:
     """
     figure, (left, right) = _figure(2)
     sizes = sorted({entry["batch_size"] for entry in entries})
+
     for size, color in zip(sizes, _shades(len(sizes)), strict=True):
         found = sorted(
             (entry["num_speculative_tokens"], entry["speedup"], entry["tokens_per_second"])
@@ -181,6 +190,7 @@ def plot_serving(entries: list[dict], path: str | os.PathLike) -> Path:
         counts, factors, speeds = zip(*found, strict=True)
         left.plot(counts, factors, color=color, marker="o", markersize=4, linewidth=1.4, label=f"batch {size}")
         right.plot(counts, speeds, color=color, marker="o", markersize=4, linewidth=1.4)
+
     left.axhline(1, color="0.6", linewidth=0.8)
     left.set(xlabel="drafted tokens K (0: no draft)", ylabel="times as fast", title="Speed-up")
     right.set(xlabel="drafted tokens K", ylabel="tokens a second", ylim=(0, None), title="Speed")
@@ -203,11 +213,13 @@ def plot_runs(curves: dict[str, tuple[list[int], list[float]]], path: str | os.P
     figure, (left, right) = _figure(2)
     (first, (steps, losses)), *others = curves.items()
     of_first = dict(zip(steps, losses, strict=True))
+
     left.plot(steps, losses, linewidth=1.4, label=first, color=_shades(len(curves))[0])
     for (name, (x, y)), color in zip(others, _shades(len(curves))[1:], strict=True):
         left.plot(x, y, linewidth=1.4, label=name, color=color)
         gaps = [(step, loss - of_first[step]) for step, loss in zip(x, y, strict=True) if step in of_first]
         right.plot(*zip(*gaps, strict=True), linewidth=1.2, label=name, color=color)
+
     right.axhline(0, color="0.6", linewidth=0.8)
     left.set(xlabel="optimizer step", ylabel="loss", title="Loss")
     right.set(xlabel="optimizer step", ylabel="difference of loss", title=f"Distance from {first}")
@@ -217,13 +229,13 @@ def plot_runs(curves: dict[str, tuple[list[int], list[float]]], path: str | os.P
 
 def plot_growth(name: str, values: list[int], panels: dict[str, dict[str, list[float]]], path) -> Path:
     """
-    Draw how costs grow, both axes logarithmic.
+    Draw how costs grow, on logarithmic axes.
 
     Args:
         name (`str`), values (`list[int]`):
             What was varied, and its values.
         panels (`dict[str, dict[str, list[float]]]`):
-            Two panels by their label, each with the values of some curves by their name.
+            Two panels by label, each with curves by name.
         path (`str` or `os.PathLike`):
             The PNG to write; its folder must exist.
     """
@@ -239,21 +251,23 @@ def plot_growth(name: str, values: list[int], panels: dict[str, dict[str, list[f
 
 
 def series(log_history: list[dict], key: str) -> tuple[list[int], list[float]]:
-    """Steps and values of one logged quantity; a resumed run that logged a step again counts with its last value."""
+    """Steps and values of one logged quantity; if a resumed run logged a step again, the last value counts."""
     found = {entry["step"]: entry[key] for entry in log_history if key in entry and "step" in entry}
     return sorted(found), [found[step] for step in sorted(found)]
 
 
 def _figure(columns: int):
-    # Figure, not pyplot: no global state, no window, no display needed
+    # Figure instead of pyplot needs no global state, window or display
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(WIDTH if columns == 2 else WIDTH * 0.55, HEIGHT), dpi=DPI, layout="constrained")
     axes = figure.subplots(1, columns, squeeze=False)[0]
+
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(True, alpha=0.25, linewidth=0.6)
         axis.set_axisbelow(True)
+
     return figure, axes
 
 

@@ -1,4 +1,4 @@
-"""Acceptance length and how sure one can be of it."""
+"""Acceptance length and its confidence interval."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ CONFIDENCE, RESAMPLES = 0.95, 2000
 
 
 def acceptance_length(accepted: Sequence[int], drafts: Sequence[int]) -> float | None:
-    """Tokens that a target forward yields on average, 1 + accepted / drafts; `None` without a single draft."""
+    """Tokens that a target forward yields on average, 1 + accepted / drafts; `None` without drafts."""
     return 1 + sum(accepted) / sum(drafts) if sum(drafts) else None
 
 
@@ -17,7 +17,7 @@ def confidence_interval(accepted: Sequence[int], drafts: Sequence[int]) -> list[
     """
     A 95% interval of the acceptance length by the percentile bootstrap over prompts, with a fixed seed.
 
-    Prompts are what is drawn, not rounds: rounds of one answer resemble each other.
+    It draws prompts, not rounds, since rounds of one answer resemble each other.
 
     Args:
         accepted, drafts: one number a prompt.
@@ -27,9 +27,10 @@ def confidence_interval(accepted: Sequence[int], drafts: Sequence[int]) -> list[
     """
     if sum(count > 0 for count in drafts) < 2:
         return None
+
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randint(len(drafts), (RESAMPLES, len(drafts)), generator=generator)
     sums = [torch.tensor(values, dtype=torch.float64)[drawn].sum(1) for values in (accepted, drafts)]
-    lengths = 1 + sums[0][sums[1] > 0] / sums[1][sums[1] > 0]
+    lengths = 1 + sums[0][sums[1] > 0] / sums[1][sums[1] > 0]  # a sample without drafts has no length
     tail = (1 - CONFIDENCE) / 2
     return torch.quantile(lengths, torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()

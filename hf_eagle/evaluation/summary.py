@@ -1,4 +1,4 @@
-"""Decoded prompts in numbers that JSON can hold."""
+"""Sum up decoded prompts in numbers that JSON can hold."""
 
 import logging
 from collections.abc import Callable
@@ -15,21 +15,21 @@ def summarize(measurement) -> dict:
 
     Returns:
         `dict` with
-        * `acceptance_length`: tokens a target forward yields, 1 + accepted / drafts; `None` without a single draft;
+        * `acceptance_length`: tokens a target forward yields, 1 + accepted / drafts; `None` without drafts;
           `acceptance_length_interval`: its 95% interval `[low, high]` by the bootstrap over prompts, or `None`;
         * `accepted_per_position`: counts at the first, second, ... drafted token (in a tree: level); `drafts`: rounds;
           `accepted_tokens`;
         * `generated_tokens`: of all answers; `tokens_per_second`, `target_only_tokens_per_second`: prompt included, by
-          the seconds of all batches, each as it took in the run that decoded it;
-        * `draft_seconds_per_round`, `target_seconds_per_round`: of a round, what drafting and the target's forward
-          take; a round serves a whole batch. `None` without a round;
+          the seconds of all batches, each as measured in the run that decoded it;
+        * `draft_seconds_per_round`, `target_seconds_per_round`: time of drafting and of the target's forward in a
+          round, which serves a whole batch. `None` without a round;
         * `identical_to_target`: whether every answer is the target's own, token for token, and `first_difference`:
           `{"prompt": id, "token": index in the answer}` (and the `turn`, if not the first) or `None`. Both are `None`
-          when sampling, and these and the target's speed when the target was not run alone;
-        * `acceptance_length_by_category`, where prompts have categories, and `acceptance_length_by_turn`, where several
-          turns were decoded, with `acceptance_length_interval_by_category` and `..._by_turn`;
+          when sampling; if the target was not run alone, they and its speed are `None` too;
+        * `acceptance_length_by_category`, if prompts have categories, and `acceptance_length_by_turn`, if several turns
+          were decoded, with `acceptance_length_interval_by_category` and `..._by_turn`;
         * `num_prompts`, and the settings: `method`, `num_speculative_tokens` (of a tree: its depth), `max_new_tokens`,
-          `temperature`, `batch_size`, `turns` and, where they mean something, `top_k`, `total_tokens`, `top_p`,
+          `temperature`, `batch_size`, `turns` and, if they matter, `depth`, `top_k`, `total_tokens`, `top_p`,
           `sampling_top_k`, `seed`.
     """
     runs = measurement.runs
@@ -39,10 +39,11 @@ def summarize(measurement) -> dict:
     if difference is not None:
         logger.warning(
             "The answer to prompt %r differs from the target's own from token %d on. In bfloat16 or float16 near-ties "
-            "do that; in float32 it is an error.",
+            "cause that; in float32 it is an error.",
             difference["prompt"],
             difference["token"],
         )
+
     generated = sum(len(run.token_ids) for run in runs)
     rounds = measurement.rounds
     result = _lengths(runs) | {
@@ -59,6 +60,7 @@ def summarize(measurement) -> dict:
         "identical_to_target": difference is None if compared and greedy else None,
         "first_difference": difference,
     }
+
     if any(run.prompt.category is not None for run in runs):
         result |= _by("category", runs, lambda run: run.prompt.category)
     if any(run.turn for run in runs):
@@ -73,6 +75,7 @@ def _lengths(runs: list) -> dict:
         key = id(run.prompt)
         accepted[key] = accepted.get(key, 0) + sum(run.accepted_per_position)
         drafts[key] = drafts.get(key, 0) + run.drafts
+
     counts = (list(accepted.values()), list(drafts.values()))
     return {"acceptance_length": acceptance_length(*counts), "acceptance_length_interval": confidence_interval(*counts)}
 
@@ -84,7 +87,7 @@ def _by(name: str, runs: list, key: Callable) -> dict:
 
 
 def described(settings) -> dict:
-    """How was decoded: the settings that mean something, with the values that were meant by those left out."""
+    """The settings that matter, with the defaults that replace missing values."""
     shape = settings.shape
     described = {
         "method": settings.method,
@@ -94,6 +97,7 @@ def described(settings) -> dict:
         "batch_size": settings.batch_size,
         "turns": settings.turns,
     }
+
     if shape.tree:
         described |= {"depth": shape.depth, "top_k": shape.top_k, "total_tokens": shape.total_tokens}
     if settings.temperature:

@@ -1,1 +1,1 @@
-"""Drafts that others publish: read in the form of their project, saved in ours, which both servers load."""
+"""Import drafts that others publish: read in their project's form, saved in ours, which both servers load."""

@@ -1,4 +1,4 @@
-"""`from_foreign`: a draft as another project published it -> a draft of ours, with the same function."""
+"""`from_foreign`: turn a draft that another project published into one of ours that computes the same."""
 
 import logging
 from pathlib import Path
@@ -33,15 +33,15 @@ def from_foreign(
 ) -> EaglePreTrainedModel:
     """Read a draft that another project published; `save_pretrained` of the result writes our folder.
 
-    The forms are those of `forms.py`. Nothing of the draft is run, a pickle that is more than tensors is refused, and
-    of the target only config, tokenizer and, where they are on this machine, embeddings are read.
+    The forms are those of `forms.py`. None of the draft's code runs, and a pickle with more than tensors is refused. Of
+    the target it reads config, tokenizer and, if they are on this machine, embeddings.
 
     Args:
         path: the draft, a folder or a Hub id.
         target: its target, a folder or a Hub id.
         form: one of `FORMS`; `"auto"` recognises it by config and tensor names.
-        tap_ids: entry ids of the taps, where the draft's files name none and it was not trained on the default.
-        rope_theta: the RoPE base that the draft was trained with, where its config names another.
+        tap_ids: entry ids of the taps, if the draft's files name none and it was not trained on the default.
+        rope_theta: the RoPE base that the draft was trained with, if its config names another.
         drop_fc_bias: leave out the trained `fc.bias` of an EAGLE-1 draft, as vLLM does.
         trust_remote_code: run code that comes with the target's config or tokenizer.
 
@@ -49,7 +49,7 @@ def from_foreign(
         The draft, in the dtype of its tensors; `attach` a target before using it.
 
     Raises:
-        ValueError: naming the flag or tensor that a draft of ours cannot have, or that does not fit the target.
+        ValueError: names the flag or tensor that our drafts cannot have, or that does not fit the target.
         OSError: if files are missing.
 
     Example:
@@ -59,7 +59,7 @@ def from_foreign(
     tensors = read_tensors(path)
     target_config = load_config(str(target), trust_remote_code=trust_remote_code)
     text = target_config.get_text_config()
-    with reading("draft", path, "config.json"):  # whose fields are of any type
+    with reading("draft", path, "config.json"):  # its fields may have any type
         written = form_of(form, config, tensors)
         kind = kind_of(written, config)
         logger.info("%s: a draft in the form `%s` (%s)", path, written.name, written.project)
@@ -87,16 +87,19 @@ def _check_options(
     for name, value in (("tap_ids", tap_ids), ("drop_fc_bias", drop_fc_bias)):
         if value and name in kind.meaningless:
             raise ValueError(kind.meaningless[name].format(value=value, form=form.name))
+
     if rope_theta is not None and rope_theta <= 0:
         raise ValueError(f"`rope_theta` must be above 0, got {rope_theta}.")
 
 
 def _build(config: Any, tensors: dict[str, torch.Tensor]) -> EaglePreTrainedModel:
     draft_class = class_of(config.architectures)
-    with torch.device("meta"):
+    with torch.device("meta"):  # names and shapes without memory
         empty = draft_class(config)
+
     wanted = {name: x.shape for name, x in empty.state_dict().items() if name not in empty.lent_tensors}
     check_names(tensors, wanted)
+
     dtype = weights_dtype(tensors)
     return draft_class.from_pretrained(None, config=config, state_dict=tensors, dtype=dtype).eval()
 
@@ -104,7 +107,7 @@ def _build(config: Any, tensors: dict[str, torch.Tensor]) -> EaglePreTrainedMode
 def _check_target(
     config: dict[str, Any], tensors: dict[str, torch.Tensor], target_config: PreTrainedConfig, target: str | Path
 ) -> None:
-    """Sizes of draft and target, and the embeddings, which are taken out of `tensors`."""
+    """Check sizes of draft and target, and the embeddings, which it removes from `tensors`."""
     text = target_config.get_text_config()
     t2d, embedding = tensors.get("t2d"), tensors.pop("embed_tokens.weight", None)
     sizes = {
@@ -113,14 +116,16 @@ def _check_target(
         "target_hidden_size": (config.get("target_hidden_size") or text.hidden_size, text.hidden_size),
         "t2d": (text.vocab_size if t2d is None else t2d.numel(), text.vocab_size),
     }
+
     for name, (seen, wanted) in sizes.items():
         if seen != wanted:
             reason = (
-                "a draft of another width than its target needs embeddings of its own, which are not served"
+                "a draft of another width than its target needs its own embeddings, which servers do not use"
                 if name == "hidden_size"
                 else "it is a draft of another target"
             )
             raise ValueError(f"`{name}` of this draft is {seen}, but `target` {target} has {wanted}: {reason}.")
+
     if embedding is None:
         return
     theirs = read_target_embedding(target)
@@ -137,16 +142,18 @@ def _check_target(
 def _common_fingerprint(
     path: str | Path, config: dict[str, Any], target: str | Path, trust_remote_code: bool
 ) -> str | None:
-    """Of the target's tokenizer, `None` where it has none; `ValueError` if the draft comes with another one."""
+    """Fingerprint of the target's tokenizer, `None` without one; `ValueError` if the draft comes with another one."""
     wanted = _fingerprint(target, trust_remote_code, "target")
     given = config.get("tokenizer_fingerprint") or _fingerprint(path, False, "draft")
+
     if None not in (wanted, given) and wanted != given:
         raise ValueError(
             f"`draft` {path} comes with another tokenizer than `target` {target} (fingerprints {given} and {wanted}): "
-            "its head stands for other tokens."
+            "its head predicts other tokens."
         )
+
     if wanted is None:
-        logger.warning("%s has no tokenizer that can be read: nobody will notice when it is another one.", target)
+        logger.warning("%s has no tokenizer that can be read: a draft for another tokenizer goes unnoticed.", target)
     return wanted
 
 
@@ -157,7 +164,7 @@ def _fingerprint(path: str | Path, trust_remote_code: bool, argument: str) -> st
 
 
 def _say(form: Form, config: dict[str, Any], ours: Any, stored: list[int] | None, given: list[int] | None) -> None:
-    """What was decided, and what the files cannot tell."""
+    """Log what was decided, and what the files leave open."""
     if ours.tap_ids:
         source = "given" if given else "its config's" if stored else "the default, since its files name none"
         logger.info("taps: the inputs of layers %s (%s)", ", ".join(map(str, ours.tap_ids)), source)
@@ -167,7 +174,7 @@ def _say(form: Form, config: dict[str, Any], ours: Any, stored: list[int] | None
     scaled = rope.get("rope_type") in ("yarn", "linear") and rope["rope_theta"] != 10000
     if scaled and form.trains_on_default_base:
         logger.warning(
-            "%s trains with RoPE base 10000 where RoPE is scaled, whatever the config says; both servers take the "
+            "%s trains with RoPE base 10000 if RoPE is scaled, whatever the config says; both servers take the "
             "config's. If this draft was trained so, give `rope_theta` 10000.",
             form.project,
         )
@@ -175,6 +182,6 @@ def _say(form: Form, config: dict[str, Any], ours: Any, stored: list[int] | None
     if form.name == "specforge" and "norm_output" in config:
         logger.warning(
             "`norm_output` is %s, which is kept as the servers read it; SpecForge before September 2026 fed back the "
-            "un-normed output all the same.",
+            "un-normed output anyway.",
             config["norm_output"],
         )

@@ -1,4 +1,4 @@
-"""From the config of a foreign draft to ours: its sizes and its RoPE, and no flag that would be lost on the way."""
+"""Turn the config of a foreign draft into ours: keep its sizes and RoPE, and refuse flags that would be lost."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from .forms import Form
 from .kinds import ForeignKind
 
 
-# flag -> values under which it changes nothing, and why no other can be kept
+# flag -> values that change nothing, and why no other value can be kept
 _FLAGS = {
     "norm_before_residual": ((None, False), "vLLM runs it and SGLang does not"),
     "norm_before_fc": ((None, False), "it is one norm over all taps, which the servers do not share"),
@@ -25,13 +25,13 @@ _FLAGS = {
     "logit_scale": ((None, 1, 1.0), "SGLang does not scale a draft's logits"),
 }
 _ROPE_TYPES = ("default", "linear", "llama3", "yarn")
-# what projects and LlamaConfig take where a config says nothing
+# what projects and LlamaConfig assume for missing fields
 _DEFAULT_THETA = 10000.0
 _DEFAULT_EPS = 1e-6
 
 
 def flat_config(form: Form, config: dict[str, Any]) -> dict[str, Any]:
-    """One mapping of all fields; speculators keep those of the layer in one of their own."""
+    """One mapping of all fields; speculators keep those of the layer in a nested one."""
     if form.name != "speculators":
         return config
 
@@ -50,7 +50,7 @@ def flat_config(form: Form, config: dict[str, Any]) -> dict[str, Any]:
     if "sliding_attention" in (layer.get("layer_types") or ()):
         raise ValueError("`layer_types` of this draft has sliding attention, which SGLang's draft does not.")
 
-    # vLLM takes a missing flag for true
+    # vLLM treats a missing flag as true
     return {"norm_before_residual": True} | layer | {k: v for k, v in config.items() if v is not None}
 
 
@@ -79,13 +79,13 @@ def draft_config(
     Args:
         kind: what the draft is.
         config: its fields, flat.
-        target_config: of its target, which says vocabulary, context length and special ids.
+        target_config: its target's, which gives vocabulary, context length and special ids.
         draft_vocab_size: rows of its head.
-        tap_ids: entry ids, the default where `None`; for a kind with taps.
-        rope_theta: to be taken instead of the one its config names.
+        tap_ids: entry ids, for a kind with taps; `None` for the default.
+        rope_theta: replaces the one in its config.
 
     Raises:
-        ValueError: for RoPE that the servers would run otherwise, or what does not fit the target.
+        ValueError: for RoPE that the servers would run differently, or sizes that do not fit the target.
     """
     rope = rope_parameters(config)
     if rope_theta is not None:
@@ -104,25 +104,29 @@ def draft_config(
 
 
 def rope_parameters(config: dict[str, Any]) -> dict[str, Any]:
-    """RoPE of a config in the spelling of transformers 5, whether it is written in the old, the new, or both."""
+    """RoPE of a config in the spelling of transformers 5, whether the config uses the old one, the new one, or both."""
     given = {k: v for k, v in _rope_fields(config).items() if v is not None}
     if any(isinstance(value, dict) for value in given.values()):
-        raise ValueError("`rope_parameters` of this draft differ by kind of layer, which a draft of one layer cannot.")
+        raise ValueError("`rope_parameters` of this draft differ by kind of layer, but our drafts have one layer.")
+
+    # old configs say `type`, newer ones `rope_type`
     old = given.pop("type", "default")
     kind = given.pop("rope_type", old)
     if kind not in _ROPE_TYPES or "mrope_section" in given:
         seen = "mrope" if "mrope_section" in given else kind
         raise ValueError(
-            f"`rope_scaling` of this draft is of type {seen!r}, which the servers run in ways of their own: only "
+            f"`rope_scaling` of this draft is of type {seen!r}, which each server runs in its own way: only "
             f"{', '.join(_ROPE_TYPES)} can be imported."
         )
-    given.pop("partial_rotary_factor", None)  # it is 1
+
+    given.pop("partial_rotary_factor", None)  # it is 1, by `check_flags`
     bases = {float(x) for x in (given.pop("rope_theta", None), config.get("rope_theta")) if x is not None}
     if len(bases) > 1:
         raise ValueError(
             f"`rope_theta` of this draft is {' and '.join(map(str, sorted(bases)))} in one config, and the servers do "
             "not read the same one: correct its config.json."
         )
+
     theta = bases.pop() if bases else _DEFAULT_THETA
     return {"rope_type": kind, "rope_theta": theta} | (given if kind != "default" else {})
 

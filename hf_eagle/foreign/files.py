@@ -1,4 +1,4 @@
-"""The files of a draft that others made: its config and its tensors, read without running anything of theirs."""
+"""Read the config and tensors of a draft that others made, without running any of their code."""
 
 import pickle
 from pathlib import Path
@@ -11,7 +11,7 @@ from transformers.utils import cached_file
 from ..door.reading import read_part, reading
 
 
-# in the order in which they are looked for; an index names the files that hold the tensors
+# in search order; an index names the files that hold the tensors
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _INDEX = {"weight_map": dict[str, str]}
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
@@ -19,7 +19,7 @@ _EMBEDDINGS = ("embed_tokens.weight", "wte.weight")
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
-    """What `config.json` of a folder or Hub id holds.
+    """The content of `config.json` of a folder or Hub id.
 
     Raises:
         ValueError: if it is not a JSON object.
@@ -27,6 +27,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
     """
     with reading("draft", path):
         file = cached_file(str(path), "config.json")
+
     if file is None:
         raise ValueError(f"`draft` {path} is no draft, it holds no config.json: name the folder of a draft.")
     return read_part("draft", path, file, {})
@@ -49,26 +50,27 @@ def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
 
 
 def has_tokenizer(path: str | Path, argument: str) -> bool:
-    """Whether there is a tokenizer beside the weights; `AutoTokenizer` makes up an empty one from a config alone."""
+    """Whether a tokenizer lies next to the weights; `AutoTokenizer` would make up an empty one from a config alone."""
     with reading(argument, path):
         return any(cached_file(str(path), name, _raise_exceptions_for_missing_entries=False) for name in _TOKENIZER)
 
 
 def read_target_embedding(target: str | Path) -> torch.Tensor | None:
-    """The target's input embedding `(vocab_size, hidden)`; `None` where its safetensors are not on this machine.
+    """The target's input embedding `(vocab_size, hidden)`; `None` if its safetensors are not on this machine.
 
-    Of the target nothing but this one tensor is read, and nothing is downloaded.
+    It reads only this tensor of the target, and downloads nothing.
     """
     try:
         files = _weight_files(target, "target", local_files_only=True)
-    except (OSError, ValueError):  # whoever loads the target says what is wrong with it
+    except (OSError, ValueError):  # loading the target reports what is wrong with it
         return None
+
     with reading("target", target):
         for file in files:
             if file.suffix != ".safetensors" or not file.is_file():
                 continue
             with safe_open(file, "pt") as weights:
-                # a layer that has embeddings of its own is one for multi-token prediction
+                # a layer with its own embeddings is one for multi-token prediction
                 names = [name for name in weights.keys() if name.endswith(_EMBEDDINGS) and ".layers." not in name]
                 if len(names) == 1:
                     return weights.get_tensor(names[0])
@@ -82,6 +84,7 @@ def _weight_files(path: str | Path, argument: str, **options: Any) -> list[Path]
             continue
         if not name.endswith(".index.json"):
             return [Path(file)]
+
         parts = sorted(set(read_part(argument, path, file, _INDEX)["weight_map"].values()))
         found = [cached_file(str(path), p, _raise_exceptions_for_missing_entries=False, **options) for p in parts]
         return [Path(part) for part in found if part is not None]
@@ -102,6 +105,7 @@ def _read_pickle(file: Path) -> dict[str, torch.Tensor]:
             f"{file} holds more than tensors, or is damaged, and is not run: {reason} If you trust its source, save "
             "its tensors as model.safetensors there."
         ) from problem
+
     if not isinstance(held, dict) or not all(isinstance(x, torch.Tensor) for x in held.values()):
         raise ValueError(f"{file} must hold tensors by name, and nothing else.")
     return held

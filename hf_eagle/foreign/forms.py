@@ -10,7 +10,7 @@
 | `nemo` | NVIDIA-NeMo/Automodel: `nemo_automodel/components/speculative/eagle/draft_{llama,deepseek}.py` |
 | `torchspec` | lightseekorg/TorchSpec: `torchspec/models/draft/deepseek_eagle.py`, `tools/convert_to_hf.py` |
 
-All of them are one layer with the mathematics of contract sections 2 to 4, under other names.
+All of them are one layer with the mathematics of contract sections 2 to 4, but they use other names.
 """
 
 from collections.abc import Iterable
@@ -29,12 +29,12 @@ class Form:
     """How one project writes a draft.
 
     Attributes:
-        name: of `--form`.
+        name: value of `--form`.
         project: who writes it.
-        kinds: rows of `kinds.py` that its folders hold; a folder is of the first one whose marks are in its config.
-        prefix: before the names of its tensors.
+        kinds: rows of `kinds.py` that its folders may have; the first one whose marks are in a config applies.
+        prefix: prefix of its tensor names.
         own_copies: tensors that only its training needs.
-        trains_on_default_base: whether it trains with RoPE base 10000 where RoPE is scaled, whatever the config says.
+        trains_on_default_base: whether it trains scaled RoPE with base 10000, whatever the config says.
     """
 
     name: str
@@ -66,14 +66,14 @@ FORMS = {
 
 @dataclass(frozen=True)
 class Sign:
-    """What shows a form, all of it together.
+    """The evidence of a form; all of it must be present.
 
     Attributes:
-        fields: in `config.json`.
+        fields: fields of `config.json`.
         in_eagle_config: fields of `eagle_config` there.
-        architectures: among those of `config.json`.
-        tensors: patterns, each of some tensor's name.
-        no_tensors: patterns, each of no tensor's name.
+        architectures: entries of `architectures` there.
+        tensors: patterns that must each match a tensor's name.
+        no_tensors: patterns that must match no tensor's name.
     """
 
     fields: tuple[str, ...] = ()
@@ -83,7 +83,7 @@ class Sign:
     no_tensors: tuple[str, ...] = ()
 
     def is_in(self, config: dict[str, Any], names: list[str]) -> bool:
-        """Whether a draft with this config and these names of tensors shows it."""
+        """Whether a draft with this config and these tensor names has all of it."""
         said = (
             (self.fields, config),
             (self.in_eagle_config, config.get("eagle_config") or ()),
@@ -96,7 +96,7 @@ class Sign:
         )
 
 
-# the first sign that a draft shows decides
+# the first sign that a draft has decides
 _SIGNS = (
     ("speculators", Sign(fields=("speculators_model_type",))),
     ("speculators", Sign(fields=("transformer_layer_config",))),
@@ -127,16 +127,17 @@ def form_of(name: str, config: dict[str, Any], tensors: Iterable[str]) -> Form:
 
     Args:
         name: one of `FORMS`, or `"auto"`.
-        config: what `config.json` holds.
+        config: the content of `config.json`.
         tensors: names of the tensors.
 
     Raises:
-        ValueError: for an unknown name, or a draft of no form that is known.
+        ValueError: for an unknown name, or a draft of an unknown form.
     """
     if name != "auto":
         if name not in FORMS:
             raise ValueError(f"`form` must be auto or one of {', '.join(FORMS)}, got {name!r}.")
         return FORMS[name]
+
     names = list(tensors)
     found = next((form for form, sign in _SIGNS if sign.is_in(config, names)), None)
     if found is None:
@@ -150,17 +151,20 @@ def form_of(name: str, config: dict[str, Any], tensors: Iterable[str]) -> Form:
 def stored_tap_ids(
     form: Form, config: dict[str, Any], tensors: Iterable[str], num_target_layers: int
 ) -> list[int] | None:
-    """Entry ids of the taps that a config names, `None` where it names none: then they are the servers' default.
+    """Entry ids of the taps that a config names; `None` if it names none, which means the servers' default.
 
-    The top-level field is vLLM's and speculators', of layer ENTRIES. The one in `eagle_config` is SGLang's, SpecForge's
-    and ModelOpt's, of layer OUTPUTS, which are the next layer's entry; `num_target_layers`, which no layer's output is,
-    shows that entries are meant after all, as does TorchSpec's export for vLLM of a `kimi_k2` draft.
+    The top-level field, used by vLLM and speculators, counts layer ENTRIES. The one in `eagle_config`, used by SGLang,
+    SpecForge and ModelOpt, counts layer OUTPUTS, each of which is the next layer's entry. Two signs show that it counts
+    entries after all: the id `num_target_layers`, which no output has, and TorchSpec's export of a `kimi_k2` draft for
+    vLLM.
     """
     if config.get(TAP_IDS):
         return list(config[TAP_IDS])
+
     nested = (config.get("eagle_config") or {}).get(TAP_IDS)
     if not nested:
         return None
+
     for_vllm = form.name == "torchspec" and config.get("model_type") == "kimi_k2" and "layers.0" in _layers(tensors)
     entries = for_vllm or max(nested) == num_target_layers
     return [i if entries else i + 1 for i in nested]

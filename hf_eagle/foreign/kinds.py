@@ -1,4 +1,4 @@
-"""The kinds of draft that can be imported: a row each, with all in which they differ.
+"""The kinds of draft that can be imported: one row each, with everything in which they differ.
 
 | row | our class | how it differs |
 |---|---|---|
@@ -6,7 +6,7 @@
 | `eagle3` | `LlamaForCausalLMEagle3` | taps, a vocabulary and a head of its own |
 | `latent` | `Eagle3DeepseekV2ForCausalLM` | as `eagle3`, with multi-head latent attention |
 
-Everything else of a draft is taken over alike, whatever its kind. A [`Form`] names the rows that its folders hold.
+Everything else is imported in the same way for all kinds. A [`Form`] names the rows that its folders may have.
 """
 
 from collections.abc import Callable, Mapping
@@ -26,19 +26,19 @@ from .tensors import drop_biases, sort_vocabulary
 
 @dataclass(frozen=True)
 class ForeignKind:
-    """How drafts of one kind are taken over.
+    """How drafts of one kind are imported.
 
     Attributes:
         name: of the row.
-        config_class: of our drafts of this kind.
-        layer: what our drafts call their layer, before the names of its tensors.
-        attention_fields: `(config, fields)` -> sizes of attention in our config, beside those in `fields`.
-        own_fields: `(config, draft_vocab_size, tap_ids)` -> what else our config of this kind says.
+        config_class: config class of our drafts of this kind.
+        layer: prefix of the layer's tensor names in our drafts.
+        attention_fields: `(config, fields)` -> sizes of attention in our config, besides those in `fields`.
+        own_fields: `(config, draft_vocab_size, tap_ids)` -> the other fields of our config of this kind.
         take_biases: `(tensors, drop_fc_bias)`: leave out biases or refuse them, in place.
-        take_vocabulary: `(tensors, vocab_size)` -> number of draft tokens; mapping and head are sorted in place.
-        marks: fields that tell such a config from that of another kind in the same form.
+        take_vocabulary: `(tensors, vocab_size)` -> number of draft tokens; sorts mapping and head in place.
+        marks: fields that only a config of this kind has, among the kinds of the same form.
         meaningless: option of `from_foreign` -> why it is refused; `{value}` and `{form}` stand for what was given.
-        trained_otherwise: form -> flag -> how its project trains such a draft, other than both servers run it.
+        trained_otherwise: form -> flag -> how the project's training differs from what both servers run.
     """
 
     name: str
@@ -54,7 +54,7 @@ class ForeignKind:
 
 
 def kind_of(form: Form, config: dict[str, Any]) -> ForeignKind:
-    """The kind of a draft in a form: the first of the form's whose marks are all in its config."""
+    """The kind of a draft in a form: the form's first kind whose marks are all in the config."""
     rows = [KINDS[name] for name in form.kinds]
     return next(row for row in rows if all(mark in config for mark in row.marks))
 
@@ -82,11 +82,12 @@ def _eagle1_fields(config: dict[str, Any], draft_vocab_size: int, tap_ids: list[
 
 
 def _zero_fc_bias(tensors: dict[str, torch.Tensor], drop_fc_bias: bool) -> None:
-    """The bias of `fc` is stored as zeros: SGLang would leave a missing one random."""
+    """Store the bias of `fc` as zeros: SGLang would leave a missing one random."""
     trained = (
         "`fc.bias` of this draft was trained: vLLM drops it and SGLang adds it, so the two run different drafts. "
         "`drop_fc_bias` imports what vLLM runs."
     )
+
     drop_biases(tensors, {"fc.bias": None if drop_fc_bias else trained})
     if "fc.weight" in tensors:
         tensors["fc.bias"] = tensors["fc.weight"].new_zeros(tensors["fc.weight"].shape[0])

@@ -1,4 +1,4 @@
-"""From the tensors of a foreign draft to ours: names, biases, the order of the draft vocabulary, embeddings."""
+"""Turn the tensors of a foreign draft into ours: names, biases, the order of the draft vocabulary, embeddings."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,17 +10,17 @@ from ..drafts.vocabulary import VocabularyMapping, draft_token_ids
 from .forms import Form
 
 
-# what most projects call the one layer, which some of our drafts call otherwise
+# what most projects call the one layer; some of our drafts use another name
 _LAYER = "layers.0."
 _SERVED = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def renamed(form: Form, layer: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """By the names of our drafts; `embed_tokens.weight` is still there, copies that only training needs are not.
+    """Rename tensors to our names. Keeps `embed_tokens.weight`, drops copies that only training needs.
 
     Args:
-        form: that the draft is written in.
-        layer: what our drafts of its kind call their layer, with a dot behind it.
+        form: the draft's form.
+        layer: prefix of the layer's tensor names in our drafts of its kind, with a dot at the end.
         tensors: by the form's names.
 
     Raises:
@@ -30,7 +30,7 @@ def renamed(form: Form, layer: str, tensors: dict[str, torch.Tensor]) -> dict[st
     for name, tensor in tensors.items():
         name = name.removeprefix(form.prefix)
         if name in form.own_copies or name.endswith("rotary_emb.inv_freq"):
-            continue
+            continue  # RoPE's frequencies follow from the config
         if name.startswith(_LAYER):
             name = layer + name.removeprefix(_LAYER)
         found[name] = tensor
@@ -60,6 +60,7 @@ def weights_dtype(tensors: dict[str, torch.Tensor]) -> torch.dtype:
     for name, tensor in tensors.items():
         if name not in ("d2t", "t2d", "embed_tokens.weight"):
             dtype = tensor.dtype if dtype is None else torch.promote_types(dtype, tensor.dtype)
+
     return dtype
 
 
@@ -68,10 +69,10 @@ def drop_biases(tensors: dict[str, torch.Tensor], known: Mapping[str, str | None
 
     Args:
         tensors: by our names.
-        known: name -> why this bias is refused when it is not zero; `None` leaves it out all the same.
+        known: name -> why this bias is refused if it is not zero; `None` drops it anyway.
 
     Raises:
-        ValueError: naming the flag of a bias that is not zero.
+        ValueError: names the flag of a bias that is not zero.
     """
     known = known or {}
     for name in [name for name in tensors if name.endswith(".bias")]:
@@ -80,15 +81,15 @@ def drop_biases(tensors: dict[str, torch.Tensor], known: Mapping[str, str | None
             continue
 
         flag = "attention_bias" if ".self_attn." in name else "mlp_bias" if ".mlp." in name else name
-        why = known.get(name, f"`{flag}`: this draft holds a bias, `{name}`, which a served draft has not.")
+        why = known.get(name, f"`{flag}`: this draft holds a bias, `{name}`, which served drafts do not have.")
         if why is not None:
             raise ValueError(why)
 
 
 def sort_vocabulary(tensors: dict[str, torch.Tensor], vocab_size: int) -> int:
-    """Put the draft vocabulary into the order of target ids, rows of the head along, in place.
+    """Sort the draft vocabulary, and the head's rows with it, by target id, in place.
 
-    `d2t` holds offsets in every form; ModelOpt and NeMo keep tokens by frequency, and ModelOpt no `t2d`.
+    `d2t` holds offsets in every form. ModelOpt and NeMo order tokens by frequency, and ModelOpt stores no `t2d`.
 
     Args:
         tensors: with `lm_head.weight` `(draft_vocab_size, hidden)`, maybe `d2t` and `t2d`.
@@ -105,24 +106,29 @@ def sort_vocabulary(tensors: dict[str, torch.Tensor], vocab_size: int) -> int:
         raise ValueError(
             "`lm_head.weight` is missing in this draft: it proposes by a head that is not published with it."
         )
+
     size = head.shape[0]
     if size == vocab_size and (d2t is None or not d2t.any()):
         return size
+
     if d2t is None or d2t.shape != (size,):
         seen = "is missing" if d2t is None else f"has shape {list(d2t.shape)}"
         raise ValueError(f"`d2t` {seen}, but `lm_head.weight` has {size} rows for {vocab_size} target tokens.")
+
     ids, order = draft_token_ids(d2t.long()).sort()
     if ids[0] < 0 or ids[-1] >= vocab_size or bool((ids[1:] == ids[:-1]).any()):
         raise ValueError(
             "`d2t` must hold offsets: `j + d2t[j]` must be different target ids between 0 and "
             f"{vocab_size - 1}, but they are {int(ids[0])}..{int(ids[-1])}. Were absolute ids stored?"
         )
+
     mapping = VocabularyMapping.from_token_ids(ids, vocab_size)
     if t2d is not None and not torch.equal(t2d.bool(), mapping.t2d):
         raise ValueError(
             f"`t2d` of this draft marks {int(t2d.bool().sum())} tokens, which are not the {size} that `d2t` names: its "
             "vocabulary mapping was never set, or lost."
         )
+
     _check_rows(head, d2t)
     tensors["lm_head.weight"] = head[order]
     if size < vocab_size:
@@ -131,7 +137,7 @@ def sort_vocabulary(tensors: dict[str, torch.Tensor], vocab_size: int) -> int:
 
 
 def _check_rows(head: torch.Tensor, d2t: torch.Tensor) -> None:
-    """TorchSpec's converter prunes a head by `head[d2t]`: where offsets are equal, neighbours then share one row."""
+    """TorchSpec's converter prunes a head by `head[d2t]`, which gives neighbours with equal offsets one row."""
     pairs = (d2t[1:] == d2t[:-1]).nonzero()[:, 0]
     same = (head[pairs] == head[pairs + 1]).all(-1)
     if len(pairs) and bool(same.all()):
@@ -143,15 +149,17 @@ def _check_rows(head: torch.Tensor, d2t: torch.Tensor) -> None:
 
 
 def check_embedding(given: torch.Tensor, target: torch.Tensor) -> None:
-    """`ValueError` unless a draft's embeddings `(vocab_size, hidden)` are its target's, up to a copy's rounding."""
+    """`ValueError` unless a draft's embeddings `(vocab_size, hidden)` are its target's, up to rounding in a copy."""
     if given.shape != target.shape:
         raise ValueError(
             f"`embed_tokens` of this draft is {list(given.shape)} but the target's is {list(target.shape)}: it belongs "
             "to another target."
         )
+
     wrong = 0
     for ours, theirs in zip(given.split(4096), target.split(4096), strict=True):  # both in float32 would be gigabytes
         wrong += int((~torch.isclose(ours.float(), theirs.float(), rtol=2**-7, atol=1e-5).all(-1)).sum())
+
     if wrong:
         raise ValueError(
             f"`embed_tokens` of this draft differs from the target's in {wrong} of {len(given)} tokens: it was "
@@ -160,7 +168,7 @@ def check_embedding(given: torch.Tensor, target: torch.Tensor) -> None:
 
 
 def check_taps(fc: torch.Tensor | None, width: int, tap_ids: list[int]) -> None:
-    """`ValueError` unless `fc` `(hidden, taps * width)` takes as many taps as are named, if any are."""
+    """`ValueError` unless `fc` `(hidden, taps * width)` takes as many taps as are named, if there are any."""
     if tap_ids and fc is not None and fc.shape[-1] != width * len(tap_ids):
         raise ValueError(
             f"`fc.weight` of this draft takes {fc.shape[-1] / width:g} taps, but {len(tap_ids)} are known, {tap_ids}: "

@@ -1,1 +1,1 @@
-"""What a draft is trained on: which rows count, objectives, and the head and its loss in one piece."""
+"""What a draft is trained on: which rows count, objectives, and the head fused with its loss."""

@@ -1,7 +1,7 @@
-"""Draft head and loss in one piece: a chunk of logits is made, judged, turned into its own gradient, and forgotten.
+"""Fuse draft head and loss: compute a chunk of logits, take its loss, turn it into its own gradient, and drop it.
 
-No `(rows, draft_vocab)` tensor of all rows ever exists. Gradients are made in the forward pass, when the logits are at
-hand, so each row's factor in the final loss must be known by then; the trainer knows it.
+No `(rows, draft_vocab)` tensor of all rows ever exists. The forward pass computes the gradients while it has the
+logits. So each row's factor in the final loss must be known by then; the trainer knows it.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,7 +11,7 @@ import torch
 from torch.nn.functional import linear
 
 
-# logits that exist at one time, and those that are worked on while they lie in a core's cache
+# logits that exist at one time, and those that fit in a core's cache while they are worked on
 CHUNK_ELEMENTS = 2**23
 BLOCK_ELEMENTS = 2**20
 
@@ -23,11 +23,11 @@ class LossRows:
     Attributes:
         loss: `"ce"`, `"lk_alpha"` or `"lk_lambda"`, as in [`DraftObjective`].
         probs: `(P, draft_vocab)`, the target's distributions, renormalised to the draft vocabulary.
-        argmax: `(P,)` the most probable draft id of each.
+        argmax: `(P,)` the most probable draft id of each distribution.
         mass: `(P,)` share of the full softmax that lies in the draft vocabulary; `None` for cross-entropy.
         where: `(M,)` which of the `P` each row is compared with.
-        factor: `(M,)` float32, of each row's loss in the total.
-        ce_share: `(M,)` float32, of cross-entropy in `lk_lambda`.
+        factor: `(M,)` float32, the factor of each row's loss in the total.
+        ce_share: `(M,)` float32, the share of cross-entropy in `lk_lambda`.
         transform: what follows the head's projection (scale, soft cap); `None` for nothing.
     """
 
@@ -41,20 +41,20 @@ class LossRows:
     transform: Callable[[torch.Tensor], torch.Tensor] | None = None
 
     def chunk(self, rows: slice) -> "LossRows":
-        """Those rows alone."""
+        """Select a slice of the rows."""
         share = None if self.ce_share is None else self.ce_share[rows]
         return replace(self, where=self.where[rows], factor=self.factor[rows], ce_share=share)
 
 
 @dataclass
 class StreamedRows:
-    """`M` rows for cross-entropy with distributions too large to be held: they are made chunk by chunk, and forgotten.
+    """`M` rows for cross-entropy whose distributions are too large to keep: each chunk computes and drops its own.
 
     Attributes:
         hidden: `(P, hidden)`, what the teacher's head takes.
-        teacher: its logits `(rows, vocabulary)` of hidden states `(rows, hidden)`.
+        teacher: maps hidden states `(rows, hidden)` to the teacher's logits `(rows, vocabulary)`.
         where, factor, transform: as in [`LossRows`].
-        dtype: of the distributions.
+        dtype: the dtype of the distributions.
     """
 
     hidden: torch.Tensor
@@ -65,14 +65,14 @@ class StreamedRows:
     dtype: torch.dtype = torch.float32
 
     def chunk(self, rows: slice) -> LossRows:
-        """Those rows alone, with their distributions."""
+        """Select a slice of the rows, and compute their distributions."""
         logits = self.teacher(self.hidden[self.where[rows]])
-        # in half precision a softmax is accumulated in float32 too, and writes half as much
+        # a softmax in half precision accumulates in float32 too, and writes half as much
         same = logits.dtype == self.dtype
         return LossRows(
             loss="ce",
             probs=logits.softmax(-1) if same else logits.softmax(-1, dtype=torch.float32).to(self.dtype),
-            argmax=logits.max(-1).indices,  # an argmax of bfloat16 is 7 times dearer
+            argmax=logits.max(-1).indices,  # `argmax` of bfloat16 costs 7x as much
             mass=None,
             where=torch.arange(len(logits), device=logits.device),
             factor=self.factor[rows],
@@ -93,11 +93,14 @@ class FusedHeadLoss(torch.autograd.Function):
         dw = torch.zeros_like(weight) if wants_w else None
         losses = torch.empty(len(normed), dtype=torch.float32, device=normed.device)
         hits = torch.empty(len(normed), dtype=torch.bool, device=normed.device)
+
         for chunk, x, w, logits in _chunks(normed, weight):
             seen = rows.chunk(chunk)
             judge = _judge if seen.transform is None else _judge_transformed
             for block, piece in _blocks(logits):
                 losses[chunk][block], hits[chunk][block] = judge(piece, seen, block, wants_x or wants_w)
+
+            # `judge` has turned the logits into their gradients
             factor = seen.factor[:, None]
             if wants_x:
                 dx[chunk] = (logits @ w) * factor
@@ -105,6 +108,7 @@ class FusedHeadLoss(torch.autograd.Function):
                 dw.addmm_(logits.T, x * factor)
             elif wants_w:
                 dw += logits.T @ (x * factor).to(x.dtype)
+
         ctx.save_for_backward(dx, dw)
         ctx.mark_non_differentiable(losses, hits)
         return (losses * rows.factor).sum(), losses, hits
@@ -127,7 +131,7 @@ def acceptance_rates(normed: torch.Tensor, weight: torch.Tensor, rows: LossRows)
 
 
 def _chunks(normed, weight) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """Slices of rows, those rows, the weight and their logits, in the dtype of autocast where it is on."""
+    """Yield slices of rows, those rows, the weight and their logits, in autocast's dtype if it is on."""
     device = normed.device.type
     if torch.is_autocast_enabled(device):
         normed, weight = (t.to(torch.get_autocast_dtype(device)) for t in (normed, weight))
@@ -139,8 +143,8 @@ def _chunks(normed, weight) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor,
 
 
 def _blocks(logits: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
-    """Slices of rows of a chunk, and their logits, a view."""
-    # a GPU is best fed with all at once
+    """Yield slices of a chunk's rows, and a view of their logits."""
+    # a GPU is fastest with all rows at once
     size = max(1, BLOCK_ELEMENTS // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
     for start in range(0, len(logits), size):
         block = slice(start, min(start + size, len(logits)))
@@ -150,12 +154,14 @@ def _blocks(logits: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
 def _judge(logits: torch.Tensor, rows: LossRows, block: slice, with_grad: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """Losses and hits of a block of rows; with `with_grad`, `logits` become `d loss / d logits`."""
     where = rows.where[block]
-    # the first of equal ones, as an argmax says and a server proposes; an argmax of bfloat16 is 7 times dearer
+    # of equal logits the first, like `argmax` and the servers; `argmax` of bfloat16 costs 7x as much
     best, place = logits.max(-1)
     hits = place == rows.argmax[where]
+
     p = rows.probs.index_select(0, where)
     q = logits.softmax(-1, dtype=torch.float32)
-    # log-sum-exp minus <p, logits>: cross-entropy, since p sums to one (to the rounding it rests in)
+
+    # log-sum-exp minus <p, logits>: cross-entropy, since p sums to one (up to the rounding of its dtype)
     log_partition = best.float() - q.amax(-1).log()
     ce = log_partition - torch.linalg.vecdot(p.to(logits.dtype), logits).float() if rows.loss != "lk_alpha" else None
     if rows.loss == "ce":
@@ -165,13 +171,15 @@ def _judge(logits: torch.Tensor, rows: LossRows, block: slice, with_grad: bool) 
 
     p_full = p.float() * rows.mass[where, None]
     alpha = torch.minimum(p_full, q).sum(-1)
+    # only probabilities below the target's change the minimum
     q_below = torch.where(q < p_full, q, 0.0)
     d_alpha = q_below - q * q_below.sum(-1, keepdim=True)
     if rows.loss == "lk_alpha":
-        alpha = alpha.clamp_min(torch.finfo(alpha.dtype).tiny)
+        alpha = alpha.clamp_min(torch.finfo(alpha.dtype).tiny)  # an alpha of 0 would make the loss infinite
         if with_grad:
             logits.copy_(d_alpha / -alpha[:, None])
         return -alpha.log(), hits
+
     share = rows.ce_share[block]
     if with_grad:
         logits.copy_((q - p) * share[:, None] - d_alpha * (1 - share)[:, None])
@@ -179,10 +187,11 @@ def _judge(logits: torch.Tensor, rows: LossRows, block: slice, with_grad: bool) 
 
 
 def _judge_transformed(logits: torch.Tensor, rows: LossRows, block: slice, with_grad: bool):
-    """`_judge` behind the model's transform of its logits, whose derivative autograd knows."""
+    """`_judge` after the model's transform of its logits; autograd gives the derivative of the transform."""
     with torch.set_grad_enabled(with_grad):
         raw = logits.detach().requires_grad_(with_grad)
         transformed = rows.transform(raw)
+
     judged = transformed.detach().clone()  # autograd may want the original
     result = _judge(judged, rows, block, with_grad)
     if with_grad:

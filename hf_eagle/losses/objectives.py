@@ -1,6 +1,6 @@
 """The loss of a draft's distributions against the target's: soft cross-entropy, and the LK losses.
 
-An objective knows the factor of each TTT step's SUM over supervised rows in the final loss: whoever holds the whole
+An objective receives the factor of each TTT step's SUM over supervised rows in the final loss: whoever has the whole
 accumulated batch divides once, beforehand.
 """
 
@@ -29,9 +29,9 @@ class DraftObjective:
             `-log alpha`, `alpha = sum_v min(p_full(v), q(v))`. `"lk_lambda"` is `lam * ce + (1 - lam) * (1 - alpha)`,
             `lam = lk_scale * exp(-lk_decay * mean alpha)` without a gradient (arXiv 2602.23881). The mean is taken over
             this forward's rows, so `lk_lambda` alone depends on how a batch is split.
-        oov_rows: rows whose target argmax lies outside the draft vocabulary are left out of the loss (`"mask"`), or
-            kept (`"renormalize"`). They stay in the count that divides, and count as wrong in the accuracy.
-        lk_scale, lk_decay: of `lk_lambda`.
+        oov_rows: whether the loss skips rows whose target argmax lies outside the draft vocabulary (`"mask"`), or keeps
+            them (`"renormalize"`). They stay in the count that divides, and count as wrong in the accuracy.
+        lk_scale, lk_decay: the constants of `lk_lambda`.
     """
 
     loss: str = "ce"
@@ -51,13 +51,13 @@ class DraftObjective:
         step_factors: torch.Tensor,
         operands: HeadOperands | None = None,
     ) -> Objective:
-        """The callable a draft's unroll takes, for one batch.
+        """Build the callable that a draft's unroll takes, for one batch.
 
         Args:
             plan: which row counts at which step, and where its target is.
             teacher: the target's distribution at `plan.positions`.
             step_factors: `(steps,)`, the factor of each step's summed loss in the final one.
-            operands: what the head multiplies, where it is more than a weight.
+            operands: what the head multiplies, if it is more than a weight.
 
         Returns:
             A function of the normed hidden states of all steps, `(steps, N, hidden)`, and of the head.
@@ -66,11 +66,14 @@ class DraftObjective:
         def objective(normed: torch.Tensor, head: nn.Module):
             steps, count, _ = normed.shape
             kept = plan.counted
-            if self.oov_rows == "mask":  # neither learned from nor correct: no need to look at them
+            if self.oov_rows == "mask":  # they neither train the draft nor count as correct: skip them
                 kept = kept & teacher.in_draft[plan.position_of]
+
+            # the rows of all steps at once: the head runs once, in full chunks
             step, row = kept.nonzero(as_tuple=True)
             x = normed.flatten(0, 1)[step * count + row]
             x, weight = (x, head.weight) if operands is None else operands(x)
+
             rows = LossRows(
                 loss=self.loss,
                 probs=teacher.probs,
@@ -79,10 +82,12 @@ class DraftObjective:
                 where=plan.position_of[step, row],
                 factor=step_factors.float()[step],
             )
+
             if self.loss == "lk_lambda":
                 alphas = acceptance_rates(x, weight, rows)
                 mean = _sums(alphas, step, steps) / kept.sum(1).clamp_min(1)
                 rows.ce_share = (self.lk_scale * torch.exp(-self.lk_decay * mean))[step]
+
             loss, losses, hits = FusedHeadLoss.apply(x, weight, rows, torch.is_grad_enabled())
             hits = hits & teacher.in_draft[rows.where]
             return EagleOutput(loss=loss, loss_sums=_sums(losses, step, steps), correct=_sums(hits, step, steps))
@@ -91,13 +96,13 @@ class DraftObjective:
 
 
 def _sums(values: torch.Tensor, step: torch.Tensor, steps: int) -> torch.Tensor:
-    """Sum of the values of each step, `(steps,)`; whole numbers stay whole."""
+    """Sum the values of each step, `(steps,)`; integers stay integers."""
     values = values.long() if values.dtype == torch.bool else values
     return values.new_zeros(steps).index_add_(0, step, values)
 
 
 def estimated_acceptance_length(accuracies: list[float]) -> float:
-    """Teacher-forced estimate `1 + sum_k prod_{j <= k} accuracy_j`: an estimate, not a measured acceptance length."""
+    """Teacher-forced estimate `1 + sum_k prod_{j <= k} accuracy_j`, not a measured acceptance length."""
     total, product = 1.0, 1.0
     for accuracy in accuracies:
         product *= accuracy

@@ -15,8 +15,8 @@ class EagleOutput(ModelOutput):
     Attributes:
         loss: what to call `backward` on, 0-d.
         loss_sums: summed loss of each TTT step, `(steps,)`; carries no gradient.
-        correct: rows of each step whose argmax is the target's, `(steps,)`.
-        parts: summed parts of the loss by name, `(steps,)` each, where it has several; they carry no gradient.
+        correct: number of rows of each step whose argmax is the target's, `(steps,)`.
+        parts: summed parts of the loss by name, `(steps,)` each, if it has several; they carry no gradient.
         hidden_states: without an objective, the normed hidden states of every step, `(steps, N, hidden)`.
     """
 

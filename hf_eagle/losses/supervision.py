@@ -1,4 +1,4 @@
-"""Which row is trained at which TTT step, and where the target's answer to it is found."""
+"""Plan which rows are trained at which TTT step, and find the target's answer to each."""
 
 from dataclasses import dataclass, fields
 
@@ -8,10 +8,10 @@ import torch
 def supervised_steps(
     loss_mask: torch.Tensor, documents: torch.Tensor, num_steps: int, supervision: str = "serving"
 ) -> torch.Tensor:
-    """Row `t` at step `s` predicts token `t + 2 + s`: does it count?
+    """Which rows count at which step: row `t` at step `s` predicts token `t + 2 + s`.
 
-    `serving` asks for what a server asks for: tokens `t + 1 .. t + 2 + s` lie in one answer. `reference` is the
-    official alignment: token `t + s` is an answer's, and token `t + 1 + s` exists (contract section 2).
+    `serving` counts what a server drafts: tokens `t + 1 .. t + 2 + s` lie in one answer. `reference` is the official
+    alignment: token `t + s` belongs to an answer, and token `t + 1 + s` exists (contract section 2).
 
     Args:
         loss_mask: `(batch, length)`, 1 on the tokens of an answer.
@@ -33,6 +33,7 @@ def supervised_steps(
         if supervision == "serving":
             rows = length - 2 - step
             if rows > 0:
+                # the first and the last token bear one answer's number, so all between them do
                 first, last = span[:, 1 : 1 + rows], span[:, 2 + step :]
                 in_answer = (first > 0) & (first == last)
                 counted[step, :, :rows] = in_answer & (documents[:, :rows] == documents[:, 1 : 1 + rows])
@@ -41,6 +42,7 @@ def supervised_steps(
             if rows > 0:
                 same = documents[:, :rows] == documents[:, 1 + step :]
                 counted[step, :, :rows] = answered[:, step : step + rows] & same & (documents[:, :rows] >= 0)
+
     return counted
 
 
@@ -49,7 +51,7 @@ class SupervisionPlan:
     """The rows an unroll computes, and what each of them is compared with.
 
     Attributes:
-        rows: `(N,)` flat ids `b * length + t`, supervised at one step at least, ascending.
+        rows: `(N,)` flat ids `b * length + t` of the rows supervised at one step or more, ascending.
         counted: bool `(steps, N)`.
         positions: `(P,)` flat ids of the tokens whose target distribution is needed, ascending.
         position_of: `(steps, N)` indices into `positions`; 0 where a row does not count.
@@ -78,6 +80,7 @@ class SupervisionPlan:
         flat = counted.flatten(1)
         rows = flat.any(0).nonzero()[:, 0]
         counted = flat[:, rows]
+
         steps = torch.arange(num_steps, device=rows.device)[:, None]
         # row t at step s is compared with what the target says at token t + 1 + s
         places = (rows[None] + 1 + steps).masked_fill(~counted, -1)

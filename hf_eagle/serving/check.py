@@ -21,12 +21,12 @@ def check_draft(
 
     Args:
         path: the folder.
-        target_config (`PreTrainedConfig`, *optional*): of the target that it will be served beside. Without it taps,
-            context length and vocabulary are only checked against the draft's own config.
-        values: read all tensors, to find what is not a number; without it, headers and the vocabulary alone, which
-            takes milliseconds whatever the size.
-        kind (`str`, *optional*): hf_eagle's name of the draft's kind. For one that no server is known to run there is
-            nothing to check, and one finding says so. Without it the folder is taken for one that servers know.
+        target_config (`PreTrainedConfig`, *optional*): config of the target to serve it with. Without it, taps, context
+            length and vocabulary are only checked against the draft's own config.
+        values: read all tensors, to find NaN and infinity. Otherwise read headers and the vocabulary alone, which takes
+            milliseconds whatever the size.
+        kind (`str`, *optional*): hf_eagle's name of the draft's kind. If no server is known to run that kind, the only
+            finding says so. Without it the folder is assumed to be of a kind that servers know.
 
     Returns:
         Findings, none for a folder that is served as it was trained. Those of level `note` do no harm.
@@ -49,6 +49,7 @@ def check_draft(
     row = kind_of(folder)
     for rule in (*row.vllm.rules, *row.sglang.rules):
         found += rule(folder, target)
+
     for rule in (*row.folder_rules, *(row.value_rules if values else ())):
         found += rule(folder)
     return found
@@ -66,21 +67,23 @@ def _unserved(kind: str) -> Finding:
 def require_servable(path: str | Path, target_config: Any, kind: str | None = None) -> None:
     """The fast part of the check, for a draft that has just been saved.
 
-    A kind of draft that a server does not serve is warned of, since whoever trains it asked for it.
+    For a kind of draft that a server does not serve it only warns, since the user asked to train it.
 
     Args:
         path: the draft's folder.
-        target_config (`PreTrainedConfig`): of its target.
+        target_config (`PreTrainedConfig`): config of its target.
         kind (`str`, *optional*): as for `check_draft`.
 
     Raises:
-        ValueError: naming all that keeps the folder from being served as it was trained.
+        ValueError: lists everything that keeps the folder from being served as it was trained.
     """
     if not (Path(path) / "config.json").is_file():
-        return  # nothing that a server would load, such as the adapter of a draft alone
+        return  # nothing that a server would load, for example only a draft's adapter
+
     found = check_draft(path, target_config, values=False, kind=kind)
     for limit in (finding for finding in found if finding.level == "limit"):
         logger.warning("%s: %s", path, limit)
+
     faults = [str(finding) for finding in found if finding.level == "fault"]
     if faults:
         raise ValueError(f"{path} was saved, but would not be served as it was trained. " + " ".join(faults))

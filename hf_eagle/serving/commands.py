@@ -1,4 +1,4 @@
-"""How a server is started with a draft, in its own words."""
+"""The commands that start each server with a draft."""
 
 import json
 import shlex
@@ -8,7 +8,7 @@ from .kinds import ServedKind, rows_of, serves
 
 
 def served_as(kind: str) -> ServedKind:
-    """What servers call one of hf_eagle's kinds of draft; its rows have the same names.
+    """What servers call one of hf_eagle's kinds of draft. All rows of a kind have the same names.
 
     Raises:
         ValueError: if no server is known to run it.
@@ -22,22 +22,24 @@ def served_as(kind: str) -> ServedKind:
 
 
 def serve_commands(target: str, draft: str, num_speculative_tokens: int = 3, kind: str = "eagle3") -> dict[str, str]:
-    """Shell commands that serve `target` with `draft`, by server; SGLang's draft is the same chain as vLLM's.
+    """Shell commands that serve `target` with `draft`, by server; SGLang drafts the same chain as vLLM.
 
     Args:
-        target, draft: folders or Hub ids; a `~` is expanded, since no server and no quoted word expands it.
+        target, draft: folders or Hub ids; expands a `~`, since servers do not and the shell does not in quotes.
         num_speculative_tokens: tokens drafted in a chain.
         kind: hf_eagle's name of the draft's kind.
 
     Returns:
-        From the server's name to a command; nothing for a kind that no server is known to run.
+        Server name -> command; empty for a kind that no server is known to run.
     """
     if not serves(kind):
         return {}
+
     row = served_as(kind)
     target, draft = str(at_home(target)), str(at_home(draft))
     speculative = {"method": row.vllm.name, "model": draft, "num_speculative_tokens": num_speculative_tokens}
-    # as modules: these run wherever the package is importable, also where its console command is not
+
+    # as modules: these run wherever the package can be imported, even if its console command is not on the path
     return {
         "vLLM": f"python -m vllm.entrypoints.openai.api_server --model {shlex.quote(target)} \\\n"
         f"    --speculative-config {shlex.quote(json.dumps(speculative))}",

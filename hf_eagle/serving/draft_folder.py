@@ -1,4 +1,4 @@
-"""A draft folder as a server finds it on disk, the target beside it, and the form of what is wrong with the two."""
+"""A draft folder as a server finds it on disk, its target, and the form of a finding about the two."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -21,11 +21,11 @@ class Finding:
     """One thing that keeps a folder from being served as it was trained.
 
     Attributes:
-        reader: who trips over it, such as `vLLM`.
-        text: what is seen and what the reader makes of it, a whole sentence.
+        reader: who has the problem, such as `vLLM`.
+        text: what was seen and its effect on the reader, a whole sentence.
         fix: what to do, an imperative.
-        level: `fault`; `limit` for a draft that is what it was meant to be, but of a kind that the reader does not
-            serve; `note` for what is worth knowing and serves all the same.
+        level: `fault`; `limit` for a draft that is as intended, but of a kind that the reader does not serve; `note`
+            for what is worth knowing but does not stop serving.
     """
 
     reader: str
@@ -39,13 +39,13 @@ class Finding:
 
 @dataclass
 class DraftFolder:
-    """`config.json` and the headers of the safetensors files; values are read when asked for.
+    """`config.json` and the headers of the safetensors files; values are read on demand.
 
     Attributes:
         path: the folder.
-        config: `config.json` as it stands, with no reader's defaults.
-        shapes, dtypes: of each tensor; dtypes are spelt as safetensors does (`F32`, `BF16`, `I64`, `BOOL`).
-        files: where each tensor is.
+        config: `config.json` as written, without any reader's defaults.
+        shapes, dtypes: of each tensor; dtypes are spelt as in safetensors (`F32`, `BF16`, `I64`, `BOOL`).
+        files: the file of each tensor.
     """
 
     path: Path
@@ -56,18 +56,20 @@ class DraftFolder:
 
     @classmethod
     def read(cls, path: str | Path) -> "DraftFolder":
-        """Reads no more than headers.
+        """Read a folder's config and headers, but no values.
 
         Raises:
-            ValueError: if there is no draft to look at.
+            ValueError: if there is no draft in the folder.
         """
         path = Path(path)
         if not (path / "config.json").is_file():
             raise ValueError(f"{path} is no draft folder, it holds no config.json: name the folder of a draft.")
+
         folder = cls(path, read_json(path / "config.json", {}))
         files = sorted(path.glob("*.safetensors"))
         if not files:
             raise ValueError(f"{path} holds no *.safetensors file: save the draft with `save_pretrained`.")
+
         for file in files:
             with reading("draft", path), safe_open(file, "pt") as tensors:
                 for name in tensors.keys():
@@ -84,25 +86,25 @@ class DraftFolder:
 
     @cached_property
     def prefixed(self) -> bool:
-        """Whether every tensor but the head and the vocabulary is named `model.*`, as in a whole language model."""
+        """Whether all tensors except head and vocabulary are named `model.*`, as in a whole language model."""
         others = [name for name in self.shapes if not name.endswith(("lm_head.weight", "d2t", "t2d"))]
         return bool(others) and all(name.startswith("model.") for name in others)
 
     def spelt(self, name: str) -> str:
-        """A name of layer 0 as this folder spells it: `layers.0.` or `midlayer.`, which servers take alike."""
+        """A name of layer 0 as this folder spells it: `layers.0.` or `midlayer.`; servers accept both."""
         midlayer = any("midlayer." in known for known in self.shapes)
         return name.replace("layers.0.", "midlayer.") if midlayer else name
 
     @cached_property
     def num_layers(self) -> int:
-        """Layers that there are tensors of; `midlayer` is layer 0."""
+        """Number of layers that have tensors; `midlayer` is layer 0."""
         parts = [name.removeprefix("model.").split(".") for name in self.shapes]
         return 1 + max((int(p[1]) for p in parts if p[0] == "layers" and p[1].isdecimal()), default=0)
 
 
 @dataclass(frozen=True)
 class TargetFacts:
-    """What a server knows of the target that a draft is started beside."""
+    """What a server knows of the target that it runs a draft with."""
 
     model_type: str
     latent: bool
@@ -114,7 +116,7 @@ class TargetFacts:
 
     @classmethod
     def of(cls, config: Any) -> "TargetFacts":
-        """From a transformers config; the text part's of a multimodal one."""
+        """From a transformers config; of a multimodal one, from its text part."""
         text = config.get_text_config()
         rope = getattr(text, "rope_parameters", None) or {}
         return cls(
@@ -138,7 +140,7 @@ def named(names: Iterable[str], shown: int = 4) -> str:
 def shape_findings(
     reader: str, folder: DraftFolder, wanted: Mapping[str, Shape], given: Mapping[str, Shape]
 ) -> Iterator[Finding]:
-    """Tensors that are there in another shape than the reader's parameter of that name."""
+    """Tensors whose shape differs from that of the reader's parameter of that name."""
     for name in sorted(wanted.keys() & given.keys()):
         if wanted[name] != given[name]:
             yield Finding(

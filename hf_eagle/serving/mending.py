@@ -1,4 +1,4 @@
-"""The steps by which a draft is mended in memory; which of them a kind takes, and with what, is said in `kinds/`."""
+"""The steps that mend a draft in memory. `kinds/` says which steps a kind takes, and with what."""
 
 import json
 from collections.abc import Callable, Collection, Sequence
@@ -17,10 +17,10 @@ class Draft:
     """A draft in memory, being mended.
 
     Attributes:
-        config: of `config.json`, changed by the steps.
+        config: content of `config.json`, changed by the steps.
         tensors: by their names in the file, changed by the steps.
-        num_layers: layers that there are tensors of.
-        target: what is known of it; `None` where nobody named it.
+        num_layers: number of layers that have tensors.
+        target: what is known of the target; `None` if it was not named.
         done: a line for each thing that was mended.
     """
 
@@ -31,7 +31,7 @@ class Draft:
     done: list[str] = field(default_factory=list)
 
     def write(self, name: str, value: Any) -> None:
-        """Set a field of the config and say so, if it is not so already."""
+        """Set a field of the config and record it, unless it has this value already."""
         if name not in self.config or self.config[name] != value:
             self.done.append(
                 f"`{name}` is {json.dumps(value)} now, it was {json.dumps(self.config.get(name, 'missing'))}"
@@ -40,7 +40,7 @@ class Draft:
 
 
 def rename(draft: Draft, new_name: Callable[[str], str], why: str) -> None:
-    """Give tensors other names, unless two would have the same."""
+    """Rename tensors, unless two of them would get the same name."""
     renamed = {new_name(name): tensor for name, tensor in draft.tensors.items()}
     if renamed.keys() != draft.tensors.keys() and len(renamed) == len(draft.tensors):
         draft.done.append(why)
@@ -48,23 +48,24 @@ def rename(draft: Draft, new_name: Callable[[str], str], why: str) -> None:
 
 
 def names(draft: Draft) -> None:
-    """Take off the name of a whole language model."""
+    """Remove the prefix of a whole language model."""
     rename(draft, lambda name: name.removeprefix("model."), "`model.` is off the names of tensors")
 
 
 def drop_surplus(draft: Draft, wanted: Collection[str]) -> None:
-    """Take out what no server has a place for; `wanted` are the places, with layer 0 as `layers.0.`."""
+    """Remove tensors that no server has a parameter for; `wanted` are the parameters, with layer 0 as `layers.0.`."""
     for name in [name for name in draft.tensors if name.replace("midlayer.", "layers.0.") not in wanted]:
         biased = name.endswith(".bias") and draft.tensors[name].any()
         inside = name.startswith(("layers.", "midlayer.")) and not name.endswith(".bias")
         if biased or inside or "norm" in name:
-            continue  # training may have used it, and the draft without it is another
+            continue  # training may have used it, and without it the draft computes something else
+
         del draft.tensors[name]
         draft.done.append(f"`{name}` is gone: no server has a place for it")
 
 
 def classes(draft: Draft, architectures: Sequence[str], model_types: Sequence[str]) -> None:
-    """Name the classes that run such a draft, and the first of the types that are read as one."""
+    """Name the classes that run such a draft, and the first model type that is read as one."""
     if not set(architectures) <= set(draft.config.get("architectures") or []):
         draft.write("architectures", list(architectures))
     if draft.config.get("model_type") not in model_types:
@@ -72,7 +73,7 @@ def classes(draft: Draft, architectures: Sequence[str], model_types: Sequence[st
 
 
 def layers_and_context(draft: Draft) -> None:
-    """Count the layers that are there, and give the draft the target's context."""
+    """Set the number of layers that have tensors, and give the draft the target's context."""
     draft.write("num_hidden_layers", draft.num_layers)
     if draft.target is not None:
         needed = max(draft.target.max_positions, rules_sglang.needed_positions(draft.config, draft.target))
@@ -81,13 +82,13 @@ def layers_and_context(draft: Draft) -> None:
 
 
 def rope(draft: Draft) -> None:
-    """Write both spellings, where it is known what was trained."""
+    """Write RoPE in both spellings, if it is known what was trained."""
     config = draft.config
     new, old = rope_of(config, "new"), rope_of(config, "old")
     theta, scaling = new if config.get("rope_parameters") else old
     theta = old[0] if theta is None else theta
     if theta is None or (None not in (new[0], old[0]) and new != old):
-        return  # lost, or nobody knows which
+        return  # the base is lost, or the spellings disagree
 
     draft.write("rope_parameters", {"rope_type": "default", **scaling, "rope_theta": theta})
     draft.write("rope_theta", theta)
@@ -95,7 +96,7 @@ def rope(draft: Draft) -> None:
 
 
 def dtypes(draft: Draft) -> None:
-    """One dtype, that of most numbers."""
+    """Convert all tensors to one dtype, that of most numbers."""
     held: dict[torch.dtype, int] = {}
     for tensor in draft.tensors.values():
         if tensor.is_floating_point():
@@ -111,7 +112,7 @@ def dtypes(draft: Draft) -> None:
 
 
 def fields(draft: Draft) -> None:
-    """Take back what the config asks for and no draft has."""
+    """Remove from the config what no draft has."""
     config = draft.config
     draft.write("tie_word_embeddings", False)
     for name in ("attention_bias", "mlp_bias", "bias", "qkv_bias"):

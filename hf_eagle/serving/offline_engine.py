@@ -1,10 +1,11 @@
-"""A real vLLM that decodes given prompts as often as it is told: run by `serving.Engine`.
+"""A real vLLM that decodes given prompts, once a request; `serving.speed.Engine` runs it.
 
     python offline_engine.py '{"model": TARGET, "speculative_config": {...}, ...}'
 
-Standard library and vLLM only, since it runs in the server's environment. The argument is the engine's own arguments.
-Every line of standard input is one run, `{"prompts": [...], "in_flight": 4, "max_tokens": 64}`, each prompt a list of
-token ids or a chat with pictures, see `served_prompts`; every line of standard output what came of it, see `decode`.
+It imports only the standard library and vLLM, since it runs in the server's environment. The argument holds the
+engine's arguments. Every line of standard input is one run, `{"prompts": [...], "in_flight": 4, "max_tokens": 64}`. A
+prompt is a list of token ids, or a chat with pictures, see `served_prompts`. Every line of standard output is a result,
+see `decode`.
 """
 
 import json
@@ -13,7 +14,7 @@ import sys
 import time
 
 
-# read by vLLM when it is imported; one process an engine, so that nothing else spins beside it
+# vLLM reads these when it is imported; one process an engine, so that no other process spins
 ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
 COUNTERS = {
     "drafts": "vllm:spec_decode_num_drafts",
@@ -24,8 +25,8 @@ COUNTERS = {
 
 
 def main() -> None:
-    """Starts the engine and answers line by line."""
-    # vLLM prints, too
+    """Start the engine and answer line by line."""
+    # vLLM prints to standard output too: give it standard error, and keep the real one for answers
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     for name, value in ENVIRONMENT.items():
@@ -41,14 +42,15 @@ def main() -> None:
 
 
 def decode(llm, prompts: list[list[int] | dict], sampling, in_flight: int) -> dict:
-    """Answers all prompts, never more than `in_flight` at a time.
+    """Answer all prompts, never more than `in_flight` at a time.
 
     Returns:
-        `seconds`, prompts included; `token_ids`, a list an answer; and what vLLM counted in this run, under the names
+        `seconds`, prompts included; `token_ids`, one list an answer; and what vLLM counted in this run, under the names
         of `COUNTERS` (zero without a draft).
     """
     answers, places, begun = {}, {}, 0
     before, started = counters(llm), time.perf_counter()
+
     while len(answers) < len(prompts):
         while begun < len(prompts) and begun - len(answers) < in_flight:
             places |= dict.fromkeys(add_request(llm, prompts[begun], f"prompt {begun}", sampling), begun)
@@ -56,6 +58,7 @@ def decode(llm, prompts: list[list[int] | dict], sampling, in_flight: int) -> di
         for output in llm.llm_engine.step():
             if output.finished:
                 answers[places[output.request_id]] = list(output.outputs[0].token_ids)
+
     seconds = time.perf_counter() - started
     found = {name: minus(value, before[name]) for name, value in counters(llm).items()}
     return {"seconds": seconds, "token_ids": [answers[index] for index in range(len(prompts))], **found}
@@ -82,9 +85,9 @@ def counters(llm) -> dict:
 
 
 def minus(now, before):
-    """What a counter, or a vector of them, grew by."""
+    """How much a counter, or a vector of them, grew."""
     if isinstance(now, list):
-        # a vector that vLLM had not counted yet stood for nothing
+        # a vector that vLLM had not started yet counts as zeros
         return [a - b for a, b in zip(now, before or [0] * len(now), strict=True)]
     return now - before
 

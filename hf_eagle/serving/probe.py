@@ -1,4 +1,4 @@
-"""The numeric part of the check: hf_eagle's draft and the restated server compute the same logits."""
+"""The numeric part of the check: compare the logits of hf_eagle's draft and of the restated server."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,11 +26,11 @@ def probe(path: str | Path, target: str | Path, target_config: PreTrainedConfig)
 
     Args:
         path: the draft's folder, free of other faults.
-        target: folder or Hub id of the target, of whose weights embeddings and head are read.
+        target: folder or Hub id of the target; reads only its embeddings and head.
         target_config: its config.
 
     Returns:
-        A finding where the logits differ; a note where they cannot be compared.
+        A finding if the logits differ; a note if they cannot be compared.
 
     Raises:
         ValueError: if the target's embeddings cannot be found.
@@ -40,9 +40,11 @@ def probe(path: str | Path, target: str | Path, target_config: PreTrainedConfig)
     if rope.get("rope_type", "default") not in RESTATED_ROPES:
         text = f"RoPE of type {rope['rope_type']!r} is not restated here, so logits were not compared."
         return [Finding(READER, text, "compare acceptance in the server with `hf-eagle evaluate`", level="note")]
+
     embedding, head = lent_weights(target, target_config)
     served = _served(folder, embedding, head)
     ids, features = _inputs(served.feature_width, len(embedding))
+
     try:
         ours = _ours(path, _Lender(embedding, head), ids, features)
     except ValueError as problem:
@@ -50,7 +52,7 @@ def probe(path: str | Path, target: str | Path, target_config: PreTrainedConfig)
         return [Finding(READER, text, "write a copy with `--fix`, which takes hf_eagle's names", level="note")]
 
     theirs = _theirs(served, ids, features)
-    finite = theirs.isfinite()
+    finite = theirs.isfinite()  # minus infinity marks tokens that cannot be drafted
     if not torch.equal(finite, ours.isfinite()):
         return [Finding(READER, "other tokens can be drafted by the server than by hf_eagle.", "restore `d2t`")]
     worst = float((ours - theirs)[finite].abs().max() / theirs[finite].abs().max().clamp_min(1e-9))
@@ -68,7 +70,7 @@ def probe(path: str | Path, target: str | Path, target_config: PreTrainedConfig)
 
 @dataclass(frozen=True)
 class _Lender:
-    """Of a target, what it lends its draft, `(vocab, hidden)` each."""
+    """What a target lends its draft, `(vocab, hidden)` each."""
 
     embedding: torch.Tensor
     head: torch.Tensor
@@ -89,20 +91,24 @@ def _inputs(width: int, vocab: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 @torch.no_grad()
 def _ours(path: str | Path, target: _Lender, ids: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
-    """`(rows + steps, vocab)` by the code that training and evaluation run."""
+    """`(rows + steps, vocab)` from the code that training and evaluation run."""
     from transformers import DynamicCache
 
     draft = load_draft(path, dtype=torch.float32)
     draft.attach(target)
     hidden, cache, found = draft.combine_features(features[None]), DynamicCache(), []
+
+    # all rows of the target's features at once, then one drafted row a step, as servers do
     for start, rows in ((0, ROWS), *((ROWS + step, 1) for step in range(STEPS))):
         positions = torch.arange(start, start + rows)[None]
         result, hidden = draft.decode(ids[None, start : start + rows], hidden, positions, cache)
         found.append(draft.compute_logits(result[0]))
         hidden = hidden[:, -1:]
+
     logits = torch.cat(found)
     if draft.draft_ids is None:
         return logits
+
     everything = logits.new_full((len(logits), len(target.embedding)), float("-inf"))
     return everything.index_copy(1, draft.draft_ids, logits)
 
@@ -125,19 +131,21 @@ def _theirs(served: ServedDraft, ids: torch.Tensor, features: torch.Tensor) -> t
 
 
 def lent_weights(target: str | Path, config: PreTrainedConfig) -> tuple[torch.Tensor, torch.Tensor]:
-    """Embedding and head `(vocab, hidden)` of a target in float32; nothing else of its weights is read.
+    """Embedding and head `(vocab, hidden)` of a target in float32; reads no other weights.
 
     Raises:
         ValueError: if they are not found under a known name.
     """
     text = config.get_text_config()
     wanted = (text.vocab_size, text.hidden_size)
+
     found = {}
     for name, file in _tensor_files(target).items():
         if name.endswith(("embed_tokens.weight", "wte.weight", "lm_head.weight")):
             with reading("target", target), safe_open(file() if callable(file) else file, "pt") as tensors:
                 if tuple(tensors.get_slice(name).get_shape()) == wanted:
                     found["head" if name.endswith("lm_head.weight") else "embedding"] = tensors.get_tensor(name).float()
+
     if "embedding" not in found:
         raise ValueError(
             f"The embeddings {wanted} of `target` {target} were not found in its safetensors files: leave the target's "
@@ -153,6 +161,7 @@ def _tensor_files(target: str | Path) -> dict:
         if index is not None:
             names = read_part("target", target, index, {"weight_map": dict[str, str]})["weight_map"]
             return {name: (lambda shard=shard: cached_file(str(target), shard)) for name, shard in names.items()}
+
         file = cached_file(str(target), "model.safetensors", _raise_exceptions_for_missing_entries=False)
         if file is None:
             raise ValueError(f"`target` {target} holds no safetensors files to read embeddings from.")

@@ -1,4 +1,4 @@
-"""Mend a draft folder where what was trained is still in it; a copy, never in place."""
+"""Mend a copy of a draft folder, as far as the folder still holds what was trained."""
 
 import json
 import shutil
@@ -23,14 +23,14 @@ def repair_draft(
     """Write a mended copy of a draft folder.
 
     Args:
-        path: the draft, which is left as it is.
+        path: the draft, which stays unchanged.
         output_dir: a new or empty folder.
-        target_config (`PreTrainedConfig`, *optional*): of its target; gives context length and default taps.
-        kind (`str`, *optional*): hf_eagle's name of the draft's kind. Without it the folder is taken for one that
-            servers know.
+        target_config (`PreTrainedConfig`, *optional*): its target's config, for context length and default taps.
+        kind (`str`, *optional*): hf_eagle's name of the draft's kind. Without it the folder is assumed to be of a kind
+            that servers know.
 
     Returns:
-        What was mended, a line each. What could not be is still found by `check_draft`.
+        What was mended, a line each. `check_draft` still finds what could not be mended.
 
     Raises:
         FileExistsError: if `output_dir` is not empty.
@@ -40,6 +40,7 @@ def repair_draft(
         raise ValueError(
             f"{path} is a draft of kind `{kind}`, which no server is known to run: there are no rules to mend it by."
         )
+
     output_dir, folder = Path(output_dir), DraftFolder.read(path)
     if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
         raise FileExistsError(f"`fix` {output_dir} is not an empty folder: name a new one, nothing is overwritten.")
@@ -62,7 +63,7 @@ def repair_draft(
 
 
 def _write(draft: Draft, path: Path, output_dir: Path) -> None:
-    """The draft, and what else lies in its folder but is no weights."""
+    """Write the draft, and copy the other files of its folder, except weights."""
     tensors = {name: tensor.contiguous() for name, tensor in draft.tensors.items()}
     with output_folder("fix", output_dir) as folder:
         for file in sorted(path.iterdir()):

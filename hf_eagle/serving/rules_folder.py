@@ -1,6 +1,6 @@
 """What every reader of a draft folder relies on, whichever server it is: sizes, vocabulary, spellings, values.
 
-Each rule takes a folder and yields what is wrong with it. Which rules a kind of draft is held to is said in `kinds/`.
+Each rule takes a folder and yields what is wrong with it. `kinds/` says which rules apply to a kind of draft.
 """
 
 from collections.abc import Iterator
@@ -17,13 +17,13 @@ _OFFSETS = "`j + d2t[j]` must be the target's id of draft id j"
 
 
 def size_findings(folder: DraftFolder) -> list[Finding]:
-    """Sizes without which nothing else can be judged."""
+    """Sizes that every other rule needs."""
     missing = [name for name in SIZES if not isinstance(folder.config.get(name), int)]
     return [Finding(READER, f"`{name}` is missing in config.json.", "write it") for name in missing]
 
 
 def spellings(folder: DraftFolder) -> Iterator[Finding]:
-    """transformers 5 reads `rope_parameters`; older readers know `rope_theta` and `rope_scaling` alone."""
+    """transformers 5 reads `rope_parameters`; older readers know only `rope_theta` and `rope_scaling`."""
     config, old = folder.config, {"rope_theta", "rope_scaling"} & folder.config.keys()
     new = config.get("rope_parameters")
 
@@ -36,7 +36,7 @@ def spellings(folder: DraftFolder) -> Iterator[Finding]:
     if new and "rope_theta" not in old:
         yield Finding(
             READER,
-            "RoPE is written in the new spelling alone, `rope_parameters`: older readers take base 10000 in silence.",
+            "RoPE is written in the new spelling alone, `rope_parameters`: older readers silently use base 10000.",
             "write `rope_theta` and `rope_scaling` too",
         )
 
@@ -50,11 +50,12 @@ def spellings(folder: DraftFolder) -> Iterator[Finding]:
 
 
 def rope_of(config: dict, spelling: str) -> tuple[float | None, dict]:
-    """Base and scaling as the `new` or the `old` spelling gives them; no scaling is `{}`."""
+    """Base and scaling of the `new` or the `old` spelling; `{}` means no scaling."""
     new = config.get("rope_parameters") or {}
     theta, scaling = config.get("rope_theta"), config.get("rope_scaling")
     if spelling == "new":
         theta, scaling = new.get("rope_theta"), {k: v for k, v in new.items() if k != "rope_theta"}
+
     scaling = {("rope_type" if k == "type" else k): v for k, v in (scaling or {}).items()}
     return theta, {} if scaling.get("rope_type", "default") == "default" else scaling
 
@@ -70,7 +71,7 @@ def dtypes(folder: DraftFolder) -> Iterator[Finding]:
         missing = "`dtype`" if said[0] is None else "`torch_dtype`"
         yield Finding(
             READER,
-            f"{missing} is missing: readers of that spelling take a dtype of their own.",
+            f"{missing} is missing: readers of that spelling use their own default dtype.",
             "write `dtype` and `torch_dtype`, both the tensors'",
         )
     for dtype in sorted({dtype for dtype in said if dtype is not None}):
@@ -83,17 +84,17 @@ def dtypes(folder: DraftFolder) -> Iterator[Finding]:
 
 
 def leftovers(folder: DraftFolder) -> Iterator[Finding]:
-    """Fields that the trainer put into the config for itself."""
+    """Fields that the trainer put into the config for its own use."""
     if folder.config.get("use_cache") is False:
         yield Finding(
             READER,
-            "`use_cache` is false, left behind by training: who heeds it decodes without a cache.",
+            "`use_cache` is false, left behind by training: readers that obey it decode without a cache.",
             "leave the field out",
         )
 
 
 def vocabulary(folder: DraftFolder) -> Iterator[Finding]:
-    """Of a draft with a vocabulary of its own: `d2t` holds offsets in order, and `t2d` marks the same tokens."""
+    """For a draft with its own vocabulary: `d2t` holds offsets in order, and `t2d` marks the same tokens."""
     if "d2t" not in folder.shapes:
         if "t2d" in folder.shapes:
             yield Finding(READER, "there is a `t2d` without a `d2t`.", "remove it, or restore `d2t`")
@@ -108,7 +109,7 @@ def vocabulary(folder: DraftFolder) -> Iterator[Finding]:
     if looks_absolute(d2t, t2d, vocab):
         yield Finding(
             READER,
-            f"`d2t` holds ids of the target where offsets are read: {_OFFSETS}.",
+            f"`d2t` holds target ids instead of offsets: {_OFFSETS}.",
             "subtract 0, 1, 2, ... from it",
         )
         return
@@ -119,7 +120,7 @@ def vocabulary(folder: DraftFolder) -> Iterator[Finding]:
 
 
 def _drafted(ids: torch.Tensor, vocab: int) -> Iterator[Finding]:
-    """The target's ids that `d2t` names: each within the vocabulary, once, and in order."""
+    """The target ids that `d2t` names must lie within the vocabulary, be unique, and be in order."""
     if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < vocab:
         yield Finding(
             READER,
@@ -137,9 +138,9 @@ def _drafted(ids: torch.Tensor, vocab: int) -> Iterator[Finding]:
 
 
 def _marked(ids: torch.Tensor, t2d: torch.Tensor | None, vocab: int) -> Iterator[Finding]:
-    """The tokens that `t2d` marks: those that `d2t` names."""
+    """`t2d` must mark the tokens that `d2t` names."""
     if t2d is None:
-        yield Finding("hf_eagle", "`t2d` is missing beside `d2t`.", "mark in it the tokens that `d2t` names")
+        yield Finding("hf_eagle", "there is a `d2t` without a `t2d`.", "mark in `t2d` the tokens that `d2t` names")
     elif t2d.numel() != vocab or not torch.equal(t2d.nonzero()[:, 0], ids.sort().values):
         yield Finding(
             "hf_eagle",
@@ -150,18 +151,19 @@ def _marked(ids: torch.Tensor, t2d: torch.Tensor | None, vocab: int) -> Iterator
 
 
 def looks_absolute(d2t: torch.Tensor, t2d: torch.Tensor | None, vocab: int) -> bool:
-    """Whether `d2t` holds target ids rather than offsets: they are the marked ones, or offsets could not be so."""
+    """Whether `d2t` holds target ids, not offsets: they equal the marked ids, or are too large to be offsets."""
     if d2t.numel() == 0 or d2t.unique().numel() != d2t.numel() or not 0 <= int(d2t.min()) <= int(d2t.max()) < vocab:
         return False
     if t2d is not None and int(t2d.sum()) == d2t.numel():
         marked = t2d.nonzero()[:, 0]
         offsets = (d2t + torch.arange(d2t.numel())).sort().values
         return torch.equal(marked, d2t.sort().values) and not torch.equal(marked, offsets)
+
     return int((d2t + torch.arange(d2t.numel())).max()) >= vocab
 
 
 def numbers(folder: DraftFolder) -> Iterator[Finding]:
-    """Weights that are numbers. Reads every tensor."""
+    """All weights are finite numbers. Reads every tensor."""
     for name, dtype in folder.dtypes.items():
         if dtype in DTYPES and not torch.isfinite(folder.tensor(name)).all():
             yield Finding(READER, f"`{name}` holds NaN or infinity.", "train again from a checkpoint without")

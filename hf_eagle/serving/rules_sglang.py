@@ -1,10 +1,10 @@
-"""What SGLang 0.5 makes of a draft folder, stated from its source and independently of how hf_eagle writes one.
+"""What SGLang 0.5 makes of a draft folder, restated from its source and independently of how hf_eagle writes one.
 
-Read there (0.5.23): `models/llama_eagle.py`, `llama_eagle3.py`, `kimi_k25_eagle3.py`, `set_eagle3_layers_to_capture` of
+Sources (0.5.23): `models/llama_eagle.py`, `llama_eagle3.py`, `kimi_k25_eagle3.py`, `set_eagle3_layers_to_capture` of
 the targets, `model_runner_components/spec_aux_hidden_state.py`, `configs/model_config.py`.
 
-Here are the rules that several kinds of draft share: a rule takes the folder and what is known of the target, and
-yields what is wrong. Which of them a kind is held to, with what and in which order, is said in `kinds/`.
+These rules are shared by several kinds of draft. A rule takes the folder and what is known of the target, and yields
+what is wrong. `kinds/` says which rules apply to a kind, with what arguments and in which order.
 """
 
 import math
@@ -15,7 +15,7 @@ from .draft_folder import DraftFolder, Finding, Shape, TargetFacts, named, shape
 
 
 READER = "SGLang"
-# targets with latent attention whose class adds 1 to the ids all the same
+# targets with latent attention whose class still adds 1 to the ids
 _LATENT_BUT_COUNTS_OUTPUTS = ("longcat_flash", "glm5_next")
 
 
@@ -23,14 +23,14 @@ _LATENT_BUT_COUNTS_OUTPUTS = ("longcat_flash", "glm5_next")
 
 
 def architecture(folder: DraftFolder, target: TargetFacts | None, wanted: str) -> Iterator[Finding]:
-    """The class that runs such a draft is named."""
+    """The config names the class that runs such a draft."""
     names = folder.config.get("architectures") or []
     if wanted not in names:
         yield Finding(READER, f"`architectures` {names} does not name {wanted}.", f"put {wanted} first")
 
 
 def llama_type(folder: DraftFolder, target: TargetFacts | None) -> Iterator[Finding]:
-    """A config that Llama's classes read."""
+    """Llama's classes can read the config."""
     model_type = folder.config.get("model_type")
     if model_type != "llama":
         yield Finding(
@@ -39,7 +39,7 @@ def llama_type(folder: DraftFolder, target: TargetFacts | None) -> Iterator[Find
 
 
 def layers(folder: DraftFolder, target: TargetFacts | None) -> Iterator[Finding]:
-    """As many layers as there are tensors of."""
+    """The config counts as many layers as have tensors."""
     said = folder.config.get("num_hidden_layers")
     if said != folder.num_layers:
         yield Finding(
@@ -50,7 +50,7 @@ def layers(folder: DraftFolder, target: TargetFacts | None) -> Iterator[Finding]
 
 
 def tied(folder: DraftFolder, target: TargetFacts | None) -> Iterator[Finding]:
-    """The head is not taken from the embeddings."""
+    """The head is not tied to the embeddings."""
     if folder.config.get("tie_word_embeddings"):
         yield Finding(
             READER,
@@ -60,24 +60,24 @@ def tied(folder: DraftFolder, target: TargetFacts | None) -> Iterator[Finding]:
 
 
 def hidden_size(folder: DraftFolder, target: TargetFacts | None) -> Iterator[Finding]:
-    """The target's width, whose embeddings the draft uses."""
+    """The draft is as wide as the target, since it uses the target's embeddings."""
     said = folder.config.get("hidden_size")
     if target is not None and said != target.hidden_size:
         yield Finding(
             READER,
-            f"`hidden_size` is {said}, the target's is {target.hidden_size}: the target's embeddings are not taken, "
+            f"`hidden_size` is {said}, the target's is {target.hidden_size}: the target's embeddings are not used, "
             "and the draft's own are random.",
-            "serve the draft beside the target that it was trained for",
+            "serve the draft with the target that it was trained for",
         )
 
 
 def counts_entries(target: TargetFacts) -> bool:
-    """Whether this target's class takes ids as ENTRY ids (unless the first is 1), and not as OUTPUT ids."""
+    """Whether this target's class reads ids as ENTRY ids (unless the first is 1), not as OUTPUT ids."""
     return target.latent and not target.model_type.startswith(_LATENT_BUT_COUNTS_OUTPUTS)
 
 
 def captured_ids(config: dict, target: TargetFacts | None) -> list[int] | None:
-    """Layers whose ENTRY is captured for this draft beside this target; `None` for the target class's default."""
+    """Layers whose ENTRY is captured for this draft with this target; `None` for the target class's default."""
     ids = (config.get("eagle_config") or {}).get("eagle_aux_hidden_state_layer_ids")
     if not ids:
         return None
@@ -89,37 +89,38 @@ def captured_ids(config: dict, target: TargetFacts | None) -> list[int] | None:
 
 
 def bias(folder: DraftFolder, target: TargetFacts | None, name: str) -> Iterator[Finding]:
-    """A bias that the config asks for, in the field `name`, is in the folder."""
+    """If the field `name` asks for a bias, the folder has one."""
     if folder.config.get(name) and not any(tensor.endswith(".bias") for tensor in folder.shapes):
         yield Finding(READER, f"`{name}` is true, but there are no biases: random ones are added.", "set it to false")
 
 
 def rope_base(folder: DraftFolder, target: TargetFacts | None) -> Iterator[Finding]:
-    """A base is written where SGLang reads it."""
+    """The base is written where SGLang reads it."""
     new = folder.config.get("rope_parameters")
     base = folder.config.get("rope_theta") if new is None else new.get("rope_theta", folder.config.get("rope_theta"))
+
     if base is None:
         yield Finding(
             READER,
-            "no RoPE base is written: 10000 is taken, in silence.",
+            "no RoPE base is written: 10000 is used silently.",
             "write `rope_theta`, the base of training, at top level and in `rope_parameters`",
         )
 
 
 def _stretched(rope: dict[str, Any]) -> float:
-    """By how much this RoPE makes a context longer than `max_position_embeddings`."""
+    """The factor by which this RoPE extends the context beyond `max_position_embeddings`."""
     own = "original_max_position_embeddings" in rope or rope.get("rope_type") == "llama3"
     return 1 if own else rope.get("factor") or 1
 
 
 def needed_positions(config: dict, target: TargetFacts) -> int:
-    """The least `max_position_embeddings` with which a draft of this RoPE has the target's context."""
+    """The smallest `max_position_embeddings` that gives a draft with this RoPE the target's context."""
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     return math.ceil(int(target.max_positions * _stretched(target.rope)) / _stretched(rope))
 
 
 def context(folder: DraftFolder, target: TargetFacts | None) -> Iterator[Finding]:
-    """A context as long as the target's."""
+    """The draft's context is as long as the target's."""
     positions = folder.config.get("max_position_embeddings")
     if positions is None:
         yield Finding(READER, "`max_position_embeddings` is missing.", "set it to the target's")
@@ -133,7 +134,7 @@ def context(folder: DraftFolder, target: TargetFacts | None) -> Iterator[Finding
 
 
 def dtype(folder: DraftFolder, target: TargetFacts | None) -> Iterator[Finding]:
-    """A dtype is written, and is one that is kept."""
+    """A dtype is written, and the server keeps it."""
     said = folder.config.get("dtype") or folder.config.get("torch_dtype")
     if said is None:
         yield Finding(
@@ -143,7 +144,7 @@ def dtype(folder: DraftFolder, target: TargetFacts | None) -> Iterator[Finding]:
         yield Finding(
             READER,
             "a float32 draft runs in float16 by default.",
-            "start the server with `--dtype bfloat16`, or save the draft in bfloat16, where that matters",
+            "start the server with `--dtype bfloat16`, or save the draft in bfloat16, if that matters",
             level="note",
         )
 
@@ -152,12 +153,12 @@ def dtype(folder: DraftFolder, target: TargetFacts | None) -> Iterator[Finding]:
 
 
 def tensors(folder: DraftFolder, wanted: Mapping[str, Shape], places: Mapping[str, str]) -> Iterator[Finding]:
-    """Every parameter finds its tensor, and every tensor its parameter.
+    """Every parameter has its tensor, and every tensor its parameter.
 
     Args:
         folder: the draft.
-        wanted: SGLang's parameters by their names in a checkpoint, and their shapes.
-        places: from the name of a tensor to the parameter that its loader looks for.
+        wanted: names of SGLang's parameters in a checkpoint -> their shapes.
+        places: name of a tensor -> the parameter that the loader looks for.
     """
     given, dropped = {}, []
     for name, place in places.items():
@@ -165,10 +166,11 @@ def tensors(folder: DraftFolder, wanted: Mapping[str, Shape], places: Mapping[st
             given[place] = folder.shapes[name]
         elif place != "embed_tokens.weight":
             dropped.append(name)
+
     if dropped:
         yield Finding(
             READER,
-            f"{named(dropped)} has no parameter of that name and is dropped in silence.",
+            f"{named(dropped)} has no parameter of that name and is silently dropped.",
             "remove it, or give it the name that it was meant to have",
         )
 
@@ -179,5 +181,6 @@ def tensors(folder: DraftFolder, wanted: Mapping[str, Shape], places: Mapping[st
             fix = "take `model.` off the names"
         elif missing == ["fc.bias"]:
             fix = "save zeros as `fc.bias`"
-        yield Finding(READER, f"{named(missing)} is missing: it stays random, in silence.", fix)
+        yield Finding(READER, f"{named(missing)} is missing: it silently stays random.", fix)
+
     yield from shape_findings(READER, folder, wanted, given)

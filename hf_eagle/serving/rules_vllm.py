@@ -1,10 +1,10 @@
-"""What vLLM 0.32 makes of a draft folder, stated from its source and independently of how hf_eagle writes one.
+"""What vLLM 0.32 makes of a draft folder, restated from its source and independently of how hf_eagle writes one.
 
-Read there: `config/speculative.py`, `transformers_utils/configs/eagle.py`, `models/llama_eagle.py`, `llama_eagle3.py`,
+Sources: `config/speculative.py`, `transformers_utils/configs/eagle.py`, `models/llama_eagle.py`, `llama_eagle3.py`,
 `deepseek_eagle3.py`, `models/utils.py` (`AutoWeightsLoader`), `v1/worker/gpu_model_runner.py`.
 
-Here are the rules that several kinds of draft share: a rule takes the folder and what is known of the target, and
-yields what is wrong. Which of them a kind is held to, with what and in which order, is said in `kinds/`.
+These rules are shared by several kinds of draft. A rule takes the folder and what is known of the target, and yields
+what is wrong. `kinds/` says which rules apply to a kind, with what arguments and in which order.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -26,13 +26,13 @@ def architecture(
     classes: Collection[str],
     model_types: Collection[str],
 ) -> Iterator[Finding]:
-    """A class that runs such a draft, and a config of a type that it reads.
+    """The config names a class that runs such a draft, and has a type that this class reads.
 
     Args:
         folder, target: as for every rule.
-        resolve: the name that vLLM makes of one in `architectures`.
+        resolve: maps a name in `architectures` to the one that vLLM looks up.
         classes: names that its registry resolves to the class that runs such a draft.
-        model_types: those that are read as such a draft.
+        model_types: model types that are read as such a draft.
     """
     names = folder.config.get("architectures") or []
     resolved = [resolve(name) for name in names]
@@ -54,19 +54,19 @@ def architecture(
 
 
 def layers(folder: DraftFolder, target: TargetFacts | None) -> Iterator[Finding]:
-    """As many layers as there are tensors of."""
+    """The config counts as many layers as have tensors."""
     said = folder.config.get("num_hidden_layers")
     if said != folder.num_layers:
         yield Finding(
             READER,
-            f"`num_hidden_layers` is {said}, but there are tensors of {folder.num_layers}: layers without tensors run "
-            "on uninitialised memory, in silence.",
+            f"`num_hidden_layers` is {said}, but there are tensors of {folder.num_layers}: layers without tensors "
+            "silently run on uninitialised memory.",
             f"set it to {folder.num_layers}",
         )
 
 
 def vocab_size(folder: DraftFolder, target: TargetFacts | None) -> Iterator[Finding]:
-    """The target's vocabulary."""
+    """The vocabulary is the target's."""
     said = folder.config.get("vocab_size")
     if said is None or (target is not None and said != target.vocab_size):
         whose = "" if target is None else f", the target's is {target.vocab_size}"
@@ -74,19 +74,19 @@ def vocab_size(folder: DraftFolder, target: TargetFacts | None) -> Iterator[Find
 
 
 def hidden_size(folder: DraftFolder, target: TargetFacts | None) -> Iterator[Finding]:
-    """The target's width, whose embeddings the draft uses."""
+    """The draft is as wide as the target, since it uses the target's embeddings."""
     said = folder.config.get("hidden_size")
     if target is not None and said != target.hidden_size:
         yield Finding(
             READER,
             f"`hidden_size` is {said}, the target's {target.hidden_size}: its embeddings cannot be shared, and the "
             "draft's own are uninitialised.",
-            "serve the draft beside the target that it was trained for",
+            "serve the draft with the target that it was trained for",
         )
 
 
 def biases(folder: DraftFolder, target: TargetFacts | None) -> Iterator[Finding]:
-    """Of Llama's layer: a bias that the config asks for is in the folder."""
+    """If the config asks for a bias in Llama's layer, the folder has one."""
     for name in ("attention_bias", "bias", "qkv_bias", "mlp_bias"):
         block = ".mlp." if name == "mlp_bias" else ".self_attn."
         if folder.config.get(name) and not any(block in n and n.endswith(".bias") for n in folder.shapes):
@@ -98,14 +98,14 @@ def biases(folder: DraftFolder, target: TargetFacts | None) -> Iterator[Finding]
 
 
 def activation(folder: DraftFolder, target: TargetFacts | None) -> Iterator[Finding]:
-    """SwiGLU is written into vLLM's layers."""
+    """The activation is silu, since SwiGLU is hard-coded in vLLM's layers."""
     act = folder.config.get("hidden_act", "silu")
     if act != "silu":
         yield Finding(READER, f"`hidden_act` is {act!r}, and only silu is run.", "train with silu")
 
 
 def window(folder: DraftFolder, target: TargetFacts | None) -> Iterator[Finding]:
-    """Attention over everything, as in training."""
+    """Attention sees all tokens, as in training."""
     if "sliding_attention" in (folder.config.get("layer_types") or []):
         yield Finding(
             READER,
@@ -115,39 +115,39 @@ def window(folder: DraftFolder, target: TargetFacts | None) -> Iterator[Finding]
 
 
 def rope_of(folder: DraftFolder) -> dict[str, Any]:
-    """RoPE as vLLM reads it: the new spelling, or the old one where that is missing."""
+    """RoPE as vLLM reads it: the new spelling, or the old one if that is missing."""
     return folder.config.get("rope_parameters") or folder.config.get("rope_scaling") or {}
 
 
 def rope_base(folder: DraftFolder, target: TargetFacts | None) -> Iterator[Finding]:
-    """A base is written, in one spelling at least."""
+    """A base is written, in at least one spelling."""
     new, old = folder.config.get("rope_parameters") or {}, folder.config.get("rope_theta")
     if new.get("rope_theta") is None and old is None:
         yield Finding(
             READER,
-            "no RoPE base is written: it is taken to be 10000, in silence.",
+            "no RoPE base is written: 10000 is used silently.",
             "write `rope_theta`, the base of training, at top level and in `rope_parameters`",
         )
 
 
 def rotated_part(folder: DraftFolder, target: TargetFacts | None) -> Iterator[Finding]:
-    """The whole head is rotated."""
+    """RoPE rotates the whole head."""
     part = rope_of(folder).get("partial_rotary_factor", 1.0)
     if part != 1.0:
         yield Finding(
             READER,
-            f"`partial_rotary_factor` is {part}: a part of each head is rotated, in training the whole.",
+            f"`partial_rotary_factor` is {part}: only a part of each head is rotated, but training rotated all of it.",
             "leave it out",
         )
 
 
 def assumed_base(folder: DraftFolder, target: TargetFacts | None) -> Iterator[Finding]:
-    """A base that looks as if nobody had written it."""
+    """Note a base that looks like a default that was never set."""
     said = folder.config.get("rope_theta")
     if target is not None and said == 10000 and target.rope.get("rope_theta", 10000) != 10000:
         yield Finding(
             READER,
-            f"the RoPE base is 10000, which readers assume where none was written, and the target's is "
+            f"the RoPE base is 10000, which readers assume if none was written, and the target's is "
             f"{target.rope['rope_theta']:g}.",
             "make sure that the draft was trained with 10000",
             level="note",
@@ -155,15 +155,15 @@ def assumed_base(folder: DraftFolder, target: TargetFacts | None) -> Iterator[Fi
 
 
 def context(folder: DraftFolder, target: TargetFacts | None) -> Iterator[Finding]:
-    """A context as long as the target's."""
+    """The draft's context is as long as the target's."""
     positions = folder.config.get("max_position_embeddings")
     if positions is None:
         yield Finding(READER, "`max_position_embeddings` is missing.", "set it to the target's")
     elif target is not None and positions < target.max_positions:
         yield Finding(
             READER,
-            f"`max_position_embeddings` is {positions}, less than the target's {target.max_positions}: it has to be "
-            "raised by the server, and versions before 0.32 read past their RoPE table.",
+            f"`max_position_embeddings` is {positions}, less than the target's {target.max_positions}: the server has "
+            "to raise it, and versions before 0.32 read past their RoPE table.",
             "set it to the target's",
         )
 
@@ -177,13 +177,13 @@ def tensors(
     places: Mapping[str, str],
     elsewhere: Collection[str] = (),
 ) -> Iterator[Finding]:
-    """Every parameter finds its tensor, and every tensor its parameter.
+    """Every parameter has its tensor, and every tensor its parameter.
 
     Args:
         folder: the draft.
-        wanted: vLLM's parameters by their names in a checkpoint, and their shapes.
-        places: from the name of a tensor to the parameter that its loader looks for.
-        elsewhere: names that may be without a parameter here.
+        wanted: names of vLLM's parameters in a checkpoint -> their shapes.
+        places: name of a tensor -> the parameter that the loader looks for.
+        elsewhere: names that need no parameter here.
     """
     given, unknown = {}, []
     for name, place in places.items():
@@ -205,10 +205,10 @@ def tensors(
 
 def _unknown(folder: DraftFolder, names: list[str]) -> Iterator[Finding]:
     biases = [name for name in names if name.endswith(".bias")]
-    if folder.config.get("attention_bias"):
+    if folder.config.get("attention_bias"):  # vLLM's attention has parameters for these then
         biases = [name for name in biases if ".self_attn." not in name]
     if biases:
-        yield Finding(READER, f"{named(biases)} has no parameter and is dropped in silence.", "train without biases")
+        yield Finding(READER, f"{named(biases)} has no parameter and is silently dropped.", "train without biases")
 
     others = [name for name in names if not name.endswith(".bias")]
     if others:
@@ -220,13 +220,12 @@ def _missing(folder: DraftFolder, names: list[str]) -> Iterator[Finding]:
     if names == ["lm_head.weight"]:
         yield Finding(
             READER,
-            "`lm_head.weight` is missing: the target's head is run in its place.",
+            "`lm_head.weight` is missing: the target's head is run instead.",
             "restore the tensor from the checkpoint that was trained; nothing can replace it",
         )
-    elif names and not folder.prefixed:
+    elif names and not folder.prefixed:  # `_unknown` reports a wrong prefix
         yield Finding(
             READER,
-            f"{named(map(folder.spelt, names))} is missing: it loads in silence and runs on numbers that nobody "
-            "trained.",
+            f"{named(map(folder.spelt, names))} is missing: it loads silently and runs on untrained numbers.",
             "restore the tensors from the checkpoint that was trained; nothing can replace them",
         )

@@ -1,7 +1,7 @@
 """What vLLM computes with a draft folder, written out in plain torch from its source (see `rules_vllm.py`).
 
-Nothing here comes from hf_eagle's own drafts: the tensors are taken by their names in the file, and every step is spelt
-out in float32 for one sequence. It is slow and small on purpose.
+It uses nothing of hf_eagle's own drafts: it looks tensors up by their names in the file, and spells out every step in
+float32 for one sequence. It is slow and small on purpose.
 """
 
 import math
@@ -18,7 +18,7 @@ RESTATED_ROPES = ("default", "linear", "llama3", "yarn")
 
 
 class ServedDraft(ABC):
-    """One sequence of a draft, served; what a kind enters its layer with and makes of what comes out is in `kinds/`.
+    """A served draft on one sequence. `kinds/` defines what enters the layer and what happens to its output.
 
     Args:
         config: `config.json`.
@@ -36,34 +36,34 @@ class ServedDraft(ABC):
     @property
     @abstractmethod
     def feature_width(self) -> int:
-        """Of a row of the target's features."""
+        """Width of a row of the target's features."""
 
     @abstractmethod
     def combine(self, features: torch.Tensor) -> torch.Tensor:
-        """`(rows, feature_width)` of the target -> `(rows, hidden)`."""
+        """The target's features `(rows, feature_width)` -> `(rows, hidden)`."""
 
     @abstractmethod
     def _enter(self, embeds: torch.Tensor, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """What attention reads, and the residual beside it: `(rows, width)`, `(rows, hidden)`."""
+        """What attention reads `(rows, width)`, and the residual `(rows, hidden)`."""
 
     @abstractmethod
     def _leave(self, out: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits over the target's vocabulary and what is fed back, from the layer's output `(rows, hidden)`."""
 
     def as_trained(self, logits: torch.Tensor) -> torch.Tensor:
-        """The server's logits, with what it may leave out since it changes no order."""
+        """The server's logits, plus what a server may leave out because it keeps the order of tokens."""
         return logits
 
     def run(self, ids: torch.Tensor, hidden: torch.Tensor, first: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Rows behind those run before.
+        """Run the next rows after those run before.
 
         Args:
-            ids: `(rows,)`, of each row the next token.
+            ids: `(rows,)`, each row's next token.
             hidden: `(rows, hidden)`, combined features or what was fed back.
             first: position of the first row.
 
         Returns:
-            Logits over the target's vocabulary, minus infinity for tokens that cannot be drafted, and what is fed back.
+            Logits over the target's vocabulary, minus infinity for tokens that cannot be drafted; and what is fed back.
         """
         x, residual = self._enter(self.embedding[ids], hidden)
         residual = residual + self._attention(x, torch.arange(first, first + len(ids)))
@@ -105,6 +105,7 @@ class ServedDraft(ABC):
         self.keys.append(keys)
         self.values.append(values)
         keys, values = torch.cat(self.keys), torch.cat(self.values)
+
         scores = torch.einsum("qhd,khd->hqk", queries, keys) * scale
         before = torch.arange(len(keys)) <= torch.arange(len(keys) - len(queries), len(keys))[:, None]
         weights = scores.masked_fill(~before, float("-inf")).softmax(-1)
@@ -112,7 +113,7 @@ class ServedDraft(ABC):
 
 
 def rope_of(config: dict[str, Any]) -> dict[str, Any]:
-    """RoPE as vLLM reads it: the new spelling, or the old one where that is missing."""
+    """RoPE as vLLM reads it: the new spelling, or the old one if that is missing."""
     return config.get("rope_parameters") or {"rope_theta": config["rope_theta"], **(config.get("rope_scaling") or {})}
 
 
@@ -123,16 +124,16 @@ def rotation(
 
     Args:
         config: `config.json`.
-        width: of what is rotated.
+        width: width of what is rotated.
         positions: `(rows,)`.
-        yarn_size: by how much YaRN makes both longer, from the RoPE fields.
+        yarn_size: YaRN's factor on both, from the RoPE fields.
 
     Raises:
         ValueError: for a type that is not restated here.
     """
     rope = rope_of(config)
     rope_type, base = rope.get("rope_type", "default"), rope.get("rope_theta", 10000.0)
-    # of text, which is all that is compared, m-RoPE's three positions are one
+    # for text, which is all that is compared, m-RoPE's three positions are equal
     if rope_type not in RESTATED_ROPES or rope.get("partial_rotary_factor", 1.0) != 1.0:
         raise ValueError(f"RoPE of type {rope_type} is not restated.")
 
@@ -148,12 +149,12 @@ def rotation(
 
 
 def llama_size(rope: dict) -> float:
-    """By how much YaRN makes cosines and sines of Llama's attention longer."""
+    """YaRN's factor on cosines and sines in Llama's attention."""
     return rope.get("attention_factor") or mscale(rope["factor"], 1.0)
 
 
 def mscale(factor: float, strength: float) -> float:
-    """YaRN's answer to scores that grow flat in a longer context."""
+    """YaRN's factor against attention scores that flatten in a longer context."""
     return 1.0 if factor <= 1 else 0.1 * strength * math.log(factor) + 1.0
 
 
@@ -161,6 +162,7 @@ def _llama3(frequencies: torch.Tensor, rope: dict) -> torch.Tensor:
     low, high, length = rope["low_freq_factor"], rope["high_freq_factor"], rope["original_max_position_embeddings"]
     wave = 2 * math.pi / frequencies
     smooth = (length / wave - low) / (high - low)
+
     between = (1 - smooth) * frequencies / rope["factor"] + smooth * frequencies
     return torch.where(
         wave < length / high, frequencies, torch.where(wave > length / low, frequencies / rope["factor"], between)
@@ -175,5 +177,6 @@ def _yarn(frequencies: torch.Tensor, rope: dict, width: int, base: float) -> tor
 
     low = max(math.floor(dimension(rope.get("beta_fast") or 32)), 0)
     high = min(math.ceil(dimension(rope.get("beta_slow") or 1)), width - 1)
+
     ramp = ((torch.arange(width // 2) - low) / max(high - low, 0.001)).clamp(0, 1)
     return frequencies / rope["factor"] * ramp + frequencies * (1 - ramp)

@@ -1,4 +1,4 @@
-"""How much faster a real vLLM decodes with a draft: engines side by side, their runs in alternation."""
+"""Measure how much faster a real vLLM decodes with a draft: all engines live at once, and their runs alternate."""
 
 import hashlib
 import statistics
@@ -13,7 +13,7 @@ from ..evaluation.statistics import acceptance_length
 from .far_end import FarEnd
 
 
-_BLOCK, _BLOCKS = 2**20, 256  # bytes of a model's file that are read together, and how often
+_BLOCK, _BLOCKS = 2**20, 256  # bytes of a model's file that are read at once, and number of such reads
 
 
 class Engine(FarEnd):
@@ -40,24 +40,24 @@ def measure_serving(
 ) -> list[dict]:
     """Speed without a draft and with drafts of each length, at each number of requests in flight.
 
-    All engines live at the same time; in every round each decodes the same prompts in turn, so that a machine that
-    slows down slows all of them.
+    All engines live at the same time. In every round each decodes the same prompts in turn, so a machine that slows
+    down slows all of them.
 
     Args:
-        start: the engine that drafts so many tokens a round, 0 without a draft.
+        start: starts the engine that drafts this number of tokens a round, 0 without a draft.
         prompts: token ids, and chats with pictures, see `served_prompts`.
         counts: drafted tokens K to measure, from 1 on.
         batch_sizes: requests in flight.
-        rounds: runs of each, over which medians are taken.
+        rounds: runs of each; results are medians over them.
         max_tokens: longest answer.
-        report: takes a line of progress.
-        journal: keeps the runs of a round and a number of requests, which are compared with each other, as soon as all
-            engines have decoded; those that it holds are not decoded again.
-        categories: of each prompt, where it has one: those of a kind are decoded once more, by themselves.
+        report: called with a line of progress.
+        journal: keeps the runs of a round and a number of requests as soon as all engines have decoded, since they are
+            compared with each other. Runs that it holds are not decoded again.
+        categories: one for each prompt, or none. Prompts of a category are decoded once more, by themselves.
 
     Returns:
-        An entry a pair of K (0 first) and batch size, see `_summary`; with a draft it has the acceptance of each
-        category, in `categories`, where there are some.
+        One entry for each K (0 first) and batch size, see `_summary`. With a draft, `categories` holds the acceptance
+        of each category, if there are any.
     """
     named = [name for name in dict.fromkeys(categories) if name is not None]
     parts = {name: [p for p, c in zip(prompts, categories, strict=True) if c == name] for name in named}
@@ -83,7 +83,7 @@ def measure_serving(
 
 
 def _entries(done: dict, counts: list[int], batch_sizes: list[int], rounds: int, sizes: dict[str, int]) -> list[dict]:
-    """What `measure_serving` returns, of the runs of every task and the number of prompts of each category."""
+    """The result of `measure_serving`, from the runs of every task and the number of prompts of each category."""
     entries = []
     for place, count in enumerate((0, *counts)):
         kinds = {x: {"prompts": n, **_counted(done["category", x][place - 1])} for x, n in sizes.items() if count}
@@ -95,12 +95,13 @@ def _entries(done: dict, counts: list[int], batch_sizes: list[int], rounds: int,
 
 
 def _decode(start, first: list, counts: tuple[int, ...], missing: list[tuple], decoded, keep, report) -> None:
-    """Every task that is `missing`: `decoded` takes the engines and a task, `keep` a task and what came of it."""
+    """Decode each `missing` task: `decoded` takes the engines and a task, `keep` a task and its runs."""
     with ExitStack() as stack:
-        # one after the other: what an engine may take is judged by what is free when it starts
+        # start one after the other: an engine sizes itself by the memory that is free when it starts
         engines = [stack.enter_context(start(count)) for count in counts]
         for engine in engines:
-            engine.decode(first, 2, 8)
+            engine.decode(first, 2, 8)  # warm
+
         for task in missing:
             begun = time.perf_counter()
             keep(task, decoded(engines, task))
@@ -126,11 +127,14 @@ def _summary(count: int, size: int, runs: list[dict], alone: list[dict]) -> dict
         * `identical_answers`: share of answers that are those without a draft, token for token.
     """
     speeds, base = ([_tokens(run) / run["seconds"] for run in way] for way in (runs, alone))
+    # ratios within a round, since both of its runs met the same load
     ratios = [ours / theirs for ours, theirs in zip(speeds, base, strict=True)]
     pairs = list(zip(runs[0]["token_ids"], alone[0]["token_ids"], strict=True))
     drafted = {"acceptance_length": None, "drafts": None, "accepted_per_position": None}
+
     if count:
         drafted = _counted(runs[0])
+
     return {
         "num_speculative_tokens": count,
         "batch_size": size,
@@ -153,6 +157,7 @@ def table(entries: list[dict]) -> str:
     found = {(entry["num_speculative_tokens"], entry["batch_size"]): entry for entry in entries}
     lines = ["| K | acceptance length | " + " | ".join(f"batch {size}" for size in sizes) + " |"]
     lines.append("|---|---|" + "---|" * len(sizes))
+
     for count in sorted({entry["num_speculative_tokens"] for entry in entries}):
         length = found[count, sizes[0]]["acceptance_length"]
         cells = [
@@ -179,7 +184,7 @@ def table_of_categories(entries: list[dict]) -> str:
 
 
 def verdict(entries: list[dict]) -> str:
-    """Which K is the fastest at each batch size, and from which size on no draft is: where it stops paying."""
+    """The fastest K at each batch size; it is 0, no draft, at sizes where drafting does not pay."""
     lines = []
     for size in sorted({entry["batch_size"] for entry in entries}):
         best = max((entry for entry in entries if entry["batch_size"] == size), key=lambda entry: entry["speedup"])
@@ -191,13 +196,14 @@ def verdict(entries: list[dict]) -> str:
 
 
 def model_identity(name: str) -> str:
-    """What tells a model from others: a Hub id as it is, of a folder 16 hex digits of what its files hold.
+    """What identifies a model: its Hub id, or 16 hex digits of the content of its folder's files.
 
-    Of a file of more than 256 MiB so much is looked at, spread evenly over it.
+    Of a larger file, 256 MiB are read, spread evenly over it.
     """
     folder = at_home(name)
     if not folder.is_dir():
         return name
+
     digest = hashlib.sha256()
     for path in sorted(
         file for kind in ("config.json", "*.safetensors", "*.bin", "*.gguf") for file in folder.glob(kind)

@@ -1,4 +1,4 @@
-"""A real vLLM behind its OpenAI-compatible API, for as long as something is asked of it."""
+"""Run a real vLLM behind its OpenAI-compatible API, for as long as it is needed."""
 
 import os
 import signal
@@ -17,36 +17,39 @@ from ..door.connection import Address, Connection, ReplyTooLarge
 # what an unattended server on this machine needs; the environment's own values win
 ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
 
-_PATIENCE = 5.0  # seconds that it may take to say that it is ready
+_PATIENCE = 5.0  # seconds that one health check may take
 
 
 @contextmanager
 def vllm_server(
     target: str | Path, log: str | Path, python: str | Path = sys.executable, ready_within: float = 600.0, **options
 ) -> Iterator[str]:
-    """Serves `target` on a free port of this machine and yields the URL; ends the server afterwards.
+    """Serve `target` on a free port of this machine and yield the URL; end the server afterwards.
 
     Args:
         target: folder or Hub id.
         log: file for what the server prints.
         python: interpreter of the environment in which vLLM is installed.
-        ready_within: seconds until it must answer.
-        options: vLLM's own, `max_num_seqs=8` as `--max-num-seqs 8`, `True` as a flag without a value.
+        ready_within: seconds within which it must answer.
+        options: vLLM's own: `max_num_seqs=8` becomes `--max-num-seqs 8`, and `True` a flag without a value.
 
-    Raises a `RuntimeError` with the end of the log when the server does not come up.
+    Raises a `RuntimeError` with the end of the log if the server does not start.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+
     command = [str(python), "-m", "vllm.entrypoints.openai.api_server", "--model", str(target)]
     command += ["--host", "127.0.0.1", "--port", str(port)]
     for name, value in options.items():
         command += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
+
     with Path(log).open("w") as output:
         # a group of its own: the engine is a child of the server
         server = subprocess.Popen(
             command, env=ENVIRONMENT | os.environ, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
         )
+
     try:
         url = f"http://127.0.0.1:{port}"
         _wait_until_ready(server, url, time.monotonic() + ready_within, Path(log))
@@ -58,7 +61,7 @@ def vllm_server(
         except subprocess.TimeoutExpired:
             pass
         try:
-            os.killpg(server.pid, signal.SIGKILL)  # whatever is left of the group
+            os.killpg(server.pid, signal.SIGKILL)  # the group's remaining processes
         except ProcessLookupError:
             pass
         server.wait()

@@ -1,4 +1,4 @@
-"""Batches that carry stored features, read while the step before is computed."""
+"""Batches that carry stored features, which are read during the previous step."""
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ class StoredBatch:
 
     Attributes:
         conversations: row in the batch, first place in the row, conversation.
-        features: as `FeatureStore.gather` returns them, or the promise of them; `None` where some are not stored.
+        features: what `FeatureStore.gather` returns, or a future of it; `None` if some features are not stored.
     """
 
     conversations: list[tuple[int, int, Conversation]]
@@ -29,8 +29,8 @@ class StoredBatch:
 class StoredFeaturesCollator:
     """A collator whose batches also hold `stored`, a [`StoredBatch`].
 
-    The main process reads in a thread: its data loader is one batch ahead, so that the disk works while a step is
-    computed. A worker of a `DataLoader` is ahead by itself.
+    The main process reads in a thread: its data loader is one batch ahead, so the disk works during a step. A worker of
+    a `DataLoader` is ahead anyway.
 
     Args:
         collator: makes batches of the rows; one for media also has `tokens_only`, which leaves the media out.
@@ -45,12 +45,15 @@ class StoredFeaturesCollator:
         tokens_only, media = getattr(self.collator, "tokens_only", None), None
         if tokens_only is None:
             batch = self.collator(rows)
-        else:  # no medium is loaded for features that are there
+        else:  # stored features need no images or videos, so do not load any
             batch, media = tokens_only(rows), [row.get("media_fingerprint") or "" for row in rows]
+
         conversations, features = conversations_in(batch, media), None
         complete = all(conversation in self.store for _, _, conversation in conversations)
+
         if tokens_only is not None and not complete:
             batch = self.collator(rows)
+
         if complete:
             arguments = (conversations, tuple(batch["input_ids"].shape))
             if get_worker_info() is None:
@@ -58,7 +61,8 @@ class StoredFeaturesCollator:
                 features = self._reader.submit(self.store.gather, *arguments)
             else:
                 features = self.store.gather(*arguments)
+
         return {**batch, "stored": StoredBatch(conversations, features)}
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "_reader": None}
+        return {**self.__dict__, "_reader": None}  # a thread pool cannot be pickled

@@ -1,4 +1,4 @@
-"""Stored features in place of the target's forward: made for a run's data, checked against it, read by its trainer."""
+"""Use stored features instead of the target's forward: fill a store, check it against a run, read it in training."""
 
 import logging
 import shutil
@@ -53,7 +53,7 @@ class FeatureCache(TrainerCallback):
     Args:
         store ([`FeatureStore`]): opened.
         target ([`FrozenTarget`]): whose features they are.
-        writer ([`FeatureWriter`], *optional*): where features go that are not stored yet; they are an error without.
+        writer ([`FeatureWriter`], *optional*): stores missing features. Without it a missing feature is an error.
 
     Example:
         >>> features = open_cache(folder, target, tokenizer, [chats], tap_ids=draft.config.tap_ids, max_length=2048)
@@ -64,18 +64,18 @@ class FeatureCache(TrainerCallback):
         self.store, self.writer, self.target = store, writer, target
 
     def collator(self, collator) -> StoredFeaturesCollator:
-        """The same batches, with what the store has of them."""
+        """Wrap a collator: the same batches, with what the store has of them."""
         return StoredFeaturesCollator(collator, self.store)
 
     def __call__(self, inputs: dict, look: Callable[[], TargetFeatures]) -> TargetFeatures:
-        """A batch's features as they are stored; where some are not, the target's, which are stored then.
+        """A batch's stored features; if some are missing, ask the target and store its features.
 
         Args:
             inputs: what the collator made.
             look: asks the target.
 
         Raises:
-            ValueError: if features are missing and nobody writes.
+            ValueError: if features are missing and there is no writer.
         """
         stored = inputs["stored"]
         features, device = stored.wait(), inputs["input_ids"].device
@@ -87,25 +87,28 @@ class FeatureCache(TrainerCallback):
             for name, parts in features.items()
             if name in ("taps", "last_hidden")
         }
+
         plain = {name: parts["values"].to(device) for name, parts in features.items() if name not in found}
         outlook = None
         if "top" in plain:
             outlook = FullOutlook(plain["top"].long()[..., 0], plain["log_partition"][..., 0])
+
         positions = plain["positions"].long().permute(2, 0, 1) if "positions" in plain else None
         return TargetFeatures(
             taps=found.get("taps"), last_hidden=found["last_hidden"], position_ids=positions, outlook=outlook
         )
 
     def _anywhere(self, missing: bool, device: torch.device) -> bool:
-        """Whether the target must be asked: by all ranks at once, since it may be spread over them."""
+        """Whether to ask the target. All ranks ask at once, since the target may be spread over them."""
         if self.writer is None or PartialState().num_processes == 1:
             return missing
         return bool(reduce(torch.tensor(float(missing), device=device), reduction="sum"))
 
     def look(self, conversations: list, look: Callable[[], TargetFeatures]) -> dict:
-        """Ask the target about a batch and store what is not stored yet; features as the store will return them."""
+        """Ask the target about a batch and store what is missing. Returns features as the store will return them."""
         if self.writer is None:
             raise ValueError(f"`feature_store` {self.store.folder} lacks a conversation of this batch.")
+
         features = self.encoded(look(), conversations)
         for row, start, conversation in conversations:
             place = slice(start, start + len(conversation.input_ids))
@@ -114,7 +117,7 @@ class FeatureCache(TrainerCallback):
         return features
 
     def encoded(self, seen: TargetFeatures, conversations: list) -> dict:
-        """What the target says of a batch as the store keeps it, on the batch's grid; on all ranks at once."""
+        """The target's features of a batch, encoded as the store keeps them, on the batch's grid. Call on all ranks."""
         layout = self.store.layout
         features = {"last_hidden": encode(seen.last_hidden, layout.dtype, layout.hidden)}
         if layout.taps:
@@ -125,7 +128,7 @@ class FeatureCache(TrainerCallback):
         return features
 
     def _outlook(self, last_hidden: torch.Tensor, conversations: list) -> dict:
-        """What the whole head makes of the places that the store keeps, `(batch, length, 1)`, zeros elsewhere."""
+        """The whole head's results at the places that the store keeps, `(batch, length, 1)`, zeros elsewhere."""
         shape = last_hidden.shape[:2]
         places = [row * shape[1] + start + self.store.layout.places(c) for row, start, c in conversations]
         places = torch.from_numpy(np.concatenate(places)).to(last_hidden.device)
@@ -137,7 +140,7 @@ class FeatureCache(TrainerCallback):
         return {"top": on_grid(outlook.top.int()), "log_partition": on_grid(outlook.log_partition)}
 
     def sync(self) -> None:
-        """Write what is waiting, and learn what other ranks wrote; to be called on all ranks at once."""
+        """Write what is waiting, and read what other ranks wrote. Call it on all ranks at once."""
         if self.writer is None:
             return
         self.writer.flush()
@@ -158,11 +161,11 @@ class FeatureCache(TrainerCallback):
 
     def on_save(self, args, state, control, **kwargs):
         if self.writer is not None:
-            self.writer.flush()  # a run that is resumed skips the batches that came before
+            self.writer.flush()  # a resumed run skips the batches before the checkpoint
 
 
 def _positions(seen: TargetFeatures, conversations: list) -> torch.Tensor:
-    """Where the tokens of a batch stand, `(batch, length, 3)`: as the target has put them, or counted where it did."""
+    """Positions of a batch's tokens, `(batch, length, 3)`: those the target used, or counted if it counted."""
     if seen.position_ids is not None:
         return seen.position_ids.permute(1, 2, 0).int()
     positions = seen.last_hidden.new_zeros(*seen.last_hidden.shape[:2], 3, dtype=torch.int32)
@@ -184,21 +187,21 @@ def open_cache(
     write: bool = False,
     processor: ProcessorMixin | None = None,
 ) -> FeatureCache:
-    """The store of a run, checked against what the run is about; what it will take on the disk is logged.
+    """Open a run's store, check it against the run, and log how much disk space it will take.
 
     Args:
-        folder: the store. All ranks must see the same.
+        folder: the store. All ranks must see the same folder.
         target: with all of its layers, on any device.
         tokenizer: the target's.
-        datasets: what is trained and evaluated on, as the trainer takes it.
-        tap_ids: of the draft, `None` for EAGLE-1.
-        max_length: of the data.
+        datasets: the training and evaluation data, as the trainer takes them.
+        tap_ids: the draft's taps, `None` for EAGLE-1.
+        max_length: `max_length` of the data.
         dtype: `"bfloat16"`, `"float32"` or `"float8"`.
-        write: make the store where there is none, and add to it what is missing.
+        write: make the store if there is none, and add what is missing.
         processor: what makes the pixels of data with media.
 
     Raises:
-        ValueError: if the store was made with anything else, lacks something, is being written by another run, or the
+        ValueError: if the store was made with other settings, lacks something, is being written by another run, or the
             disk cannot hold it; or if data with media come without their processor.
     """
     shows = any("media" in data.column_names for data in datasets)
@@ -206,6 +209,7 @@ def open_cache(
         raise ValueError("The data hold images or videos: pass the `processor` that their features depend on.")
     if any("media" in names and "media_fingerprint" not in names for names in (d.column_names for d in datasets)):
         raise ValueError("The data have `media` without `media_fingerprint`: make them with `build_vision_dataset`.")
+
     settings = {
         **{f"target_{name}": value for name, value in target_fingerprints(target).items()},
         "target_dtype": str(target.dtype).removeprefix("torch."),
@@ -215,6 +219,7 @@ def open_cache(
         "max_length": max_length,
         "tap_ids": tap_ids,
     }
+
     axes = 3 if shows and tap_ids and has_mrope(target.config) else 0
     layout, state, lock = StoreLayout(len(tap_ids or ()), target.hidden_size, dtype, axes), PartialState(), None
     with state.main_process_first():
@@ -223,7 +228,8 @@ def open_cache(
             if not (Path(folder) / SETTINGS).is_file():
                 FeatureStore.create(folder, layout, settings)
         store = FeatureStore(folder)
-    state.wait_for_everyone()  # a rank that wrote already would leave the slower ones less to share out
+
+    state.wait_for_everyone()  # or a fast rank may write before a slow one lists what is missing
     _check(store, {**settings, "dtype": dtype, "hidden": target.hidden_size})
     _check_space(store, datasets, write)
     cache = FeatureCache(store, target, FeatureWriter(store) if write else None)
@@ -242,7 +248,7 @@ def _check(store: FeatureStore, wanted: dict) -> None:
 
 
 def _check_space(store: FeatureStore, datasets: list[Dataset], write: bool) -> None:
-    """Say what the store takes; `ValueError` if it lacks something and may not grow, or the disk cannot hold it."""
+    """Log the store's size; `ValueError` if it lacks something and may not grow, or the disk cannot hold it."""
     conversations = {c.key: c for data in datasets for _, c in conversations_of(data)}.values()
     layouts = {dtype: replace(store.layout, dtype=dtype) for dtype in (store.layout.dtype, "float8")}
     needed = sum(map(store.layout.bytes_of, conversations))
@@ -254,12 +260,14 @@ def _check_space(store: FeatureStore, datasets: list[Dataset], write: bool) -> N
         "written (%.1f GiB are free there).",
         *(len(conversations), tokens, needed / tokens, needed / 2**30, store.folder, more / 2**30, free / 2**30),
     )
+
     if missing and not write:
         raise ValueError(
             f"`feature_store` {store.folder} lacks {len(missing)} of the run's {len(conversations)} different "
             "conversations, or has them with other tokens or another loss mask: add them with "
             "scripts/cache_features.py and this run's arguments, or train with `--cache_mode first_epoch`."
         )
+
     if more + _SPARE_BYTES * bool(missing) > free:
         raise ValueError(
             f"`feature_store` {store.folder} needs another {more / 2**30:.2f} GiB but only {free / 2**30:.2f} GiB are "
@@ -272,34 +280,37 @@ def fill(
 ) -> int:
     """Store what is not stored yet, on all ranks together.
 
-    A batch holds `batch_size` rows that follow each other in their data set, whatever is stored already: features are
-    the same however often this was interrupted, and those of training on the same batches.
+    A batch has `batch_size` consecutive rows of its data set, whatever is stored already. So an interruption changes no
+    feature, and training on the same batches computes the same ones.
 
     Returns:
-        How many tokens this rank looked at.
+        Tokens that this rank passed to the target.
     """
     state, collate = PartialState(), cache.collator(collator)
     batches = [batch for data in datasets for batch in _incomplete(cache.store, data, batch_size)]
     tokens, rounds = 0, -(-len(batches) // state.num_processes)
+
     for n in tqdm(range(rounds), desc="features", disable=not state.is_local_main_process):
         place = n * state.num_processes + state.process_index
         data, rows = batches[min(place, len(batches) - 1)]
         batch = read_batch(collate([data[row] for row in rows]), target.vocab_size)
+
         documents = documents_of(batch)
         asked = {name: x for name, x in batch.items() if name not in ("stored", "loss_mask", "documents")}
-        asked |= told_to_target(batch, documents, any_packed(documents))  # as training tells it
+        asked |= told_to_target(batch, documents, any_packed(documents))  # as in training
         asked = {name: x.to(target.device) for name, x in asked.items()}
+
         if place < len(batches):
             cache.look(batch["stored"].conversations, lambda: target(**asked))  # noqa: B023
             tokens += int(batch["attention_mask"].sum())
-        else:  # with the others, over which it may be spread
+        else:  # other ranks still need this one, since the target may be spread over all
             cache.encoded(target(**asked), batch["stored"].conversations)
     cache.sync()
     return tokens
 
 
 def _incomplete(store: FeatureStore, dataset: Dataset, batch_size: int) -> list[tuple[Dataset, list[int]]]:
-    """The batches of a data set of which something is not stored."""
+    """The batches of a data set that are not completely stored."""
     starts = {
         row // batch_size * batch_size for row, conversation in conversations_of(dataset) if conversation not in store
     }

@@ -1,9 +1,9 @@
 """Features of conversations, computed once and read for many epochs: safetensors shards under an Arrow index.
 
-A conversation is found by what it is, a hash of its tokens, loss mask and media: whatever the order, the split or the
-packing of a data set, and one that occurs twice is stored once. A shard is written beside its place and moved there
-when it is on the disk, so after a kill there are whole shards only; each names its conversations itself, and
-`index.arrow` merely saves opening them all. Nothing here knows of models.
+A conversation is found by a hash of its tokens, loss mask and media. So order, split and packing of a data set do not
+matter, and a conversation that occurs twice is stored once. A shard is written under a temporary name and renamed once
+it is on the disk, so a kill leaves complete shards only. Each shard lists its own conversations; `index.arrow` merely
+saves opening all of them. Nothing here depends on models.
 """
 
 import fcntl
@@ -44,10 +44,10 @@ class FeatureStore:
     Args:
         folder (`str` or `Path`): the store.
 
-    `settings` holds what the features depend on, as `create` was told.
+    `settings` holds what the features depend on, as given to `create`.
 
     Raises:
-        ValueError: if the folder is no store, or a shard of it cannot be read.
+        ValueError: if the folder is not a store, or one of its shards cannot be read.
 
     Example:
         >>> store = FeatureStore(folder)
@@ -58,11 +58,12 @@ class FeatureStore:
         self.folder = Path(folder)
         check_store(folder)
         with naming("feature_store"):
-            found = read_json(self.folder / SETTINGS, _SETTINGS_FIELDS, "make the store anew")
+            found = read_json(self.folder / SETTINGS, _SETTINGS_FIELDS, "make a new store")
         if found.pop("format") != _FORMAT:
-            raise ValueError(f"`feature_store` {folder} has another format than this program's: make it anew.")
+            raise ValueError(f"`feature_store` {folder} has another format than this program's: make a new one.")
         with reading("feature_store", self.folder / SETTINGS):
             self.layout = StoreLayout(**found.pop("layout"))
+
         self.settings = found
         self._index: dict[bytes, tuple[str, int, int, int]] = {}
         self._listed: set[str] = set()  # shards in the index
@@ -71,7 +72,7 @@ class FeatureStore:
 
     @classmethod
     def create(cls, folder: str | Path, layout: StoreLayout, settings: dict) -> "FeatureStore":
-        """An empty store in a folder whose [`StoreLock`] is held."""
+        """Make an empty store in a folder whose [`StoreLock`] you hold."""
         folder = Path(folder)
         content = {"format": _FORMAT, "layout": asdict(layout), **settings}
         write_atomically(folder / SETTINGS, [json.dumps(content, indent=2)])
@@ -87,7 +88,7 @@ class FeatureStore:
         return len(self._index)
 
     def refresh(self) -> None:
-        """Take in shards that were finished since, by whichever process."""
+        """Add the shards that any process has finished since."""
         names = {p.name for p in self.folder.glob("features-*.safetensors")} - self._listed
         if names and not self._listed and (self.folder / INDEX).is_file():
             with reading("feature_store", self.folder / INDEX), pa.memory_map(str(self.folder / INDEX)) as source:
@@ -95,6 +96,8 @@ class FeatureStore:
             rows = zip(*columns.values(), strict=True)
             self._index = {key: tuple(place) for key, *place in rows if place[0] in names}
             self._listed = {place[0] for place in self._index.values()}
+
+        # shards that are newer than the index list themselves
         for name in sorted(names - self._listed):
             self._list(name)
 
@@ -104,17 +107,19 @@ class FeatureStore:
         media = [""] * len(ids)
         if "media" in shard:
             media = [bytes(x).hex() if any(x) else "" for x in shard["media"].tolist()]
+
         taps = hidden = 0
         for i, m, shown in zip(ids, masks, media, strict=True):
             conversation = Conversation(i.numpy(), m.numpy(), shown)
-            # a row of another rank's shard too: the first one is read
+            # another rank's shard may have the same row: the first one is read
             self._index.setdefault(conversation.key, (name, taps, conversation.kept, hidden))
             taps += conversation.kept if self.layout.taps else 0
             hidden += len(self.layout.places(conversation))
+
         self._listed.add(name)
 
     def _open(self, name: str) -> dict[str, torch.Tensor]:
-        """A shard's tensors; they are in the file until they are looked at."""
+        """A shard's tensors; they stay in the file until they are used."""
         if name not in self._shards:
             try:
                 with safe_open(self.folder / name, "pt") as file:
@@ -127,7 +132,7 @@ class FeatureStore:
         return self._shards[name]
 
     def write_index(self) -> None:
-        """List all conversations in one file, so that opening the store looks into no shard."""
+        """List all conversations in one file, so that opening the store opens no shard."""
         columns = list(zip(*((key, *place) for key, place in self._index.items()), strict=True)) or [[]] * len(_INDEX)
         part = self.folder / _part(INDEX)
         with pa.OSFile(str(part), "wb") as sink, pa.ipc.new_file(sink, _INDEX) as writer:
@@ -138,13 +143,13 @@ class FeatureStore:
         """Features of a batch, zeros where none are kept.
 
         Args:
-            documents: row in the batch, first place in the row, and what begins there.
+            documents: row in the batch, first place in the row, and the conversation that begins there.
             shape: `(batch, length)`.
 
         Returns:
             What `encode` returned, on the grid of the batch: `{"last_hidden": {"values": (batch, length, hidden)}}`,
-            and where there are any `"taps"`, `"positions"` `(batch, length, axes)`, and `"top"` and `"log_partition"`
-            `(batch, length, 1)`.
+            and, if stored, `"taps"`, `"positions"` `(batch, length, axes)`, and `"top"` and `"log_partition"` `(batch,
+            length, 1)`.
         """
         grids: dict[str, torch.Tensor] = {}
         for row, start, conversation in documents:
@@ -159,6 +164,7 @@ class FeatureStore:
                     grids[column][row, start : start + kept] = stored[first_tap : first_tap + kept]
                 else:
                     grids[column][row, start + torch.from_numpy(places)] = stored[first : first + len(places)]
+
         features: dict[str, dict] = {}
         for column, grid in grids.items():
             name, _, part = column.partition(".")
@@ -167,10 +173,10 @@ class FeatureStore:
 
 
 class FeatureWriter:
-    """Adds conversations to a store; each is in it once its shard is full, or after `flush`.
+    """Add conversations to a store. Each is in it once its shard is full, or after `flush`.
 
     Args:
-        store ([`FeatureStore`]): what is in it already is not written again.
+        store ([`FeatureStore`]): the store. What it has already is not written again.
         shard_bytes (`int`): size of a shard.
     """
 
@@ -183,34 +189,38 @@ class FeatureWriter:
         return conversation.key in self._rows or conversation in self.store
 
     def add(self, conversation: Conversation, features: dict[str, dict[str, torch.Tensor]]) -> None:
-        """Take what the layout says of the features of all tokens.
+        """Keep what the layout stores, out of the features of all tokens.
 
         Args:
             features: as `gather` returns them, `(length, ...)` each.
         """
         if conversation in self:
             return
+
         layout = self.store.layout
         kept = slice(conversation.kept)
         judged = torch.from_numpy(layout.places(conversation))
         places = {name: kept if name in ("taps", "positions") else judged for name in features}
+
         self._rows[conversation.key] = (
             conversation,
             {
-                # a copy: what waits here must not hold its whole batch
+                # a copy: a waiting slice must not keep its whole batch in memory
                 f"{name}.{part}": x[places[name]].detach().to("cpu", copy=True)
                 for name, parts in features.items()
                 for part, x in parts.items()
             },
         )
+
         self._bytes += layout.bytes_of(conversation)
         if self._bytes >= self.shard_bytes:
             self.flush()
 
     def flush(self) -> None:
-        """Write what was added since as a shard, and wait until it is on the disk."""
+        """Write what was added since the last shard as a new one, and wait until it is on the disk."""
         if not self._rows:
             return
+
         conversations, features = zip(*self._rows.values(), strict=True)
         tensors = {name: torch.cat([x[name] for x in features]) for name in features[0]}
         for name in ("input_ids", "loss_mask"):
@@ -218,12 +228,14 @@ class FeatureWriter:
         if any(c.media for c in conversations):
             shown = [list(bytes.fromhex(c.media or "00" * 16)) for c in conversations]
             tensors["media"] = torch.tensor(shown, dtype=torch.uint8)
+
         tensors["lengths"] = torch.tensor([len(c.input_ids) for c in conversations])
         name = f"features-{hashlib.blake2b(b''.join(self._rows), digest_size=8).hexdigest()}.safetensors"
         folder = self.store.folder
         part = folder / _part(f"{name}-{os.getpid()}")
+
         try:
-            # safetensors' own way to write a file leaves temporary ones of unknown names when it is killed
+            # when killed, safetensors' own `save_file` leaves temporary files of unknown names
             part.write_bytes(save(tensors))
             _to_disk(part, folder / name)
         except OSError as problem:
@@ -238,10 +250,10 @@ class FeatureWriter:
 
 
 class StoreLock:
-    """Held by the one run that may write into a folder, until it ends, by a kill too.
+    """Let only one run write into a folder. The lock is released when the run ends, even by a kill.
 
     Raises:
-        ValueError: if another run holds it, or the folder holds something else than a store.
+        ValueError: if another run has the lock, or the folder contains something other than a store.
     """
 
     def __init__(self, folder: str | Path):
@@ -256,31 +268,33 @@ class StoreLock:
             raise ValueError(
                 f"`feature_store` {folder} is being written by another run: wait for it, or name another folder."
             ) from None
+
         for part in folder.glob(_part("features-*")):
-            part.unlink()  # a killed run's
+            part.unlink()  # left by a killed run
 
     def release(self) -> None:
         self._file.close()
 
 
 def check_store(folder: str | Path) -> None:
-    """`ValueError` unless there is a feature store to read."""
+    """Raise a `ValueError` unless the folder is a feature store."""
     if not os.path.isfile(Path(folder) / SETTINGS):
         raise ValueError(
             f"`feature_store` {folder} is not a feature store, it has no {SETTINGS}: make one with "
             "scripts/cache_features.py."
         )
+
     check_file("feature_store", Path(folder) / SETTINGS)
 
 
 def check_store_to_write(folder: str | Path, reads: dict | None = None) -> None:
-    """`ValueError` unless a feature store can be written here, or added to; `reads` as of `check_output_folder`."""
+    """Raise a `ValueError` unless a feature store can be made or extended here; `reads`: see `check_output_folder`."""
     check_output_folder("feature_store", folder, reads, overwrite=True, ours=lambda folder: True)
     folder = Path(folder)
     unfinished = (LOCK, part_of(folder / SETTINGS).name)
     if folder.is_dir() and not (folder / SETTINGS).is_file():
         if any(path.name not in unfinished for path in folder.iterdir()):
-            raise ValueError(f"`feature_store` {folder} holds something else than a feature store: name another one.")
+            raise ValueError(f"`feature_store` {folder} holds something other than a feature store: name another one.")
 
 
 def _part(name: str) -> str:
@@ -288,7 +302,7 @@ def _part(name: str) -> str:
 
 
 def _to_disk(part: Path, path: Path) -> None:
-    """Move a finished file to its place when the disk has it."""
+    """Rename a finished file once it is on the disk."""
     _sync(part)
     os.replace(part, path)
     _sync(path.parent)

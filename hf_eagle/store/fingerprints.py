@@ -1,4 +1,4 @@
-"""What is asked of a target whose features are stored: who it is, and its head."""
+"""Identify a target whose features are stored, and reduce it to its head."""
 
 import hashlib
 import json
@@ -11,17 +11,18 @@ from ..targets.target import FrozenTarget
 
 
 _SAMPLES = 64  # numbers of each weight
-# fields of a config that say nothing of what the model computes
+# config fields that do not change what the model computes
 _NAMELESS = ("_name_or_path", "architectures", "transformers_version", "dtype", "torch_dtype", "use_cache")
 
 
 def target_fingerprints(target: FrozenTarget) -> dict[str, str]:
     """16 hex digits each of a target's `config` and `weights`; it must still have its layers.
 
-    The second are of every weight's name, shape and 64 of its numbers, so another fine-tune of the same model has
-    others.
+    The digits of `weights` depend on every weight's name, shape and 64 of its numbers, so another fine-tune of the same
+    model has different ones.
     """
     config = {k: v for k, v in target.model.config.to_diff_dict().items() if k not in _NAMELESS}
+
     weights = hashlib.sha256()
     for name, weight in sorted(target.model.named_parameters()):
         weight = gathered(weight)
@@ -29,6 +30,7 @@ def target_fingerprints(target: FrozenTarget) -> dict[str, str]:
         places = torch.randint(weight.numel(), (_SAMPLES,), generator=generator)
         numbers = weight.detach().flatten()[places.to(weight.device)].cpu()
         weights.update(f"{name} {tuple(weight.shape)}".encode() + numbers.view(torch.uint8).numpy().tobytes())
+
     return {
         "config": hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()[:16],
         "weights": weights.hexdigest()[:16],
@@ -36,9 +38,10 @@ def target_fingerprints(target: FrozenTarget) -> dict[str, str]:
 
 
 def drop_layers(target: FrozenTarget) -> None:
-    """Give back the memory of the decoder's layers and of a vision tower: embeddings, final norm and head are left."""
+    """Free the memory of the decoder's layers and of a vision tower; keep embeddings, final norm and head."""
     for place in range(target.num_layers):
         target.parts.layers[place] = _Dropped()
+
     inner = getattr(target.model, "model", None)
     if hasattr(inner, "visual"):
         inner.visual = _Dropped()

@@ -1,4 +1,4 @@
-"""Which features of a conversation are stored, and how conversations are found in data sets and batches."""
+"""Define which features of a conversation are stored, and find conversations in data sets and batches."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -16,11 +16,11 @@ from .dtypes import bytes_a_token
 
 @dataclass(frozen=True)
 class Conversation:
-    """One document as it is trained on.
+    """One document as training sees it.
 
     Attributes:
         input_ids, loss_mask: `(length,)`, int32 and int8.
-        media: fingerprint of its images and videos, in hex digits; `""` of text.
+        media: fingerprint of its images and videos, in hex digits; `""` for text.
     """
 
     input_ids: np.ndarray
@@ -29,21 +29,21 @@ class Conversation:
 
     @cached_property
     def key(self) -> bytes:
-        """16 bytes that another conversation, or the same with another mask or other media, does not have."""
+        """16 bytes that identify the conversation together with its mask and media."""
         content = self.input_ids.tobytes() + self.loss_mask.tobytes() + bytes.fromhex(self.media)
         return hashlib.blake2b(content, digest_size=16).digest()
 
     @cached_property
     def kept(self) -> int:
-        """Tokens from the start whose features matter: behind the last row that is trained nothing is looked at."""
+        """Tokens from the start whose features matter: training uses nothing after its last row."""
         answered = np.flatnonzero(self.loss_mask)
         return min(int(answered[-1]) + 2, len(self.loss_mask)) if len(answered) else 0
 
     @cached_property
     def judged(self) -> np.ndarray:
-        """Places whose next-token distribution may be asked for: every answer's tokens, and the one behind it.
+        """Places whose next-token distribution training may need: every answer's tokens, and the one after it.
 
-        No number of TTT steps and no alignment of the supervision asks for others.
+        No number of TTT steps and no alignment of the supervision needs others.
         """
         near = self.loss_mask.astype(bool)
         near[1:] |= near[:-1].copy()
@@ -52,16 +52,16 @@ class Conversation:
 
 @dataclass(frozen=True)
 class StoreLayout:
-    """What is stored of a conversation: the taps of `kept` tokens, and of `judged` ones the last hidden states and
-    what the target's whole head makes of them, its most probable token and its log-sum-exp.
+    """What is stored of a conversation: the taps of `kept` tokens; for `judged` ones the last hidden states and two
+    results of the target's whole head, its most probable token and its log-sum-exp.
 
     Args:
-        taps: taps of a token. 0 for a draft that looks at last hidden states only: then those of all `kept` tokens are
+        taps: taps of a token. 0 for a draft that uses last hidden states only: then those of all `kept` tokens are
             stored, and nothing of the head.
         hidden: width of one tap, and of the last hidden state.
         dtype: of `STORE_DTYPES`.
-        axes: positions of a token, 3 beside a target with m-RoPE and data with media, which are stored then for `kept`
-            tokens; 0 where tokens are counted.
+        axes: positions of a token. 3 for a target with m-RoPE and data with media, stored for `kept` tokens; 0 if
+            tokens are simply counted.
     """
 
     taps: int
@@ -70,24 +70,25 @@ class StoreLayout:
     axes: int = 0
 
     def places(self, conversation: Conversation) -> np.ndarray:
-        """Places whose last hidden state is stored, and the head's outlook, ascending."""
+        """Places whose last hidden state and head results are stored, ascending."""
         return conversation.judged if self.taps else np.arange(conversation.kept)
 
     def bytes_of(self, conversation: Conversation) -> int:
-        """What a conversation takes on the disk, headers of files aside."""
+        """Bytes that a conversation takes on the disk, without file headers."""
         taps = conversation.kept * (bytes_a_token(self.dtype, self.hidden, self.taps) + 4 * self.axes)
         last = len(self.places(conversation)) * (bytes_a_token(self.dtype, self.hidden, 1) + 8 * bool(self.taps))
         return taps + last + 5 * len(conversation.input_ids) + 8
 
 
 def conversations_of(dataset: Dataset) -> Iterator[tuple[int, Conversation]]:
-    """The conversations of a data set with the row that each is in, packed or not; read in Arrow batches."""
+    """Yield the conversations of a data set, packed or not, with the row of each. Reads Arrow batches."""
     names = dataset.column_names or ["loss_mask"]
     if "attention_mask" in names or "loss_mask" not in names:
         raise ValueError(
             "A feature store holds conversations of `input_ids` and `loss_mask` without padding, but the data have the "
             f"columns {', '.join(names)}: cut the padding off, and leave out `attention_mask` and `labels`."
         )
+
     row = 0
     for batch in dataset.with_format("arrow").iter(batch_size=1024):
         ids, mask = (
@@ -95,15 +96,20 @@ def conversations_of(dataset: Dataset) -> Iterator[tuple[int, Conversation]]:
             for name, dtype in (("input_ids", np.int32), ("loss_mask", np.int8))
         )
         mask = mask.clip(0)  # -100 is not supervised
+
         sizes = pc.list_value_length(batch["input_ids"]).to_numpy()
         rows = np.arange(row, row + len(sizes))
         if "document_lengths" in batch.column_names:
             rows = np.repeat(rows, pc.list_value_length(batch["document_lengths"]).to_numpy())
             sizes = pc.list_flatten(batch["document_lengths"].combine_chunks()).to_numpy()
+
         bounds = np.concatenate([[0], np.cumsum(sizes)]).tolist()
+
+        # one fingerprint a row will do: a row with media is never packed
         media = [""] * len(rows)
         if "media_fingerprint" in batch.column_names:
             media = batch["media_fingerprint"].to_pylist()
+
         for place, (start, end), shown in zip(rows.tolist(), pairwise(bounds), media, strict=True):
             yield place, Conversation(ids[start:end], mask[start:end], shown)
         row += len(batch)
@@ -112,11 +118,11 @@ def conversations_of(dataset: Dataset) -> Iterator[tuple[int, Conversation]]:
 def conversations_in(
     batch: dict[str, torch.Tensor], media: Sequence[str] | None = None
 ) -> list[tuple[int, int, Conversation]]:
-    """The same of a collated batch: row, first place in the row, conversation.
+    """The conversations of a collated batch: row, first place in the row, conversation.
 
     Args:
         batch: what a collator made.
-        media: fingerprint of each row's images and videos; `None` of text.
+        media: fingerprint of each row's images and videos; `None` for text.
 
     Raises:
         ValueError: if the batch holds media whose fingerprints are not known.
@@ -127,9 +133,11 @@ def conversations_in(
             f"`feature_store` cannot tell conversations by their tokens, since the batch has {', '.join(others)}: make "
             "the data with `build_vision_dataset`, which adds the column `media_fingerprint`."
         )
+
     ids, mask = batch["input_ids"].int().numpy(), batch["loss_mask"].to(torch.int8).numpy()
     labels = batch["documents"] if "documents" in batch else torch.zeros_like(batch["input_ids"])
     labels = labels.masked_fill(batch["attention_mask"] == 0, -1).numpy()
+
     found = []
     for n, row in enumerate(labels):
         changes = np.flatnonzero(row[1:] != row[:-1]) + 1

@@ -1,4 +1,4 @@
-"""The bytes that are said of an unroll, beside those of real steps."""
+"""The bytes predicted for an unroll, compared with those of real steps."""
 
 import weakref
 

@@ -1,4 +1,4 @@
-"""What `--dry_run` says a rank would hold: exact parameters, and bytes beside those of real steps."""
+"""What `--dry_run` predicts for a rank: exact parameters, and bytes compared with those of real steps."""
 
 import re
 from dataclasses import replace

@@ -225,7 +225,7 @@ class TestErrors:
                 dict(prompt=((1, 2), (3, 4)), streamer=Recorder()),
                 "`streamer` takes one prompt, but `input_ids` holds 2",
             ),
-            (dict(mask=((1, 0),)), "`attention_mask` has zeros behind a token; pad prompts on the left"),
+            (dict(mask=((1, 0),)), "`attention_mask` has zeros after a token; pad prompts on the left"),
             (dict(mask=((0, 0),)), "give each at least one token"),
             (dict(mask=((1,),)), r"`attention_mask` has shape \(1, 1\), but `input_ids` \(1, 2\)"),
         ],
@@ -246,7 +246,7 @@ class TestErrors:
     @pytest.mark.parametrize("named", [True, False])
     @pytest.mark.parametrize("taps", [None, [1], [0, 1, 2, 3]])
     def test_taps_that_a_draft_cannot_read(self, taps, named):
-        """None at all, or of another number, also beside a draft whose config names none."""
+        """None at all, or another number of them, also for a draft whose config names none."""
         target = make_target()
         draft = make_draft(target, tap_ids=[0, 2, 3], steps=0)
         if not named:

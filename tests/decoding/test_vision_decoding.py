@@ -161,7 +161,7 @@ def test_pixels_matter_and_strangers_are_refused():
     assert (
         target_generate(target, **inputs | {"pixel_values": -inputs["pixel_values"]}, max_new_tokens=LONGEST) != answers
     )
-    with pytest.raises(TypeError, match="`labels` is no argument of decoding"):
+    with pytest.raises(TypeError, match="`labels` is not an argument of decoding"):
         target_generate(target, **inputs, max_new_tokens=2, labels=inputs["input_ids"])
     with pytest.raises(ValueError, match="`second_per_grid_ts`, which the forward of Qwen3VL"):
         target_generate(target, **inputs, max_new_tokens=2, second_per_grid_ts=torch.ones(1))

@@ -208,7 +208,7 @@ class TestScript:
         assert found == whole
         assert Path("result.json.tokens").read_bytes() == Path("whole.json.tokens").read_bytes()
         assert not list(folder.glob("*.journal"))
-        self.run(monkeypatch, "result.json", max_new_tokens=4)  # a finished one is measured anew, as ever
+        self.run(monkeypatch, "result.json", max_new_tokens=4)  # a finished one is measured again, as always
 
     def test_other_settings_are_refused_and_lose_nothing(self, folder, monkeypatch, capsys):
         self.interrupt_behind(monkeypatch, 2)

@@ -74,7 +74,7 @@ def in_eagle_config(config, **fields):
         ),
         (forms.torchspec, {"rope_interleave": False}, "`rope_interleave` of this draft is False"),
         (forms.eagle3, {"vocab_size": 5}, "`vocab_size` of this draft is 5, but `target` .* has .*another target"),
-        (forms.eagle3, {"hidden_size": 64}, "`hidden_size` of this draft is 64.*needs embeddings of its own"),
+        (forms.eagle3, {"hidden_size": 64}, "`hidden_size` of this draft is 64.*needs its own embeddings"),
         (forms.specforge, {"target_hidden_size": 64}, "`target_hidden_size` of this draft is 64"),
         (forms.eagle3, {"num_attention_heads": None}, "`num_attention_heads` is missing in the config.json"),
         (

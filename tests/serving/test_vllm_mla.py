@@ -1,4 +1,4 @@
-"""A real, unmodified vLLM serves drafts with latent attention beside a tiny DeepSeek target: its output, our counts."""
+"""A real, unmodified vLLM serves drafts with latent attention for a tiny DeepSeek target: its output, our counts."""
 
 import json
 import shutil

@@ -120,7 +120,7 @@ def test_the_rules_lean_on_nothing_that_writes_drafts(module):
 
 
 @pytest.mark.parametrize("first", [2, 3])
-def test_a_draft_for_a_deepseek_target_passes_beside_it(first, tmp_path):
+def test_a_draft_for_a_deepseek_target_passes_with_it(first, tmp_path):
     latent = {"q_lora_rank": 24, "kv_lora_rank": 20, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 12}
     config = DeepseekV3Config(
         vocab_size=96, hidden_size=32, num_hidden_layers=8, num_attention_heads=4, intermediate_size=48, **latent
@@ -218,7 +218,7 @@ def nan(x):
 
 # name -> (kind, how it is planted, words of a finding, whether `--fix` mends it)
 PLANTED = {
-    "missing tensor": ("eagle3", tensor("midlayer.hidden_norm.weight", lambda x: None), "loads in silence", False),
+    "missing tensor": ("eagle3", tensor("midlayer.hidden_norm.weight", lambda x: None), "loads silently", False),
     "no head": ("eagle3", tensor("lm_head.weight", lambda x: None), "`lm_head.weight` is missing", False),
     "model. prefix": ("eagle3", prefix, "loading fails. Fix: take `model.` off", True),
     "tied": ("eagle3", put(tie_word_embeddings=True), "`tie_word_embeddings` is true", True),
@@ -237,15 +237,15 @@ PLANTED = {
     "a tap too few": ("own taps", put(eagle_aux_hidden_state_layer_ids=[1, 4]), "3 taps, but 2 are recorded", False),
     "taps of a deeper target": ("own taps", put(eagle_aux_hidden_state_layer_ids=[1, 4, 33]), "does not have", False),
     "number of taps": ("eagle3", put(num_aux_hidden_states=4), "is [32, 96] where the config asks for [32, 12", True),
-    "absolute d2t": ("eagle3", absolute, "`d2t` holds ids of the target where offsets", True),
+    "absolute d2t": ("eagle3", absolute, "`d2t` holds target ids instead of offsets", True),
     "unsorted d2t": ("eagle3", unsorted, "`d2t` is not in the order", True),
     "d2t names a token twice": ("eagle3", twice, "`d2t` names a token twice", False),
     "d2t outside": ("eagle3", tensor("d2t", lambda x: x + 90), "`d2t` points outside the 96 tokens", False),
-    "no d2t": ("eagle3", tensor("d2t", lambda x: None), "taken for the target's first tokens, in silence", False),
-    "no t2d": ("eagle3", tensor("t2d", lambda x: None), "`t2d` is missing beside `d2t`", True),
+    "no d2t": ("eagle3", tensor("d2t", lambda x: None), "silently taken for the target's first tokens", False),
+    "no t2d": ("eagle3", tensor("t2d", lambda x: None), "there is a `d2t` without a `t2d`", True),
     "t2d disagrees": ("eagle3", tensor("t2d", lambda x: x.roll(1)), "`t2d` disagrees with `d2t`", True),
     "d2t of a whole vocabulary": ("whole", whole_d2t, "`d2t` has no parameter: loading fails", True),
-    "no draft_vocab_size": ("eagle3", put(draft_vocab_size=...), "asked for without a default", True),
+    "no draft_vocab_size": ("eagle3", put(draft_vocab_size=...), "SGLang has no default", True),
     "draft_vocab_size null": ("eagle3", put(draft_vocab_size=None), "head is thrown away for the target's", True),
     "draft_vocab_size of another": ("eagle3", put(draft_vocab_size=41), "is [40, 32] where the config asks", True),
     "vocab_size of another": ("eagle3", put(vocab_size=95), "`vocab_size` is 95, the target's is 96", True),
@@ -270,8 +270,8 @@ PLANTED = {
         "`midlayer.self_attn.q_norm.weight` has no parameter",
         False,
     ),
-    "bias of zeros": ("eagle3", tensor("fc.bias", lambda x: torch.zeros(32)), "dropped in silence", True),
-    "trained bias": ("eagle3", tensor("fc.bias", lambda x: torch.ones(32)), "dropped in silence", False),
+    "bias of zeros": ("eagle3", tensor("fc.bias", lambda x: torch.zeros(32)), "silently dropped", True),
+    "trained bias": ("eagle3", tensor("fc.bias", lambda x: torch.ones(32)), "silently dropped", False),
     "own embeddings": (
         "eagle3",
         tensor("embed_tokens.weight", lambda x: torch.ones(96, 32)),
@@ -298,7 +298,7 @@ PLANTED = {
     "EAGLE-1 without fc.bias": (
         "eagle1",
         tensor("fc.bias", lambda x: None),
-        "stays random, in silence. Fix: save ze",
+        "silently stays random. Fix: save ze",
         True,
     ),
     "EAGLE-1 with a trained bias": ("eagle1", tensor("fc.bias", lambda x: x + 1), "`fc.bias` is not zero", False),
@@ -406,7 +406,7 @@ def test_a_draft_for_another_target_is_not_made_to_look_like_its_own(drafts, tmp
 def test_without_the_target_equal_ids_are_only_noted(drafts, tmp_path):
     damaged(drafts["eagle3"][1], tmp_path / "draft", nested_taps([2, 4, 5]))
     assert faults(tmp_path / "draft") == []
-    assert any("only beside DeepSeek" in str(finding) for finding in check_draft(tmp_path / "draft"))
+    assert any("only with DeepSeek" in str(finding) for finding in check_draft(tmp_path / "draft"))
 
 
 def test_limits_of_a_server_are_told_from_faults(tmp_path):

@@ -80,7 +80,7 @@ def test_two_ranks_fill_and_read_it(folder):
     ("script", "args", "message"),
     [
         ("cache_features.py", [], "Name the folder that features are stored in: `--feature_store DIR`."),
-        ("cache_features.py", ["--feature_store", "."], "holds something else than a feature store"),
+        ("cache_features.py", ["--feature_store", "."], "holds something other than a feature store"),
         ("train_eagle.py", ["--feature_store", "nowhere"], "`feature_store` nowhere is not a feature store"),
         (
             "train_eagle.py",

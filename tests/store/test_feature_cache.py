@@ -1,4 +1,4 @@
-"""Training from a store is training beside the target: the same curves, bit for bit where the same is computed."""
+"""Training from a store equals training with the target: same curves, and same bits where it computes the same."""
 
 import json
 import logging
@@ -156,7 +156,7 @@ def test_the_first_epoch_fills_the_store(tmp_path):
 
 
 def test_ranks_agree_on_what_is_missing(tmp_path):
-    """They deal it out by its order: nobody may write before the slowest has looked."""
+    """They divide it by its order: no rank may write before the slowest has listed what is missing."""
     run_worker(tmp_path, 2, worker="feature_cache_worker.py")
     assert [json.loads((tmp_path / f"missing_{rank}.json").read_text()) for rank in (0, 1)] == [8, 8]
     assert len(FeatureStore(tmp_path / "store")) == 8

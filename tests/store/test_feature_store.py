@@ -98,7 +98,7 @@ def test_other_folders_and_other_writers_are_refused(folder, tmp_path):
     with pytest.raises(ValueError, match="is not a feature store, it has no store.json"):
         FeatureStore(tmp_path)
     (tmp_path / "thesis.txt").write_text("precious")
-    with pytest.raises(ValueError, match="holds something else than a feature store"):
+    with pytest.raises(ValueError, match="holds something other than a feature store"):
         StoreLock(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
     lock = StoreLock(folder)

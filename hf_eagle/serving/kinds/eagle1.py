@@ -1,4 +1,4 @@
-"""EAGLE-1 and EAGLE-2: one layer of Llama over the last hidden state, beside the head that the target lends."""
+"""EAGLE-1 and EAGLE-2: one layer of Llama over the last hidden state, with the head that the target lends."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -25,10 +25,11 @@ CITATION = """@misc{li2024eagle,
 
 
 def tells(folder: DraftFolder) -> bool:
-    """Whether queries are made of one row of `hidden_size`; without any, whether the config names such a class."""
+    """Whether queries read a row of width `hidden_size`; if there are none, whether the config names such a class."""
     widths = [shape[-1] for name, shape in folder.shapes.items() if name.endswith(".q_proj.weight")]
     if widths:
         return widths[0] != 2 * folder.config.get("hidden_size", 0)
+
     names = folder.config.get("architectures") or []
     return any(str(name).endswith("LlamaForCausalLMEagle") for name in names)
 
@@ -37,7 +38,7 @@ def tells(folder: DraftFolder) -> bool:
 
 
 def _resolve(name: str) -> str:
-    """The name that vLLM makes of one in `architectures`, started with the method `eagle`."""
+    """The name that vLLM with method `eagle` looks up for one in `architectures`."""
     return name if name.startswith("Eagle") else f"Eagle{name}"
 
 
@@ -52,8 +53,9 @@ def vllm_parameters(config: dict, num_layers: int) -> dict[str, Shape]:
     """vLLM's parameters by their names in a checkpoint, without what the target lends."""
     hidden = config["hidden_size"]
     found = {"fc.weight": (hidden, 2 * hidden)}
+
     for index in range(num_layers):
-        # the first layer has an identity in the place of its input norm
+        # the first layer has an identity instead of its input norm
         norms = ("post_attention_layernorm", "input_layernorm") if index else ("post_attention_layernorm",)
         found |= layer(config, llama_attention(config, hidden), norms, f"layers.{index}")
     return found
@@ -61,7 +63,7 @@ def vllm_parameters(config: dict, num_layers: int) -> dict[str, Shape]:
 
 def _vllm_tensors(folder: DraftFolder, target: TargetFacts | None) -> Iterator[Finding]:
     wanted = vllm_parameters(folder.config, folder.num_layers)
-    # the bias is there for SGLang, and zero
+    # the bias exists for SGLang, and is zero
     yield from rules_vllm.tensors(folder, wanted, {name: name for name in folder.shapes}, elsewhere=("fc.bias",))
 
 
@@ -119,7 +121,7 @@ SGLANG = Served(
 
 
 def _zero_bias(folder: DraftFolder) -> Iterator[Finding]:
-    """`fc.bias` is there for SGLang alone."""
+    """`fc.bias` exists only for SGLang, and must be zero."""
     if folder.dtypes.get("fc.bias") in rules_folder.DTYPES and folder.tensor("fc.bias").any():
         yield Finding(
             rules_folder.READER,
@@ -132,7 +134,7 @@ def _zero_bias(folder: DraftFolder) -> Iterator[Finding]:
 
 
 class ServedEagle1(ServedDraft):
-    """Features and embeddings meet in `fc`; what comes out of the layer is fed back, and goes to the target's head."""
+    """`fc` joins features and embeddings; the layer's output is fed back, and goes to the target's head."""
 
     @property
     def feature_width(self) -> int:
@@ -149,7 +151,7 @@ class ServedEagle1(ServedDraft):
         return (out @ self.head.T) * (self.config.get("logit_scale") or 1.0), out
 
     def as_trained(self, logits: torch.Tensor) -> torch.Tensor:
-        """With the target's soft cap, which vLLM leaves out."""
+        """Apply the target's soft cap, which vLLM leaves out."""
         cap = self.config.get("final_logit_softcapping")
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
@@ -158,12 +160,12 @@ class ServedEagle1(ServedDraft):
 
 
 def _surplus(draft: mending.Draft) -> None:
-    """Both servers' places: SGLang has all of vLLM's."""
+    """Keep what either server has a parameter for: SGLang has all of vLLM's."""
     mending.drop_surplus(draft, sglang_parameters(draft.config, draft.num_layers))
 
 
 def _bias(draft: mending.Draft) -> None:
-    """Zeros, without which SGLang's bias stays random."""
+    """Add a bias of zeros; without it SGLang's stays random."""
     if "fc.bias" not in draft.tensors and "fc.weight" in draft.tensors:
         draft.tensors["fc.bias"] = torch.zeros_like(draft.tensors["fc.weight"][:, 0])
         draft.done.append("`fc.bias` holds zeros")

@@ -1,4 +1,4 @@
-"""EAGLE-3: one layer of Llama over taps of the target, with a head of its own."""
+"""EAGLE-3: one layer of Llama over taps of the target, with its own head."""
 
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -26,18 +26,18 @@ CITATION = """@misc{li2025eagle3,
 
 
 def tells(folder: DraftFolder) -> bool:
-    """Whether queries are made of an embedding and a feature, side by side."""
+    """Whether queries read an embedding and a feature, side by side."""
     widths = [shape[-1] for name, shape in folder.shapes.items() if name.endswith(".q_proj.weight")]
     return bool(widths) and widths[0] == 2 * folder.config.get("hidden_size", 0)
 
 
 def label(config: Mapping[str, object]) -> str:
-    """EAGLE-3.1 feeds back what went through the last norm."""
+    """EAGLE-3.1 feeds back the output of the last norm."""
     return "EAGLE-3.1" if config.get("norm_output") else "EAGLE-3"
 
 
 def _norm_before_fc(config: dict) -> bool:
-    """Whether a norm is asked for that EAGLE-3 lacks; both servers look into `eagle_config` first."""
+    """Whether the config asks for a norm that EAGLE-3 lacks; both servers look into `eagle_config` first."""
     return bool(taps_vllm.nested(config).get("norm_before_fc", config.get("norm_before_fc")))
 
 
@@ -131,7 +131,7 @@ SGLANG = Served(
 
 
 class ServedEagle3(ServedDraft):
-    """Taps meet in `fc`; embedding and feature are normed apart and laid side by side; a head of its own follows."""
+    """`fc` joins the taps; embedding and feature are normed separately and concatenated; its own head follows."""
 
     @property
     def feature_width(self) -> int:
@@ -152,9 +152,10 @@ class ServedEagle3(ServedDraft):
         return self._over_target(self._linear(normed, "lm_head")), normed if self.config.get("norm_output") else out
 
     def _over_target(self, logits: torch.Tensor) -> torch.Tensor:
-        """From the draft's vocabulary to the target's."""
+        """Move logits from the draft's vocabulary to the target's."""
         if "d2t" not in self.tensors:
             return logits
+
         targets = torch.arange(logits.shape[-1]) + self.tensors["d2t"].long()
         everything = logits.new_full((len(logits), self.config["vocab_size"]), float("-inf"))
         everything[:, targets] = logits

@@ -1,4 +1,4 @@
-"""EAGLE-3 with latent attention (MLA), for DeepSeek, Kimi and whoever else is given one."""
+"""EAGLE-3 with latent attention (MLA), for DeepSeek, Kimi and any other target."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -18,7 +18,7 @@ MODEL_TYPES = ("kimi_k2", "deepseek_v2")
 
 
 def tells(folder: DraftFolder) -> bool:
-    """Whether keys and values are made of a latent, or the config names a class of DeepSeek's."""
+    """Whether keys and values come from a latent, or the config names a DeepSeek class."""
     if any(".kv_a_proj_with_mqa." in name or ".kv_b_proj." in name for name in folder.shapes):
         return True
     return any("Deepseek" in str(name) for name in folder.config.get("architectures") or [])
@@ -53,7 +53,7 @@ def _vllm_bottleneck(folder: DraftFolder, target: TargetFacts | None) -> Iterato
 
 
 def _vllm_attention(config: dict, width: int) -> dict[str, Shape]:
-    """Latent attention over rows of this width, with queries of either form."""
+    """Latent attention over rows of this width, with or without a bottleneck for queries."""
     heads, latent = config["num_attention_heads"], config.get("kv_lora_rank", 0)
     nope, rope, value = (config.get(name, 0) for name in ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"))
     rank = config.get("q_lora_rank")
@@ -124,7 +124,7 @@ def _one_layer(folder: DraftFolder, target: TargetFacts | None) -> Iterator[Find
 
 
 def _num_taps(config: dict) -> int:
-    """For how many taps `fc` is made: as many as are named, whatever `num_aux_hidden_states` says."""
+    """Number of taps that `fc` takes: as many as are named, whatever `num_aux_hidden_states` says."""
     return len(taps_vllm.nested(config).get(taps_vllm.TAPS) or config.get(taps_vllm.TAPS) or [0, 0, 0])
 
 
@@ -147,7 +147,7 @@ def _sglang_rope(folder: DraftFolder, target: TargetFacts | None) -> Iterator[Fi
 
 
 def _sglang_attention(config: dict, width: int) -> dict[str, Shape]:
-    """As vLLM's, but queries have a bottleneck or none are made; nothing where a size is missing."""
+    """As vLLM's, but without queries that lack a bottleneck; empty if a size is missing."""
     sizes = ("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
     if any(config.get(name) is None for name in sizes):
         return {}
@@ -176,7 +176,7 @@ SGLANG = Served(
         _sglang_rope,
         rules_sglang.context,
         rules_sglang.dtype,
-        # queries without a bottleneck are told of by their rank
+        # `_sglang_bottleneck` reports queries without a bottleneck
         partial(taps_sglang.tensors, own=sglang_parameters, place=_place, passed_over=(".q_proj.weight",)),
     ),
 )
@@ -186,7 +186,7 @@ SGLANG = Served(
 
 
 class ServedLatent(ServedEagle3):
-    """Keys and values are made of a latent; a part of each head is rotated, in pairs, with one key for all heads."""
+    """Keys and values come from a latent; a part of each head is rotated in pairs, with one key for all heads."""
 
     def _attention(self, x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         config, name = self.config, "layers.0.self_attn"
@@ -208,19 +208,19 @@ class ServedLatent(ServedEagle3):
 
 
 def _rotate_pairs(pairs: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Neighbours, not halves; `(rows, heads, rope)`."""
+    """Rotate neighbouring pairs, not halves; `(rows, heads, rope)`."""
     even, odd = pairs[..., 0::2], pairs[..., 1::2]
     cos, sin = cos[:, None], sin[:, None]
     return torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1).flatten(-2)
 
 
 def _yarn_size(rope: dict) -> float:
-    """By how much YaRN makes cosines and sines longer."""
+    """YaRN's factor on cosines and sines."""
     return mscale(rope["factor"], rope.get("mscale", 1.0)) / mscale(rope["factor"], rope.get("mscale_all_dim", 0.0))
 
 
 def _score_factor(rope: dict) -> float:
-    """What YaRN puts on the scores instead."""
+    """YaRN's factor on the scores."""
     if rope.get("rope_type", "default") != "yarn":
         return 1.0
     return mscale(rope["factor"], rope.get("mscale_all_dim", 0.0)) ** 2

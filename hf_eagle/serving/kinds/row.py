@@ -18,7 +18,7 @@ class Served:
 
     Attributes:
         name: what the server calls it: `method` of vLLM's speculative config, SGLang's `--speculative-algorithm`.
-        rules: what keeps it from running a folder as it was trained, in the order in which it is told.
+        rules: find what keeps it from running a folder as it was trained, in the order of the report.
     """
 
     name: str
@@ -35,7 +35,7 @@ class ServedKind:
         tells: whether a folder holds such a draft.
         vllm, sglang: the servers.
         folder_rules: what every reader relies on.
-        value_rules: of these, what is only seen by reading all tensors.
+        value_rules: the same, for what only reading all tensors shows.
         mathematics: what vLLM computes with it.
         mending: steps that mend a draft, in their order.
         label: what a card calls it, from `config.json`.

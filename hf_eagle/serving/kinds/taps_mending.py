@@ -1,4 +1,4 @@
-"""How drafts with taps and a head of their own are mended, which EAGLE-3 is with either attention."""
+"""Mend drafts with taps and their own head: EAGLE-3 with either attention."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -24,9 +24,9 @@ def steps(
     """The steps of such a kind, in their order.
 
     Args:
-        parameters: each server's, from the config and the number of layers.
+        parameters: each server's parameters, from the config and the number of layers.
         architectures: what its config names.
-        model_types: those that are read as one; the first is written.
+        model_types: model types that are read as one; the first is written.
     """
     return (
         mending.names,
@@ -57,7 +57,7 @@ def _midlayer(draft: Draft) -> None:
 
 
 def _vocab_size(draft: Draft) -> None:
-    """By what the folder holds; the target's alone would make a draft of another one look like its own."""
+    """Set it by what the folder holds; the target's would hide that a draft belongs to another target."""
     tensors = draft.tensors
     if "t2d" in tensors:
         draft.write("vocab_size", len(tensors["t2d"]))
@@ -66,7 +66,7 @@ def _vocab_size(draft: Draft) -> None:
 
 
 def _vocabulary(draft: Draft) -> None:
-    """Offsets in ascending order of the target's ids, and rows of the head with them."""
+    """Sort offsets by target id, and the rows of the head with them."""
     tensors, vocab = draft.tensors, draft.config["vocab_size"]
     if "d2t" not in tensors or "lm_head.weight" not in tensors:
         return
@@ -82,6 +82,7 @@ def _vocabulary(draft: Draft) -> None:
     )
     if not sound:
         return
+
     order = ids.argsort()
     if not torch.equal(order, numbers):
         draft.done.append("`d2t` and the rows of `lm_head.weight` are in the order of the target's ids")
@@ -91,6 +92,7 @@ def _vocabulary(draft: Draft) -> None:
         draft.done.append("`d2t` is gone: the draft has the whole vocabulary")
         del tensors["d2t"]
         return
+
     t2d = torch.zeros(vocab, dtype=torch.bool)
     t2d[ids] = True
     if not torch.equal(t2d, tensors.get("t2d", ~t2d).bool()):
@@ -99,7 +101,7 @@ def _vocabulary(draft: Draft) -> None:
 
 
 def _head_and_features(draft: Draft) -> None:
-    """Count the rows of the head, and the taps by the columns of `fc`."""
+    """Set sizes by the rows of the head, and by the columns of `fc`, which count the taps."""
     config, tensors = draft.config, draft.tensors
     if "lm_head.weight" in tensors:
         draft.write("draft_vocab_size", len(tensors["lm_head.weight"]))
@@ -115,11 +117,14 @@ def _head_and_features(draft: Draft) -> None:
 
 
 def _taps(draft: Draft) -> None:
-    """Both spellings of the taps. How SGLang counts depends on the target; where the spellings disagree, only one that
-    is the target's default shows which of them was trained."""
+    """Write both spellings of the taps. How SGLang counts depends on the target.
+
+    If the spellings disagree, the trained one is known only if one of them is the target's default.
+    """
     config, target = draft.config, draft.target
     if target is None:
         return
+
     default = [2, target.num_layers // 2, target.num_layers - 3]
     said = [list(ids) for ids in (config.get(TAPS), captured_ids(config, target)) if ids]
     if not said:
@@ -131,6 +136,7 @@ def _taps(draft: Draft) -> None:
     if entries != sorted(set(entries)):
         return  # which columns of `fc` belong to which tap is not known
 
+    # SGLang reads these ids as outputs for most targets, and as entries for some
     draft.write(TAPS, entries)
     for less in (1, 0):
         told = {**(config.get(_NESTED) or {}), "use_aux_hidden_state": True, TAPS: [i - less for i in entries]}

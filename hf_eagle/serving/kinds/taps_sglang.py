@@ -1,4 +1,4 @@
-"""What SGLang asks of drafts with taps and a head of their own, which EAGLE-3 is with either attention."""
+"""What SGLang requires of drafts with taps and their own head: EAGLE-3 with either attention."""
 
 from collections.abc import Callable, Iterator, Mapping
 
@@ -10,7 +10,7 @@ from .parameters import layer
 
 _TAPS = "eagle_aux_hidden_state_layer_ids"
 _FIELD = f"eagle_config.{_TAPS}"
-# targets whose class captures behind the last layer too, entry id N
+# targets whose class also captures after the last layer, entry id N
 _CAPTURES_THE_END = ("gemma3", "gemma4", "gpt_oss", "laguna", "mimo_v2", "minimax_m3", "nemotron_h")
 
 CountTaps = Callable[[dict], int]
@@ -20,11 +20,11 @@ CountTaps = Callable[[dict], int]
 
 
 def draft_vocabulary(folder: DraftFolder, target: TargetFacts | None) -> Iterator[Finding]:
-    """The rows of the head are counted, and a part of the vocabulary has its `d2t`."""
+    """The config counts the head's rows, and a draft with part of the vocabulary has a `d2t`."""
     config = folder.config
     if "draft_vocab_size" not in config:
         yield Finding(
-            READER, "`draft_vocab_size` is missing, and asked for without a default.", "set it to the rows of the head"
+            READER, "`draft_vocab_size` is missing, and SGLang has no default.", "set it to the rows of the head"
         )
     elif config["draft_vocab_size"] is None:
         yield Finding(
@@ -39,16 +39,16 @@ def draft_vocabulary(folder: DraftFolder, target: TargetFacts | None) -> Iterato
         yield Finding(
             READER,
             f"there is no `d2t` for the {size} draft tokens: they are taken for the target's first ones.",
-            "restore `d2t`; without it the rows of the head are nobody's",
+            "restore `d2t`; without it no one knows which tokens the rows of the head are",
         )
 
 
 def taps(folder: DraftFolder, target: TargetFacts | None, num_taps: CountTaps) -> Iterator[Finding]:
-    """What is captured of the target: as many layers as `fc` was made for, in order, and the same that vLLM records.
+    """SGLang captures as many layers as `fc` takes, in order, and the same that vLLM records.
 
     Args:
         folder, target: as for every rule.
-        num_taps: for how many taps `fc` is made, from the config.
+        num_taps: counts the taps that `fc` takes, from the config.
     """
     config, captured = folder.config, captured_ids(folder.config, target)
     if captured is None:
@@ -65,9 +65,11 @@ def taps(folder: DraftFolder, target: TargetFacts | None, num_taps: CountTaps) -
             f"`fc` is made for {num_taps(config)} taps, but `{_FIELD}` names {len(set(captured))}.",
             "let both say what the draft was trained with",
         )
+
     if captured != sorted(captured):
         ids = config["eagle_config"][_TAPS]
         yield Finding(READER, f"`{_FIELD}` {ids} is captured in the order of layers, not in this one.", "sort the ids")
+
     if target is not None and max(captured) == target.num_layers:
         if not target.model_type.startswith(_CAPTURES_THE_END):
             yield Finding(
@@ -84,26 +86,28 @@ def taps(folder: DraftFolder, target: TargetFacts | None, num_taps: CountTaps) -
 
 
 def _other_taps(nested: list[int], captured: list[int], entries: list[int], target: TargetFacts | None) -> Finding:
-    """Layers are captured that are not the `entries` which vLLM records."""
+    """The finding for captured layers that are not the `entries` that vLLM records."""
     if target is not None and counts_entries(target) and entries[0] == 1:
         return Finding(
             READER,
-            f"beside this target ids that begin with 1 are raised by one, and no ids give the taps {entries}.",
+            f"with this target ids that begin with 1 are raised by one, and no ids give the taps {entries}.",
             "train with taps that begin elsewhere",
             level="limit",
         )
+
     if target is None and list(nested) == list(entries):
         return Finding(
             READER,
-            f"`{_FIELD}` {nested} gives the taps of `eagle_aux_hidden_state_layer_ids` only beside DeepSeek, Kimi and "
+            f"`{_FIELD}` {nested} gives the taps of `eagle_aux_hidden_state_layer_ids` only with DeepSeek, Kimi and "
             "GLM-4-lite.",
             "name the target of the draft to the check",
             level="note",
         )
+
     return Finding(
         READER,
         f"`{_FIELD}` {nested} captures the entries of layers {captured}, where vLLM records {list(entries)}: one of "
-        "the two serves other taps than were trained, and acceptance collapses in silence.",
+        "the two serves other taps than were trained, and acceptance silently collapses.",
         "make both say the taps of training",
     )
 
@@ -118,9 +122,9 @@ def parameters(
 
     Args:
         config: `config.json`.
-        num_layers: the first reads the embedding beside the features, later ones what is `hidden_size` wide.
+        num_layers: the first layer reads embedding and features side by side, later ones a row of `hidden_size`.
         attention: the shapes of its projections, from the config and the width that it reads.
-        num_taps: for how many taps `fc` is made, from the config.
+        num_taps: counts the taps that `fc` takes, from the config.
     """
     hidden = config["hidden_size"]
     width, taps = config.get("target_hidden_size") or hidden, num_taps(config)
@@ -144,13 +148,13 @@ def tensors(
     place: Callable[[str], str],
     passed_over: tuple[str, ...] = (),
 ) -> Iterator[Finding]:
-    """As `rules_sglang.tensors`, beside a vocabulary of the draft's own.
+    """As `rules_sglang.tensors`, for a draft with its own vocabulary.
 
     Args:
         folder, target: as for every rule.
         own: the kind's parameters, from the config and the number of layers.
-        place: the parameter that the loader looks for, from the name of a tensor.
-        passed_over: how names end that may be without a parameter here.
+        place: name of a tensor -> the parameter that the loader looks for.
+        passed_over: endings of names that need no parameter here.
     """
     names = [name for name in folder.shapes if "d2t" not in name and "t2d" not in name]
     places = {name: place(name) for name in names if not name.endswith(passed_over)}

@@ -1,4 +1,4 @@
-"""What vLLM asks of drafts with taps and a head of their own, which EAGLE-3 is with either attention."""
+"""What vLLM requires of drafts with taps and their own head: EAGLE-3 with either attention."""
 
 from collections.abc import Callable, Iterator, Mapping
 
@@ -15,7 +15,7 @@ TAPS = "eagle_aux_hidden_state_layer_ids"
 
 
 def resolve(name: str) -> str:
-    """The name that vLLM makes of one in `architectures`, started with the method `eagle3`."""
+    """The name that vLLM with method `eagle3` looks up for one in `architectures`."""
     return name if name.startswith("Eagle3") or name.endswith("Eagle3") else f"Eagle3{name}"
 
 
@@ -38,7 +38,7 @@ def nested(config: dict) -> dict:
 
 
 def num_taps(config: dict) -> int:
-    """For how many taps `fc` is made."""
+    """Number of taps that `fc` takes."""
     number = config.get("num_aux_hidden_states")
     return len(nested(config).get(TAPS) or [0, 0, 0]) if number is None else number
 
@@ -47,43 +47,44 @@ def num_taps(config: dict) -> int:
 
 
 def draft_vocabulary(folder: DraftFolder, target: TargetFacts | None) -> Iterator[Finding]:
-    """Of a draft with a head of its own: `d2t` beside a part of the vocabulary, and none beside the whole."""
+    """For a draft with its own head: there is a `d2t` for a part of the vocabulary, and none for the whole."""
     whole = _draft_vocab(folder) == _target_vocab(folder, target)
     if whole and "d2t" in folder.shapes:
         yield Finding(
             READER,
-            f"`draft_vocab_size` is the whole vocabulary of {_draft_vocab(folder)}, and beside it `d2t` has no "
-            "parameter: loading fails.",
+            f"`draft_vocab_size` is the whole vocabulary of {_draft_vocab(folder)}, for which `d2t` has no parameter: "
+            "loading fails.",
             "remove `d2t` and `t2d`, or set `draft_vocab_size` to the rows of the head",
         )
+
     if not whole and not any("d2t" in name for name in folder.shapes):
         yield Finding(
             READER,
-            f"the {_draft_vocab(folder)} draft tokens have no `d2t`: they are taken for the target's first tokens, in "
-            "silence.",
-            "restore `d2t`; without it the rows of the head are nobody's",
+            f"the {_draft_vocab(folder)} draft tokens have no `d2t`: they are silently taken for the target's first "
+            "tokens.",
+            "restore `d2t`; without it no one knows which tokens the rows of the head are",
         )
 
 
 def tap_width(folder: DraftFolder, target: TargetFacts | None) -> Iterator[Finding]:
-    """Of a draft with taps: the width of one, by which `fc` is sized."""
+    """For a draft with taps: the width of one, which sizes `fc`."""
     config = folder.config
     if "target_hidden_size" in config and config["target_hidden_size"] is None:
         yield Finding(
             READER,
             "`target_hidden_size` is null, and the width of `fc` is computed from it.",
-            "set it to the width of one tap, or leave it out where that is `hidden_size`",
+            "set it to the width of one tap, or leave it out if that is `hidden_size`",
         )
     elif target is not None and _tap_width(config) != target.hidden_size:
         yield Finding(
             READER,
             f"`target_hidden_size` is {_tap_width(config)}, but the target's features are {target.hidden_size} wide.",
-            "serve the draft beside the target that it was trained for",
+            "serve the draft with the target that it was trained for",
         )
 
 
 def taps(folder: DraftFolder, target: TargetFacts | None) -> Iterator[Finding]:
-    """Of a draft with taps: the entry ids that are recorded, and as many of them as `fc` was made for."""
+    """For a draft with taps: vLLM records the entry ids of training, and as many as `fc` takes."""
     config = folder.config
     ids = config.get(TAPS) or nested(config).get(TAPS) or [2, 3, 4]  # entry ids, or as many as the default has
     if not config.get(TAPS):
@@ -93,24 +94,29 @@ def taps(folder: DraftFolder, target: TargetFacts | None) -> Iterator[Finding]:
             f"the top-level `{TAPS}` is missing: vLLM takes {instead}.",
             "write the entry ids of the taps that the draft was trained with",
         )
+
+    # `fc` has a block of columns for each tap, in the order in which vLLM records them
     if ids != sorted(set(ids)):
         yield Finding(
             READER,
             f"`{TAPS}` {ids} is sorted and de-duplicated before use, so the columns of `fc` meet other taps.",
             "write ascending unique ids and order the columns of `fc` by them",
         )
+
     if len(set(ids)) != num_taps(config):
         yield Finding(
             READER,
             f"`num_aux_hidden_states` makes `fc` for {num_taps(config)} taps, but {len(set(ids))} are recorded.",
             "set `num_aux_hidden_states` to the number of taps",
         )
+
     if target is not None and not all(0 <= i <= target.num_layers for i in ids):
         yield Finding(
             READER,
             f"`{TAPS}` {ids} names layers that a target of {target.num_layers} layers does not have.",
             f"use entry ids of 0..{target.num_layers}, those of training",
         )
+
     if not nested(config).get("use_aux_hidden_state", True):
         yield Finding(
             READER,
@@ -120,13 +126,13 @@ def taps(folder: DraftFolder, target: TargetFacts | None) -> Iterator[Finding]:
 
 
 def norm_before_residual(folder: DraftFolder, target: TargetFacts | None) -> Iterator[Finding]:
-    """The residual of EAGLE-3 is what was fed back, not its norm."""
+    """EAGLE-3's residual is what was fed back, not its norm."""
     if folder.config.get("norm_before_residual"):
         yield other_norm("norm_before_residual")
 
 
 def other_norm(name: str) -> Finding:
-    """A norm that is run elsewhere than in EAGLE-3."""
+    """The finding for a norm that EAGLE-3 does not run at this place."""
     return Finding(
         READER,
         f"`{name}` is true: vLLM runs another draft than EAGLE-3 as the paper and SGLang have it.",
@@ -144,7 +150,7 @@ def parameters(
 
     Args:
         config: `config.json`.
-        num_layers: the first reads the embedding beside the features, later ones what is `hidden_size` wide.
+        num_layers: the first layer reads embedding and features side by side, later ones a row of `hidden_size`.
         attention: the shapes of its projections, from the config and the width that it reads.
     """
     hidden, width = config["hidden_size"], _tap_width(config)
@@ -153,6 +159,7 @@ def parameters(
     for index in range(num_layers):
         read = hidden if index else 2 * hidden
         found |= layer(config, attention(config, read), norms, f"layers.{index}")
+
     if config.get("fc_norm"):
         found |= {f"fc_norm.{i}.weight": (width,) for i in range(num_taps(config))}
     return found
@@ -161,7 +168,7 @@ def parameters(
 def tensors(
     folder: DraftFolder, target: TargetFacts | None, own: Callable[[dict, int], Mapping[str, Shape]]
 ) -> Iterator[Finding]:
-    """As `rules_vllm.tensors`, beside a head and perhaps a vocabulary of the draft's own.
+    """As `rules_vllm.tensors`, for a draft with its own head and possibly its own vocabulary.
 
     Args:
         folder, target: as for every rule.
@@ -173,5 +180,5 @@ def tensors(
         wanted["d2t"] = (rows,)
 
     places = {name: name.replace("midlayer.", "layers.0.") for name in folder.shapes if "t2d" not in name}
-    # a `d2t` without a parameter is told of with the vocabulary
+    # `draft_vocabulary` reports a `d2t` without a parameter
     yield from rules_vllm.tensors(folder, wanted, places, elsewhere=("d2t",))

@@ -1,4 +1,4 @@
-"""Lets torchvision's CUDA build be imported beside a PyTorch without CUDA, by declaring the operators it looks up.
+"""Lets torchvision's CUDA build be imported next to a PyTorch without CUDA, by declaring the operators it looks up.
 
 The package index has no other build, and vLLM resizes pictures with it. Its compiled operators cannot be loaded then,
 and are not needed for that. Read by every Python that has this folder on its path, also those that vLLM starts.
