@@ -1,4 +1,4 @@
-"""Load a target's weights and its tokenizer, also where the target is a PEFT adapter on a base model."""
+"""Load a target's weights and its tokenizer, also if it is a PEFT adapter on a base model."""
 
 import logging
 import warnings
@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 _OPTIONAL = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
 _OF_PROCESSORS = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
-# of an adapter's config, what peft computes with; it takes a text as a number until it fails
+# what peft computes with, of an adapter's config; peft accepts a text as a number until it fails later
 _ADAPTER_FIELDS = {
     **dict.fromkeys(("base_model_name_or_path?", "revision?", "peft_type?", "task_type?"), str | None),
     **dict.fromkeys(("lora_alpha?", "lora_dropout?"), float | None),
@@ -48,7 +48,7 @@ _GENERATION_FIELDS = dict.fromkeys(("bos_token_id?", "eos_token_id?", "pad_token
 
 
 def auto_class(config: PreTrainedConfig) -> type:
-    """The Auto class of a target: `AutoModelForImageTextToText` where a config has no other, or the usual one."""
+    """The Auto class of a target: the usual one, or `AutoModelForImageTextToText` if a config has no other."""
     with_media = (
         type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING
     )
@@ -58,10 +58,10 @@ def auto_class(config: PreTrainedConfig) -> type:
 def load_config(
     name_or_path: str, revision: str = "main", trust_remote_code: bool = False, argument: str = "target"
 ) -> PreTrainedConfig:
-    """The config of a model, from a folder or the Hub; its weights are not needed.
+    """The config of a model, from a folder or the Hub; weights are not needed.
 
     Args:
-        argument: that named it.
+        argument: that named the model.
 
     Raises:
         OSError: if there is no such model.
@@ -72,10 +72,11 @@ def load_config(
 
 
 def takes_media(name_or_path: str, revision: str = "main", **options: Any) -> bool:
-    """Whether a target is of `AutoModelForImageTextToText`; arguments as of [`load_tokenizer`]."""
+    """Whether a target needs `AutoModelForImageTextToText`; arguments as in [`load_tokenizer`]."""
     if options.get("gguf_file"):
         return False
     _, name, revision = _to_the_base(name_or_path, revision)
+
     trust = bool(options.get("trust_remote_code"))
     return auto_class(load_config(name, revision, trust)) is AutoModelForImageTextToText
 
@@ -83,31 +84,35 @@ def takes_media(name_or_path: str, revision: str = "main", **options: Any) -> bo
 def load_causal_lm(
     name_or_path: str, revision: str = "main", argument: str = "target", **options: Any
 ) -> PreTrainedModel:
-    """A causal language model, which may take images too; of an adapter, its base with the adapter merged in.
+    """Load a causal language model, which may take images too; an adapter is merged into its base.
 
     Args:
-        name_or_path: folder or Hub id of a model, or of a PEFT adapter, which names its base itself.
-        revision: of that on the Hub; an adapter's config may name one of the base.
-        argument: that named it.
+        name_or_path: folder or Hub id of a model, or of a PEFT adapter, which names its base.
+        revision: of the model or adapter on the Hub; an adapter's config may name one of the base.
+        argument: that named the model.
         options: as for `AutoModelForCausalLM.from_pretrained`. `dtype` is the merged model's.
 
     Raises:
-        ValueError: for files that cannot be read, a model of another kind, weights that are not all there, and an
-            adapter that does not fit its base, or cannot be merged.
+        ValueError: for files that cannot be read, a model of another kind, incomplete weights, and an
+            adapter that does not fit its base or cannot be merged.
         OSError: if there is no such model, or no base.
     """
     if options.get("gguf_file"):
         return _whole_model(name_or_path, revision, argument, options)
+
     adapters, base, base_revision = _to_the_base(name_or_path, revision, argument)
     if not adapters:
         return _whole_model(base, base_revision, argument, options)
+
     with _as_base(argument, adapters, base):
         model = _whole_model(base, base_revision, argument, options)
+
     for adapter, its_revision in reversed(adapters):
         model = _merged(model, adapter, its_revision, argument)
         logger.info("The %s is %s with the adapter %s merged in.", argument, model.name_or_path, adapter)
-        # whoever asks which target this is must not hear the base's name
+        # cards and fingerprints read the target's name from the model; the base's would be wrong
         model.name_or_path = model.config.name_or_path = str(adapter)
+
     return model
 
 
@@ -115,8 +120,10 @@ def _whole_model(name_or_path: str, revision: str, argument: str, options: dict[
     if options.get("gguf_file"):
         with reading(argument, name_or_path, options["gguf_file"]):
             return load_whole(AutoModelForCausalLM, name_or_path, argument, revision=revision, **options)
+
     config = load_config(name_or_path, revision, bool(options.get("trust_remote_code")), argument)
     _check_kind(argument, name_or_path, config)
+
     with reading(argument, name_or_path):
         _check_generation_config(argument, name_or_path, revision)
         check_sizes(argument, name_or_path, config, stored_shapes(argument, name_or_path, revision))
@@ -124,10 +131,11 @@ def _whole_model(name_or_path: str, revision: str, argument: str, options: dict[
 
 
 def _check_kind(argument: str, name_or_path: str, config: PreTrainedConfig) -> None:
-    """`ValueError` for a model that does not say one token after the other."""
+    """`ValueError` for a model that does not generate token by token."""
     known = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
-    # these would be loaded as a language model too, and look at what comes behind
+    # `AutoModelForCausalLM` loads these too, though they attend to later tokens
     masked = type(config) in MODEL_FOR_MASKED_LM_MAPPING and getattr(config, "is_decoder", True) is False
+
     if masked or not (known or getattr(config, "auto_map", None)):
         raise ValueError(
             f"`{argument}` {name_or_path} is no causal language model, its `model_type` is {config.model_type}: name "
@@ -136,7 +144,7 @@ def _check_kind(argument: str, name_or_path: str, config: PreTrainedConfig) -> N
 
 
 def _check_generation_config(argument: str, name_or_path: str, revision: str) -> None:
-    """`ValueError` for a generation_config.json that transformers would pass over: it says what ends an answer."""
+    """`ValueError` for a generation_config.json that transformers would ignore: it says what ends an answer."""
     file = cached_file(str(name_or_path), "generation_config.json", revision=revision, **_OPTIONAL)
     if file is not None:
         read_part(argument, name_or_path, file, _GENERATION_FIELDS)
@@ -145,7 +153,7 @@ def _check_generation_config(argument: str, name_or_path: str, revision: str) ->
 def load_tokenizer(
     name_or_path: str, revision: str = "main", argument: str = "target", **options: Any
 ) -> PreTrainedTokenizerBase:
-    """A target's tokenizer; of an adapter that brings none, its base's.
+    """A target's tokenizer; its base's if it is an adapter without one.
 
     Args:
         name_or_path, revision, argument: as in [`load_causal_lm`].
@@ -163,8 +171,12 @@ def load_tokenizer(
                 base, base_revision = adapter, its_revision
                 break
         name_or_path, revision = base, base_revision
+
     with reading(argument, name_or_path, options.get("gguf_file")):
-        return AutoTokenizer.from_pretrained(name_or_path, revision=revision, **options)
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path, revision=revision, **options)
+        # settings of a wrong type fail only once a text comes
+        tokenizer("a")
+    return tokenizer
 
 
 def load_processor(
@@ -172,16 +184,17 @@ def load_processor(
 ) -> ProcessorMixin:
     """The processor of a target that takes images and videos.
 
-    Without torchvision, which transformers' video processors need, it takes images alone, by PIL.
+    Without torchvision, which transformers' video processors need, it takes only images, with PIL.
 
     Args:
         name_or_path, revision, argument: as in [`load_causal_lm`].
         options: as for `AutoProcessor.from_pretrained`.
 
     Raises:
-        ValueError: if the target has none, or it cannot be read.
+        ValueError: if the target has none, or one that cannot be read.
     """
     name_or_path, revision, _ = _place_of_processor(name_or_path, revision, argument)
+
     with reading(argument, name_or_path):
         try:
             return AutoProcessor.from_pretrained(name_or_path, revision=revision, **options)
@@ -192,17 +205,19 @@ def load_processor(
 
 
 def files_of_processor(name_or_path: str, revision: str = "main") -> list[Path]:
-    """What a target's processor is read from, of an adapter that brings none its base's; empty if there is none."""
+    """The files of a target's processor, of its base's if it is an adapter without one; empty if there is none."""
     return _place_of_processor(name_or_path, revision)[2]
 
 
 def _place_of_processor(name_or_path: str, revision: str, argument: str = "target") -> tuple[str, str, list[Path]]:
-    """Name and revision of the adapter or base that has a processor, and the files of it; the base if none has."""
+    """Name and revision of the adapter or base that has a processor, and its files; the base if none has."""
     adapters, base, base_revision = _to_the_base(name_or_path, revision, argument)
+
     for source, its_revision in (*adapters, (base, base_revision)):
         found = [cached_file(str(source), name, revision=its_revision, **_OPTIONAL) for name in _OF_PROCESSORS]
         if any(found):
             return source, its_revision, [Path(file) for file in found if file is not None]
+
     return base, base_revision, []
 
 
@@ -210,9 +225,11 @@ def _processor_of_images(name_or_path: str, revision: str, argument: str, **opti
     config = AutoConfig.from_pretrained(name_or_path, revision=revision, **options)
     if type(config) not in PROCESSOR_MAPPING:
         raise ValueError(f"`{argument}` {name_or_path} has no processor of images, but the data hold some.")
+
     logger.warning("There is no torchvision here: the processor of %s takes images, but no videos.", name_or_path)
     kind = PROCESSOR_MAPPING[type(config)]
-    # transformers insists on a video processor of its own, which nothing can make here
+
+    # transformers insists on its own class of video processor, which needs torchvision
     lenient = type(kind.__name__, (kind,), {"check_argument_for_proper_class": lambda *args: None})
     images = AutoImageProcessor.from_pretrained(name_or_path, revision=revision, **options)
     tokenizer = load_tokenizer(name_or_path, revision, argument, **options)
@@ -221,35 +238,39 @@ def _processor_of_images(name_or_path: str, revision: str, argument: str, **opti
 
 def _no_videos(*args, **kwargs):
     raise ImportError(
-        "The data hold a video, which transformers' video processors need torchvision for: install the one of your "
-        "torch's generation, and PyAV (`pip install av`), which decodes files."
+        "The data hold a video, for which transformers' video processors need torchvision: install the one for "
+        "your torch, and PyAV (`pip install av`), which decodes files."
     )
 
 
 def is_adapter(name_or_path: str, revision: str = "main") -> bool:
-    """Whether a target is a PEFT adapter and not a whole model."""
+    """Whether a target is a PEFT adapter rather than a whole model."""
     with reading("target", name_or_path):
         return find_adapter_config_file(str(name_or_path), revision=revision) is not None
 
 
 def _to_the_base(name_or_path: str, revision: str, argument: str = "target") -> tuple[list[tuple[str, str]], str, str]:
-    """The adapters from the named one down, none for a whole model, and the base that the last one names.
+    """The adapters from the named one down (none for a whole model), and the base that the last one names.
 
     Raises:
-        ValueError: for an adapter that names no base, or one that is among those before it.
+        ValueError: for an adapter that names no base, or that comes round to one before it.
     """
     adapters, seen = [], set()
     while True:
         with _as_base(argument, adapters, name_or_path):
             adapter = _adapter_config(name_or_path, revision, argument)
+
         if adapter is None:
             return adapters, name_or_path, revision
+
+        # chains of adapters may come round to one that was seen, and would never end
         place = Path(name_or_path).resolve() if Path(name_or_path).is_dir() else (str(name_or_path), revision)
         if place in seen:
             raise ValueError(
                 f"`{argument}` {adapters[0][0]} is an adapter that ends at no base model, since {adapters[-1][0]} "
                 f"names {name_or_path} again: correct `base_model_name_or_path` in its adapter_config.json."
             )
+
         seen.add(place)
         adapters.append((name_or_path, revision))
         name_or_path, revision = _base_of(name_or_path, adapter, argument), adapter.get("revision") or "main"
@@ -257,12 +278,13 @@ def _to_the_base(name_or_path: str, revision: str, argument: str = "target") -> 
 
 @contextmanager
 def _as_base(argument: str, adapters: list[tuple[str, str]], base: str) -> Iterator[None]:
-    """An error that speaks of a base names the adapter that names it, the last of these."""
+    """Make an error about a base name the adapter that asks for it, the last of these."""
     try:
         yield
     except (OSError, ValueError) as problem:
         if not adapters:
             raise
+
         kind = OSError if isinstance(problem, OSError) else ValueError
         raise kind(
             f"`{argument}` {adapters[-1][0]} is an adapter on {base}, which cannot be loaded "
@@ -271,17 +293,19 @@ def _as_base(argument: str, adapters: list[tuple[str, str]], base: str) -> Itera
 
 
 def _adapter_config(name_or_path: str, revision: str, argument: str) -> dict | None:
-    """The config of an adapter, `None` for anything else; `ValueError` where it cannot be told which is meant."""
+    """The config of an adapter, `None` for anything else; `ValueError` if the folder holds both kinds."""
     with reading(argument, name_or_path):
         file = find_adapter_config_file(str(name_or_path), revision=revision)
         if file is None:
             return None
+
         whole = [*Path(file).parent.glob("model*.safetensors"), *Path(file).parent.glob("pytorch_model*.bin")]
         if whole:
             raise ValueError(
                 f"`{argument}` {name_or_path} holds both a whole model ({whole[0].name}) and an adapter "
-                "(adapter_config.json): leave in the folder the one that is meant."
+                "(adapter_config.json): keep only the one you mean in the folder."
             )
+
     return read_part(argument, name_or_path, file, _ADAPTER_FIELDS)
 
 
@@ -296,8 +320,8 @@ def _base_of(name_or_path: str, adapter: dict, argument: str) -> str:
 
 
 def _merged(model: PreTrainedModel, adapter: str, revision: str, argument: str) -> PreTrainedModel:
-    """A base model with an adapter merged in, `ValueError` where that does not work."""
-    try:  # who decodes with a published draft may have no peft, and transformers looks for what is imported elsewhere
+    """A base model with an adapter merged in, `ValueError` if that does not work."""
+    try:  # not imported above: decoding with a published draft must work without peft
         from peft import PeftModel
     except ImportError as problem:
         raise ValueError(f"`{argument}` {adapter} is an adapter, which needs peft: `pip install peft`.") from problem
@@ -312,6 +336,7 @@ def _merged(model: PreTrainedModel, adapter: str, revision: str, argument: str) 
                 f"The adapter `{argument}` {adapter} does not fit its base {model.name_or_path}: "
                 f"{' '.join(str(problem).split())[:300]}"
             ) from problem
+
     if not hasattr(adapted.base_model, "merge_and_unload"):
         kind = adapted.peft_type.value
         raise ValueError(

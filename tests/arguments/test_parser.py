@@ -10,7 +10,7 @@ import pytest
 from hf_eagle.arguments.groups import DataArguments, DraftArguments, TargetArguments
 from hf_eagle.arguments.objective import refuse_other_methods
 from hf_eagle.arguments.parser import EagleArgumentParser
-from hf_eagle.data.messages import FORMS
+from hf_eagle.data.forms import FORMS
 
 
 FORMS_IN_ORDER = ("messages", "sharegpt", "alpaca", "prompt_completion", "preference", "text")

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from json_values import JSON
 from tiny_tokenizer import assistant, system, user
 
-from hf_eagle.data.messages import ROLES, read_record, read_tools, recognise_form, to_messages
+from hf_eagle.data.forms import recognise_form
+from hf_eagle.data.messages import ROLES, read_record, read_tools, to_messages
 
 
 def call(name, arguments):

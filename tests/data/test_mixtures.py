@@ -9,7 +9,7 @@ import pytest
 from datasets import Dataset
 from tiny_tokenizer import assistant, system, user
 
-from hf_eagle.data.messages import recognise_form
+from hf_eagle.data.forms import recognise_form
 from hf_eagle.data.records import load_records, to_messages
 from hf_eagle.evaluation.prompts import load_prompts
 

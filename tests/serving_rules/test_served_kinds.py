@@ -23,7 +23,7 @@ from hf_eagle.serving.repair import repair_draft
 
 SERVING = Path(serving.__file__).parent
 # those that run a server or hf_eagle itself; the others restate, and nothing that they restate comes from here
-RUNNING = {"probe", "speed"}
+RUNNING = {"probe", "speed", "served_prompts"}
 RESTATING = sorted(path for path in SERVING.rglob("*.py") if path.stem not in RUNNING)
 
 

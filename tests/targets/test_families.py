@@ -157,7 +157,7 @@ def test_every_row_of_the_table_is_tested():
         ),
         (
             CohereConfig(num_hidden_layers=40),
-            "Taps: entry ids 2, 16, 29 of 40 layers (layers found by discovery). No family that is tested: see that "
+            "Taps: entry ids 2, 16, 29 of 40 layers (layers found by discovery). This family is not tested: check that "
             "your server takes taps from a cohere model.",
         ),
     ],

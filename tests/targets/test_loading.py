@@ -255,6 +255,8 @@ def test_a_config_that_is_not_accepted(base, load, content, message):
         ("tokenizer.json", '{"model": {"type": "no_such"}}', r"\("),
         ("tokenizer_config.json", "[]", "tokenizer_config.json must hold an object"),
         ("tokenizer_config.json", '{"tokenizer_class": "NoSuch", "model_max_length": {}}', "."),
+        ("tokenizer_config.json", '{"model_max_length": [1, 2]}', "'int' and 'list'"),
+        ("tokenizer_config.json", '{"model_max_length": "many"}', "'int' and 'str'"),
         ("chat_template.jinja", b"\xff\xfe", "chat_template.jinja is no text"),
     ],
 )

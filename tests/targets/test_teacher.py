@@ -74,7 +74,7 @@ def changed(change, dtype=torch.float32):
 @pytest.mark.parametrize("name", CHANGES)
 def test_an_unknown_change_of_the_logits_is_refused(name, dtype):
     target = FrozenTarget(changed(CHANGES[name], dtype))
-    with pytest.raises(ValueError, match="The target Changed says something else than its head: .* use another target"):
+    with pytest.raises(ValueError, match="The target Changed returns other logits than its head: .* use another target"):
         target(IDS)
 
 
@@ -96,7 +96,7 @@ def test_it_is_refused_before_a_step_is_taken(tmp_path):
     _, draft = tiny_pair()
     args = EagleTrainingArguments(str(tmp_path), report_to="none", max_steps=1)
     data = Dataset.from_list(random_chats(4))
-    with pytest.raises(ValueError, match="says something else than its head"):
+    with pytest.raises(ValueError, match="returns other logits than its head"):
         EagleTrainer(model=draft, args=args, target=FrozenTarget(changed(CHANGES["a factor"])), train_dataset=data)
 
 
@@ -114,7 +114,7 @@ def test_all_ranks_of_a_spread_target_refuse(sharding, tmp_path):
     tiny_llama().save_pretrained(tmp_path / "model")
     run_worker(tmp_path / "out", 2, worker="teacher_worker.py", model=str(tmp_path / "model"), sharding=sharding)
     told = [(tmp_path / "out" / f"rank{rank}.txt").read_text() for rank in range(2)]
-    assert all(text.count("says something else than its head") == 1 for text in told)
+    assert all(text.count("returns other logits than its head") == 1 for text in told)
     assert all(text.endswith("sound: taken\n") for text in told)
 
 

@@ -79,7 +79,7 @@ def test_two_ranks_see_what_one_process_sees(name, files, sharding, results):
 def test_experts_that_lie_as_published_are_refused_before_they_are_cut(models):
     folder = models / "qwen3-vl-moe-published"
     config = tiny_vision_model("qwen3-vl-moe").config
-    with pytest.raises(ValueError, match="`target_sharding` is tensor, but `target` .* experts turned round, .*: use"):
+    with pytest.raises(ValueError, match="`target_sharding` is tensor, but `target` .* experts transposed, .*: use"):
         refuse_turned_experts(config, str(folder))
     saved_again("qwen3-vl-moe", models / "qwen3-vl-moe-saved_again")
     for files in ("saved", "saved_again", "merged"):

@@ -64,7 +64,7 @@ def test_a_finished_run_does_nothing_and_says_so(stream, fields, tmp_path, caplo
     with caplog.at_level(logging.WARNING):
         result = again.train(resume_from_checkpoint="last")
     assert again.nothing_to_do and not first.nothing_to_do
-    assert f"has all {first.state.global_step} steps of this run already: there is nothing to train" in caplog.text
+    assert f"already has all {first.state.global_step} steps of this run: there is nothing to train" in caplog.text
     assert files_of(tmp_path / "run") == before
     # its state and its weights are there, so that whoever saves or measures it now has the trained draft
     assert again.state.global_step == result.global_step == first.state.global_step
@@ -185,7 +185,7 @@ def test_what_last_passes_over_is_said(tmp_path, caplog):
     trainer = make_trainer(tmp_path, max_steps=4, save_steps=2)
     with caplog.at_level(logging.WARNING):
         trainer.train(resume_from_checkpoint="last")
-    assert "checkpoint-4 is passed over: optimizer.pt is missing" in caplog.text and "begin anew" not in caplog.text
+    assert "checkpoint-4 is skipped: optimizer.pt is missing" in caplog.text and "begin anew" not in caplog.text
 
 
 # ---- nothing to train on ----

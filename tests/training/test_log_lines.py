@@ -79,7 +79,7 @@ def test_a_resumed_run_says_from_where_and_loads_without_a_warning(rope, tmp_pat
         warnings.simplefilter("error")
         again.train(resume_from_checkpoint="last")
     folder = tmp_path / "run" / "checkpoint-2"
-    assert f"Going on from {folder}: step 2 of 4." in caplog.messages
+    assert f"Continuing from {folder}: step 2 of 4." in caplog.messages
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
     assert "[transformers]" not in capfd.readouterr().err  # its own handler
     assert again.state.global_step == 4 and trained.keys() == again.weights_to_save().keys()

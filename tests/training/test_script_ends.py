@@ -36,7 +36,7 @@ def test_a_finished_run_is_left_as_it_is(trained, folder):
     before = files_of(trained)
     assert {"train_results.json", "eval_results.json", "README.md"} <= {str(path) for path in before}
     printed = train(folder, "--output_dir", trained, "--eval_share", 0.25, "--resume_from_checkpoint", "last")
-    assert "checkpoint-6 has all 6 steps of this run already: there is nothing to train." in printed
+    assert "checkpoint-6 already has all 6 steps of this run: there is nothing to train." in printed
     assert f"{trained} is left as it is." in printed and "it/s" not in printed.partition("nothing to train")[2]
     assert files_of(trained) == before
 

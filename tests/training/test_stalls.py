@@ -26,7 +26,7 @@ def watch_said(work, timeout=0.4):
 
 def test_a_thread_that_stands_is_told_once_with_its_place():
     said = watch_said(lambda watch: threading.Event().wait(0.8))
-    assert len(said) == 1 and said[0].startswith("rank 1 of 2 is at ") and " in step 17 since 0 s" in said[0]
+    assert len(said) == 1 and said[0].startswith("rank 1 of 2 is at ") and " in step 17 for 0 s" in said[0]
 
 
 def test_a_collective_is_named():
@@ -114,7 +114,7 @@ def test_the_rank_that_waits_says_where_and_ends(event, do, wanted, step, tmp_pa
     assert f"rank 0 of 2 waits in {wanted}" in printed, printed[-3000:]
     assert f"TimeoutError: Rank 0 of 2 waited in {wanted}" in printed and f"in step {step}: " in printed
     if event == "on_step_begin":
-        assert "rank 1 of 2 is at" in printed and "in step 3 since" in printed
+        assert "rank 1 of 2 is at" in printed and "in step 3 for" in printed
 
     for rank in (0, 1):  # no process is left
         pid = int((tmp_path / "out" / f"pid_{rank}").read_text())
@@ -165,7 +165,7 @@ def test_each_stage_of_a_run_says_where_it_stands_and_ends(stage, recipe, tmp_pa
     other = f"{1 - away} of 2"
     lines = [line for line in printed.splitlines() if line.startswith((f"rank {other} ", f"error: Rank {other} "))]
     assert lines, printed[-3000:]
-    assert lines[0].startswith(f"rank {other} waits in {wanted}") and f" {doing} since " in lines[0]
+    assert lines[0].startswith(f"rank {other} waits in {wanted}") and f" {doing} for " in lines[0]
     assert f"rank {away} of 2 is at" in printed
     if stage == "target":  # a group that is made there waits as long as torch does by itself
         return

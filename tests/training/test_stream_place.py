@@ -269,7 +269,7 @@ def test_a_trainer_refuses_data_that_are_read_otherwise(whole, tmp_path):
     ]
     for checkpoint, data, told in cases:
         for fields in ({}, {"auto_find_batch_size": True}):
-            with pytest.raises(ValueError, match=f"`train_dataset` is {told} .*: give `train_dataset` as then, or"):
+            with pytest.raises(ValueError, match=f"`train_dataset` is {told} .*: give `train_dataset` as before, or"):
                 make(tmp_path / "no", data, **fields).train(resume_from_checkpoint=str(checkpoint))
         trainer = make(tmp_path / "no", data, max_steps=3, ignore_data_skip=True, save_strategy="no")
         assert trainer.train(resume_from_checkpoint=str(checkpoint)).global_step == 3

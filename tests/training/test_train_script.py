@@ -123,7 +123,7 @@ def test_packed_training_resumes_in_the_middle_of_an_epoch(folder, tmp_path):
     recipe = ("--packing", "--max_length", 64, "--per_device_train_batch_size", 1, "--eval_share", 0.1)
     grouped = ("--train_sampling_strategy", "group_by_length")  # what a recipe for padded batches says
     printed = train(folder, "--output_dir", tmp_path / "whole", *recipe, *grouped)
-    assert "10 conversations packed into" in printed and "not `group_by_length` but random sampling" in printed
+    assert "10 conversations packed into" in printed and "so random sampling replaces `group_by_length`" in printed
     state = json.loads((tmp_path / "whole" / "checkpoint-3" / "trainer_state.json").read_text())
     assert state["epoch"] % 1 > 0
     (tmp_path / "resumed").mkdir()
@@ -266,7 +266,7 @@ def test_an_adapter_on_no_draft_or_in_its_place_is_refused(trained, folder, monk
 
     args = ["--config", folder / "recipe.yaml", "--use_peft", "--overwrite"]
     for more, message in (
-        (["--output_dir", folder / "new"], "`use_peft` trains an adapter on a draft that is there already: name it"),
+        (["--output_dir", folder / "new"], "`use_peft` trains an adapter on an existing draft: name it"),
         (["--output_dir", trained, "--init_from", f"{trained}/"], "is what `init_from` names, which is read: name"),
     ):
         monkeypatch.setattr(sys, "argv", ["train_eagle.py", *map(str, args + more)])
