@@ -99,6 +99,7 @@ def door(argv: list[str] | None = None) -> tuple[AblationArguments, dict[str, di
 
 def checked(args: AblationArguments, name: str, changes: dict):
     """The `Recipe` of a variant, by the parser and the checks of scripts/train_eagle.py; `ValueError` names both."""
+    from hf_eagle.door.writing import write_output
     from hf_eagle.training.recipe import Recipe
 
     parser = Recipe.parser()
@@ -109,7 +110,8 @@ def checked(args: AblationArguments, name: str, changes: dict):
     parser.error = refuse
     with tempfile.TemporaryDirectory() as place:
         config = Path(place) / "variant.yaml"
-        config.write_text(training_of(args, Path(args.output_dir) / slug(name) / "trial-0", changes, TRIAL_STEPS, 0))
+        run = Path(args.output_dir) / slug(name) / "trial-0"
+        write_output("TMPDIR", config, training_of(args, run, changes, TRIAL_STEPS, 0))
         try:
             recipe = Recipe(*parser.parse_args_and_config(["--config", str(config)]))
             recipe.refuse_other_methods()

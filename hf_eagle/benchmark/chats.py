@@ -14,6 +14,7 @@ from ..data.collators import EagleDataCollator
 from ..data.conversations import build_dataset
 from ..data.packing import pack_dataset
 from ..data.records import load_records
+from ..door.inputs import naming
 from ..drafts.build import new_draft
 from ..drafts.eagle3.configuration import EagleConfig
 from ..drafts.vocabulary import VocabularyMapping, count_supervised_tokens
@@ -34,7 +35,8 @@ def measure(args, device: torch.device) -> dict:
     dtype = getattr(torch, args.dtype)
     tokenizer = load_tokenizer(args.target)
     target = FrozenTarget.from_pretrained(args.target, dtype=dtype, device=device)
-    everything = build_dataset(load_records([args.data]), tokenizer, args.length)
+    with naming("data"):
+        everything = build_dataset(load_records([args.data]), tokenizer, args.length)
     data = everything.select(torch.randperm(len(everything))[: args.num_chats].tolist())
 
     draft = draft_for(target, everything, tokenizer, args).to(device)

@@ -1,15 +1,23 @@
 """YAML file and command line, and `--help` without torch."""
 
+import re
 import subprocess
 import sys
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import get_args
 
 import pytest
 
-from hf_eagle.arguments.groups import DataArguments, DraftArguments, TargetArguments
+from hf_eagle.arguments.groups import (
+    AdapterArguments,
+    DataArguments,
+    DraftArguments,
+    DryRunArguments,
+    TargetArguments,
+)
 from hf_eagle.arguments.objective import refuse_other_methods
-from hf_eagle.arguments.parser import EagleArgumentParser
+from hf_eagle.arguments.parser import EagleArgumentParser, argument
 from hf_eagle.data.forms import FORMS
 
 
@@ -136,6 +144,50 @@ def test_a_base_model_that_no_card_can_link_is_refused_at_the_start(base_model, 
     with pytest.raises(ValueError, match=f"^`base_model` is {base_model}, {what}: give the target's id on the Hub"):
         TargetArguments(target="llama", base_model=base_model)
     assert TargetArguments(target="llama", base_model="org/llama").base_model == "org/llama"
+
+
+@dataclass
+class Switches:
+    """Truth values in every form that may get an option to turn them off, and one that does not."""
+
+    plain: bool = argument(True, "Do it.")
+    two_words: bool = argument(True, "Do it (default: never).")
+    perhaps: bool | None = argument(True, "Do it, or let it be.")
+    off: bool = argument(False, "Do that.")
+
+
+def switches_of(group) -> list[str]:
+    return [known.name for known in fields(group) if known.default is True]
+
+
+@pytest.mark.parametrize(
+    "group",
+    [Switches, TargetArguments, DraftArguments, AdapterArguments, DataArguments, DryRunArguments, None],
+    ids=lambda group: "EagleTrainingArguments" if group is None else group.__name__,
+)
+def test_an_option_that_turns_off_says_so(group, monkeypatch):
+    """The library gives `--no_X` the help and the default of `--X`, the opposite of what it does."""
+    if group is None:
+        from hf_eagle import EagleTrainingArguments as group
+    monkeypatch.setenv("COLUMNS", "1000")  # an option and its help in one line
+    helped = EagleArgumentParser(group).format_help()
+    assert set(re.findall(r"^  --no_(\w+)", helped, re.MULTILINE)) == set(switches_of(group))
+
+    for name in switches_of(group):
+        assert re.search(rf"^  --no_{name}\s+Turn off `--{name}`\.$", helped, re.MULTILINE), name
+        assert re.search(rf"^  --{name}\s.+\(default: True\)$", helped, re.MULTILINE), name
+
+
+@pytest.mark.parametrize("name", switches_of(Switches))
+def test_an_option_that_turns_off_does_so(name, tmp_path):
+    def parse(*args):
+        return vars(EagleArgumentParser(Switches).parse_args_and_config(list(args))[0])
+
+    unset = dict.fromkeys(switches_of(Switches), True) | {"off": False}
+    (tmp_path / "run.yaml").write_text(f"{name}: false\n")
+    assert parse() == unset
+    assert parse(f"--no_{name}") == parse("--config", str(tmp_path / "run.yaml")) == unset | {name: False}
+    assert parse("--config", str(tmp_path / "run.yaml"), f"--{name}") == unset
 
 
 SCRIPTS = [

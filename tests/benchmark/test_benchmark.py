@@ -169,6 +169,12 @@ def test_the_script_compares_on_real_chats(tmp_path, compare):
         assert 0 < result["reading_share"] < 1 and "reading it costs" in done.stdout
 
 
+def test_data_that_are_nothing_are_named(tmp_path):
+    write_tiny_target(tmp_path / "target")
+    done = run("--target", str(tmp_path / "target"), "--data", "{", "--length", "64", "--ttt_steps", "2")
+    assert done.returncode == 1 and "error: `data`: { is neither a file nor a Hub data set" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

@@ -159,7 +159,7 @@ def test_local_paths_are_no_links_and_no_commands_of_a_published_card(home, targ
         assert path not in published
     assert published.count("path/to/llama ") == 2 and 'from_pretrained("path/to/llama")' in published
     assert "A draft" not in published and "draft for `llama`:" in published and "{{" not in published
-    assert "Write the folder or the repository of your copy of the target for `path/to/llama`." in published
+    assert "Replace `path/to/llama` with the folder or the repository of your copy of the target." in published
 
     known = contents("runs/draft", "me/d", facts={"base_model": "org/Llama"})["README.md"].decode()
     assert "--model org/Llama " in known and "path/to" not in known and ModelCard(known).data.base_model == "org/Llama"

@@ -200,3 +200,17 @@ def test_bad_arguments(folder, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         ablate.main()
     assert "`minutes` must be above 0" in capsys.readouterr().err
+
+
+def test_a_full_disk_for_temporary_files_is_told(folder, monkeypatch, capsys):
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    args = ablate.AblationArguments("recipe.yaml", "variants.yaml", "prompts.jsonl", str(folder / "out"))
+    monkeypatch.setattr(ablate, "training_of", lambda *_: "a" * 200)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        with pytest.raises(OSError, match="^`TMPDIR` .*variant.yaml"):
+            ablate.checked(args, "more", {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
