@@ -57,6 +57,7 @@ def door(argv: list[str] | None = None) -> PublishArguments:
 def main() -> None:
     args = door()
 
+    from hf_eagle.hub.local_paths import local_paths
     from hf_eagle.hub.publish import CARD, contents, facts_to_publish, files_of, publish_draft
 
     files_of(args.draft, args.include)
@@ -65,8 +66,10 @@ def main() -> None:
     told = facts_to_publish(args.draft, args.repo_id, facts)
     if told is not None and told.base_model is None:
         print(f"The card names no repository of {told.target}, a folder of this machine: give `base_model`.")
-    if told is None and str(Path(args.draft).resolve()) in _own_card(args.draft):
-        print(f"Its README.md is somebody's own and goes as it is: it names {args.draft}, a folder of this machine.")
+    named = local_paths(_own_card(args.draft)) if told is None else []
+    if named:
+        what = "a folder" if len(named) == 1 else "folders"
+        print(f"README.md was edited, and goes as it is: it names {', '.join(named)}, {what} of this machine.")
     if args.dry_run:
         files = contents(args.draft, args.repo_id, args.include, facts)
         sizes = {name: len(x) if isinstance(x, bytes) else x.stat().st_size for name, x in files.items()}

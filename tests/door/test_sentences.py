@@ -143,3 +143,12 @@ def test_no_secret_is_told(monkeypatch):
     monkeypatch.setenv("SHORT_TOKEN", "a")
     text = without_secrets("http://user:pw@host/x and https://host/a@b refused 'Bearer sk-123456789'")
     assert text == "http://***@host/x and https://host/a@b refused 'Bearer ***'"
+
+
+def test_a_current_folder_that_was_deleted_hides_no_error(tmp_path, monkeypatch):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert is_ours("<frozen runpy>") is False
+    assert is_ours(str(PACKAGE / "door" / "sentences.py")) is True

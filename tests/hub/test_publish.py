@@ -206,7 +206,7 @@ def test_a_card_is_completed_when_it_is_published(publish, draft):
         (draft / f"{name}.json").write_text(json.dumps({**measured, "num_prompts": 2, "prompts": f"{name}.jsonl"}))
     code, printed = publish(draft, "--repo_id", "me/tiny-draft", "--dry_run")
     assert code == 0 and "a folder of this machine: give `base_model`." in printed
-    assert printed.count("names no licence, for ") == 1 and "give the draft's with `license`" in printed
+    assert printed.count("names no licence, because no card of ") == 1 and "pass the draft's as `license`" in printed
     facts = {"license": "mit", "base_model": "org/Tiny"}
     code, printed = publish(draft, "--repo_id", "me/tiny-draft", "--dry_run", "--license", "mit", "--base_model", "o/T")
     assert "license: mit\n" in printed and "base_model: o/T\n" in printed and "give `" not in printed
@@ -235,6 +235,11 @@ def test_a_card_that_names_this_machine_is_told_and_facts_that_are_none_are_one_
     (draft / "card_facts.json").unlink()
     code, printed = publish(draft, "--repo_id", "me/tiny-draft", "--dry_run")
     assert code == 0 and f"goes as it is: it names {draft}, a folder of this machine." in printed
+    # a folder that was moved since, and a target beside it
+    moved = f"My own words.\n`vllm serve {draft.parent}/was-here --model {draft.parent}/target.`\n"
+    (draft / "README.md").write_text(moved)
+    code, printed = publish(draft, "--repo_id", "me/tiny-draft", "--dry_run")
+    assert code == 0 and f"it names {draft.parent}/was-here, {draft.parent}/target, folders of this machine." in printed
     (draft / "README.md").write_text("My own words.\n")
     code, printed = publish(draft, "--repo_id", "me/tiny-draft", "--dry_run")
     assert code == 0 and "a folder of this machine" not in printed

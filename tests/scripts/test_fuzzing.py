@@ -4,6 +4,7 @@ import os
 import random
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -74,3 +75,12 @@ def test_no_verb_breaks_the_rule():
     ended = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True)
     assert ended.returncode == 0, f"{ended.stdout[-6000:]}\n{ended.stderr[-2000:]}"
     assert "0 broke the rule" in ended.stdout
+
+
+def test_findings_of_check_are_what_was_asked_for(tmp_path):
+    found = "vLLM: `draft_vocab_size` is missing. Fix: write it.\n"
+    checking = replace(trial(tmp_path), verb=replace(trial(tmp_path).verb, script="check_draft.py"))
+    before = snapshot(tmp_path)
+    assert broken_rule(checking, 1, found, "", before) is None
+    assert broken_rule(checking, 1, "", "", before) == "no sentence"
+    assert broken_rule(trial(tmp_path), 1, found, "", before) == "no sentence"
