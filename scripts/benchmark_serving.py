@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works wi
 
 import hf_eagle.door.beginning  # noqa: F401 - first: from here on a signal ends the script in one line
 from hf_eagle.arguments.bounds import Count
-from hf_eagle.door.printer import run_verb
+from hf_eagle.door.printer import going_on, run_verb
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -142,7 +142,7 @@ def main() -> None:
     journal = Journal(journal_path(output), depends_on(args, source, template, prompts))
     if journal.rows:
         print(f"going on behind the {len(journal.rows)} runs of all engines in {journal.path}", flush=True)
-    with naming("output_json", args.output_json), journal, tempfile.TemporaryDirectory() as logs:
+    with naming("output_json", args.output_json), journal, going_on(), tempfile.TemporaryDirectory() as logs:
 
         def start(count: int) -> Engine:
             print(f"starting vLLM {f'with K = {count}' if count else 'without a draft'}", flush=True)

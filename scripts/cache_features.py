@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works wi
 import hf_eagle.door.beginning  # noqa: F401 - first: from here on a signal ends the script in one line
 from hf_eagle.door.environment import tell_traps
 from hf_eagle.door.logs import show_log
-from hf_eagle.door.printer import run_verb
+from hf_eagle.door.printer import going_on, run_verb
 from hf_eagle.training.recipe import Recipe
 
 
@@ -85,7 +85,8 @@ def main() -> None:
     collator = EagleDataCollator(0 if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
     if any("media" in data.column_names for data in datasets):
         collator = DataCollatorForVisionEagle(processor)
-    tokens = fill(cache, target, datasets, collator, args.per_device_train_batch_size)
+    with going_on():
+        tokens = fill(cache, target, datasets, collator, args.per_device_train_batch_size)
     logger.info("%d tokens a second on this rank.", tokens / (time.perf_counter() - begun))
     logger.info("%s holds features of %d conversations.", data_args.feature_store, len(cache.store))
     leave()

@@ -28,7 +28,7 @@ import hf_eagle.door.beginning  # noqa: F401 - first: from here on a signal ends
 from hf_eagle.arguments.bounds import Count, Mass, Seed, Temperature, check_numbers
 from hf_eagle.arguments.sources import MediaArguments
 from hf_eagle.door.environment import tell_traps
-from hf_eagle.door.printer import run_verb
+from hf_eagle.door.printer import going_on, run_verb
 
 
 @dataclass
@@ -139,7 +139,8 @@ def main():
 
     from hf_eagle.door.inputs import naming
 
-    with naming("output_json", args.output_json), open_journal(args, models, kwargs, settings, rendered) as journal:
+    journal = open_journal(args, models, kwargs, settings, rendered)
+    with naming("output_json", args.output_json), journal, going_on():
         result, runs = measure(args, models, kwargs, settings, journal, rendered)
         write_result(args, result, runs)
         journal.remove()

@@ -34,7 +34,7 @@ from hf_eagle.door.connection import check_server
 from hf_eagle.door.inputs import check_data, check_file, check_folder, check_target, naming
 from hf_eagle.door.logs import show_log
 from hf_eagle.door.outputs import check_journaled_file
-from hf_eagle.door.printer import run_verb
+from hf_eagle.door.printer import going_on, run_verb
 
 
 # what is meant by an option that is left out; each belongs to one of the two ways
@@ -136,7 +136,7 @@ def main() -> None:
         "time_limit": None if args.time_limit is None else 60 * args.time_limit,
         "template_kwargs": template.template_kwargs,
     }
-    with naming("output", args.output):
+    with naming("output", args.output), going_on():
         if args.server_url is None:
             answer_in_process(args, records, tokenizer, source.source, common)
         else:

@@ -27,7 +27,7 @@ from hf_eagle.door.connection import check_server
 from hf_eagle.door.inputs import check_target, naming
 from hf_eagle.door.logs import show_log
 from hf_eagle.door.outputs import check_journaled_file
-from hf_eagle.door.printer import run_verb
+from hf_eagle.door.printer import going_on, run_verb
 
 
 @dataclass
@@ -74,7 +74,7 @@ def main() -> None:
     options = dict(vars(args))
     tokenizer = load_tokenizer(args.target, **source.source)
     options |= {"tokenizer": tokenizer, "template_kwargs": template.template_kwargs}
-    with naming("output", args.output):
+    with naming("output", args.output), going_on():
         write_prompts(options.pop("output"), api_key=os.environ.get("OPENAI_API_KEY"), **options)
 
 

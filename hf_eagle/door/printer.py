@@ -1,7 +1,7 @@
-"""The one way in which every verb ends: with its result, or with one line that says why not.
+"""Every verb ends here in one way: with its result, or with one line that says why not.
 
-A sentence that our own code raised is printed as it is. Anything else becomes one line with the place and the type, for
-nobody foresaw it; `HF_EAGLE_TRACEBACK=1` shows where it came from.
+A sentence that our own code raised is printed as it is. Anything else is unforeseen and becomes one line with place and
+type; `HF_EAGLE_TRACEBACK=1` prints its traceback.
 """
 
 import os
@@ -20,12 +20,12 @@ from .sentences import first_line, place_of, sentence_of, without_secrets
 
 
 TRACEBACK = "HF_EAGLE_TRACEBACK"
-# what shells give to a process that a signal ended
+# what shells report for a process that a signal ended
 INTERRUPTED, TERMINATED, UNREAD = 128 + signal.SIGINT, 128 + signal.SIGTERM, 128 + 13  # the last is SIGPIPE
 
 
 class Terminated(SystemExit):
-    """SIGTERM came, which schedulers send. The process is to end, as with `SystemExit`.
+    """SIGTERM came, as schedulers send it. Ends the process as `SystemExit` does.
 
     Args:
         message: one sentence about what was kept.
@@ -37,10 +37,10 @@ class Terminated(SystemExit):
 
 
 def run_verb(main: Callable[[], object], error_status: int = 1) -> None:
-    """Run the `main` of a verb. Whatever goes wrong is told in one line, and the process ends with a status above 0.
+    """Run the `main` of a verb. Report whatever goes wrong in one line, and end the process with a status above 0.
 
-    Status 2 is a command line that cannot be read, 130 and 143 the end by Ctrl-C and by SIGTERM. Of several ranks that
-    fail alike, one speaks. When the reader of what is printed has gone, as `head` does, nothing is said, with status
+    Status 2 is a command line that cannot be read; 130 and 143 are the end by Ctrl-C and by SIGTERM. If several ranks
+    fail alike, one speaks. If the reader of the output has gone, as with `head`, nothing is printed, and the status is
     141.
 
     Args:
@@ -59,24 +59,40 @@ def run_verb(main: Callable[[], object], error_status: int = 1) -> None:
         except SystemExit as problem:
             status, line = _of_exit(problem)
         except Exception as problem:
-            problem.__traceback__ = problem.__traceback__.tb_next or problem.__traceback__  # from the verb on
+            problem.__traceback__ = problem.__traceback__.tb_next or problem.__traceback__  # start at the verb
             if isinstance(problem, BrokenPipeError) and _nobody_reads():
                 status = UNREAD
             else:
                 status, line = error_status, f"error: {told(problem)}"
                 if os.environ.get(TRACEBACK):
                     print(without_secrets(traceback.format_exc()), file=sys.stderr)
+
         if line is not None:
             _say(line)
+
     if status:
         sys.exit(status)
 
 
+@contextmanager
+def going_on() -> Iterator[None]:
+    """Inside, work is kept as it is done: who interrupts it reads that the same command goes on."""
+    said = "{}: the same command goes on from here"
+    try:
+        yield
+    except KeyboardInterrupt as problem:
+        raise KeyboardInterrupt(first_line(problem) or said.format("interrupted")) from None
+    except Terminated as problem:
+        whole = problem.message if problem.message != "terminated" else said.format("terminated")
+        raise Terminated(whole) from None
+
+
 def told(problem: BaseException) -> str:
-    """An error that `run_verb` has caught, in one line."""
+    """Describe an error that `run_verb` caught, in one line."""
     sentence = sentence_of(problem)
     if sentence is not None:
         return sentence
+
     text = first_line(problem)
     kind = type(problem).__name__
     return f"{_verb()} failed in {place_of(problem)} with {kind}{f': {text}' if text else ''} ({TRACEBACK}=1 shows all)"
@@ -94,55 +110,58 @@ def _of_exit(problem: SystemExit) -> tuple[int, str | None]:
 
 
 def _flush() -> None:
-    """Write what was printed; `OSError` if it cannot be, into a file on a full disk. Python would tell only at exit."""
+    """Flush standard output; `OSError` if that fails, as on a full disk. Python would report it only at exit."""
     try:
         sys.stdout.flush()
     except OSError as problem:
         if isinstance(problem, BrokenPipeError):
             raise
+
         _throw_away()
         why = problem.strerror or problem
         raise OSError(f"What is printed cannot be written ({why}): make room where standard output goes.") from problem
 
 
 def _nobody_reads() -> bool:
-    """Whether standard output leads to a reader that has gone; what is left to print is thrown away then."""
+    """Whether the reader of standard output has gone; if so, throw away what is left to print."""
     try:
         asking = select.poll()
-        asking.register(sys.stdout.fileno(), 0)  # a reader that has gone is always told
+        asking.register(sys.stdout.fileno(), 0)  # no event needs asking for: a closed reader is always reported
         gone = bool(asking.poll(0))
     except (AttributeError, OSError, ValueError):  # Windows, or a standard output that is no file
         return False
+
     if gone:
         _throw_away()
     return gone
 
 
 def _throw_away() -> None:
-    """Keep Python from trying once more at its exit."""
+    """Redirect standard output to nowhere, or Python would try to write again at exit."""
     with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _say(line: str) -> None:
-    """Print a line to stderr; of several ranks that would say the same, the first is heard.
+    """Print a line to stderr; if several ranks would print the same, only the first does.
 
-    The others wait before they speak. A launcher ends them as soon as one rank has failed.
+    The others wait before they print. A launcher ends them as soon as one rank has failed.
     """
     try:
         rank = int(os.environ.get("LOCAL_RANK", "0"))
         if rank and os.environ.get("TORCHELASTIC_RUN_ID"):
             time.sleep(min(2 + rank, 10))
+
         with suppress(OSError, ValueError):
             sys.stdout.flush()
         print(without_secrets(line), file=sys.stderr, flush=True)
     except (OSError, KeyboardInterrupt, SystemExit, ValueError):
-        pass  # nobody listens any more, or the launcher is ending this rank
+        pass  # nobody reads any more, or the launcher is ending this rank
 
 
 @contextmanager
 def _terminated_by_signal() -> Iterator[None]:
-    """SIGTERM raises `Terminated` in here, so that what is open is closed."""
+    """Make SIGTERM raise `Terminated` in here, so that open files are closed."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -153,6 +172,7 @@ def _terminated_by_signal() -> Iterator[None]:
 
     earlier = signal.signal(signal.SIGTERM, terminate)
     end_of_beginning()
+
     try:
         yield
     finally:

@@ -34,7 +34,7 @@ def told(error, argument="target", path="you/model", file=None):
         (RuntimeError("Errors:\n\tsize mismatch for x\n\tand more"), "(RuntimeError: Errors: size mismatch for x)"),
         (
             OSError("We cannot connect.\nCheck it."),
-            "and the Hub does not give it (We cannot connect): correct it, or see",
+            "and the Hub does not give it (We cannot connect): correct it, or check",
         ),
         (ImportError("needs sentencepiece"), "(ImportError: needs sentencepiece)"),
         (UnicodeDecodeError("utf-8", b"\xe9", 0, 1, "bad"), "(UnicodeDecodeError: "),

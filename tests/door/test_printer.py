@@ -15,7 +15,7 @@ from warm_python import ROOT, warm_python
 
 from hf_eagle import cli
 from hf_eagle.door.inputs import check_file
-from hf_eagle.door.printer import Terminated, run_verb
+from hf_eagle.door.printer import Terminated, going_on, run_verb
 from hf_eagle.door.writing import replaced
 
 
@@ -246,3 +246,22 @@ def test_no_verb_keeps_an_end_from_the_printer(script, capsys, monkeypatch):
         monkeypatch.setattr(verb, "door", raising(problem))
         found, printed = end_of(verb.main, capsys)
         assert found == status and len(printed.splitlines()) == (status != 2)
+
+
+@pytest.mark.parametrize(
+    ("problem", "status", "said"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted: the same command goes on from here\n"),
+        (KeyboardInterrupt("saved"), 130, "saved\n"),
+        (Terminated(), 143, "terminated: the same command goes on from here\n"),
+        (Terminated("saved"), 143, "saved\n"),
+    ],
+)
+def test_work_that_is_kept_goes_on_with_the_same_command(problem, status, said, capsys):
+    def work():
+        with going_on():
+            raise problem
+
+    with pytest.raises(SystemExit) as end:
+        run_verb(work)
+    assert end.value.code == status and capsys.readouterr().err == said
