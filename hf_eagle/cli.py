@@ -1,6 +1,6 @@
-"""`hf-eagle VERB [arguments]`: the scripts of `scripts/`, from wherever hf_eagle is installed.
+"""`hf-eagle VERB [arguments]`: the scripts of `scripts/`, from any place where hf_eagle is installed.
 
-`python -m hf_eagle` is the same, for launchers: `torchrun --nproc-per-node 8 -m hf_eagle train --config ...`.
+`python -m hf_eagle` does the same, for launchers: `torchrun --nproc-per-node 8 -m hf_eagle train --config ...`.
 """
 
 import ast
@@ -44,24 +44,25 @@ complete -o default -F _hf_eagle hf-eagle
 
 
 def scripts() -> dict[str, Path]:
-    """The verbs whose script is there."""
+    """The verbs whose script exists."""
     found = {verb: shipped("scripts") / name for verb, name in VERBS.items()}
     return {verb: path for verb, path in found.items() if path.is_file()}
 
 
 def usage() -> str:
-    """The verbs, each with the first sentence of its script; no script is run for it."""
+    """The verbs, each with the first sentence of its script; no script is run."""
     lines, width = ["usage: hf-eagle VERB [--help] [arguments]", ""], max(map(len, VERBS))
     for verb, path in scripts().items():
         described = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").partition("\n\n")[0]
         lines.append(f"  {verb:<{width}}  {' '.join(described.split())}")
+
     lines += [f"  {'docs':<{width}}  Show a page of the documentation, or list them."]
     lines += ["", f"Recipes for `train --config NAME`: {', '.join(recipe_names())}"]
     return "\n".join([*lines, 'In bash, eval "$(hf-eagle completion)" completes verbs, arguments and recipes.'])
 
 
 def completion() -> str:
-    """The function that bash calls for the word under the cursor."""
+    """The function that bash calls to complete the word under the cursor."""
     from .docs import PAGES
 
     text = COMPLETION
@@ -71,14 +72,14 @@ def completion() -> str:
 
 
 def run(script: Path) -> None:
-    """A script as the main module of this process, which is what workers and type hints look for."""
+    """Run a script as the main module of this process, where workers and type hints look for it."""
     spec = spec_from_file_location("__main__", script)
     sys.modules["__main__"] = module = module_from_spec(spec)
     spec.loader.exec_module(module)
 
 
 def main() -> None:
-    """Run the script of the verb as if it had been called itself."""
+    """Run the verb's script as if it had been called directly."""
     from .door.printer import run_verb
 
     run_verb(_main)
@@ -86,6 +87,7 @@ def main() -> None:
 
 def _main() -> None:
     verb, known = (sys.argv[1] if len(sys.argv) > 1 else "--help"), scripts()
+
     if verb in ("--help", "-h", "help"):
         print(usage())
     elif verb in ("--version", "-V"):

@@ -1,4 +1,4 @@
-"""One answer of the target: the tokens it said, and the message that they are read as."""
+"""One answer of the target: the tokens it said, and the message that they are parsed into."""
 
 import hashlib
 import json
@@ -12,15 +12,15 @@ from ..data.said import opens_thought, read_tokens
 
 @dataclass(frozen=True)
 class Answer:
-    """What was said to one prompt.
+    """What the target said to one prompt.
 
     Args:
         message: `content`, with `reasoning_content` and `tool_calls` where the template has a place for them.
         finish_reason: why it ended, one of `ENDED` or `CUT` of `data/spans.py`.
-        token_ids: all of its tokens, with the one that ended it; `None` where a server does not tell them.
-        prompt_tokens: how many its prompt had.
-        continues: whether the prompt goes on where the answer before it ended, token by token.
-        digest: of the tokens of prompt and answer.
+        token_ids: all of its tokens, including the one that ended it; `None` if a server does not report them.
+        prompt_tokens: the number of its prompt's tokens.
+        continues: whether the prompt repeats the previous answer token by token and goes on from there.
+        digest: hash of the tokens of prompt and answer.
     """
 
     message: dict
@@ -32,53 +32,56 @@ class Answer:
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing was said, or white space alone: that is no answer.
+        """Whether nothing was said, or only white space: that is no answer.
 
-        Known tokens that were cut before their text began, such as the name of a channel, are one.
+        Known tokens that were cut before their text began, such as the name of a channel, do count as an answer.
         """
         content, other = self.message.get("content") or "", ("reasoning_content", "tool_calls")
         began = self.token_ids and self.finish_reason == "length" and not content
         return not (content.strip() or began or any(self.message.get(name) for name in other))
 
     def as_row(self) -> dict:
-        """For a journal; `Answer(**row)` reads it."""
+        """A row of a journal; `Answer(**row)` reads it."""
         return asdict(self)
 
 
 class AnswerReader:
-    """Reads answers as messages of one tokenizer's chat template.
+    """Parses answers into messages of one tokenizer's chat template.
 
     Args:
         tokenizer: with a chat template.
-        template_kwargs: what else the template is given.
+        template_kwargs: further arguments of the template.
     """
 
     def __init__(self, tokenizer, template_kwargs: dict | None = None):
         self.tokenizer = tokenizer
         self.renderer = ChatRenderer(tokenizer, template_kwargs)
         self._knows_thoughts = bool(self.renderer.thought_names) or "</think>" in self.renderer.template
+
         added = {id: token.content for id, token in tokenizer.added_tokens_decoder.items() if token.special}
         self.special_ids = set(added) | set(tokenizer.all_special_ids)
         self._vocabulary = 1 + max(tokenizer.get_vocab().values())
         self._special = sorted({*added.values(), *tokenizer.all_special_tokens}, key=len, reverse=True)
 
     def message(self, prompt: list[int], ids: list[int]) -> dict:
-        """An answer's message, from its tokens without the one that ended it."""
+        """The message of an answer, from its tokens without the one that ended it."""
         found = read_tokens(self.tokenizer, ids, opens_thought(self.tokenizer, prompt))
         lost = (found.thoughts and not self._knows_thoughts) or (found.calls and not self.renderer.writes_calls)
         if found.plain or lost:
             return {"content": self._plain(ids)}
+
         message = {"content": self._without_special(found.content)}
         if found.thoughts:
             message["reasoning_content"] = self._without_special(found.thoughts)
         if found.calls:
             message["tool_calls"] = found.calls
-        if not _can_be_written(message):  # JSON of a call may spell half a character, which no file takes
+
+        if not _can_be_written(message):  # a call's JSON may spell a lone surrogate, which UTF-8 cannot encode
             return {"content": self._plain(ids)}
         return message
 
     def unknown_id(self, ids: list[int]) -> int | None:
-        """The first token id that the tokenizer does not have, if any."""
+        """The first token id that the tokenizer does not have, or `None`."""
         return next((id for id in ids if not 0 <= id < self._vocabulary), None)
 
     def _plain(self, ids: list[int]) -> str:
@@ -93,15 +96,16 @@ class AnswerReader:
 def said_answer(
     message: dict, finish_reason: str, prompt: list[int], ids: list[int], before: Answer | None = None
 ) -> Answer:
-    """An answer whose tokens are known, `before` being the one that its prompt ends behind, if any."""
+    """An answer whose tokens are known; `before` is the answer that its prompt ends behind, if any."""
     continues = True
     if before is not None and before.digest is not None:
         continues = digest(prompt[: before.prompt_tokens + len(before.token_ids)]) == before.digest
+
     return Answer(message, finish_reason, ids, len(prompt), continues, digest(prompt + ids))
 
 
 def add_answer(answers: list[Answer | None], answer: Answer, turns: list) -> None:
-    """Appends an answer; behind an empty one, or a call of a tool, which nobody runs here, the record ends (`None`)."""
+    """Append an answer. After an empty one, or a tool call, which is not run here, the record ends (`None`)."""
     answers.append(answer)
     if (answer.is_empty or answer.message.get("tool_calls")) and len(answers) < len(turns):
         answers.append(None)
@@ -116,5 +120,5 @@ def _can_be_written(message: dict) -> bool:
 
 
 def digest(ids: list[int]) -> str:
-    """Short text that only these token ids have."""
+    """A short hash of token ids."""
     return hashlib.sha256(np.asarray(ids, dtype=np.int64).tobytes()).hexdigest()[:16]

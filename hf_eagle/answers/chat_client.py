@@ -1,6 +1,6 @@
-"""Asks an OpenAI-compatible server (vLLM, SGLang): what is asked again, and what ends a prompt or the run.
+"""Ask an OpenAI-compatible server (vLLM, SGLang); decide which failures are retried, and which end a prompt or the run.
 
-Each thread has a client of its own. No other module of hf_eagle talks to a server but through `Connection`.
+Each thread has its own client. All requests of hf_eagle to servers go through `Connection`.
 """
 
 import http.client
@@ -25,14 +25,14 @@ from .replies import (
 )
 
 
-FIRST_DELAY = 0.5  # seconds before the second attempt; each further one waits twice as long
-LONGEST_DELAY = 30.0  # but no longer, unless the server asks for it
-LONGEST_WAIT = 300.0  # and it may not ask for more than this
+FIRST_DELAY = 0.5  # seconds before the second attempt; each further attempt waits twice as long
+LONGEST_DELAY = 30.0  # but no longer than this, unless the server asks for it
+LONGEST_WAIT = 300.0  # nor may the server ask for more than this
 MOST_RETRIES = 1000
 LONGEST_TIMEOUT = 86400.0
 
-_PASSING = {408, 425, 429, *range(500, 600)} - {501, 505}  # statuses that may be another one next time
-_REFUSED = {400, 413, 415, 422}  # statuses that are about this request's content
+_PASSING = {408, 425, 429, *range(500, 600)} - {501, 505}  # statuses that may differ at the next attempt
+_REFUSED = {400, 413, 415, 422}  # statuses about this request's content
 _TOO_LONG = ("context length", "context_length", "maximum model length", "max_model_len")
 _ADVICE = {
     401: "give the server's key in the environment variable OPENAI_API_KEY",
@@ -44,11 +44,11 @@ _ADVICE = {
 
 
 class ServerError(ValueError):
-    """What no repetition helps: the run ends with this sentence."""
+    """An error that retrying cannot help: the run ends with this sentence."""
 
 
 class Unavailable(ServerError):
-    """Every attempt failed. `busy`: the last one because the server had too much to do."""
+    """Every attempt failed. `busy`: the last one failed because the server was overloaded."""
 
     def __init__(self, text: str, busy: bool):
         super().__init__(text)
@@ -56,7 +56,7 @@ class Unavailable(ServerError):
 
 
 class Refused(ServerError):
-    """The server does not take this one prompt."""
+    """The server rejects this one prompt."""
 
 
 class TooLong(Refused):
@@ -68,11 +68,11 @@ class Broken(Refused):
 
 
 class Aborted(Exception):
-    """The run ended while this request was on its way."""
+    """The run ended while this request was in flight."""
 
 
 class _Passing(Exception):
-    """One attempt failed in a way that the next one may not. `wait`: seconds that the server asks for."""
+    """One attempt failed, but the next one may succeed. `wait`: seconds that the server asks for."""
 
     def __init__(self, text: str, status: int | None = None, wait: float = 0.0):
         super().__init__(text)
@@ -80,20 +80,20 @@ class _Passing(Exception):
 
 
 class ChatClient:
-    """Asks one thing at a time over a connection that is kept open.
+    """Sends one request at a time over a connection that is kept open.
 
     Args:
         url (`str`): of the server, with or without `/v1`. A user and password in it are sent instead of the key.
         api_key (`str`, *optional*): sent as a bearer token.
-        timeout (`float`, *optional*, defaults to 600.0): seconds that an answer may take, to its last byte.
-        retries (`int`, *optional*, defaults to 12): attempts after the first, each after twice the time (jittered).
+        timeout (`float`, *optional*, defaults to 600.0): seconds until an answer's last byte.
+        retries (`int`, *optional*, defaults to 12): attempts after the first; each waits twice as long (jittered).
         stop (`threading.Event`, *optional*): once set, waiting ends with `Aborted`.
 
-    Asked again: no connection, a dropped one, a timeout, an answer that is no chat answer, the statuses 408, 425, 429
+    Retried: no connection, a dropped one, a timeout, a reply that is no chat answer, and the statuses 408, 425, 429
     and 5xx, unless the server asks to wait for more than five minutes. `Refused`: 400, 413, 415, 422. `Broken`: an
-    answer above 64 MiB, or one that nobody can train on. Every other status is a `ServerError`.
+    answer above 64 MiB, or one that cannot be trained on. Every other status is a `ServerError`.
 
-    Raises a `ValueError` for an address, key, number of seconds or of retries that cannot be used.
+    Raises a `ValueError` for an address, key, timeout or number of retries that cannot be used.
     """
 
     def __init__(
@@ -110,25 +110,26 @@ class ChatClient:
             )
         if not 0 <= retries <= MOST_RETRIES:
             raise ValueError(f"`retries` must be 0 or more, and at most {MOST_RETRIES}, got {retries}.")
+
         address = Address.read(url)
         self.url, self.retries = address.shown, retries
         self._connection = Connection(address, read_key(api_key), timeout)
         self._stop = stop or threading.Event()
 
     def models(self) -> list[ServedModel]:
-        """What the server serves."""
+        """The models that the server lists."""
         return self._ask("GET", "/v1/models", None, read_models)
 
     def chat(self, body: dict, retries: int | None = None) -> ChatAnswer:
-        """The answer to one chat completion request; `retries` instead of the client's, if given."""
+        """The answer to one chat completion request; `retries`, if given, replaces the client's."""
         return self._ask("POST", "/v1/chat/completions", body, read_chat, retries)
 
     def complete(self, body: dict) -> ChatAnswer:
-        """The continuation of one prompt as it stands, which no template is laid around."""
+        """The continuation of one prompt as it stands, without a template around it."""
         return self._ask("POST", "/v1/completions", body, read_continuation)
 
     def prompt_ids(self, body: dict) -> list[int] | None:
-        """The token ids the server makes of a chat request; `None` where it does not tell (only vLLM does)."""
+        """The token ids the server makes of a chat request; `None` if it does not report them (only vLLM does)."""
         known = {key: body[key] for key in ("model", "messages", "tools", "chat_template_kwargs") if key in body}
         try:
             return self._ask("POST", "/tokenize", known, read_tokens_of, 0)
@@ -136,19 +137,20 @@ class ChatClient:
             return None
 
     def printable(self, text: str) -> str:
-        """What the server says, as an error may hold it: short, in one line, and without what it was sent."""
+        """Text of the server in the form that an error may show: short, in one line, and without the secrets sent."""
         return self._connection.hide(text[:1000])
 
     def close(self) -> None:
         self._connection.close()
 
     def abort(self) -> None:
-        """From another thread: ends the request on its way, which the server then drops."""
+        """Called from another thread: end the request in flight, which the server then drops."""
         self._connection.abort()
 
     def _ask(self, method: str, path: str, body: dict | None, read: Callable, retries: int | None = None):
         retries = self.retries if retries is None else retries
         payload = None if body is None else json.dumps(body).encode()
+
         for attempt in range(retries + 1):
             try:
                 return self._attempt(method, path, payload, read)
@@ -157,8 +159,9 @@ class ChatClient:
 
             if failure.wait > LONGEST_WAIT:
                 raise Unavailable(
-                    f"The server at {self.url} asks to wait {failure.wait:g} seconds ({failure}), but {LONGEST_WAIT:g} "
-                    "at most are waited. What was answered is kept; run the same again when the server has time.",
+                    f"The server at {self.url} asks to wait {failure.wait:g} seconds ({failure}), but "
+                    f"the longest wait is {LONGEST_WAIT:g}. What was answered is kept; run the same again when the "
+                    "server has time.",
                     busy=True,
                 )
             if attempt < retries:
@@ -166,10 +169,11 @@ class ChatClient:
                 self._stop.wait(max(delay, failure.wait))
             if self._stop.is_set():
                 raise Aborted
+
         busy = failure.status == 429
         raise Unavailable(
             f"The server at {self.url} failed {retries + 1} times in a row, the last time with: {failure}. What was "
-            f"answered is kept; see to the server{' or lower `concurrency`' if busy else ''}, then run the same again.",
+            f"answered is kept; check the server{' or lower `concurrency`' if busy else ''}, then run the same again.",
             busy,
         )
 
@@ -184,11 +188,11 @@ class ChatClient:
         if reply.status in _REFUSED:
             kind = TooLong if any(mark in told.lower() for mark in _TOO_LONG) else Refused
             raise kind(f"the server at {self.url} refuses it with {told}")
-        advice = _ADVICE.get(reply.status, "see to the server")
+        advice = _ADVICE.get(reply.status, "check the server")
         raise ServerError(f"The server at {self.url} answers {method} {path} with {told}; {advice}.")
 
     def _read(self, reply: Reply, read: Callable):
-        """What a sound reply holds."""
+        """What a sound reply holds; turns each way of being unsound into its error."""
         try:
             found = read(read_reply(reply.content))
             if self._connection.repeats_secret(f"{reply.content.decode(errors='replace')} {found}"):
@@ -211,6 +215,7 @@ class ChatClient:
         except (OSError, http.client.HTTPException) as problem:
             if self._stop.is_set():
                 raise Aborted from None
+
             slow = (
                 f" (`request_timeout` is {connection.timeout:g} seconds)" if isinstance(problem, TimeoutError) else ""
             )
@@ -219,6 +224,6 @@ class ChatClient:
 
 
 def _seconds(retry_after: str | None) -> float:
-    """What `Retry-After` asks for; a date, and whatever else is no whole number of seconds, is passed over."""
+    """What `Retry-After` asks for; dates, and anything else but a whole number of seconds, are ignored."""
     wait = (retry_after or "").strip()
     return float(wait) if wait.isascii() and wait.isdigit() else 0.0

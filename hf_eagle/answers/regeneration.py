@@ -1,4 +1,4 @@
-"""The target's own answers in place of the data set's: a draft learns to predict its target, not somebody else."""
+"""Replace a data set's answers by the target's own: a draft must learn to predict its target, not somebody else."""
 
 import logging
 import random
@@ -19,7 +19,7 @@ from .written_answers import write_answered
 
 logger = logging.getLogger(__name__)
 
-_SAMPLE = 10  # records at the beginning, all of which a template that fits nothing refuses
+_SAMPLE = 10  # first records to try: a template that refuses them all fits none
 _WINDOW = 16  # batches whose prompts are sorted by length together: little padding, and no batch waits for all prompts
 
 
@@ -38,36 +38,36 @@ def regenerate_answers(
     progress: bool = True,
     template_kwargs: dict | None = None,
 ) -> Path:
-    """Answers every user turn of `records` with `model`, in order, and writes one JSON line a record.
+    """Answer every user turn of `records` with `model`, in order, and write one JSON line a record.
 
-    The answers of a record are dropped; what is left is answered turn by turn, each turn seeing the model's own earlier
+    The answers of a record are dropped; the rest is answered turn by turn, and each turn sees the model's own earlier
     answers. All first turns are answered before the second ones. A line is `{"id": index of the record, "messages":
     [...], "finish_reason": ["stop" or "length", ...], "answer_token_ids": [...], "prompt_tokens": [...]}`, with `tools`
     where some are on offer; lines are in the order of the records. Training on a line is training on these token ids
-    behind their prompt. A record takes several lines where a later prompt does not repeat an answer as it was said: see
+    after their prompt. A record takes several lines if a later prompt does not repeat an answer as it was said: see
     `write_answered`. An answer that calls a tool ends its record. So does an empty one, or one of white space only:
-    that is no answer. A record without any answer is not written, but counted.
+    that is no answer. A record without any answer is counted, but not written.
 
-    Finished batches go to `<output_path>.journal`. A run that was killed goes on there, and what it writes does not
+    Finished batches go to `<output_path>.journal`. A run that was killed continues there, and its output does not
     depend on where it was interrupted: a batch has the same rows and, when sampling, the same seed.
 
     Args:
         model: a causal language model of transformers, on its device.
         tokenizer: with a chat template.
         records (`datasets.Dataset` or list of dict): chat records of any form that `to_messages` reads.
-        output_path (`str` or `Path`): written whole or not at all.
-        max_new_tokens (`int`, *optional*, defaults to 128): length of an answer at most.
+        output_path (`str` or `Path`): written completely or not at all.
+        max_new_tokens (`int`, *optional*, defaults to 128): greatest length of an answer.
         batch_size (`int`, *optional*, defaults to 96): prompts answered together.
         temperature (`float`, *optional*, defaults to 0.0): 0 is greedy.
         top_p (`float`, *optional*, defaults to 1.0): nucleus, when sampling.
         seed (`int`, *optional*, defaults to 0): of the sampling and of the order of the batches.
-        time_limit (`float`, *optional*): in seconds; no batch starts later, though each call does one. The file then
-            holds the records answered so far, and another call goes on.
+        time_limit (`float`, *optional*): in seconds; no batch starts later, but each call runs at least one. The file
+            then holds the records answered so far, and another call continues.
         progress (`bool`, *optional*, defaults to `True`): show a progress bar.
-        template_kwargs (`dict`, *optional*): what else the chat template is given, such as `{"enable_thinking":
+        template_kwargs (`dict`, *optional*): further arguments of the chat template, such as `{"enable_thinking":
             False}`; train with the same. `tools` are on offer in every chat that brings none.
 
-    A record that the chat template refuses ends there; it is counted in a warning, with the reason of the first.
+    A record that the chat template refuses ends there; a warning counts these and gives the first one's reason.
 
     Returns the path. Raises a `ValueError` for a malformed record or one without a user turn, a template that refuses
     all of the first records or does not end, an argument out of range, and an `output_path` that holds something else
@@ -75,11 +75,13 @@ def regenerate_answers(
     """
     counts = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
     check_arguments(counts, temperature, top_p, seed, time_limit)
+
     output_path = Path(output_path)
     turns, tools = read_turns(records), read_offers(records, template_kwargs)
     encoder = ConversationEncoder(tokenizer, None, template_kwargs)
     generate = _Generator(model, AnswerReader(tokenizer, template_kwargs), max_new_tokens, temperature, top_p)
     _check_prompts(generate, turns, tools)
+
     settings = {
         "target": str(getattr(model.config, "_name_or_path", "")),
         "dtype": str(model.dtype),
@@ -89,7 +91,7 @@ def regenerate_answers(
         "top_p": top_p,
         "seed": seed,
     }
-    # options and tools are part of the question, so that nobody goes on with others
+    # options and tools are part of the question: a run that has others cannot continue this journal
     asked_with = [encoder.template, template_kwargs or {}, tools]
     with open_journal(output_path, turns, settings, asked_with) as journal:
         answers = _run(generate, turns, tools, journal, batch_size, seed, time_limit, progress)
@@ -98,20 +100,22 @@ def regenerate_answers(
 
 
 def _check_prompts(generate, turns: list, tools: list) -> None:
-    """Raises a `ValueError` when the template refuses all of the first records, before anything is computed."""
+    """Raises a `ValueError` if the template refuses all of the first records, before anything is computed."""
     refused: dict[int, str] = {}
     for id, own in enumerate(turns[:_SAMPLE]):
         if generate.prompts([id], [own[0]], tools[id : id + 1], refused):
             return
+
     if refused:
         among = "" if len(refused) == len(turns) == 1 else f", as all of the first {len(refused)}"
         raise ValueError(f"The chat template of `target`'s tokenizer refuses record 0{among}: {refused[0]}.")
 
 
 def _run(generate, turns, tools, journal, batch_size, seed, time_limit, progress) -> list[list[Answer | None]]:
-    """Answers per record; `None` ends one whose next prompt is too long or refused, or that calls a tool."""
+    """The answers of each record; `None` ends one whose next prompt is too long or refused, or that calls a tool."""
     answers = [[] for _ in turns]
     done = {(row["turn"], row["batch"]): row for row in journal.rows}
+
     started, fresh, tokens = time.monotonic(), 0, 0
     early: dict[int, str | None] = {}  # the template's reason, `None` for a prompt too long
     bar = tqdm(total=sum(map(len, turns)), unit="answer", desc="regenerating", disable=not progress)
@@ -121,7 +125,7 @@ def _run(generate, turns, tools, journal, batch_size, seed, time_limit, progress
         for number, prompts in _batches(generate, turns, tools, answers, waiting, batch_size, seed, early):
             ids = [id for id, _ in prompts]
 
-            # answered before a kill, or now
+            # answered before an interruption, or now
             row = done.get((turn, number))
             if row is None:
                 if time_limit is not None and fresh and time.monotonic() - started > time_limit:
@@ -136,7 +140,7 @@ def _run(generate, turns, tools, journal, batch_size, seed, time_limit, progress
                 fresh += 1
                 bar.set_postfix_str(f"{tokens / (time.monotonic() - started):.0f} tokens/s", refresh=False)
 
-            if [id for id, _ in row["answers"]] != ids:  # an earlier version went on behind empty answers
+            if [id for id, _ in row["answers"]] != ids:  # an earlier version continued after empty answers
                 raise ValueError(f"{journal.path} holds other records in batch {number} of turn {turn}; delete it.")
             for id, answer in row["answers"]:
                 add_answer(answers[id], Answer(**answer), turns[id])
@@ -148,7 +152,7 @@ def _run(generate, turns, tools, journal, batch_size, seed, time_limit, progress
 
 
 def _tell_early(early: dict[int, str | None]) -> None:
-    """Logs how many records end early, and why."""
+    """Log how many records end early, and why."""
     refused = {id: reason for id, reason in early.items() if reason is not None}
     if len(early) > len(refused):
         logger.warning(
@@ -166,7 +170,7 @@ def _tell_early(early: dict[int, str | None]) -> None:
 def _batches(generate, turns, tools, answers, waiting, batch_size, seed, early) -> Iterator[tuple[int, list]]:
     """`(number, [(id, prompt ids)])` of each batch, the same in every run.
 
-    A record whose prompt is too long, or refused by the template, ends: it goes to `early`, and `None` to its answers.
+    A record ends if its prompt is too long, or refused by the template: it goes to `early`, and `None` to its answers.
     """
     number = 0
     for begin in range(0, len(waiting), _WINDOW * batch_size):
@@ -174,25 +178,27 @@ def _batches(generate, turns, tools, answers, waiting, batch_size, seed, early) 
         chats = [context(turns[id], answers[id]) for id in window]
         prompts = generate.prompts(window, chats, [tools[id] for id in window], refused)
         early |= refused | {id: None for id, ids in prompts.items() if len(ids) > generate.longest_prompt}
+
         for id in window:
             if id in early:
                 answers[id].append(None)
 
         fitting = sorted((len(ids), id, ids) for id, ids in prompts.items() if id not in early)
         starts = list(range(0, len(fitting), batch_size))
-        # in random order, so that a time limit does not leave short prompts only, and the bar's estimate holds
+        # in random order: a time limit must not leave only short prompts, and the bar's estimate must hold
         random.Random(seed + begin).shuffle(starts)
+
         for start in starts:
             yield number, [(id, ids) for _, id, ids in fitting[start : start + batch_size]]
             number += 1
 
 
 class _Generator:
-    """Batches of prompts to answers with `model.generate`, padded on the left.
+    """Answers batches of prompts with `model.generate`, padded on the left.
 
-    Not transformers' continuous batching (`generate_batch`): its greedy tokens are the same in float32, but on a CPU
-    it was no faster (90 tokens a CPU second against 92: SmolLM2-135M, bfloat16, 24 prompts), and all its requests draw
-    from one seed, so that a sampled run that was killed would not end as it would have.
+    Not with transformers' continuous batching (`generate_batch`): its greedy tokens are the same in float32, but on a
+    CPU it was no faster (90 tokens a CPU second against 92: SmolLM2-135M, bfloat16, 24 prompts). All its requests draw
+    from one seed, so a sampled run that was killed would not end as it would have.
     """
 
     def __init__(self, model, reader: AnswerReader, max_new_tokens: int, temperature: float, top_p: float):
@@ -200,11 +206,13 @@ class _Generator:
         ends = model.generation_config.eos_token_id
         ends = [ends] if isinstance(ends, int) else list(ends or [])
         self.ends = sorted({*ends, *([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id])})
-        # masked, so any id serves that the target has a row for; a tokenizer's may lie beyond them
+
+        # padding is masked, so any id serves that the target has a row for; a tokenizer's own may lie beyond them
         rows = model.config.get_text_config().vocab_size
         self.pad = next(i for i in (tokenizer.pad_token_id, *self.ends, 0) if i is not None and 0 <= i < rows)
+
         sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
-        # named, or the model's own generation_config would fill them in
+        # every option is named, or the model's own generation_config would fill it in
         self.config = GenerationConfig(
             max_new_tokens=max_new_tokens,
             eos_token_id=self.ends or None,
@@ -213,6 +221,7 @@ class _Generator:
             no_repeat_ngram_size=0,
             **(sampling if temperature > 0 else {"do_sample": False, "temperature": 1.0, "top_p": 1.0, "top_k": 50}),
         )
+
         length = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self.longest_prompt = (length or 10**9) - max_new_tokens
         if self.longest_prompt < 1:
@@ -222,7 +231,7 @@ class _Generator:
             )
 
     def prompts(self, ids: list[int], chats: list, tools: list, refused: dict[int, str]) -> dict[int, list[int]]:
-        """Of each record the token ids of its prompt; records that the template refuses go to `refused`, with why."""
+        """The token ids of each record's prompt; records that the template refuses go to `refused`, with the reason."""
         texts = {}
         for id, messages, offered in zip(ids, chats, tools, strict=True):
             try:
@@ -231,6 +240,7 @@ class _Generator:
                 refused[id] = str(problem)
             except TemplateLimit as problem:
                 raise TemplateLimit(f"Record {id} and the chat template of `target`'s tokenizer: {problem}.") from None
+
         if not texts:
             return {}
         found = self.reader.tokenizer(list(texts.values()), add_special_tokens=False, verbose=False)["input_ids"]
@@ -241,10 +251,11 @@ class _Generator:
 
     @torch.no_grad()
     def __call__(self, prompts: list[list[int]], before: list[Answer | None], seed: int) -> list[Answer]:
-        """What is said to each prompt, `before` being the answers that the prompts end behind."""
+        """The answer to each prompt; `before` holds the answers that the prompts end behind."""
         device, longest = self.model.device, max(map(len, prompts))
         ids = torch.tensor([[self.pad] * (longest - len(prompt)) + prompt for prompt in prompts], device=device)
         mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
+
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(seed)
             output = self.model.generate(input_ids=ids, attention_mask=mask, generation_config=self.config)

@@ -1,4 +1,4 @@
-"""What a server says, checked once: types, ranges, and text that can be written. Behind this, it is trusted."""
+"""Check a server's replies once: types, ranges, and text that can be written. The rest of the code trusts them."""
 
 import json
 import re
@@ -9,26 +9,26 @@ from ..data.spans import CUT, ENDED
 from ..door.json_files import check_fields
 
 
-_HIGHEST = 2**31 - 1  # of counts and token ids; the tokenizer of the target knows better
-_GIVEN_UP = ("abort", "cancelled", "error", "timeout")  # by the server: the next try may be whole
+_HIGHEST = 2**31 - 1  # of counts and token ids; the target's tokenizer has a stricter limit
+_GIVEN_UP = ("abort", "cancelled", "error", "timeout")  # the server gave up: the next attempt may be complete
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class Unreadable(ValueError):
-    """A reply of another form than its path has; the next one may be sound."""
+    """A reply that does not have the form of its path; the next one may be sound."""
 
 
 class Unusable(ValueError):
-    """A reply of the right form whose content nobody can train on; the same prompt would give it again."""
+    """A reply of the right form that cannot be trained on; the same prompt would give it again."""
 
 
 class SplitThoughts(ValueError):
-    """The server keeps the target's thoughts apart from its answers, and does not tell token ids."""
+    """The server splits the target's thoughts off its answers, and does not report token ids."""
 
 
 @dataclass(frozen=True)
 class ServedModel:
-    """A model as `/v1/models` lists it; vLLM and SGLang tell its `root`, a folder or Hub id, and its length, too."""
+    """A model as `/v1/models` lists it; vLLM and SGLang also report its `root`, a folder or Hub id, and its length."""
 
     id: str
     root: str | None = None
@@ -37,9 +37,9 @@ class ServedModel:
 
 @dataclass(frozen=True)
 class ChatAnswer:
-    """What a server said; its counts and ids of tokens are `None` where it gives none.
+    """What a server said; counts and token ids are `None` if it gives none.
 
-    With `token_ids` they alone are all that was said: the server may have split thoughts or calls off the text.
+    If there are `token_ids`, only they are complete: the server may have split thoughts or calls off the text.
     """
 
     text: str
@@ -51,7 +51,7 @@ class ChatAnswer:
 
 
 def read_reply(content: bytes) -> dict:
-    """The JSON object that every reply is."""
+    """The JSON object that every reply must be."""
     try:
         reply = json.loads(content)
     except (ValueError, RecursionError):
@@ -62,7 +62,7 @@ def read_reply(content: bytes) -> dict:
 
 
 def read_models(reply: dict) -> list[ServedModel]:
-    """All that a server lists."""
+    """All models that a server lists."""
     _check(reply, {"data": [{"id": str, "root?": str | None}]})
     listed = []
     for model in reply["data"]:
@@ -72,7 +72,7 @@ def read_models(reply: dict) -> list[ServedModel]:
 
 
 def read_tokens_of(reply: dict) -> list[int]:
-    """The token ids that `/tokenize` tells."""
+    """The token ids that `/tokenize` returns."""
     return _ids(reply.get("tokens"))
 
 
@@ -81,6 +81,7 @@ def read_chat(reply: dict) -> ChatAnswer:
     message = {"content": str | None, "reasoning_content?": object, "reasoning?": object}
     _check(reply, {"choices": [{"message": message}]})
     message = _first(reply)["message"]
+
     answer = _answer(reply, message["content"] or "")
     if answer.token_ids is None and (message.get("reasoning_content") or message.get("reasoning")):
         raise SplitThoughts(
@@ -97,7 +98,7 @@ def read_continuation(reply: dict) -> ChatAnswer:
 
 
 def said(content: bytes) -> str:
-    """What a server says is wrong: OpenAI's form, FastAPI's, or the beginning of the text."""
+    """The server's explanation of an error: OpenAI's form, FastAPI's, or the beginning of the text."""
     try:
         reply = json.loads(content)
         error = reply.get("error", reply)
@@ -108,17 +109,18 @@ def said(content: bytes) -> str:
 
 
 def _answer(reply: dict, text: str) -> ChatAnswer:
-    """The text with what a reply says about it, whichever of the two paths it comes from."""
+    """The text with what a reply says about it, on either of the two paths."""
     choice, usage = _first(reply), reply.get("usage")
     usage = usage if isinstance(usage, dict) else {}
+
     reason = choice.get("finish_reason")
     if reason in _GIVEN_UP or not isinstance(reason, str):
         raise Unreadable("no `finish_reason` of a whole answer")
-    if reason.lower() not in (*ENDED, *CUT):  # nobody could train on it
+    if reason.lower() not in (*ENDED, *CUT):  # training would not know whether the answer is complete
         raise Unreadable("a `finish_reason` that is not known")
     _check_text(text)
 
-    # of a chat the prompt's ids stand beside the choices, of a plain completion in them
+    # a chat has the prompt's ids next to the choices, a plain completion has them inside
     prompt_ids, ids = (reply.get("prompt_token_ids") or choice.get("prompt_token_ids")), choice.get("token_ids")
     told = (None, None) if prompt_ids is None or ids is None else (_ids(prompt_ids), _ids(ids))
     return ChatAnswer(text, reason, _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens")), *told)
@@ -144,7 +146,7 @@ def _check_text(*texts: str) -> None:
 
 
 def _count(found: Any) -> int | None:
-    """A number of tokens; what is none is passed over, since nothing but reports depends on it."""
+    """A number of tokens; anything else becomes `None`, since only reports depend on it."""
     whole = isinstance(found, int) and not isinstance(found, bool)
     return found if whole and 0 <= found <= _HIGHEST else None
 

@@ -1,4 +1,4 @@
-"""The target's own answers through an OpenAI-compatible server: many records at once, each one's turns in order."""
+"""Get the target's answers from an OpenAI-compatible server: many records at once, the turns of each in order."""
 
 import logging
 import threading
@@ -40,42 +40,42 @@ def regenerate_through_server(
     template_kwargs: dict | None = None,
     media_root: str | None = None,
 ) -> Path:
-    """Answers every user turn of `records` through a server that runs the target; the file is `regenerate_answers`'.
+    """Answer every user turn of `records` through a server that runs the target; writes `regenerate_answers`' format.
 
-    `concurrency` records are under way at the same time. Each answer goes to `<output_path>.journal` as it comes, and a
-    run that was killed asks for the missing ones only. Messages are sent as they are, with images and videos too, files
-    of which go as data addresses.
+    `concurrency` records are in progress at a time. Each answer goes to `<output_path>.journal` as it comes, and a run
+    that was killed asks only for the missing ones. Messages are sent as they are, including images and videos; local
+    files are sent as data URLs.
 
-    A server that tells token ids (vLLM) may split thoughts and calls off its answers: these are read from the ids. Of
-    another one the texts are compared with the rows of training, and a line of the log says so.
+    A server that reports token ids (vLLM) may split thoughts and calls off its answers: these are read from the ids.
+    For other servers the texts are compared with the rows of training, and the log says so.
 
-    An error that may pass is retried (see `ChatClient`). A prompt that does not fit the server's context, that it
-    refuses, or that it fails on although it answers a greeting, ends its record there; it is counted in a warning and
-    asked again by the next call. The run stops when the server stays away or refuses everything.
+    An error that may pass is retried (see `ChatClient`). A record ends at a prompt that does not fit the server's
+    context, that it refuses, or that it fails on although it answers a greeting; a warning counts these, and the next
+    call asks them again. The run stops if the server stays away or refuses everything.
 
     Args:
         records (`datasets.Dataset` or list of dict): chat records of any form that `to_messages` reads.
-        output_path (`str` or `Path`): written whole or not at all.
+        output_path (`str` or `Path`): written completely or not at all.
         server_url (`str`): such as `http://localhost:8000`.
         target (`str`): folder or Hub id; the server must serve it.
-        server_model (`str`, *optional*): the name the server gives it, where that cannot be told from `target`.
-        tokenizer (*optional*): the target's; if given, the server must make the same prompts of some of the records,
+        server_model (`str`, *optional*): the server's name for the target, if that cannot be found by `target`.
+        tokenizer (*optional*): the target's; if given, the server must make the same prompts for some of the records,
             and every conversation is compared with the row that training will make of it.
         api_key (`str`, *optional*): sent as a bearer token.
-        max_new_tokens (`int`, *optional*, defaults to 128): length of an answer at most.
-        concurrency (`int`, *optional*, defaults to 64): requests under way together.
+        max_new_tokens (`int`, *optional*, defaults to 128): greatest length of an answer.
+        concurrency (`int`, *optional*, defaults to 64): requests in flight together.
         temperature (`float`, *optional*, defaults to 0.0): 0 is greedy.
         top_p (`float`, *optional*, defaults to 1.0): nucleus, when sampling.
         seed (`int`, *optional*, defaults to 0): of the sampling; each turn of each record has its own, made from it.
         retries (`int`, *optional*, defaults to 12): attempts after the first one, over two to three minutes.
         request_timeout (`float`, *optional*, defaults to 600.0): seconds that an answer may take.
-        time_limit (`float`, *optional*): in seconds; no request starts later, though each worker makes one. The file
-            then holds the records answered so far, and another call goes on.
+        time_limit (`float`, *optional*): in seconds; no request starts later, but each worker sends at least one. The
+            file then holds the records answered so far, and another call continues.
         progress (`bool`, *optional*, defaults to `True`): show a progress bar.
-        template_kwargs (`dict`, *optional*): what else the chat template is given, as for `regenerate_answers`.
+        template_kwargs (`dict`, *optional*): further arguments of the chat template, as for `regenerate_answers`.
         media_root (`str`, *optional*): where relative paths of media start; by default the folder of a record's file.
 
-    Returns the path. Raises a `ValueError` as `regenerate_answers` does, and a `ServerError` (one too) when the server
+    Returns the path. Raises a `ValueError` as `regenerate_answers` does, and a `ServerError` (one too) if the server
     serves something else, makes other prompts, or does not answer.
     """
     counts = {"max_new_tokens": max_new_tokens, "concurrency": concurrency}
@@ -85,10 +85,11 @@ def regenerate_through_server(
     def client() -> ChatClient:
         return ChatClient(server_url, api_key, request_timeout, retries, stop)
 
-    # address and key are looked at before the records
+    # checks address and key before the records are read
     first = client()
     turns, tools = read_turns(records, True, media_root), read_offers(records, template_kwargs)
     encoder = None if tokenizer is None else ConversationEncoder(tokenizer, None, template_kwargs)
+
     options = {name: value for name, value in (template_kwargs or {}).items() if name != "tools"}
     sampling = {"temperature": temperature, "top_p": top_p}
     served = ServedTarget.find(first, target, server_model, _fields(max_new_tokens, sampling, options))
@@ -99,7 +100,7 @@ def regenerate_through_server(
 
     settings = {"target": str(target), "answered_by": "server", "max_new_tokens": max_new_tokens}
     settings |= sampling | {"seed": seed}
-    # an empty dict of options and no tools ask what `None` does: then the question is the turns alone
+    # an empty dict of options without tools asks the same as `None`: then the question is the turns alone
     asked_with = [options, tools] if options or any(tools) else None
     reader = None if tokenizer is None else AnswerReader(tokenizer, template_kwargs)
     with open_journal(Path(output_path), turns, settings, asked_with) as journal:
@@ -107,6 +108,7 @@ def regenerate_through_server(
         run = Run(asked, _known(turns, journal), served, stop, reader)
         run.start([client() for _ in range(min(concurrency, len(turns)))])
         answers = run.collect(journal, progress)
+
     write_answered(Path(output_path), turns, answers, tools, encoder)
     return Path(output_path)
 
@@ -118,7 +120,7 @@ def _fields(max_new_tokens: int, sampling: dict, options: dict) -> dict:
 
 
 def _tell_comparison(served: ServedTarget, tokenizer) -> None:
-    """Logs by what answers are compared with the rows of training, where it is not their tokens."""
+    """Log how answers are compared with the rows of training, if not by their tokens."""
     if tokenizer is None:
         logger.info("Without a tokenizer answers are not compared with what will be trained on.")
     elif not served.tells_ids:
@@ -129,13 +131,14 @@ def _tell_comparison(served: ServedTarget, tokenizer) -> None:
 
 
 def _known(turns: list, journal) -> list[list]:
-    """The answers of earlier runs."""
+    """The answers of earlier runs, from the journal."""
     answers = [[] for _ in turns]
     for row in journal.rows:
         check_fields(row, _ROW, journal.path, "delete it to begin anew")
         found = answers[row["id"]] if 0 <= row["id"] < len(answers) else []
-        if found[-1:] == [None]:  # an earlier version went on behind an empty answer
+        if found[-1:] == [None]:  # an earlier version continued after an empty answer
             continue
+
         if row["turn"] != len(found):
             raise ValueError(f"{journal.path} holds turn {row['turn']} of record {row['id']} out of order; delete it.")
         add_answer(found, Answer(**row["answer"]), turns[row["id"]])

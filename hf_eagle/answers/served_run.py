@@ -1,4 +1,4 @@
-"""Many records answered by a server at once: workers that ask, one thread that writes down, and what did not work."""
+"""Answer many records through a server at once: workers ask, one thread writes down answers and failures."""
 
 import logging
 import queue
@@ -17,7 +17,7 @@ from .turns import context, turn_seed
 
 logger = logging.getLogger(__name__)
 
-SYSTEMATIC = 10  # refusals in a row, with no answer between them, that are no longer the prompts' fault
+SYSTEMATIC = 10  # so many refusals in a row, without an answer between them, are not the prompts' fault
 
 
 @dataclass
@@ -32,10 +32,10 @@ class Asked:
 
 @dataclass
 class Run:
-    """Workers that each take the next record and answer its turns in order; one thread writes down what they say."""
+    """Workers that each take the next record and answer its turns in order; one thread writes the answers down."""
 
     asked: Asked
-    answers: list[list[Answer | None]]  # per record, `None` at the end of one that ends early
+    answers: list[list[Answer | None]]  # per record; `None` ends one that stops early
     served: ServedTarget
     stop: threading.Event
     reader: AnswerReader | None
@@ -43,11 +43,12 @@ class Run:
 
     def __post_init__(self):
         self.turns, self.seed, self.time_limit = self.asked.turns, self.asked.seed, self.asked.time_limit
+
         self._waiting = iter([id for id, turns in enumerate(self.turns) if len(self.answers[id]) < len(turns)])
-        self._lock = threading.Lock()  # of the iterator
+        self._lock = threading.Lock()  # guards the iterator
         self._events = queue.SimpleQueue()
         self._started = time.monotonic()
-        self._done = sum(map(len, self.answers))  # before the first worker adds to them
+        self._done = sum(map(len, self.answers))  # counted before the first worker adds to them
 
     def start(self, clients: list[ChatClient]) -> None:
         self.clients = clients
@@ -55,7 +56,7 @@ class Run:
             threading.Thread(target=self._work, args=(client,), daemon=True).start()
 
     def collect(self, journal, progress: bool) -> list[list]:
-        """Writes answers down as they come, until every worker has ended; then the first failure is raised."""
+        """Write answers down as they come, until every worker has ended; then raise the first failure."""
         early, failure, tokens, in_a_row, working = {}, None, 0, 0, len(self.clients)
         total = sum(map(len, self.turns))
         with tqdm(total=total, initial=self._done, unit="answer", desc="regenerating", disable=not progress) as bar:
@@ -95,7 +96,7 @@ class Run:
         return self.answers
 
     def _next_events(self) -> list:
-        """All that are there, which reach the disk together; none if none comes within a moment."""
+        """All events that are there, so that they reach the disk together; none if none comes within half a second."""
         events = []
         try:
             events.append(self._events.get(timeout=0.5))
@@ -144,13 +145,15 @@ class Run:
             self.answers[id].append(None)
             self._events.put((id, problem))
             return
+
         add_answer(self.answers[id], answer, self.turns[id])
         self._events.put({"id": id, "turn": turn, "tokens": told.completion_tokens, "answer": answer.as_row()})
 
     def _read(self, told: ChatAnswer, before: Answer | None) -> Answer:
-        """What was said, from its tokens where they are told; raises `Broken` for tokens that cannot be its."""
+        """What was said, from its tokens if reported; raises `Broken` for tokens that cannot be the answer's."""
         if not told.token_ids:
             return Answer({"content": told.text}, told.finish_reason)
+
         said, most = told.token_ids, self.served.fields["max_tokens"]
         if len(said) > most:
             raise Broken(f"the server tells {len(said)} tokens of an answer that may have {most} (`max_new_tokens`)")
@@ -160,25 +163,26 @@ class Run:
             stranger = self.reader.unknown_id([*told.prompt_ids, *said])
             if stranger is not None:
                 raise Broken(f"the server tells the token id {stranger}, which the target's tokenizer does not have")
-            # an answer that was not cut has the token that ended it
+
+            # an answer that was not cut includes the token that ended it
             ended = told.finish_reason not in CUT and said[-1] in self.reader.special_ids
             message = self.reader.message(told.prompt_ids, said[:-1] if ended else said)
         return said_answer(message, told.finish_reason, told.prompt_ids, said, before)
 
 
 def first_of(early: dict[int, ServerError]) -> str:
-    """The first record that ended early and what was wrong, rather one of those that are not too long."""
+    """The first record that ended early and why; those that are too long come last."""
     id = min((id for id, problem in early.items() if not isinstance(problem, TooLong)), default=min(early))
     return f"{id}: {early[id]}"
 
 
 def tell_early(early: dict[int, ServerError]) -> None:
-    """Logs how many records end early, and why."""
+    """Log how many records end early, and why."""
     too_long = [id for id, problem in early.items() if isinstance(problem, TooLong)]
     broken = {id: problem for id, problem in early.items() if isinstance(problem, Broken)}
     failed = {id: problem for id, problem in early.items() if id not in broken and not isinstance(problem, TooLong)}
 
-    # asking again would not help these
+    # asking these again would not help
     if too_long:
         logger.warning(
             "%d records end early: with `max_new_tokens` their prompts exceed the server's context length.",

@@ -1,4 +1,4 @@
-"""Is the model behind a server the target that is meant, and does it read chats as the target does?"""
+"""Check that the model behind a server is the intended target, and that it reads chats as the target does."""
 
 import json
 import logging
@@ -16,14 +16,14 @@ from .turns import context
 logger = logging.getLogger(__name__)
 
 _CHECKED = 4  # records whose prompts are compared
-# A server takes what a request does not name from the model's generation_config.json; the target itself is meant here.
-# Only vLLM, SGLang and their kin know these fields; vLLM alone tells token ids.
+# A server takes what a request leaves out from the model's generation_config.json; we want the target without it.
+# Only vLLM, SGLang and their kin know these fields; only vLLM reports token ids.
 _NEUTRAL = {"top_k": -1, "repetition_penalty": 1.0, "return_token_ids": True}
 
 
 @dataclass
 class ServedTarget:
-    """A target behind a server: its name there, the fields that every request carries, and whether ids are told."""
+    """A target behind a server: its name there, the fields of every request, and whether ids are reported."""
 
     client: ChatClient
     model: str
@@ -32,14 +32,14 @@ class ServedTarget:
 
     @classmethod
     def find(cls, client: ChatClient, target: str, server_model: str | None, fields: dict) -> "ServedTarget":
-        """Finds the target on the server and asks it for one token.
+        """Find the target on the server and ask it for one token.
 
         Args:
             target: folder or Hub id, compared with what `/v1/models` lists.
-            server_model: taken instead of comparing, if given.
+            server_model: the name to take instead of comparing, if given.
             fields: sampling and length, as a chat completion request has them.
 
-        Raises a `ServerError` when the server serves something else or does not answer.
+        Raises a `ServerError` if the server serves something else or does not answer.
         """
         model = _listed(client, target, server_model)
         length = model.max_model_len
@@ -57,22 +57,22 @@ class ServedTarget:
                 refusal = refusal or problem
                 continue
             if refusal is not None:
-                logger.warning("Asked without %s, for %s.", ", ".join(_NEUTRAL), refusal)
+                logger.warning("Asked without %s, since %s.", ", ".join(_NEUTRAL), refusal)
             return served
         raise ServerError(f"A chat of one word cannot be answered: {refusal}.")
 
     def body(self, messages: list[dict], seed: int | None = None, tools: list[dict] | None = None) -> dict:
-        """A chat completion request; `tools` are shown to the target, and what it says of them is left as it is."""
+        """A chat completion request; the target sees `tools`, and the server leaves its tool calls in the text."""
         body = {"model": self.model, "messages": [sent_message(message) for message in messages], **self.fields}
         body |= {"tools": tools, "tool_choice": "none"} if tools else {}
         return body if seed is None else {**body, "seed": seed}
 
     def greeting(self) -> dict:
-        """The least that can be asked."""
+        """The shortest request."""
         return self.body([{"role": "user", "content": "Hi"}]) | {"max_tokens": 1}
 
     def is_there(self, client: ChatClient) -> bool:
-        """Does the server answer a greeting, at once?"""
+        """Whether the server answers a greeting at the first attempt."""
         try:
             client.chat(self.greeting(), retries=0)
             return True
@@ -80,7 +80,7 @@ class ServedTarget:
             return False
 
     def fails_alone(self, problem: ServerError, client: ChatClient) -> bool:
-        """Is it one prompt alone that the server refuses, or fails on although it answers a greeting?"""
+        """Whether this prompt alone is at fault: refused, or failing on a server that answers a greeting."""
         if isinstance(problem, Unavailable):
             return not problem.busy and self.is_there(client)
         return isinstance(problem, Refused)
@@ -92,10 +92,10 @@ class ServedTarget:
         tools: list | None = None,
         template_kwargs: dict | None = None,
     ) -> None:
-        """Raises a `ServerError` when the server makes another prompt than the tokenizer of some of these chats.
+        """Raises a `ServerError` if the server makes another prompt than the tokenizer for some of these chats.
 
-        Token by token where the server tells its prompts (vLLM), else by their number. Chats with images are left out:
-        only the server has their processor.
+        The comparison is token by token if the server reports its prompts (vLLM), else by the number of tokens. Chats
+        with images are left out: only the server has their processor.
         """
         renderer = ChatRenderer(tokenizer, template_kwargs)
         texts = [
@@ -103,16 +103,17 @@ class ServedTarget:
             for chat, offered in zip(turns, tools or [None] * len(turns), strict=True)
             if all(isinstance(message["content"], str) for turn in chat for message in turn)
         ]
+
         for chat, offered in texts[:: max(1, -(-len(texts) // _CHECKED))]:
             messages = context(chat[:2], [Answer({"content": "Yes."}, "stop")] * (len(chat) > 1))
             try:
                 rendered = renderer.prompt(messages, offered)
             except TemplateRefusal:
-                continue  # the server will refuse it, too
+                continue  # the server will refuse it too
             self._check_prompt(tokenizer, self.body(messages, tools=offered), rendered)
 
     def _check_prompt(self, tokenizer, body: dict, rendered: str) -> None:
-        """Raises a `ServerError` when the server makes something else of a request than what was rendered."""
+        """Raises a `ServerError` if the server makes other tokens of a request than those of the rendered text."""
         expected = tokenizer(rendered, add_special_tokens=False, verbose=False)["input_ids"]
         found, number = self.client.prompt_ids(body), None
         if found is None:
@@ -121,6 +122,7 @@ class ServedTarget:
             except Refused:
                 return
             found, number = told.prompt_ids, told.prompt_tokens
+
         if found is not None and found != expected:
             raise self._other_prompt(_around_difference(tokenizer, found, expected))
         if found is None and number is not None and number != len(expected):
@@ -134,13 +136,14 @@ class ServedTarget:
 
 
 def sent_message(message: dict) -> dict:
-    """As OpenAI's API takes it: media by addresses, arguments of calls as JSON, thoughts by vLLM's name too."""
+    """A message as OpenAI's API takes it: media by address, arguments of calls as JSON, thoughts by vLLM's name too."""
     if isinstance(message.get("content"), list):
         message = message | {"content": addressed(message["content"])}
     if message.get("reasoning_content"):
         message = message | {"reasoning": message["reasoning_content"]}
     if not message.get("tool_calls"):
         return message
+
     calls = []
     for number, call in enumerate(message["tool_calls"]):
         arguments = json.dumps(call["function"]["arguments"], ensure_ascii=False)
@@ -166,7 +169,7 @@ def _listed(client: ChatClient, target: str, server_model: str | None) -> Served
 
 
 def _same(target: str, name: str | None) -> bool:
-    if not name or "\0" in name:  # which no path may hold
+    if not name or "\0" in name:  # no path may hold a null byte
         return False
     return target == name or (os.path.isdir(name) and os.path.realpath(target) == os.path.realpath(name))
 
@@ -174,6 +177,7 @@ def _same(target: str, name: str | None) -> bool:
 def _around_difference(tokenizer, found: list[int], expected: list[int]) -> str:
     place = next((n for n, pair in enumerate(zip(found, expected, strict=False)) if pair[0] != pair[1]), None)
     place = min(len(found), len(expected)) if place is None else place
+
     here = slice(max(0, place - 4), place + 8)
     highest = max(tokenizer.get_vocab().values())
     stranger = next((id for id in found[here] if id > highest), None)

@@ -10,23 +10,23 @@ from ..door.journal import Journal, journal_beside
 from .answer import Answer
 
 
-HOTTEST = 100.0  # nothing is left of a target's distribution above it
-_MOST = {"concurrency": 4096}  # a thread and an open file each
-_FORMAT = 2  # of a journal's lines; 1 had no token ids
+HOTTEST = 100.0  # above it, nothing is left of a target's distribution
+_MOST = {"concurrency": 4096}  # each takes a thread and an open file
+_FORMAT = 2  # of a journal's lines; format 1 had no token ids
 
 
 def read_turns(records, content_parts: bool = False, media_root: str | None = None) -> list[list[list[dict]]]:
-    """Per record and answer, the messages that precede it since the last answer.
+    """For each record and answer, the messages since the previous answer.
 
-    The answers of a record are dropped. Messages of a user in a row are one turn. A tool's message ends the
+    The answers of a record are dropped. Consecutive messages of a user are one turn. A tool's message ends the
     conversation, since the target may not have called that tool.
 
     Args:
         records: chat records of any form that `to_messages` reads.
-        content_parts: keep the contents of chats with images or other media as lists of typed parts.
+        content_parts: keep contents of chats with images or other media as lists of typed parts.
         media_root: where relative paths of media start; by default the folder of a record's file.
 
-    Raises a `ValueError` that names the record, when it is malformed or no user speaks in it.
+    Raises a `ValueError` that names the record if it is malformed or has no user's message.
     """
     how = {"content_parts": content_parts, "media_root": media_root}
     read = (read_record(record, index, **how)[0] for index, record in enumerate(records))
@@ -34,8 +34,9 @@ def read_turns(records, content_parts: bool = False, media_root: str | None = No
 
 
 def _joined(messages: list[dict]) -> list[dict]:
-    """A chat of texts alone with its parts joined as in training: servers have several ways to do it."""
+    """Join the parts of a chat that holds only text, as training does: servers differ in how they join them."""
     parts = [part for m in messages if isinstance(m["content"], list) for part in m["content"]]
+
     if any(part.get("type") != "text" for part in parts):
         return messages
     return [message | {"content": text_of(message["content"])} for message in messages]
@@ -48,18 +49,20 @@ def _turns(messages: list[dict], index: int) -> list[list[dict]]:
             break
         if message["role"] == "assistant":
             continue
+
         following.append(message)
         last = messages[place + 1]["role"] if place + 1 < len(messages) else None
         if message["role"] == "user" and last not in ("user", "system"):
             turns.append(following)
             following = []
+
     if not turns:
         raise ValueError(f"Record {index} has no user turn to answer.")
     return turns
 
 
 def read_offers(records, template_kwargs: dict | None = None) -> list[list[dict] | None]:
-    """Per record the tools on offer, as JSON schemas: its own, or those that every chat is given."""
+    """For each record the tools on offer, as JSON schemas: its own, or those that every chat is given."""
     common = (template_kwargs or {}).get("tools")
     return [read_tools(record, index) or common for index, record in enumerate(records)]
 
@@ -73,29 +76,30 @@ def context(turns: list[list[dict]], answers: list[Answer]) -> list[dict]:
 
 
 def open_journal(output_path: Path, turns: list, settings: dict, asked_with=None) -> Journal:
-    """The journal beside `output_path`, which belongs to these turns and settings.
+    """The journal next to `output_path`, which belongs to these turns and settings.
 
     Args:
-        asked_with: whatever else the questions depend on; a hash of it is kept.
+        asked_with: anything else that the questions depend on; a hash of it is kept.
 
-    Raises a `ValueError` when `output_path` holds something else, or was begun with other settings.
+    Raises a `ValueError` if `output_path` holds something else, or was begun with other settings.
     """
     questions = hashlib.sha256(json.dumps([turns, asked_with]).encode()).hexdigest()[:16]
     return journal_beside(output_path, settings | {"format": _FORMAT, "records": len(turns), "questions": questions})
 
 
 def turn_seed(seed: int, id: int, turn: int = 0) -> int:
-    """Of the sampling of one answer."""
+    """The sampling seed of one answer."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{id}/{turn}".encode()).digest()[:4], "big") >> 1
 
 
 def check_arguments(counts: dict, temperature: float, top_p: float, seed: int, time_limit: float | None = None) -> None:
-    """Raises a `ValueError` for an argument out of range; `counts` are whole numbers from 1 on, by name."""
+    """Raises a `ValueError` for an argument out of range; `counts` are whole numbers from 1 up, by name."""
     for name, value in counts.items():
         if value < 1:
             raise ValueError(f"`{name}` must be at least 1, got {value}.")
         if value > _MOST.get(name, 10**9):
             raise ValueError(f"`{name}` must be at most {_MOST.get(name, 10**9)}, got {value}.")
+
     if not 0 <= temperature <= HOTTEST:
         raise ValueError(f"`temperature` must be 0 (greedy) or more, and at most {HOTTEST:g}, got {temperature}.")
     if not 0 < top_p <= 1:

@@ -1,4 +1,4 @@
-"""Answered conversations as records, each compared with what training will make of it, and the file of them."""
+"""Write answered conversations as records, each compared with what training will make of it."""
 
 import json
 import logging
@@ -26,40 +26,43 @@ def write_answered(
     tools: list | None = None,
     encoder: ConversationEncoder | None = None,
 ) -> None:
-    """Writes the finished conversations in order, whole or not at all, and logs how many they are.
+    """Write the finished conversations in order, completely or not at all, and log how many there are.
 
-    A later prompt may not repeat an earlier answer as it was said: templates leave thoughts of the past out. Then the
-    record becomes several lines, so that each answer stands once behind the prompt that it was said to.
+    A later prompt may not repeat an earlier answer as it was said: templates leave past thoughts out. Then the record
+    becomes several lines, so that each answer stands once after the prompt that it was said to.
 
     Args:
         turns: of all records.
-        answers: per record, of each turn; `None` after them where the record ends early.
+        answers: per record, one for each turn; `None` after them if the record ends early.
         tools: per record those on offer, or `None`.
-        encoder: makes the rows of training; conversations of which it makes another than was said are left out.
+        encoder: makes the rows of training; conversations whose row differs from what was said are left out.
 
     A record without an answer is not written.
 
-    Raises a `ValueError` when nothing would be written of the finished conversations.
+    Raises a `ValueError` if none of the finished conversations would be written.
     """
     finished = [id for id in range(len(turns)) if len(answers[id]) == len(turns[id]) or answers[id][-1:] == [None]]
     given = {id: _given(answers[id]) for id in finished}
     answered = [id for id in finished if given[id]]
     empty = {id: answer.finish_reason for id in finished for answer in answers[id] if answer and answer.is_empty}
+
     if finished and not answered:
         why = f"{_counted(empty)}; " if empty else ""
         raise ValueError(
-            f"None of the {len(finished)} records has an answer: {why}prompts that end early are told of above. "
+            f"None of the {len(finished)} records has an answer: {why}the warnings above say which prompts end early. "
             f"Nothing is written to {output_path}; change what is asked or how."
         )
 
     refused: dict[int, str] = {}
     write_atomically(output_path, _lines(answered, turns, answers, tools, encoder, refused))
+
     cut = sum(answer.finish_reason in CUT for id in answered for answer in given[id])
     without = len(finished) - len(answered)
     logger.info(
         "%d of %d records answered, %d without an answer and not written, %d answers cut: %s",
         *(len(answered), len(turns), without, cut, output_path),
     )
+
     if empty:
         logger.warning("%s. Their records end before them. First, record %d.", _counted(empty), min(empty))
     _tell(answered, turns, answers, refused)
@@ -71,7 +74,7 @@ def _given(answers: list[Answer | None]) -> list[Answer]:
 
 
 def _counted(empty: dict[int, str]) -> str:
-    """How many answers are none, and why they ended."""
+    """How many answers are empty, and why they ended."""
     reasons = ", ".join(f"{number} {reason}" for reason, number in sorted(Counter(empty.values()).items()))
     return f"{len(empty)} answers are empty or white space only (by `finish_reason`: {reasons}), which is no answer"
 
@@ -86,6 +89,7 @@ def conversations(
         record = {"id": id, "messages": context(turns[:end], given[:end])}
         record["finish_reason"] = [answer.finish_reason for answer in given[:end]]
         own = [answer if n >= start else None for n, answer in enumerate(given[:end])]
+
         if any(answer and answer.token_ids for answer in own):
             record[ANSWER_TOKEN_IDS] = [answer and answer.token_ids for answer in own]
             record[PROMPT_TOKENS] = [answer and answer.prompt_tokens for answer in own]
@@ -97,11 +101,12 @@ def conversations(
 def refusal(encoder: ConversationEncoder, record: dict, answer: Answer) -> str | None:
     """Why training on a record would not be training on what was said; `None` if it would.
 
-    With token ids the row must begin with them and their prompt. Without, it is the text that is compared, white space
-    at the ends of answers aside. Only the processor of a target can render media: such records are not compared.
+    With token ids, the row must begin with the prompt's and the answer's. Without, the texts are compared, except for
+    white space at the ends of answers. Records with media are not compared: only the target's processor renders them.
     """
     if has_media(record):
         return None
+
     try:
         messages, tools = read_record(record, record["id"])[0], read_tools(record, record["id"])
         if answer.digest is None:
@@ -109,13 +114,14 @@ def refusal(encoder: ConversationEncoder, record: dict, answer: Answer) -> str |
         ids, _ = encoder.encode([messages], None, [record["id"]], [tools], said=[read_said(record, "its line")])[0]
     except ValueError as problem:
         return str(problem).removeprefix(f"Record {record['id']}: ")
+
     if digest(ids[: answer.prompt_tokens + len(answer.token_ids)]) != answer.digest:
         return "its prompt is rendered to other tokens than were answered"
     return None
 
 
 def _other_text(encoder: ConversationEncoder, messages: list[dict], tools) -> str | None:
-    """What the template makes of an answer that is not its text."""
+    """What the template makes of an answer, if it differs from the answer's text."""
     try:
         text = encoder.render(messages, tools)
         for place, message in enumerate(messages):
@@ -125,7 +131,7 @@ def _other_text(encoder: ConversationEncoder, messages: list[dict], tools) -> st
             row = text[len(prompt) :].lstrip()
             if not text.startswith(prompt) or not row.startswith(message["content"].strip()):
                 return f"of the answer {message['content'][:100]!r} the chat template makes {row[:100]!r}"
-    except Exception as problem:  # jinja's own errors, and whatever a template raises by itself
+    except Exception as problem:  # jinja's own errors, and whatever a template itself raises
         return f"it does not fit the chat template of `tokenizer`: {problem}"
     return None
 
@@ -140,6 +146,7 @@ def _lines(answered, turns, answers, tools, encoder, refused: dict[int, str]) ->
                 continue
             written += 1
             yield json.dumps(record, ensure_ascii=False)
+
     if refused and not written:
         raise ValueError(
             f"None of the {len(answered)} answered records can be trained on as it was said. Record {_first(refused)}."
@@ -147,7 +154,7 @@ def _lines(answered, turns, answers, tools, encoder, refused: dict[int, str]) ->
 
 
 def _tell(answered: list[int], turns: list, answers: list, refused: dict[int, str]) -> None:
-    """What became of records that are not one whole line each."""
+    """Log what happened to records that did not become one line each."""
     anew = sum(not answer.continues for id in answered for answer in _given(answers[id]))
     if anew:
         logger.info(
@@ -155,13 +162,13 @@ def _tell(answered: list[int], turns: list, answers: list, refused: dict[int, st
             anew,
         )
 
-    # nobody runs the tool, so the next turn has nothing to go on from
+    # the tool is not run, so there is nothing for the next turn to go on from
     called = sum(
         answers[id][-1] is None and bool(answers[id][-2:-1]) and "tool_calls" in answers[id][-2].message
         for id in answered
     )
     if called:
-        logger.info("%d records end where the target calls a tool, which nobody runs here.", called)
+        logger.info("%d records end where the target calls a tool, which is not run here.", called)
 
     if refused:
         logger.warning(

@@ -1,4 +1,4 @@
-"""Prompts that the target writes itself, so that no data set is needed: it goes on where its chat template opens the
+"""Let the target write prompts itself, so that no data set is needed: it continues where its chat template opens the
 user's turn, and writes what users said in the data that it was tuned on (Magpie, https://arxiv.org/abs/2406.08464).
 """
 
@@ -25,7 +25,7 @@ from .turns import check_arguments, turn_seed
 logger = logging.getLogger(__name__)
 
 _ROW = {"id": int, "text": str, "finish_reason": str}  # of a journal
-_MARK = "USERSTURN"  # stands where the template writes what the user says
+_MARK = "USERSTURN"  # stands for the user's text in a rendered template
 
 
 def write_prompts(
@@ -48,39 +48,40 @@ def write_prompts(
     request_timeout: float = 600.0,
     progress: bool = True,
 ) -> Path:
-    """Samples what users might say, from the target itself; the file's lines are `{"messages": [a user's message]}`.
+    """Sample what users might say, from the target itself; the file's lines are `{"messages": [a user's message]}`.
 
     Left out are prompts that were not finished within `max_new_tokens`, that hold a special token, or that were
-    written before; a line of the log counts them, and those that the server fails on. Each one goes to
-    `<output_path>.journal` as it comes, and the same call asks for the missing ones only.
+    written before; the log counts them, and those that the server fails on. Each prompt goes to
+    `<output_path>.journal` as it comes, and the same call asks only for the missing ones.
 
     Args:
-        output_path (`str` or `Path`): written whole or not at all.
+        output_path (`str` or `Path`): written completely or not at all.
         server_url (`str`): of a server with OpenAI's completion API (vLLM, SGLang) that runs the target.
         target (`str`): folder or Hub id; the server must serve it.
         tokenizer: the target's, with its chat template.
         num_prompts (`int`): prompts to ask for; a few per cent are left out.
-        template_kwargs (`dict`, *optional*): what else the chat template is given; `tools` are on offer in every chat.
-        system_prompts (`list[str]`, *optional*): system messages in turn, which steer what is asked about; they are
-            not written. By default what the template says where a chat has none.
-        server_model (`str`, *optional*): the name the server gives the target, where that cannot be told from it.
+        template_kwargs (`dict`, *optional*): further arguments of the template; `tools` are on offer in every chat.
+        system_prompts (`list[str]`, *optional*): system messages to take in turn, which steer what is asked about;
+            they are not written. By default, what the template says if a chat has none.
+        server_model (`str`, *optional*): the server's name for the target, if that cannot be found by `target`.
         api_key (`str`, *optional*): sent as a bearer token.
-        max_new_tokens (`int`, *optional*, defaults to 256): length of a prompt at most.
-        concurrency (`int`, *optional*, defaults to 64): requests under way together.
-        temperature (`float`, *optional*, defaults to 1.0): above 0, or all prompts were the same one.
+        max_new_tokens (`int`, *optional*, defaults to 256): greatest length of a prompt.
+        concurrency (`int`, *optional*, defaults to 64): requests in flight together.
+        temperature (`float`, *optional*, defaults to 1.0): above 0, or all prompts would be the same.
         top_p (`float`, *optional*, defaults to 0.95): nucleus.
         seed (`int`, *optional*, defaults to 0): each prompt has its own, made from it.
         retries (`int`, *optional*, defaults to 12): attempts after the first one, over two to three minutes.
         request_timeout (`float`, *optional*, defaults to 600.0): seconds that a prompt may take.
         progress (`bool`, *optional*, defaults to `True`): show a progress bar.
 
-    Returns the path. Raises a `ValueError` for an argument out of range, a template that cannot be opened at the
-    user's turn, or when no prompt is left, and a `ServerError` (one too) as `regenerate_through_server` does.
+    Returns the path. Raises a `ValueError` for an argument out of range, for a template that cannot be opened at the
+    user's turn, or if no prompt is left, and a `ServerError` (a `ValueError` too) as `regenerate_through_server` does.
     """
     counts = {"num_prompts": num_prompts, "max_new_tokens": max_new_tokens, "concurrency": concurrency}
     check_arguments(counts, temperature, top_p, seed)
     if temperature == 0:
         raise ValueError("`temperature` must be above 0: a greedy target writes one prompt again and again.")
+
     output_path, stop = Path(output_path), threading.Event()
 
     def client() -> ChatClient:
@@ -102,7 +103,7 @@ def write_prompts(
 
 @dataclass
 class _Writer:
-    """Lets the target write one prompt at a time, each with a seed of its own."""
+    """Lets the target write one prompt at a time, each with its own seed."""
 
     served: ServedTarget
     openings: list[tuple[str, str]]
@@ -110,10 +111,11 @@ class _Writer:
     client: Callable[[], ChatClient]
 
     def __call__(self, id: int) -> dict | ServerError:
-        """The row of a prompt, or what the server fails with on this prompt alone."""
+        """The row of a prompt, or the server's error if only this prompt fails."""
         opening, end = self.openings[id % len(self.openings)]
         body = {"model": self.served.model, "prompt": opening, "stop": [end], **self.served.fields}
         body |= {"seed": turn_seed(self.seed, id), "skip_special_tokens": False}
+
         client = self.client()
         try:
             answer = client.complete(body)
@@ -129,7 +131,7 @@ class _Writer:
 def _write_missing(
     journal: Journal, writer: _Writer, number: int, concurrency: int, stop: threading.Event, progress: bool
 ) -> None:
-    """Appends the row of every id that the journal lacks, as they come; a failure ends the others."""
+    """Append the row of every id that the journal lacks, as they come; a failure ends the others."""
     for row in journal.rows:
         check_fields(row, _ROW, journal.path, "delete it to begin anew")
     missing = sorted(set(range(number)) - {row["id"] for row in journal.rows})
@@ -147,7 +149,8 @@ def _write_missing(
                     failed.append(row)
                     in_a_row += 1
                 bar.update()
-                # a prompt may fail by itself, so many cannot
+
+                # one prompt may be at fault, but not so many in a row
                 if in_a_row >= SYSTEMATIC:
                     raise ServerError(f"{in_a_row} prompts in a row cannot be written, the last one since {row}.")
         except BaseException:
@@ -163,24 +166,26 @@ def _write_missing(
 
 
 def open_user_turn(tokenizer, system: str | None = None, template_kwargs: dict | None = None) -> tuple[str, str]:
-    """The text up to what the user says, and how the template goes on behind it: where a prompt ends.
+    """The text up to what the user says, and how the template continues after it: where a prompt ends.
 
-    Raises a `ValueError` when the template does not write a user's message as it is, with something behind it.
+    Raises a `ValueError` if the template does not write a user's message as it is, with something after it.
     """
     messages = [{"role": "system", "content": system}] * (system is not None) + [{"role": "user", "content": _MARK}]
     opening, mark, rest = ChatRenderer(tokenizer, template_kwargs).prompt(messages).partition(_MARK)
     end = rest.strip().splitlines()[0] if rest.strip() else ""
+
     if not mark or not end or (system is not None and system.strip() not in opening):
         raise ValueError(
             f"`target`'s chat template cannot be opened at the user's turn: of {messages} it makes "
             f"{(opening + mark + rest)[:300]!r}."
         )
+
     first = tokenizer.convert_ids_to_tokens(tokenizer(end, add_special_tokens=False)["input_ids"][0])
     return opening, first if end.startswith(first) and first in tokenizer.all_special_tokens else end
 
 
 def _usable(rows: list[dict], tokenizer) -> list[str]:
-    """Finished prompts, each once; raises a `ValueError` when there are none."""
+    """Finished prompts, each once; raises a `ValueError` if there are none."""
     special = [token for token in tokenizer.all_special_tokens if token]
     finished = [row["text"] for row in rows if row["finish_reason"] == "stop" and row["text"]]
     plain = [text for text in finished if not any(token in text for token in special)]
@@ -189,6 +194,7 @@ def _usable(rows: list[dict], tokenizer) -> list[str]:
         "%d prompts; of %d written ones %d were not finished, %d held a special token, %d came twice.",
         *(len(prompts), len(rows), len(rows) - len(finished), len(finished) - len(plain), len(plain) - len(prompts)),
     )
+
     if not prompts:
         raise ValueError("No prompt was finished: raise `max_new_tokens`, or see what the journal holds.")
     return prompts

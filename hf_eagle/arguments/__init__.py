@@ -1,1 +1,1 @@
-"""What a run is told: groups of arguments, the objective's, `TrainingArguments`, and the parser."""
+"""What a run can be told: groups of arguments, the objective's, `TrainingArguments`, and the parser."""

@@ -1,7 +1,7 @@
-"""Arguments of training, as dataclasses for `HfArgumentParser`. Importing them is instant: no torch.
+"""Arguments of training, as dataclasses for `HfArgumentParser`. They import instantly: no torch.
 
-What is EAGLE's own in the training itself is in `objective.py`, what all verbs share that load a target or render chats
-in `sources.py`; `training/recipe.py` has all of them together.
+EAGLE's own arguments of training are in `objective.py`. Those shared by all verbs that load a target or render chats
+are in `sources.py`. `training/recipe.py` joins all of them.
 """
 
 from dataclasses import dataclass, field, fields
@@ -25,8 +25,8 @@ class TargetArguments(TargetSourceArguments):
 
     target: str = field(
         metadata={
-            "help": "Target model: a folder or a Hub id, also of a PEFT adapter, which is merged into its base. No "
-            "file of it is changed."
+            "help": "Target model: a folder or a Hub id, also of a PEFT adapter, which is merged into its base. None "
+            "of its files are changed."
         }
     )
     base_model: str | None = _arg(None, "Hub id of the target for the draft's card. Unset: `target`, if it is one.")
@@ -39,20 +39,20 @@ class TargetArguments(TargetSourceArguments):
         "N-3, as both servers assume.",
     )
     tap_method: Literal["hooks", "output_hidden_states"] = _arg(
-        "hooks", "How taps are recorded; `output_hidden_states` for models whose layers cannot be hooked."
+        "hooks", "How taps are recorded; `output_hidden_states` is for models whose layers cannot be hooked."
     )
     attn_implementation: str | None = _arg(None, "Attention implementation of the target, as in transformers.")
     compile_target: bool = _arg(
-        False, "`torch.compile` the target: a minute or two at the start, then each of its forwards is a little faster."
+        False, "`torch.compile` the target: takes a minute or two at the start, then each forward is a little faster."
     )
     target_sharding: Literal["none", "fsdp2", "tensor", "expert"] = _arg(
         "none",
-        "Spread the target over the ranks, each of which reads its share only: `fsdp2` gathers a layer while it runs, "
-        "`tensor` splits each layer's work, `expert` keeps a mixture's experts apart and treats the rest as `fsdp2`.",
+        "Spread the target over the ranks, each of which loads only its share: `fsdp2` gathers a layer while it runs, "
+        "`tensor` splits each layer's work, `expert` spreads a mixture's experts and treats the rest as `fsdp2`.",
     )
     target_shard_size: Count | None = _arg(
         None,
-        "Ranks that hold one whole target between them, for instance those of a machine; others hold further copies. "
+        "Ranks that together hold one whole target, for instance those of a machine; others hold further copies. "
         "Unset: all.",
     )
     target_cpu_offload: bool = _arg(False, "`fsdp2`: keep the shards in main memory, and gather layers from there.")
@@ -81,19 +81,19 @@ class DraftArguments:
 
     method: str = _arg(
         "eagle3",
-        "`eagle3`; or `eagle1`, which predicts the target's last hidden states and has neither taps nor a vocabulary "
-        "of its own; `eagle2` trains the same draft as `eagle1`, to be decoded with a dynamic tree; or a kind of your "
-        "own, registered before.",
+        "`eagle3`; or `eagle1`, which predicts the target's last hidden states and has neither taps nor its own "
+        "vocabulary; `eagle2` trains the same draft as `eagle1`, to be decoded with a dynamic tree; or your own kind, "
+        "registered before.",
     )
     draft_vocab_size: Count | None = _arg(
         None,
-        "Tokens the draft can propose, the most frequent of the supervised ones. Unset, or `none`: the whole "
+        "Number of tokens the draft can propose, the most frequent of the supervised ones. Unset, or `none`: the whole "
         "vocabulary.",
     )
     fill_vocabulary: bool = _arg(
         False,
-        "Fill up a `draft_vocab_size` above the different tokens that the data hold, with the tokenizer's most "
-        "frequent ones: those of the lowest ids, as tokenizers number their merges. Unset: such a size is refused.",
+        "If `draft_vocab_size` exceeds the number of different tokens in the data, fill it up with the tokenizer's "
+        "most frequent ones: those with the lowest ids, as tokenizers number their merges. Unset: refuse such a size.",
     )
     draft_attention: Literal["auto", "llama", "mla"] = _arg(
         "auto",
@@ -111,19 +111,19 @@ class DraftArguments:
     v_head_dim: Count | None = _arg(None, "`mla`: width of a head's value.")
     draft_rope: Literal["1d", "mrope"] = _arg(
         "1d",
-        "Positions of the draft beside a target with m-RoPE (Qwen-VL): one a token, counted along all of them, or the "
+        "Positions of the draft if the target has m-RoPE (Qwen-VL): one per token, counted over all tokens, or the "
         "target's three.",
     )
     draft_rope_scaling: str | None = _arg(
         None,
         'RoPE scaling of the draft instead of the target\'s, as JSON: `{"rope_type": "yarn", "factor": 4.0, '
-        '"original_max_position_embeddings": 8192}`. Types are default, linear, llama3 and yarn, with what both '
-        "servers read of them; `rope_theta` is the target's unless given.",
+        '"original_max_position_embeddings": 8192}`. Types are default, linear, llama3 and yarn, with the fields that '
+        "both servers read; `rope_theta` is the target's unless given.",
     )
     image_embeddings: Literal["token", "vision"] = _arg(
         "token",
-        "What the draft embeds at an image or a video: its token, as vLLM does, or what the target's vision tower made "
-        "of it, as SGLang does.",
+        "What the draft embeds at an image or a video: its token, as vLLM does, or the output of the target's vision "
+        "tower, as SGLang does.",
     )
     fc_norm: bool = _arg(False, "EAGLE-3.1: one RMSNorm per tap in front of `fc`.")
     norm_output: bool = _arg(False, "EAGLE-3.1: feed the normed output back instead of the residual stream.")
@@ -132,28 +132,31 @@ class DraftArguments:
     )
     init_from: str | None = _arg(
         None,
-        "Draft to start from, a folder or a Hub id: of the same shapes and taps, of any draft vocabulary. Rows of its "
-        "head are carried over by token, those of new tokens are as `draft_init` says. Has no meaning on resuming, but "
-        "with `use_peft`, where it is what the adapter is added to.",
+        "Draft to start from, a folder or a Hub id: of the same shapes and taps, with any draft vocabulary. Rows of "
+        "its head are carried over by token; rows of new tokens start as `draft_init` says. Has no effect on resuming, "
+        "except with `use_peft`: the adapter is added to it.",
     )
     license: str | None = _arg(
-        None, "Licence of the draft for its card, as the Hub spells it. Unset: the target's, where a card tells it."
+        None, "Licence of the draft for its card, as the Hub spells it. Unset: the target's, if its card names one."
     )
     draft_attn_implementation: Literal["sdpa", "eager", "flex_attention"] = _arg(
         "sdpa",
-        "Attention of the training-time test: `sdpa` takes the fused kernel that the device has, `eager` is the slow "
+        "Attention of the training-time test: `sdpa` uses the fused kernel of the device, `eager` is the slow "
         "reference.",
     )
 
     def __post_init__(self):
         check_numbers(self)
-        kind_of_method(self.method)  # refused here, not when it is first used
+        kind_of_method(self.method)  # refuses an unknown one here, not when it is first used
+
         if self.fill_vocabulary and self.draft_vocab_size is None:
             raise ValueError(
                 "`fill_vocabulary` is set, but `draft_vocab_size` is not: say how many tokens to fill up to."
             )
+
         given = self.draft_rope_scaling
         self._rope_scaling = None if given is None else check_rope_scaling(parse_json(given, "`draft_rope_scaling`"))
+
         if given is not None and self.draft_rope != "1d":
             raise ValueError(
                 f"`draft_rope_scaling` cannot be combined with `draft_rope` {self.draft_rope}, which no server scales: "
@@ -162,7 +165,7 @@ class DraftArguments:
 
     @property
     def rope_scaling(self) -> dict[str, Any] | None:
-        """RoPE scaling that was asked for, as a draft's config takes it."""
+        """The RoPE scaling that was asked for, as a draft's config takes it."""
         return self._rope_scaling
 
     @property
@@ -179,14 +182,14 @@ class DraftArguments:
 
 @dataclass
 class AdapterArguments:
-    """LoRA on the draft, by PEFT; the names are those of TRL's `ModelConfig`."""
+    """LoRA on the draft, by PEFT; names are those of TRL's `ModelConfig`."""
 
     _argument_group_name = "adapter"
 
     use_peft: bool = _arg(
         False,
-        "Train a LoRA adapter on the draft that `init_from` names, instead of the draft. What is saved is the draft "
-        "with the adapter merged in, and the adapter beside it, in `adapter/`.",
+        "Train a LoRA adapter on the draft that `init_from` names, instead of the draft itself. Saves the draft with "
+        "the adapter merged in and, in `adapter/`, the adapter.",
     )
     lora_r: Count = _arg(16, "Rank of the adapter's matrices.")
     lora_alpha: Count = _arg(32, "The adapter is added with the factor `lora_alpha / lora_r`.")
@@ -194,10 +197,10 @@ class AdapterArguments:
     lora_target_modules: list[str] | None = _arg(
         None,
         "Projections that get an adapter, by the last parts of their names. Unset: those of the draft's layer and "
-        "`fc`; name `lm_head` too for the head.",
+        "`fc`; add `lm_head` for the head.",
     )
     lora_modules_to_save: list[str] | None = _arg(
-        None, "Modules that are trained whole beside the adapter, such as `lm_head` or `norm` (every norm)."
+        None, "Modules that are trained fully next to the adapter, such as `lm_head` or `norm` (every norm)."
     )
 
     def __post_init__(self):
@@ -211,9 +214,10 @@ class AdapterArguments:
                     )
 
     def peft_config(self):
-        """The [`~peft.LoraConfig`] that `EagleTrainer` takes, `None` without `use_peft`."""
+        """The [`~peft.LoraConfig`] that `EagleTrainer` takes; `None` without `use_peft`."""
         if not self.use_peft:
             return None
+
         from peft import LoraConfig
 
         return LoraConfig(
@@ -243,17 +247,17 @@ class DataArguments(TemplateArguments, MediaArguments):
         "with `streaming`, shares of the mixture.",
     )
     data_licenses: list[str] | None = _arg(
-        None, "Licence of each of `train_data`, for the card. Unset: what their own cards tell."
+        None, "Licence of each of `train_data`, for the card. Unset: those named by their own cards."
     )
     dataset_format: Literal["auto", "messages", "sharegpt", "alpaca", "prompt_completion", "preference", "text"] = _arg(
         "auto",
         "Form of the records; `auto` goes by their columns. `preference` takes the chosen answers; `text` is "
-        "supervised whole, or, where it is a rendered chat, behind the answers' headers.",
+        "supervised as a whole or, if it is a rendered chat, after the headers of its answers.",
     )
     eval_data: list[str] | None = _arg(None, "Chats to evaluate on.")
     eval_share: Share = _arg(0.0, "Share of the training chats to hold out for evaluation when `eval_data` is unset.")
     max_length: Annotated[int, Bounds(least=4)] = _arg(
-        2048, "Longest sequence in tokens, no longer than the target reads; what is longer is cut and counted."
+        2048, "Longest sequence in tokens, at most what the target reads; longer ones are cut and counted."
     )
     packing: bool = _arg(
         False,
@@ -262,43 +266,44 @@ class DataArguments(TemplateArguments, MediaArguments):
     )
     streaming: bool = _arg(
         False,
-        "Read and tokenise conversations while training, shuffled within 1,000, for data that are too large to prepare "
+        "Read and tokenise conversations during training, shuffled within 1,000, for data too large to prepare "
         "first. Needs `max_steps`; nothing can be packed, grouped by length, held out, stored as features or counted "
-        "for a draft vocabulary. A batch counts records: one without an answer has its place there, and adds nothing.",
+        "for a draft vocabulary. A batch counts records: one without an answer takes its place and adds nothing.",
     )
     skip_bad_media: bool = _arg(
-        False, "Leave out, and count, conversations of which an image or a video cannot be loaded, instead of stopping."
+        False, "Leave out, and count, conversations with media that cannot be loaded, instead of stopping."
     )
     skip_bad_records: bool = _arg(
         False, "Leave out, and count, records that cannot be read or rendered, instead of stopping."
     )
-    last_turn_only: bool = _arg(False, "Train on what follows the last user's message only, not on every answer.")
-    train_on_thoughts: bool = _arg(True, "Train on the thoughts of answers too, where the template writes them.")
-    train_on_tool_calls: bool = _arg(True, "Train on the tool calls of answers too.")
-    preprocessing_workers: Workers | None = _arg(None, "Processes that tokenise.")
+    last_turn_only: bool = _arg(False, "Train only on what follows the last user's message, not on every answer.")
+    train_on_thoughts: bool = _arg(True, "Also train on the thoughts of answers, if the template writes them.")
+    train_on_tool_calls: bool = _arg(True, "Also train on the tool calls of answers.")
+    preprocessing_workers: Workers | None = _arg(None, "Number of processes that tokenise.")
     feature_store: str | None = _arg(
         None,
-        "Folder of the target's features, which scripts/cache_features.py makes: training reads them instead of asking "
+        "Folder of the target's features, made by scripts/cache_features.py: training reads them instead of running "
         "the target.",
     )
     cache_mode: Literal["read", "first_epoch"] = _arg(
-        "read", "`feature_store` must hold everything; or is filled while the first epoch trains, and read after it."
+        "read", "`feature_store` must hold everything; or is filled during the first epoch, and read after it."
     )
     store_dtype: Literal["bfloat16", "float32", "float8"] = _arg(
-        "bfloat16", "Numbers of `feature_store`; `float8` is e4m3 with a scale for each token and tap."
+        "bfloat16", "Number format of `feature_store`; `float8` is e4m3 with a scale for each token and tap."
     )
     acceptance_prompts: str | None = _arg(
         None,
-        "Prompts (.jsonl, .json, .txt) that are decoded during training, and at evaluations, to measure acceptance.",
+        "Prompts (.jsonl, .json, .txt) to decode during training, and at evaluations, to measure acceptance.",
     )
     acceptance_steps: Count | None = _arg(
-        None, "Optimizer steps between measurements of acceptance; unset: at evaluations only."
+        None, "Optimizer steps between measurements of acceptance; unset: only at evaluations."
     )
-    acceptance_num_prompts: Count = _arg(16, "Take the first so many of `acceptance_prompts`.")
+    acceptance_num_prompts: Count = _arg(16, "Number of `acceptance_prompts` to take, from the first on.")
 
     def __post_init__(self):
         super().__post_init__()
         check_numbers(self)
+
         for name in ("data_weights", "data_licenses"):
             values = getattr(self, name)
             if values is not None and len(values) != len(self.train_data):
@@ -306,31 +311,34 @@ class DataArguments(TemplateArguments, MediaArguments):
                     f"`{name}` has {len(values)} values for the {len(self.train_data)} sources of `train_data`: give "
                     "one for each."
                 )
+
         wrong = next((name for name in ("packing", "eval_share", "feature_store") if getattr(self, name)), None)
         if self.streaming and wrong:
             raise ValueError(f"`{wrong}` needs the whole data, which `streaming` never has: leave one of them out.")
+
         for name, default in (("cache_mode", "read"), ("store_dtype", "bfloat16")):
             if self.feature_store is None and getattr(self, name) != default:
                 raise ValueError(f"`{name}` is {getattr(self, name)}, but `feature_store` names no folder.")
+
         if self.acceptance_steps is not None and self.acceptance_prompts is None:
             raise ValueError(f"`acceptance_steps` is {self.acceptance_steps}, but `acceptance_prompts` names no file.")
 
 
 @dataclass
 class DryRunArguments:
-    """What a run would hold, instead of the run."""
+    """Report what a run would hold, instead of running it."""
 
     _argument_group_name = "dry run"
 
     dry_run: bool = _arg(
         False,
         "Print what every rank would hold, from the configs alone, and stop. `target` may then be a folder with "
-        "nothing but its `config.json`.",
+        "only its `config.json`.",
     )
-    world_size: Count = _arg(1, "`dry_run`: ranks of the run.")
-    device_memory_gb: Positive | None = _arg(None, "`dry_run`: warn when a rank needs more GiB than that.")
+    world_size: Count = _arg(1, "`dry_run`: number of ranks.")
+    device_memory_gb: Positive | None = _arg(None, "`dry_run`: warn if a rank needs more GiB than this.")
     supervised_share: Mass = _arg(
-        1.0, "`dry_run`: share of a batch's tokens that are an answer's; 1 is the most there can be."
+        1.0, "`dry_run`: share of a batch's tokens that belong to an answer; 1 is the most there can be."
     )
 
     def __post_init__(self):

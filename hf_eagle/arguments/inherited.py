@@ -1,10 +1,10 @@
-"""Bounds of the numbers of `transformers.TrainingArguments`, which states none itself. No torch."""
+"""Bounds for the numbers of `transformers.TrainingArguments`, which itself states none. No torch."""
 
 from .bounds import Bounds
 
 
 _COUNT = Bounds(least=1)
-_STEPS = Bounds(above=0)  # below 1 a share of all
+_STEPS = Bounds(above=0)  # below 1: a share of all steps
 _SEED = Bounds(least=0, most=2**32 - 1)
 
 INHERITED = {
@@ -15,7 +15,7 @@ INHERITED = {
     "per_device_eval_batch_size": _COUNT,
     "gradient_accumulation_steps": _COUNT,
     "eval_accumulation_steps": _COUNT,
-    # the optimizer; a rate of 1 and more never trained anything, but is a number to try
+    # the optimizer; a rate of 1 or more never trained anything, but may be tried
     "learning_rate": Bounds(least=0, most=1000),
     "warmup_steps": Bounds(least=0),
     "weight_decay": Bounds(least=0, most=1000),

@@ -1,6 +1,6 @@
-"""Arguments of the objective and its unroll, and which arguments mean nothing to which kind of draft. No torch.
+"""Arguments of the objective and its unroll, and the arguments that have no meaning for a kind of draft. No torch.
 
-`training_arguments.EagleTrainingArguments` joins `EagleArguments` with `transformers.TrainingArguments`.
+`training.EagleTrainingArguments` joins `EagleArguments` with `transformers.TrainingArguments`.
 """
 
 from dataclasses import dataclass, fields
@@ -13,7 +13,7 @@ from .parser import argument as _arg
 
 @dataclass
 class EagleArguments:
-    """What is EAGLE's own in the training of a draft."""
+    """EAGLE's own arguments for training a draft."""
 
     _argument_group_name = "eagle"
 
@@ -40,8 +40,10 @@ class EagleArguments:
 
     def __post_init__(self):
         check_numbers(self)
+
         if self.regression_weight + self.ce_weight == 0:
             raise ValueError("`regression_weight` and `ce_weight` must not both be 0: one of them is what is learned.")
+
         for choice in (f for f in fields(EagleArguments) if get_origin(f.type) is Literal):
             allowed, value = get_args(choice.type), getattr(self, choice.name)
             if value not in allowed:
@@ -49,7 +51,7 @@ class EagleArguments:
 
 
 def refuse_other_methods(kind: Kind, *groups) -> None:
-    """Refuse arguments that are set to something but mean nothing to a kind of draft.
+    """Refuse arguments that are set but have no meaning for a kind of draft.
 
     Args:
         kind: of the draft.

@@ -1,7 +1,7 @@
-"""Options of `transformers.TrainingArguments` that cannot work: refused in one sentence, before anything is loaded.
+"""Refuse options of `transformers.TrainingArguments` that cannot work, before anything is loaded.
 
-What is wrong on any machine is refused when the arguments are made, by `refuse_unfit`. What this machine lacks, such as
-a package, is refused by `refuse_unavailable` when a run begins: a recipe can be looked at where it cannot run.
+`refuse_unfit` refuses what is wrong on any machine, when the arguments are made. `refuse_unavailable` refuses what this
+machine lacks, such as a package, when a run begins: so a recipe can be read on a machine that cannot run it.
 """
 
 import inspect
@@ -17,7 +17,7 @@ from torch.distributed import DistError
 from transformers import TrainingArguments
 
 
-# texts of which the library does not say that they are one of a few
+# options with few allowed values, which the library does not declare as such
 _CHOICES = {
     "log_level": ("debug", "info", "warning", "error", "critical", "passive"),
     "log_level_replica": ("debug", "info", "warning", "error", "critical", "passive"),
@@ -25,7 +25,7 @@ _CHOICES = {
     "include_num_input_tokens_seen": ("all", "non_padding", "no", True, False),
     "dataloader_multiprocessing_context": ("fork", "spawn", "forkserver", None),
 }
-# options that a draft's training does nothing with, or fails on
+# options that have no effect on a draft's training, or make it fail
 _MEANINGLESS = {
     "neftune_noise_alpha": "a draft has no embeddings of its own that noise could be added to",
     "use_liger_kernel": "Liger has no kernels for drafts",
@@ -37,22 +37,25 @@ _JSON = (
     *("accelerator_config", "fsdp_config", "deepspeed"),
 )
 _JSON_OR_FILE = _JSON[3:]
-# what launchers tell the ranks that they start
+# environment variables that launchers set for the ranks they start
 _RANKS = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "SLURM_NTASKS")
 
 
 def refuse_unfit(args: TrainingArguments) -> None:
-    """`ValueError` for an option that cannot work on any machine; asked before the library looks at the arguments."""
+    """`ValueError` for an option that cannot work on any machine; called before the library checks the arguments."""
     _refuse_other_choices(args)
+
     for name, why in _MEANINGLESS.items():
         if getattr(args, name, None):
             raise ValueError(f"`{name}` is {getattr(args, name)}, but {why}: leave it out.")
+
     compiled = next((name for name in _COMPILED if getattr(args, name, None)), None)
     if compiled is not None:
         raise ValueError(
             f"`{compiled}` cannot work: a draft's unroll follows the answers of each batch, so it has no one "
             "graph to compile (torch 2.13 fails on it); leave it out, and use `compile_target` for the target."
         )
+
     for name in _JSON:
         _check_json(name, getattr(args, name, None))
 
@@ -67,13 +70,16 @@ def refuse_unfit(args: TrainingArguments) -> None:
                     f"`{name}` is {getattr(args, name)}, but there are no workers: set `dataloader_num_workers` to 1 "
                     "or more, or leave it out."
                 )
+
     if args.parallelism_config is not None and not hasattr(args.parallelism_config, "get_device_mesh"):
         raise ValueError("`parallelism_config` must be an `accelerate.ParallelismConfig`: give it from Python.")
+
     if args.ddp_backend is not None and not any(name in os.environ for name in _RANKS):
         raise ValueError(
             f"`ddp_backend` is {args.ddp_backend}, but this is one process: start several with torchrun or "
             "`accelerate launch`, or leave it out."
         )
+
     if args.hub_model_id is not None:
         from huggingface_hub.utils import HFValidationError, validate_repo_id
 
@@ -87,12 +93,13 @@ def refuse_unfit(args: TrainingArguments) -> None:
 
 
 def _refuse_other_choices(args: TrainingArguments) -> None:
-    """`ValueError` for a text that is none of those which an option takes."""
+    """`ValueError` for a text that is not one of the values its option takes."""
     choices = dict(_CHOICES)
     for name, hint in get_type_hints(TrainingArguments).items():
         kinds = [kind for kind in (hint, *get_args(hint)) if inspect.isclass(kind) and issubclass(kind, Enum)]
         if kinds:
             choices[name] = tuple(choice.value for choice in kinds[0])
+
     for name, allowed in choices.items():
         value = getattr(args, name, None)
         value = getattr(value, "value", value)
@@ -109,9 +116,10 @@ def _refuse_other_choices(args: TrainingArguments) -> None:
 
 
 def _check_json(name: str, value: Any) -> None:
-    """`ValueError` for a text that is neither a JSON object nor, where that may be, the name of a file."""
+    """`ValueError` for a text that is neither a JSON object nor, if allowed, the name of a file."""
     if not isinstance(value, str):
         return
+
     if value.startswith("{"):
         try:
             json.loads(value)
@@ -124,14 +132,15 @@ def _check_json(name: str, value: Any) -> None:
 
 
 def complete(args: TrainingArguments) -> None:
-    """The library's own `__post_init__`, in which ranks meet; what it refuses is told with the name of the argument.
+    """Run the library's own `__post_init__`, in which ranks meet; its errors are given the name of the argument.
 
     Raises:
         ConnectionError: if another rank ended while they met.
-        ValueError: naming the arguments that the library speaks of, or those that were set where it names none.
+        ValueError: naming the arguments that the library mentions, or those that were set if it names none.
     """
-    # a rank that has met all others waits until all have: one that ended before would keep them waiting half an hour
+    # a rank that has met all others waits until all have: if it ended earlier, they would wait for half an hour
     os.environ.setdefault("TORCH_DIST_INIT_BARRIER", "1")
+
     given = [known.name for known in fields(args) if _was_set(args, known)]
     try:
         TrainingArguments.__post_init__(args)
@@ -141,7 +150,8 @@ def complete(args: TrainingArguments) -> None:
     except (ArithmeticError, AttributeError, ImportError, LookupError, OSError, TypeError, ValueError) as problem:
         said = _of(problem)
         words = re.findall(r"\w+", said.lower())
-        # an error of a class has its name, as AcceleratorConfig of `accelerator_config`
+
+        # an error may name a class in place of its argument, as AcceleratorConfig for `accelerator_config`
         named = [name for name in given if name in words or name.replace("_", "") in words] or given
         raise ValueError(f"{', '.join(f'`{name}`' for name in named)} cannot be as given: {said}.") from problem
 
@@ -152,15 +162,17 @@ def _was_set(args: TrainingArguments, known) -> bool:
 
 
 def refuse_unavailable(args: TrainingArguments) -> None:
-    """`ValueError` for an option that needs what this machine does not have, or that its own library refuses.
+    """`ValueError` for an option that needs what this machine lacks, or that its own library refuses.
 
-    The library itself is asked for what it would make of the option when training begins.
+    The library itself is tried with the option, as it will be when training begins.
     """
     _check_reports(args)
     _check_optimizer(args)
     _check_schedule(args)
+
     if args.fsdp and args.parallel_mode.value != "distributed":
         raise ValueError("`fsdp` shards a draft over ranks, but this is one process: start several, or leave it out.")
+
     if args.push_to_hub:
         from huggingface_hub import constants, get_token
 
@@ -187,7 +199,8 @@ def _check_optimizer(args: TrainingArguments) -> None:
     if args.optim.value in ("adamw_torch", "adamw_torch_fused") and not args.optim_args:
         return
     names = f"`optim` {args.optim.value}" + (f" with `optim_args` {args.optim_args}" if args.optim_args else "")
-    # these look at the modules of the model, which is not there yet
+
+    # these inspect the model's modules, but the model does not exist yet
     model = torch.nn.ModuleDict({"layer": torch.nn.Linear(4, 4)})
     try:
         made, options = Trainer.get_optimizer_cls_and_kwargs(args, model)

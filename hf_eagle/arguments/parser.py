@@ -1,4 +1,4 @@
-"""`HfArgumentParser` with `--config file.yaml`: the file's values first, the command line over them."""
+"""`HfArgumentParser` with `--config file.yaml`: the file's values first, then the command line over them."""
 
 import argparse
 import difflib
@@ -15,7 +15,7 @@ from .yaml_files import read_words
 
 
 def argument(default: Any, help: str) -> Any:
-    """A field of a dataclass of arguments: its default, and what `--help` says of it."""
+    """A field of a dataclass of arguments: its default, and its text for `--help`."""
     return field(default=default, metadata={"help": help})
 
 
@@ -24,6 +24,7 @@ def parse_counts(name: str, text: str, most: int = 64) -> list[int]:
     first, _, last = text.partition("..")
     parts = [part.strip() for part in ([first, last] if last else text.split(","))]
     counts = [int(part) if part.isdecimal() and len(part) < 10 else 0 for part in parts]
+
     if not all(1 <= count <= most for count in counts) or len(counts) > most or (last and counts[0] > counts[1]):
         raise ValueError(f"`{name}` must be numbers from 1 to {most}, as `1..8` or `1,2,4`, but is {text[:100]!r}.")
     return list(range(counts[0], counts[1] + 1)) if last else counts
@@ -37,15 +38,15 @@ def _float_or_none(word: str) -> float | None:
     return None if word.lower() in _NONE else float(word)
 
 
-# of numbers that may be unset: a command line says so where its file has set them
+# readers of numbers that may be unset: a command line can unset what its file has set
 _NONE = ("none", "null")
 _OR_NONE = {int: _int_or_none, float: _float_or_none}
 for _kind, _reader in _OR_NONE.items():
-    _reader.__name__ = _kind.__name__  # as argparse calls them in errors
+    _reader.__name__ = _kind.__name__  # argparse shows it in errors
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Keeps the description's lines, shows one spelling of an option, bounds, and only defaults that say something."""
+    """Keeps the description's lines; shows one spelling of an option, bounds, and only informative defaults."""
 
     def _format_action_invocation(self, action):
         if len(action.option_strings) > 1 and action.option_strings[0].startswith("--"):
@@ -80,9 +81,13 @@ class EagleArgumentParser(HfArgumentParser):
             **kwargs,
         }
         super().__init__(dataclass_types, **kwargs)
+
         for action in self._actions:
             if action.default is None and not action.required:
                 action.type = _OR_NONE.get(action.type, action.type)
+            if action.const is False:  # the library's `--no_X` has help and default of `--X`, which it turns off
+                action.help, action.default = f"Turn off `--{action.dest}`.", argparse.SUPPRESS
+
         self.add_argument("--config", metavar="FILE", help="YAML file of arguments, or a recipe's name.")
 
     def parse_args_and_config(self, args: list[str] | None = None, first: str | None = None) -> tuple[Any, ...]:
@@ -90,7 +95,7 @@ class EagleArgumentParser(HfArgumentParser):
 
         Args:
             args: the command line, `sys.argv[1:]` when `None`.
-            first: the argument that a word in front may stand for without its name.
+            first: the argument that the first word may stand for, without its name.
 
         Exits with a usage message for an unknown name, a value that does not fit, or an unreadable file.
         """
@@ -98,8 +103,9 @@ class EagleArgumentParser(HfArgumentParser):
         if first is not None and args and not args[0].startswith("-"):
             args = [f"--{first}", *args]
         for option in (arg.split("=")[0] for arg in args if arg.startswith("--")):
-            if option not in self._option_string_actions:  # before anything that argparse misses
+            if option not in self._option_string_actions:  # checked before argparse reports anything missing
                 self.error(self._unknown(option))
+
         config = _value_of("--config", args)
         try:
             from_file = [] if config is None else [_at_home(word) for word in self._tokens(config)]
@@ -108,31 +114,33 @@ class EagleArgumentParser(HfArgumentParser):
             )
         except ValueError as problem:
             self.error(str(problem))
+
         if unknown:
             self.error(self._unknown(unknown[0].split("=")[0]))
         return tuple(parsed)
 
     def format_help(self) -> str:
-        """As `argparse`, with the bounds of numbers, which are looked up now: no other call needs them as text."""
+        """Add the bounds of numbers to argparse's help; they are looked up only now, since nothing else shows them."""
         told = {name: bounds.told() for group in self.dataclass_types for name, bounds in bounds_of(group).items()}
         for action in self._actions:
             action.bounds = told.get(action.dest, "")
         return super().format_help()
 
     def parse_known_args(self, args=None, namespace=None):
-        """As `argparse`, with numbers that lie within their bounds, which is seen before any dataclass is made."""
+        """Check that numbers lie within their bounds, before any dataclass is made."""
         parsed, unknown = super().parse_known_args(args, namespace)
         for name in (name for name, value in vars(parsed).items() if value == [None]):
             setattr(parsed, name, None)
+
         for group in self.dataclass_types:
             check_numbers(group, vars(parsed))
         return parsed, unknown
 
     def _tokens(self, path: str) -> list[str]:
-        """The file as command-line tokens."""
+        """The file's values as words of a command line."""
         actions = {}
         for action in self._actions:
-            actions.setdefault(action.dest, action)  # the first, where another one says the opposite
+            actions.setdefault(action.dest, action)  # the first: a later one, `--no_X`, means the opposite
 
         def takes(name: str) -> tuple[type, bool]:
             if name not in actions or name in ("config", "help"):
@@ -154,7 +162,7 @@ class EagleArgumentParser(HfArgumentParser):
         ]
 
     def error(self, message: str):
-        """One sentence instead of two screens of usage."""
+        """Print one sentence instead of two screens of usage."""
         self.exit(2, f"{self.prog}: error: {message} (--help lists the arguments)\n")
 
     def _unknown(self, option: str) -> str:
@@ -163,7 +171,7 @@ class EagleArgumentParser(HfArgumentParser):
 
 
 def _at_home(word: str) -> str:
-    """A word of a command line with `~/` expanded, as shells do, which leave `--name=~/x` and YAML alone."""
+    """Expand `~/` in a word of a command line as shells do; they leave `--name=~/x` alone, and never see YAML."""
     name, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
     return name + equals + (os.path.expanduser(value) if value.startswith("~/") else value)
 

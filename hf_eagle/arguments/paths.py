@@ -1,4 +1,4 @@
-"""The paths of a recipe, and the folders of drafts: looked at before anything is loaded or written."""
+"""Check the paths of a recipe, and the folders of drafts, before anything is loaded or written."""
 
 import os
 from pathlib import Path
@@ -10,12 +10,12 @@ from ..drafts.kinds import kind_of_folder
 from .groups import DataArguments, DraftArguments, TargetArguments
 
 
-# beside a config.json that tells nothing, these may be somebody's
+# next to a config.json that says nothing, these may belong to somebody
 _WORTH_KEEPING = ("*.safetensors", "pytorch_model*.bin", "*.gguf", "checkpoint-*")
 
 
 def paths_read(target: TargetArguments, data: DataArguments, draft: DraftArguments | None = None) -> dict[str, object]:
-    """What a recipe reads, by argument, to be kept from being written over."""
+    """The paths that a recipe reads, by argument, so that they are not overwritten."""
     return {
         "target": target.target,
         **{name: getattr(data, name) for name in ("train_data", "eval_data", "acceptance_prompts", "tools")},
@@ -24,16 +24,17 @@ def paths_read(target: TargetArguments, data: DataArguments, draft: DraftArgumen
 
 
 def check_data_paths(target: TargetArguments, data: DataArguments) -> None:
-    """`ValueError` naming the first argument for target or data that names what is not there, or cannot be read."""
+    """`ValueError` naming the first argument for target or data whose path does not exist, or cannot be read."""
     check_target("target", target.target, target.gguf_file)
     check_data("train_data", data.train_data)
     check_data("eval_data", data.eval_data or [])
+
     if data.media_root is not None:
         check_folder("media_root", data.media_root)
 
 
 def check_training_paths(data: DataArguments, draft: DraftArguments) -> None:
-    """As [`check_data_paths`], for what training alone reads beside these."""
+    """[`check_data_paths`] for the paths that only training reads."""
     if data.acceptance_prompts is not None:
         check_file("acceptance_prompts", data.acceptance_prompts)
     if draft.init_from is not None:
@@ -43,7 +44,7 @@ def check_training_paths(data: DataArguments, draft: DraftArguments) -> None:
 def check_draft_folder(
     argument: str, path: str, reads: dict[str, object] | None = None, overwrite: bool = False
 ) -> None:
-    """`FileExistsError` or `ValueError` unless a draft can be saved here and nobody loses anything by it."""
+    """`FileExistsError` or `ValueError` unless a draft can be saved here without destroying anything."""
     if not overwrite:
         refuse_torn_config(argument, path)
     check_output_folder(
@@ -52,18 +53,19 @@ def check_draft_folder(
 
 
 def is_draft(folder: Path) -> bool:
-    """Whether a folder holds a draft of a kind that is known, or a run of one: a full disk may have cut its config."""
+    """Whether a folder holds a draft of a known kind, or a run of one: a full disk may have cut its config."""
     return any(kind_of_folder(place) is not None for place in (folder, *folder.glob("checkpoint-*")))
 
 
 def holds_torn_config(folder: str | Path) -> bool:
-    """Whether a folder holds no more of a model than a config.json that is no JSON.
+    """Whether a folder holds nothing of a model except a config.json that is not JSON.
 
-    A run leaves one if it is killed, or finds the disk full, while it saves a draft without having saved checkpoints.
+    A run leaves one if it is killed, or finds the disk full, while it saves a draft before any checkpoint exists.
     """
     folder = Path(folder)
     if not os.path.isfile(folder / "config.json") or any(any(folder.glob(each)) for each in _WORTH_KEEPING):
         return False
+
     try:
         read_json(folder / "config.json")
     except ValueError:

@@ -1,4 +1,4 @@
-"""Arguments that every verb shares which loads a target or renders chats: said alike, read alike."""
+"""Arguments shared by all verbs that load a target or render chats."""
 
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ MEDIA_ROOT = "Where relative paths of images and videos start; unset: the folder
 
 @dataclass(kw_only=True)
 class TargetSourceArguments:
-    """Where the target comes from, beside its name."""
+    """Where the target comes from, besides its name."""
 
     _argument_group_name = "source of the target"
 
@@ -37,7 +37,7 @@ class TemplateArguments:
     _argument_group_name = "chat template"
 
     chat_template_kwargs: str | None = _arg(
-        None, 'What else the chat template is given, as JSON: `{"enable_thinking": false}`. Serve with the same.'
+        None, 'Further arguments of the chat template, as JSON: `{"enable_thinking": false}`. Serve with the same.'
     )
     tools: str | None = _arg(
         None, "JSON file with a list of tools, each a JSON schema: offered in every conversation that brings none."
@@ -48,52 +48,55 @@ class TemplateArguments:
 
     @property
     def template_kwargs(self) -> dict:
-        """What the chat template is given besides messages; `tools` are those of conversations that bring none."""
+        """Arguments of the chat template besides messages; `tools` are for conversations that bring none."""
         return dict(self._template_kwargs)
 
     def _read(self) -> dict:
         found = parse_json(self.chat_template_kwargs or "{}", "`chat_template_kwargs`")
         if not isinstance(found, dict):
             raise ValueError(f"`chat_template_kwargs` must be a JSON object, got {self.chat_template_kwargs}.")
+
         check_template_kwargs(found, "chat_template_kwargs")
         return found if self.tools is None else found | {"tools": _tools_in(self.tools)}
 
 
 @dataclass(kw_only=True)
 class MediaArguments:
-    """Where images and videos lie, and how much of them the target is shown."""
+    """Where images and videos are, and how much of them the target is shown."""
 
     _argument_group_name = "images and videos"
 
     media_root: str | None = _arg(None, MEDIA_ROOT)
     min_pixels: Count | None = _arg(
         None,
-        "Least pixels of an image, and of a video as the target's processor counts them. Unset: the processor's own.",
+        "Fewest pixels of an image, and of a video as the target's processor counts them. Unset: the processor's own.",
     )
     max_pixels: Count | None = _arg(None, "Most pixels, likewise. Serve with the same.")
     fps: Positive | None = _arg(
         None,
-        "Frames a second taken of a video; of a list of frames, how many are a second. Unset: the processor's own.",
+        "Frames per second taken of a video; for a list of frames, its frame rate. Unset: the processor's own.",
     )
     max_frames: Count | None = _arg(None, "Most frames taken of a video. Unset: the processor's own.")
 
     @property
     def media_limits(self) -> dict[str, float]:
-        """As `limit_media` takes them; those that are given."""
+        """The limits that were given, as `limit_media` takes them."""
         named = {name: getattr(self, name) for name in ("min_pixels", "max_pixels", "fps", "max_frames")}
         return {name: value for name, value in named.items() if value is not None}
 
 
 def _tools_in(path: str) -> list[dict]:
-    """The tools of a JSON file; `ValueError` naming it where it holds none."""
+    """The tools of a JSON file; `ValueError` naming it if it holds none."""
     try:
         found = read_json(path)
     except ValueError as problem:
         raise ValueError(f"`tools` cannot be read: {problem}") from None
+
     try:
         tools = read_tools({"tools": found}, 0)
     except ValueError as problem:
         raise ValueError(f"`tools` {path} cannot be read: {str(problem).removeprefix('Record 0: ')}") from None
+
     if not tools:
         raise ValueError(f"`tools` names {path}, which holds no tool: write a list of JSON schemas, or leave it out.")
     return tools

@@ -1,4 +1,4 @@
-"""`EagleTrainingArguments`: `transformers.TrainingArguments` with what is EAGLE's own."""
+"""`EagleTrainingArguments`: `transformers.TrainingArguments` with EAGLE's own."""
 
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -45,14 +45,14 @@ class EagleTrainingArguments(EagleArguments, TrainingArguments):
     )
     ignore_missing_state: bool = field(
         default=False,
-        metadata={"help": "Resume from a checkpoint without optimizer or schedule, which begin anew; it is said."},
+        metadata={"help": "Resume from a checkpoint without optimizer or schedule, which begin anew; this is logged."},
     )
     overwrite: bool = field(default=False, metadata={"help": "Delete what another run left in `output_dir` first."})
     max_unsupervised_steps: Count = field(
         default=100,
         metadata={
-            "help": "Stop after so many steps in a row without a supervised row, where data are a stream; other data "
-            "stop after a whole epoch."
+            "help": "Stop after so many steps in a row without a supervised row, if the data are a stream. With other "
+            "data, stop after a whole epoch."
         },
     )
 
@@ -60,10 +60,12 @@ class EagleTrainingArguments(EagleArguments, TrainingArguments):
         EagleArguments.__post_init__(self)
         check_numbers(self)
         refuse_unfit(self)
+
         self.names_output_dir = bool(self.output_dir)  # the library would name a folder of its own
-        # bf16 on a machine without an accelerator needs `use_cpu` said aloud
+        # the library refuses bf16 on a machine without an accelerator unless `use_cpu` is set
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         complete(self)
+
         if self.accelerator_config.dispatch_batches is None:
             # each rank reads a stream itself: rank 0 cannot join its batches, which differ in length
             self.accelerator_config.dispatch_batches = False

@@ -1,7 +1,7 @@
-"""YAML files: read with limits, so that a small file cannot stand for gigabytes, and with words as they were written.
+"""Read YAML files with limits, so that a small file cannot stand for gigabytes, and with words as they were written.
 
-YAML takes `no`, `off`, `on` and `yes` for truth values, and 1.10 for a number. For an argument that takes text they are
-text.
+YAML takes `no`, `off`, `on` and `yes` for truth values, and 1.10 for a number. For an argument that takes text, they
+stay text.
 """
 
 import json
@@ -14,26 +14,26 @@ import yaml
 
 
 MOST_BYTES = 2**18  # of a file; recipes have a few thousand
-MOST_VALUES = 20_000  # in a file, whatever its aliases stand for counted each time
+MOST_VALUES = 20_000  # in a file; what an alias stands for counts each time
 MOST_LEVELS = 50
 
 
 def read_yaml(path: str | Path, argument: str) -> dict:
-    """The mapping of names to values that a YAML file holds; `no` and `yes` are words in it, which no type asks for.
+    """The mapping of names to values in a YAML file; `no` and `yes` stay words, since no type is known here.
 
     Args:
         path: of the file.
         argument: that named it, for errors.
 
     Raises:
-        ValueError: naming the argument and the file, if that cannot be read, is no mapping, or is too large.
+        ValueError: naming the argument and the file, if it cannot be read, is not a mapping, or is too large.
     """
     loader, node = _composed(path, argument, _Words)
     return _constructed(loader, node, f"`{argument}` {path}")
 
 
 class _Words(yaml.SafeLoader):
-    """Leaves `no` and `yes` as they are written: arguments of truth values take these words, too."""
+    """Leaves `no` and `yes` as they are written: arguments of truth values take these words too."""
 
     yaml_implicit_resolvers = {
         letter: [(tag, pattern) for tag, pattern in known if not tag.endswith(":bool")]
@@ -47,16 +47,16 @@ _Words.add_implicit_resolver(
 
 
 def read_words(path: str | Path, argument: str, kind_of: Callable[[str], tuple[type, bool]]) -> dict[str, list[str]]:
-    """The words of a command line that say what a YAML file says, by the names of the arguments; nulls are left out.
+    """A YAML file as words of a command line, by the names of the arguments; nulls are left out.
 
     Args:
         path: of the file, which maps names of arguments to values.
         argument: that named it, for errors.
         kind_of: what an argument takes: the type of its values, `str` for text, and whether it takes several; raises
-            `ValueError` for an unknown one.
+            `ValueError` for an unknown argument.
 
     Raises:
-        ValueError: as `read_yaml`, and naming the argument that is given something it cannot take.
+        ValueError: as `read_yaml`, and naming an argument whose value it cannot take.
     """
     where = f"`{argument}` {path}"
     loader, node = _composed(path, argument)
@@ -68,7 +68,7 @@ def read_words(path: str | Path, argument: str, kind_of: Callable[[str], tuple[t
             raise ValueError(f"{where} must hold names of arguments, but has {name!r} for one.")
         kind, several = kind_of(name)
 
-        # a list is several words, a mapping one of JSON, and anything else is the word that was written
+        # a list becomes several words, a mapping one word of JSON, and anything else the word as written
         if isinstance(value, yaml.SequenceNode):
             if not several:
                 raise ValueError(f"{where} gives `{name}` a list, but it takes one value.")
@@ -86,7 +86,7 @@ def read_words(path: str | Path, argument: str, kind_of: Callable[[str], tuple[t
 def _composed(
     path: str | Path, argument: str, kind: type[yaml.SafeLoader] = yaml.SafeLoader
 ) -> tuple[yaml.SafeLoader, yaml.MappingNode]:
-    """A file's nodes, of which there are not too many, and what constructs values from them."""
+    """A file's nodes, if there are not too many, and the loader that constructs values from them."""
     where = f"`{argument}` {path}"
     # counted before anything is constructed: aliases can stand for gigabytes
     try:
@@ -121,17 +121,20 @@ class _TooMuch(Exception):
 
 
 def _count(node: yaml.Node, known: dict[int, int], levels: int) -> int:
-    """Values below a node, those of an alias counted wherever it stands; nothing is constructed for it."""
+    """The number of values below a node, with an alias counted wherever it stands; nothing is constructed."""
     if id(node) in known:
         if known[id(node)] == 0:
             raise _TooMuch("an alias of what it is part of")
         return known[id(node)]
+
     if levels == 0:
         raise _TooMuch(f"more than {MOST_LEVELS} levels")
+
     known[id(node)] = 0
     inside = node.value if not isinstance(node, yaml.ScalarNode) else []
     parts = [part for pair in inside for part in pair] if isinstance(node, yaml.MappingNode) else inside
     total = 1 + sum(_count(part, known, levels - 1) for part in parts)
+
     if total > MOST_VALUES:
         raise _TooMuch(f"more than {MOST_VALUES:,} values, its aliases written out")
     known[id(node)] = total
@@ -139,7 +142,7 @@ def _count(node: yaml.Node, known: dict[int, int], levels: int) -> int:
 
 
 def _constructed(loader: yaml.SafeLoader, node: yaml.Node, where: str) -> Any:
-    """The value of a node; what has no value, such as 2024-99-99, is told."""
+    """The value of a node; an error if it has none, such as 2024-99-99."""
     try:
         return loader.construct_object(node, deep=True)
     except (ValueError, TypeError, OverflowError, yaml.YAMLError) as problem:
@@ -147,9 +150,10 @@ def _constructed(loader: yaml.SafeLoader, node: yaml.Node, where: str) -> Any:
 
 
 def _in_a_line(problem: Exception) -> str:
-    """What the reader of YAML says, with its place but without the picture of it."""
+    """What the YAML parser says, with the place but without its excerpt of the text."""
     if not isinstance(problem, yaml.MarkedYAMLError) or problem.problem_mark is None:
         return " ".join(str(problem).split())
+
     mark, context = problem.problem_mark, f"{problem.context}, " if problem.context else ""
     return f"{context}{problem.problem} (line {mark.line + 1}, column {mark.column + 1})"
 

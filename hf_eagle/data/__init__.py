@@ -1,1 +1,1 @@
-"""Chat records to token ids and loss masks, batches, and the target's own answers."""
+"""Chat records to token ids and loss masks, and batches of them."""

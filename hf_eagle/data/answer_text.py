@@ -1,6 +1,6 @@
-"""What a target said, as text with all its special tokens, read as the message that chat templates take.
+"""Parse what a target said, as text with all its special tokens, into the message that chat templates take.
 
-Thoughts and tool calls have their own fields there. How each family marks them is known here only.
+Thoughts and tool calls have their own fields there. Only this module knows how each family marks them.
 """
 
 import json
@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 
 
 _THINK, _END_THINK = "<think>", "</think>"
-# gpt-oss: any number of messages to channels, of which the last one may be cut
+# gpt-oss: any number of messages to channels; the last one may be cut
 _HARMONY = re.compile(
     r"(?P<start>[^<]*)<\|channel\|>(?P<channel>[^<]*)(?:<\|constrain\|>[^<]*)?<\|message\|>(?P<text>.*?)"
     r"(?:<\|end\|>|<\|return\|>|<\|call\|>|\Z)",
     re.DOTALL,
 )
 _RECIPIENT = re.compile(r"to=(?:functions\.)?(\S+)")
-# a call as JSON (Qwen, Hermes, Mistral), or its name and arguments apart (DeepSeek, Kimi)
+# a call as JSON (Qwen, Hermes, Mistral), or its name and arguments separately (DeepSeek, Kimi)
 _CALLS = (
     re.compile(r"<tool_call>\s*(?P<call>\{.*?\})\s*</tool_call>", re.DOTALL),
     re.compile(r"\[TOOL_CALLS\]\s*(?P<call>\[.*\])", re.DOTALL),
@@ -37,7 +37,7 @@ _CALLS = (
 class SaidAnswer:
     """The parts of an answer; `text[:thought_end]` are its thoughts, and its calls begin at `calls_start`, if any.
 
-    Where `plain`, no part is marked: the whole text is its content.
+    If `plain`, no part is marked: the whole text is its content.
     """
 
     content: str
@@ -49,14 +49,15 @@ class SaidAnswer:
 
 
 def read_answer(text: str, opened: bool = False) -> SaidAnswer:
-    """Reads an answer, which may be cut anywhere.
+    """Parse an answer, which may be cut anywhere.
 
     Args:
-        text: all that was said, special tokens too, without the end of turn.
-        opened: whether the prompt opened a thought, as those of DeepSeek do.
+        text: all that was said, including special tokens, without the end of turn.
+        opened: whether the prompt opened a thought, as DeepSeek's prompts do.
     """
     if "<|channel|>" in text:
         return _read_harmony(text)
+
     thought_end, thoughts = 0, ""
     if opened or text.lstrip().startswith(_THINK):
         before, _, _ = text.partition(_END_THINK)
@@ -74,6 +75,7 @@ def read_answer(text: str, opened: bool = False) -> SaidAnswer:
 def _read_harmony(text: str) -> SaidAnswer:
     contents, thoughts, calls = [], [], []
     thought_end, calls_start = 0, None
+
     for found in _HARMONY.finditer(text):
         recipient = _RECIPIENT.search(f"{found['start']} {found['channel']}")
         call = recipient and _call(recipient[1], found["text"])
@@ -85,16 +87,18 @@ def _read_harmony(text: str) -> SaidAnswer:
             thought_end = found.end() if calls_start is None else thought_end
         else:
             contents.append(found["text"])
-    # what is cut before a message begins says nothing yet, but is no content either
+
+    # a message that is cut before it begins says nothing yet, and is no content either
     return SaidAnswer("\n".join(contents), "\n".join(thoughts), calls, thought_end, calls_start)
 
 
 def _read_calls(text: str, start: int) -> tuple[int | None, list[dict]]:
-    """Where the calls begin and what they are; none unless every one can be read, or the text would be lost."""
+    """Where the calls begin and what they are; none unless all of them can be read, since the text would be lost."""
     for form in _CALLS:
         found = list(form.finditer(text, start))
         if not found:
             continue
+
         calls = []
         for one in found:
             parts = one.groupdict()
@@ -113,11 +117,12 @@ def _json_calls(text: str) -> list[dict | None]:
 
 
 def _call(name: str, arguments: str, id: str | None = None) -> dict | None:
-    """A tool call in OpenAI's form; `None` if its arguments are no object."""
+    """A tool call in OpenAI's form; `None` if its arguments are not an object."""
     try:
         read = json.loads(arguments)
     except (ValueError, RecursionError):
         return None
+
     if not isinstance(read, dict):
         return None
     call = {"type": "function", "function": {"name": name.strip(), "arguments": read}}

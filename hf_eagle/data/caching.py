@@ -1,4 +1,4 @@
-"""The files that `datasets` keeps of what was read, and a disk that is too full for them."""
+"""The cache files of `datasets`, and a disk that is too full for them."""
 
 import errno
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 @contextmanager
 def caching() -> Iterator[None]:
-    """Inside, records are read into files of the cache; a disk that takes no more becomes one sentence.
+    """Records are read into cache files in here; if the disk is full, the error becomes one sentence.
 
     Raises:
         OSError: if there is no room.

@@ -1,7 +1,7 @@
-"""Records on their way to training: each a JSON text in one Arrow schema, which no type of its fields can change.
+"""Carry records to training, each as a JSON text in one Arrow schema, so that no field changes its type.
 
-`datasets`, Arrow and pandas give every value of a column one type. So texts become dates, objects get each other's
-keys, and a field that comes late stops the run. What is carried as text stays what was said.
+`datasets`, Arrow and pandas give every value of a column one type: texts become dates, objects get each other's keys,
+and a field that first appears late stops the run. A record that is carried as text stays as it was.
 """
 
 import base64
@@ -21,55 +21,57 @@ from datasets import Dataset, Features, Value
 from datasets.table import MemoryMappedTable
 
 from .caching import caching
-from .messages import FORM, ORIGIN, READ_AS_TEXT
+from .forms import FORM, ORIGIN, READ_AS_TEXT
 from .reading import check_nesting
 
 
 TEXT = "record_json"
 CARRIED = Features({name: Value("string") for name in (TEXT, ORIGIN, FORM)})
 _BATCH_ROWS, _BATCH_BYTES = 1000, 2**24
-_OF_MEDIA = {"bytes", "base64", "image", "images", "video", "videos"}  # keys whose bytes are no text
+_OF_MEDIA = {"bytes", "base64", "image", "images", "video", "videos"}  # bytes under these keys are not text
 _BYTES = (bytes, bytearray, memoryview)
 
 
 def record_of(row: Mapping) -> dict:
-    """A row of a data set as the record that it stands for.
+    """The record that a row of a data set stands for.
 
-    What is carried is parsed, and has its origin and its form, where it was named. Any other row is of a table, whose
-    types add nulls: those are absent.
+    A carried row is parsed, and gets its origin and, if it was named, its form. Any other row comes from a table, whose
+    schema adds nulls: their keys are removed.
     """
     if TEXT in row:
         return {**json.loads(row[TEXT]), **{name: row[name] for name in (ORIGIN, FORM) if row.get(name)}}
+
     return without_empty_keys(row)
 
 
 def as_records(records: Dataset) -> Dataset:
-    """The data set, whose rows are shown as the records that they stand for."""
+    """The data set with rows shown as the records that they stand for."""
     return records.with_transform(_record_batch)
 
 
 def _record_batch(batch: dict[str, list]) -> dict[str, list]:
     rows = [record_of(dict(zip(batch, cells, strict=True))) for cells in zip(*batch.values(), strict=True)]
+
     names = dict.fromkeys(name for row in rows for name in row)
     return {name: [row.get(name) for row in rows] for name in names}
 
 
 def without_empty_keys(value):
-    """A value without the keys whose value is `None`, which Arrow gives to objects of different shapes."""
+    """A value without the keys whose value is `None`, which Arrow adds to objects of different shapes."""
     if isinstance(value, Mapping):
         return {key: without_empty_keys(inner) for key, inner in value.items() if inner is not None}
     return [without_empty_keys(inner) for inner in value] if isinstance(value, list) else value
 
 
 def to_text(record: Any, where: str) -> str:
-    """A record as JSON text; pictures in it as base64, dates and decimals as they are written.
+    """A record as JSON text; pictures become base64, dates and decimals are written as text.
 
-    Bytes are the text that they hold in UTF-8; those of media, and what is no text in a column that nobody reads as
-    one, are base64.
+    Bytes become the text that they hold in UTF-8. Bytes of media, and bytes that are not UTF-8 in a column that is not
+    read as text, become base64.
 
     Raises:
-        ValueError: which says `where`, for what JSON cannot hold, a lone surrogate, nesting above 100 levels, or bytes
-            in place of a text that are not UTF-8.
+        ValueError: names `where`, for what JSON cannot hold, a lone surrogate, nesting above 100 levels, or bytes that
+            are not UTF-8 in a column of texts.
     """
     try:
         try:
@@ -87,17 +89,18 @@ def to_text(record: Any, where: str) -> str:
         raise ValueError(str(problem)) from None
     except (TypeError, ValueError, RecursionError) as problem:
         raise ValueError(f"{where}: it cannot be written as JSON: {problem}.") from None
+
     check_nesting(text, f"{where}: it")
     return text
 
 
 def _plain(value: Any) -> Any:
-    """What JSON has for a value of a table."""
+    """The JSON counterpart of a value of a table."""
     if isinstance(value, _BYTES):
         raise _HoldsBytes
     if isinstance(value, date | time | Decimal | UUID):
         return str(value)
-    if hasattr(value, "tolist"):  # numpy's
+    if hasattr(value, "tolist"):  # of numpy
         return value.tolist()
     if hasattr(value, "save"):  # a picture
         held = io.BytesIO()
@@ -107,7 +110,7 @@ def _plain(value: Any) -> Any:
 
 
 def holds_bytes(feature: Any) -> bool:
-    """Whether a feature of `datasets`, or one in it, is of bytes, which `to_text` reads; those of pictures are not."""
+    """Whether a feature of `datasets` holds bytes, which `to_text` must convert; those of pictures do not count."""
     if isinstance(feature, Mapping):
         return any(map(holds_bytes, feature.values()))
     if isinstance(feature, list | tuple):
@@ -118,29 +121,31 @@ def holds_bytes(feature: Any) -> bool:
 
 
 class _HoldsBytes(TypeError):
-    """A value holds bytes, which are looked at with the names of their places."""
+    """A value holds bytes, whose conversion depends on the name of their field."""
 
 
 class _NoText(ValueError):
-    """Bytes in place of a text that are none."""
+    """Bytes in a column of texts that are not UTF-8."""
 
 
 def _without_bytes(record: Any, where: str) -> Any:
-    """A record whose bytes are texts."""
+    """A record with its bytes turned into texts."""
     if not isinstance(record, Mapping):
         return _as_texts(record, "", where)
     return {name: _as_texts(value, name, where) for name, value in record.items()}
 
 
 def _as_texts(value: Any, column: str, where: str, key: str | None = None) -> Any:
-    """A value of a column, which lies there below `key`, with texts in place of bytes."""
+    """A value of a column, found in it under `key`, with texts in place of bytes."""
     key = column if key is None else key
+
     if isinstance(value, Mapping):
         return {name: _as_texts(inner, column, where, name) for name, inner in value.items()}
     if isinstance(value, list | tuple):
         return [_as_texts(inner, column, where, key) for inner in value]
     if not isinstance(value, _BYTES):
         return value
+
     held = bytes(value)
     if key not in _OF_MEDIA:
         try:
@@ -155,31 +160,32 @@ def _as_texts(value: Any, column: str, where: str, key: str | None = None) -> An
 
 
 def carry(record: Any, origin: str, form: str | None = None) -> dict[str, str | None]:
-    """A record as a row of `CARRIED`; nulls in it were said.
+    """A record as a row of `CARRIED`; its nulls were in the data and stay.
 
-    Raises a `ValueError` that begins with `origin`, as `to_text` does, and for what is no object.
+    Raises a `ValueError` that begins with `origin`, as `to_text` does, and for what is not an object.
     """
     if not isinstance(record, Mapping):
         raise ValueError(f"{origin}: a record must be an object with messages or texts, got {type(record).__name__}.")
+
     record = dict(record)
     origin, form = record.pop(ORIGIN, None) or origin, record.pop(FORM, None) or form
     return {TEXT: to_text(record, origin), ORIGIN: origin, FORM: form}
 
 
 def carry_all(records: Iterable[Mapping]) -> Dataset:
-    """Records that are in memory as a data set in memory."""
+    """Records in memory as a data set in memory."""
     rows = [carry(record, f"Record {index}") for index, record in enumerate(records)]
     return Dataset.from_list(rows, features=CARRIED)
 
 
 @caching()
 def carried_file(path: Path, fingerprint: str, rows: Callable[[], Iterable[dict]]) -> Dataset:
-    """The data set in the file `path`, which is written first where it is not there: whole or not at all.
+    """The data set in the file `path`, which is first written if it is not there: completely or not at all.
 
     Args:
         path: of an Arrow file.
         fingerprint: of the data set.
-        rows: makes the rows of `CARRIED`, a batch of which is in memory at a time.
+        rows: makes the rows of `CARRIED`; one batch of them is in memory at a time.
     """
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -193,6 +199,7 @@ def carried_file(path: Path, fingerprint: str, rows: Callable[[], Iterable[dict]
         except BaseException:
             os.unlink(unfinished)
             raise
+
     return Dataset(MemoryMappedTable.from_file(str(path)), fingerprint=fingerprint)
 
 
@@ -201,6 +208,7 @@ def _batches(rows: Iterable[dict]) -> Iterator[list[dict]]:
     for row in rows:
         batch.append(row)
         size += len(row[TEXT] or "")
+
         if len(batch) == _BATCH_ROWS or size > _BATCH_BYTES:
             yield batch
             batch, size = [], 0

@@ -1,4 +1,4 @@
-"""Batches of conversations, padded or packed, and which document of a batch each token belongs to."""
+"""Batches of conversations, padded or packed, and the document that each token of a batch belongs to."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,19 +6,21 @@ from typing import Any, Literal
 
 import torch
 
-from .columns import read_row
+from .columns import read_row, with_a_token
 
 
 @dataclass
 class EagleDataCollator:
-    """Pads rows of `build_dataset`, or packed ones of `pack_dataset`, to one length.
+    """Pads rows of `build_dataset`, or packed rows of `pack_dataset`, to one length.
 
     A row has `input_ids` and `loss_mask`, 1 on the assistant's tokens, 0 or -100 on all others; `labels` may stand for
-    the mask, -100 where nothing is supervised. Padding that a row's own `attention_mask` tells of is left out.
+    the mask: -100 where nothing is supervised, the token's own id elsewhere. Padding that a row's own `attention_mask`
+    marks is left out. A row without a token is all padding; if a batch has no other rows, each gets one token that is
+    not supervised.
 
     Args:
         pad_token_id (`int`):
-            Fills `input_ids`; any id serves, since it is masked.
+            Fills `input_ids`; any id serves, since padding is masked.
         padding_side (`str`, *optional*, defaults to `"right"`):
             `"right"` or `"left"`.
         pad_to_multiple_of (`int`, *optional*):
@@ -28,8 +30,8 @@ class EagleDataCollator:
     each (batch, length) and `torch.long`. Packed rows, those with `document_lengths`, also give `documents` (0, 1, ...
     in each row, -1 on padding) and `position_ids`, which start again at 0 in every document.
 
-    Raises a `ValueError` when a column is missing or is not what it should be, when only some of the rows are packed,
-    or when a row's documents do not fill it.
+    Raises a `ValueError` if a column is missing or malformed, if only some of the rows are packed, or if a row's
+    documents do not fill it.
     """
 
     pad_token_id: int
@@ -48,16 +50,17 @@ class EagleDataCollator:
             raise ValueError(f"`pad_to_multiple_of` must be at least 1, got {self.pad_to_multiple_of}.")
 
     def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
+        rows = [read_row(row, f"row {number} of the batch") for number, row in enumerate(rows)]
         packed = ["document_lengths" in row for row in rows]
         if any(packed) and not all(packed):
             raise ValueError(
                 f"{sum(packed)} of {len(rows)} rows of the batch have `document_lengths`: pack all data or none."
             )
 
-        rows = [read_row(row, f"row {number} of the batch") for number, row in enumerate(rows)]
-        length = max(len(row["input_ids"]) for row in rows)
+        length = max([1, *(len(row["input_ids"]) for row in rows)])
         multiple = self.pad_to_multiple_of or 1
         shape = (len(rows), -(-length // multiple) * multiple)
+
         fill = {"input_ids": self.pad_token_id, "attention_mask": 0, "loss_mask": 0}
         if packed[0]:
             fill |= {"documents": -1, "position_ids": 0}
@@ -71,18 +74,20 @@ class EagleDataCollator:
             batch["loss_mask"][n, place] = row["loss_mask"]
             if packed[0]:
                 batch["documents"][n, place], batch["position_ids"][n, place] = _documents(row)
-        return batch
+        return with_a_token(batch)
 
 
 def _documents(row: dict) -> tuple[torch.Tensor, torch.Tensor]:
-    """The document of each token of a packed row, and its place in it."""
-    lengths = torch.as_tensor(row["document_lengths"])
+    """The document of each token of a packed row, and the token's position in it."""
+    lengths = torch.as_tensor(row["document_lengths"], dtype=torch.long)  # an empty list would be floats
     size = len(row["input_ids"])
+
     if int(lengths.sum()) != size:
         raise ValueError(
             f"`document_lengths` {lengths.tolist()} add up to {int(lengths.sum())} tokens, but the row has {size}: "
             "pack with `pack_dataset`."
         )
+
     starts = (lengths.cumsum(0) - lengths).repeat_interleave(lengths)
     return torch.arange(len(lengths)).repeat_interleave(lengths), torch.arange(size) - starts
 
@@ -90,11 +95,11 @@ def _documents(row: dict) -> tuple[torch.Tensor, torch.Tensor]:
 def mark_padding(
     documents: torch.Tensor | None, attention_mask: torch.Tensor | None, like: torch.Tensor
 ) -> torch.Tensor:
-    """Document ids `(batch, length)` of a batch, -1 on padding; one document a sequence where none are given.
+    """Document ids `(batch, length)` of a batch, -1 on padding; one document per sequence if none are given.
 
     Args:
         documents: ids of packed documents.
-        attention_mask: 0 on padding; no padding when `None`.
+        attention_mask: 0 on padding; `None` means no padding.
         like: `(batch, length)`.
     """
     documents = torch.zeros_like(like) if documents is None else documents
@@ -102,12 +107,12 @@ def mark_padding(
 
 
 def documents_of(batch: Mapping[str, Any]) -> torch.Tensor:
-    """`(batch, length)` document ids of what a collator made, negative on padding."""
+    """`(batch, length)` document ids of a collator's batch, negative on padding."""
     return mark_padding(batch.get("documents"), batch.get("attention_mask"), like=batch["loss_mask"])
 
 
 def number_documents(documents: torch.Tensor) -> torch.Tensor:
-    """Which document of the batch each token is of, counted from 0: `(batch, length)` ids -> `(batch * length,)`.
+    """Each token's document, numbered from 0 over the whole batch: `(batch, length)` ids -> `(batch * length,)`.
 
     A document is a run of one id in one sequence; a run of padding counts as one.
     """
@@ -125,12 +130,12 @@ def any_packed(documents: torch.Tensor) -> bool:
 
 
 def told_to_target(batch: Mapping[str, Any], documents: torch.Tensor, packed: bool) -> dict[str, torch.Tensor]:
-    """How a batch's rows are told to a target: as documents only where a row holds several, else by their mask.
+    """How to describe a batch's rows to a target: by documents if a row holds several, else by the mask.
 
     Args:
-        batch: what a collator made.
+        batch: of a collator.
         documents: `(batch, length)`, negative on padding.
-        packed: whether a row holds several.
+        packed: whether any row holds several.
     """
     if packed:
         return {"documents": documents}

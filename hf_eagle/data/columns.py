@@ -1,4 +1,4 @@
-"""What the columns of rows and of batches mean: checked once, on the CPU, before a batch is planned."""
+"""What the columns of rows and batches mean: checked once, on the CPU, before a batch is planned."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -6,15 +6,15 @@ from typing import Any
 import torch
 
 
-IGNORED = -100  # what losses of torch pass over
-_COLUMNS = "`input_ids`, a list of token ids, and `loss_mask`, 1 on each token of an answer and 0 on all others"
+IGNORED = -100  # losses of torch skip it
+COLUMNS = "`input_ids`, a list of token ids, and `loss_mask`, 1 on each token of an answer and 0 on all others"
 
 
 def check_data(**datasets: Any) -> None:
-    """Refuse data that cannot become batches, as far as their column names tell.
+    """Refuse data that cannot become batches, as far as their column names show.
 
     Args:
-        datasets: by the name of the argument that they came in; several by name where there are.
+        datasets: by the name of their argument; a dict of several is allowed.
 
     Raises:
         ValueError: naming the column that is missing.
@@ -22,85 +22,134 @@ def check_data(**datasets: Any) -> None:
     for argument, given in datasets.items():
         for data in given.values() if isinstance(given, dict) else [given]:
             names = getattr(data, "column_names", None)
-            missing = _missing(names) if isinstance(names, list) else None
-            if missing:
+            lack = lacks(names) if isinstance(names, list) else None
+            if lack:
                 raise ValueError(
-                    f"`{argument}` has no column `{missing}`, only {_listed(names)}: give it {_COLUMNS} "
-                    "(`build_dataset` makes both of conversations)."
+                    f"`{argument}` has {lack}: give it {COLUMNS} (`build_dataset` makes both of conversations)."
                 )
 
 
 def read_row(row: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """A row as a collator takes it: without padding, and its mask of zeros and ones.
+    """A row as a collator takes it: without padding, and with a mask of zeros and ones.
 
     Args:
-        row: `input_ids` and `loss_mask`, where -100 is not supervised; `labels` may stand for the mask, -100 where
-            nothing is supervised. `attention_mask`, where there is one, is 0 on padding, which is cut off.
-        where: the row is, for messages: `"row 3 of the batch"`.
+        row: `input_ids` and `loss_mask`, where -100 is not supervised; `labels` may stand for the mask: -100 where
+            nothing is supervised, the token's own id elsewhere. `attention_mask`, if there is one, is 0 on padding,
+            which is cut off.
+        where: names the row in errors: `"row 3 of the batch"`.
 
     Returns:
         The row, with `input_ids` and `loss_mask` as int64 `(length,)`.
 
     Raises:
-        ValueError: for a missing column, values that are no whole numbers, columns of different lengths, a mask of
-            other values, or padding between tokens.
+        ValueError: for a row that is no mapping, a missing column, values that are not whole numbers, columns of
+            different lengths, a mask or labels with other values, two of them that disagree, or padding between tokens.
     """
-    missing = _missing(row)
-    if missing:
-        raise ValueError(f"{where.capitalize()} has no column `{missing}`, only {_listed(row)}: give it {_COLUMNS}.")
-    ids = _whole_numbers(row, "input_ids", where)
-    name = "loss_mask" if "loss_mask" in row else "labels"
-    mask = _as_mask(_whole_numbers(row, name, where), name, where)
-    _check_length(mask, ids, name, where)
+    if not isinstance(row, Mapping):
+        raise ValueError(f"{where.capitalize()} is {shown(row)}: each row must be a dict of {COLUMNS}.")
+    if lack := lacks(row):
+        raise ValueError(f"{where.capitalize()} has {lack}: give it {COLUMNS}.")
+
+    names = ["input_ids", *_mask_columns(row)]
     if row.get("attention_mask") is not None:
-        present = _whole_numbers(row, "attention_mask", where)
-        _check_length(present, ids, "attention_mask", where)
-        place = _tokens_of(present != 0, where)
+        names.append("attention_mask")
+    columns = {name: _whole_numbers(row, name, where) for name in names}
+
+    ids = columns["input_ids"]
+    for name, values in columns.items():
+        _check_length(values, ids, name, where)
+
+    present = columns["attention_mask"] != 0 if "attention_mask" in columns else None
+    mask = _read_mask(columns, present, where)
+
+    if present is not None:
+        place = _tokens_of(present, where)
         ids, mask = ids[place], mask[place]
+
     return {**row, "input_ids": ids, "loss_mask": mask}
 
 
 def read_batch(batch: Mapping[str, Any], vocab_size: int) -> dict[str, Any]:
-    """A batch as it is planned, whoever collated it: ids of the vocabulary, and a mask of zeros and ones.
+    """A batch in the form that planning needs: ids of the vocabulary, and a mask of zeros and ones.
 
     Args:
-        batch: `input_ids` and `loss_mask` or `labels`, `(batch, length)`, on the CPU, as in [`read_row`]; padding, by
-            `attention_mask` or `documents`, may hold any id and gets one of the vocabulary.
+        batch: of any collator, on the CPU: `input_ids` and `loss_mask` or `labels`, `(batch, length)`, as in
+            [`read_row`]. Padding, by `attention_mask` or `documents`, may hold any id and gets one of the vocabulary.
+            A batch of nothing but padding gets a token, see [`with_a_token`].
         vocab_size: of the target.
 
     Raises:
-        ValueError: for a missing column, a mask of other values, or a token beyond the vocabulary.
+        ValueError: for a missing column, columns of different shapes, a mask or labels with other values, two of them
+            that disagree, or a token beyond the vocabulary.
     """
-    missing = _missing(batch)
-    if missing:
-        raise ValueError(f"The batch has no `{missing}`, only {_listed(batch)}: its collator must give {_COLUMNS}.")
-    name = "loss_mask" if "loss_mask" in batch else "labels"
-    for column in ("input_ids", name):
-        if not isinstance(batch[column], torch.Tensor) or batch[column].dim() != 2:
-            raise ValueError(f"`{column}` of the batch must be a tensor (batch, length), got {_shown(batch[column])}.")
-    read = {**batch, "loss_mask": _as_mask(batch[name], name, "the batch")}
-    read.pop("labels", None)  # a target would make a loss of them
+    if lack := lacks(batch, word=""):
+        raise ValueError(f"The batch has {lack}: its collator must give {COLUMNS}.")
 
-    ids = batch["input_ids"]
+    columns = {name: batch[name] for name in ("input_ids", *_mask_columns(batch))}
+    ids = columns["input_ids"]
+    for name, values in columns.items():
+        if not isinstance(values, torch.Tensor) or values.dim() != 2:
+            raise ValueError(f"`{name}` of the batch must be a tensor (batch, length), got {shown(values)}.")
+        if values.shape != ids.shape:
+            raise ValueError(
+                f"`{name}` of the batch has the shape {tuple(values.shape)}, but `input_ids` has {tuple(ids.shape)}: "
+                "its collator must give one value a token."
+            )
+
+    padding = _padding(batch)
+    read = {**batch, "loss_mask": _read_mask(columns, ~padding, "the batch")}
+    read.pop("labels", None)  # a target would compute a loss from them
+
     beyond = (ids < 0) | (ids >= vocab_size)
     if beyond.any():
-        _check_tokens(ids, beyond & ~_padding(batch), vocab_size)
+        _check_tokens(ids, beyond & ~padding, vocab_size)
         read["input_ids"] = ids.masked_fill(beyond, 0)
-    return read
+    return with_a_token(read)
 
 
-def _missing(names: Iterable[str]) -> str | None:
-    if "input_ids" not in names:
-        return "input_ids"
-    return None if "loss_mask" in names or "labels" in names else "loss_mask"
+def with_a_token(batch: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The batch itself, or, if it is nothing but padding, one whose rows begin with a token that is not supervised.
+
+    So a batch of empty rows is a step without a supervised row: no model runs on nothing.
+
+    Args:
+        batch: `input_ids`, `loss_mask` and what else a collator gives, each `(batch, length)`; the length may be 0.
+    """
+    shape, padding = batch["input_ids"].shape, _padding(batch)
+    if not padding.all():
+        return batch
+
+    grid = {name: x for name, x in batch.items() if isinstance(x, torch.Tensor) and x.shape == shape}
+    if shape[1] == 0:
+        grid = {name: x.new_zeros(shape[0], 1) for name, x in grid.items()}
+
+    first = {"attention_mask": 1, "documents": 0, "position_ids": 0}
+    for name in grid.keys() & first.keys():
+        grid[name] = grid[name].clone()
+        grid[name][:, 0] = first[name]
+    return {**batch, **grid, "loss_mask": torch.zeros_like(grid["loss_mask"])}
 
 
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(f"`{name}`" for name in names) or "none at all"
+def lacks(names: Iterable[str], word: str = "column ") -> str | None:
+    """What is missing among these names of columns, to be read after "has"; `None` if nothing is."""
+    names = list(names)
+    if not names:
+        return "no columns"
+
+    missing = "input_ids" if "input_ids" not in names else "loss_mask"
+    if missing in names or (missing == "loss_mask" and "labels" in names):
+        return None
+    return f"no {word}`{missing}`, only {', '.join(f'`{name}`' for name in names)}"
 
 
-def _shown(value: Any) -> str:
-    """A value with its type, short enough for a message."""
+def _mask_columns(given: Mapping[str, Any]) -> list[str]:
+    """The columns that say what is supervised; one that is `None` says nothing if the other is there."""
+    names = [name for name in ("loss_mask", "labels") if name in given]
+    return [name for name in names if given[name] is not None] or names[:1]
+
+
+def shown(value: Any) -> str:
+    """A value with its type, short enough for an error."""
     if isinstance(value, torch.Tensor):
         return f"one of shape {tuple(value.shape)}"
     text = repr(value)
@@ -113,19 +162,64 @@ def _whole_numbers(row: Mapping[str, Any], name: str, where: str) -> torch.Tenso
         values = torch.as_tensor(row[name])
     except (TypeError, ValueError, RuntimeError):
         values = None
+
     whole = values is not None and values.dim() == 1 and not values.is_complex()
     if not whole or (values.is_floating_point() and not torch.equal(values, values.round())):
-        raise ValueError(f"`{name}` of {where} must be a list of whole numbers, one a token, got {_shown(row[name])}.")
+        raise ValueError(f"`{name}` of {where} must be a list of whole numbers, one a token, got {shown(row[name])}.")
     return values.long()
 
 
-def _as_mask(values: torch.Tensor, name: str, where: str) -> torch.Tensor:
-    """Zeros and ones of a `loss_mask`, in which -100 is a zero, or of `labels`, in which all else is a one."""
-    if name == "labels":
-        return (values != IGNORED).long()
+def _read_mask(columns: Mapping[str, torch.Tensor], present: torch.Tensor | None, where: str) -> torch.Tensor:
+    """Zeros and ones, from `loss_mask`, `labels`, or both of a row or a batch.
+
+    Args:
+        columns: these, and `input_ids`, of one shape.
+        present: bool, false on padding, whose labels are not compared; `None` without padding.
+        where: names the row or the batch in errors.
+    """
+    ids, labels = columns["input_ids"], columns.get("labels")
+    if labels is not None:
+        wrong = _first((labels != IGNORED) & (labels != ids), present)
+        if wrong is not None:
+            raise ValueError(
+                f"`labels` of {_named(wrong, ids, where)} holds {labels[wrong].item()} at place {wrong[-1]}, where "
+                f"`input_ids` holds {ids[wrong].item()}: labels must be {IGNORED} or the token's own id, not shifted; "
+                "give a mask of zeros and ones as `loss_mask`."
+            )
+        by_labels = (labels != IGNORED).long()
+        if "loss_mask" not in columns:
+            return by_labels
+
+    mask = _of_loss_mask(columns["loss_mask"], where)
+    apart = None if labels is None else _first(mask != by_labels, present)
+    if apart is not None:
+        raise ValueError(
+            f"`labels` and `loss_mask` of {_named(apart, ids, where)} disagree at place {apart[-1]}, where `labels` "
+            f"holds {labels[apart].item()} and `loss_mask` holds {columns['loss_mask'][apart].item()}: leave out one "
+            "of them."
+        )
+    return mask
+
+
+def _first(found: torch.Tensor, present: torch.Tensor | None) -> tuple[int, ...] | None:
+    """The first place that is true, padding aside: `(place,)` of a row, `(row, place)` of a batch."""
+    found = found if present is None else found & present
+    return tuple(found.nonzero()[0].tolist()) if found.any() else None
+
+
+def _named(found: tuple[int, ...], ids: torch.Tensor, where: str) -> str:
+    """The row that a place belongs to, with its first tokens: rows of a batch are shuffled."""
+    *row, _ = found
+    where = f"row {row[0]} of {where}" if row else where
+    return f"{where}, which begins with {', '.join(map(str, ids[tuple(row)][:5].tolist()))},"
+
+
+def _of_loss_mask(values: torch.Tensor, where: str) -> torch.Tensor:
+    """Zeros and ones of a `loss_mask`, where -100 counts as zero."""
     wrong = (values != 0) & (values != 1)
     if not wrong.any():
         return values
+
     found = values[wrong & (values != IGNORED)]
     if found.numel():
         raise ValueError(
@@ -163,12 +257,10 @@ def _padding(batch: Mapping[str, Any]) -> torch.Tensor:
 
 
 def _check_tokens(ids: torch.Tensor, beyond: torch.Tensor, vocab_size: int) -> None:
-    if not beyond.any():
+    found = _first(beyond, None)
+    if found is None:
         return
-    row, place = beyond.nonzero()[0].tolist()
-    begins = ", ".join(map(str, ids[row, :5].tolist()))
     raise ValueError(
-        f"`input_ids` of row {row} of the batch, which begins with {begins}, holds the id {ids[row, place].item()} at "
-        f"place {place}, but the target's vocabulary has the ids 0 to {vocab_size - 1}: tokenise the data with the "
-        "target's tokenizer."
+        f"`input_ids` of {_named(found, ids, 'the batch')} holds the id {ids[found].item()} at place {found[-1]}, but "
+        f"the target's vocabulary has the ids 0 to {vocab_size - 1}: tokenise the data with the target's tokenizer."
     )

@@ -24,10 +24,10 @@ __all__ = ["MaskOptions", "build_dataset", "build_stream", "encode_conversation"
 
 logger = logging.getLogger(__name__)
 
-_CHECKED = 16  # conversations whose mask is compared with the second method
-_COUNTED = {"outcome": Value("int8"), "blank": Value("int32")}  # told, and not given to training
+_CHECKED = 16  # conversations whose mask is compared with a second method's
+_COUNTED = {"outcome": Value("int8"), "blank": Value("int32")}  # reported, and not given to training
 _ROWS = Features({"input_ids": List(Value("int32")), "loss_mask": List(Value("int8")), **_COUNTED})
-_FORMAT = 4  # part of the cache's key: a change of what is written must raise it
+_FORMAT = 4  # part of the cache's key: raise it with each change of what is written
 
 
 def encode_conversation(
@@ -39,7 +39,7 @@ def encode_conversation(
     options: MaskOptions | None = None,
     template_kwargs: dict | None = None,
 ) -> dict[str, list[int]]:
-    """One conversation's `input_ids` and `loss_mask`, lists of equal length.
+    """The `input_ids` and `loss_mask` of one conversation, lists of equal length.
 
     Args:
         messages: `[{"role": ..., "content": ...}]`, as `to_messages` returns them.
@@ -48,16 +48,17 @@ def encode_conversation(
         finish_reason: why each answer ended; see `ConversationEncoder.encode`.
         tools: JSON schemas of the tools on offer, which the template writes out.
         options: which parts of the answers are supervised; by default all.
-        template_kwargs: what else the template is given, such as `{"enable_thinking": False}`.
+        template_kwargs: further arguments of the template, such as `{"enable_thinking": False}`.
 
     Example:
         >>> messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
         >>> encode_conversation(messages, tokenizer)["loss_mask"]
 
-    Raises a `ValueError` when the conversation is empty or the template refuses it.
+    Raises a `ValueError` if the conversation is empty or the template refuses it.
     """
     if not messages:
         raise ValueError("`messages` is empty; a conversation needs at least one message.")
+
     encoder = ConversationEncoder(tokenizer, options, template_kwargs)
     ids, mask = encoder.encode([messages], [finish_reason], tools=[tools])[0]
     return {"input_ids": ids[:max_length], "loss_mask": mask[:max_length]}
@@ -75,10 +76,10 @@ def build_dataset(
 ) -> Dataset:
     """Tokenised conversations with their loss masks, columns `input_ids` and `loss_mask`.
 
-    Cached by `datasets`: what was tokenised once is read back as long as the records, the tokenizer, its template and
-    the arguments below are the same. Conversations longer than `max_length` tokens are cut there; those left without a
-    supervised token are dropped; both are counted in warnings, and so are answers that are empty or white space only,
-    which are not supervised. The mask of a sample of the conversations is checked by a second method.
+    Cached by `datasets`: a result is read back as long as the records, the tokenizer, its template and the arguments
+    below are the same. Conversations longer than `max_length` tokens are cut there; those left without a supervised
+    token are dropped. Warnings count both, and also answers that are empty or white space only, which are not
+    supervised. A second method checks the masks of a sample of the conversations.
 
     Args:
         records (`datasets.Dataset` or list of dict): chat records of any form that `to_messages` reads.
@@ -86,7 +87,7 @@ def build_dataset(
         max_length (`int`, *optional*, defaults to 2048): in tokens.
         num_proc (`int`, *optional*): processes that tokenise.
         options (`MaskOptions`, *optional*): which parts of the answers are supervised; by default all.
-        template_kwargs (`dict`, *optional*): what else the template is given, such as `{"enable_thinking": False}`.
+        template_kwargs (`dict`, *optional*): further arguments of the template, such as `{"enable_thinking": False}`.
         skip_bad_records (`bool`, *optional*, defaults to `False`): leave out, and count, records that cannot be read
             or rendered, instead of stopping.
 
@@ -98,8 +99,10 @@ def build_dataset(
         raise ValueError(f"`max_length` must be at least 1 token, got {max_length}.")
     if not len(records):
         raise ValueError("`records` is empty; there is nothing to train on.")
+
     records = records.with_format(None) if isinstance(records, Dataset) else carry_all(records)
     encoder = ConversationEncoder(tokenizer, options, template_kwargs)
+
     indices = np.unique(np.linspace(0, len(records) - 1, _CHECKED).astype(int)).tolist()
     check_sample([record_of(records[index]) for index in indices], indices, encoder, skip_bad_records)
 
@@ -119,10 +122,12 @@ def build_dataset(
         new_fingerprint=_fingerprint(records, encoder, max_length, skip_bad_records),
         desc="tokenising",
     )
+
     outcome = encoded.with_format("numpy")["outcome"][:]
     kept = np.flatnonzero(outcome <= CUT)
     _report_bad(records, outcome, encoder)
     _report(encoded, outcome, max_length, None if _from_cache(encoded, started) else time.time() - started)
+
     if not len(kept):
         index = int(np.argmin(outcome == BAD))
         record = record_of(records[index])
@@ -131,6 +136,7 @@ def build_dataset(
             "No conversation has a supervised token: `records` hold no answer, or `max_length` cuts every one. "
             f"Record {index} is {show_mask(encoder, ids, mask)!r}"
         )
+
     encoded = encoded.remove_columns(list(_COUNTED))
     return encoded if len(kept) == len(encoded) else encoded.select(kept)
 
@@ -143,10 +149,11 @@ def _encode_batch(
 
 
 def _fingerprint(records: Dataset, encoder: ConversationEncoder, max_length: int, skip: bool) -> str:
-    """Key of the cache. A tokenizer's own hash changes when it is first used, so what defines it is hashed."""
+    """The cache's key. A tokenizer's own hash changes when it is first used, so its definition is hashed."""
     tokenizer, renderer = encoder.tokenizer, encoder.renderer
     backend = getattr(tokenizer, "backend_tokenizer", None)
     vocabulary = backend.to_str() if backend is not None else sorted(tokenizer.get_vocab().items())
+
     specials = [str(tokenizer.special_tokens_map), renderer.template, renderer.template_kwargs, repr(encoder.options)]
     return Hasher.hash([_FORMAT, records._fingerprint, vocabulary, *specials, max_length, skip])
 
@@ -157,11 +164,12 @@ def _from_cache(encoded: Dataset, started: float) -> bool:
 
 
 def _report_bad(records: Dataset, outcome: np.ndarray, encoder: ConversationEncoder) -> None:
-    """Counts the records that were left out because they are bad; raises what is wrong with the first if all are."""
+    """Count the bad records that were left out; if all are bad, raise the error of the first."""
     bad = np.flatnonzero(outcome == BAD)
     if not len(bad):
         return
     first = int(bad[0])
+
     try:
         encode_records([record_of(records[first])], [first], encoder, max_length=1)
     except ValueError as problem:
@@ -180,12 +188,15 @@ def _report(encoded: Dataset, outcome: np.ndarray, max_length: int, seconds: flo
         )
     if unanswered:
         logger.warning("%d of %d conversations have no answer and were dropped.", unanswered, len(outcome))
+
     blank = pc.sum(encoded.data.column("blank")).as_py()
     if blank:
         logger.warning("%d answers are empty or white space only, which is no answer: they are not supervised.", blank)
-    # the whole table: dropped conversations are empty rows in it
+
+    # counts from the whole table: dropped conversations are empty rows in it
     tokens = sum(len(pc.list_flatten(chunk)) for chunk in encoded.data.column("input_ids").chunks)
     supervised = sum(pc.sum(pc.list_flatten(c)).as_py() or 0 for c in encoded.data.column("loss_mask").chunks)
+
     if seconds is not None:
         logger.info(
             "Tokenised in %.1f s: %.0f conversations/s, %.0f tokens/s",

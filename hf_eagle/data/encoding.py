@@ -1,11 +1,13 @@
-"""Records to token ids and loss masks, a few at a time, with what became of each."""
+"""Encode a few records at a time to token ids and loss masks, and say what became of each."""
 
 import logging
 from collections.abc import Mapping
 
+from .forms import named
 from .loss_mask import ConversationEncoder
 from .mask_check import check_loss_mask
-from .messages import named, read_record, read_tools
+from .messages import read_record, read_tools
+from .reading import Bad
 from .said import Said, read_said
 
 
@@ -15,7 +17,7 @@ KEPT, CUT, CUT_TO_NOTHING, UNANSWERED, BAD = range(5)  # what became of a record
 
 
 class Encoders:
-    """A `ConversationEncoder` that each process makes when it first needs it."""
+    """A `ConversationEncoder` that each process makes when it first needs one."""
 
     def __init__(self, *args):
         self.args, self.made = args, None
@@ -29,24 +31,31 @@ class Encoders:
 
 
 def encode_records(
-    records: list[Mapping], indices: list[int], encoder: ConversationEncoder, max_length: int, skip: bool = False
+    records: list[Mapping],
+    indices: list[int],
+    encoder: ConversationEncoder,
+    max_length: int,
+    skip: bool = False,
+    bad: Bad | None = None,
 ) -> dict[str, list]:
-    """Columns `input_ids`, `loss_mask`, `outcome`, one of the constants above, and `blank`, of which `blank_answers`
-    counts how many there are.
+    """Columns `input_ids`, `loss_mask`, `outcome` (one of the constants above), and `blank`, the number of answers that
+    `blank_answers` counts.
 
     Args:
         records: chat records.
         indices: their numbers, for errors about records whose file is not known.
         encoder: of conversations.
-        max_length: in tokens; what is longer is cut, what is then without a supervised token is empty.
-        skip: records that cannot be read or rendered are empty and `BAD`, instead of an error.
+        max_length: in tokens; longer rows are cut, rows left without a supervised token become empty.
+        skip: records that cannot be read or rendered become empty and `BAD`, instead of raising an error.
+        bad: called with the error of each record that is skipped.
     """
     try:
         encoded = _encoded(records, indices, encoder)
     except ValueError:
         if not skip:
             raise
-        encoded = [_or_none(record, index, encoder) for record, index in zip(records, indices, strict=True)]
+        encoded = [_or_none(record, index, encoder, bad) for record, index in zip(records, indices, strict=True)]
+
     result: dict[str, list] = {"input_ids": [], "loss_mask": [], "outcome": [], "blank": []}
     for row in encoded:
         ids, mask, blank = row or ([], [], 0)
@@ -54,6 +63,7 @@ def encode_records(
             outcome = CUT if len(ids) > max_length else KEPT
         else:
             outcome, ids, mask = BAD if row is None else CUT_TO_NOTHING if any(mask) else UNANSWERED, [], []
+
         result["input_ids"].append(ids[:max_length])
         result["loss_mask"].append(mask[:max_length])
         result["outcome"].append(outcome)
@@ -62,14 +72,14 @@ def encode_records(
 
 
 def blank_answers(messages: list[dict]) -> int:
-    """Answers of a conversation that say nothing, or white space alone: that is no answer, and is not supervised."""
+    """Count a conversation's answers that are empty or white space only: these are no answers, and not supervised."""
     answers = (message for message in messages if message["role"] == "assistant")
     other = ("reasoning_content", "tool_calls")
     return sum(not (m["content"].strip() or any(m.get(name) for name in other)) for m in answers)
 
 
 def check_sample(records: list[Mapping], indices: list[int], encoder: ConversationEncoder, skip: bool = False) -> None:
-    """Compares the masks of a few records with the second method, and tells what the template leaves out.
+    """Compare the masks of a few records with a second method, and warn of what the template leaves out.
 
     Raises a `ValueError` as `check_loss_mask` does, or for a record that cannot be read, unless those are skipped.
     """
@@ -82,14 +92,17 @@ def check_sample(records: list[Mapping], indices: list[int], encoder: Conversati
                 raise
     if not sound:
         return
+
     records, indices, conversations, _, tools, said = map(list, zip(*sound, strict=True))
     try:
         check_loss_mask(encoder, conversations, indices, tools, said)
     except ValueError as problem:
         raise _with_origin(problem, records, indices) from problem.__cause__
-    # what is trained on as it was said needs no template to write it
+
+    # an answer whose tokens are known is trained on as it was said: no template needs to write it
     written = [chat for chat, known in zip(conversations, said, strict=True) if known is None]
     messages = [message for conversation in written for message in conversation]
+
     if any("reasoning_content" in message for message in messages) and not encoder.renderer.thought_names:
         logger.warning("The chat template of `tokenizer` writes no thoughts: those in the records are left out.")
     if any("tool_calls" in message for message in messages) and not encoder.renderer.writes_calls:
@@ -97,33 +110,39 @@ def check_sample(records: list[Mapping], indices: list[int], encoder: Conversati
 
 
 def _encoded(records: list[Mapping], indices: list[int], encoder: ConversationEncoder) -> list[tuple[list, list, int]]:
-    """Ids, mask and number of blank answers of each."""
+    """Token ids, mask and number of blank answers of each record."""
     read = [_read(record, index) for record, index in zip(records, indices, strict=True)]
     conversations, reasons, tools, said = map(list, zip(*read, strict=True)) if read else ([], [], [], [])
+
     try:
         rows = encoder.encode(conversations, reasons, indices, tools, said=said) if read else []
     except ValueError as problem:
         raise _with_origin(problem, records, indices) from problem.__cause__
-    # what carries its tokens is supervised as it was said
+
+    # an answer whose tokens are known is supervised as it was said
     blank = [0 if own else blank_answers(messages) for messages, own in zip(conversations, said, strict=True)]
     return [(*row, number) for row, number in zip(rows, blank, strict=True)]
 
 
 def _read(record: Mapping, index: int) -> tuple[list[dict], list[str] | None, list[dict] | None, Said | None]:
-    """Messages, reasons why answers ended, tools, and what is known of the answers' tokens."""
+    """Messages, the reasons why answers ended, tools, and what is known about the answers' tokens."""
     messages, reasons = read_record(record, index)
     return messages, reasons, read_tools(record, index), read_said(record, named(record, index))
 
 
-def _or_none(record: Mapping, index: int, encoder: ConversationEncoder) -> tuple[list, list, int] | None:
+def _or_none(
+    record: Mapping, index: int, encoder: ConversationEncoder, bad: Bad | None
+) -> tuple[list, list, int] | None:
     try:
         return _encoded([record], [index], encoder)[0]
-    except ValueError:
+    except ValueError as problem:
+        if bad is not None:
+            bad(problem)
         return None
 
 
 def _with_origin(problem: ValueError, records, indices) -> ValueError:
-    """The error with the record's file, where it is known, in place of its index."""
+    """The error with the record's file, if known, in place of its index."""
     for record, index in zip(records, indices, strict=True):
         rest = str(problem).removeprefix(f"Record {index}")
         if rest != str(problem) and not rest[:1].isdigit():

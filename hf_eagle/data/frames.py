@@ -1,4 +1,4 @@
-"""Media as pixels: pictures by PIL, films decoded by PyAV or put together from their frames."""
+"""Media as pixels: pictures by PIL; films decoded by PyAV, or put together from their frames."""
 
 import base64
 import io
@@ -10,7 +10,7 @@ import numpy as np
 
 
 class NoDecoder(ImportError):
-    """Nothing here decodes films."""
+    """No decoder of films is installed."""
 
 
 @dataclass
@@ -20,8 +20,8 @@ class Film:
     Attributes:
         frames: `(frames, height, width, 3)`, whole numbers from 0 to 255.
         indices: which of the film's frames they are.
-        total: how many frames the film has.
-        fps: how many of them a second; `None` of a list of frames, where nobody says.
+        total: the number of frames in the film.
+        fps: frames per second of the film; `None` for a list of frames if it is not given.
     """
 
     frames: np.ndarray
@@ -30,7 +30,7 @@ class Film:
     fps: float | None
 
     def metadata(self):
-        """What a video processor is told besides the frames; new each time, since processors write into it."""
+        """What a video processor needs besides the frames; new each time, since processors write into it."""
         from transformers.video_utils import VideoMetadata
 
         height, width = self.frames.shape[1:3]
@@ -42,7 +42,7 @@ def load_picture(source: str):
     """A picture from a file, an address or base64, as RGB.
 
     Raises:
-        OSError, ValueError: for what is no picture.
+        OSError, ValueError: if it is not a picture.
     """
     from transformers.image_utils import load_image
 
@@ -53,20 +53,21 @@ def load_picture(source: str):
 def load_film(source: str | list[str], video_processor: Any = None) -> Film:
     """A film from a file, an address or base64; or from the files of its frames, in order.
 
-    Which frames of a film are taken is up to the processor: its `fps`, `num_frames`, `min_frames` and `max_frames`. A
-    list of frames, or a `.npy` file of them, is taken whole, as so many frames a second as the processor's `fps` says.
-    Of more than `max_frames` so many are taken, evenly spread.
+    The processor decides which frames of a film are taken, by its `fps`, `num_frames`, `min_frames` and `max_frames`. A
+    list of frames, or a `.npy` file of them, is taken as a whole, with the processor's `fps` as its frames per second.
+    If it has more than `max_frames`, that many are taken, evenly spread.
 
     Args:
         source: as `as_text` writes it.
-        video_processor: the target's; without one every frame is taken.
+        video_processor: the target's; without one, every frame is taken.
 
     Raises:
         NoDecoder: if PyAV is missing.
-        OSError, ValueError: for what is no film, or frames of different sizes.
+        OSError, ValueError: if it is not a film, or its frames differ in size.
     """
     if isinstance(source, list):
         return _of_frames([np.asarray(load_picture(frame)) for frame in source], video_processor)
+
     _check_there(source)
     if source.endswith(".npy"):
         return _of_frames(np.load(source, allow_pickle=False), video_processor)
@@ -74,7 +75,7 @@ def load_film(source: str | list[str], video_processor: Any = None) -> Film:
 
 
 def as_pixels(value: Any, axes: int) -> np.ndarray:
-    """An array, a tensor or numbers in lists as `axes` axes of pixels, the last one red, green and blue.
+    """An array, a tensor or nested lists as pixels with `axes` axes, the last one red, green and blue.
 
     Raises:
         ValueError: for anything else.
@@ -99,6 +100,7 @@ def _of_frames(frames: list[np.ndarray] | np.ndarray, video_processor: Any) -> F
     sizes = sorted({frame.shape[:2] for frame in frames})
     if len(sizes) != 1:
         raise ValueError(f"the frames of a film must be of one size, got {len(sizes)}: {sizes[:3]}.")
+
     frames = as_pixels(np.stack(list(frames)), 4)
     indices = _enough(_spread(len(frames), video_processor), video_processor)
     return Film(frames[indices], indices, len(frames), getattr(video_processor, "fps", None))
@@ -118,7 +120,7 @@ def _decoded(source: str, video_processor: Any) -> Film:
         if not container.streams.video:
             raise ValueError("the file holds no film.")
         stream = container.streams.video[0]
-        # what a header says may be missing or wrong: packets are counted, which decodes nothing
+        # a header's count may be missing or wrong: packets are counted, which decodes nothing
         total = sum(packet.size > 0 and not packet.is_discard for packet in container.demux(stream))
         fps = float(stream.average_rate or stream.guessed_rate or 0) or None
         size = {"width": stream.width, "height": stream.height}
@@ -133,6 +135,7 @@ def _decoded(source: str, video_processor: Any) -> Film:
                 found[place] = frame.to_ndarray(format="rgb24")
             if len(found) == len(wanted):
                 break
+
     if len(found) < len(wanted):
         raise ValueError(f"the film ends before its frame {min(wanted - found.keys())} of {total}.")
     return Film(np.stack([found[place] for place in indices]), indices, total, fps)
@@ -146,29 +149,30 @@ def _sampled(total: int, fps: float | None, size: dict, video_processor: Any) ->
         raise ValueError("the film has no frames.")
     if total == 1 or not getattr(video_processor, "do_sample_frames", False):
         return _spread(total, video_processor)
+
     seconds = total / fps if fps else None
     return [int(n) for n in video_processor.sample_frames(VideoMetadata(total, fps, duration=seconds, **size))]
 
 
 def _spread(total: int, video_processor: Any) -> list[int]:
-    """All frames; of more than are taken at most so many, evenly spread."""
+    """All frames, or `max_frames` of them, evenly spread."""
     limit = getattr(video_processor, "max_frames", None) or total
     return np.linspace(0, total - 1, min(total, limit)).round().astype(int).tolist()
 
 
 def _enough(indices: list[int], video_processor: Any) -> list[int]:
-    """The last frame again until there are as many as one token spans."""
+    """Repeat the last frame until there are as many as one token spans."""
     missing = getattr(video_processor, "temporal_patch_size", 1) - len(indices)
     return indices + indices[-1:] * max(0, missing)
 
 
 def _check_there(source: str) -> None:
-    """A sentence for the name of a file that is not there, which would be taken for base64."""
+    """Raise an error for the name of a file that does not exist; otherwise it would be taken for base64."""
     is_name = len(source) < 4096 and "." in source and "://" not in source and not source.startswith("data:")
     if is_name and not os.path.isfile(source):
         raise ValueError(f"there is no file {source}")
 
 
 def _bytes_of(source: str) -> bytes:
-    """What base64 holds, also behind `data:video/mp4;base64,`."""
+    """The bytes of a base64 text, with or without a prefix such as `data:video/mp4;base64,`."""
     return base64.b64decode(source.partition(",")[2] if source.startswith("data:") else source, validate=True)

@@ -1,7 +1,7 @@
-"""Which characters of a rendered conversation are the assistant's answers, and which tokens those are.
+"""Find the assistant's answers in a rendered conversation: their characters, and then their tokens.
 
-Supervised are an answer's content with its thoughts and tool calls, and its end-of-turn token; not the header before
-it, not the newline after it. An empty answer is not: there is nothing to draft in it.
+Supervised are an answer's content with its thoughts and tool calls, and its end-of-turn token. The header before it and
+the newline after it are not, and neither is an empty answer: there is nothing to draft in it.
 """
 
 import re
@@ -23,19 +23,19 @@ _NO_THOUGHTS = re.compile(r"\s*<think>\s*</think>\s*")
 
 
 class ConversationEncoder:
-    """Token ids and loss mask of conversations, by one tokenizer and its chat template.
+    """Token ids and loss masks of conversations, by one tokenizer and its chat template.
 
-    The template is rendered twice: as it is, and with unused characters around the parts of every answer or, when the
-    template has `{% generation %}` marks, around what those enclose. Taken out again they leave the plain text, so
-    their places are exact whatever the messages say. Offsets carry the places to tokens. All of it is linear in the
-    length.
+    The template is rendered twice: as it is, and with unused characters around the parts of every answer or, if the
+    template has `{% generation %}` marks, around what those enclose. Without these characters it is the plain text
+    again, so their places are exact whatever the messages say. Offsets carry the places to tokens. All of it is linear
+    in the length.
 
     Args:
         tokenizer: with a chat template.
         options: which parts of the answers are supervised.
-        template_kwargs: what else the template is given, such as `{"enable_thinking": False}`.
+        template_kwargs: further arguments of the template, such as `{"enable_thinking": False}`.
 
-    Raises a `ValueError` when the tokenizer has no chat template, or one that refuses a question with its answer.
+    Raises a `ValueError` if the tokenizer has no chat template, or one that refuses a question with its answer.
     """
 
     def __init__(self, tokenizer, options: MaskOptions | None = None, template_kwargs: dict | None = None):
@@ -58,26 +58,27 @@ class ConversationEncoder:
     def encode(
         self, conversations: list[list[dict]], finish_reasons=None, indices=None, tools=None, options=None, said=None
     ) -> list[tuple[list, list]]:
-        """`(input_ids, loss_mask)` of each conversation, ids as `apply_chat_template` gives them.
+        """`(input_ids, loss_mask)` of each conversation; ids are those of `apply_chat_template`.
 
         Args:
             conversations: messages, as `to_messages` returns them.
-            finish_reasons: per conversation `None` or, per answer, why it ended (a text alone: the last answer); the
-                end-of-turn token that the template puts after an answer cut at `"length"` is not the target's and is
-                not supervised.
-            indices: numbers of the records, for error messages.
+            finish_reasons: per conversation `None` or, per answer, why it ended (a single text: the last answer). The
+                target did not say the end-of-turn token that the template puts after an answer cut at `"length"`, so
+                it is not supervised.
+            indices: numbers of the records, for errors.
             tools: per conversation `None` or the JSON schemas of the tools on offer.
             options: in place of the encoder's own.
-            said: per conversation `None` or its `Said`: then its row is the prompt's ids and those that were said,
-                and ends with the last answer.
+            said: per conversation `None` or its `Said`: then its row is the prompt's ids and those that were said, and
+                ends with the last answer.
 
-        Raises a `ValueError` when the template refuses a conversation or rewrites an answer past recognition, or when
-        a conversation is not what was said.
+        Raises a `ValueError` if the template refuses a conversation or rewrites an answer past recognition, or if a
+        conversation is not what was said.
         """
         if said is not None and any(said):
             given = [finish_reasons, indices, tools, said]
             rows = zip(conversations, *(column or [None] * len(conversations) for column in given), strict=True)
             return [self._encode_one(*row, options) for row in rows]
+
         texts, spans = self.supervised_spans(conversations, finish_reasons, indices, tools, options)
         if not self.tokenizer.is_fast:
             return [mask_by_pieces(self._tokens, self.special, *pair) for pair in zip(texts, spans, strict=True)]
@@ -101,7 +102,7 @@ class ConversationEncoder:
     def supervised_spans(
         self, conversations, finish_reasons=None, indices=None, tools=None, options: MaskOptions | None = None
     ) -> tuple[list[str], list[list[tuple[int, int]]]]:
-        """The rendered conversations and, of each, which characters are supervised; arguments as of `encode`."""
+        """The rendered conversations and the supervised characters of each; arguments as for `encode`."""
         options = options or self.options
         texts, spans = [], []
         for place, messages in enumerate(conversations):
@@ -110,9 +111,10 @@ class ConversationEncoder:
             else:
                 try:
                     text, answers = self.answer_spans(messages, tools and tools[place], options)
-                except Exception as problem:  # jinja's own errors, and whatever a template raises by itself
+                except Exception as problem:  # jinja's own errors, and whatever a template itself raises
                     where = _name(indices, place)
                     raise ValueError(f"{where} does not fit the chat template of `tokenizer`: {problem}") from problem
+
                 number = sum(message["role"] == "assistant" for message in messages)
                 reasons = read_reasons(finish_reasons and finish_reasons[place], number, _name(indices, place))
                 found = supervised(answers, reasons, first_answer(messages, answers, options), options)
@@ -123,24 +125,27 @@ class ConversationEncoder:
     def answer_spans(
         self, messages: list[dict], tools=None, options: MaskOptions | None = None
     ) -> tuple[str, list[AnswerSpan | None]]:
-        """The rendered text and the span of each answer in it, `None` for an empty or left out one.
+        """The rendered text and the span of each answer in it; `None` for an answer that is empty or left out.
 
-        With `{% generation %}` marks and without options, spans are what the marks enclose, in their number.
+        With `{% generation %}` marks and without options, the spans are the marked blocks, however many there are.
         """
         messages = self.renderer.fold_calls(messages)
         text = self.render(messages, tools)
         marks = unused_characters(text, self.template, *(text_of(message["content"]) for message in messages))
+
         if not self.has_marks:
             return text, self._found(text, self._places(text, marks, messages, tools), messages)
+
         template = mark_template(self.template, marks)
         plain, places = take_out(self.render(messages, tools, chat_template=template), marks)
         blocks = self._enclosed(text, places) if plain == text else _not_as_they_are()
+
         if options in (None, MaskOptions()) or not any(block is not None for block in blocks):
             return text, blocks
         return text, self._aligned(text, blocks, self._places(text, marks, messages, tools), messages)
 
     def token_ids(self, messages: list[dict], tools=None, **kwargs) -> list[int]:
-        """As `apply_chat_template(messages, tokenize=True)`."""
+        """The ids of `apply_chat_template(messages, tokenize=True)`."""
         return self._tokens(self.render(messages, tools, **kwargs))
 
     def tokenise(self, texts: list[str], **kwargs):
@@ -151,9 +156,10 @@ class ConversationEncoder:
         return self.tokenise([text])["input_ids"][0]
 
     def _read_template(self) -> None:
-        """The header that opens an answer, its end of turn if that is a special token, and what follows."""
+        """Find the header that opens an answer, its end of turn if that is a special token, and what follows."""
         user = {"role": "user", "content": "a"}
         marks = unused_characters(self.template)
+
         try:
             without, opened = (self.render([user], add_generation_prompt=flag) for flag in (False, True))
             answered = self.render(mark_messages([user, {"role": "assistant", "content": "b"}], marks, others=False))
@@ -161,57 +167,66 @@ class ConversationEncoder:
             raise ValueError(
                 f"The chat template of `target`'s tokenizer refuses a question with its answer: {problem}"
             ) from None
+
         shared = len(commonprefix([without, opened]))
-        # "<|endoftext|>" and "<|assistant|>" share two characters, which belong to the header all the same
+        # "<|endoftext|>" and "<|assistant|>" begin with the same characters, which still belong to the header
         inside = [found.start() for found in self.special.finditer(opened) if found.start() < shared < found.end()]
+
         plain, places = take_out(answered, marks)
         self._prompt = opened
         self.header = opened[inside[0] if inside else shared :]
+
         content_end = places["closing"][1][-1] if places["closing"] else len(plain)
         turn_end = self._turn_end.match(plain, content_end)
         self._end_text = turn_end[1] if turn_end else ""
         self.tail = plain[turn_end.end() if turn_end else content_end :]
 
     def _read_calls(self) -> None:
-        """What the template writes before a first tool call's name, and the token that ends a turn of calls."""
+        """Find what the template writes before a first tool call's name, and the token that ends a turn of calls."""
         marks = unused_characters(self.template)
         try:
             text, places = take_out(self.render(mark_messages(PROBED_CALL, marks, others=False)), marks)
-        except Exception:  # the template has its say when a conversation with calls comes
+        except Exception:  # reported once a conversation with calls comes
             return
+
         places = places["call"][1]
         begin = len(commonprefix([self._prompt, text]))
         self._before_call = text[begin : places[0]] if places else ""
+
         specials = self.special.findall(text.removesuffix(self.tail), places[-1]) if places else []
         self._call_end = specials[-1] if specials else ""
 
     def _places(self, text: str, marks: dict[str, str], messages: list[dict], tools) -> Places:
-        """Where the parts of all messages lie in the text."""
-        for others in (True, False):  # a template may look at how a question ends
+        """The places of the parts of all messages in the text."""
+        for others in (True, False):  # a template may depend on how a question ends
             plain, places = take_out(self.render(mark_messages(messages, marks, others), tools), marks)
             if plain == text:
                 return places
         _not_as_they_are()
 
     def _found(self, text: str, places: Places, messages: list[dict]) -> list[AnswerSpan | None]:
-        """Spans where the parts of the answers were marked: each begins after its header."""
+        """The spans of answers whose parts are marked: each begins after its header."""
         spans, floor = [], 0
         for number, message in enumerate(messages):
             if message["role"] != "assistant":
                 floor = max([floor, *places["other"].get(number, ())])
                 continue
+
             first = min((place for kind in places.values() for place in kind.get(number, ())), default=None)
             if first is None:
                 spans.append(None)
                 continue
+
             content_end, end = self._end(text, number, places, message)
             start, choices = self._after_header(text, floor, first, content_end)
-            # an opening mark is gone where a template takes the thoughts of an answer out, or writes them anew
+
+            # the opening mark is lost if a template leaves out the thoughts of an answer, or writes them anew
             opened = any(number in places[kind] for kind in ("opening", "thinking", "call"))
             if not opened and choices > 1:
                 raise ValueError(
-                    "where an answer begins cannot be told; mark it with `{% generation %}` in the template."
+                    "where an answer begins cannot be found; mark it with `{% generation %}` in the template."
                 )
+
             if not choices:
                 start -= len(self._own_beginning(text, floor, first, number, places, message))
             spans.append(self._with_parts(text, AnswerSpan(start, content_end, end), number, places))
@@ -219,7 +234,7 @@ class ConversationEncoder:
         return spans
 
     def _own_beginning(self, text: str, floor: int, first: int, number: int, places: Places, message: dict) -> str:
-        """What an answer without a header says before its first mark: the opening of a call, or white space."""
+        """The text of an answer without a header before its first mark: the opening of a call, or white space."""
         if first in places["call"].get(number, ())[:1]:
             said = self._before_call
         else:
@@ -229,29 +244,31 @@ class ConversationEncoder:
         return said if text.endswith(said, floor, first) else ""
 
     def _end(self, text: str, number: int, places: Places, message: dict) -> tuple[int, int]:
-        """Where an answer's text ends, and where its turn does."""
-        # a tool's answer may repeat the call's name, with its marks
+        """Where an answer's text ends, and where its turn ends."""
+        # a tool's answer may repeat the name of the call, and the marks with it
         calls = places["call"].get(number, ())[: count_call_marks(message)]
         content = places["closing"].get(number)
         if not calls and content:
             turn_end = self._turn_end.match(text, content[0]) if self._end_text else None
             return content[0], turn_end.end() if turn_end else content[0]
+
         last = calls[-1] if calls else max(place for kind in places.values() for place in kind.get(number, ()))
         wanted = self._call_end if calls else self._end_text
         place = text.find(wanted, last) if wanted else -1
         return (place, place + len(wanted)) if place >= 0 else (last, last)
 
     def _with_parts(self, text: str, span: AnswerSpan, number: int, places: Places) -> AnswerSpan:
-        """With the end of the thoughts and the start of the tool calls."""
+        """The span with the end of its thoughts and the start of its tool calls."""
         thought = places["said"].get(number) or places["thought"].get(number)
         if thought:
-            # the marks around thoughts, or the end of the message that they are (gpt-oss)
+            # ends at the marks around thoughts, or at the end of the message of thoughts (gpt-oss)
             after = _END_OF_THOUGHTS.match(text, thought[0])
             after = after or (self._turn_end.match(text, thought[0]) if number in places["thought"] else None)
             thought_end = after.end() if after else thought[0]
         else:
             none = _NO_THOUGHTS.match(text, span.start, span.end)
             thought_end = none.end() if none else span.start
+
         calls_start = None
         if places["call"].get(number):
             said = [place for place in places["closing"].get(number, ()) if place <= places["call"][number][0]]
@@ -270,7 +287,7 @@ class ConversationEncoder:
         return spans
 
     def _document(self, messages: list[dict]) -> tuple[str, list[tuple[int, int]]]:
-        """Plain text, all of it supervised; of a chat that is rendered already, what follows the answers' headers."""
+        """Plain text, all supervised; in a chat that is already rendered, only what follows the headers of answers."""
         text = "\n\n".join(message["content"] for message in messages)
         if self.header.strip() and self._end_text and self.header in text:
             spans, place = [], text.find(self.header)
@@ -281,6 +298,7 @@ class ConversationEncoder:
                 spans.append((start, end))
                 place = text.find(self.header, end)
             return text, spans
+
         bos = self.tokenizer.bos_token or ""
         starts_so = self.tokenizer("a")["input_ids"][:1] == [self.tokenizer.bos_token_id]
         before = bos if starts_so and not text.startswith(bos) else ""
@@ -288,9 +306,9 @@ class ConversationEncoder:
         return text, [(len(before), len(text))]
 
     def _after_header(self, text: str, floor: int, limit: int, content_end: int) -> tuple[int, int]:
-        """Where the header before `limit` ends, and how many there are; an earlier one is text of a message.
+        """Where the header before `limit` ends, and how many headers there are; earlier ones are text of a message.
 
-        A header may open a thought ("<think>"), which is not there in answers of the past.
+        A header may open a thought ("<think>"), which past answers do not have.
         """
         for header in dict.fromkeys((self.header, self.header.split(_THINK)[0])):
             place = text.rfind(header, floor, limit) if header else -1
@@ -305,7 +323,7 @@ class ConversationEncoder:
         """Spans from `{% generation %}` marks, which often enclose part of the header, or a newline after the end."""
         blocks = []
         for start, end in zip(places["opening"][0], places["closing"][0], strict=True):
-            if blocks and blocks[-1][1] == start:  # one answer in two blocks
+            if blocks and blocks[-1][1] == start:  # two blocks of one answer
                 start = blocks.pop()[0]
             blocks.append((start, end))
 

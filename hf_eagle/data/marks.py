@@ -1,6 +1,6 @@
-"""Unused characters put around the parts of messages, so that their places in the rendered text are exact.
+"""Put unused characters around the parts of messages, so that their places in the rendered text are exact.
 
-Taken out of it again they leave the plain text, whatever the messages say.
+Taken out of the text again they leave the plain text, whatever the messages say.
 """
 
 import re
@@ -12,21 +12,21 @@ from .messages import text_of
 GENERATION = re.compile(r"\{%(-?)\s*generation\s*(-?)%\}")
 _END_GENERATION = re.compile(r"\{%(-?)\s*endgeneration\s*(-?)%\}")
 _THOUGHTS = re.compile(r"(.*</think>\s*)?(.*)", re.DOTALL)
-# an answer's content, the end of thoughts in it, its thoughts where they are a field of their own, strings of its tool
-# calls, and the end of a content that is no answer
+# an answer's content, the end of thoughts in it, its thoughts if they are a separate field, strings of its tool calls,
+# and the end of a content that is no answer
 _KINDS = ("opening", "said", "closing", "thinking", "thought", "call", "other")
 
-Places = dict[str, dict[int, list[int]]]  # kind -> number of the message -> characters before each mark
+Places = dict[str, dict[int, list[int]]]  # kind -> number of the message -> place of each mark in the plain text
 
 
 def unused_characters(*texts: str) -> dict[str, str]:
-    """A character of the private use area for each kind of mark, none of which occurs in a text."""
+    """A private-use character for each kind of mark, none of which occurs in the texts."""
     free = (chr(code) for code in range(0xE000, 0xF900) if not any(chr(code) in text for text in texts))
     return {kind: next(free) for kind in _KINDS}
 
 
 def mark_messages(messages: list[dict], marks: dict[str, str], others: bool = True) -> list[dict]:
-    """Messages with marks that carry their numbers; marks of contents that are no answers only if asked for."""
+    """Messages with marks that carry their numbers; contents that are no answers are marked if `others`."""
     marked = []
     for number, message in enumerate(messages):
 
@@ -49,16 +49,17 @@ def mark_messages(messages: list[dict], marks: dict[str, str], others: bool = Tr
 
 
 def mark_template(template: str, marks: dict[str, str]) -> str:
-    """`{% generation %}` blocks as `with` blocks (the same scope) that write the marks out."""
+    """The template with `{% generation %}` blocks as `with` blocks (the same scope) that write the marks."""
     template = GENERATION.sub(rf"{{%\1 with %}}{marks['opening'] * 2}{{% if true \2%}}", template)
     return _END_GENERATION.sub(rf"{{%\1 endif %}}{marks['closing'] * 2}{{% endwith \2%}}", template)
 
 
 def take_out(marked: str, marks: dict[str, str]) -> tuple[str, Places]:
-    """The text without marks, and the places of all; marks without a number have the number 0."""
+    """The text without marks, and the places of all marks; those without a number count as number 0."""
     kinds = {character: kind for kind, character in marks.items()}
     places: Places = {kind: defaultdict(list) for kind in marks}
     pieces, last, taken = [], 0, 0
+
     for mark in re.finditer(rf"([{''.join(kinds)}])(\d*)\1", marked):
         pieces.append(marked[last : mark.start()])
         places[kinds[mark[1]]][int(mark[2] or 0)].append(mark.start() - taken)
@@ -67,22 +68,23 @@ def take_out(marked: str, marks: dict[str, str]) -> tuple[str, Places]:
 
 
 def count_call_marks(message: dict) -> int:
-    """How many marks a message's tool calls get."""
+    """The number of marks that a message's tool calls get."""
     calls = [call["function"] for call in message.get("tool_calls") or ()]
     return sum(2 + _strings(function["arguments"]) for function in calls)
 
 
 def _inside(text: str, opening: str, closing: str, said: str = "") -> str:
-    """Marks go inside the surrounding white space, so that a template which strips it gives the same text with them."""
+    """Put marks inside the surrounding white space: then a template that strips it gives the same text with them."""
     before, after = text[: len(text) - len(text.lstrip())], text[len(text.rstrip()) :]
     thoughts, words = _THOUGHTS.fullmatch(text.strip()).groups() if said else ("", text.strip())
     return before + opening + (thoughts + said if thoughts else "") + words + closing + after
 
 
 def _mark_end(content: str | list[dict], mark: str) -> str | list[dict]:
-    """The mark behind a text, or behind the last one among parts."""
+    """Put the mark behind a text, or behind the last one among its parts."""
     if isinstance(content, str):
         return _inside(content, "", mark)
+
     last = max(n for n, part in enumerate(content) if part.get("text", "").strip())
     return [*content[:last], content[last] | {"text": _inside(content[last]["text"], "", mark)}, *content[last + 1 :]]
 

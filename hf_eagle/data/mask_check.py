@@ -13,22 +13,24 @@ def check_loss_mask(
     tools: list | None = None,
     said: list[Said | None] | None = None,
 ) -> None:
-    """Compares the masks of `conversations` with those of incremental rendering.
+    """Compare the masks of `conversations` with those found by incremental rendering.
 
     Both must be equal; with `{% generation %}` marks, which may leave part of an answer out on purpose, no token
-    outside an answer may be marked. Whole answers are compared, whatever parts of them the encoder's options take.
-    Conversations without an answer, and plain texts, are passed over. Of those whose token ids are known (`said`) it
-    is checked that they are what was said: no template writes their answers.
+    outside an answer may be marked. Whole answers are compared, whichever parts of them the encoder's options take.
+    Conversations without an answer, and plain texts, are skipped. If a conversation's token ids are known (`said`), it
+    is only checked that they are what was said: no template writes their answers.
 
     Raises:
         `ValueError`: the methods differ, nothing at all is supervised, or a conversation is not what was said; the
-            rendered text is shown with it.
+            rendered text is shown.
     """
     tools, said = tools or [None] * len(conversations), said or [None] * len(conversations)
     encoded = encoder.encode(conversations, indices=indices, tools=tools, options=MaskOptions(), said=said)
+
     for messages, index, offer, known, (ids, mask) in zip(conversations, indices, tools, said, encoded, strict=True):
         if messages[0]["role"] == TEXT or known is not None:
             continue
+
         expected = incremental_mask(encoder, messages, ids, mask, offer)
         wrong = any(m > e for m, e in zip(mask, expected, strict=True)) if encoder.has_marks else mask != expected
         if wrong:
@@ -38,49 +40,55 @@ def check_loss_mask(
                 f"By marks:      {show_mask(encoder, ids, mask)!r}\n"
                 f"By increments: {show_mask(encoder, ids, expected)!r}"
             )
+
     answered = [place for place, messages in enumerate(conversations) if _has_answer(messages)]
     if answered and not any(any(encoded[place][1]) for place in answered):
         ids, mask = encoded[answered[0]]
         raise ValueError(
             "The chat template of `tokenizer` marks no token as the assistant's; its `{% generation %}` blocks, or the "
-            f"way it renders answers, must be mended. Record {indices[answered[0]]}: {show_mask(encoder, ids, mask)!r}"
+            "way it renders answers, must be corrected. "
+            f"Record {indices[answered[0]]}: {show_mask(encoder, ids, mask)!r}"
         )
 
 
 def incremental_mask(
     encoder: ConversationEncoder, messages: list[dict], ids: list[int], mask: list[int], tools: list | None = None
 ) -> list[int]:
-    """The mask by rendering ever longer parts of the conversation and comparing their token ids.
+    """The mask found by rendering longer and longer parts of the conversation and comparing their token ids.
 
-    An answer begins where the messages before it, with the generation prompt, end; it ends where the messages up to
-    it end, white space aside. A template may write an answer of the past differently (thoughts left out, another end
-    token): then `mask`'s own run is taken if it is the end of the answer as it was written first, or marked on purpose.
+    An answer begins where the messages before it end, with the generation prompt. It ends where the messages up to it
+    end, except for white space. A template may write a past answer differently (thoughts left out, another end
+    token): then `mask`'s own run is taken if it is the end of the answer as first written, or marked on purpose.
     """
     found, floor = [0] * len(ids), 0
     for place, message in enumerate(messages):
         if message["role"] != "assistant" or not (_says_something(message) or encoder.has_marks):
             continue
+
         after = encoder.render(messages[: place + 1], tools).removesuffix(encoder.tail)
         after = encoder.tokenise([after])["input_ids"][0]
         while after and not encoder.tokenizer.decode([after[-1]]).strip():
             after.pop()
+
         if place:
             prompt = encoder.token_ids(messages[:place], tools, add_generation_prompt=True)
             start = shared_length(prompt, ids)
-            if start < len(prompt) - 1:  # the template writes what precedes the answer differently in the end
+            if start < len(prompt) - 1:  # the whole text differs before the answer
                 own = next((n for n in range(floor, len(ids)) if mask[n]), start)
                 start = own if _same_end(prompt, ids[max(0, own - 2) : own]) else start
-        else:  # nothing precedes a conversation's first message: there is no prompt to compare with
+        else:  # there is no prompt before the first message to compare with
             start = next((n for n, supervised in enumerate(mask) if supervised), len(ids))
+
         end = shared_length(after, ids)
         if end == len(after) - 1 and end < len(ids) and {ids[end], after[end]} <= encoder.special_ids:
             end += 1
         elif end < len(after):
             stop = next((n for n in range(start, len(ids)) if not mask[n]), len(ids))
             written = ids[start + 1 : stop]  # the first token may hold the end of the header
-            if written and {written[-1], after[-1]} <= encoder.special_ids:  # not every turn ends with the same one
+            if written and {written[-1], after[-1]} <= encoder.special_ids:  # turns may end with different ones
                 after[-1] = written[-1]
             end = stop if encoder.has_marks or start < stop and _same_end(after, written) else end
+
         found[start:end] = [1] * max(0, end - start)
         floor = max(floor, end)
     return found
@@ -95,6 +103,7 @@ def show_mask(encoder: ConversationEncoder, ids: list[int], mask: list[int], lim
             text = encoder.tokenizer.decode(run)
             pieces.append(f"[[{text}]]" if supervised else text)
             run = []
+
     text = "".join(pieces)
     return text if len(text) <= limit else text[:limit] + "..."
 

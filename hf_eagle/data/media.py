@@ -8,8 +8,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from .forms import named
 from .frames import as_pixels, load_film, load_picture
-from .messages import named, read_record, text_of
+from .messages import read_record, text_of
 from .picture_forms import KINDS, axes_of, has_media, kind_of, parts_of, source_of
 
 
@@ -18,7 +19,7 @@ __all__ += ["processor_fingerprint", "read_media_record"]
 
 
 def own_tokenizer(processing):
-    """The tokenizer of a processor, with the processor's chat template; a tokenizer is its own."""
+    """The tokenizer of a processor, with the processor's chat template; a tokenizer is returned as it is."""
     tokenizer = getattr(processing, "tokenizer", processing)
     template = getattr(processing, "chat_template", None)
     if template and template != tokenizer.chat_template:
@@ -32,8 +33,9 @@ def read_media_record(
 ) -> tuple[list[dict], list[dict], list[str] | None]:
     """Messages, their media in the order of their places, and each answer's `finish_reason`.
 
-    In a chat with media a content that is a list stays one, of `{"type": "text", "text": ...}`, `{"type": "image"}` and
-    `{"type": "video"}`; all else is read as by `to_messages`. How a record names its media: see `picture_forms`.
+    In a chat with media, a content that is a list stays a list, of `{"type": "text", "text": ...}`,
+    `{"type": "image"}` and `{"type": "video"}`; all else is read as by `to_messages`. `picture_forms` says how a record
+    may name its media.
 
     Returns:
         Messages; media, `{"type": "image", "image": source}` each; reasons.
@@ -44,6 +46,7 @@ def read_media_record(
     """
     where = named(record, index)
     messages, reasons = read_record(record, index, content_parts=True, media_root=media_root)
+
     media: list[dict] = []
     for place, message in enumerate(messages):
         parts = parts_of(message)
@@ -51,8 +54,9 @@ def read_media_record(
             if any(map(kind_of, parts)):
                 raise ValueError(f"{where}: message {place} is an answer, which can hold text only.")
             message["content"] = text_of(parts)
-        elif parts:  # the template has its own way to join them
+        elif parts:  # kept apart: the template has its own way to join them
             message["content"] = [_part(part, media, where, place) for part in parts]
+
     return messages, media, reasons
 
 
@@ -62,6 +66,7 @@ def _part(part: dict, media: list[dict], where: str, place: int) -> dict:
         if not isinstance(part.get("text"), str):
             raise ValueError(f"{where}: message {place} holds a part that is neither text, image nor video.")
         return {"type": "text", "text": part["text"]}
+
     media.append({"type": kind, kind: source_of(part, kind)})
     return {"type": kind}
 
@@ -70,24 +75,24 @@ def _part(part: dict, media: list[dict], where: str, place: int) -> dict:
 
 
 def as_text(media: list[dict]) -> str:
-    """Media as JSON: names as they are, those in memory as what a file of them would hold; frames of a film in a list.
+    """Media as JSON: names as they are, media in memory as the content of a file; frames of a film as a list.
 
     Raises:
-        ValueError: for what is no medium.
+        ValueError: for what is not a medium.
     """
     return json.dumps([{"type": m["type"], m["type"]: _written(m[m["type"]], m["type"])} for m in media])
 
 
 def from_text(text: str, processor=None) -> dict[str, list[Any]]:
-    """The media of `as_text` by kind: PIL's pictures, and films as [`Film`].
+    """The media of `as_text` by kind: pictures of PIL, and films as [`Film`].
 
     Args:
         text: as `as_text` writes it.
-        processor: the target's, which says what frames of a film are taken; all of them without one.
+        processor: the target's, which decides which frames of a film are taken; without one, all are.
 
     Raises:
-        OSError, ValueError: for one that cannot be loaded.
-        NoDecoder: for a film where nothing decodes any.
+        OSError, ValueError: for a medium that cannot be loaded.
+        NoDecoder: for a film, if no decoder is installed.
     """
     found: dict[str, list[Any]] = {kind: [] for kind in KINDS}
     for medium in json.loads(text):
@@ -100,25 +105,28 @@ def from_text(text: str, processor=None) -> dict[str, list[Any]]:
 
 
 def as_inputs(loaded: dict[str, list[Any]]) -> dict[str, Any]:
-    """The arguments of a processor that show it the media of `from_text`."""
+    """Arguments that show a processor the media of `from_text`."""
     given: dict[str, Any] = {"images": loaded["image"]} if loaded["image"] else {}
+
     films = loaded["video"]
-    if films:  # their frames are chosen already
+    if films:  # their frames are already chosen
         given |= {"videos": [film.frames for film in films], "video_metadata": [film.metadata() for film in films]}
         given["do_sample_frames"] = False
     return given
 
 
 def fingerprint(loaded: dict[str, list[Any]]) -> str:
-    """32 hex digits that other media than those of `from_text` do not have, by their pixels; `""` of none."""
+    """A hash of the pixels of `from_text`'s media, 32 hex digits; `""` if there are none."""
     if not any(loaded.values()):
         return ""
+
     found = hashlib.blake2b(digest_size=16)
     for picture in loaded["image"]:
         found.update(f"image {picture.mode} {picture.size}".encode() + picture.tobytes())
     for film in loaded["video"]:
         said = (film.frames.shape, film.indices, film.total, film.fps)
         found.update(f"video {said}".encode() + film.frames.tobytes())
+
     return found.hexdigest()
 
 
@@ -129,30 +137,32 @@ def limit_media(
     fps: float | None = None,
     max_frames: int | None = None,
 ) -> None:
-    """Change how much of a medium a target's processor shows; what is `None` stays as it is.
+    """Change how much of a medium a target's processor shows; limits that are `None` stay as they are.
 
     Args:
         processor: its parts for images and videos are changed.
-        min_pixels, max_pixels: of an image, and of a video as the processor counts: of a frame in Qwen2.5-VL, of all
-            frames together in Qwen3-VL. A smaller or larger one is resized.
-        fps: frames a second that are taken of a video.
-        max_frames: that are taken of a video at most.
+        min_pixels, max_pixels: of an image, and of a video as the processor counts: of one frame in Qwen2.5-VL, of all
+            frames together in Qwen3-VL. Smaller or larger ones are resized.
+        fps: frames per second that are taken of a video.
+        max_frames: most frames that are taken of a video.
 
     Raises:
-        ValueError: for a processor without such limits, or a least above a most.
+        ValueError: for a processor without such limits, or a minimum above a maximum.
     """
     images, videos = (getattr(processor, f"{kind}_processor", None) for kind in KINDS)
     given = {"shortest_edge": min_pixels, "longest_edge": max_pixels}
     given = {name: value for name, value in given.items() if value is not None}
+
     for part in (images, videos) if given else ():
         size = getattr(part, "size", None)
-        if size is None and part is videos:  # without torchvision it is none
+        if size is None and part is videos:  # without torchvision there is no video processor
             continue
         if not hasattr(part, "merge_size") or not (size and size["shortest_edge"] and size["longest_edge"]):
             raise ValueError(
                 "`min_pixels` and `max_pixels` are for processors that count pixels, as those of Qwen's models do; "
                 f"{type(part).__name__} does not: leave them out."
             )
+
         least, most = (given.get(name) or size[name] for name in ("shortest_edge", "longest_edge"))
         if least > most:
             raise ValueError(
@@ -169,7 +179,7 @@ def limit_media(
 
 
 def processor_fingerprint(processor) -> str:
-    """16 hex digits of how a processor makes pixels: the settings of its parts for images and videos."""
+    """A hash of how a processor makes pixels, 16 hex digits: the settings of its parts for images and videos."""
     parts = [getattr(processor, f"{kind}_processor", None) for kind in KINDS]
     said = [part.to_dict() if hasattr(part, "to_dict") else type(part).__name__ for part in parts]
     return hashlib.blake2b(json.dumps(said, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
@@ -177,15 +187,17 @@ def processor_fingerprint(processor) -> str:
 
 def _written(source: Any, kind: str) -> Any:
     if isinstance(source, Mapping) and source.get("bytes") is not None:  # as `datasets` keeps pictures
-        source = source["bytes"]  # carried, it is base64 already
+        source = source["bytes"]  # in a carried record, it is already base64
     if isinstance(source, Mapping) and isinstance(source.get("path"), str):
         source = source["path"]
+
     if isinstance(source, bytes):
         return base64.b64encode(source).decode()
     if hasattr(source, "save"):  # a picture
         held = io.BytesIO()
         source.save(held, format="PNG")
         return base64.b64encode(held.getvalue()).decode()
+
     axes = axes_of(source)
     if axes and kind == "video":
         return [_written(frame, "image") for frame in as_pixels(source, 4)]
@@ -193,6 +205,7 @@ def _written(source: Any, kind: str) -> Any:
         from PIL import Image
 
         return _written(Image.fromarray(as_pixels(source, 3)), kind)
+
     if isinstance(source, str):
         return source
     if isinstance(source, list | tuple) and source and kind == "video":

@@ -1,10 +1,11 @@
-"""One chat record, of any common form, to messages in one shape; and the tools that it offers."""
+"""Convert one chat record, of any common form, to messages of one shape; and read the tools that it offers."""
 
 import json
 import re
 from collections.abc import Mapping
 from typing import Any
 
+from .forms import ANSWERS, COLUMNS, FORM, FORMS, ORIGIN, SYSTEMS, column_names, named, recognise_form
 from .picture_forms import folder_of, with_media
 from .reading import parse_json
 from .roles import CALLS, ROLES, role_of, speaker
@@ -12,86 +13,14 @@ from .said import read_reasons
 
 
 _OF_TOOLS = ("name", "tool_call_id")
-# form -> what a record of it looks like; the first whose column is there is taken
-FORMS = {
-    "preference": "`chosen`, with or without `prompt`",
-    "messages": "`messages` (role, content)",
-    "sharegpt": "ShareGPT `conversations` (from, value)",
-    "alpaca": "`instruction` with `input` and `output`",
-    "prompt_completion": "`prompt` with `completion`",
-    "text": "plain `text`",
-}
-_COLUMNS = {
-    "preference": ("chosen",),
-    "messages": ("messages",),
-    "sharegpt": ("conversations", "conversation", "data"),
-    "alpaca": ("instruction",),
-    "prompt_completion": ("prompt", "question", "query", "input"),
-    "text": ("text",),
-}
-_ANSWERS = ("completion", "response", "answer", "output")
-_SYSTEMS = ("system", "system_prompt")
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 _THOUGHT_PARTS = ("thinking", "reasoning")
 _SPEAKERS = re.compile(r"\n\n(Human|Assistant): ?")
-TEXT = "text"  # the role of a document that is no chat
-# columns whose values are texts, wherever in them these lie
-READ_AS_TEXT = {
-    *(name for columns in _COLUMNS.values() for name in columns),
-    *_ANSWERS,
-    *_SYSTEMS,
-    *("context", "history", "tools", "functions", "finish_reason"),
-}
-# what `load_records` adds to a record: its file with its number there, and the form that it is to be read in
-ORIGIN, FORM = "record_origin", "record_form"
-
-
-def recognise_form(record: Mapping) -> str:
-    """The key of `FORMS` that `load_records` was given, else the one that a record's columns speak for.
-
-    Raises a `ValueError` when there is no conversation in them.
-    """
-    if record.get(FORM) in FORMS:
-        return record[FORM]
-    for form, columns in _COLUMNS.items():
-        if any(_speaks(column, record) for column in columns):
-            return form
-    raise ValueError(
-        f"no conversation in the columns {_names(record)}; a record needs {', or '.join(FORMS.values())}."
-        + _hint_of_a_wrapper(record)
-    )
-
-
-def _speaks(column: str, record: Mapping) -> bool:
-    """Whether a column tells the form of a record; two of them have names that others use for something else."""
-    value = record.get(column)
-    if column == "data":  # UltraChat's: texts, by turns the user's and the assistant's
-        texts = isinstance(value, list) and value and all(isinstance(text, str) for text in value)
-        return bool(texts) or isinstance(value, str) and value.lstrip().startswith('["')
-    if column == "input" and not isinstance(value, list):
-        return value is not None and any(record.get(name) is not None for name in _ANSWERS)
-    return value is not None
-
-
-def _hint_of_a_wrapper(record: Mapping) -> str:
-    """What to do with one object around all records of a file; empty where a record does not look like it."""
-    lists = [name for name, value in record.items() if isinstance(value, list) and value]
-    lists = [name for name in lists if all(isinstance(inner, Mapping) for inner in record[name])]
-    if len(lists) != 1 or not isinstance(lists[0], str):
-        return ""
-    return (
-        f" Its `{lists[0]}` is a list of {len(record[lists[0]])} objects: if these are the records, let the file hold "
-        f"the list alone, as `jq '.[{json.dumps(lists[0])}]' old.json > new.json` writes it."
-    )
-
-
-def named(record: Mapping, index: int) -> str:
-    """How errors name a record: by its file where that is known."""
-    return record.get(ORIGIN) or f"Record {index}"
+TEXT = "text"  # the role of a document that is not a chat
 
 
 def text_of(content: str | list[dict]) -> str:
-    """What a content says, without its images and videos."""
+    """The text of a content, without its images and videos."""
     return content if isinstance(content, str) else "\n".join(part.get("text", "") for part in content)
 
 
@@ -101,41 +30,43 @@ def to_messages(
     """The conversation of one record as `[{"role": ..., "content": ...}]`, roles system, user, assistant and tool.
 
     An answer may also have `reasoning_content` (its thoughts) and `tool_calls`, whose arguments are an object; a tool's
-    message its `name` and `tool_call_id`. A missing answer is fine. A `system` or
-    `system_prompt` text goes first. A document of plain
-    text is one message of the role `text`. Numbers and booleans in place of a text are their JSON. Whatever is an
-    object is taken as it is, with the nulls in it.
+    message may have `name` and `tool_call_id`. An answer may be missing. A `system` or `system_prompt` text goes first.
+    A document of plain text is one message of the role `text`. Numbers and booleans in place of a text become their
+    JSON. Objects are taken as they are, with the nulls in them.
 
     Args:
         record: of any form in `FORMS`.
-        form: which one; by default what its columns speak for.
-        content_parts: keep contents that are lists of typed parts (text, images, videos) as they are, those of columns
-            added (see `picture_forms`), instead of refusing media.
+        form: which one; by default the one that its columns show.
+        content_parts: keep contents that are lists of typed parts (text, images, videos) as they are, and add media of
+            columns (see `picture_forms`), instead of refusing media.
         media_root: where relative paths of media start; by default the folder of the record's file.
 
     Raises:
-        `ValueError`: the record has none of these forms, no message, an unknown role, a content that is no text, or
+        `ValueError`: the record has none of these forms, no message, an unknown role, a content that is not text, or
             media without a place.
     """
     if not isinstance(record, Mapping):
         raise ValueError(
             f"a record must be an object with {', or '.join(FORMS.values())}, got {type(record).__name__}."
         )
+
     record = {key: value for key, value in record.items() if value is not None}
     form = form or recognise_form(record)
-    column = next((name for name in _COLUMNS[form] if name in record), None)
+    column = next((name for name in COLUMNS[form] if name in record), None)
     if column is None:
         raise ValueError(
-            f"`dataset_format` is {form}, which is read from `{_COLUMNS[form][0]}`, but the columns are "
-            f"{_names(record)}."
+            f"`dataset_format` is {form}, which is read from `{COLUMNS[form][0]}`, but the columns are "
+            f"{column_names(record)}."
         )
+
     turns = (_by_turns if column == "data" else _TURNS[form])(record, record[column])
     messages = [_message(turn, place, content_parts) for place, turn in enumerate(turns)]
     messages = [message for message in messages if message]
     if not messages:
         raise ValueError("the conversation is empty; remove the record, or give it at least one message.")
+
     messages = with_media(record, messages, media_root or folder_of(record.get(ORIGIN)), content_parts)
-    system = next((record[name] for name in _SYSTEMS if isinstance(record.get(name), str) and record[name]), None)
+    system = next((record[name] for name in SYSTEMS if isinstance(record.get(name), str) and record[name]), None)
     if system is not None and messages[0]["role"] not in ("system", TEXT):
         messages.insert(0, {"role": "system", "content": system})
     return messages
@@ -144,23 +75,24 @@ def to_messages(
 def read_record(
     record: Mapping, index: int, form: str | None = None, content_parts: bool = False, media_root: str | None = None
 ) -> tuple[list[dict], list[str] | None]:
-    """Messages and, where regeneration wrote them, each answer's `finish_reason`.
+    """Messages and, if regeneration wrote them, each answer's `finish_reason`.
 
-    Raises a `ValueError`, which names the record by its file or else its index, as `to_messages` does, and for a
-    `finish_reason` that is none.
+    Raises a `ValueError`, which names the record by its file or else its index, as `to_messages` does, and for an
+    invalid `finish_reason`.
     """
     where = named(record, index) if isinstance(record, Mapping) else f"Record {index}"
     try:
         messages = to_messages(record, form, content_parts, media_root)
     except ValueError as problem:
         raise ValueError(f"{where}: {problem}") from None
+
     answers = sum(message["role"] == "assistant" for message in messages)
     found = record.get("finish_reason")
     return messages, found if found == [] else read_reasons(found, answers, where)
 
 
 def read_tools(record: Mapping, index: int) -> list[dict] | None:
-    """The tools in the column `tools` (or `functions`), as JSON schemas: a list, a JSON text of it, or texts in a list.
+    """The tools in the column `tools` (or `functions`), as JSON schemas: a list, a JSON text of it, or a list of texts.
 
     Raises a `ValueError`, which names the record, for anything else.
     """
@@ -169,6 +101,7 @@ def read_tools(record: Mapping, index: int) -> list[dict] | None:
     found = parse_json(found, where) if isinstance(found, str) else found
     if found is not None and not isinstance(found, list):
         raise ValueError(f"{where} must be a list of JSON schemas, got {type(found).__name__}.")
+
     tools = [parse_json(tool, where) if isinstance(tool, str) else tool for tool in found or ()]
     if not all(isinstance(tool, dict) for tool in tools):
         raise ValueError(f"{where} must be a list of objects, each the JSON schema of a tool.")
@@ -176,22 +109,20 @@ def read_tools(record: Mapping, index: int) -> list[dict] | None:
     return [t if "function" in t or "type" in t else {"type": "function", "function": t} for t in tools] or None
 
 
-def _names(record: Mapping) -> list[str]:
-    return sorted(str(name) for name in record if name not in (ORIGIN, FORM))
-
-
 def _preference(record: dict, chosen) -> list:
-    """The better of two answers: a whole conversation, or what follows the prompt."""
+    """The better of two answers: a whole conversation, or only what follows the prompt."""
     if isinstance(chosen, str) and _SPEAKERS.match(chosen):  # "\n\nHuman: ...\n\nAssistant: ..."
         pieces = _SPEAKERS.split(chosen)[1:]
         return [{"from": who.lower(), "value": said} for who, said in zip(pieces[::2], pieces[1::2], strict=True)]
+
     answer = [chosen] if isinstance(chosen, dict) else _side(chosen, "assistant")
     first = answer[0] if answer and isinstance(answer[0], dict) else {}
     if role_of(first) != "assistant":
         return answer
-    question = {key: value for key, value in record.items() if key not in ("chosen", FORM, *_ANSWERS)}
+
+    question = {key: value for key, value in record.items() if key not in ("chosen", FORM, *ANSWERS)}
     form = recognise_form(question)
-    column = next(name for name in _COLUMNS[form] if name in question)
+    column = next(name for name in COLUMNS[form] if name in question)
     return _TURNS[form](question, question[column]) + answer
 
 
@@ -199,8 +130,10 @@ def _alpaca(record: dict, instruction) -> list:
     turns, history = [], record.get("history") or []
     if not isinstance(history, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in history):
         raise ValueError("`history` must be a list of pairs, each a question and its answer.")
+
     for question, answer in history:
         turns += _side(question, "user") + _side(answer, "assistant")
+
     parts = [instruction] + [record[key] for key in ("input", "context") if not _is_empty(record.get(key))]
     asked = parts[0] if len(parts) == 1 else "\n".join(_text(part, len(turns)) for part in parts)
     return turns + _side(asked, "user") + _answer(record)
@@ -215,8 +148,9 @@ def _conversation(record: dict, turns) -> list:
 
 
 def _by_turns(record: dict, texts) -> list:
-    """What the user and the assistant say by turns, without a name beside it."""
+    """Texts without names, said in turn by the user and the assistant."""
     texts = parse_json(texts, "`data`") if isinstance(texts, str) else texts
+
     if not isinstance(texts, list):
         raise ValueError(f"`data` must be a list of texts, got {type(texts).__name__}.")
     return [{"role": "assistant" if place % 2 else "user", "content": text} for place, text in enumerate(texts)]
@@ -233,7 +167,7 @@ _TURNS = {
 
 
 def _answer(record: dict) -> list:
-    return _side(next((record[name] for name in _ANSWERS if not _is_empty(record.get(name))), None), "assistant")
+    return _side(next((record[name] for name in ANSWERS if not _is_empty(record.get(name))), None), "assistant")
 
 
 def _is_empty(value) -> bool:
@@ -252,20 +186,24 @@ def _message(turn, place: int, content_parts: bool = False) -> dict | None:
         raise ValueError(f"message {place} must be an object with role and content, got {type(turn).__name__}.")
     if turn.get("role") == TEXT:
         return None if _is_empty(turn.get("content")) else {"role": TEXT, "content": _text(turn["content"], place)}
+
     said, content = speaker(turn), turn.get("content")
     role = ROLES.get(said) if isinstance(said, str) else None
     content = turn.get("value") if content is None else content
     if role is None:
-        said = turn.get("role") or turn.get("from")  # as it is written
+        said = turn.get("role") or turn.get("from")  # in its own spelling
         raise ValueError(f"message {place} has the unknown role {said!r}; known are {', '.join(ROLES)}.")
+
     calls = _tool_calls(turn.get("tool_calls") or turn.get("function_call"), place)
     if said in CALLS and not calls:
         calls = _call_in_text(content)
         content = "" if calls else content
+
     content = "" if content is None and calls else content
     thoughts = next((turn[name] for name in _THOUGHTS if turn.get(name)), None)
     if role == "assistant" and isinstance(content, list):
         thoughts, content = _thoughts_apart(content, thoughts, place)
+
     read = _parts if content_parts and content and isinstance(content, list) else _text
     message = {"role": role, "content": read(content, place)}
     if thoughts and role == "assistant":
@@ -276,10 +214,11 @@ def _message(turn, place: int, content_parts: bool = False) -> dict | None:
 
 
 def _thoughts_apart(content: list, thoughts, place: int) -> tuple[Any, list]:
-    """The thoughts of an answer and its other parts, where some parts are thoughts."""
+    """The thoughts of an answer and its other parts, if some parts are thoughts."""
     inside = [part for part in content if isinstance(part, Mapping) and part.get("type") in _THOUGHT_PARTS]
     if not inside:
         return thoughts, content
+
     texts = [next((part[name] for name in (*_THOUGHT_PARTS, "text") if part.get(name)), "") for part in inside]
     return "\n".join(_text(text, place) for text in texts), [part for part in content if part not in inside]
 
@@ -291,7 +230,7 @@ def _parts(content: list, place: int) -> list[dict]:
 
 
 def _text(content, place: int) -> str:
-    """A content, of which typed parts are joined by line breaks, as servers do for templates that take text only."""
+    """A content as text; typed parts are joined by line breaks, as servers do for templates that take only text."""
     if isinstance(content, list) and all(isinstance(part, str | Mapping) for part in content):
         parts = [{"type": "text", "text": part} if isinstance(part, str) else part for part in content]
         for part in parts:
@@ -301,6 +240,7 @@ def _text(content, place: int) -> str:
                     "images and videos need a target that takes them; leave such records out."
                 )
         return "\n".join(part["text"] for part in parts)
+
     if isinstance(content, bool | int | float):
         return json.dumps(content)
     if not isinstance(content, str):
@@ -309,7 +249,7 @@ def _text(content, place: int) -> str:
 
 
 def _tool_calls(calls, place: int) -> list[dict]:
-    """OpenAI's tool calls, with the arguments as objects, which is what templates take."""
+    """OpenAI's tool calls, with arguments as objects, which templates take."""
     try:
         calls = _parsed(calls)
         calls = [calls] if isinstance(calls, Mapping) else calls
@@ -331,7 +271,7 @@ def _call(call: Mapping) -> dict:
 
 
 def _call_in_text(content) -> list[dict]:
-    """The calls that ShareGPT's `function_call` holds as JSON; none when it holds something else."""
+    """The calls that ShareGPT's `function_call` holds as JSON; none if it holds something else."""
     try:
         calls = parse_json(content, "the call")
         return [_call(call) for call in (calls if isinstance(calls, list) else [calls])]

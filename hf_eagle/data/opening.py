@@ -1,4 +1,4 @@
-"""Files and addresses as the bytes that they hold, whether they are compressed or not."""
+"""Open files and addresses as bytes, and decompress them if they are compressed."""
 
 import gzip
 import io
@@ -10,12 +10,12 @@ from typing import BinaryIO
 
 
 COMPRESSED = (".gz", ".zst")
-_PASSED = 2**20  # bytes that are passed over at a time
+_PASSED = 2**20  # bytes that are skipped at a time
 
 
 @contextmanager
 def opened(path: str | Path) -> Iterator[BinaryIO]:
-    """A file's bytes, those inside of a `.gz` or `.zst`; `ValueError` that names the file where it cannot be read.
+    """A file's bytes, decompressed for `.gz` and `.zst`; a `ValueError` names a file that cannot be read.
 
     Args:
         path: of the file, or an address that `fsspec` reads, such as `hf://datasets/...`.
@@ -39,13 +39,13 @@ def _opened(path: str):
 
 
 def _address(path: str, compression: str | None = None):
-    import fsspec  # of all that read here, only streams of the Hub need it
+    import fsspec  # late: only streams of the Hub need it
 
     return fsspec.open(path, "rb", compression=compression)
 
 
 class _Zstd(io.RawIOBase):
-    """What a `.zst` file or address holds, read with Arrow, which every installation has; it can begin anew."""
+    """The content of a `.zst` file or address, read with Arrow, which every installation has; it can start over."""
 
     def __init__(self, path: str):
         self._path, self._source, self._held = path, None, None
@@ -67,11 +67,12 @@ class _Zstd(io.RawIOBase):
         return self._place
 
     def seek(self, place: int, whence: int = io.SEEK_SET) -> int:
-        import pyarrow as pa  # late, as few files are compressed so
+        import pyarrow as pa  # late: few files are compressed this way
 
         self._end()
         self._source = _address(self._path).open() if "://" in self._path else open(self._path, "rb")
         self._held, self._place = pa.CompressedInputStream(pa.PythonFile(self._source), "zstd"), 0
+
         while self._place < place and (passed := len(self._held.read(min(_PASSED, place - self._place)))):
             self._place += passed
         return self._place

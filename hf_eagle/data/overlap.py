@@ -1,4 +1,4 @@
-"""Prompts of an evaluation inside training data, in scripts that put spaces between words and in those that do not."""
+"""Find prompts of an evaluation in training data, in scripts with and without spaces between words."""
 
 import re
 import unicodedata
@@ -8,20 +8,20 @@ from functools import cache
 from .messages import read_record, text_of
 
 
-# 13 words in a row are an overlap, as the GPT-3 paper counts them with test sets. A script without spaces has no words
+# 13 words in a row are an overlap, as the GPT-3 paper counts them for test sets. Scripts without spaces have no words
 # to count, but so many characters in a row say as much: a Chinese word has one or two of them, a Japanese one, with its
-# grammar in kana, two or three, and a Thai or Khmer word three or four, where marks are not counted.
+# grammar in kana, two or three, and a Thai or Khmer word three or four, not counting marks.
 _COUNTS = (13, 20, 26, 40)
-_OVERLAP = 520  # what a run adds up to, so that each share of it is a whole number
+_OVERLAP = 520  # the size of an overlap, chosen so that each unit's share is a whole number
 _WORD, _IDEOGRAPH, _KANA, _LETTER = (_OVERLAP // count for count in _COUNTS)
 
-# the same for those who read a count of overlaps
+# the same rule in words, next to a count of overlaps
 RULE = (
     "{} words in a row, or all of a shorter prompt; in scripts without spaces {} Chinese characters, {} kana or {} "
     "letters"
 ).format(*_COUNTS)
 
-# blocks of Unicode: Han, Bopomofo and Yi; kana; then Thai, Lao, Burmese, Khmer, Tai, Balinese and Javanese
+# Unicode blocks: Han, Bopomofo and Yi; kana; then Thai, Lao, Burmese, Khmer, Tai, Balinese and Javanese
 _BLOCKS = {
     "\u2e80-\u2fdf\u3005-\u3007\u3021-\u3029\u3100-\u312f\u31a0-\u31bf\u3400-\u4dbf\u4e00-\u9fff\ua000-\ua48f"
     "\uf900-\ufaff\U00020000-\U000323af": _IDEOGRAPH,
@@ -29,21 +29,21 @@ _BLOCKS = {
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u1950-\u19df\u1a20-\u1aaf\u1b00-\u1b7f\ua980-\ua9ff\uaa60-\uaadf": _LETTER,
 }
 _ASCII = re.compile(r"\w+", re.ASCII)
-# nobody sees these: soft hyphens, joiners, marks of direction, variation selectors
+# invisible characters: soft hyphens, joiners, marks of direction, variation selectors
 _UNSEEN = re.compile(
     "[\u00ad\u180b-\u180f\u200c-\u200f\u202a-\u202e\u2060-\u2069\ufe00-\ufe0f\ufeff\U000e0100-\U000e01ef]"
 )
 
 
 class HeldOut:
-    """Prompts kept for evaluation, to be looked for in training data.
+    """Prompts kept for evaluation, to be searched for in training data.
 
-    A prompt counts as found when a conversation holds 13 words of it in a row, in lower case and without punctuation;
-    one of fewer words when it is a whole message.
+    A prompt counts as found if a conversation holds 13 words of it in a row, in lower case and without punctuation; a
+    prompt of fewer words, if it is a whole message.
 
     In scripts without spaces between words, 20 Chinese characters stand for 13 words, or 26 kana, or 40 letters of
-    Thai, Lao, Khmer or Burmese, each with its marks; what is mixed is added up. A shorter prompt of such a script that
-    has at least half of that is found inside a message too, if all of it is there.
+    Thai, Lao, Khmer or Burmese, each with its marks; mixed texts are added up. A shorter prompt of such a script with
+    at least half of that is also found inside a message, if all of it is there.
 
     Args:
         prompts (`list[str]`): what users say in the evaluation.
@@ -52,8 +52,10 @@ class HeldOut:
     def __init__(self, prompts: list[str]):
         self._runs: dict[tuple, set[int]] = {}
         self._whole: dict[tuple, set[int]] = {}
-        # of the runs that begin with a word or character, the lengths
+
+        # by first word or character: the lengths of the runs that begin with it
         self._lengths: dict[str, set[int]] = {}
+
         for number, prompt in enumerate(prompts):
             units = units_of(prompt)
             runs = overlap_runs(units)
@@ -65,7 +67,7 @@ class HeldOut:
         self._longest_whole = max(map(len, self._whole), default=0)
 
     def found_in(self, texts: Iterable[str]) -> set[int]:
-        """Numbers of the prompts that lie in the messages of one conversation."""
+        """Numbers of the prompts that occur in the messages of one conversation."""
         found: set[int] = set()
         for text in texts:
             units = units_of(text)
@@ -78,11 +80,12 @@ class HeldOut:
 
 
 def overlap_statistics(records: Iterable[dict], prompts: list[str], form: str | None = None) -> dict[str, int]:
-    """How many test prompts lie in the conversations, as `HeldOut` finds them.
+    """Count how many test prompts occur in the conversations, as `HeldOut` finds them.
 
     Returns `prompts`, `prompts_found`, and `conversations_found`, those that hold any of them.
     """
     held_out = HeldOut(prompts)
+
     found: set[int] = set()
     conversations = 0
     for index, record in enumerate(records):
@@ -90,29 +93,32 @@ def overlap_statistics(records: Iterable[dict], prompts: list[str], form: str | 
         here = held_out.found_in(text_of(message["content"]) for message in messages)
         found |= here
         conversations += bool(here)
+
     return {"prompts": len(prompts), "prompts_found": len(found), "conversations_found": conversations}
 
 
 def units_of(text: str) -> list[str]:
-    """The words of a text, and of scripts without spaces the characters, each with its marks.
+    """The words of a text; in scripts without spaces, the characters, each with its marks.
 
-    Letters are in lower case and compatible forms are one (NFKC): full-width letters, half-width kana, ligatures.
-    Punctuation, spaces and what nobody sees are left out.
+    Letters become lower case, and compatible forms are merged (NFKC): full-width letters, half-width kana, ligatures.
+    Punctuation, spaces and invisible characters are left out.
     """
     if text.isascii():
         return _ASCII.findall(text.lower())
+
     text = unicodedata.normalize("NFKC", _UNSEEN.sub("", text)).lower()
     return _pattern().findall(text)
 
 
 def overlap_runs(units: Sequence[str]) -> list[tuple[str, ...]]:
-    """The runs of a prompt's units that are an overlap wherever they occur, each as short as it can be.
+    """The runs of a prompt's units that count as an overlap wherever they occur, each as short as possible.
 
-    Of a prompt that is too short for one it is the whole, where at least half of an overlap is there, most of it in a
-    script without spaces; else there are none.
+    A prompt that is too short for one is a single run if it has at least half of an overlap, most of it in a script
+    without spaces; else it has none.
     """
     sizes = [_size(unit[0]) for unit in units]
     runs, end, size = [], 0, 0
+
     for start in range(len(units)):
         while size < _OVERLAP and end < len(units):
             size += sizes[end]
@@ -129,20 +135,21 @@ def overlap_runs(units: Sequence[str]) -> list[tuple[str, ...]]:
 
 @cache
 def _size(first: str) -> int:
-    """What a unit counts for, told by its first character."""
+    """The size of a unit, which its first character determines."""
     return next((size for block, size in _BLOCKS.items() if re.match(f"[{block}]", first)), _WORD)
 
 
 @cache
 def _pattern() -> re.Pattern:
-    """A character of a script without spaces or else a word, with marks, which Python's `\\w` does not know."""
+    """Matches a character of a script without spaces, or a word, with marks, which Python's `\\w` does not include."""
     marks, first = [], None
-    for code in range(0x20000):  # beyond lie ideographs, and selectors that are left out
+    for code in range(0x20000):  # above are only ideographs, and selectors that are left out
         is_mark = unicodedata.category(chr(code))[0] == "M"
         if is_mark and first is None:
             first = code
         elif not is_mark and first is not None:
             marks.append(f"{chr(first)}-{chr(code - 1)}")
             first = None
+
     alone, marks = "".join(_BLOCKS), "".join(marks)
     return re.compile(rf"(?=\w)[{alone}][{marks}]*|[^\W{alone}](?:[^\W{alone}]|[{marks}])*")

@@ -1,4 +1,4 @@
-"""Whole conversations side by side in rows of one length, so that little of a batch is padding."""
+"""Pack whole conversations into rows of one length, so that little of a batch is padding."""
 
 import logging
 from bisect import bisect_left, insort
@@ -16,29 +16,29 @@ from .columns import check_data, read_row
 
 logger = logging.getLogger(__name__)
 
-_FORMAT = 1  # part of the cache's key: a change of what is written must raise it
+_FORMAT = 1  # part of the cache's key: raise it with each change of what is written
 _BATCH_TOKENS = 2**22  # tokens in memory at a time
 
 
 @caching()
 def pack_dataset(dataset: Dataset, max_length: int) -> Dataset:
-    """Rows of whole conversations, best fit decreasing; cached by `datasets` beside the data it is made of.
+    """Rows of whole conversations, best fit decreasing; cached by `datasets` next to the data they are made of.
 
-    The same data give the same rows in the same order. Conversations stay in the data's order within a row, and rows
+    The same data give the same rows in the same order. Conversations keep the data's order within a row, and rows
     follow their first conversation.
 
     Args:
-        dataset (`datasets.Dataset`): columns `input_ids` and `loss_mask`, as `build_dataset` makes them; what else a
-            row may have is said by [`EagleDataCollator`].
-        max_length (`int`): tokens that a row can hold.
+        dataset (`datasets.Dataset`): columns `input_ids` and `loss_mask`, as `build_dataset` makes them;
+            [`EagleDataCollator`] says what else a row may have.
+        max_length (`int`): tokens per row.
 
     Returns:
         A `datasets.Dataset` with columns `input_ids`, `loss_mask` and `document_lengths`, the tokens of each
         conversation in the row. `EagleDataCollator` keeps them apart.
 
     Raises:
-        `ValueError`: a column is missing, a conversation is empty or longer than `max_length`, the data are packed
-            already, or hold media.
+        `ValueError`: a column is missing, a conversation is empty or longer than `max_length`, or the data are already
+            packed, or hold media.
 
     Example:
         >>> rows = pack_dataset(build_dataset(records, tokenizer, max_length=2048), max_length=2048)
@@ -47,10 +47,12 @@ def pack_dataset(dataset: Dataset, max_length: int) -> Dataset:
         raise ValueError("`dataset` is packed already: it has a column `document_lengths`.")
     if "media" in dataset.column_names:
         raise ValueError("`packing` packs text, but the data hold images or videos: leave it out, batches are padded.")
+
     check_data(dataset=dataset)
     if "attention_mask" in dataset.column_names or "loss_mask" not in dataset.column_names:
         dataset = dataset.map(_without_padding, with_indices=True, remove_columns=dataset.column_names)
     dataset = dataset.select_columns(["input_ids", "loss_mask"]).with_format("arrow")
+
     lengths = _lengths(dataset)
     if len(lengths) and not 0 < lengths.min() <= lengths.max() <= max_length:
         wrong = int(np.flatnonzero((lengths == 0) | (lengths > max_length))[0])
@@ -58,8 +60,8 @@ def pack_dataset(dataset: Dataset, max_length: int) -> Dataset:
             f"`max_length` is {max_length}, but conversation {wrong} has {lengths[wrong]} tokens: cut conversations "
             "at `max_length` and drop empty ones first, as `build_dataset` does."
         )
-    order, bounds = plan_rows(lengths, max_length)
 
+    order, bounds = plan_rows(lengths, max_length)
     fingerprint = Hasher.hash([_FORMAT, dataset._fingerprint, max_length])
     files = dataset.cache_files
     packed = Dataset.from_dict({"row": np.arange(len(bounds) - 1)}).map(
@@ -73,6 +75,7 @@ def pack_dataset(dataset: Dataset, max_length: int) -> Dataset:
         cache_file_name=str(Path(files[0]["filename"]).with_name(f"packed-{fingerprint}.arrow")) if files else None,
         desc="packing",
     )
+
     logger.info(
         "%d conversations packed into %d rows of up to %d tokens, %.1f%% filled",
         len(lengths),
@@ -84,20 +87,21 @@ def pack_dataset(dataset: Dataset, max_length: int) -> Dataset:
 
 
 def plan_rows(lengths: np.ndarray, capacity: int) -> tuple[np.ndarray, np.ndarray]:
-    """Best fit decreasing: each conversation, longest first, goes where it leaves the least room.
+    """Best fit decreasing: each conversation, longest first, goes into the row where it leaves the least room.
 
     Args:
         lengths: `(conversations,)`, each between 1 and `capacity`.
         capacity: of a row.
 
     Returns:
-        `order` `(conversations,)`, their indices row by row, and `bounds` `(rows + 1,)`: row `r` holds
+        `order` `(conversations,)`: their indices, row by row; and `bounds` `(rows + 1,)`: row `r` holds
         `order[bounds[r] : bounds[r + 1]]`.
     """
     row_of = np.empty(len(lengths), dtype=np.int64)
-    rooms: list[int] = []  # the different rooms that are left, ascending
+    rooms: list[int] = []  # the distinct rooms that are left, ascending
     with_room: dict[int, list[int]] = {}  # room left -> rows
     rows = 0
+
     decreasing = np.argsort(-lengths, kind="stable")
     for index, length in zip(decreasing.tolist(), lengths[decreasing].tolist(), strict=True):
         place = bisect_left(rooms, length)
@@ -108,6 +112,7 @@ def plan_rows(lengths: np.ndarray, capacity: int) -> tuple[np.ndarray, np.ndarra
             row = with_room[room].pop()
             if not with_room[room]:
                 del with_room[room], rooms[place]
+
         row_of[index] = row
         room -= length
         if room in with_room:
@@ -116,7 +121,7 @@ def plan_rows(lengths: np.ndarray, capacity: int) -> tuple[np.ndarray, np.ndarra
             with_room[room] = [row]
             insort(rooms, room)
 
-    # rows are numbered by their first conversation
+    # number the rows by their first conversation
     _, first, row_of = np.unique(row_of, return_index=True, return_inverse=True)
     row_of = np.argsort(np.argsort(first))[row_of]
     return np.argsort(row_of, kind="stable"), np.concatenate([[0], np.cumsum(np.bincount(row_of, minlength=rows))])
@@ -134,11 +139,12 @@ def _lengths(dataset: Dataset) -> np.ndarray:
 
 
 def _fill_rows(batch: dict, dataset: Dataset, order: np.ndarray, bounds: np.ndarray, lengths: np.ndarray) -> pa.Table:
-    """The rows `batch["row"]`, consecutive: a copy of flat arrays, no Python integers."""
+    """The rows `batch["row"]`, which are consecutive: copies of flat arrays, without Python integers."""
     rows = bounds[batch["row"][0] : batch["row"][-1] + 2]
     members = order[rows[0] : rows[-1]]
     sizes = lengths[members]
     ends = np.concatenate([[0], np.cumsum(sizes)])  # of conversations, in tokens
+
     table = dataset[members]
     columns = {
         name: _lists(ends[rows - rows[0]], pc.list_flatten(table[name].combine_chunks())) for name in dataset.features

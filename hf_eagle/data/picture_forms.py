@@ -1,10 +1,10 @@
-"""Images and videos in every form in which chats name them, as typed parts of the messages.
+"""Read images and videos in every form in which chats name them, as typed parts of the messages.
 
-A medium stands in its part (transformers' `image` or `path`, OpenAI's `image_url`), or in a column of the record beside
-the messages: `image`, `images`, `video` or `videos`. A column's media are shown, in their order, where a part of their
-type names none (TRL) and where a text that is no answer says `<image>` or `<video>` (LLaVA, LLaMA-Factory). The text
-around a mark stays as it is. The only medium of a record without such a place stands before the first text of a user,
-as in LLaVA. Without a column a mark is text.
+A medium stands in its part (transformers' `image` or `path`, OpenAI's `image_url`), or in a column of the record next
+to the messages: `image`, `images`, `video` or `videos`. A column's media are shown in order: at each part of their type
+that names none (TRL), and at each `<image>` or `<video>` in a text that is not an answer (LLaVA, LLaMA-Factory). The
+text around a mark stays as it is. If a record has only one medium, and no such place, it stands before the user's first
+text, as in LLaVA. Without a column, a mark is text.
 """
 
 import base64
@@ -22,17 +22,17 @@ from .reading import parse_json
 
 KINDS = ("image", "video")
 COLUMNS = {"image": ("image", "images"), "video": ("video", "videos")}
-# where a part names its medium, besides `image` and OpenAI's `image_url`; an object in its place likewise
+# where a part names its medium, besides `image` and OpenAI's `image_url`; an object may stand there too
 _SOURCES = ("path", "url", "base64")
 _MARKS = re.compile("(<image>|<video>)")
 _PICTURE_FILES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-_PICTURE_STARTS = ("data:image/", "iVBORw0KGgo", "/9j/", "R0lGOD")  # the latter base64 of PNG, JPEG and GIF
+_PICTURE_STARTS = ("data:image/", "iVBORw0KGgo", "/9j/", "R0lGOD")  # the last three: base64 of PNG, JPEG and GIF
 _AXES = {"image": 3, "video": 4}  # of one medium as an array
 
 
 @dataclass
 class _Column:
-    """The media of one kind beside the messages."""
+    """The media of one kind in a column next to the messages."""
 
     name: str
     media: list
@@ -48,7 +48,7 @@ def has_media(record: Mapping) -> bool:
 
 
 def folder_of(origin: str | None) -> str:
-    """The folder of the file that a record comes from, `""` where that is not known."""
+    """The folder of the file that a record comes from, `""` if it is not known."""
     return os.path.dirname((origin or "").rpartition(": Record ")[0])
 
 
@@ -56,17 +56,17 @@ def with_media(record: Mapping, messages: list[dict], folder: str = "", taken: b
     """Messages in which every medium of the record is a part that names it: `{"type": "image", "image": source}`.
 
     Args:
-        record: the one that the messages are of.
+        record: the messages' own.
         messages: as `to_messages` makes them of a record's turns.
         folder: where relative paths start; what is not a file there stays as it is.
         taken: whether the target takes media.
 
     Raises:
-        ValueError: for fewer or more places than media, for two columns of one kind, and for media that are not taken.
+        ValueError: if places and media differ in number, two columns have one kind, or the target takes no media.
     """
     columns = {kind: column for kind in KINDS if (column := _column(record, kind))}
     if not columns and not any(map(parts_of, messages)):
-        return messages  # as nearly all are
+        return messages  # as for most records
 
     refused = next((kind for kind, column in columns.items() if column.media and not taken), None)
     if refused is not None:
@@ -74,10 +74,12 @@ def with_media(record: Mapping, messages: list[dict], folder: str = "", taken: b
             f"its `{columns[refused].name}` names {_a(refused)}: images and videos need a target that takes them; "
             "leave such records out."
         )
+
     messages = [
         message if message["role"] in ("assistant", "text") else message | {"content": _split(message, columns)}
         for message in messages
     ]
+
     _show_the_only_one(messages, columns)
     _check_places(messages, columns)
 
@@ -91,29 +93,31 @@ def with_media(record: Mapping, messages: list[dict], folder: str = "", taken: b
 
 
 def kind_of(part: Any) -> str | None:
-    """The key of `KINDS` that a part is of, `None` for a text or anything else."""
+    """The key of `KINDS` that a part belongs to; `None` for a text or anything else."""
     if not isinstance(part, Mapping):
         return None
+
     kind = str(part.get("type", "")).removesuffix("_url")
     return kind if kind in KINDS else None
 
 
 def parts_of(turn: Any) -> list:
-    """The parts of a message, as `content` or ShareGPT's `value`; none of a text."""
+    """The parts of a message, from `content` or ShareGPT's `value`; none for a text."""
     content = (turn.get("content") or turn.get("value")) if isinstance(turn, Mapping) else None
     return content if isinstance(content, list) else []
 
 
 def source_of(part: Mapping, kind: str) -> Any:
-    """The medium that a part names itself: a path, an address, base64, bytes, a picture, an array; or `None`."""
+    """The medium that a part itself names: a path, an address, base64, bytes, a picture, an array; or `None`."""
     found = next((x for name in (kind, f"{kind}_url", *_SOURCES) if (x := part.get(name)) is not None), None)
     return found["url"] if isinstance(found, Mapping) and "url" in found else found
 
 
 def axes_of(value: Any) -> int:
-    """How many axes an array has, or numbers in nested lists; 0 for anything else."""
+    """The number of axes of an array or of nested lists of numbers; 0 for anything else."""
     if hasattr(value, "ndim"):
         return value.ndim
+
     axes = 0
     while isinstance(value, list | tuple) and value:
         value, axes = value[0], axes + 1
@@ -123,7 +127,7 @@ def axes_of(value: Any) -> int:
 
 
 def addressed(parts: list[dict]) -> list[dict]:
-    """Parts as servers take them: media by OpenAI's `image_url` and `video_url`, those of files as data addresses."""
+    """Parts as servers take them: media as OpenAI's `image_url` and `video_url`, files as data URLs."""
     return [_addressed(part) for part in parts]
 
 
@@ -135,14 +139,16 @@ def _column(record: Mapping, kind: str) -> _Column | None:
     filled = [name for name in named if _is_filled(record[name])]
     if len(filled) > 1:
         raise ValueError(f"both `{filled[0]}` and `{filled[1]}` name {kind}s: leave one of the columns out.")
+
     name = next(iter(filled or named), None)
     return None if name is None else _Column(name, _listed(record[name], name, kind) if filled else [])
 
 
 def _listed(value: Any, name: str, kind: str) -> list:
-    """The media of a cell: one, or a list; pictures side by side in a column of videos are the frames of one."""
+    """The media of a cell: one, or a list; pictures side by side in a column of videos are the frames of one video."""
     if isinstance(value, str) and value.lstrip().startswith("["):  # in CSV, for example
         value = parse_json(value, f"`{name}`")
+
     axes = axes_of(value)
     if axes:
         return [value] if axes == _AXES[kind] else list(value)
@@ -152,11 +158,12 @@ def _listed(value: Any, name: str, kind: str) -> list:
 
 
 def _split(message: dict, columns: dict[str, _Column]) -> str | list:
-    """A content, of which every mark of a kind that has a column is a part."""
+    """A content with every mark turned into a part, if its kind has a column."""
     content = message["content"]
     if isinstance(content, str):
         pieces = _pieces(content, columns)
         return content if all(kind_of(piece) is None for piece in pieces) else pieces
+
     found = []
     for part in content:
         is_text = kind_of(part) is None and isinstance(part.get("text"), str)
@@ -171,7 +178,7 @@ def _pieces(text: str, columns: dict[str, _Column]) -> list[dict]:
         kind = piece[1:-1]
         if _MARKS.fullmatch(piece) and kind in columns:
             pieces.append({"type": kind})
-        elif pieces and "text" in pieces[-1]:  # behind a mark that is text
+        elif pieces and "text" in pieces[-1]:  # continues after a mark that is text
             pieces[-1]["text"] += piece
         else:
             pieces.append({"type": "text", "text": piece})
@@ -179,11 +186,12 @@ def _pieces(text: str, columns: dict[str, _Column]) -> list[dict]:
 
 
 def _show_the_only_one(messages: list[dict], columns: dict[str, _Column]) -> None:
-    """Puts the only medium of a record that shows none before the first text of a user."""
+    """If a record shows none of its media and has only one, put it before the user's first text."""
     kinds = [kind for kind, column in columns.items() for _ in column.media]
     first = next((message for message in messages if message["role"] == "user"), None)
     if len(kinds) != 1 or first is None or any(kind_of(part) for message in messages for part in parts_of(message)):
         return
+
     said = first["content"] if isinstance(first["content"], list) else [{"type": "text", "text": first["content"]}]
     first["content"] = [{"type": kinds[0]}, *said]
 
@@ -196,6 +204,7 @@ def _check_places(messages: list[dict], columns: dict[str, _Column]) -> None:
             for part in parts_of(message)
             if message["role"] != "assistant" and kind_of(part) == kind and source_of(part, kind) is None
         ]
+
         column = columns.get(kind)
         if column is None and places:
             raise ValueError(f"message {places[0]} holds {_a(kind)} part that names no {kind}.")
@@ -208,10 +217,11 @@ def _check_places(messages: list[dict], columns: dict[str, _Column]) -> None:
 
 
 def _filled(part: dict, rest: dict, folder: str) -> dict:
-    """A part that names its medium, a file by where it is."""
+    """A part that names its medium; a file by its full path."""
     kind = kind_of(part)
     if kind is None:
         return part
+
     own = source_of(part, kind)
     found = _located(next(rest[kind]) if own is None else own, folder)
     return part if found is own else {"type": kind, kind: found}
@@ -220,11 +230,13 @@ def _filled(part: dict, rest: dict, folder: str) -> dict:
 def _located(source: Any, folder: str) -> Any:
     if isinstance(source, list | tuple) and not axes_of(source):  # frames
         return [_located(frame, folder) for frame in source]
+
     if isinstance(source, Mapping) and source.get("bytes") is None:
         named = next((x for name in _SOURCES if isinstance(x := source.get(name), str)), None)
         return source if named is None else _located(named, folder)
     if not isinstance(source, str):
         return source
+
     if source.startswith("file://"):
         return url2pathname(urlsplit(source).path)
     beside = os.path.join(folder, source)
@@ -239,16 +251,17 @@ def _a(kind: str) -> str:
 
 
 def _is_filled(value: Any) -> bool:
-    """Whether a cell of a column holds media; null, an empty text or list, 0 and false do not."""
+    """Whether a cell of a column holds media; null, an empty text or list, 0 and false are none."""
     if hasattr(value, "ndim") or hasattr(value, "save"):
         return True
     return bool(value) and not (isinstance(value, str) and value.strip() in ("", "[]"))
 
 
 def _is_frame(value: Any) -> bool:
-    """Whether a value is a picture, as far as can be told without opening it."""
+    """Whether a value is a picture, as far as one can see without opening it."""
     if hasattr(value, "save") or axes_of(value) == _AXES["image"]:
         return True
+
     named = (value.get("path") or value.get("bytes")) if isinstance(value, Mapping) else value
     if isinstance(named, bytes):
         named = base64.b64encode(named[:12]).decode()
@@ -259,10 +272,11 @@ def _turns(value: Any) -> list:
     """What may be the messages of a record."""
     if isinstance(value, Mapping):
         return [value]
+
     if isinstance(value, str) and value.lstrip().startswith("[") and re.search(r'"(image|video)', value):  # in CSV
         try:
             value = parse_json(value, "its messages")
-        except ValueError:  # whoever reads the record says so
+        except ValueError:  # the reader of the record reports it
             return []
     return value if isinstance(value, list) else []
 
@@ -270,12 +284,14 @@ def _turns(value: Any) -> list:
 def _addressed(part: dict) -> dict:
     kind = kind_of(part)
     source = source_of(part, kind) if kind else None
+
     if isinstance(source, Mapping):
         source = source.get("bytes")
     if isinstance(source, bytes):
         source = base64.b64encode(source).decode()
     if not isinstance(source, str):
         return part
+
     address = _address(source, kind)
     return part if address is source and part["type"] == f"{kind}_url" else _by_url(kind, address)
 
@@ -287,9 +303,10 @@ def _by_url(kind: str, address: str) -> dict:
 def _address(source: str, kind: str) -> str:
     if source.startswith(("http://", "https://", "data:")):
         return source
-    content = source  # base64 without its type
+    content = source  # base64 without a type
     if os.path.isfile(source):
         with open(source, "rb") as file:
             content = base64.b64encode(file.read()).decode()
+
     type_ = mimetypes.guess_type(source)[0] if len(source) < 4096 else None
     return f"data:{type_ or {'image': 'image/png', 'video': 'video/mp4'}[kind]};base64,{content}"

@@ -1,4 +1,4 @@
-"""Token ids and masks made visible, in the terminal and as a page."""
+"""Show token ids and masks, in the terminal and as a page."""
 
 from html import escape
 from itertools import groupby
@@ -23,23 +23,24 @@ pre span:hover {{ outline: 1px solid #333; }}
 
 
 def token_texts(tokenizer, ids: list[int], mask: list[int]) -> list[tuple[str, int, list[int]]]:
-    """`(text, supervised, ids)` of each token; tokens that share a character are one."""
+    """`(text, supervised, ids)` of each token; tokens that share a character are merged."""
     texts, waiting = [], []
     for place, token in enumerate(ids):
         waiting.append(token)
         text = tokenizer.decode(waiting)
         last = place + 1 == len(ids) or mask[place + 1] != mask[place]
-        if last or not text.endswith("\ufffd") or len(waiting) == 4:  # UTF-8 has at most four bytes a character
+        if last or not text.endswith("\ufffd") or len(waiting) == 4:  # a character has at most four bytes in UTF-8
             texts.append((text, mask[place], waiting))
             waiting = []
     return texts
 
 
 def to_terminal(tokenizer, ids: list[int], mask: list[int], limit: int = 2000) -> str:
-    """The text, supervised tokens on green, others dim; neighbours in two shades."""
+    """The text, supervised tokens on green, others dim; neighbours differ in shade."""
     shown, length = [], 0
     for number, (text, supervised, _) in enumerate(token_texts(tokenizer, ids, mask)):
         colour = (_SUPERVISED if supervised else _OTHER)[number % 2]
+
         # a background must not run to the end of the line
         shown.append("\n".join(f"{colour}{line}{_RESET}" if line else "" for line in text.split("\n")))
         length += len(text)
@@ -50,7 +51,7 @@ def to_terminal(tokenizer, ids: list[int], mask: list[int], limit: int = 2000) -
 
 
 def to_html(tokenizer, rows: list[dict], title: str) -> str:
-    """A page of rows with `input_ids` and `loss_mask`; nothing in it is loaded from elsewhere."""
+    """A page of rows with `input_ids` and `loss_mask`; it loads nothing from elsewhere."""
     shown = []
     for number, row in enumerate(rows):
         tokens = token_texts(tokenizer, row["input_ids"], row["loss_mask"])
@@ -58,6 +59,7 @@ def to_html(tokenizer, rows: list[dict], title: str) -> str:
             f'<span class="{"s" if supervised else "u"}" title="{" ".join(map(str, ids))}">{escape(text)}</span>'
             for text, supervised, ids in tokens
         )
+
         answers = sum(supervised for supervised, _ in groupby(row["loss_mask"]))
         told = f"{len(row['input_ids'])} tokens, {sum(row['loss_mask'])} supervised in {answers} answers"
         shown.append(f"<h2>Conversation {number}</h2>\n<p>{told}</p>\n<pre>{spans}</pre>")

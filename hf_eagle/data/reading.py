@@ -1,7 +1,7 @@
-"""JSON and JSONL read record by record; whatever cannot be read is told with its file and line.
+"""Read JSON and JSONL record by record; the error of an unreadable record names its file and line.
 
-Nothing infers a type here: a record is what its text says. Text that is nested deeply, which some parsers answer with a
-crash of the process, is refused by counting its brackets; Python's own parser, which reads lists, counts its levels.
+Nothing infers a type here: a record is what its text says. Deeply nested text, which crashes the process in some
+parsers, is refused by counting its brackets; Python's own parser, which reads lists, counts its levels.
 """
 
 import codecs
@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 from .opening import opened
 
 
-MAX_NESTING = 100  # no chat needs as much, and Python's own limit lies above it
+MAX_NESTING = 100  # no chat needs that many, and Python's own limit is higher
 _CHUNK = 2**20  # bytes of a list that are read at a time
 _STRINGS_AND_BRACKETS = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[\[{]|[\]}]', re.DOTALL)
 _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
@@ -27,11 +27,11 @@ Bad = Callable[[ValueError], None]
 
 
 class _GivenTwice(ValueError):
-    """The text is a key that one object has twice."""
+    """The error's text is a key that one object has twice."""
 
 
 def _object_of(pairs: list[tuple[str, Any]]) -> dict:
-    """What Python's parser calls for each object; by itself it would take the last value of a key, silently."""
+    """Python's parser calls this for each object; by itself it would silently take the last value of a key."""
     found = dict(pairs)
     if len(found) < len(pairs):
         raise _GivenTwice(_twice(pairs))
@@ -49,33 +49,32 @@ _PARSER = json.JSONDecoder(object_pairs_hook=_object_of)
 def read_json_records(path: str | Path, bad: Bad | None = None) -> Iterator[tuple[int, dict]]:
     """The records of a `.json` or `.jsonl` file: one object a line, a list of objects, or one object.
 
-    A file of any size, a list too, takes no more memory than its longest record.
+    A file of any size, even a list, takes no more memory than its longest record.
 
     Args:
-        path: of the file, which may be compressed (`.gz`, `.zst`); which of the forms it has is seen from its first
-            bytes, not from its name.
-        bad: is given the error of a record that cannot be read, which is then left out; by default it is raised. A list
-            ends where it is no JSON.
+        path: of the file, which may be compressed (`.gz`, `.zst`); its form is recognised from its first bytes, not
+            from its name.
+        bad: called with the error of a record that cannot be read, which is then left out; by default the error is
+            raised. A list ends where it is not JSON.
 
     Yields:
-        The number of the record and the record. Numbers count from 0, without blank lines, with those left out.
+        The number of the record and the record. Numbers start at 0, skip blank lines, and include records left out.
 
     Raises:
-        ValueError: naming file and line (of a list: file and record), for text that is not UTF-8 (with its byte), that
-            is no JSON or no object, that gives a key twice, that is nested in more than 100 levels, or that holds a
-            lone surrogate.
+        ValueError: naming file and line (for a list: file and record), for text that is not UTF-8 (with its byte), is
+            not JSON or not an object, gives a key twice, is nested in more than 100 levels, or holds a lone surrogate.
     """
     for number, _, record in read_json_texts(path, bad):
         yield number, record
 
 
 def read_json_texts(path: str | Path, bad: Bad | None = None) -> Iterator[tuple[int, str, dict]]:
-    """As `read_json_records`, with each record's own text between its number and itself."""
+    """`read_json_records`, with each record's own text between its number and the record."""
     with opened(path) as file:
         start = _first_bytes(file)
         if start.startswith(b"["):
             yield from _List(file, str(path)).records(bad)
-        elif start.splitlines()[:1] == [b"{"]:  # one object, as it is written for people
+        elif start.splitlines()[:1] == [b"{"]:  # one object, spread over lines
             yield from _checked(iter([(0, f"{path}, record 0", file.read())]), bad)
         else:
             yield from _checked(_lines(file, path), bad)
@@ -93,29 +92,31 @@ def parse_json(content: bytes | str, where: str, holds_surrogates: bool = False)
     Args:
         content: the text, or its bytes.
         where: how errors begin.
-        holds_surrogates: leave it to the caller to look for lone surrogates.
+        holds_surrogates: whether the caller looks for lone surrogates itself.
 
     Raises:
-        ValueError: for text that is not UTF-8, is no JSON, gives a key twice, is nested in more than 100 levels, or
+        ValueError: for text that is not UTF-8, is not JSON, gives a key twice, is nested in more than 100 levels, or
             holds a lone surrogate.
     """
     text = decoded(content, where) if isinstance(content, bytes) else content
     check_nesting(text, where)
+
     try:
         value = _PARSER.decode(text)
     except json.JSONDecodeError as problem:
         raise ValueError(f"{where} is not JSON: {problem}.") from None
     except _GivenTwice as key:
         raise _refused(where, str(key)) from None
-    except ValueError as problem:  # an integer of more digits than Python takes
+    except ValueError as problem:  # an integer with more digits than Python takes
         raise ValueError(f"{where} cannot be read: {problem}.") from None
+
     if not holds_surrogates and _SURROGATE_ESCAPE.search(text):
         check_surrogates(value, where)
     return value
 
 
 def decoded(content: bytes, where: str) -> str:
-    """UTF-8 as text; the error names the byte."""
+    """Decode UTF-8; an error names the byte."""
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as problem:
@@ -128,9 +129,10 @@ def _refused(where: str, key: str) -> ValueError:
 
 
 def check_nesting(text: str, where: str) -> None:
-    """`ValueError` where a JSON text is nested in more than 100 levels; no parser is asked."""
+    """`ValueError` if a JSON text is nested in more than 100 levels; found without a parser."""
     if text.count("[") + text.count("{") <= MAX_NESTING:
         return
+
     depth = 0
     for found in _STRINGS_AND_BRACKETS.finditer(text):
         depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(found[0], 0)
@@ -139,7 +141,7 @@ def check_nesting(text: str, where: str) -> None:
 
 
 def check_surrogates(value: Any, where: str) -> None:
-    """`ValueError` where a text in a JSON value, or a key, holds half a character, which is no text for a tokenizer."""
+    """`ValueError` if a text or key in a JSON value holds half a character, which no tokenizer takes."""
     found = _SURROGATE.search(json.dumps(value, ensure_ascii=False, default=str))
     if found:
         raise ValueError(
@@ -149,11 +151,13 @@ def check_surrogates(value: Any, where: str) -> None:
 
 
 def _first_bytes(file: BinaryIO) -> bytes:
-    """A look at the first bytes that are no white space; the file stands before them, or at its end."""
+    """Peek at the first bytes that are not white space; the file's position is before them, or at its end."""
     place = len(_BYTE_ORDER_MARK) if file.read(3) == _BYTE_ORDER_MARK else 0
     file.seek(place)
+
     while (found := file.read(4096)) and not found.strip():
         place += len(found)
+
     file.seek(place)
     return found.lstrip()
 
@@ -188,21 +192,21 @@ def _object(value: Any, where: str) -> dict:
 
 
 class _List:
-    """The elements of a list, each as soon as its end is read.
+    """Yields the elements of a list, each as soon as its end is read.
 
     Args:
-        file: at the bracket with which the list begins.
+        file: positioned at the bracket that begins the list.
         name: of the file, for errors.
     """
 
     def __init__(self, file: BinaryIO, name: str):
         self.file, self.name = file, name
         self._parser, self._decoder = json.JSONDecoder(object_pairs_hook=self._object_of), _UTF_8()
-        self._twice: str | None = None  # a key that the element gives twice, which is told when its end is known
+        self._twice: str | None = None  # a key that the element gives twice, reported once the element's end is known
         self._text, self._place, self._line, self._number, self._at_end = "", 0, 1, 0, False
 
     def records(self, bad: Bad | None) -> Iterator[tuple[int, str, dict]]:
-        """Number, text and value of each; errors as those of `read_json_records`."""
+        """Number, text and value of each element; errors as for `read_json_records`."""
         try:
             self._expect("[")
             while self._next() != "]":
@@ -221,6 +225,7 @@ class _List:
                     _tell(problem, bad)
                 else:
                     yield self._number - 1, text, record
+
             self._expect("]")
             if self._next():
                 raise self._broken("Extra data", self._place)
@@ -236,13 +241,14 @@ class _List:
                 self._place = end
                 return self._text[start:end], value
             except json.JSONDecodeError as problem:
-                # whether it is broken or goes on can be seen where its error lies
+                # the place of the error shows whether the text is broken or only cut off by the chunk
                 goes_on = problem.msg.startswith("Unterminated") or problem.pos > len(self._text) - 16
                 if self._at_end or not goes_on:
                     raise self._broken(problem.msg, problem.pos) from None
             except RecursionError:
                 where = f"{self.name}, record {self._number},"
                 raise ValueError(f"{where} is nested in more than {MAX_NESTING} levels; write it flat.") from None
+
             start = self._read_on()
 
     def _object_of(self, pairs: list[tuple[str, Any]]) -> dict:
@@ -252,7 +258,7 @@ class _List:
         return found
 
     def _next(self) -> str:
-        """The next character that is no white space; empty at the end."""
+        """The next character that is not white space; empty at the end."""
         while True:
             found = _NOT_BLANK.search(self._text, self._place)
             if found or self._at_end:
@@ -268,9 +274,10 @@ class _List:
         self._next()
 
     def _read_on(self) -> int:
-        """Drop what was read and read as much again as is left, but at least a chunk; the place in the new text."""
+        """Drop what was read, and read as much again as is left, but at least a chunk; the place in the new text."""
         self._line += self._text.count("\n", 0, self._place)
         self._text, self._place = self._text[self._place :], 0
+
         content = self.file.read(max(_CHUNK, len(self._text)))
         self._at_end = not content
         try:
@@ -281,6 +288,7 @@ class _List:
             raise ValueError(
                 f"{self.name} is not UTF-8: byte 0x{byte:02x} in line {line}; save the file as UTF-8."
             ) from None
+
         return 0
 
     def _broken(self, said: str, place: int) -> ValueError:

@@ -1,10 +1,10 @@
-"""Chat records read from files, folders and the Hub, alone or mixed, whole or as a stream."""
+"""Load chat records from files, folders and the Hub, alone or mixed, whole or as a stream."""
 
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Iterator
-from itertools import islice
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +20,12 @@ from datasets import (
 from datasets import config as datasets_config
 from datasets.fingerprint import Hasher
 
+from ..door.names import at_home
 from ..door.reading import looks_like_a_path
 from .carrying import CARRIED, TEXT, as_records, carried_file, carry, holds_bytes, record_of
+from .forms import FORM, FORMS, ORIGIN, named, recognise_form
 from .media import has_media, read_media_record
-from .messages import FORM, FORMS, ORIGIN, named, read_record, read_tools, recognise_form, to_messages
+from .messages import read_record, read_tools, to_messages
 from .opening import opened
 from .sources import HubSource, files_of, hub_files, why_not
 from .tables import KINDS, ending_of, read_texts
@@ -33,8 +35,10 @@ __all__ = ["load_records", "read_record", "read_tools", "to_messages"]
 
 logger = logging.getLogger(__name__)
 
-_LOOKED_AT = 16  # first records that the form is recognised from
-_FORMAT = 2  # part of the cache's key: a change of what is written must raise it
+_LOOKED_AT = 16  # first records of a file, from which the form is recognised
+_FILES_LOOKED_AT = 64  # of a source; each is opened once more for it
+_TOLD: set[str] = set()  # files of streams whose bad records were told of: once, not in every pass
+_FORMAT = 2  # part of the cache's key: raise it with each change of what is written
 
 
 def load_records(
@@ -47,55 +51,58 @@ def load_records(
     content_parts: bool = False,
     skip_bad_records: bool = False,
 ) -> Dataset | IterableDataset:
-    """Chat records. What form they have is logged for each source.
+    """Chat records. The log names the form of each source.
 
-    A record is what its file says: nothing infers types, so a field may come, go or change its type anywhere. Each has,
-    besides its own fields, `record_origin`: its file, and its number there from 0.
+    A record is what its file says: nothing infers types, so a field may come, go or change its type anywhere. Besides
+    its own fields, each record has `record_origin`: its file, and its number there from 0.
 
     Args:
         sources (`str`, `Path` or a list of them):
             `.json` (a list of objects, or one a line), `.jsonl`, `.csv` (every cell is text), all three also as `.gz`
             or `.zst`, `.parquet` or `.arrow`, a folder of such files or of `save_to_disk`, or the id of a data set on
             the Hub, where `id:split` takes another split and `id:subset:split` a subset, each also of `id@revision`.
-            Records of several sources are put one after another.
+            The records of several sources follow each other.
         split (`str`, *optional*, defaults to `"train"`):
-            Split of a Hub data set, or of a folder: files whose names speak of another one are left out.
+            Split of a Hub data set, or of a folder: files whose names belong to another split are left out.
         dataset_format (`str`, *optional*, defaults to `"auto"`):
-            A key of `hf_eagle.data.messages.FORMS`; `"auto"` goes by the columns of each record.
+            A key of `hf_eagle.data.forms.FORMS`; `"auto"` goes by the columns of each record.
         weights (`list[float]`, *optional*):
             One for each source: how many times its records are taken. 0.5 takes a random half, 2 every record twice.
-            Of streams, whose length is not known, they are the shares of the mixture.
+            For streams, whose length is not known, they are the shares of the mixture.
         streaming (`bool`, *optional*, defaults to `False`):
             Read records as they are needed, and return an `IterableDataset`.
         seed (`int`, *optional*, defaults to 0):
-            Of the random part that a weight takes, and of the mixture of streams.
+            Seed of the random part that a weight takes, and of the mixture of streams.
         content_parts (`bool`, *optional*, defaults to `False`):
             Let contents hold other parts than text, such as images.
         skip_bad_records (`bool`, *optional*, defaults to `False`):
             Leave out, and count, what cannot be read as a record, instead of stopping.
 
     Returns:
-        A data set of JSON texts, which shows them as records; `with_format(None)` shows the texts, to save them.
+        A data set of JSON texts that it shows as records; `with_format(None)` shows the texts, in order to save them.
 
     Raises:
         `ValueError`: a file is missing, holds a record that cannot be read, or no record; the Hub data set cannot be
-            read; its first records have no form that is known; the weights do not fit.
+            read; its first records have no known form; the weights do not fit.
     """
     sources = [sources] if isinstance(sources, str | Path) else list(sources)
     if not sources:
         raise ValueError("`sources` is empty; name at least one file, folder or Hub data set.")
     if dataset_format != "auto" and dataset_format not in FORMS:
         raise ValueError(f"`dataset_format` must be auto, {', '.join(FORMS)}, got {dataset_format!r}.")
+
     weights = _checked_weights(weights, sources)
     form = None if dataset_format == "auto" else dataset_format
 
     # sources that are put together need one schema
     parts = []
     for source in sources:
-        records = _load_source(source, split, streaming, form, skip_bad_records)
+        records, files = _load_source(source, split, streaming, form, skip_bad_records)
         if holds_bytes(records.features):
             records = _as_carried(str(source), records, form)
-        _tell_form(str(source), records, dataset_format, content_parts, skip_bad_records)
+        seen = chain(islice(records, _LOOKED_AT), _first_records(files[1:], form, skip_bad_records))
+        size = f"{len(records):,} records" if isinstance(records, Dataset) else "a stream of records"
+        _tell_form(f"{source}: {size}", str(source), seen, dataset_format, content_parts, skip_bad_records)
         alone = len(sources) == 1 and form is None
         parts.append(records if alone else _as_carried(str(source), records, form))
 
@@ -103,7 +110,7 @@ def load_records(
         taken = [_take(records, weight, seed) for records, weight in zip(parts, weights, strict=True)]
         return as_records(concatenate_datasets(taken) if len(taken) > 1 else taken[0])
 
-    # the length of a stream is not known: its weight is a share
+    # the length of a stream is not known, so its weight is a share
     if len(parts) > 1:
         shares = np.asarray(weights, dtype=float)
         parts = [interleave_datasets(parts, shares / shares.sum(), seed=seed, stopping_strategy="all_exhausted")]
@@ -111,8 +118,8 @@ def load_records(
 
 
 def count_records(source: str | Path, split: str = "train") -> int:
-    """Records of one source that `load_records` can read."""
-    return len(_load_source(source, split, streaming=False, skip=True))
+    """The number of records in one source that `load_records` can read."""
+    return len(_load_source(source, split, streaming=False, skip=True)[0])
 
 
 def _checked_weights(weights: list[float] | None, sources: list) -> list[float]:
@@ -126,21 +133,36 @@ def _checked_weights(weights: list[float] | None, sources: list) -> list[float]:
 
 
 def _take(records: Dataset, weight: float, seed: int) -> Dataset:
-    """Every record `weight` times; the part that is left over is drawn at random and stays in order."""
+    """Every record `weight` times; the remaining fraction is drawn at random and stays in order."""
     if weight == 1:
         return records
     times, rest = int(weight), round((weight - int(weight)) * len(records))
     drawn = np.sort(np.random.default_rng(seed).permutation(len(records))[:rest])
+
     indices = np.concatenate([np.tile(np.arange(len(records)), times), drawn])
     if not len(indices):
         raise ValueError(f"`weights` holds {weight}, which takes none of a source's {len(records)} records.")
     return records.select(indices)
 
 
-def _tell_form(name: str, records, dataset_format: str, content_parts: bool, skip_bad_records: bool) -> None:
-    """Logs what the first records look like; `ValueError` when they look like nothing that is known."""
+def _first_records(files: list[str | Path], form: str | None, skip: bool) -> Iterator[dict[str, str | None]]:
+    """The first records of further files, which may have other forms: of one file for each ending at least.
+
+    Files that are read over the network are left alone.
+    """
+    files = [file for file in files if "://" not in str(file)]
+    firsts = {ending_of(file): file for file in reversed(files)}
+    for file in [*firsts.values(), *(file for file in files if file not in firsts.values())][:_FILES_LOOKED_AT]:
+        rows = _carried([file], form, skip)
+        yield from (row for row in islice(rows, _LOOKED_AT) if row[TEXT] is not None)
+
+
+def _tell_form(
+    told: str, name: str, rows: Iterable[dict], dataset_format: str, content_parts: bool, skip_bad_records: bool
+) -> None:
+    """Log `told` and the forms of a source's first records; `ValueError` if one is not a known one."""
     forms, bad = Counter(), None
-    for index, row in enumerate(islice(records, _LOOKED_AT)):
+    for index, row in enumerate(rows):
         record = record_of(row)
         try:
             form = recognise_form(record) if dataset_format == "auto" else dataset_format
@@ -153,10 +175,11 @@ def _tell_form(name: str, records, dataset_format: str, content_parts: bool, ski
                 raise bad from None
         else:
             forms[form] += 1
+
     if not forms:
         raise bad or ValueError(f"{name} holds no record.")
-    size = f"{len(records):,} records" if isinstance(records, Dataset) else "a stream of records"
-    logger.info("%s: %s, %s", name, size, " and ".join(FORMS[form] for form in forms))
+
+    logger.info("%s, %s", told, " and ".join(FORMS[form] for form in forms))
 
 
 def _as_carried(name: str, records: Dataset | IterableDataset, form: str | None) -> Dataset | IterableDataset:
@@ -172,27 +195,30 @@ def _as_carried(name: str, records: Dataset | IterableDataset, form: str | None)
 
 def _load_source(
     source: str | Path, split: str, streaming: bool, form: str | None = None, skip: bool = False
-) -> Dataset | IterableDataset:
-    # what is on this machine goes before the Hub
-    path = Path(source).expanduser()
+) -> tuple[Dataset | IterableDataset, list[str | Path]]:
+    """The records of a source, and the files that we read them from ourselves."""
+    # what is on this machine takes precedence over the Hub
+    path = at_home(source)
     if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
-        return _load_saved(path, split, streaming)
+        return _load_saved(path, split, streaming), []
     if path.is_dir():
-        return _load_files(path, files_of(path, split), streaming, form, skip)
+        files = files_of(path, split)
+        return _load_files(path, files, streaming, form, skip), files
     if path.is_file():
         if ending_of(path) not in KINDS:
             raise ValueError(f"{path} must end in one of {', '.join(KINDS)}; texts also in .gz or .zst behind that.")
-        return _load_files(path, [path], streaming, form, skip)
+        return _load_files(path, [path], streaming, form, skip), [path]
     if ending_of(path) in KINDS or looks_like_a_path(str(source)):
         raise ValueError(f"The file {source} does not exist; give a file, a folder or the id of a Hub data set.")
 
-    # files that we can read as they are; any other form is read by `datasets`
+    # JSON and CSV we read ourselves, as they are; `datasets` reads any other form
     hub = HubSource.of(str(source), split)
     files = hub_files(hub, streaming)
     if files:
-        return _load_files(source, files, streaming, form, skip)
+        return _load_files(source, files, streaming, form, skip), files
+
     try:
-        return load_dataset(hub.id, **hub.named, split=hub.split, streaming=streaming)
+        return load_dataset(hub.id, **hub.named, split=hub.split, streaming=streaming), []
     except Exception as problem:  # whatever the Hub, the network or the data set raises
         raise ValueError(
             f"{source} is neither a file nor a Hub data set that can be read (split {hub.split!r}): "
@@ -203,11 +229,12 @@ def _load_source(
 def _load_saved(path: Path, split: str, streaming: bool) -> Dataset | IterableDataset:
     try:
         saved = load_from_disk(str(path))
-    except Exception as problem:  # whatever Arrow says of the data, and Python of a description that is none
+    except Exception as problem:  # whatever Arrow raises about the data, and Python about a broken description
         raise ValueError(
             f"The folder {path} holds a state.json or dataset_dict.json, but is no data set of `save_to_disk` "
             f"({type(problem).__name__}: {problem}); write it anew, or remove that file."
         ) from problem
+
     if isinstance(saved, DatasetDict):
         if split not in saved:
             raise ValueError(f"{path} has the splits {', '.join(saved)}, but no {split!r}.")
@@ -219,15 +246,17 @@ def _load_files(
     name: str | Path, files: list[str | Path], streaming: bool, form: str | None, skip: bool
 ) -> Dataset | IterableDataset:
     if streaming:
+        _TOLD.difference_update(map(str, files))
         given = {"files": [str(file) for file in files], "form": form, "skip": skip}
         return IterableDataset.from_generator(_streamed, features=CARRIED, gen_kwargs=given)
 
     content = _content_hash(files)
     key = Hasher.hash([_FORMAT, content, form])
-    # the names are in the records, but what is made of these does not depend on them
+    # records carry the files' names, so the path depends on them; what is made of records does not, nor the fingerprint
     held = Hasher.hash([key, list(map(str, files))])
     path = Path(datasets_config.HF_DATASETS_CACHE) / "hf_eagle_records" / f"{held}.arrow"
     records = carried_file(path, key, lambda: _carried(files, form, skip))
+
     bad = np.flatnonzero(records.data.column(TEXT).is_null().to_numpy())
     if not len(records):
         raise ValueError(f"{name} holds no record.")
@@ -240,7 +269,7 @@ def _load_files(
 
 
 def _content_hash(files: list[str | Path]) -> list[tuple[str, str]]:
-    """What tells files from others, which is not when they were written."""
+    """The content of files, hashed; the time when they were written does not count."""
     found = []
     for file in files:
         with opened(file) as held:
@@ -249,7 +278,7 @@ def _content_hash(files: list[str | Path]) -> list[tuple[str, str]]:
 
 
 def _carried(files: list[str | Path], form: str | None, skip: bool) -> Iterator[dict[str, str | None]]:
-    """The rows of all files; for each that is left out, behind those of its file, one without a text that says why."""
+    """The rows of all files. Each record left out becomes a row after its file's, without text and with the reason."""
     for file in files:
         bad: list[ValueError] = []
         for number, text in read_texts(file, bad.append if skip else None):
@@ -265,9 +294,11 @@ def _streamed(files: list[str], form: str | None, skip: bool) -> Iterator[dict[s
                 bad.append(row[ORIGIN])
             else:
                 yield row
-        if bad:
+        if bad and file not in _TOLD:
+            _TOLD.add(file)
             _tell_bad(file, len(bad), bad[0])
 
 
 def _tell_bad(name: str | Path, number: int, first: str) -> None:
-    logger.warning("%s: %d records cannot be read and are left out; the first: %s", name, number, first)
+    left_out = "1 record cannot be read and is" if number == 1 else f"{number} records cannot be read and are"
+    logger.warning("%s: %s left out; the first: %s", name, left_out, first)

@@ -1,4 +1,4 @@
-"""Messages as text, in the shape that a chat template takes tool calls and thoughts in.
+"""Render messages as text, with tool calls and thoughts in the shape that the chat template takes.
 
 Every stage renders here: training, regeneration, prompt files, measured acceptance, benchmarks of servers.
 """
@@ -9,7 +9,7 @@ from .template_limits import TemplateLimit, TemplateRefusal, start_clock, stop_c
 
 
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking")
-# arguments of `apply_chat_template` that say what is returned, or that the stage which renders decides itself
+# arguments of `apply_chat_template` that set what is returned, or that each stage sets itself
 _RESERVED = (
     *("conversation", "messages", "chat_template", "add_generation_prompt", "continue_final_message", "tokenize"),
     *("padding", "truncation", "max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask"),
@@ -20,11 +20,11 @@ PROBED_CALL = [{"role": "user", "content": "a"}, {"role": "assistant", "content"
 
 
 def check_template_kwargs(template_kwargs: dict, name: str = "template_kwargs") -> None:
-    """`ValueError` for an option of chat templates that `apply_chat_template` takes for an argument of its own.
+    """`ValueError` for a template option that `apply_chat_template` would take as an argument of its own.
 
     Args:
-        template_kwargs: what else a chat template is given.
-        name: of the argument that holds them, for the message.
+        template_kwargs: further arguments of a chat template.
+        name: of the argument that holds them, for the error.
     """
     wrong = next((option for option in _RESERVED if option in template_kwargs), None)
     if wrong is not None:
@@ -37,16 +37,16 @@ def check_template_kwargs(template_kwargs: dict, name: str = "template_kwargs") 
 class ChatRenderer:
     """Renders conversations by a tokenizer's chat template.
 
-    Thoughts are handed over under every name that the template mentions. Arguments of tool calls are objects, or texts
-    where the template refuses objects; ids of calls become nine digits where it asks for that (Mistral). A template
-    that writes no tool calls gets them as JSON in the answer's text.
+    Thoughts are passed under every name that the template mentions. Arguments of tool calls are objects, or texts if
+    the template refuses objects; ids of calls become nine digits if it asks for that (Mistral). A template that writes
+    no tool calls gets them as JSON in the answer's text.
 
     Args:
         tokenizer: with a chat template.
-        template_kwargs: what else the template is given, such as `{"enable_thinking": False}`. `tools` are offered in
+        template_kwargs: further arguments of the template, such as `{"enable_thinking": False}`. `tools` are offered in
             every conversation that brings none.
 
-    Raises a `ValueError` when the tokenizer has no chat template, or for an option that no template sees, and a
+    Raises a `ValueError` if the tokenizer has no chat template, or for an option that no template sees, and a
     `TemplateLimit` for a template that never ends.
     """
 
@@ -56,16 +56,18 @@ class ChatRenderer:
                 "`target`'s `tokenizer` has no chat template; take an instruction-tuned target, or set "
                 "`tokenizer.chat_template`."
             )
+
         self.tokenizer = tokenizer
         self.template = tokenizer.get_chat_template()
         self.template_kwargs = dict(template_kwargs or {})
         check_template_kwargs(self.template_kwargs)
+
         self.thought_names = [name for name in _THOUGHTS if name in self.template]
         self.arguments_as_text, self.short_ids, self.writes_calls = False, False, True
         self._probe_calls()
 
     def render(self, messages: list[dict], tools: list[dict] | None = None, **kwargs) -> str:
-        """As `apply_chat_template(..., tokenize=False)`.
+        """The text of `apply_chat_template(..., tokenize=False)`.
 
         Raises:
             TemplateRefusal: for whatever the template raises, with its text.
@@ -73,27 +75,29 @@ class ChatRenderer:
         """
         options = {**self.template_kwargs, **kwargs}
         options["tools"] = tools or options.get("tools")
+
         try:
             start_clock()
             return self.tokenizer.apply_chat_template(self._prepared(messages), tokenize=False, **options)
         except TemplateLimit:
             raise
-        except Exception as problem:  # jinja's own errors, and whatever a template raises by itself
+        except Exception as problem:  # jinja's own errors, and whatever a template itself raises
             raise TemplateRefusal(_reason(problem)) from problem
         finally:
             stop_clock()
 
     def prompt(self, messages: list[dict], tools: list[dict] | None = None) -> str:
-        """A conversation as far as the mark that opens the next answer; raises as `render` does, and for no text."""
+        """A conversation up to the mark that opens the next answer; raises as `render` does, and if it is empty."""
         text = self.render(messages, tools, add_generation_prompt=True)
         if not text:
             raise TemplateRefusal("it makes an empty prompt of the conversation")
         return text
 
     def fold_calls(self, messages: list[dict]) -> list[dict]:
-        """Tool calls as JSON in the answers' texts, where the template writes none; else the messages as they are."""
+        """Tool calls as JSON in the answers' texts, if the template writes none; else the messages as they are."""
         if self.writes_calls or not any(message.get("tool_calls") for message in messages):
             return messages
+
         folded = []
         for message in messages:
             if message.get("tool_calls"):
@@ -113,22 +117,25 @@ class ChatRenderer:
                 raise TemplateLimit(f"The chat template of `target`'s tokenizer cannot be used: {problem}.") from None
             self.writes_calls = "value" in text and "name" in text
             return
-        # then it says itself what it does not like about a call
+
+        # the template itself will say what it does not like about a call
         self.arguments_as_text, self.short_ids, self.writes_calls = False, False, "tool_calls" in self.template
 
     def _prepared(self, messages: list[dict]) -> list[dict]:
-        ids: dict[str, str] = {}  # of calls, in their order
+        ids: dict[str, str] = {}  # of calls, in order
         prepared = []
         for message in self.fold_calls(messages):
             if "reasoning_content" in message:
                 thoughts = message["reasoning_content"]
                 message = {k: v for k, v in message.items() if k != "reasoning_content"}
                 message |= dict.fromkeys(self.thought_names, thoughts)
+
             if message.get("tool_calls"):
                 message = self._with_calls(message, ids)
             elif self.short_ids and message["role"] == "tool":
                 answered = message.get("tool_call_id") or next(iter(ids), "")
                 message = message | {"tool_call_id": ids.pop(answered, "0" * 9)}
+
             prepared.append(message)
         return prepared
 
@@ -140,6 +147,7 @@ class ChatRenderer:
                 text = json.dumps(function["arguments"], ensure_ascii=False)
                 function = function | {"arguments": text}
             call = call | {"function": function}
+
             if self.short_ids:
                 short = f"{len(ids):09d}"
                 ids[call.get("id", short)] = short

@@ -1,4 +1,4 @@
-"""Who speaks in a message, by the names that data sets have for it."""
+"""Who speaks in a message, by the names that data sets use."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -26,12 +26,12 @@ CALLS = ("function_call", "tool_call")
 
 
 def role_of(turn: Mapping) -> str | None:
-    """What a message's speaker is called here; `None` for one that is not known."""
+    """Our name for a message's speaker; `None` if the speaker is not known."""
     said = speaker(turn)
     return ROLES.get(said) if isinstance(said, str) else None
 
 
 def speaker(turn: Mapping) -> Any:
-    """What a message calls its speaker; of text in small letters, since `User` and `ASSISTANT` are known, too."""
+    """A message's own name for its speaker; texts in lower case, since `User` and `ASSISTANT` are known too."""
     said = turn.get("role") or turn.get("from")
     return said.lower() if isinstance(said, str) else said

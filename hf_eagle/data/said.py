@@ -1,7 +1,7 @@
 """Answers as a target said them, token by token, and the training rows that are made of them.
 
-A template may write an answer otherwise than it was said: without its thoughts, without white space, in other tokens.
-Where a record carries the token ids, its row is the prompt's ids and these; no text is tokenised again.
+A template may write an answer differently from how it was said: without thoughts, without white space, in other tokens.
+If a record carries the token ids, its row is the prompt's ids and these; no text is tokenised again.
 """
 
 import json
@@ -17,9 +17,9 @@ SAID = ANSWER_TOKEN_IDS, PROMPT_TOKENS = "answer_token_ids", "prompt_tokens"  # 
 
 @dataclass(frozen=True)
 class Said:
-    """Of each answer of a conversation its token ids, and how many tokens its prompt had.
+    """For each answer of a conversation, its token ids and the number of tokens its prompt had.
 
-    An answer without ids (`None`) was said in another prompt than this conversation: it is read, but not supervised.
+    An answer without ids (`None`) was said after another prompt than this conversation: it is read, but not supervised.
     """
 
     token_ids: list[list[int] | None]
@@ -27,15 +27,17 @@ class Said:
 
 
 def read_said(record: Mapping, where: str) -> Said | None:
-    """What a record's columns `answer_token_ids` and `prompt_tokens` hold, or their JSON; `None` without token ids.
+    """A record's columns `answer_token_ids` and `prompt_tokens`, or their JSON; `None` without token ids.
 
     Raises a `ValueError` that begins with `where`, the record, for anything else.
     """
     ids = _column(record, ANSWER_TOKEN_IDS, where)
     if not ids or all(own is None for own in ids):
         return None
+
     if not all(own is None or _is_ids(own) for own in ids):
         raise ValueError(f"{where}: `{ANSWER_TOKEN_IDS}` must hold a list of token ids, or null, per answer.")
+
     places = _column(record, PROMPT_TOKENS, where)
     if len(places) != len(ids) or any(
         own is not None and not _is_ids([place]) for own, place in zip(ids, places, strict=True)
@@ -50,7 +52,7 @@ def read_said(record: Mapping, where: str) -> Said | None:
 def read_reasons(found, answers: int, where: str) -> list[str | None] | None:
     """Why each answer ended, from a record's `finish_reason`: one for each answer, or one text for the last answer.
 
-    They are of `ENDED` or `CUT`, read in any case.
+    Reasons are those of `ENDED` and `CUT`, in any case.
 
     Raises a `ValueError` that begins with `where` for anything else.
     """
@@ -59,10 +61,12 @@ def read_reasons(found, answers: int, where: str) -> list[str | None] | None:
             found = json.loads(found)
         except json.JSONDecodeError as problem:
             raise ValueError(f"{where}: `finish_reason` is no JSON: {problem}.") from None
+
     if isinstance(found, str):
         return [None] * (answers - 1) + [_reason(found, where)] if answers and found else None
     if found is None or isinstance(found, list) and not found:
         return None
+
     if not isinstance(found, list) or not all(reason is None or isinstance(reason, str) for reason in found):
         raise ValueError(
             f"{where}: `finish_reason` must be a text, which is of the last answer, or a list with one for each "
@@ -95,42 +99,44 @@ def encode_said(
     options: MaskOptions,
     where: str = "The conversation",
 ) -> tuple[list[int], list[int]]:
-    """Ids and mask of a conversation in the tokens it was said in, as far as its last answer with ids.
+    """Ids and mask of a conversation in the tokens it was said in, up to its last answer with ids.
 
     Args:
         tokenizer: the target's.
-        prompt_ids: the token ids of messages that wait for an answer.
+        prompt_ids: gives the token ids of messages that wait for an answer.
         messages: as `to_messages` returns them.
-        said: of all of their answers.
+        said: for all of the answers.
         options: which parts of the answers are supervised.
-        where: the record, for error messages.
+        where: the record, for errors.
 
-    Raises a `ValueError` that begins with `where` when the conversation is not what was said.
+    Raises a `ValueError` that begins with `where` if the conversation is not what was said.
     """
     try:
         ids, places = said_row(tokenizer, prompt_ids, messages, said)
-    except Exception as problem:  # jinja's own errors, too
+    except Exception as problem:  # including jinja's own errors
         raise ValueError(f"{where} cannot be trained on as it was said: {problem}") from problem
+
     spans = [place and _span(tokenizer, ids, *place, options) for place in places]
     mask = [0] * len(ids)
-    # what was said ends where the target ended it: whatever was cut has no end of turn
+    # no `finish_reason` is needed: an answer that was cut has no end of turn among its ids
     for start, end in supervised(spans, None, first_answer(messages, spans, options), options):
         mask[start:end] = [1] * (end - start)
+
     return ids, mask
 
 
 def said_row(
     tokenizer, prompt_ids: Callable[[list[dict]], list[int]], messages: list[dict], said: Said
 ) -> tuple[list[int], list[tuple[int, int] | None]]:
-    """The token ids of a conversation as far as its last answer, and of each answer which of them it is.
+    """The token ids of a conversation up to its last answer, and each answer's place among them.
 
     Args:
         tokenizer: the target's.
-        prompt_ids: the token ids of messages that wait for an answer.
+        prompt_ids: gives the token ids of messages that wait for an answer.
         messages: as `to_messages` returns them.
-        said: of all of their answers.
+        said: for all of the answers.
 
-    Raises a `ValueError` when the conversation is not what was said: its prompt is rendered to other tokens, or an
+    Raises a `ValueError` if the conversation is not what was said: its prompt is rendered to other tokens, or an
     answer's text is not in its tokens.
     """
     places = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
@@ -146,6 +152,7 @@ def said_row(
             "it was answered; render with the same `chat_template_kwargs`, chat template and tools, or leave out the "
             f"column `{ANSWER_TOKEN_IDS}`."
         )
+
     ids, spans = prompt + said.token_ids[last], []
     for number, (own, start) in enumerate(zip(said.token_ids, said.prompt_tokens, strict=True)):
         spans.append(None if own is None else (start, start + len(own)))
@@ -154,21 +161,22 @@ def said_row(
                 f"its answer {number} is not rendered in the tokens it was said in; leave out the column "
                 f"`{ANSWER_TOKEN_IDS}`, or put null there for this answer."
             )
+
     return ids, spans
 
 
 def read_tokens(tokenizer, ids: list[int], opened: bool) -> SaidAnswer:
-    """An answer read from its tokens; see `read_answer`."""
+    """Parse an answer from its tokens; see `read_answer`."""
     raw = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
     return read_answer(raw, opened)
 
 
 def token_parts(tokenizer, ids: list[int], opened: bool) -> tuple[int, int | None]:
-    """How many tokens are an answer's thoughts, and the number of the first one of its tool calls, if it has any."""
+    """The number of tokens in an answer's thoughts, and the index of its tool calls' first token, or `None`."""
     answer = read_tokens(tokenizer, ids, opened)
 
     def tokens(characters: int) -> int:
-        """The fewest tokens that hold so many characters: decoding grows with every token, so halving finds them."""
+        """The fewest tokens that hold so many characters, by bisection: decoding grows with every token."""
         low, high = 0, len(ids)
         while low < high:
             middle = (low + high) // 2
@@ -186,7 +194,7 @@ def opens_thought(tokenizer, prompt: list[int]) -> bool:
 
 
 def _span(tokenizer, ids: list[int], start: int, end: int, options: MaskOptions) -> AnswerSpan:
-    """The tokens of an answer; its parts only if some are left out."""
+    """The tokens of an answer; its parts are searched for only if some are left out."""
     if options.thoughts and options.tool_calls:
         return AnswerSpan(start, end, end)
     thoughts, calls = token_parts(tokenizer, ids[start:end], opens_thought(tokenizer, ids[:start]))
@@ -194,7 +202,7 @@ def _span(tokenizer, ids: list[int], start: int, end: int, options: MaskOptions)
 
 
 def _check_text(tokenizer, answers: list[dict], said: Said) -> None:
-    """Raises when an answer's text does not occur in its tokens: another tokenizer's, or the text was edited."""
+    """Raises if an answer's text is not in its tokens: they are another tokenizer's, or the text was edited."""
     for number, (message, ids) in enumerate(zip(answers, said.token_ids, strict=True)):
         if ids is None:
             continue
@@ -203,6 +211,7 @@ def _check_text(tokenizer, answers: list[dict], said: Said) -> None:
                 f"`{ANSWER_TOKEN_IDS}` of answer {number} are no tokens of this target; leave out the column to "
                 "train on the text."
             )
+
         text = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         if not all(line.strip() in text for line in message["content"].splitlines()):
             raise ValueError(
@@ -218,6 +227,7 @@ def _column(record: Mapping, name: str, where: str) -> list:
             found = json.loads(found)
         except json.JSONDecodeError as problem:
             raise ValueError(f"{where}: `{name}` is no JSON: {problem}.") from None
+
     if found is not None and not isinstance(found, list):
         raise ValueError(f"{where}: `{name}` must be a list with one entry per answer, got {found!r}.")
     return found or []

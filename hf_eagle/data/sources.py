@@ -1,6 +1,7 @@
-"""Which files a source is of: those of its split, none that is hidden, none that is no data."""
+"""Which files belong to a source: those of its split, but no hidden ones, and none that are not data."""
 
 import logging
+import mimetypes
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +15,13 @@ from .tables import KINDS, TEXTS, ending_of
 
 logger = logging.getLogger(__name__)
 
-# as `datasets` reads the names of files and folders
+# how `datasets` reads the names of files and folders
 _SPLITS = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("validation", "valid", "dev", "val"), "validation"),
     **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
 }
-_COLON = re.compile(r":(?![^\[]*\])")  # not that in `train[:100]`
+_COLON = re.compile(r":(?![^\[]*\])")  # except the one in `train[:100]`
 _BETWEEN_WORDS = re.compile(r"[-._ 0-9]+")
 _NO_DATA = {
     "config.json",
@@ -37,23 +38,35 @@ _NO_DATA = {
 }
 
 
-def files_of(folder: Path, split: str) -> list[Path]:
-    """The data files of a folder in the order of their names.
+def files_of(folder: Path, split: str, tell: bool = True) -> list[Path]:
+    """The data files of a folder, sorted by name.
 
-    A file belongs to the split that its folders' names speak of, else its own name, else to `train`. Hidden files and
-    folders (`.name`, `__name__`) and JSON that describes something are no data. One line of the log names what is left
-    out.
+    A file belongs to the split that the names of its folders mention, else its own name, else to `train`. Hidden files
+    and folders (`.name`, `__name__`) and JSON that describes something are not data, nor are other endings. One line of
+    the log names what is left out, except for media and texts about the data.
+
+    Args:
+        folder: where to look, at any depth.
+        split: the one to take.
+        tell: log what is left out.
 
     Raises:
         ValueError: no file is left.
     """
-    found = sorted(file for file in folder.rglob("*") if ending_of(file) in KINDS and file.is_file())
-    names = {file: file.relative_to(folder) for file in found}
-    hidden = [file for file in found if any(part.startswith((".", "__")) for part in names[file].parts)]
+    there = sorted(file for file in folder.rglob("*") if file.is_file())
+    names = {file: file.relative_to(folder) for file in there}
+    all_hidden = {file for file in there if any(part.startswith((".", "__")) for part in names[file].parts)}
+
+    found = [file for file in there if ending_of(file) in KINDS]
+    unread = [file for file in there if file not in all_hidden and _may_hold_data(file)]
+    hidden = [file for file in found if file in all_hidden]
     no_data = [file for file in found if file not in hidden and file.name in _NO_DATA]
     rest = [file for file in found if file not in hidden and file not in no_data]
-    twins = [file for file in rest if file.suffix in COMPRESSED and file.with_suffix("") in names]
+
+    plain = set(rest)
+    twins = [file for file in rest if file.suffix in COMPRESSED and file.with_suffix("") in plain]
     rest = [file for file in rest if file not in twins]
+
     taken = [file for file in rest if split_of(names[file]) == split]
     other = [file for file in rest if file not in taken]
 
@@ -62,6 +75,7 @@ def files_of(folder: Path, split: str) -> list[Path]:
         (hidden, "hidden"),
         (no_data, "no data"),
         (twins, "also there without compression"),
+        (unread, "of a form that is not read, to be decompressed or converted first"),
     )
     left_out = "; ".join(f"{kind}: {_listed(names[file] for file in files)}" for files, kind in said if files)
     if not taken:
@@ -69,13 +83,21 @@ def files_of(folder: Path, split: str) -> list[Path]:
             f"The folder {folder} holds no {', '.join(KINDS)} file"
             + (f" to take ({left_out}); name a file itself to take it." if left_out else ".")
         )
-    if left_out:
+
+    if left_out and tell:
         logger.warning("%s: files are left out, which are %s. Name a file itself to take it.", folder, left_out)
     return taken
 
 
+def _may_hold_data(file: Path) -> bool:
+    """Whether a file that cannot be read may hold records; media, and texts about the data, do not."""
+    about = file.stem.upper().startswith(("README", "LICENSE", "NOTICE"))
+    medium = (mimetypes.guess_type(file.name)[0] or "").startswith(("image/", "video/", "audio/"))
+    return ending_of(file) not in KINDS and not about and not medium
+
+
 def split_of(path: Path) -> str:
-    """The split that the names in a path speak of, which is below the data's folder; `train` where none does."""
+    """The split that the names in a path below the data's folder mention; `train` if none does."""
     for part in (*path.parts[:-1], path.name):
         splits = {_SPLITS[word] for word in _BETWEEN_WORDS.split(part.lower()) if word in _SPLITS}
         if splits:
@@ -94,9 +116,10 @@ class HubSource:
 
     @classmethod
     def of(cls, source: str, split: str = "train") -> "HubSource":
-        """`split` is that of a source which names none."""
+        """`split` applies to a source that names none."""
         whole_id, *named = _COLON.split(source, 2)
         hub_id, _, revision = whole_id.partition("@")
+
         subset = named[0] if len(named) == 2 else None
         return cls(hub_id, subset or None, (named[-1] if named else "") or split, revision or None)
 
@@ -112,21 +135,22 @@ class HubSource:
 
 
 def hub_files(source: HubSource, remote: bool = False) -> list[str]:
-    """The files of a Hub data set's split, where all of them are JSON or CSV, of which `datasets` would infer types.
+    """The files of a Hub data set's split if all are JSON or CSV, for which `datasets` would infer types.
 
     Args:
         source: the data set.
-        remote: give addresses that are read as they are needed, instead of local copies.
+        remote: return addresses, which are read as needed, instead of local copies.
 
     Returns:
-        Paths or addresses; none where the data set is of other files, or nothing of it can be seen.
+        Paths or addresses; none if the data set has other files, or they cannot be listed.
 
     Raises:
         ValueError: the data set has no such split.
     """
     found = _seen_files(source)
-    if found and source.split not in found and source.split.isidentifier() and source.split != "all":  # no part of one
+    if found and source.split not in found and source.split.isidentifier() and source.split != "all":  # no slice
         raise ValueError(f"The Hub data set {source.id} has the splits {', '.join(found)}, but no {source.split!r}.")
+
     files = found.get(source.split, [])
     if not all(ending_of(file) in TEXTS for file in files):
         return []
@@ -134,25 +158,27 @@ def hub_files(source: HubSource, remote: bool = False) -> list[str]:
 
 
 def _seen_files(source: HubSource) -> dict[str, list[str]]:
-    """The files of each split, as far as the Hub, or what was downloaded from it, tells."""
+    """The files of each split, as far as the Hub, or what was downloaded from it, shows."""
     try:
         found = load_dataset_builder(source.id, **source.named).config.data_files
-    except Exception:  # whatever the Hub, the network or the data set raises; what was downloaded before may be there
+    except Exception:  # whatever the Hub, the network or the data set raises; an earlier download may be there
         try:
             known = {"repo_type": "dataset", "local_files_only": True, **source.revision_named}
             subset = {"name": source.subset} if source.subset else {}
             found = load_dataset_builder(snapshot_download(source.id, **known), **subset).config.data_files
         except Exception:
             return {}
+
     return {str(split): [str(file) for file in files] for split, files in (found or {}).items()}
 
 
 def why_not(source: HubSource, problem: Exception) -> str:
-    """Why a data set cannot be read, the end of a sentence; `problem` is what the Hub, the network or it raised."""
+    """Why a data set cannot be read, as the end of a sentence; `problem` is what the Hub, the network or it raised."""
     try:
         subsets = get_dataset_config_names(source.id, **source.revision_named)
-    except Exception:  # as for the data set itself
+    except Exception:  # for the same reasons as the data set itself
         subsets = []
+
     if len(subsets) > 1 and source.subset not in subsets:
         whole_id = source.id + (f"@{source.revision}" if source.revision else "")
         return f"name one of its subsets {', '.join(subsets)}, as {whole_id}:{subsets[0]}:{source.split}."

@@ -1,11 +1,11 @@
-"""Spans of answers, in characters or in tokens, and which parts of them are supervised."""
+"""Spans of answers, in characters or tokens, and which parts of them are supervised."""
 
 from dataclasses import dataclass
 
 
-# why an answer ended, as servers of OpenAI's API, TGI, TensorRT-LLM, llama.cpp, Anthropic and Gemini write it
+# why an answer ended, in the spelling of OpenAI's API, TGI, TensorRT-LLM, llama.cpp, Anthropic and Gemini
 ENDED = ("stop", "eos", "eos_token", "end_turn", "tool_calls", "tool_use", "function_call")
-# the target did not end it there; a sequence that somebody else chose to stop at is no end of turn
+# the target did not end it; a stop sequence that somebody else chose is no end of turn
 CUT = (
     *("length", "max_tokens", "limit", "stop_sequence", "content_filter", "safety", "refusal", "repetition"),
     *("pause_turn", "abort", "cancelled", "timeout", "error"),
@@ -17,7 +17,7 @@ class MaskOptions:
     """Which parts of the answers are supervised.
 
     Args:
-        last_turn_only: only what follows the last user's message that has an answer; all calls of tools included.
+        last_turn_only: only what follows the last user's message that has an answer, including all tool calls.
         thoughts: thoughts, and the marks around them.
         tool_calls: tool calls; an answer without them ends with its text, and its end of turn is not supervised.
     """
@@ -29,8 +29,8 @@ class MaskOptions:
 
 @dataclass(frozen=True)
 class AnswerSpan:
-    """Characters `start:end` of the rendered text are one answer; without its end of turn it ends at `content_end`.
-    Where token ids are known, tokens are counted in place of characters.
+    """One answer is the characters `start:end` of the rendered text; without its end of turn it ends at `content_end`.
+    If token ids are known, the numbers count tokens instead of characters.
 
     `start:thought_end` are its thoughts; its tool calls begin at `calls_start`, if it has any.
     """
@@ -43,9 +43,10 @@ class AnswerSpan:
 
 
 def first_answer(messages: list[dict], spans: list[AnswerSpan | None], options: MaskOptions) -> int:
-    """The number, among the answers, of the first one that is supervised."""
+    """The index, among the answers, of the first one that is supervised."""
     if not options.last_turn_only:
         return 0
+
     answers = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
     last = max((number for number, span in zip(answers, spans, strict=False) if span is not None), default=0)
     question = max((n for n in range(last) if messages[n]["role"] == "user"), default=-1)
@@ -53,12 +54,13 @@ def first_answer(messages: list[dict], spans: list[AnswerSpan | None], options: 
 
 
 def supervised(spans: list, reasons: list[str] | None, first: int, options: MaskOptions) -> list[tuple[int, int]]:
-    """Where the supervised parts of the answers are, from the one of the number `first` on."""
+    """The supervised parts of the answers, starting with the answer of index `first`."""
     cut = [reason in CUT for reason in reasons or []] + [False] * len(spans)
     found = []
     for span, was_cut in list(zip(spans, cut, strict=False))[first:]:
         if span is None:
             continue
+
         start = span.start if options.thoughts else max(span.start, span.thought_end)
         end = span.content_end if was_cut else span.end
         if not options.tool_calls and span.calls_start is not None:

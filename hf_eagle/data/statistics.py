@@ -11,17 +11,18 @@ from .columns import IGNORED, check_data
 
 
 def token_statistics(rows: Dataset) -> dict:
-    """Numbers of tokens in rows of `build_dataset`, or of any that a collator takes.
+    """Count the tokens in rows of `build_dataset`, or in any rows that a collator takes.
 
-    -100 is not supervised, `labels` may stand for the mask, and padding that an `attention_mask` tells of is no token.
+    -100 is not supervised, `labels` may stand for the mask, and padding marked by an `attention_mask` is not counted.
 
     Returns `conversations`, `tokens`, `supervised_tokens`, `supervised_share` in [0, 1], and `length` and `supervised`,
-    each the `mean`, `median`, `p90`, `p99` and `max` of tokens in a conversation. Raises a `ValueError` naming a column
-    that is missing.
+    each the `mean`, `median`, `p90`, `p99` and `max` of tokens in a conversation. Raises a `ValueError` that names a
+    missing column.
     """
     check_data(rows=rows)
     mask = "loss_mask" if "loss_mask" in rows.column_names else "labels"
     names = ["input_ids", mask, *({"attention_mask"} & set(rows.column_names))]
+
     lengths, supervised = [], []
     for batch in rows.select_columns(names).with_format("arrow").iter(batch_size=4096):
         size = pc.list_value_length(batch["input_ids"]).to_numpy()
@@ -29,6 +30,7 @@ def token_statistics(rows: Dataset) -> dict:
         for found, counted in zip((lengths, supervised), _counted(batch), strict=True):
             sums = np.concatenate([[0], np.cumsum(counted, dtype=np.int64)])
             found.append(sums[ends] - sums[ends - size])
+
     lengths, supervised = (np.concatenate(parts or [np.zeros(0, np.int64)]) for parts in (lengths, supervised))
     return {
         "conversations": len(lengths),
@@ -41,7 +43,7 @@ def token_statistics(rows: Dataset) -> dict:
 
 
 def _counted(batch) -> tuple[np.ndarray, np.ndarray]:
-    """Of all places of a batch one after another, which hold a token, and which a supervised one."""
+    """Two masks over a batch's concatenated rows: where there is a token, and where a supervised one."""
     columns = {name: pc.list_flatten(batch[name]).to_numpy() for name in batch.column_names}
     present = columns.get("attention_mask", np.ones(len(columns["input_ids"]))) != 0
     marked = columns["loss_mask"] > 0 if "loss_mask" in columns else columns["labels"] != IGNORED
@@ -49,9 +51,10 @@ def _counted(batch) -> tuple[np.ndarray, np.ndarray]:
 
 
 def duplicate_statistics(rows: Dataset) -> dict[str, int]:
-    """`duplicates`: conversations whose tokens were all there before, with the same images and videos."""
+    """`duplicates`: conversations with the same tokens, images and videos as an earlier one."""
     seen = Counter()
     names = [name for name in ("input_ids", "media_fingerprint") if name in rows.column_names]
+
     for batch in rows.select_columns(names).with_format("numpy").iter(batch_size=4096):
         media = batch.get("media_fingerprint", [""] * len(batch["input_ids"]))
         seen.update(

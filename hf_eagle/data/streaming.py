@@ -1,4 +1,4 @@
-"""Streams on several ranks: each reads its own examples, and a rank that has run out takes part with empty batches."""
+"""Streams on several ranks: each reads its own examples; a rank that runs out joins in with empty batches."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -12,25 +12,26 @@ NO_ROW = {"input_ids": [0], "loss_mask": [0]}  # nothing is supervised
 
 
 class RankStream(IterableDataset):
-    """One rank's examples of a stream that all ranks read in the same order: every `world`-th, from number `rank` on.
+    """One rank's examples of a stream that all ranks read in the same order: every `world`-th, beginning with `rank`.
 
-    So every example belongs to one rank however many files there are, and a global batch of so many ranks holds the
-    same examples as a batch of one rank that is as large. An example without a row is `None`.
+    So every example belongs to one rank, however many files there are, and a global batch of all ranks holds the same
+    examples as an equally large batch on one rank. An example without a row is `None`.
 
     Args:
         stream (`IterableDataset`): of `datasets` or torch.
         rank (`int`, *optional*, defaults to 0): this rank's number.
-        world (`int`, *optional*, defaults to 1): ranks that share the stream; 1 where it is one rank's already.
+        world (`int`, *optional*, defaults to 1): ranks that share the stream; 1 if it already belongs to one rank.
+        reads (`list[dict]`, *optional*): the data behind the stream, as `what_is_read` describes them.
 
     Example:
         >>> list(RankStream(range(5), rank=1, world=2))
         [1, 3]
     """
 
-    def __init__(self, stream, rank: int = 0, world: int = 1):
-        self.stream, self.rank, self.world = stream, rank, world
+    def __init__(self, stream, rank: int = 0, world: int = 1, reads: list[dict] | None = None):
+        self.stream, self.rank, self.world, self.reads = stream, rank, world, reads
         self._number, self._resumed = 0, False
-        # shared, so that workers that live on learn of the next pass
+        # shared, so that long-lived workers learn of the next pass
         self._pass = torch.full((1,), -1).share_memory_()
         self._passed_over = (-1, 0)
 
@@ -40,6 +41,7 @@ class RankStream(IterableDataset):
         if not self._resumed:
             self._number = 0
         self._resumed = False
+
         for example in self._examples():
             self._number += 1
             if (self._number - 1) % self.world == self.rank:
@@ -60,11 +62,11 @@ class RankStream(IterableDataset):
         return ranks in (1, self.world) or (self._keeps_places and self.stream.world == ranks)
 
     def pass_over(self, epoch: int, rows: int) -> None:
-        """In that pass, `None` may stand for this rank's first rows: they are trained on, and nobody looks at them."""
+        """In that pass, `None` may stand for this rank's first rows: they were trained on, and are not looked at."""
         self._passed_over = (epoch, rows)
 
     def __len__(self) -> int:
-        # of the rank that has most, so that all ranks expect as many batches
+        # for the rank with the most, so that all ranks expect the same number of batches
         return -(-len(self.stream) // self.world)
 
     @property
@@ -72,26 +74,26 @@ class RankStream(IterableDataset):
         return getattr(self.stream, "column_names", None)
 
     def set_epoch(self, epoch: int) -> None:
-        """Shuffle as that pass does, where the stream is shuffled."""
+        """Shuffle as in that pass, if the stream is shuffled."""
         self._pass.fill_(epoch)
         if hasattr(self.stream, "set_epoch"):
             self.stream.set_epoch(epoch)
 
     def state_dict(self) -> dict[str, Any]:
-        """The place behind the example that was given last, where the stream knows its own."""
+        """The place after the example that was given last, if the stream knows its own."""
         return {"stream": self.stream.state_dict(), "number": self._number}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """The next iteration goes on from there."""
+        """The next iteration continues from there."""
         self.stream.load_state_dict(state["stream"])
         self._number, self._resumed = state["number"], True
-        self._pass.fill_(-1)  # it is the state's
+        self._pass.fill_(-1)  # the loaded state decides the pass
 
 
 def keep_rank_stream(loader: DataLoader) -> DataLoader:
-    """The loader that accelerate made of a `RankStream`, which then hands on that stream as it is.
+    """Make the loader that accelerate built from a `RankStream` pass that stream on unchanged.
 
-    accelerate splits every stream among the ranks, and completes the last batch with rows that were trained on.
+    accelerate splits every stream among the ranks, and fills the last batch with rows that were already trained on.
     """
     split = loader.dataset
     if isinstance(split, IterableDatasetShard):
@@ -101,6 +103,6 @@ def keep_rank_stream(loader: DataLoader) -> DataLoader:
 
 
 def empty_batch(device: torch.device) -> dict[str, torch.Tensor]:
-    """A batch of one token and no supervised row: it adds nothing to the loss, and every parameter has a gradient."""
+    """A batch of one token without a supervised row: it adds nothing to the loss, but all parameters get a gradient."""
     zero = torch.zeros(1, 1, dtype=torch.long, device=device)
     return {"input_ids": zero, "attention_mask": torch.ones_like(zero), "loss_mask": zero.clone()}

@@ -1,4 +1,4 @@
-"""Every kind of data file as texts of records: JSON as it stands, tables as JSON of what their cells hold."""
+"""Read every kind of data file as texts of records: JSON as it stands, tables as JSON of their cells."""
 
 import csv
 import json
@@ -15,24 +15,24 @@ from .reading import Bad, decoded, read_json_texts
 
 
 _BATCH = 1000  # rows of a table in memory at a time
-_OTHER_MARKS = ("\t", ";", "|")  # between cells, in place of commas
+_OTHER_MARKS = ("\t", ";", "|")  # between cells, instead of commas
 
 
 def read_texts(path: str | Path, bad: Bad | None = None) -> Iterator[tuple[int, str]]:
-    """Number, from 0, and JSON text of each record of a file of one of `KINDS`.
+    """The number, from 0, and JSON text of each record of a file of one of `KINDS`.
 
     Args:
         path: of the file.
-        bad: is given the error of each record that cannot be read, which is left out; by default it is raised.
+        bad: called with the error of each record that cannot be read, which is left out; by default it is raised.
 
     Raises:
-        ValueError: naming the file and the line or record, where a record, or the file itself, cannot be read.
+        ValueError: naming the file and the line or record, if a record, or the file itself, cannot be read.
     """
     yield from KINDS[ending_of(path)](path, bad)
 
 
 def ending_of(path: str | Path) -> str:
-    """The end of a file's name that says what kind it is; of a text, which may be compressed, the one before that."""
+    """The suffix that shows a file's kind; for a text that may be compressed, the one before `.gz` or `.zst`."""
     name = Path(path)
     inside = name.with_suffix("").suffix
     return inside if name.suffix in COMPRESSED and inside in TEXTS else name.suffix
@@ -44,16 +44,19 @@ def _json(path: str | Path, bad: Bad | None) -> Iterator[tuple[int, str]]:
 
 
 def _csv(path: str | Path, bad: Bad | None) -> Iterator[tuple[int, str]]:
-    """Cells are texts, whatever they look like; an empty one is absent."""
+    """All cells are texts, even if they look like numbers; an empty cell is absent."""
     csv.field_size_limit(2**31 - 1)
+
     with opened(path) as file:
         lines = (decoded(line, f"Line {number} of {path}") for number, line in enumerate(file, start=1))
         rows = csv.reader(lines, strict=True)
+
         try:
             names = [name.removeprefix("\ufeff") for name in next(rows, [])]
             _check_marks(names, path)
             if len(set(names)) != len(names):
                 raise ValueError(f"Line 1 of {path} names a column twice: {', '.join(names)}.")
+
             number = 0
             for cells in rows:
                 if not cells:
@@ -69,7 +72,7 @@ def _csv(path: str | Path, bad: Bad | None) -> Iterator[tuple[int, str]]:
 
 
 def _check_marks(names: list[str], path: str | Path) -> None:
-    """`ValueError` for a header whose cells lie between other marks than commas."""
+    """`ValueError` for a header whose cells are separated by something other than commas."""
     mark = next((mark for mark in _OTHER_MARKS if len(names) == 1 and mark in names[0]), None)
     if mark is not None:
         raise ValueError(
@@ -101,11 +104,11 @@ def _arrow(path: str | Path, bad: Bad | None) -> Iterator[tuple[int, str]]:
 
 
 def _rows(path: str | Path, kind: str, batches: Callable, bad: Bad | None) -> Iterator[tuple[int, str]]:
-    """Rows with their own types; a null that the type of a column adds to a row is absent."""
+    """Rows with their own types; a null that a column's type adds to a row is absent."""
     number = 0
     try:
         for batch in batches():
-            columns = Dataset(pa.Table.from_batches([batch]))[:]  # it knows what `datasets` has written
+            columns = Dataset(pa.Table.from_batches([batch]))[:]  # `Dataset` understands what `datasets` has written
             for cells in zip(*columns.values(), strict=True):
                 row = without_empty_keys(dict(zip(columns, cells, strict=True)))
                 try:
@@ -123,6 +126,6 @@ def _tell(problem: str, bad: Bad | None) -> None:
     bad(ValueError(problem))
 
 
-# by the end of a file's name
+# by suffix of the file
 KINDS = {".json": _json, ".jsonl": _json, ".parquet": _parquet, ".csv": _csv, ".arrow": _arrow}
-TEXTS = (".json", ".jsonl", ".csv")  # which are also read from a `.gz` or `.zst`
+TEXTS = (".json", ".jsonl", ".csv")  # also read from `.gz` and `.zst`

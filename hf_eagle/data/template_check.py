@@ -1,26 +1,27 @@
-"""Does a chat template take the records at all? Asked before a model is loaded, and told with the record."""
+"""Check whether a chat template takes the records, before a model is loaded; the error names the record."""
 
 from itertools import islice, takewhile
 
-from .messages import TEXT, named, read_record, read_tools
+from .forms import named
+from .messages import TEXT, read_record, read_tools
 from .rendering import ChatRenderer, TemplateLimit
 
 
-_SAMPLE = 10  # records at the beginning, all of which a template that fits nothing refuses
+_SAMPLE = 10  # first records to try: a template that refuses them all fits none
 
 
 def check_template(tokenizer, records, template_kwargs: dict | None = None, **how) -> None:
-    """Render the first prompts, as far as the first answer of each record.
+    """Render the first prompts, each up to its record's first answer.
 
     Args:
         tokenizer: with a chat template.
         records: chat records of any form that `to_messages` reads.
-        template_kwargs: what else the template is given.
-        how: as for `read_record`; a prompt with media is taken, since only its processor renders it.
+        template_kwargs: further arguments of the template.
+        how: as for `read_record`; a prompt with media is accepted, since only its processor renders it.
 
     Raises:
-        ValueError: naming the first record, if the template refuses all of them or there is none.
-        TemplateLimit: if it does not end.
+        ValueError: naming the first record, if the template refuses all of the first ones, or there is no template.
+        TemplateLimit: if rendering does not end.
     """
     first = None
     for index, record in enumerate(islice(records, _SAMPLE)):
@@ -28,6 +29,7 @@ def check_template(tokenizer, records, template_kwargs: dict | None = None, **ho
         prompt = list(takewhile(lambda message: message["role"] != "assistant", messages))
         if not prompt or prompt[0]["role"] == TEXT or any(not isinstance(m["content"], str) for m in prompt):
             return
+
         try:
             ChatRenderer(tokenizer, template_kwargs).prompt(prompt, read_tools(record, index))
             return
@@ -35,5 +37,6 @@ def check_template(tokenizer, records, template_kwargs: dict | None = None, **ho
             raise
         except ValueError as problem:
             first = first or f"{named(record, index)} cannot be rendered by the chat template of `target`: {problem}"
+
     if first is not None:
         raise ValueError(first if first.endswith(".") else f"{first}.")

@@ -1,9 +1,9 @@
-"""Chat templates are programs of strangers: a rendering has a time, and what it makes a size.
+"""Chat templates are strangers' programs: limit how long a rendering takes and how much it makes.
 
-transformers compiles a template in a sandbox that limits one `range`, not loops in loops, and no text. Here it is
-compiled in the same sandbox, with a look at the clock in each round of a loop and in each macro, and a look at the size
-of what is written, kept or handed on. What a filter, a method or an operator would make is looked at before it is made.
-No signal and no thread is needed, so it holds in threads and in the workers of `datasets` alike.
+transformers compiles a template in a sandbox that limits a single `range`, but not nested loops, and no text. Here it
+is compiled in the same sandbox, with a check of the clock in each round of a loop and in each macro, and a check of the
+size of what is written, kept or passed on. The result of a filter, method or operator is sized before it is made. This
+needs no signal and no thread, so it also works in threads and in the workers of `datasets`.
 """
 
 import threading
@@ -13,60 +13,61 @@ from functools import cache, lru_cache, wraps
 from .template_sizes import FILTERS, checked_filter, checked_gathering, extent, formatted, made_by_call
 
 
-SECONDS = 10.0  # of one rendering; real ones take milliseconds
-CHARACTERS = 2**26  # of a rendering, and of any text or list on its way there
-ALTOGETHER = 16 * CHARACTERS  # of all texts that one rendering makes on its way
-_SMALL = 4096  # characters that are not worth counting
-_POWER = 1000  # bits of one
-# filters, by names that no template can write
+SECONDS = 10.0  # per rendering; real ones take milliseconds
+CHARACTERS = 2**26  # of a rendering, and of any intermediate text or list
+ALTOGETHER = 16 * CHARACTERS  # of all intermediate texts of one rendering
+_SMALL = 4096  # texts of fewer characters are not counted
+_POWER = 1000  # bits of the result of a power
+# filters with names that no template can write
 _SIZED, _CONCAT, _GATHERED = "within the limit of size", "joined within the limit of size", "made by the template"
 
 
 class TemplateRefusal(ValueError):
-    """A chat template does not take this conversation; the text is what it says about it."""
+    """A chat template does not take this conversation; the text is what it says about that."""
 
 
 class TemplateLimit(ValueError):
-    """A chat template takes too long or makes too much, so no other conversation is worth a try."""
+    """A chat template takes too long or makes too much, so no other conversation is worth trying."""
 
 
 class _Clock(threading.local):
     deadline = float("inf")
-    made = 0  # characters, until the deadline is another
-    gathered = False  # whether the template has made a list of something, which may hold a text many times
+    made = 0  # characters since the clock was started
+    gathered = False  # whether the template has made a list, which may hold one text many times
 
 
 _clock = _Clock()
 
 
 def start_clock() -> None:
-    """From here to `stop_clock`, a template that this thread renders ends with `TemplateLimit` at the latest."""
+    """From here to `stop_clock`, a rendering in this thread ends with `TemplateLimit` once its time is up."""
     _take_over()
     _clock.deadline, _clock.made, _clock.gathered = time.monotonic() + SECONDS, 0, False
 
 
 def stop_clock() -> None:
-    """What this thread renders from here on may take any time."""
+    """From here on, a rendering in this thread may take any time."""
     _clock.deadline = float("inf")
 
 
 @cache
 def _take_over() -> None:
-    """transformers, which calls one function of its own to compile every template, calls ours from now on."""
-    from transformers.utils import chat_template_utils  # late, since who asks a server needs none of it
+    """transformers compiles every template with one function of its own; replace it by ours."""
+    from transformers.utils import chat_template_utils  # late: asking a server needs none of it
 
     make = chat_template_utils._cached_compile_jinja_template
     chat_template_utils._compile_jinja_template = lru_cache(lambda template: _compiled(make("").environment, template))
 
 
 def _compiled(environment, template: str):
-    """A template as a program with limits, in the sandbox that transformers makes for one."""
+    """A template compiled with limits, in the sandbox that transformers makes for one."""
     from jinja2 import Template
     from jinja2.runtime import Macro
 
     environment.tick, environment.concat, environment.finalize = _tick, _joined, _told
     filters, call, call_filter = environment.filters, environment.call, environment.call_filter
     to_json = filters["tojson"]
+
     filters |= {name: checked_filter(name, filters[name], _check) for name in FILTERS if name in filters}
     filters |= {name: checked_gathering(filters[name], _check) for name in ("join", "sum")}
     filters |= {name: _gathering(filters[name]) for name in ("list", "batch", "slice", "sum")}
@@ -80,20 +81,21 @@ def _compiled(environment, template: str):
         return _gathered(made) if isinstance(made, dict) else made
 
     def checked_round(*given, **named):
-        """Of `map` and its kin, which are loops."""
+        """For `map` and its kin, which are loops."""
         _tick()
         return _sized(call_filter(*given, **named))
 
     environment.call, environment.call_filter = checked_call, checked_round
-    # these are not computed beforehand, either: that alone could take all memory
+    # nor are these operators computed at compile time: that alone could take all memory
     environment.intercepted_binops, environment.call_binop = frozenset({"*", "**", "%"}), _compute
-    environment.globals.pop("lipsum", None)  # as many paragraphs as it is asked for
+    environment.globals.pop("lipsum", None)  # writes as many paragraphs as it is asked for
+
     tree = _with_looks(environment.parse(template))
     return Template.from_code(environment, environment.compile(tree), environment.make_globals(None))
 
 
 def _with_looks(tree):
-    """A template's syntax tree with a look at the clock in each round, and at the size of each sum that is kept."""
+    """A template's syntax tree with a check of the clock in each round, and of the size of each sum that is kept."""
     from jinja2 import nodes
     from jinja2.visitor import NodeTransformer
 
@@ -102,7 +104,7 @@ def _with_looks(tree):
 
     class Looks(NodeTransformer):
         def visit_Output(self, node):
-            # what is written is counted when it is joined
+            # what is written is sized when it is joined
             node.nodes = [self.inside(part) if isinstance(part, sums) else self.visit(part) for part in node.nodes]
             return node
 
@@ -121,7 +123,7 @@ def _with_looks(tree):
         visit_Tuple = visit_Dict = visit_List
 
         def inside(self, node):
-            """A chain of sums is one sum."""
+            """Treat a chain of sums as one sum."""
             for name, value in list(node.iter_fields()):
                 if isinstance(value, nodes.Node):
                     setattr(node, name, self.inside(value) if isinstance(value, sums) else self.visit(value))
@@ -129,14 +131,15 @@ def _with_looks(tree):
 
     sums = nodes.Add
     tree = Looks().visit(tree)
-    # written into the program as it stands here, so that a look costs one call
+
+    # inserted into the program as it stands, so that a check costs one call
     for part in tree.find_all((nodes.For, nodes.Macro, nodes.CallBlock)):
         part.body.insert(0, nodes.ExprStmt(nodes.EnvironmentAttribute("tick()"), lineno=part.lineno))
     return tree.set_environment(tree.environment)
 
 
 def _joined(pieces) -> str:
-    """What a template, a macro or a block wrote, unless it is huge together."""
+    """What a template, macro or block wrote, unless all of it together is huge."""
     pieces = list(pieces)
     _check(sum(map(len, pieces)))
     return "".join(pieces)
@@ -148,15 +151,17 @@ def _tick() -> None:
 
 
 def _compute(context, operator: str, left, right):
-    """`*`, `**` or `%`, unless what comes out is huge."""
+    """`*`, `**` or `%`, unless the result is huge."""
     if operator == "%":
         if isinstance(left, (str, bytes)):
             _check(formatted(left, right.values() if isinstance(right, dict) else _as_tuple(right)))
         return left % right
+
     if operator == "**":
         if isinstance(left, int) and isinstance(right, int) and left.bit_length() * right > _POWER:
             raise _too_much()
         return left**right
+
     for times, repeated in ((left, right), (right, left)):
         if isinstance(times, int) and hasattr(repeated, "__len__"):
             _check(times * len(repeated))
@@ -169,13 +174,13 @@ def _as_tuple(value) -> tuple:
 
 
 def _concatenated(parts: list) -> str:
-    """What `~` makes."""
+    """The result of `~`."""
     _check(sum([len(part) if type(part) is str else extent(part) for part in parts]))
     return "".join(map(str, parts))
 
 
 def _told(value):
-    """What is written, which is a text afterwards."""
+    """A value to be written, which becomes text."""
     if type(value) is str:
         return value
     if isinstance(value, (list, tuple, dict)):
@@ -197,7 +202,7 @@ def _gathered(made):
 
 
 def _gathering(run):
-    """A filter that makes a list; one of things that are each there once is as good as what was given."""
+    """A filter that makes a list; a list without repeated items is as harmless as what the template was given."""
 
     @wraps(run)
     def gathering(*given, **named):
@@ -209,7 +214,7 @@ def _gathering(run):
 
 
 def _only_if_gathered(run, checked):
-    """`tojson`: what a template was given holds nothing many times, and to look at all of it takes as long as this."""
+    """`tojson`: unless the template made a list, nothing repeats in its input, and sizing costs as much as `tojson`."""
 
     @wraps(run)
     def to_json(*given, **named):
@@ -220,7 +225,7 @@ def _only_if_gathered(run, checked):
 
 
 def _check(size: int) -> None:
-    """`TemplateLimit` for a text or list so large, or where all of them together are too large."""
+    """`TemplateLimit` for a text or list that is too large, or if all of them together are."""
     if size > _SMALL:
         _clock.made += size
         if size > CHARACTERS or (_clock.made > ALTOGETHER and _clock.deadline != float("inf")):

@@ -1,7 +1,7 @@
-"""How long a text is that one filter, method or operator of a chat template would make: asked before it makes it.
+"""Estimate how long the text is that a filter, method or operator of a chat template would make, before it makes it.
 
-A template needs one such call to take all memory: `|replace`, `.ljust`, `'%999999999d' % 1`. Answers are upper bounds,
-cheap beside what they are asked for, and exact enough that no real template comes near a limit.
+One such call is enough to take all memory: `|replace`, `.ljust`, `'%999999999d' % 1`. Estimates are upper bounds, cheap
+compared with the call, and tight enough that no real template comes near a limit.
 """
 
 import re
@@ -10,31 +10,34 @@ from functools import wraps
 from typing import Any
 
 
-_NUMBER = re.compile(r"\d{5,}")  # in a text that formats, a width
+_NUMBER = re.compile(r"\d{5,}")  # a width in a format string
 _KEPT = (str, bytes)
 
 
 def extent(value: Any, known: dict[int, int] | None = None) -> int:
-    """Characters of a value as text, about; what a list holds twice counts twice, but is looked at once."""
+    """The approximate length of a value as text; what a list holds twice counts twice, but is visited once."""
     if isinstance(value, _KEPT):
         return len(value)
     if not isinstance(value, (list, tuple, dict)):
         return 8
     known = {} if known is None else known
+
     if id(value) not in known:
-        known[id(value)] = 2  # if it holds itself
+        known[id(value)] = 2  # in case it contains itself
         parts = (*value, *value.values()) if isinstance(value, dict) else value
         known[id(value)] = 2 + sum([2 + (len(p) if type(p) is str else extent(p, known)) for p in parts])
     return known[id(value)]
 
 
 def formatted(text: Any, given: Iterable[Any]) -> int:
-    """Of `%`, `format` and their kin: the widths that a text names, and what is put into it."""
+    """The size for `%`, `format` and their kin: the widths that a text names, and the values put into it."""
     if not isinstance(text, _KEPT):
         return 0
     text, given = text if isinstance(text, str) else text.decode(errors="replace"), list(given)
-    # a width may be given, too: `%*d`, `{:{}}`
+
+    # a width may be a value too: `%*d`, `{:{}}`
     widths = [abs(one) for one in given if isinstance(one, int)] if "*" in text or re.search(r"\{[^}]*\{", text) else []
+
     places = text.count("%") + text.count("{")
     widest = max([*map(int, _NUMBER.findall(text)), *widths, *map(extent, given)], default=0)
     return len(text) + places * widest
@@ -108,16 +111,17 @@ FILTERS: dict[str, Callable[..., int]] = {
 
 
 def made_by_call(called: Any, given: tuple, named: dict) -> int:
-    """What a method makes of the text that it belongs to; 0 for whatever makes nothing long."""
+    """The size that a method makes of its text; 0 for methods that make nothing long."""
     size = _METHODS.get(getattr(called, "__name__", None))
     if size is None:
         return 0
+
     owner = getattr(getattr(called, "__wrapped__", called), "__self__", None)  # the sandbox wraps `format`
     return _asked(size, owner, given, named) if isinstance(owner, (*_KEPT, int)) else 0
 
 
 def checked_filter(name: str, run: Callable, check: Callable[[int], None]) -> Callable:
-    """A filter that `check` is told of what it would make."""
+    """A filter that first passes to `check` the size it would make."""
     first = int(hasattr(run, "jinja_pass_arg"))  # jinja passes something of its own before the value
     size = FILTERS[name]
 
@@ -130,7 +134,7 @@ def checked_filter(name: str, run: Callable, check: Callable[[int], None]) -> Ca
 
 
 def checked_gathering(run: Callable, check: Callable[[int], None]) -> Callable:
-    """`join` or `sum`, which make one thing of many: their items are there before they are looked at."""
+    """`join` or `sum`, which make one value of many: all items are collected, then sized."""
 
     @wraps(run)
     def checked(context, items, *given, **named):
@@ -145,6 +149,6 @@ def checked_gathering(run: Callable, check: Callable[[int], None]) -> Callable:
 def _asked(size: Callable[..., int], value: Any, given: tuple, named: dict) -> int:
     try:
         found = size(value, *given, **named)
-    except (AttributeError, TypeError, ValueError):  # what is called says better what it does not take
+    except (AttributeError, TypeError, ValueError):  # the call itself reports better what it does not take
         return 0
     return found if isinstance(found, int) else 0

@@ -1,4 +1,4 @@
-"""From spans of characters to a mask of tokens, in one pass over the text."""
+"""Convert spans of characters to a mask of tokens, in one pass over the text."""
 
 import re
 from bisect import bisect_right
@@ -8,9 +8,9 @@ import numpy as np
 
 
 def mask_by_offsets(offsets: list[tuple[int, int]], spans: list[tuple[int, int]]) -> list[int]:
-    """0 or 1 for each token, by the characters that a fast tokenizer made it of.
+    """0 or 1 for each token, by the characters that a fast tokenizer made it from.
 
-    A token belongs to the span that it ends in: one that straddles a header's end is the answer's first.
+    A token belongs to the span that it ends in: one that straddles a header's end is the answer's first token.
     """
     mask = np.zeros(len(offsets), dtype=np.int8)
     ends = np.asarray(offsets, dtype=np.int64).reshape(-1, 2)[:, 1]
@@ -24,17 +24,18 @@ def mask_by_pieces(
 ) -> tuple[list[int], list[int]]:
     """Ids and mask by a tokenizer without offsets.
 
-    Special tokens cut the text, and only the piece that a span begins or ends in is tokenised again; so the work is
+    Special tokens cut the text, and only the piece in which a span begins or ends is tokenised again. So the work is
     linear in the text, whatever the number of turns.
 
     Args:
-        tokens: a text's token ids.
+        tokens: gives a text's token ids.
         special: matches the special tokens.
         text: a rendered conversation.
         spans: `(start, end)` in characters, ascending.
     """
     ids = tokens(text)
     borders = [0, *(place for found in special.finditer(text) for place in found.span()), len(text)]
+
     counts, joined = [0], []
     for begin, end in zip(borders, borders[1:], strict=False):
         joined += tokens(text[begin:end]) if begin < end else []
@@ -42,8 +43,9 @@ def mask_by_pieces(
 
     def before(cut: int) -> int:
         """Tokens that end at or before a character."""
-        if joined != ids:  # a tokenizer to which the text before a piece matters
+        if joined != ids:  # the tokenizer depends on the text before a piece
             return shared_length(tokens(text[:cut]), ids)
+
         piece = bisect_right(borders, cut) - 1
         if borders[piece] == cut:
             return counts[piece]

@@ -1,4 +1,4 @@
-"""Records that are shuffled and tokenised while they are trained on, and whose place can be kept and found again."""
+"""Records that are shuffled and tokenised during training, and whose place can be saved and restored."""
 
 import logging
 from collections.abc import Iterator, Mapping
@@ -7,9 +7,10 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
+import torch
 from torch.utils.data import IterableDataset
 
-from .encoding import BAD, CUT, Encoders, check_sample, encode_records
+from .encoding import CUT, Encoders, check_sample, encode_records
 from .loss_mask import MaskOptions
 from .mask_check import show_mask
 from .messages import read_record, read_tools
@@ -17,27 +18,29 @@ from .messages import read_record, read_tools
 
 logger = logging.getLogger(__name__)
 
-_CHECKED = 16  # conversations whose mask is compared with the second method
+_CHECKED = 16  # conversations whose mask is compared with a second method's
 _BATCH = 64  # records that are tokenised together
-_LOOKED_AT = 1024  # records among which one must have an answer
+_LOOKED_AT = 1024  # first records, one of which must have an answer
+_NAMED = 3  # bad records that are named; others are counted
 
 
 class ShuffledRecords(IterableDataset):
-    """Records of a stream in another order in each pass: that of the files, and within a buffer.
+    """Records of a stream in another order in each pass: files are shuffled, and records within a buffer.
 
-    `state_dict` holds the pass, the place in the files, and the buffer with its records: what was given is not given
-    again, and nothing is left out. See [`TokenStream`] for who needs it.
+    `state_dict` holds the pass, the place in the files, and the buffer with its records: nothing is given twice, and
+    nothing is left out. [`TokenStream`] says when it is needed.
 
     Args:
         records (`datasets.IterableDataset`): as `load_records` gives them.
-        seed (`int`, *optional*, defaults to 0): with the number of the pass, of its order.
-        buffer_size (`int`, *optional*, defaults to 1000): records among which the next one is drawn.
+        seed (`int`, *optional*, defaults to 0): determines the order, together with the number of the pass.
+        buffer_size (`int`, *optional*, defaults to 1000): number of records from which the next one is drawn.
     """
 
     def __init__(self, records, seed: int = 0, buffer_size: int = 1000):
-        # a buffer of one: files are shuffled, records are not
+        # a buffer of one: this shuffles files, but not records
         self.records = records.shuffle(seed=seed, buffer_size=1)
         self.seed, self.buffer_size, self.epoch = seed, buffer_size, 0
+
         self._buffer: list = []
         self._random = np.random.default_rng()
         self._resumed: dict | None = None
@@ -46,15 +49,18 @@ class ShuffledRecords(IterableDataset):
     def __iter__(self) -> Iterator[dict]:
         resumed, self._resumed = self._resumed, None
         self._random = np.random.default_rng([self.seed, self.epoch])
+
         self._buffer, self._drained = [], False
         if resumed is not None:
             self._buffer, self._drained = list(resumed["buffer"]), resumed["drained"]
             self._random.bit_generator.state = resumed["random"]
         source = _from_place(self.records, resumed and resumed["records"])
+
         if not self._drained:
             yield from self._through_the_buffer(source)
             self._random.shuffle(self._buffer)
             self._drained = True
+
         while self._buffer:
             yield self._buffer.pop()
 
@@ -68,20 +74,21 @@ class ShuffledRecords(IterableDataset):
             yield given
 
     def set_epoch(self, epoch: int) -> None:
-        """The pass that is iterated next."""
+        """Set the pass that is iterated next."""
         if epoch != self.epoch:
             self.epoch, self._resumed = epoch, None
         self.records.set_epoch(epoch)
 
     def state_dict(self) -> dict[str, Any]:
-        """The place behind the record that was given last."""
+        """The place after the record that was given last."""
         if self._resumed is not None:
             return self._resumed
+
         state = {"pass": self.epoch, "records": self.records.state_dict(), "buffer": list(self._buffer)}
         return {**state, "random": self._random.bit_generator.state, "drained": self._drained}
 
     def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
-        """The next iteration goes on from there, unless another pass is set before it."""
+        """The next iteration continues from there, unless another pass is set first."""
         if state is not None:
             self.set_epoch(state["pass"])
         self._resumed = None if state is None else dict(state)
@@ -90,16 +97,16 @@ class ShuffledRecords(IterableDataset):
 class TokenStream(IterableDataset):
     """Rows of `input_ids` and `loss_mask` of a stream of records; see `build_stream`.
 
-    Of `world` ranks each tokenises every `world`-th record. With `keep_places` a record that gives no row keeps its
-    place, as `None`: the ranks together then give in any number of rows the same records as one rank, and rows can be
-    passed over by counting records.
+    Each of `world` ranks tokenises every `world`-th record. With `keep_places`, a record that gives no row keeps its
+    place, as `None`: the ranks together then give the same records in any number of rows as one rank, and rows can be
+    skipped by counting records.
 
-    There are two ways to go on in a stream. A run of training counts: its checkpoint holds the pass and the steps, see
-    `training/stream_place.py`, and the records of those steps are read once more but not tokenised. That holds on any
-    number of ranks, whatever a data loader has read ahead. Whoever reads a stream himself, or by a loader that asks for
-    states as torchdata's `StatefulDataLoader` does, has `state_dict`: the place in the records where the batch begins
-    that is tokenised together, and how many of its rows were given. It reads nothing twice, and holds for this rank of
-    so many alone.
+    There are two ways to continue a stream. A training run counts: its checkpoint holds the pass and the steps (see
+    `training/stream_place.py`), and the records of those steps are read again but not tokenised. That works with any
+    number of ranks, however far a data loader has read ahead. Other readers of the stream, also loaders that ask for
+    states as torchdata's `StatefulDataLoader` does, use `state_dict`: the place in the records where the current batch
+    of tokenisation begins, and how many of its rows were given. It reads nothing twice, but is valid only for this rank
+    and this number of ranks.
     """
 
     column_names = ["input_ids", "loss_mask"]
@@ -116,7 +123,9 @@ class TokenStream(IterableDataset):
     ):
         self.records, self.encoders, self.max_length = records, encoders, max_length
         self.rank, self.world, self.skip, self.keep_places = rank, world, skip, keep_places
+
         self.epoch = 0
+        self._left_out = _LeftOut()
         self._state = self._beginning()
         self._resumed = False
 
@@ -127,13 +136,14 @@ class TokenStream(IterableDataset):
         return self.rows()
 
     def rows(self, passed_over: int = 0) -> Iterator[dict[str, list[int]] | None]:
-        """The rows of this rank, the first of which are not tokenised: `None` stands for each of them.
+        """The rows of this rank; `None` stands for each of the first ones, which are not tokenised.
 
         Args:
-            passed_over: how many, where places are kept.
+            passed_over: how many to skip, if places are kept.
         """
         state = dict(self._state) if self._resumed else self._beginning()
-        self._resumed, given, bad = False, state["given"], 0
+        self._resumed, given, blank = False, state["given"], 0
+        self._left_out.begin()
         source = _from_place(self.records, state["records"])
         number = state["number"]
         while True:
@@ -142,17 +152,22 @@ class TokenStream(IterableDataset):
             self._state = {"pass": self.epoch, "records": place, "number": number, "given": given}
             if not batch:
                 break
+
             indices = [n for n in range(number, number + len(batch)) if n % self.world == self.rank]
             over = min(passed_over, len(indices))
             own = [batch[n - number] for n in indices[over:]]
-            rows = encode_records(own, indices[over:], self.encoders(), self.max_length, self.skip)
-            bad += rows["outcome"].count(BAD)
+
+            rows = encode_records(
+                own, indices[over:], self.encoders(), self.max_length, self.skip, self._left_out.add
+            )
+            blank += sum(rows["blank"])
+
             for row in ([None] * over + self._kept(rows))[given:]:
                 self._state["given"] += 1
                 yield row
+
             number, given, passed_over = number + len(batch), 0, passed_over - over
-        if bad:
-            logger.warning("%d records of the stream are bad and were left out in this pass.", bad)
+        self._left_out.end(self.epoch, blank)
 
     def _kept(self, rows: dict[str, list]) -> list[dict[str, list[int]] | None]:
         whole = [
@@ -170,13 +185,48 @@ class TokenStream(IterableDataset):
             self.records.set_epoch(epoch)
 
     def state_dict(self) -> dict[str, Any]:
-        """The place behind the row that was given last."""
+        """The place after the row that was given last."""
         return dict(self._state)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """The next iteration goes on from there, unless another pass is set before it."""
+        """The next iteration continues from there, unless another pass is set first."""
         self.set_epoch(state["pass"])
         self._state, self._resumed = dict(state), True
+
+
+class _LeftOut:
+    """Tells once in a run what a stream leaves out: the first bad records as they come, all of them after a pass.
+
+    A data loader's workers share what was told, and live for one pass only.
+    """
+
+    def __init__(self):
+        self._named = torch.zeros(1, dtype=torch.long).share_memory_()
+        self._told_in = torch.full((1,), -1, dtype=torch.long).share_memory_()
+        self._number = 0
+
+    def begin(self) -> None:
+        """A pass begins."""
+        self._number = 0
+
+    def add(self, problem: ValueError) -> None:
+        """A bad record, as its error names it, was left out."""
+        self._number += 1
+        if self._named < _NAMED:
+            self._named += 1
+            logger.warning("A bad record is left out: %s", problem)
+
+    def end(self, epoch: int, blank: int) -> None:
+        """A pass is over, in which so many answers were blank."""
+        if int(self._told_in) not in (-1, epoch):
+            return
+
+        if self._number:
+            counted = "1 bad record of the stream was" if self._number == 1 else f"{self._number} bad records were"
+            logger.warning("%s left out in this pass; later passes leave out the same.", counted)
+        if blank:
+            logger.warning("%d answers are empty or white space only, which is no answer: not supervised.", blank)
+        self._told_in.fill_(epoch)
 
 
 def build_stream(
@@ -190,24 +240,27 @@ def build_stream(
     skip_bad_records: bool = False,
     keep_places: bool = False,
 ) -> TokenStream:
-    """As `build_dataset`, but conversations are read and tokenised while they are trained on.
+    """Do the same as `build_dataset`, but read and tokenise conversations during training.
 
     Nothing is cached or counted. The first conversations' masks are checked at once, and one of the first 1,024 must
-    have an answer. Of `world` ranks, which read the same records in the same order, each tokenises every `world`-th
-    one: files may be few, and are of any size. A record without a supervised token gives no row, or with `keep_places`
-    a `None`, so that a run may go on on another number of ranks; see [`TokenStream`].
+    have an answer. All `world` ranks read the same records in the same order, and each tokenises every `world`-th one:
+    there may be few files, of any size. A record without a supervised token gives no row, or with `keep_places` a
+    `None`, so that a run can continue on another number of ranks; see [`TokenStream`].
 
     Raises:
-        `ValueError`: as `build_dataset`; about a record that comes later, when it is read.
+        `ValueError`: as `build_dataset`; for a later record, when it is read.
     """
     encoders = Encoders(tokenizer, options, template_kwargs)
     parts = (records, encoders, max_length, rank, world, skip_bad_records, keep_places)
+
     source = iter(records)
     batch = list(islice(source, _CHECKED))
     if not batch:
         raise ValueError("`records` is empty; there is nothing to train on.")
+
     first, number = batch, 0
     check_sample(batch, list(range(len(batch))), encoders(), skip_bad_records)
+
     while batch and number < _LOOKED_AT:
         indices = list(range(number, number + len(batch)))
         rows = encode_records(batch, indices, encoders(), max_length, skip_bad_records)
@@ -215,9 +268,11 @@ def build_stream(
             return TokenStream(*parts)
         number += len(batch)
         batch = list(islice(source, _BATCH))
+
     if batch:
         logger.warning("None of the first %d conversations of the stream has a supervised token.", number)
         return TokenStream(*parts)
+
     ids, mask = encoders().encode([read_record(first[0], 0)[0]], tools=[read_tools(first[0], 0)])[0]
     raise ValueError(
         "No conversation has a supervised token: `records` hold no answer, or `max_length` cuts every one. "
@@ -230,23 +285,26 @@ def _place(records) -> Any:
 
 
 def _from_place(records, place: Any) -> Iterator:
-    """The records from a place on that `state_dict` gave; the state that was loaded holds for this iteration only."""
+    """The records from a place of `state_dict` on; a loaded state is valid for this iteration only."""
     if hasattr(records, "load_state_dict"):
         records.load_state_dict(place)
     elif place is not None:
-        raise ValueError("`records` has no `load_state_dict`, which going on in a stream needs.")
+        raise ValueError("`records` has no `load_state_dict`, which continuing a stream needs.")
+
     with _quiet():
         source = iter(records)
         first = list(islice(source, 1))
+
     yield from first
     yield from source
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the warning of `datasets` that its own buffer is lost, which holds nothing here."""
+    """Suppress the warning of `datasets` that its own buffer is lost; here that buffer holds nothing."""
     told = logging.getLogger("datasets.iterable_dataset")
     level = told.level
+
     told.setLevel(logging.ERROR)
     try:
         yield

@@ -1,4 +1,4 @@
-"""Chats with images and videos to token ids and loss masks, over the tokens that the processor puts for each medium."""
+"""Encode chats with images and videos to token ids and loss masks, with the processor's tokens for each medium."""
 
 import logging
 from dataclasses import dataclass
@@ -7,18 +7,19 @@ from itertools import islice
 from datasets import Dataset, Features, List, Value
 
 from .carrying import as_records
+from .forms import named
 from .frames import NoDecoder
 from .loss_mask import ConversationEncoder, MaskOptions
 from .mask_check import check_loss_mask
 from .media import KINDS, as_inputs, as_text, fingerprint, from_text, has_media, own_tokenizer, read_media_record
-from .messages import named, read_tools
+from .messages import read_tools
 from .said import Said, encode_said, read_said
 from .token_mask import mask_by_offsets
 
 
 logger = logging.getLogger(__name__)
 
-_CHECKED = 16  # conversations whose mask is compared with the second method
+_CHECKED = 16  # conversations whose mask is compared with a second method's
 _ROWS = Features(
     {
         "input_ids": List(Value("int32")),
@@ -42,17 +43,17 @@ def build_vision_dataset(
     """Tokenised conversations with images, videos, several, or none; columns `input_ids`, `loss_mask`, `media` and
     `media_fingerprint`.
 
-    Every medium stands in `input_ids` with all of its tokens, none of which is supervised. A conversation that is
-    longer than `max_length` is left out whole, since an image cannot be cut; how many were is logged.
+    Every medium stands in `input_ids` with all of its tokens, none of which is supervised. A conversation longer than
+    `max_length` is left out as a whole, since an image cannot be cut; the log says how many were.
 
     Args:
         records: chat records, with media in any form of `picture_forms`.
         processor: the target's, with a chat template.
-        max_length: in tokens, those of media included.
+        max_length: in tokens, including those of media.
         options: which parts of the answers are supervised; by default all.
-        template_kwargs: what else the template is given.
-        skip_bad_media: leave out conversations of which a medium cannot be loaded, and count them, instead of stopping.
-        skip_bad_records: likewise, records that cannot be read or rendered, or have more or fewer places than media.
+        template_kwargs: further arguments of the template.
+        skip_bad_media: leave out, and count, conversations with a medium that cannot be loaded, instead of stopping.
+        skip_bad_records: the same for records that cannot be read or rendered, or have more or fewer places than media.
         media_root: where relative paths start; by default the folder of a record's file.
 
     Raises:
@@ -60,8 +61,10 @@ def build_vision_dataset(
     """
     encoder = VisionEncoder(processor, options, template_kwargs)
     records = as_records(records.with_format(None)) if isinstance(records, Dataset) else records
+
     rows, counts = [], dict.fromkeys(("bad", "malformed", "long", "unanswered"), 0)
     checked = max(1, len(records) // _CHECKED)
+
     for index, record in enumerate(records):
         try:
             written, loaded, encoded = _read(record, index, encoder, media_root, check=index % checked == 0)
@@ -75,6 +78,7 @@ def build_vision_dataset(
                 raise
             counts["malformed"] += 1
             continue
+
         if len(encoded.input_ids) > max_length:
             counts["long"] += 1
         elif not any(encoded.loss_mask):
@@ -82,6 +86,7 @@ def build_vision_dataset(
         else:
             row = {"input_ids": encoded.input_ids, "loss_mask": encoded.loss_mask}
             rows.append({**row, "media": written, "media_fingerprint": fingerprint(loaded)})
+
     if any(counts.values()):
         logger.warning(
             "Of %d conversations %d were left out whole because they are longer than `max_length`=%d tokens, %d "
@@ -102,30 +107,34 @@ class BadMedium(ValueError):
 def _read(
     record, index: int, encoder: "VisionEncoder", media_root: str | None, check: bool
 ) -> tuple[str, dict[str, list], "EncodedChat"]:
-    """One record's media, as text and loaded, and its tokens; the mask of one that is to be checked is checked."""
+    """One record's media, as text and loaded, and its tokens; checks the mask if `check` is set."""
     messages, media, reasons = read_media_record(record, index, media_root)
     tools = read_tools(record, index)
+
     try:
         written = as_text(media)
     except ValueError as problem:
         raise ValueError(f"{named(record, index)}: {problem}") from None
+
     try:
         loaded = from_text(written, encoder.processor)
     except NoDecoder:
         raise
-    except Exception as problem:  # whatever a decoder of images raises
+    except Exception as problem:  # whatever a decoder of media raises
         raise BadMedium(
-            f"{named(record, index)}: a medium cannot be loaded ({str(problem)[:200]}): mend it, or leave such records "
-            "out with `skip_bad_media`."
+            f"{named(record, index)}: a medium cannot be loaded ({str(problem)[:200]}): correct it, or leave such "
+            "records out with `skip_bad_media`."
         ) from problem
+
     said = read_said(record, named(record, index))
-    if check and said is None:  # what was said is checked as it is encoded
+    if check and said is None:  # tokens that were said are checked when they are encoded
         check_loss_mask(encoder.text, [messages], [index], [tools])
+
     return written, loaded, encoder.encode(messages, loaded, reasons, tools, index, said)
 
 
 def holds_media(records) -> bool:
-    """Whether any record has an image or a video; of a stream, the first ones are looked at, and it may have none.
+    """Whether any record has an image or a video. In a stream only the first ones are looked at, and none may have any.
 
     Raises:
         ValueError: for a stream with media.
@@ -139,7 +148,7 @@ def holds_media(records) -> bool:
 
 @dataclass
 class EncodedChat:
-    """Token ids with those of media, and 1 for each that is supervised."""
+    """Token ids, including those of media, and a mask of 1 for each that is supervised."""
 
     input_ids: list[int]
     loss_mask: list[int]
@@ -148,8 +157,8 @@ class EncodedChat:
 class VisionEncoder:
     """Token ids and loss mask of a conversation, by a processor and its chat template.
 
-    Answers are found in the rendered text, as of any chat; then each placeholder is replaced by what the processor puts
-    in its place, and the places of the answers move along.
+    Answers are found in the rendered text, as in any chat. Then each placeholder is replaced by the processor's text
+    for it, and the places of the answers move along.
 
     Args:
         processor: of `transformers`, with a fast tokenizer.
@@ -159,7 +168,8 @@ class VisionEncoder:
     def __init__(self, processor, options: MaskOptions | None = None, template_kwargs: dict | None = None):
         self.processor, tokenizer = processor, own_tokenizer(processor)
         if not tokenizer.is_fast:
-            raise ValueError("Media need a fast tokenizer, which tells the characters of its tokens.")
+            raise ValueError("Media need a fast tokenizer, which knows the characters of its tokens.")
+
         self.text = ConversationEncoder(tokenizer, options, template_kwargs)
         tokens = (getattr(processor, f"{kind}_token", None) for kind in KINDS)
         self.placeholders = dict(zip(KINDS, tokens, strict=True))
@@ -181,8 +191,8 @@ class VisionEncoder:
             loaded: its media by kind, in order.
             reasons: why each answer ended.
             tools: JSON schemas on offer.
-            index: number of the record, for error messages.
-            said: the tokens of its answers, where they are known.
+            index: number of the record, for errors.
+            said: the tokens of its answers, if they are known.
 
         Raises:
             ValueError: if the text has other placeholders than there are media, the processor disagrees, or the
@@ -196,24 +206,28 @@ class VisionEncoder:
 
             own = self.text
             return EncodedChat(*encode_said(own.tokenizer, prompt_ids, messages, said, own.options, f"Record {index}"))
+
         (text,), (spans,) = self.text.supervised_spans([messages], [reasons], [index], [tools])
         return self._tokens(text, spans, loaded, index)
 
     def _tokens(self, text: str, spans: list[tuple[int, int]], loaded: dict[str, list], index: int) -> EncodedChat:
-        """A rendered text with its media, of which the characters `spans` are supervised."""
+        """Encode a rendered text with its media; the characters `spans` are supervised."""
         for kind, token in self.placeholders.items():
             if token and text.count(token) != len(loaded[kind]):
                 raise ValueError(
                     f"Record {index}: its text holds {text.count(token)} times {token}, but it has {len(loaded[kind])} "
                     f"{kind}s: the chat template writes one for each, and no message may hold that text itself."
                 )
+
         replaced = []
         if any(loaded.values()):
             made = self._processed(text, loaded, index)
             replaced = made["text_replacement_offsets"][0]
+
         expanded, spans = _expand(text, spans, replaced)
         batch = self.text.tokenise([expanded], return_offsets_mapping=True)
         ids, mask = batch["input_ids"][0], mask_by_offsets(batch["offset_mapping"][0], spans)
+
         if replaced and list(made["input_ids"][0]) != ids:
             raise ValueError(f"Record {index}: the processor makes other tokens of the text than its tokenizer does.")
         mask = [0 if token in self.media_ids else supervised for token, supervised in zip(ids, mask, strict=True)]
@@ -222,22 +236,23 @@ class VisionEncoder:
     def _processed(self, text: str, loaded: dict[str, list], index: int):
         try:
             return self.processor(text=[text], **as_inputs(loaded), return_text_replacement_offsets=True)
-        except ImportError:  # something is to be installed
+        except ImportError:  # a package is missing
             raise
         except Exception as problem:  # whatever a processor raises
             raise BadMedium(
-                f"Record {index}: the processor refuses its media ({str(problem)[:200]}): mend them, or leave such "
+                f"Record {index}: the processor refuses its media ({str(problem)[:200]}): correct them, or leave such "
                 "records out with `skip_bad_media`."
             ) from problem
 
 
 def _expand(text: str, spans: list[tuple[int, int]], replaced: list[dict]) -> tuple[str, list[tuple[int, int]]]:
-    """The text with its replacements, and the spans in it, none of which holds one."""
+    """The text with its replacements, and the spans in it; no span holds a replacement."""
     pieces, last = [], 0
     for one in replaced:
         start, end = one["span"]
         pieces += [text[last:start], one["replacement"]]
         last = end
+
     longer = [(one["span"][1], len(one["replacement"]) - len(one["text"])) for one in replaced]
 
     def moved(place: int) -> int:

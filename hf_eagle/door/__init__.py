@@ -1,1 +1,1 @@
-"""What every verb passes: how it ends, what it reads of others, what it writes and may not overwrite."""
+"""What every verb passes through: how it ends, what files it reads, what it writes and may not overwrite."""

@@ -1,12 +1,12 @@
-"""HTTP to a server that nobody vouches for: a request has one deadline, a reply a size, and no error holds a secret.
+"""HTTP to a server that need not be trusted: each request has a deadline, each reply a size limit, no error a secret.
 
 The client is the standard library's. Of our dependencies, huggingface_hub brings httpx in its version 1 and httpx2 in
-its version 2, so neither is there on every version that this package supports. These and requests limit the wait for
-each piece that arrives: a server that sends a byte a second holds them for ever. Here, what reads the socket knows the
-deadline of the whole request.
+its version 2, so neither is there on every version that this package supports. All of these, and requests, limit the
+wait for each piece that arrives: a server that sends a byte a second keeps them waiting for ever. Here, the reader of
+the socket knows the deadline of the whole request.
 
-The connection is direct: proxies that the environment names are not used. Redirects are not followed, so no other host
-is sent the key.
+The connection is direct: proxies named in the environment are not used. Redirects are not followed, so the key goes to
+no other host.
 """
 
 import base64
@@ -21,16 +21,16 @@ from urllib.parse import unquote, urlsplit
 CONNECT_TIMEOUT = 10.0
 LARGEST_REPLY = 64 * 2**20  # bytes, headers included
 _PIECE = 2**16
-_ECHO = 8  # characters of a secret from which on a reply that repeats it is refused; shorter ones are words of any text
+_ECHO = 8  # a reply that repeats a secret of this length or more is refused; shorter ones may be ordinary words
 
 
 class ReplyTooLarge(ValueError):
-    """A reply of more than `LARGEST_REPLY` bytes, of which nothing is kept."""
+    """A reply of more than `LARGEST_REPLY` bytes; nothing of it is kept."""
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where a server is. `shown` is the address without user and password, the only form that is ever printed."""
+    """Where a server is. `shown` is the address without user and password, the only form that is printed."""
 
     shown: str
     host: str
@@ -41,7 +41,7 @@ class Address:
 
     @classmethod
     def read(cls, url: str) -> "Address":
-        """Raises a `ValueError` that names `server_url` for what is no address of a server."""
+        """Raises a `ValueError` that names `server_url` if it is not the address of a server."""
         shown = _without_user(url)
         try:
             parts = urlsplit(url.strip())
@@ -50,10 +50,12 @@ class Address:
             raise ValueError(
                 f"`server_url` must look like http://localhost:8000, with a port from 1 to 65535, got {shown!r}."
             ) from None
+
         if parts.scheme not in ("http", "https") or not host or port == 0 or not _is_plain(url.strip()):
             raise ValueError(f"`server_url` must look like http://localhost:8000, got {shown!r}.")
         if parts.query or parts.fragment:
             raise ValueError(f"`server_url` must end with the path, such as http://localhost:8000/v1, got {shown!r}.")
+
         try:
             host.encode("idna")
         except UnicodeError:
@@ -64,9 +66,9 @@ class Address:
 
 
 def read_key(key: str | None) -> str | None:
-    """A key as it is sent, without the white space that files and shells leave around it; `None` for none.
+    """Strip a key of the white space that files and shells leave around it; `None` if nothing is left.
 
-    Raises a `ValueError` that does not show it, where no header can hold it.
+    Raises a `ValueError`, which does not show the key, if no header can hold it.
     """
     key = (key or "").strip()
     if not _is_plain(key):
@@ -85,7 +87,7 @@ def check_server(url: str, key: str | None) -> None:
 
 @dataclass(frozen=True)
 class Reply:
-    """What a server sent, whatever it is."""
+    """What a server sent, of any status."""
 
     status: int
     reason: str
@@ -108,12 +110,15 @@ class Connection:
         self.address, self.timeout = address, timeout
         self._headers = {"Content-Type": "application/json", "Accept": "application/json"}
         self._secrets = [key] if key else []
+
         if key:
             self._headers["Authorization"] = f"Bearer {key}"
+
         if address.user is not None:
             encoded = base64.b64encode(address.user.encode()).decode()
             self._headers["Authorization"] = f"Basic {encoded}"
             self._secrets += [encoded, address.user, address.user.partition(":")[2]]
+
         self._http: http.client.HTTPConnection | None = None
 
     def send(self, method: str, path: str, payload: bytes | None = None) -> Reply:
@@ -129,6 +134,7 @@ class Connection:
         except BaseException:
             self.close()
             raise
+
         try:
             return self._send(method, path, payload, deadline)
         except BaseException:
@@ -141,22 +147,22 @@ class Connection:
             self._http = None
 
     def abort(self) -> None:
-        """From another thread: ends the request on its way, which the server then drops."""
+        """Called from another thread: end the request in flight, which the server then drops."""
         connection = self._http
         try:
             if connection is not None and connection.sock is not None:
                 connection.sock.shutdown(socket.SHUT_RDWR)
         except OSError:
-            pass  # it has ended by itself
+            pass  # it ended by itself
 
     def hide(self, text: str) -> str:
-        """What a server said, in one printable line and without the secrets that it was sent."""
+        """What a server said, as one printable line without the secrets that were sent to it."""
         for secret in self._secrets:
             text = text.replace(secret, "***") if secret else text
         return "".join(letter if letter.isprintable() else " " for letter in text)
 
     def repeats_secret(self, text: str) -> bool:
-        """Whether a reply holds what it was asked with and must be written nowhere."""
+        """Whether a reply repeats a secret that was sent, so that it must not be written anywhere."""
         return any(len(secret) >= _ECHO and secret in text for secret in self._secrets)
 
     def _send(self, method: str, path: str, payload: bytes | None, deadline: float) -> Reply:
@@ -164,22 +170,25 @@ class Connection:
         connection.response_class = lambda sock, **options: http.client.HTTPResponse(
             _Timed(sock, deadline, LARGEST_REPLY), **options
         )
+
         connection.sock.settimeout(_left(deadline))
         connection.request(method, self.address.prefix + path, payload, self._headers)
+
         try:
             response = connection.getresponse()
             content = _content(response)
         except ReplyTooLarge:
             raise
-        except ValueError as problem:  # a length of a piece below 0
+        except ValueError as problem:  # a chunk with a negative length
             raise http.client.HTTPException(f"a reply that is no HTTP ({type(problem).__name__})") from None
+
         if response.will_close:
             self.close()
         return Reply(response.status, response.reason, response.headers, content)
 
     def _connect(self, deadline: float) -> http.client.HTTPConnection:
         kind = http.client.HTTPSConnection if self.address.secure else http.client.HTTPConnection
-        # named, or a host of IPv6 would be taken apart in search of one
+        # always named: otherwise the end of an IPv6 address would be taken for a port
         port = self.address.port or kind.default_port
         connection = kind(self.address.host, port, timeout=min(CONNECT_TIMEOUT, _left(deadline)))
         connection.connect()
@@ -188,14 +197,14 @@ class Connection:
 
 
 class _Timed(io.RawIOBase):
-    """What a socket receives, until the deadline and up to so many bytes."""
+    """What a socket receives, until a deadline and up to a number of bytes."""
 
     def __init__(self, sock, deadline: float, most: int):
         self._sock, self._deadline, self._left = sock, deadline, most
         self._raw = sock.makefile("rb", buffering=0)
 
     def makefile(self, mode: str) -> io.BufferedReader:
-        """What `http.client` asks a socket for."""
+        """`http.client` calls this on a socket."""
         return io.BufferedReader(self)
 
     def readable(self) -> bool:
@@ -207,6 +216,7 @@ class _Timed(io.RawIOBase):
         self._left -= number or 0
         if self._left < 0:
             raise _too_large()
+
         return number
 
     def close(self) -> None:
@@ -215,14 +225,17 @@ class _Timed(io.RawIOBase):
 
 
 def _content(response: http.client.HTTPResponse) -> bytes:
-    """The body, read in pieces: a length that a server only claims is not believed."""
+    """The body, read in pieces, because the length that a server claims is not to be believed."""
     if (response.length or 0) > LARGEST_REPLY:
         raise _too_large()
+
     content = bytearray()
     while piece := response.read(_PIECE):
         content += piece
+
     if response.length:
         raise http.client.IncompleteRead(b"", response.length)
+
     return bytes(content)
 
 
@@ -231,7 +244,7 @@ def _too_large() -> ReplyTooLarge:
 
 
 def _left(deadline: float) -> float:
-    """Seconds; a `TimeoutError`, as sockets raise it, when there are none."""
+    """Seconds until the deadline; raises a `TimeoutError`, as sockets do, when there are none."""
     left = deadline - time.monotonic()
     if left <= 0:
         raise TimeoutError("timed out")
@@ -243,9 +256,10 @@ def _is_plain(text: str) -> bool:
 
 
 def _without_user(url: str) -> str:
-    """An address as far as it may be shown, whatever it is: a password may hold any character."""
+    """An address without its user and password, even if it is malformed: a password may hold any character."""
     scheme, mark, rest = url.partition("://") if "://" in url else ("", "", url)
     before, _, shown = rest.rpartition("@")
+
     if "?" in before or "#" in before:
         shown = "***"  # a query that holds an @, or a password that holds a ?
     return scheme + mark + shown.partition("?")[0].partition("#")[0]

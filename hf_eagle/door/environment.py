@@ -1,4 +1,4 @@
-"""Known traps among the installed packages, found in their metadata: none of them is imported for it."""
+"""Known traps among the installed packages, found in their metadata without importing them."""
 
 import logging
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from packaging.version import InvalidVersion, Version
 
 logger = logging.getLogger(__name__)
 
-# which torch a torchcodec was built for, by their README; of later ones it is not said here
+# which torch a torchcodec was built for, from its README; later versions are not checked
 _TORCHCODEC = {
     **{"0.1": "2.5", "0.2": "2.6", "0.3": "2.7", "0.4": "2.7", "0.5": "2.7"},
     **{"0.6": "2.8", "0.7": "2.8", "0.8": "2.9", "0.9": "2.9", "0.10": "2.10"},
@@ -34,10 +34,11 @@ def traps() -> Iterator[str]:
 
 
 def _slow_convolution(torch: Version) -> Iterator[str]:
-    """torch 2.9's Conv3d, through which Qwen-VL's vision towers look (github.com/pytorch/pytorch/issues/166643)."""
+    """torch 2.9's slow Conv3d, which Qwen-VL's vision towers use (github.com/pytorch/pytorch/issues/166643)."""
     found = [(name, cudnn) for name in _CUDNN if (cudnn := _version(name)) is not None]
     if torch.release[:2] != (2, 9) or not found:
-        return  # without a cuDNN of its own, torch is one for CPUs, or the system's is not known here
+        return  # without its own cuDNN, torch is a CPU build, or uses the system's, whose version is unknown
+
     name, cudnn = found[0]
     if torch.release[:3] == (2, 9, 0):
         yield (
@@ -53,11 +54,12 @@ def _slow_convolution(torch: Version) -> Iterator[str]:
 
 
 def _other_torchvision(torch: Version) -> Iterator[str]:
-    """torchvision names in its metadata the torch that it was built for."""
+    """torchvision's metadata names the torch that it was built for."""
     try:
         needed = [Requirement(line) for line in requires("torchvision") or ()]
     except (PackageNotFoundError, InvalidRequirement):
         return
+
     pins = [pin.version for one in needed if one.name == "torch" for pin in one.specifier if pin.operator == "=="]
     if pins and _generation(Version(pins[0].removesuffix(".*"))) != _generation(torch):
         yield _other("torchvision", pins[0], torch)
@@ -82,7 +84,7 @@ def _generation(known: Version) -> str:
 
 
 def _version(package: str) -> Version | None:
-    """Of an installed package; `None` where there is none, or none that can be read."""
+    """Version of an installed package; `None` if it is absent or its version cannot be read."""
     try:
         return Version(version(package))
     except (PackageNotFoundError, InvalidVersion, TypeError):

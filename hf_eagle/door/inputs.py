@@ -1,4 +1,4 @@
-"""Inputs: looked at before anything is loaded, so that a wrong path costs no time and is told with its argument."""
+"""Check inputs before anything is loaded, so that a wrong path costs no time and the error names its argument."""
 
 import os
 from collections.abc import Iterator
@@ -13,25 +13,29 @@ DATA_FILES = (".json", ".jsonl", ".parquet", ".csv", ".arrow")
 
 
 def check_file(argument: str, path: str | os.PathLike) -> None:
-    """`ValueError` unless this is a file that can be read."""
+    """`ValueError` unless this is a readable file."""
     if os.path.isdir(path):
         raise ValueError(f"`{argument}` {path} is a folder: name a file.")
+
     _check_exists(argument, path, "correct the path")
     _check_readable(argument, path)
 
 
 def check_folder(argument: str, path: str | os.PathLike, *files: str) -> None:
-    """`ValueError` unless this is a folder of this machine that can be read and has one of these files."""
+    """`ValueError` unless this is a readable folder of this machine that holds one of these files."""
     _check_exists(argument, path, "correct the path")
+
     if not os.path.isdir(path):
         raise ValueError(f"`{argument}` {path} is a file: name a folder.")
+
     _check_inside(argument, path, files)
 
 
 def check_model(argument: str, path: str, *files: str) -> None:
-    """`ValueError` for what is neither a folder with one of these files nor may be a Hub id; no Hub is asked."""
+    """`ValueError` unless this is a folder with one of these files, or may be a Hub id; the Hub is not asked."""
     if os.path.isdir(path):
         return _check_inside(argument, path, files)
+
     if os.path.exists(path):
         raise ValueError(f"`{argument}` {path} is a file: name a folder or a Hub id.")
     if not str(path).strip() or looks_like_a_path(path):
@@ -39,17 +43,17 @@ def check_model(argument: str, path: str, *files: str) -> None:
 
 
 def check_target(argument: str, path: str, gguf_file: str | None = None) -> None:
-    """As [`check_model`], for a model, a PEFT adapter, or a folder with this GGUF file."""
+    """[`check_model`] for a model, a PEFT adapter, or a folder with this GGUF file."""
     check_model(argument, path, *((gguf_file,) if gguf_file else ("config.json", "adapter_config.json")))
 
 
 def check_draft(argument: str, path: str) -> None:
-    """As [`check_model`], for a draft."""
+    """[`check_model`] for a draft."""
     check_model(argument, path, "config.json")
 
 
 def check_data(argument: str, sources: list[str]) -> None:
-    """`ValueError` for a source of records that is no file or folder that can be read, and no Hub id either."""
+    """`ValueError` for a source of records that is neither a readable file or folder nor a possible Hub id."""
     for source in sources:
         if os.path.isdir(source):
             _check_inside(argument, source, ())
@@ -61,17 +65,18 @@ def check_data(argument: str, sources: list[str]) -> None:
 
 @contextmanager
 def naming(argument: str, path: str | os.PathLike | None = None) -> Iterator[None]:
-    """A sentence of ours that names a file, and is raised in here, names its argument too, if it begins with none.
+    """Put the argument in front of an error of ours that is raised in here, unless the error begins with one.
 
     Args:
         argument: that named the file.
-        path: of the file, where other sentences are raised in here as well; these are left as they are.
+        path: of the file. If given, only errors that mention it are changed; others pass as they are.
     """
     try:
         yield
     except (OSError, ValueError) as problem:
         if not is_sentence(problem) or str(problem).startswith("`") or str(path or "") not in str(problem):
             raise
+
         kind = OSError if isinstance(problem, OSError) else ValueError
         raise kind(f"`{argument}`: {problem}") from problem
 
@@ -85,16 +90,19 @@ def _check_exists(argument: str, path: str | os.PathLike, mend: str) -> None:
 def _check_inside(argument: str, folder: str | os.PathLike, files: tuple[str, ...]) -> None:
     with _readable(argument, folder):
         os.listdir(folder)
+
     there = [Path(folder) / name for name in files if os.path.isfile(Path(folder) / name)]
     if files and not there:
         raise ValueError(f"`{argument}` {folder} holds no {' and no '.join(files)}: name another folder.")
+
     for file in there:
         _check_readable(argument, file)
 
 
 def _check_readable(argument: str, path: str | os.PathLike) -> None:
-    if not os.path.isfile(path):  # a pipe would wait for whoever writes into it
+    if not os.path.isfile(path):  # a pipe would block until someone writes into it
         raise ValueError(f"`{argument}` {path} is neither a file nor a folder: name a file.")
+
     with _readable(argument, path), open(path, "rb") as file:
         file.read(1)
 
@@ -105,4 +113,4 @@ def _readable(argument: str, path: str | os.PathLike) -> Iterator[None]:
         yield
     except OSError as problem:
         why = problem.strerror or str(problem)
-        raise ValueError(f"`{argument}` {path} cannot be read ({why}): name another, or let it be read.") from problem
+        raise ValueError(f"`{argument}` {path} cannot be read ({why}): name another, or make it readable.") from problem

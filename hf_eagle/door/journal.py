@@ -1,4 +1,4 @@
-"""An append-only file of finished work: whatever was written completely survives a kill."""
+"""An append-only file of finished work: every line that was written completely survives a kill."""
 
 import json
 import os
@@ -20,16 +20,17 @@ class Journal:
         settings (`dict`):
             What the lines depend on. A journal that was begun with other settings is refused.
 
-    `rows` holds the lines of earlier runs. The last line, torn by a kill, is cut off.
+    `rows` holds the lines of earlier runs. A last line that a kill tore is cut off.
 
     Raises:
-        `ValueError`: the file is no journal, was begun with other settings, or another process writes it.
+        `ValueError`: the file is no journal, was begun with other settings, or another process is writing it.
     """
 
     def __init__(self, path: Path, settings: dict):
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("ab", buffering=0)  # nothing waits to be written when it is closed
+        self._file = path.open("ab", buffering=0)  # unbuffered: closing it has nothing left to write
+
         try:
             _lock(self._file, path)
             lines, complete = _complete_lines(path)
@@ -38,8 +39,10 @@ class Journal:
         except ValueError:
             self._file.close()
             raise
+
         self.rows = lines[1:]
         self._file.truncate(complete)
+
         if not lines:
             self.append(settings)
             self.rows = []
@@ -48,9 +51,10 @@ class Journal:
         self.extend([row])
 
     def extend(self, rows: list) -> None:
-        """Appends several lines with one wait for the disk."""
+        """Append several lines with a single `fsync`."""
         if not rows:
             return
+
         content = b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows)
         try:
             while content:
@@ -61,10 +65,11 @@ class Journal:
             raise OSError(
                 f"{self.path} cannot be written ({why}): make room, and the same command goes on where it stopped."
             ) from problem
+
         self.rows += rows
 
     def remove(self) -> None:
-        """Ends it, when what its lines stood for is written."""
+        """Close and delete the journal, once the work that its lines recorded is written."""
         self._file.close()
         self.path.unlink(missing_ok=True)
 
@@ -81,9 +86,9 @@ def journal_path(output_path: Path) -> Path:
 
 
 def journal_beside(output_path: Path, settings: dict) -> Journal:
-    """The journal of a file that is written when all its work is done, see `journal_path`; it stays beside the file.
+    """The journal of a file that is written only when all its work is done, see `journal_path`; both are kept.
 
-    Raises a `ValueError` when the file is there without it, so holds something else, and as `Journal` does.
+    Raises a `ValueError` if the file exists without its journal, so holds something else, and as `Journal` does.
     """
     path = journal_path(output_path)
     if output_path.exists() and not path.exists():
@@ -91,13 +96,15 @@ def journal_beside(output_path: Path, settings: dict) -> Journal:
             f"`output_path` {output_path} exists, but not its journal {path.name}, so something else wrote it; choose "
             "another."
         )
+
     return Journal(path, settings)
 
 
 def _lock(file, path: Path) -> None:
-    """Holds the file until it is closed or the process ends, however it ends: two writers would double rows."""
+    """Lock the file until it is closed or the process ends in any way: two writers would double the rows."""
     if fcntl is None:
         return
+
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -112,6 +119,7 @@ def _complete_lines(path: Path) -> tuple[list, int]:
     """The readable lines and their length in bytes."""
     if not path.exists():
         return [], 0
+
     content, lines, complete = path.read_bytes(), [], 0
     for line in content.splitlines(keepends=True):
         if not line.endswith(b"\n"):  # torn by a kill; it can only be the last
@@ -123,6 +131,7 @@ def _complete_lines(path: Path) -> tuple[list, int]:
                 f"Line {len(lines) + 1} of the journal {path} cannot be read; delete the file to begin anew."
             ) from None
         complete += len(line)
+
     return lines, complete
 
 
@@ -130,6 +139,7 @@ def _compare(path: Path, found, settings: dict) -> None:
     wanted = json.loads(json.dumps(settings))
     if not isinstance(found, dict):
         raise ValueError(f"{path} is not a journal of this program; choose another output path.")
+
     differing = [key for key in {**wanted, **found} if wanted.get(key) != found.get(key)]
     if differing:
         changes = ", ".join(f"`{key}` {found.get(key)!r} (now {wanted.get(key)!r})" for key in differing)

@@ -1,4 +1,4 @@
-"""JSON that holds what it should, or one sentence with the file and the field."""
+"""Read JSON and check its form: it holds what it should, or an error names the file and the field."""
 
 import json
 import os
@@ -26,16 +26,16 @@ def read_json(
 
     Args:
         path: the file.
-        fields: of the object that it must hold, as for `check_fields`; without any, it may hold any value.
-        mend: what to do about a file that is broken, an imperative.
+        fields: of the object that it must hold, as for `check_fields`; without them, any value is accepted.
+        mend: what to do about a broken file, an imperative.
 
     Raises:
-        ValueError: if the file cannot be read, or does not hold these fields; one sentence with its path.
+        ValueError: if the file cannot be read, or does not hold these fields; the sentence names its path.
     """
     try:
         text = Path(path).read_bytes().decode("utf-8-sig")
         found = json.loads(text)
-        if "\\ud" in text.lower():  # half a character, which JSON can spell but nobody can write
+        if "\\ud" in text.lower():  # half a surrogate pair, which JSON can spell but UTF-8 cannot encode
             json.dumps(found, ensure_ascii=False).encode()
     except OSError as problem:
         raise ValueError(f"{path} cannot be read ({problem.strerror or problem}): {mend}.") from problem
@@ -46,6 +46,7 @@ def read_json(
         raise ValueError(f"{path} cannot be read as JSON ({problem}): {mend}.") from problem
     except RecursionError as problem:
         raise ValueError(f"{path} cannot be read as JSON (nested too deeply): {mend}.") from problem
+
     if fields is not None:
         check_fields(found, fields, path, mend)
     return found
@@ -54,15 +55,15 @@ def read_json(
 def check_fields(
     found: Any, fields: Mapping[str, Any], where: str | os.PathLike, mend: str = "restore it, or write it anew"
 ) -> None:
-    """Check that `found`, as JSON gives it, is an object with these fields; it may hold others.
+    """Check that `found`, as parsed from JSON, is an object with these fields; it may hold others.
 
     Args:
         found: what was read.
         fields: from the name of a field to the form of what it holds; a field whose name ends in `?` may be missing. A
             form is a type or a union of types, `[form]` for a list, `{str: form}` for an object with any names, or
             fields again for an object with these. `float` takes whole numbers as well, `object` takes anything.
-        where: what names it in an error, the file for instance.
-        mend: what to do about it, an imperative.
+        where: what names it in an error, for instance the file.
+        mend: what to do about the error, an imperative.
 
     Raises:
         ValueError: names the fields that are missing, or the first that holds something else.
@@ -77,7 +78,7 @@ def check_fields(
 
 
 def _problem(value: Any, form: Any, place: str) -> str | None:
-    """What keeps a value from having a form, the rest of a sentence; `None` if it has it."""
+    """What keeps a value from having a form, as the rest of a sentence; `None` if it has it."""
     if get_origin(form) in (Union, UnionType):
         fitting = [part for part in get_args(form) if _is_a(value, part)]
         return _problem(value, fitting[0], place) if fitting else _wrong(value, form, place)
@@ -92,6 +93,7 @@ def _problem(value: Any, form: Any, place: str) -> str | None:
         problems = _field_problems(value, form, f"{place}." if place else "")
     else:
         return None
+
     return next((problem for problem in problems if problem is not None), None)
 
 
@@ -99,6 +101,7 @@ def _field_problems(value: dict, fields: Mapping, place: str) -> Iterator[str | 
     missing = [f"`{place}{name}`" for name in fields if name not in value and not name.endswith("?")]
     if missing:
         yield f"lacks {', '.join(missing)}"
+
     for name, form in fields.items():
         key = name.removesuffix("?")
         if key in value:
@@ -110,9 +113,9 @@ def _wrong(value: Any, form: Any, place: str) -> str:
 
 
 def _is_a(value: Any, form: Any) -> bool:
-    """Whether a value has the type of a form, whatever is inside."""
+    """Whether a value has the type of a form; its contents are not checked."""
     outer = _outer(form)
-    if isinstance(value, bool):  # which Python counts among the whole numbers
+    if isinstance(value, bool):  # to Python a whole number
         return outer in (bool, object)
     return isinstance(value, (int, float) if outer is float else outer)
 
@@ -124,7 +127,7 @@ def _outer(form: Any) -> type:
 
 
 def _inner(form: Any) -> Any:
-    """The form of everything in a list, or in an object with any names."""
+    """The form of each item in a list, or of each value in an object with any names."""
     if isinstance(form, list):
         return form[0]
     return form.get(str) if isinstance(form, Mapping) else next(reversed(get_args(form)), None)

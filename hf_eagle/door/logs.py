@@ -1,10 +1,10 @@
-"""What a verb's log shows: this package's lines, and none about each request of the Hub's client."""
+"""What a verb's log shows: this package's lines, but not a line for each request of the Hub's client."""
 
 import logging
 from typing import Any
 
 
-# a line at INFO for every request, under the name of whichever client huggingface_hub brings
+# these log every request at INFO; which one is there depends on huggingface_hub
 _CLIENTS = ("httpx", "httpx2", "httpcore", "urllib3")
 
 

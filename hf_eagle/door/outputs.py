@@ -1,4 +1,4 @@
-"""Outputs: looked at before any work is done, so that nothing is lost at its end, and nothing is written over."""
+"""Check outputs before any work is done, so that no result is lost at the end and nothing is overwritten."""
 
 import os
 import tempfile
@@ -17,24 +17,26 @@ def check_output_file(
     ours: Callable[[Path], bool] | None = None,
     levels: int | None = 1,
 ) -> None:
-    """Can this file be written at the end, and is nothing lost by it? Its folder is made if the one above is there.
+    """Check that this file can be written at the end without a loss. Its folder is made if the one above exists.
 
     Args:
         argument: that named it.
         path: the file.
         reads: what the verb reads, by argument: paths, Hub ids, lists of them, or `None`.
-        ours: whether a file that is there is an earlier output of this verb, which may be replaced. Without it, any
-            file may be that is not read.
+        ours: whether an existing file is an earlier output of this verb, which may be replaced. Without it, any
+            existing file may be, unless the verb reads it.
         levels: how many folders may have to be made for it, `None` for any number.
 
     Raises:
-        ValueError: if it cannot be written, is read, or holds something else.
+        ValueError: if it cannot be written, is an input, or holds something else.
     """
     if os.path.isdir(path) or str(path).endswith(("/", os.sep)):
         raise ValueError(f"`{argument}` {path} is a folder: name a file.")
+
     _check_name(argument, path)
     if os.path.exists(path) and not os.path.isfile(path):
         raise ValueError(f"`{argument}` {path} is no ordinary file: name another one.")
+
     path = Path(path)
     _check_folder_above(argument, path, levels)
 
@@ -46,8 +48,10 @@ def check_output_file(
             raise ValueError(
                 f"`{argument}` {path} is a file of `{other}` {read}, which is read: name a file that is not there."
             )
+
     if ours is not None and os.path.exists(path) and path.stat().st_size and not is_ours:
         raise ValueError(f"`{argument}` {path} holds something else than this verb writes: name another file.")
+
     _try_writing(argument, path, Path(os.path.realpath(path)).parent)
 
 
@@ -58,24 +62,26 @@ def check_output_folder(
     overwrite: bool = False,
     ours: Callable[[Path], bool] | None = None,
 ) -> None:
-    """Can a model be written into this folder at the end, and is nothing lost by it? It is not made yet.
+    """Check that a model can be written into this folder at the end without a loss. The folder is not made yet.
 
     Args:
         argument: that named it.
-        path: the folder, there or not.
+        path: the folder, existing or not.
         reads: as for [`check_output_file`].
-        overwrite: whether a model of ours may be replaced that is there.
+        overwrite: whether an existing model of ours may be replaced.
         ours: whether the folder holds a model of ours; somebody else's is never replaced. Without it, none is.
 
     Raises:
         FileExistsError: if it holds a model that may not be replaced.
-        ValueError: if it cannot be written, or is read.
+        ValueError: if it cannot be written, or is an input.
     """
     _check_name(argument, path)
     if os.path.exists(path) and not os.path.isdir(path):
         raise ValueError(f"`{argument}` {path} is a file: name a folder.")
+
     path = Path(path)
     _check_folder_above(argument, path, None)
+
     for other, read in _paths(reads):
         if _same(path, read):
             raise ValueError(f"`{argument}` {path} is what `{other}` names, which is read: name another folder.")
@@ -89,20 +95,22 @@ def check_output_folder(
             raise FileExistsError(
                 f"`{argument}` {path} holds a draft already: name another folder, or replace it with `--overwrite`."
             )
+
     _try_writing(argument, path, Path(os.path.realpath(path)))
 
 
 def check_new_folder(argument: str, path: str | os.PathLike, reads: Mapping[str, object] | None = None) -> None:
-    """As [`check_output_folder`], for a folder that must be new or empty."""
+    """[`check_output_folder`] for a folder that must be new or empty."""
     check_output_folder(argument, path, reads, overwrite=True, ours=lambda folder: True)
     if os.path.isdir(path) and any(Path(path).iterdir()):
         raise FileExistsError(f"`{argument}` {path} holds something already: name a new or an empty folder.")
 
 
 def check_journaled_file(argument: str, path: str | os.PathLike, reads: Mapping[str, object] | None = None) -> None:
-    """As [`check_output_file`], for a file with `<path>.journal` beside it: both are gone on with, or new."""
+    """[`check_output_file`] for a file with `<path>.journal` next to it: either both exist, or both are new."""
     check_output_file(argument, path, reads)
     check_journal(argument, path, reads)
+
     journal = journal_path(Path(path))
     if os.path.exists(path) and not os.path.exists(journal):
         raise ValueError(
@@ -112,14 +120,14 @@ def check_journaled_file(argument: str, path: str | os.PathLike, reads: Mapping[
 
 
 def check_journal(argument: str, path: str | os.PathLike, reads: Mapping[str, object] | None = None) -> None:
-    """As [`check_output_file`], for the journal of an output; somebody else's file of that name is left alone."""
+    """[`check_output_file`] for the journal of an output; somebody else's file of that name is left alone."""
     check_output_file(argument, journal_path(Path(path)), reads, begins_with(b"{"))
 
 
 def check_pictures(
     argument: str, pictures: Iterable[Path], path: str, reads: Mapping[str, object] | None = None
 ) -> None:
-    """As [`check_output_file`], for PNG files that are drawn beside an output."""
+    """[`check_output_file`] for PNG files that are drawn next to an output."""
     for picture in pictures:
         if os.path.realpath(picture) == os.path.realpath(path):
             raise ValueError(f"`{argument}` {path} is where its picture is drawn: name a file that ends otherwise.")
@@ -136,13 +144,14 @@ def check_apart(outputs: Mapping[str, str | None]) -> None:
 
 
 def holds_object_with(*fields: str) -> Callable[[Path], bool]:
-    """Whether a file is JSON of an object with these fields, or a list of such: a verb's own earlier output."""
+    """A test of a file: is it a JSON object with these fields, or a list of such, so an earlier output of the verb?"""
 
     def holds(path: Path) -> bool:
         try:
             found = read_json(path)
         except ValueError:
             return False
+
         objects = found if isinstance(found, list) else [found]
         return all(isinstance(one, dict) and all(field in one for field in fields) for one in objects)
 
@@ -150,7 +159,7 @@ def holds_object_with(*fields: str) -> Callable[[Path], bool]:
 
 
 def begins_with(signature: bytes) -> Callable[[Path], bool]:
-    """Whether a file begins so, as every file of its format does."""
+    """A test of a file: does it begin with its format's signature?"""
 
     def begins(path: Path) -> bool:
         try:
@@ -170,36 +179,40 @@ def _is_of_model(name: str) -> bool:
 
 
 def _check_name(argument: str, path: str | os.PathLike) -> None:
-    """A name that no file can have is refused, also the one that it has while it is written."""
+    """Refuse a name that no file can have, whether the final one or the one used while writing."""
     if not str(path).strip():
         raise ValueError(f"`{argument}` is empty: name a place to write to.")
+
     for name in (Path(path), part_of(Path(path).absolute())):
         try:
             os.lstat(name)
         except (FileNotFoundError, NotADirectoryError, PermissionError):
-            continue  # told with what is wrong above it
+            continue  # reported together with what is wrong above it
         except (OSError, ValueError) as problem:
             why = why_not_written(problem)
             raise ValueError(f"`{argument}` {path} cannot be written ({why}): name another place.") from None
 
 
 def _check_folder_above(argument: str, path: Path, levels: int | None) -> None:
-    """The nearest folder that is there must be one, and at most `levels` folders may have to be made."""
+    """Check that the nearest existing folder is one, and that at most `levels` folders have to be made."""
     missing = []
     above = Path(os.path.realpath(path)).parent
     while not os.path.lexists(above):
         missing.append(above)
         above = above.parent
+
     if not os.path.isdir(above):
         raise ValueError(f"`{argument}` {path} lies under {above}, which is no folder: name another place.")
+
     if levels is not None and len(missing) > levels:
         raise ValueError(f"`{argument}` {path}: there is no folder {missing[-1]}: make it first, or correct the path.")
 
 
 def _try_writing(argument: str, path: Path, folder: Path) -> None:
-    """Write and delete a file in the folder of an output, or in the nearest one that is there."""
+    """Write and delete a file in the folder of an output, or in the nearest existing one above it."""
     while not os.path.exists(folder):
         folder = folder.parent
+
     with writing(argument, path):
         handle, name = tempfile.mkstemp(prefix=".hf_eagle-", dir=folder)
         try:
@@ -212,13 +225,13 @@ def _try_writing(argument: str, path: Path, folder: Path) -> None:
 def _paths(reads: Mapping[str, object] | None) -> Iterator[tuple[str, Path]]:
     for argument, value in (reads or {}).items():
         for one in value if isinstance(value, (list, tuple)) else [value]:
-            # a Hub id too: a folder of its name would be taken for it from then on
+            # Hub ids too: a folder written under such a name would be taken for the repository from then on
             if isinstance(one, (str, os.PathLike)) and str(one) and "\0" not in str(one):
                 yield argument, Path(one)
 
 
 def _same(path: Path, other: Path) -> bool:
-    """Whether two paths lead to the same place, by links too."""
+    """Whether two paths lead to the same place, also through links."""
     if os.path.exists(path) and os.path.exists(other):
         return os.path.samefile(path, other)
     return os.path.realpath(path) == os.path.realpath(other)

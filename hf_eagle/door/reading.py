@@ -1,4 +1,4 @@
-"""Weights, configs, tokenizers and other files of strangers: whatever these raise becomes one sentence."""
+"""Read weights, configs, tokenizers and other files of strangers: whatever these raise becomes one sentence."""
 
 import json
 import os
@@ -18,24 +18,24 @@ _OBJECTS = (
     *("config.json", "adapter_config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"),
     *("special_tokens_map.json", "preprocessor_config.json", "processor_config.json", "model.safetensors.index.json"),
 )
-_HEADER_LIMIT = 100_000_000  # bytes, as safetensors itself has it
-# what says nothing of the files that are read: no memory left, a broken device, ranks that have lost each other
+_HEADER_LIMIT = 100_000_000  # bytes, the limit of safetensors itself
+# errors that say nothing about the files: no memory left, a broken device, ranks that lost each other
 _OF_THE_MACHINE = {"AcceleratorError", "DistBackendError", "DistNetworkError", "MemoryError", "OutOfMemoryError"}
 
 
 @contextmanager
 def reading(argument: str, path: str | os.PathLike, file: str | None = None) -> Iterator[None]:
-    """Whatever is raised in here while something foreign is read becomes one sentence.
+    """Turn whatever is raised in here, while something foreign is read, into one sentence.
 
-    A sentence of ours, and what does not speak of the files (no memory, Ctrl-C), is left as it is.
+    Sentences of ours pass as they are, and so do errors that are not about the files (no memory, Ctrl-C).
 
     Args:
-        argument: that named it.
+        argument: that named what is read.
         path: folder, file or Hub id.
-        file: of the folder, where a single one is read.
+        file: in the folder, if a single one is read.
 
     Raises:
-        OSError: for what was an `OSError`: there is no such thing, or it cannot be reached.
+        OSError: for what was an `OSError`: it does not exist, or cannot be reached.
         ValueError: for anything else.
 
     Example:
@@ -49,16 +49,17 @@ def reading(argument: str, path: str | os.PathLike, file: str | None = None) -> 
     except Exception as problem:
         if is_sentence(problem) or type(problem).__name__ in _OF_THE_MACHINE:
             raise
+
         kind = OSError if isinstance(problem, OSError) else ValueError
         raise kind(f"`{argument}` {path} {_why(path, problem, file)}.") from problem
 
 
 @contextmanager
 def locating(argument: str, path: str | os.PathLike, part: str) -> Iterator[None]:
-    """A sentence of ours about a field or a tensor, raised in here, names where that is, unless it names the path.
+    """Add the place to a sentence of ours about a field or a tensor that is raised in here, unless it names the path.
 
     Args:
-        argument: that named it.
+        argument: that named the path.
         path: folder or Hub id.
         part: the file in it, or its weights.
     """
@@ -71,14 +72,16 @@ def locating(argument: str, path: str | os.PathLike, part: str) -> Iterator[None
 
 
 def _why(path: str | os.PathLike, problem: Exception, file: str | None) -> str:
-    """What is wrong, the rest of a sentence; the files are looked at only now that something is."""
+    """What is wrong, as the rest of a sentence. The files are looked at only now, after something failed."""
     folder = local_folder(path)
     found = folder and broken_file(folder)
     if found:
         return f"cannot be read: {found}"
+
     missing = _missing(path, problem)
     if missing:
         return missing
+
     if isinstance(problem, pickle.UnpicklingError):
         return (
             "cannot be read: its pickled weights hold more than tensors, or are damaged, and are not run: save them as "
@@ -87,7 +90,7 @@ def _why(path: str | os.PathLike, problem: Exception, file: str | None) -> str:
     if "trust_remote_code" in str(problem):
         return "comes with code of its own, which is not run: set `trust_remote_code` if you trust its source"
 
-    if type(problem).__name__.startswith("StrictDataclass"):  # in which transformers keeps configs alone
+    if type(problem).__name__.startswith("StrictDataclass"):  # transformers uses these for configs only
         file = "config.json"
     text = f"{type(problem).__name__}: {first_line(problem)}"
     named = f": {file} is not accepted ({text})" if file else f" ({text})"
@@ -95,10 +98,11 @@ def _why(path: str | os.PathLike, problem: Exception, file: str | None) -> str:
 
 
 def _missing(path: str | os.PathLike, problem: Exception) -> str | None:
-    """What is not there, the rest of a sentence; `None` if something else is wrong."""
+    """What does not exist, as the rest of a sentence; `None` if something else is wrong."""
     if os.path.isdir(path):
         there = any((Path(path) / name).is_file() for name in _OBJECTS)
         return None if there else "holds no config.json: name the folder of a model"
+
     if not isinstance(problem, OSError):
         return None
     if os.path.exists(path):
@@ -106,23 +110,24 @@ def _missing(path: str | os.PathLike, problem: Exception) -> str | None:
     if looks_like_a_path(path):
         return "does not exist: correct the path, or name a Hub id"
     return (
-        f"is no folder here, and the Hub does not give it ({first_line(problem)}): correct it, or see to the connection"
+        f"is no folder here, and the Hub does not give it ({first_line(problem)}): correct it, or check the connection"
     )
 
 
 def looks_like_a_path(path: str | os.PathLike) -> bool:
-    """Whether a text can be no Hub id, which has one slash at most and begins with no dot."""
+    """Whether a text cannot be a Hub id, which has at most one slash and begins with no dot."""
     text = str(path)
     owner_and_name, _, revision = text.partition("@")
-    if revision and owner_and_name.count("/") == 1:  # of a data set, such as `refs/pr/1`
+    if revision and owner_and_name.count("/") == 1:  # a revision of a data set may hold slashes, as `refs/pr/1`
         text = owner_and_name
+
     return text.startswith(("/", ".", "~")) or text.count("/") > 1 or not isinstance(path, str)
 
 
 def read_part(
     argument: str, path: str | os.PathLike, file: str | os.PathLike, fields: Mapping[str, Any] | None = None
 ) -> Any:
-    """`read_json(file, fields)` of a model's folder or Hub id, whose errors name the argument too."""
+    """`read_json(file, fields)` for a model's folder or Hub id; its errors name the argument too."""
     try:
         return read_json(file, fields)
     except ValueError as problem:
@@ -130,13 +135,13 @@ def read_part(
 
 
 def local_folder(path: str | os.PathLike, revision: str = "main") -> Path | None:
-    """The folder on this machine that a folder or Hub id stands for; `None` for what was not downloaded yet."""
-    # not by `Path`, which raises an error for a name that is too long
+    """The folder on this machine that a folder or Hub id stands for; `None` if it is not downloaded yet."""
+    # not `Path`, which raises an error for a name that is too long
     if os.path.isdir(path):
         return Path(path)
     if os.path.exists(path) or looks_like_a_path(path):
         return None
-    # which is loaded already wherever something comes from the Hub
+    # imported late: whatever comes from the Hub has loaded it already
     from transformers.utils import cached_file
 
     quiet = (f"_raise_exceptions_for_{what}" for what in ("missing_entries", "connection_errors", "gated_repo"))
@@ -144,8 +149,9 @@ def local_folder(path: str | os.PathLike, revision: str = "main") -> Path | None
         found = cached_file(
             str(path), "config.json", revision=revision, local_files_only=True, **dict.fromkeys(quiet, False)
         )
-    except (OSError, ValueError):  # no name that the Hub allows
+    except (OSError, ValueError):  # a name that the Hub does not allow
         return None
+
     return None if found is None else Path(found).parent
 
 
@@ -155,33 +161,37 @@ def local_folder(path: str | os.PathLike, revision: str = "main") -> Path | None
 def broken_file(folder: str | os.PathLike) -> str | None:
     """The first file of a model's folder that is not what its name says, and why; `None` if all look sound.
 
-    Of JSON files and templates the form is read, of weights the header alone.
+    JSON files are parsed and templates decoded; of weights, only the header is read.
     """
     folder = Path(folder)
+
     for name in _OBJECTS:
         if (folder / name).is_file():
             try:
                 read_json(folder / name, {})
             except ValueError as problem:
                 return str(problem).removeprefix(f"{folder}{os.sep}").removesuffix(".")
+
     for file in sorted(folder.glob("*.jinja")):
         try:
             file.read_bytes().decode()
         except (OSError, UnicodeDecodeError) as problem:
             return f"{file.name} is no text ({first_line(problem)}): write it anew"
+
     for file in sorted(folder.glob("*.safetensors")):
         try:
             read_header(file)
         except ValueError as problem:
             return f"{file.name} {problem}: download or write it anew"
+
     return None
 
 
 def read_header(file: Path) -> dict[str, tuple[int, ...]]:
-    """Shapes by name of the tensors in a file of safetensors; nothing else of it is read.
+    """The shapes of the tensors in a safetensors file, by name; only its header is read.
 
     Raises:
-        ValueError: for a file that is broken or cut, with the rest of a sentence.
+        ValueError: for a file that is broken or cut off, with the rest of a sentence.
     """
     try:
         size = file.stat().st_size
@@ -194,12 +204,14 @@ def read_header(file: Path) -> dict[str, tuple[int, ...]]:
             text = weights.read(length)
     except OSError as problem:
         raise ValueError(f"cannot be read ({problem.strerror or problem})") from problem
+
     try:
         header = {name: entry for name, entry in json.loads(text).items() if name != "__metadata__"}
         shapes = {name: tuple(map(int, entry["shape"])) for name, entry in header.items()}
         needed = 8 + length + max((int(entry["data_offsets"][1]) for entry in header.values()), default=0)
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as problem:
         raise ValueError("has a header that cannot be read") from problem
+
     if size != needed:
         raise ValueError(f"{'is cut' if size < needed else 'is damaged'}: it has {size:,} bytes of {needed:,}")
     return shapes

@@ -1,4 +1,4 @@
-"""Outputs are written beside their place and then moved there, so that each is what it was or whole."""
+"""Write outputs next to their place and then move them there, so that each is either the old one or complete."""
 
 import os
 import shutil
@@ -10,13 +10,13 @@ from pathlib import Path
 from .sentences import first_line, is_sentence
 
 
-# what `torch.save` says when a file cannot be written
+# how `torch.save` reports that a file cannot be written
 _TORCH_SAYS = ("PytorchStreamWriter", "inline_container", "iostream error", "unexpected pos")
 _MEND = "make room, or name another place"
 
 
 def write_atomically(path: Path, lines: Iterable[str]) -> None:
-    """Write text lines so that `path` is either what it was or whole; `OSError` with its name where it cannot be."""
+    """Write text lines so that `path` is either the old file or complete; an `OSError` names the path if that fails."""
     try:
         with replaced(path) as part:
             _write(part, lines)
@@ -27,7 +27,7 @@ def write_atomically(path: Path, lines: Iterable[str]) -> None:
 
 
 def write_output(argument: str, path: str | os.PathLike, text: str) -> None:
-    """Write the text of an output that an argument named, whole or not at all; its folder is made."""
+    """Write the text of an output that an argument named, completely or not at all; its folder is made."""
     with output(argument, path) as part:
         _write(part, [text])
 
@@ -41,7 +41,7 @@ def _write(path: Path, lines: Iterable[str]) -> None:
 
 @contextmanager
 def output(argument: str, path: str | os.PathLike) -> Iterator[Path]:
-    """As [`replaced`], for a file that an argument named: its folder is made, and errors name the argument."""
+    """[`replaced`] for a file that an argument named: its folder is made, and errors name the argument."""
     with writing(argument, path):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         with replaced(path) as part:
@@ -50,12 +50,13 @@ def output(argument: str, path: str | os.PathLike) -> Iterator[Path]:
 
 @contextmanager
 def replaced(path: str | os.PathLike) -> Iterator[Path]:
-    """A path beside `path` to write to; it becomes `path` at the end, and is deleted where something goes wrong.
+    """A path next to `path` to write to; at the end it replaces `path`, after an error it is deleted.
 
-    `path` stays as it is where nothing was written. A link stays one, and what it leads to is replaced.
+    If nothing was written, `path` stays as it is. If `path` is a link, the file it leads to is replaced.
     """
     path = Path(os.path.realpath(path))
     part = part_of(path)
+
     try:
         yield part
         if part.exists():
@@ -67,19 +68,20 @@ def replaced(path: str | os.PathLike) -> Iterator[Path]:
 
 def part_of(path: Path) -> Path:
     """Where a file is written before it is moved to its place."""
-    return path.with_name(f".{path.stem}-part{path.suffix}")  # libraries tell a format by the ending
+    return path.with_name(f".{path.stem}-part{path.suffix}")  # libraries go by the suffix
 
 
 @contextmanager
 def output_folder(argument: str, path: str | os.PathLike) -> Iterator[Path]:
-    """A new folder beside `path` to write a model to; its files are moved to `path` when all of them are written.
+    """A new folder next to `path` to write a model to; its files are moved to `path` once all are written.
 
-    What else is in `path` stays there, but for weights, which would be mixed with the new ones.
+    Other files in `path` stay, except weights, which would be mixed with the new ones.
     """
     path = Path(os.path.realpath(path))
     with writing(argument, path):
         path.parent.mkdir(parents=True, exist_ok=True)
         part = Path(tempfile.mkdtemp(prefix=f".{path.name[:200]}-", dir=path.parent))
+
         try:
             yield part
             _move_into(part, path)
@@ -90,16 +92,18 @@ def output_folder(argument: str, path: str | os.PathLike) -> Iterator[Path]:
 def _move_into(part: Path, path: Path) -> None:
     path.mkdir(exist_ok=True)
     new = {file.name for file in part.iterdir()}
+
     for old in [*path.glob("*.safetensors"), *path.glob("*.safetensors.index.json")]:
         if old.name not in new:
             old.unlink()
+
     for file in sorted(part.iterdir()):
         os.replace(file, path / file.name)
 
 
 @contextmanager
 def writing(argument: str, path: str | os.PathLike) -> Iterator[None]:
-    """Whatever keeps a file from being written in here becomes one sentence with the argument that named the output.
+    """Turn whatever prevents writing a file in here into one sentence with the argument that named the output.
 
     Raises:
         OSError: such as `output_json` out/a.json cannot be written (No space left on device).
@@ -113,11 +117,11 @@ def writing(argument: str, path: str | os.PathLike) -> Iterator[None]:
 
 
 def is_write_error(problem: BaseException) -> bool:
-    """Whether the file system refused a file, as Python, safetensors and torch say it."""
+    """Whether the file system refused a file, as Python, safetensors and torch report it."""
     if isinstance(problem, (ConnectionError, TimeoutError)) or is_sentence(problem):
         return False
     if isinstance(problem, OSError):
-        return (problem.errno or 0) > 0  # those of name servers are below
+        return (problem.errno or 0) > 0  # errors of name lookup have negative ones
     if isinstance(problem, RuntimeError):
         return any(said in str(problem) for said in _TORCH_SAYS)
     return type(problem).__name__ == "SafetensorError"

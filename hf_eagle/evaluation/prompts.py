@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
+from ..data.forms import recognise_form
 from ..data.media import has_media, read_media_record
-from ..data.messages import TEXT, read_tools, recognise_form, text_of, to_messages
+from ..data.messages import TEXT, read_tools, text_of, to_messages
 from ..data.picture_forms import COLUMNS
 from ..data.reading import check_surrogates, opened, read_json_records
 from ..data.rendering import ChatRenderer

@@ -102,7 +102,7 @@ def test_delays_double_with_jitter_and_the_server_may_ask_for_more(monkeypatch):
 def test_no_server_makes_us_wait_for_a_day(asked):
     with ChatServer(fault=lambda *_: (429, "busy", {"Retry-After": asked})) as server:
         with pytest.raises(
-            Unavailable, match=r"asks to wait .* seconds \(429 .*busy\), but 300 at most are waited"
+            Unavailable, match=r"asks to wait .* seconds \(429 .*busy\), but the longest wait is 300"
         ) as caught:
             ask(server, retries=5)
         assert caught.value.busy and server.asked == 1

@@ -232,7 +232,7 @@ def test_a_server_that_fails_everywhere_ends_the_run(tmp_path):
     cases = [
         ((400, "no template"), r"1\d prompts in a row fail; of record \d+: .*no template"),
         ((500, "engine dead"), "failed 3 times in a row, the last time with: 500 .*engine dead"),
-        ((429, "busy"), "429 .*busy. What was answered is kept; see to the server or lower `concurrency`"),
+        ((429, "busy"), "429 .*busy. What was answered is kept; check the server or lower `concurrency`"),
         ((401, "who are you"), "OPENAI_API_KEY"),
     ]
     for number, (fault, message) in enumerate(cases):

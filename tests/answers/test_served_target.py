@@ -52,7 +52,7 @@ def test_fields_that_the_server_does_not_know_are_left_out(caplog):
         }
     with ChatServer(fault=strict) as server:
         assert find(server).body([user("x")]) == {"model": "target", "messages": [user("x")], **FIELDS}
-    assert "Asked without top_k, repetition_penalty, return_token_ids, for the server at" in caplog.text
+    assert "Asked without top_k, repetition_penalty, return_token_ids, since the server at" in caplog.text
     with ChatServer(fault=lambda *_: (400, "no template")) as server:
         with pytest.raises(ServerError, match="A chat of one word cannot be answered: .*no template"):
             find(server)

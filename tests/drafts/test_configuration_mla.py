@@ -147,7 +147,7 @@ def test_sglang_takes_other_ids_beside_a_deepseek_target(config_class, tap_ids, 
 
 def test_a_first_tap_that_sglang_cannot_be_told_is_named(caplog):
     EagleMLAConfig.from_target(DeepseekV3Config(**KIMI_TEXT), tap_ids=[1, 9, 20])
-    assert "begin with 1, which SGLang cannot be told" in caplog.text
+    assert "begin with 1, which SGLang cannot read for this target" in caplog.text
 
 
 def test_sizes_are_the_targets_or_deepseeks_or_those_asked_for():

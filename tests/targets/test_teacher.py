@@ -74,7 +74,9 @@ def changed(change, dtype=torch.float32):
 @pytest.mark.parametrize("name", CHANGES)
 def test_an_unknown_change_of_the_logits_is_refused(name, dtype):
     target = FrozenTarget(changed(CHANGES[name], dtype))
-    with pytest.raises(ValueError, match="The target Changed returns other logits than its head: .* use another target"):
+    with pytest.raises(
+        ValueError, match="The target Changed returns other logits than its head: .* use another target"
+    ):
         target(IDS)
 
 

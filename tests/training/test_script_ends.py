@@ -75,7 +75,7 @@ def test_without_its_states_a_checkpoint_is_refused_before_anything_is_loaded(tr
     printed = train(folder, *args, "--target", "nowhere", expect=1)
     last = printed.strip().splitlines()[-1]
     assert "checkpoint-3 is not a complete checkpoint: optimizer.pt is missing." in last
-    assert last.endswith("`--ignore_missing_state` goes on from it with these states begun anew.")
+    assert last.endswith("`--ignore_missing_state` continues from it, and these states begin anew.")
     printed = train(folder, *args, "--ignore_missing_state")
     assert (
         "checkpoint-3 has no optimizer.pt: the optimizer's state and the learning rate schedule begin anew." in printed

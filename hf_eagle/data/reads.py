@@ -1,0 +1,82 @@
+"""What a run on a stream reads, as its checkpoints note it: another run can tell whether it reads the same."""
+
+from pathlib import Path
+from typing import Any
+
+from ..door.names import at_home
+from .sources import files_of
+
+
+_LISTED = 3  # files of a source that a sentence names
+
+
+def what_is_read(sources: list[str], weights: list[float] | None = None, split: str = "train") -> list[dict[str, Any]]:
+    """Each source with its share of the stream, and its files if it lies on this machine.
+
+    Files are known by their names below the source and their sizes in bytes, not by path: folders may be moved. What is
+    not on this machine is known by its name as given.
+
+    Args:
+        sources: as `load_records` takes them.
+        weights: one for each source.
+        split: of folders.
+
+    Example:
+        >>> what_is_read(["data/chats.jsonl", "org/chats"])
+        [{"source": "chats.jsonl", "share": 0.5, "files": {"chats.jsonl": 2048}}, {"source": "org/chats", "share": 0.5}]
+    """
+    weights = [1.0] * len(sources) if weights is None else weights
+
+    found = []
+    for source, weight in zip(sources, weights, strict=True):
+        path, share = at_home(source), round(weight / sum(weights), 6)
+        files = _files(path, split)
+        if files is None:
+            found.append({"source": str(source), "share": share})
+        else:
+            found.append({"source": path.resolve().name, "share": share, "files": files})
+    return found
+
+
+def _files(path: Path, split: str) -> dict[str, int] | None:
+    """The size of each file that is read, by its name below `path`; `None` for what is not on this machine."""
+    if path.is_file():
+        return {path.name: path.stat().st_size}
+    if not path.is_dir():
+        return None
+
+    saved = (path / "state.json").is_file(), (path / "dataset_dict.json").is_file()  # of `save_to_disk`
+    if any(saved):
+        files = sorted((path if saved[0] else path / split).glob("*.arrow"))
+    else:
+        files = files_of(path, split, tell=False)
+    return {file.relative_to(path).as_posix(): file.stat().st_size for file in files}
+
+
+def same_is_read(before: list[dict], now: list[dict]) -> bool:
+    """Whether two runs read the same files, or data sets of the Hub, in the same order and shares."""
+    return [_known_by(source) for source in before] == [_known_by(source) for source in now]
+
+
+def _known_by(source: dict) -> tuple:
+    return (source.get("files", source["source"]), source["share"])
+
+
+def told_reads(reads: list[dict], beside: list[dict]) -> str:
+    """What is read, for a sentence that compares it with something else: files that differ are named first."""
+    others = {file for source in beside for file in source.get("files", {}).items()}
+    uneven = len({source["share"] for source in reads}) > 1 or len({source["share"] for source in beside}) > 1
+    return " and ".join(_told(source, others, uneven) for source in reads)
+
+
+def _told(source: dict, others: set[tuple[str, int]], uneven: bool) -> str:
+    files = sorted(source.get("files", {}).items(), key=others.__contains__)
+
+    told = [f"{name} of {size:,} bytes" for name, size in files[:_LISTED]]
+    if [name for name, _ in files] == [source["source"]]:
+        told = [f"{files[0][1]:,} bytes"]
+    if len(files) > _LISTED:
+        told.append(f"{len(files) - _LISTED} more")
+    if uneven:
+        told.append(f"share {source['share']:g}")
+    return f"{source['source']} ({', '.join(told)})" if told else source["source"]
