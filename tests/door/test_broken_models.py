@@ -26,7 +26,10 @@ VERBS = {
     "regenerate_answers": ("weights", "--target T --data C --output O --num_records 1 --max_new_tokens 2"),
     "benchmark_training_step": ("weights", "--target T --data C --length 64 --num_chats 4 --repeats 1 --device cpu"),
     "preview_data": ("tokenizer", "--target T --train_data C --output_dir O"),
-    "write_prompts": ("tokenizer", "--target T --server_url http://127.0.0.1:9 --output O --num_prompts 1"),
+    "write_prompts": (
+        "tokenizer",
+        "--target T --server_url http://127.0.0.1:9 --output O --num_prompts 1 --max_new_tokens 8",
+    ),
     "prune_draft": ("tokenizer", "D --output_dir O --counts_from C --target T --draft_vocab_size 8"),
     "benchmark_serving": (
         "tokenizer",
