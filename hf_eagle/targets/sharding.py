@@ -1,9 +1,9 @@
-"""A frozen target spread over ranks: where its weights lie, which ranks must run it together, what is refused.
+"""Spread a frozen target over ranks: where weights lie, which ranks run it together, what is refused.
 
-Loading is `transformers`' own (`from_pretrained(distributed_config=...)`): every rank reads its share of each weight
-from the files, and none ever holds the whole model. FSDP2 units are the decoder's layers, the embedding, and final norm
-with head in one; whatever else there is, a vision tower for instance, stays in the root unit, because its blocks would
-wait for each other as soon as one rank has images and another none.
+`transformers` itself loads (`from_pretrained(distributed_config=...)`): every rank reads its share of each weight from
+the files, and none ever holds the whole model. FSDP2 units are each decoder layer, the embedding, and the final norm
+with the head. All else, for instance a vision tower, stays in the root unit: as units of their own, its blocks would
+wait for each other as soon as one rank has images and another has none.
 """
 
 import logging
@@ -29,7 +29,7 @@ MODES = ("none", "fsdp2", "tensor", "expert")
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
 
 
-# ---- how a target is to be spread ----
+# ---- how to spread a target ----
 
 
 def layout_of(
@@ -40,23 +40,25 @@ def layout_of(
     Args:
         config: the target's.
         mode: `"fsdp2"`: every rank gathers a layer's weights while it runs it. `"tensor"`: ranks compute their parts of
-            each layer, by the model's own plan; the ranks of a group see the same tokens. `"expert"`: ranks keep their
-            experts and exchange tokens, all else is as in `"fsdp2"`.
-        size: ranks that hold one whole target between them; the others hold further copies. All ranks when `None`.
+            each layer, by the model's plan; the ranks of a group see the same tokens. `"expert"`: ranks keep their
+            experts and exchange tokens, the rest is as in `"fsdp2"`.
+        size: ranks that together hold one whole target; the others hold further copies. `None` for all ranks.
         cpu_offload: `"fsdp2"`: keep the shards in main memory.
         world: ranks of the run.
 
     Raises:
-        ValueError: for an unknown mode, a size that does not divide what it must, or a target without a fitting plan.
+        ValueError: for an unknown mode, a size that does not divide what it must, or a target without a plan for it.
     """
     if mode not in MODES:
         raise ValueError(f"`target_sharding` must be one of {', '.join(MODES)}, got {mode!r}.")
     if cpu_offload and mode != "fsdp2":
         raise ValueError(f"`target_cpu_offload` is a part of fsdp2, but `target_sharding` is {mode}: leave one out.")
+
     if mode == "none":
         if size is not None:
             raise ValueError(f"`target_shard_size` is {size}, but `target_sharding` is none: set both or neither.")
         return None
+
     if world < 2:
         raise ValueError(
             f"`target_sharding` is {mode}, but this run has one process: start it with `torchrun` or `accelerate "
@@ -67,7 +69,9 @@ def layout_of(
         raise ValueError(
             f"`target_shard_size` is {size}, but it must be at least 2 and divide the {world} processes of this run."
         )
+
     config = config.get_text_config()
+
     if mode == "fsdp2":
         return {"fsdp_size": size, "dp_replicate_size": world // size, "fsdp_cpu_offload": cpu_offload}
     if mode == "tensor":
@@ -78,11 +82,18 @@ def layout_of(
 
 
 def _check_heads(config: PreTrainedConfig, size: int) -> None:
-    plan = config.base_model_tp_plan or {}
-    if not any(name.startswith("layers.") for name in plan):  # Qwen3-VL's knows the embedding alone
+    plan = config.base_model_tp_plan
+    if not plan:
         raise ValueError(
             f"`target_sharding` is tensor, but transformers has no plan for {type(config).__name__}: use fsdp2."
         )
+    if not any(name.startswith("layers.") for name in plan):  # gpt-oss and Qwen3-VL
+        logger.warning(
+            "`target_sharding` tensor splits the embedding of %s alone, by transformers' plan: each rank holds and computes "
+            "all else. fsdp2 holds less.",
+            type(config).__name__,
+        )
+
     split = {name.rsplit(".", 1)[-1] for name, style in plan.items() if style == "colwise"}
     heads = {"num_attention_heads": "q_proj", "num_key_value_heads": "k_proj"}
     for name in (name for name, projection in heads.items() if projection in split):
@@ -101,6 +112,7 @@ def _check_experts(config: PreTrainedConfig, size: int) -> None:
             f"`target_sharding` is expert, but {type(config).__name__} has no experts that transformers can spread: "
             "use fsdp2."
         )
+
     if number % size:
         raise ValueError(
             f"`target_shard_size` is {size}, which does not divide the target's {number} experts: choose a divisor."
@@ -115,11 +127,11 @@ def loading_arguments(
     gguf_file: str | None = None,
     **hub: Any,
 ) -> dict[str, Any]:
-    """Further arguments of `from_pretrained`, so that each rank reads its share only; none for `"none"`.
+    """Further arguments of `from_pretrained` that let each rank read only its share; none for `"none"`.
 
     Args:
         sharding, shard_size, cpu_offload: `mode`, `size` and `cpu_offload` of `layout_of`.
-        gguf_file: refused when sharded.
+        gguf_file: refused if sharded.
         hub: `revision`, `trust_remote_code`.
 
     Raises:
@@ -129,6 +141,7 @@ def loading_arguments(
     if sharding == "none":
         layout_of(PreTrainedConfig(), sharding, shard_size, cpu_offload)
         return {}
+
     if gguf_file is not None:
         raise ValueError(
             f"`gguf_file` {gguf_file} can only be read whole, but `target_sharding` is {sharding}: turn it into an "
@@ -141,16 +154,20 @@ def loading_arguments(
         )
     if cpu_offload and not torch.accelerator.is_available():
         raise ValueError("`target_cpu_offload` spares an accelerator's memory, but there is none here: leave it out.")
+
     config = load_config(name_or_path, **hub)
     layout = layout_of(config, sharding, shard_size, cpu_offload, world_size())
+
     try:
         from transformers.distributed import DistributedConfig
     except ImportError:
         known = set()
     else:
         known = {f.name for f in fields(DistributedConfig)}
+
     if not {*layout, "ep_implementation"} <= known:
         raise ValueError(f"`target_sharding` {sharding} needs transformers 5.24 or newer, or set it to none.")
+
     recognise_turned_shares(config)
     if sharding == "tensor":
         refuse_turned_experts(config, name_or_path, hub.get("revision", "main"))
@@ -158,7 +175,7 @@ def loading_arguments(
 
 
 def world_size() -> int:
-    """Processes of this run, whether or not they have met yet."""
+    """Processes of this run, whether or not they are connected yet."""
     return dist.get_world_size() if dist.is_initialized() else int(os.environ.get("WORLD_SIZE", 1))
 
 
@@ -166,12 +183,13 @@ def world_size() -> int:
 
 
 def refuse_zeroed_loading() -> None:
-    """Refuse accelerate's option which lets all ranks but the first start every model from zeros.
+    """Refuse accelerate's option that makes all ranks but the first start every model from zeros.
 
     Raises:
         ValueError: if it is on in a run of several processes.
     """
     on = os.environ.get("FSDP_CPU_RAM_EFFICIENT_LOADING", "false").lower() in ("1", "true", "yes")
+
     if on and world_size() > 1:
         raise ValueError(
             "`fsdp_cpu_ram_efficient_loading` is true in the launch config (or the environment): it would zero the "
@@ -180,7 +198,7 @@ def refuse_zeroed_loading() -> None:
 
 
 def check_weights(model: PreTrainedModel) -> None:
-    """Refuse a target that would teach nonsense without a word.
+    """Refuse a target that would silently teach nonsense.
 
     Raises:
         ValueError: for weights on the meta device, zeroed ones, or ones that are only in part distributed.
@@ -190,6 +208,7 @@ def check_weights(model: PreTrainedModel) -> None:
             "The target still has weights on the meta device, so it would teach random numbers: load it with "
             "`from_pretrained` before handing it over."
         )
+
     embedding = model.get_input_embeddings().weight
     local = embedding.to_local() if isinstance(embedding, DTensor) else embedding
     if local.numel() and not local.any():
@@ -197,20 +216,24 @@ def check_weights(model: PreTrainedModel) -> None:
             "The target's input embedding is all zeros on this rank, as `fsdp_cpu_ram_efficient_loading` leaves it: "
             "set that to false, and load the target on every rank."
         )
+
     plain = [name for name, parameter in model.named_parameters() if not isinstance(parameter, DTensor)]
     spread = [name for name, parameter in model.named_parameters() if isinstance(parameter, DTensor)]
     by_plan = getattr(model, "is_distributed_loading_by_transformers", False)
     units = [module for module in model.modules() if isinstance(module, FSDPModule)]
+
     if plain and spread and (units or not by_plan):
         raise ValueError(
             f"The target's weights are of two kinds, {spread[0]} is a DTensor and {plain[0]} a plain tensor: shard the "
             "whole model, its root too, or load it with `target_sharding`."
         )
+
     if units and not isinstance(model, FSDPModule):
         raise ValueError(
             "Parts of the target are sharded by FSDP2 but its root is not: call `fully_shard` on the whole model, not "
             "on the decoder inside."
         )
+
     _check_units(model, units)
 
 
@@ -233,9 +256,9 @@ class TargetSharding:
 
     Attributes:
         mode: `"fsdp2"`, `"tensor"` or `"expert"`.
-        group: neighbouring ranks that hold one whole target between them: all of them run it equally often.
-        device: where this rank runs it; its shards may lie in main memory.
-        units: FSDP2 units; after a forward without a backward the last ones would stay gathered.
+        group: neighbouring ranks that together hold one whole target; all run it equally often.
+        device: where this rank runs it; its shards may be in main memory.
+        units: FSDP2 units; without a backward, the last ones stay gathered after a forward.
     """
 
     mode: str
@@ -245,19 +268,22 @@ class TargetSharding:
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> "TargetSharding | None":
-        """Read off a model; `None` for one that each rank holds whole."""
+        """Read from a model; `None` for one that each rank holds whole."""
         spread = next((parameter for parameter in model.parameters() if isinstance(parameter, DTensor)), None)
         if spread is None:
             return None
+
         config = getattr(model.config, "distributed_config", None)
         if config is None:  # somebody's own `fully_shard`
             mode, size = "fsdp2", spread.device_mesh.shape[-1]
         else:
             mode = "tensor" if config.tp_size > 1 else "expert" if config.ep_size > 1 else "fsdp2"
             size = config.fsdp_size * config.tp_size
+
         device_type, device = spread.device_mesh.device_type, torch.device("cpu")
         if device_type != "cpu":
             device = torch.device(device_type, torch.accelerator.current_device_index())
+
         names = ("replica", "member")
         mesh = dist.init_device_mesh(device_type, (dist.get_world_size() // size, size), mesh_dim_names=names)
         units = [module for module in model.modules() if isinstance(module, FSDPModule)]
@@ -269,7 +295,7 @@ class TargetSharding:
 
     @property
     def member(self) -> int:
-        """Place of this rank among those that hold the same copy of the target."""
+        """This rank's index among those that hold the same copy of the target."""
         return dist.get_rank(self.group)
 
     @property
@@ -282,11 +308,11 @@ class TargetSharding:
         return dist.get_world_size() // self.size
 
     def run(self, forward: Callable[..., Any], inputs: dict[str, Any]) -> Any:
-        """`forward(**inputs)`, for each rank with its own inputs; every rank of the group must call.
+        """Run `forward(**inputs)` for each rank with its own inputs; every rank of the group must call.
 
-        Ranks of a tensor-parallel target need the same tokens, so they take turns: the batch of one is run by all, and
-        only that one keeps the result. Inputs with a cache are decoding's, which all ranks of a group do alike; there
-        the first one's result is everybody's, or a tie that is rounded in two ways would part them for ever.
+        Ranks of a tensor-parallel target need the same tokens, so they take turns: all run the batch of one, and only
+        that one keeps the result. With a cache, all ranks of a group decode alike, and take the first rank's result:
+        a tie rounded differently on two ranks would part them for good.
         """
         if inputs.get("use_cache"):
             result = forward(**inputs)
@@ -294,13 +320,16 @@ class TargetSharding:
             for name, x in tensors.items():
                 setattr(result, name, self._sent(x, x.shape, x.dtype, 0))
             return result
+
         if self.mode != "tensor":
             return forward(**inputs)
+
         result = None
         for turn in range(self.size):
             seen = forward(**self._share(inputs, turn))
             if turn == self.member:
                 result = seen
+
         return result
 
     def _share(self, inputs: dict[str, Any], turn: int) -> dict[str, Any]:
@@ -308,17 +337,19 @@ class TargetSharding:
         forms = [{name: _form(x) for name, x in inputs.items()}]
         dist.broadcast_object_list(forms, group_src=turn, group=self.group)
         shared = {}
+
         for name, (value, shape, dtype) in forms[0].items():
             if dtype is not None:
                 value = self._sent(inputs.get(name), shape, dtype, turn)
             shared[name] = value
+
         return shared
 
     def _sent(self, x: torch.Tensor | None, shape: Sequence[int], dtype: torch.dtype, turn: int) -> torch.Tensor:
         """A tensor of the group's rank `turn`, on all of its ranks.
 
-        A collective takes memory as it lies, whatever the strides of a view say (an expanded one is shorter than it
-        looks), and what it writes over must be nobody else's: what is sent is contiguous, what is received is new.
+        A collective copies memory as it lies, and ignores the strides of a view (an expanded one is shorter than it
+        looks). What it overwrites must not be shared. So the sender's tensor is contiguous, the receiver's is new.
         """
         own = turn == self.member
         value = x.to(self.device).contiguous() if own else torch.empty(shape, dtype=dtype, device=self.device)
@@ -326,13 +357,14 @@ class TargetSharding:
         return value
 
     def release(self) -> None:
-        """Free what a forward has gathered."""
+        """Free what a forward gathered."""
         for unit in self.units:
             unit.reshard()
 
     def describe(self, model: PreTrainedModel) -> str:
         """One line for the log: what this rank holds."""
         held, whole = local_bytes(model), sum(p.numel() * p.element_size() for p in model.parameters())
+
         return (
             f"The target is spread by {self.mode} over groups of {self.size} ranks: this one holds "
             f"{held / 2**20:.1f} of {whole / 2**20:.1f} MiB."
@@ -345,18 +377,18 @@ def _form(x: Any) -> tuple[Any, tuple[int, ...] | None, torch.dtype | None]:
 
 
 def gathered(weight: torch.Tensor | None) -> torch.Tensor | None:
-    """The whole of a weight that may be spread; every rank of its group must call equally often."""
+    """The whole of a weight that may be spread; every rank of its group must call this equally often."""
     if not isinstance(weight, DTensor):
         return weight
-    return weight.to(weight.device_mesh.device_type).full_tensor()  # a shard in main memory cannot be gathered there
+    return weight.to(weight.device_mesh.device_type).full_tensor()  # shards cannot be gathered in main memory
 
 
 def move_shards_to_main_memory(model: nn.Module) -> None:
-    """Take a target's shards from the accelerator, where transformers (5.24) leaves them though FSDP2 offloads them."""
-    model._apply(lambda x: x.cpu() if isinstance(x, DTensor) else x)  # no buffer, which is used where the rank runs
+    """Take a target's shards off the accelerator: transformers (5.24) leaves them there though FSDP2 offloads them."""
+    model._apply(lambda x: x.cpu() if isinstance(x, DTensor) else x)  # buffers stay where the rank runs
 
 
 def local_bytes(model: nn.Module) -> int:
-    """Bytes of the parameters that lie on this rank."""
+    """Bytes of the parameters held on this rank."""
     local = [p.to_local() if isinstance(p, DTensor) else p for p in model.parameters()]
     return sum(x.numel() * x.element_size() for x in local)
