@@ -1,4 +1,4 @@
-"""What attends inside a draft's layer: the shape of it, decoding behind a cache, and grouped-query attention."""
+"""Attention in a draft's layer: its interface, decoding with a cache, and grouped-query attention."""
 
 from abc import ABC, abstractmethod
 
@@ -12,9 +12,9 @@ from .configuration_base import DraftConfig
 
 
 class DraftAttention(nn.Module, ABC):
-    """Attention in the two parts that an unroll takes apart: projections of the layer's input, and what follows them.
+    """Attention in the two parts that an unroll separates: projections of the layer's input, and what follows them.
 
-    The projections are linear, so the unroll makes those of the token's half of the input once for all steps.
+    The projections are linear, so the unroll projects the token's half of the input once for all steps.
 
     Attributes:
         scaling: factor on the scores.
@@ -27,12 +27,12 @@ class DraftAttention(nn.Module, ABC):
     @property
     @abstractmethod
     def query_projections(self) -> list[nn.Module]:
-        """Of the layer's input; side by side, their results are what `query` takes."""
+        """Projections of the layer's input; their results, concatenated, are the input of `query`."""
 
     @property
     @abstractmethod
     def key_value_projections(self) -> list[nn.Module]:
-        """Of the layer's input; side by side, their results are what `key_value` takes."""
+        """Projections of the layer's input; their results, concatenated, are the input of `key_value`."""
 
     @abstractmethod
     def query(self, projected: torch.Tensor, cos_sin: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
@@ -45,11 +45,11 @@ class DraftAttention(nn.Module, ABC):
         """Rotated keys `(..., kv_heads, key_dim)` and values `(..., kv_heads, value_dim)`."""
 
     def project_query(self, x: torch.Tensor) -> torch.Tensor:
-        """`(..., input_size)` -> what `query` takes."""
+        """`(..., input_size)` -> the input of `query`."""
         return side_by_side(self.query_projections, x)
 
     def project_key_value(self, x: torch.Tensor) -> torch.Tensor:
-        """`(..., input_size)` -> what `key_value` takes."""
+        """`(..., input_size)` -> the input of `key_value`."""
         return side_by_side(self.key_value_projections, x)
 
     def behind_cache(
@@ -59,7 +59,7 @@ class DraftAttention(nn.Module, ABC):
         past_key_values: Cache,
         attention_mask: torch.Tensor | None,
     ) -> torch.Tensor:
-        """Serving: rows attend to those in the cache and to each other; their keys are added to it.
+        """Serving: rows attend to those in the cache and to each other, and their keys join the cache.
 
         Args:
             x: `(batch, n, input_size)`.
@@ -68,14 +68,16 @@ class DraftAttention(nn.Module, ABC):
             attention_mask: bool `(batch, 1, n, past + n)`; causal when `None`.
 
         Returns:
-            `(batch, n, heads, value_dim)`, in front of `o_proj`.
+            `(batch, n, heads, value_dim)`, before `o_proj`.
         """
         query = self.query(self.project_query(x), cos_sin).transpose(1, 2)
         key, value = self.key_value(self.project_key_value(x), cos_sin)
         key, value = past_key_values.update(key.transpose(1, 2), value.transpose(1, 2), 0)
+
         if attention_mask is None and query.shape[2] > 1:
             past = key.shape[2] - query.shape[2]
             attention_mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=x.device).tril(past)
+
         attended = scaled_dot_product_attention(
             query, key, value, attn_mask=attention_mask, scale=self.scaling, enable_gqa=True
         )
@@ -83,7 +85,7 @@ class DraftAttention(nn.Module, ABC):
 
 
 def side_by_side(projections: list[nn.Module], x: torch.Tensor) -> torch.Tensor:
-    """Several projections of one input, `(..., sum of their widths)`."""
+    """Several projections of one input, concatenated: `(..., sum of their widths)`."""
     return torch.cat([projection(x) for projection in projections], dim=-1)
 
 
@@ -99,6 +101,7 @@ class EagleAttention(DraftAttention):
         super().__init__()
         self.head_dim = config.head_dim
         self.scaling = config.head_dim**-0.5
+
         self.q_proj = nn.Linear(input_size, config.num_attention_heads * config.head_dim, bias=False)
         self.k_proj = nn.Linear(input_size, config.num_key_value_heads * config.head_dim, bias=False)
         self.v_proj = nn.Linear(input_size, config.num_key_value_heads * config.head_dim, bias=False)

@@ -1,4 +1,4 @@
-"""A draft to start from: new, or read from a folder by the `architectures` in its config."""
+"""Make a new draft, or read one from a folder by the `architectures` in its config."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,7 +27,7 @@ def new_draft(
     Args:
         config: its configuration.
         embedding_weight: `(vocab_size, hidden)`, the target's input embedding.
-        mapping: the draft vocabulary; needed when it is smaller than the target's.
+        mapping: the draft vocabulary; needed if it is smaller than the target's.
         head_weight: `(vocab_size, hidden)`, the target's head. EAGLE-1 shares it; EAGLE-3 starts its own from its rows
             and lets `fc` pass the last tap through, or starts at random if `None`.
         attn_implementation: of the training-time test, see `drafts/ttt_attention.py`.
@@ -38,6 +38,7 @@ def new_draft(
     draft = class_of(config.architectures)(config)
     draft.set_attn_implementation(attn_implementation)
     draft.set_target_embeddings(embedding_weight)
+
     if draft.d2t is not None:
         if mapping is None:
             raise ValueError(
@@ -45,6 +46,7 @@ def new_draft(
                 "that says which."
             )
         draft.set_vocabulary(mapping)
+
     if head_weight is not None:
         draft.start_from_target(head_weight)
     return draft
@@ -57,23 +59,25 @@ def load_draft(
 
     Args:
         path: folder or Hub id.
-        target ([`FrozenTarget`], *optional*): what it lends is attached; without one, call `attach` before using the
-            draft.
-        dtype: of the weights, the checkpoint's when `None`.
-        argument: that named it.
+        target ([`FrozenTarget`], *optional*): lends its tensors to the draft; without one, call `attach` before using
+            the draft.
+        dtype: of the weights; the checkpoint's when `None`.
+        argument: that named the draft.
 
     Raises:
-        ValueError: if the folder is no draft, or not exactly one of a known kind, or cannot be read.
+        ValueError: if the folder is not exactly a draft of a known kind, or cannot be read.
         OSError: if there is no such folder or Hub id.
     """
     config = _config_of(path, argument)
     draft_class = _known_class(path, config, argument)
+
     with reading(argument, path), report_if_sound():
         check_sizes(argument, path, SimpleNamespace(**config), stored_shapes(argument, path))
         with reading(argument, path, "config.json"), locating(argument, path, "config.json"):
             config = draft_class.config_class.from_pretrained(path)
         with locating(argument, path, "its weights"):
             draft = draft_class.from_pretrained(path, config=config, dtype="auto" if dtype is None else dtype)
+
     if target is not None:
         draft.to(target.device)
         draft.attach(target)
@@ -81,7 +85,7 @@ def load_draft(
 
 
 def class_of(architectures: list[str]) -> type[EaglePreTrainedModel] | None:
-    """The class of drafts that `architectures` of a config names first; `None` if they are of no known kind."""
+    """The class of drafts that `architectures` of a config names first; `None` if no kind is known."""
     found = find_kind(architectures)
     return None if found is None else found[0].draft_class(found[1])
 

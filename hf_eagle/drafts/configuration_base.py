@@ -10,15 +10,15 @@ from .rope import draft_rope, positions_for
 from .vocabulary import check_draft_vocab_size
 
 
-# rope_scaling of the older readers carries everything but the base
+# older readers expect everything but the base in rope_scaling
 _ROPE_BASE = "rope_theta"
 
 
 class DraftConfig(LlamaConfig):
     """The config of a draft with Llama layers, whatever its kind.
 
-    A kind derives from it, checks its own fields in `_check`, and says in `as_arguments` what it is in the words of the
-    command line.
+    Each kind derives from it, checks its own fields in `_check`, and lists in `as_arguments` the command-line arguments
+    that make it.
 
     Args:
         draft_vocab_size (`int`, *optional*, defaults to `vocab_size`):
@@ -28,9 +28,9 @@ class DraftConfig(LlamaConfig):
         eagle_aux_hidden_state_layer_ids (`list[int]`, *optional*):
             Tap ids as layer ENTRY ids, ascending and unique (vLLM's convention).
         image_embeddings (`str`, defaults to `"token"`):
-            What the draft embeds at a medium: its `"token"`, as vLLM, or what the target's `"vision"` tower made of it,
-            as SGLang. Neither server reads it; decoding and checks do.
-        tokenizer_fingerprint (`str`, *optional*): identity of the tokenizer that the vocabulary mapping was made with.
+            What the draft embeds at a medium: its `"token"`, as vLLM does, or the output of the target's `"vision"`
+            tower, as SGLang does. Neither server reads this field; decoding and checks do.
+        tokenizer_fingerprint (`str`, *optional*): identity of the tokenizer of the vocabulary mapping.
 
     Raises:
         ValueError: for a draft vocabulary that does not fit.
@@ -55,6 +55,7 @@ class DraftConfig(LlamaConfig):
             self.target_hidden_size = self.hidden_size
         if self.eagle_aux_hidden_state_layer_ids is not None:
             self.eagle_aux_hidden_state_layer_ids = [int(i) for i in self.eagle_aux_hidden_state_layer_ids]
+
         super().__post_init__(**kwargs)
         self._check()
 
@@ -63,19 +64,19 @@ class DraftConfig(LlamaConfig):
         check_draft_vocab_size(self.draft_vocab_size, self.vocab_size)
 
     def _refuse(self, kind: str, **wanted: Any) -> None:
-        """`ValueError` for the first of these fields that is there with another value."""
+        """`ValueError` for the first of these fields with another value."""
         for name, value in wanted.items():
             if getattr(self, name, value) != value:
                 raise ValueError(f"`{name}` of an {kind} draft must be {value}, got {getattr(self, name)}.")
 
     @property
     def tap_ids(self) -> list[int] | None:
-        """Entry ids of the taps, ascending; `[]` for a draft that looks at the last hidden state only."""
+        """Entry ids of the taps, ascending; `[]` for a draft that reads only the last hidden state."""
         return self.eagle_aux_hidden_state_layer_ids
 
     @property
     def mrope_section(self) -> list[int] | None:
-        """Pairs of a head that are rotated by each of a token's three positions, `None` where it has one (1-D RoPE)."""
+        """Pairs of a head rotated by each of a token's three positions, `None` with one position (1-D RoPE)."""
         return (self.rope_parameters or {}).get("mrope_section")
 
     @property
@@ -83,7 +84,7 @@ class DraftConfig(LlamaConfig):
         return 3 if self.tap_ids is None else len(self.tap_ids)
 
     def as_arguments(self) -> dict[str, Any]:
-        """What this draft is, as the arguments that make it say it: two drafts of one shape say the same."""
+        """The arguments that make this draft; they are equal for two drafts of one shape."""
         return {
             "draft_rope": "1d" if self.mrope_section is None else "mrope",
             "tap_ids": self.tap_ids,
@@ -97,23 +98,25 @@ def mlp_width(config) -> int:
     text, family = config.get_text_config(), family_of(config)
     if family is not None and family.mlp_factor is not None:
         return family.mlp_factor * text.hidden_size
+
     # Llama 4 has one width for its experts, another for its dense layers
     return read_field(text, "intermediate_size_mlp", default=0) or read_field(text, "intermediate_size")
 
 
 def fields_of_target(target_config: PreTrainedConfig, rope: dict[str, Any] | None = None) -> dict[str, Any]:
-    """What every draft takes over from its target: widths, heads, RoPE, context length and special ids.
+    """What every draft copies from its target: widths, heads, RoPE, context length and special ids.
 
     Args:
         target_config: the target's (text) config.
-        rope: `rope_parameters` of the draft, those of `draft_rope` when `None`.
+        rope: `rope_parameters` of the draft, those of `draft_rope` if `None`.
 
     Raises:
-        ValueError: if the target's layers differ in one of these, or its config has none; the message names it.
+        ValueError: if the target's layers differ in one of these, or its config lacks it; the message names it.
     """
     text = target_config.get_text_config()
     hidden, heads = read_field(text, "hidden_size"), read_field(text, "num_attention_heads")
     rope = draft_rope(text) if rope is None else rope
+
     return {
         "vocab_size": read_field(text, "vocab_size"),
         "hidden_size": hidden,
@@ -130,7 +133,7 @@ def fields_of_target(target_config: PreTrainedConfig, rope: dict[str, Any] | Non
 
 
 def written_for_servers(config: DraftConfig, written: dict[str, Any]) -> dict[str, Any]:
-    """`written`, with every field both servers read of any draft, RoPE and dtype in the old and the new spelling."""
+    """Add to `written` every field that both servers read, with RoPE and dtype in the old and the new spelling."""
     for name in ("use_cache", "pretraining_tp", "attention_dropout", "_name_or_path"):
         written.pop(name, None)  # the trainer switches `use_cache` off; a server must not inherit that
 
@@ -146,6 +149,7 @@ def written_for_servers(config: DraftConfig, written: dict[str, Any]) -> dict[st
     )
     for name in ("attention_bias", "mlp_bias", "bos_token_id", "eos_token_id", "pad_token_id"):
         written[name] = getattr(config, name)
+
     if written.get("tokenizer_fingerprint") is None:
         written.pop("tokenizer_fingerprint", None)
     return written

@@ -1,7 +1,7 @@
-"""What a training step of a draft costs: the memory it takes and the operations it needs, which each kind counts.
+"""What a training step of a draft costs: its memory and its operations, which each kind counts.
 
-Memory is counted tensor by tensor, as the draft's layers, attention and loss are written; tests compare it with real
-steps, and the operations with those that PyTorch counts.
+Memory is counted tensor by tensor, following the code of the draft's layers, attention and loss. Tests compare it with
+real steps, and the operations with those that PyTorch counts.
 """
 
 from abc import ABC, abstractmethod
@@ -28,15 +28,15 @@ class RunShapes:
         rows: sequences of a rank's batch.
         length: tokens of each, padding included.
         ttt_steps: steps of the training-time test.
-        supervised_share: share of the tokens that are an answer's; 1 is the most there can be.
+        supervised_share: share of the tokens that belong to answers; 1 is the most possible.
         bf16: mixed precision.
         checkpointing: gradient checkpointing, one checkpoint a TTT step.
         draft_sharded: the draft under FSDP instead of DDP.
-        target_dtype: the target runs in.
+        target_dtype: of the running target.
         target_sharding: `"none"`, `"fsdp2"`, `"tensor"` or `"expert"`.
-        target_shard_size: ranks that hold one whole target between them; all of them when `None`.
-        accelerator: the draft's attention is `flex_attention`, which keeps a row's own keys once for each query head
-            and later step; a CPU's kernel reads them in place.
+        target_shard_size: ranks that together hold one whole target; all of them when `None`.
+        accelerator: the draft's attention is `flex_attention`, which stores a row's own keys again for each query head
+            and later step; the CPU kernel reads them in place.
     """
 
     world_size: int = 1
@@ -83,7 +83,7 @@ class DraftCosts(ABC):
 
     @abstractmethod
     def teacher(self, shapes: RunShapes) -> tuple[str, int]:
-        """What is kept of the target's answers while the draft runs: its name, for people, and its bytes."""
+        """What is kept of the target's output while the draft runs: its name, for people, and its bytes."""
 
     @abstractmethod
     def kept_by_unroll(self, shapes: RunShapes) -> int:
@@ -91,14 +91,14 @@ class DraftCosts(ABC):
 
     @abstractmethod
     def beside_unroll(self, shapes: RunShapes) -> int:
-        """Bytes needed at most in addition: by head and loss, or by the one step that a checkpointed unroll repeats."""
+        """Most bytes needed in addition: by head and loss, or by the one step that a checkpointed unroll repeats."""
 
     @abstractmethod
     def needed_flops(self, plan: BatchPlan) -> dict[str, float]:
         """Matrix operations of the draft's forward and backward that the supervised rows need, in FLOP.
 
-        A product of `n` multiplications is `2 * n` FLOP. It is needed three times (forward and both gradients) where
-        both of its sides are trained or depend on what is. What a kernel computes again does not count.
+        A product of `n` multiplications is `2 * n` FLOP. It counts three times (forward and both gradients) if both
+        sides are trained or depend on something trained. What a kernel recomputes does not count.
 
         Args:
             plan: of the batch.
@@ -110,7 +110,7 @@ class DraftCosts(ABC):
 
 @dataclass(frozen=True)
 class AttentionMemory:
-    """Numbers that attention keeps of a row for its backward pass.
+    """Numbers that attention keeps for a row until the backward pass.
 
     Attributes:
         query, key_value, output: of its query, of its key and value, and of what it attended to.
@@ -130,15 +130,15 @@ class AttentionMemory:
         query, key = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
         return cls(
             query=query,
-            key_value=3 * key,  # a value is kept with the key that it was projected next to
+            key_value=3 * key,  # a value is kept with the key that was projected together with it
             output=query,
             rotation=2 * config.head_dim,
             again=2 * query if accelerator else 0,
         )
 
     def with_layer(self, config: DraftConfig) -> int:
-        """Numbers that a whole layer keeps of a row at one step, without keys and values."""
-        # residual streams before and after attention, each of them normed too; gate and up
+        """Numbers that a whole layer keeps for a row at one step, without keys and values."""
+        # residual streams before and after attention, each also normed; gate and up
         return 4 * config.hidden_size + 2 * config.intermediate_size + self.query + self.output + self.rotation
 
 
@@ -148,9 +148,9 @@ class AttentionProducts:
 
     Attributes:
         query, key_value: widths of the projections of the layer's input.
-        query_behind, key_value_behind: multiplications of a row that make queries, and keys and values, of these.
-        output: width of what the output projection takes.
-        scores_and_sums: multiplications of a row and one key that it sees.
+        query_behind, key_value_behind: multiplications of a row that turn these into queries, and into keys and values.
+        output: input width of the output projection.
+        scores_and_sums: multiplications for a row and one key that it sees.
     """
 
     query: int
@@ -174,20 +174,21 @@ class AttentionProducts:
         )
 
     def per_row(self, config: DraftConfig) -> int:
-        """Multiplications of a row in a layer, without keys, values and scores."""
+        """Multiplications for a row in a layer, without keys, values and scores."""
         projected = config.hidden_size * (self.query + self.output) + self.query_behind
         return projected + 3 * config.hidden_size * config.intermediate_size
 
 
 def chunked_loss(rows: int, config: DraftConfig, shapes: RunShapes) -> int:
-    """Bytes that the fused head and loss take for so many rows, see `losses/fused_head.py`."""
+    """Bytes that the fused head and loss take for this many rows, see `losses/fused_head.py`."""
     logits = rows * config.draft_vocab_size
     block = CHUNK_ELEMENTS if shapes.accelerator else BLOCK_ELEMENTS
-    # the next chunk of logits is made while the last one is still there
+
+    # the next chunk of logits is made while the last one still exists
     chunks = min(2 * CHUNK_ELEMENTS, logits) * shapes.width
     # both distributions of a block, and their product in float32
     judged = min(block, logits) * (2 * shapes.width + FLOAT32)
-    # what the head takes: of all steps, and of those that count
+    # the head's inputs: of all steps, and of those that count
     return chunks + judged + 2 * rows * config.hidden_size * shapes.width
 
 
@@ -198,4 +199,5 @@ def seen_pairs(layout: RowLayout) -> int:
         count = rows.stop - rows.start
         for keys, causal in blocks:
             pairs += count * (count + 1) // 2 if causal else count * (keys.stop - keys.start)
+
     return pairs

@@ -1,16 +1,16 @@
-"""The kinds of draft: a row a kind. Importing this loads no torch, so that arguments can read it.
+"""The kinds of draft: one row each. Importing this loads no torch, so that arguments can read it.
 
-A kind is a package with these modules, which whoever trains, decodes or describes a draft asks:
+A kind is a package with these modules, which training, decoding and cards use:
 
 | module | what it has |
 |---|---|
 | `configuration` | `config_for(target_config, options, **fields)`, and `title_of(config)` of a `config.json` |
 | `modeling` | the classes, each an [`EaglePreTrainedModel`] |
-| `proposal` | what such a draft proposes in decoding: a [`Proposer`], which its class returns |
+| `proposal` | what the draft proposes in decoding: a [`Proposer`], which its class returns |
 | `training` | `training_for(args, config)`: a [`DraftTraining`], the rows of a batch and what they are compared with |
 | `costs` | `costs_of(config)`: a [`DraftCosts`], the memory and the operations of a step |
 
-A kind from outside of this package is registered before arguments are parsed, see [`register_kind`]. What servers make
+Register a kind of another package before parsing arguments, see [`register_kind`]. What servers make
 of a kind is another table, in `serving/`.
 """
 
@@ -29,14 +29,14 @@ class Kind:
     """One kind of draft.
 
     Attributes:
-        name: what it is called here.
-        title: what people call it, in sentences.
+        name: its name in code.
+        title: its name for people, in sentences.
         package: the package with its modules.
-        architectures: names in `architectures` of a config.json, which are those of its classes, and the module of
+        architectures: names in `architectures` of a config.json, which are its class names, and the module of
             each inside the package.
-        methods: values of the argument `method` that train it, and how such a draft is decoded while it is trained.
-        meaningless: arguments that would be ignored, and are refused instead.
-        metrics: what an evaluation measures of such a draft alone, beside what it measures of all.
+        methods: values of the argument `method` that train it, and how its drafts are decoded during training.
+        meaningless: arguments that have no effect on it, and are therefore refused.
+        metrics: what an evaluation measures only for this kind, in addition to what it measures for all.
     """
 
     name: str
@@ -61,7 +61,7 @@ class Kind:
         return f"{'an' if self.title[0] in 'AEIOU' else 'a'} {self.title}"
 
 
-# what EAGLE-1 has no use for: it has neither taps nor a vocabulary, a head or steps of its own
+# EAGLE-1 does not use these: it has no taps, and no vocabulary, head or steps of its own
 _ONLY_EAGLE3 = (
     *("draft_rope", "image_embeddings", "tap_ids", "tap_method"),
     *("draft_vocab_size", "fill_vocabulary", "fc_norm", "norm_output", "draft_init", "draft_attention"),
@@ -78,7 +78,7 @@ KINDS = {
             title="EAGLE-1/2",
             package=f"{__package__}.eagle1",
             architectures={"LlamaForCausalLMEagle": "modeling"},
-            # EAGLE-2 is the same draft, decoded with a dynamic tree
+            # EAGLE-2 is the same draft, decoded with a dynamic draft tree
             methods={"eagle1": "chain", "eagle2": "tree"},
             meaningless=_ONLY_EAGLE3,
             metrics=("regression_loss", "ce_loss"),
@@ -114,6 +114,7 @@ def register_kind(kind: Kind) -> None:
                 f"`kind` {kind.name} cannot be registered: {', '.join(sorted(taken))} belongs to {other.titled} draft "
                 "already; choose other names."
             )
+
     KINDS[kind.name] = kind
 
 
@@ -129,28 +130,29 @@ def kind_of_method(method: str) -> Kind:
         ValueError: for a method that no kind has.
     """
     found = next((kind for kind in KINDS.values() if method in kind.methods), None)
+
     if found is None:
         raise ValueError(f"`method` must be one of {', '.join(method_names())}, got {method!r}.")
     return found
 
 
 def find_kind(architectures: Iterable[str]) -> tuple[Kind, str] | None:
-    """The kind that the first known name in `architectures` belongs to, and that name; `None` where none is known."""
+    """The kind that the first known name in `architectures` belongs to, and that name; `None` if none is known."""
     return next(((kind, name) for name in architectures for kind in KINDS.values() if name in kind.architectures), None)
 
 
 def kind_of_folder(folder: str | Path) -> Kind | None:
-    """The kind of draft that the config.json of a folder names; `None` where it names none that is known."""
+    """The kind of draft that the config.json of a folder names; `None` if it names no known one."""
     found = find_kind(architectures_of(folder))
     return None if found is None else found[0]
 
 
 def architectures_of(folder: str | Path) -> list[str]:
-    """`architectures` in the config.json of a folder; `[]` where none can be read."""
+    """`architectures` in the config.json of a folder; `[]` if none can be read."""
     try:
         return read_json(Path(folder) / "config.json", {"architectures?": list[str] | None}).get("architectures") or []
     except ValueError:
-        return []  # whoever reads the folder says what is wrong with it
+        return []  # loading the folder reports what is wrong with it
 
 
 def architecture_names() -> list[str]:

@@ -1,4 +1,4 @@
-"""What every draft is built on: frozen embeddings that are never saved, vocabulary buffers, strict loading."""
+"""The base class of all drafts: frozen embeddings that are never saved, vocabulary buffers, strict loading."""
 
 import shutil
 from pathlib import Path
@@ -22,7 +22,7 @@ class EaglePreTrainedModel(PreTrainedModel):
     config_class = DraftConfig
     base_model_prefix = ""
     main_input_name = "input_ids"
-    # the target's, shared in memory; both servers take them from the target too
+    # the target's, shared in memory; both servers also take them from the target
     _keys_to_ignore_on_save = ["embed_tokens.weight"]
     _keys_to_ignore_on_load_missing = [r"^embed_tokens\.weight$"]
     # TTT attention, see `drafts/ttt_attention.py`; `sdpa` is the default
@@ -32,22 +32,22 @@ class EaglePreTrainedModel(PreTrainedModel):
 
     @property
     def kind(self) -> Kind:
-        """The kind of draft that this is."""
+        """The kind of this draft."""
         return find_kind(parent.__name__ for parent in type(self).__mro__)[0]
 
     @classmethod
     def _can_set_attn_implementation(cls) -> bool:
-        # transformers looks for its attention interface in the source; a draft's attention is chosen at every unroll
+        # transformers searches the source for its attention interface; a draft chooses its attention at every unroll
         return True
 
     @property
     def lent_tensors(self) -> frozenset[str]:
-        """Names of the tensors that the target lends it: frozen, and never saved."""
+        """Names of the tensors lent by the target: frozen, and never saved."""
         return frozenset(self._keys_to_ignore_on_save or ())
 
     @property
     def own_head(self) -> bool:
-        """Whether it proposes by a head of its own, not by the target's."""
+        """Whether it proposes with its own head rather than the target's."""
         return "lm_head.weight" not in self.lent_tensors
 
     def get_input_embeddings(self) -> nn.Embedding:
@@ -57,13 +57,13 @@ class EaglePreTrainedModel(PreTrainedModel):
         self.embed_tokens = embeddings
 
     def set_target_embeddings(self, weight: torch.Tensor) -> None:
-        """Use the target's embedding table; storage is shared when dtype and device are the draft's.
+        """Use the target's embedding table; storage is shared if dtype and device are the draft's.
 
         Args:
             weight: `(vocab_size, hidden)`.
 
         Raises:
-            ValueError: if the table is another model's.
+            ValueError: if the table belongs to another model.
         """
         wanted = (self.config.vocab_size, self.config.hidden_size)
         if tuple(weight.shape) != wanted:
@@ -74,10 +74,10 @@ class EaglePreTrainedModel(PreTrainedModel):
         self.embed_tokens.weight = self._lent(weight)
 
     def attach(self, target) -> None:
-        """Use what a [`FrozenTarget`] lends its draft, which is never saved: its embeddings.
+        """Use what a [`FrozenTarget`] lends its draft and is never saved: its embeddings.
 
         Raises:
-            ValueError: if it is another target than the draft was made for.
+            ValueError: if the draft was made for another target.
         """
         self.set_target_embeddings(target.embedding_weight())
 
@@ -86,7 +86,7 @@ class EaglePreTrainedModel(PreTrainedModel):
         return nn.Parameter(weight.detach().to(device=like.device, dtype=like.dtype), requires_grad=False)
 
     def freeze(self) -> None:
-        """Take what no draft trains out of training; transformers makes everything trainable when it loads a folder."""
+        """Freeze what no draft trains; transformers makes everything trainable when it loads a folder."""
         self.embed_tokens.requires_grad_(False)
 
     def set_vocabulary(self, mapping: VocabularyMapping) -> None:
@@ -102,6 +102,7 @@ class EaglePreTrainedModel(PreTrainedModel):
                 f"The vocabulary mapping is for {seen[0]} target and {seen[1]} draft tokens, the draft's config says "
                 f"{wanted[0]} and {wanted[1]}: use the mapping that was made for this draft."
             )
+
         if self.d2t is None:
             return
         check_mapping(mapping.d2t, mapping.t2d)
@@ -109,10 +110,11 @@ class EaglePreTrainedModel(PreTrainedModel):
         self.t2d.copy_(mapping.t2d)
 
     def register_vocabulary(self, config: DraftConfig) -> None:
-        """Make the buffers of a draft vocabulary of the configured size, as yet without a mapping."""
+        """Make the buffers of a draft vocabulary of the configured size, still without a mapping."""
         if config.draft_vocab_size == config.vocab_size:
-            self.d2t = self.t2d = None  # vLLM refuses a d2t beside a full vocabulary
+            self.d2t = self.t2d = None  # vLLM refuses a d2t with a full vocabulary
             return
+
         self.register_buffer("d2t", torch.zeros(config.draft_vocab_size, dtype=torch.long))
         self.register_buffer("t2d", torch.arange(config.vocab_size) < config.draft_vocab_size)
 
@@ -124,11 +126,11 @@ class EaglePreTrainedModel(PreTrainedModel):
             self.t2d.copy_(torch.arange(self.config.vocab_size) < self.config.draft_vocab_size)
 
     def select_features(self, features: TargetFeatures) -> torch.Tensor:
-        """Of the target's features those that this draft looks at, `(batch, length, ...)`."""
+        """Those of the target's features that this draft reads, `(batch, length, ...)`."""
         raise NotImplementedError
 
     def select_embeddings(self, features: TargetFeatures) -> torch.Tensor | None:
-        """What stands in the place of embeddings of a batch's tokens, `(batch, length, hidden)`; `None` for these."""
+        """What replaces the embeddings of a batch's tokens, `(batch, length, hidden)`; `None` for no replacement."""
         return None
 
     def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -143,14 +145,14 @@ class EaglePreTrainedModel(PreTrainedModel):
         return cos.view(*shape, -1), sin.view(*shape, -1)
 
     def start_from_target(self, weight: torch.Tensor) -> None:
-        """Start a new draft in the target's terms, from its head `(vocab_size, hidden)`, where the kind can."""
+        """Initialise a new draft from the target's head `(vocab_size, hidden)`, if the kind can."""
 
     def proposer(self, shape: DraftShape, prompts: TargetRun) -> Proposer:
-        """Its side of decoding a batch of prompts: what it proposes in each round.
+        """The draft's side of decoding a batch of prompts: what it proposes in each round.
 
         Args:
             shape: what is drafted in a round.
-            prompts: the batch, before anything of it was decoded.
+            prompts: the batch, before any decoding.
 
         Raises:
             ValueError: for a shape that this kind of draft does not propose.
@@ -158,17 +160,17 @@ class EaglePreTrainedModel(PreTrainedModel):
         raise NotImplementedError
 
     def head_operands(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """What its head multiplies: `hidden` `(rows, hidden)` and the head's weight `(vocabulary, hidden)`."""
+        """The factors of its head's product: `hidden` `(rows, hidden)` and the head's weight `(vocabulary, hidden)`."""
         return hidden, self.lm_head.weight
 
     def nothing(self) -> torch.Tensor:
-        """Zero, but a function of every trained parameter: a batch without a supervised row must touch them all, or DDP
+        """Zero, but a function of every trained parameter. A batch without a supervised row must touch them all, or DDP
         and FSDP hang."""
         return sum(p.sum() for p in self.parameters() if p.requires_grad) * 0.0
 
     @property
     def draft_ids(self) -> torch.Tensor | None:
-        """Target ids of the draft vocabulary `(draft_vocab_size,)`, `None` when it is the whole vocabulary."""
+        """Target ids of the draft vocabulary `(draft_vocab_size,)`, `None` for the whole vocabulary."""
         return None if self.d2t is None else draft_token_ids(self.d2t)
 
     def to_target_ids(self, draft_ids: torch.Tensor) -> torch.Tensor:
@@ -176,8 +178,9 @@ class EaglePreTrainedModel(PreTrainedModel):
         return draft_ids if self.d2t is None else draft_ids + self.d2t[draft_ids]
 
     def save_pretrained(self, save_directory, *args, **kwargs):
-        """As in `transformers`; the weights get the mode of `config.json`, for servers of another user."""
+        """As in `transformers`; weights get the mode of `config.json`, so that other users' servers can read them."""
         super().save_pretrained(save_directory, *args, **kwargs)
+
         config = Path(save_directory) / "config.json"
         if kwargs.get("is_main_process", True) and config.is_file():
             for weights in Path(save_directory).glob("*.safetensors"):
@@ -185,19 +188,21 @@ class EaglePreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
-        """As in `transformers`, but a folder that is not exactly this draft is refused.
+        """As in `transformers`, but refuse a folder that is not exactly this draft.
 
         Raises:
             ValueError: if a tensor is missing, unexpected or of another shape, or if `d2t` and `t2d` do not fit.
         """
         wants_info = kwargs.pop("output_loading_info", False)
-        kwargs["ignore_mismatched_sizes"] = True  # so that all that is wrong is named in one message
+        kwargs["ignore_mismatched_sizes"] = True  # so that one message names all that is wrong
         draft, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+
         wrong = {
             "missing": sorted(set(info["missing_keys"]) - set(cls._keys_to_ignore_on_save)),
             "unexpected": sorted(info["unexpected_keys"]),
             "of another shape": sorted(str(key) for key in info["mismatched_keys"]),
         }
+
         if any(wrong.values()):
             found = "; ".join(f"{what}: {', '.join(names)}" for what, names in wrong.items() if names)
             if "lm_head.weight" in wrong["missing"]:
@@ -208,6 +213,7 @@ class EaglePreTrainedModel(PreTrainedModel):
                 f"The checkpoint {pretrained_model_name_or_path} does not hold exactly the tensors of a "
                 f"{cls.__name__} ({found}): a server would load it silently as garbage."
             )
+
         draft._check_loaded()
         draft.freeze()
         return (draft, info) if wants_info else draft

@@ -1,4 +1,4 @@
-"""Drafts that propose a token at a time: their training unrolls that, and decoding runs it behind a cache."""
+"""Drafts that propose one token at a time: training unrolls them, decoding runs them with a cache."""
 
 import torch
 from transformers import Cache
@@ -10,26 +10,26 @@ from .unroll_plan import RowLayout, UnrollPlan
 
 
 class UnrolledDraft(EaglePreTrainedModel):
-    """A draft that is run on its own output, in training for the steps of its plan. A kind says what one step is."""
+    """A draft that runs on its own output, in training for the steps of its plan. Each kind defines one step."""
 
     def select_features(self, features: TargetFeatures) -> torch.Tensor:
-        """Of a target's [`TargetFeatures`], those that `combine_features` takes: `(batch, length, ...)`.
+        """Those of the [`TargetFeatures`] that `combine_features` takes: `(batch, length, ...)`.
 
         Raises:
-            ValueError: if the target was not asked for taps.
+            ValueError: if the target returned no taps.
         """
         if features.taps is None:
             raise ValueError("Set `tap_ids` of the target before asking it for the features of an EAGLE-3 draft.")
         return features.taps
 
     def select_positions(self, features, position_ids: torch.Tensor | None) -> torch.Tensor | None:
-        """Where the tokens of a batch stand: with m-RoPE where the target has put them, see [`TargetFeatures`]."""
+        """Positions of a batch's tokens: with m-RoPE those of the target, see [`TargetFeatures`]."""
         by_axes = self.config.mrope_section is not None and features.position_ids is not None
         return features.position_ids if by_axes else position_ids
 
     def select_embeddings(self, features) -> torch.Tensor | None:
-        """What stands in the place of embeddings of a batch's tokens: with `image_embeddings` vision what the target's
-        first layer gets, `(batch, length, hidden)`; else `None`."""
+        """What replaces the embeddings of a batch's tokens: with `image_embeddings` vision the input of the target's
+        first layer, `(batch, length, hidden)`; else `None`."""
         return features.embeddings if self.config.image_embeddings == "vision" else None
 
     def embed(self, tokens: torch.Tensor, embeddings: torch.Tensor | None, places=...) -> torch.Tensor:
@@ -38,7 +38,7 @@ class UnrolledDraft(EaglePreTrainedModel):
         return table(tokens) if embeddings is None else embeddings[places].to(table.weight.dtype)
 
     def on_axes(self, position_ids: torch.Tensor) -> torch.Tensor:
-        """Positions `(batch, n)`, or `(3, batch, n)`, as this draft takes them: the latter with m-RoPE only.
+        """Positions `(batch, n)`, or `(3, batch, n)`, in the form that this draft takes: the latter only with m-RoPE.
 
         Raises:
             ValueError: for three positions a token that this draft cannot use.
@@ -48,6 +48,7 @@ class UnrolledDraft(EaglePreTrainedModel):
                 "`position_ids` has three positions a token, but this draft has plain RoPE (`draft_rope` 1d): leave "
                 "them out, or make the draft with mrope."
             )
+
         if position_ids.dim() == 2 and self.config.mrope_section is not None:
             return position_ids.expand(3, -1, -1)
         return position_ids
@@ -59,19 +60,20 @@ class UnrolledDraft(EaglePreTrainedModel):
         plan: UnrollPlan,
         objective: Objective | None = None,
     ) -> EagleOutput:
-        """The unroll of all steps in one forward, so that DDP and FSDP see one forward and one backward.
+        """Unroll all steps in one forward, so that DDP and FSDP see one forward and one backward.
 
         Args:
             input_ids: `(batch, length)`.
             features: the target's, of every token.
-            plan: which rows are unrolled, for how many steps, and where they stand. With m-RoPE the positions of
-                `features` go before its own. Step s stands s places further on every axis.
-            objective: called once with what the head takes at every step, `(num_steps, N, hidden)`, and the head.
+            plan: which rows are unrolled, for how many steps, and at which positions. With m-RoPE, the positions in
+                `features` replace the plan's. Step s is shifted by s positions on every axis.
+            objective: called once with the head's inputs at every step, `(num_steps, N, hidden)`, and the head.
 
         Returns:
             [`EagleOutput`].
         """
         self._check_steps(plan.num_steps)
+
         if plan.layout.rows.numel():
             embeddings = self.select_embeddings(features)
             positions = self.select_positions(features, plan.position_ids)
@@ -85,6 +87,7 @@ class UnrolledDraft(EaglePreTrainedModel):
             )
         else:
             hidden = self._untrained(plan.num_steps)
+
         return EagleOutput(hidden_states=hidden) if objective is None else objective(hidden, self.lm_head)
 
     def _check_steps(self, num_steps: int) -> None:
@@ -99,7 +102,7 @@ class UnrolledDraft(EaglePreTrainedModel):
         num_steps: int,
         embeddings: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """What the head takes of the rows `layout.rows` at every step, `(num_steps, N, hidden)`.
+        """The head's inputs for the rows `layout.rows` at every step, `(num_steps, N, hidden)`.
 
         Args:
             input_ids: `(batch * length,)`.
@@ -120,7 +123,7 @@ class UnrolledDraft(EaglePreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         embeddings: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Serving: run rows behind those in the cache, and add their keys to it.
+        """Serving: run rows after those in the cache, and add their keys to it.
 
         Args:
             input_ids: `(batch, n)`, for each row the NEXT token.
@@ -128,7 +131,7 @@ class UnrolledDraft(EaglePreTrainedModel):
             position_ids: `(batch, n)` of the rows, with m-RoPE also `(3, batch, n)`.
             past_key_values: cache of one layer.
             attention_mask: bool `(batch, 1, n, past + n)`; causal when `None`.
-            embeddings: `(batch, n, hidden)` in the place of those of `input_ids`, see `select_embeddings`.
+            embeddings: `(batch, n, hidden)` instead of those of `input_ids`, see `select_embeddings`.
 
         Returns:
             Hidden states for the head and hidden states to feed back, each `(batch, n, hidden)`.
@@ -136,5 +139,5 @@ class UnrolledDraft(EaglePreTrainedModel):
         raise NotImplementedError
 
     def _untrained(self, num_steps: int) -> torch.Tensor:
-        """Of a batch without a supervised row."""
+        """The hidden states of a batch without a supervised row."""
         return self.fc.weight.new_empty(num_steps, 0, self.config.hidden_size) + self.nothing()

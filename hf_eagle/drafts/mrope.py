@@ -1,4 +1,4 @@
-"""RoPE by three positions a token, as Qwen-VL's text models and both servers rotate."""
+"""RoPE with three positions a token, as in Qwen-VL's text models and both servers."""
 
 import torch
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
@@ -8,9 +8,8 @@ class EagleMRotaryEmbedding(LlamaRotaryEmbedding):
     """Every pair of a head is rotated by one of a token's positions in time, height and width.
 
     `mrope_section` says how many pairs belong to each axis. Interleaved (Qwen3-VL), pairs go round the axes,
-    `thwthw...`, until height and width have theirs, and the rest is time's; otherwise (Qwen2.5-VL) each axis has one
-    block of them.
-    Where the three are equal, as in text, this is plain RoPE.
+    `thwthw...`, until height and width have theirs, and time gets the rest. Otherwise (Qwen2.5-VL) each axis has one
+    block of pairs. If the three positions are equal, as in text, this is plain RoPE.
     """
 
     def __init__(self, config):
@@ -22,6 +21,7 @@ class EagleMRotaryEmbedding(LlamaRotaryEmbedding):
         """Tables `(batch, n, head_dim)` in the dtype of `x` for `position_ids` `(3, batch, n)`."""
         axes = torch.tensor(self.axes, device=x.device)
         positions = position_ids.to(x.device)[axes].movedim(0, -1).float()  # (batch, n, pairs)
+
         angles = positions * self.inv_freq.to(x.device, torch.float32)
         angles = torch.cat([angles, angles], dim=-1)
         return angles.cos().to(x.dtype), angles.sin().to(x.dtype)

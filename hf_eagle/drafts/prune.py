@@ -1,4 +1,4 @@
-"""Cut the vocabulary of a trained draft: fewer rows in its head, and not a digit of the kept ones changed."""
+"""Cut the vocabulary of a trained draft: remove rows of its head, and keep the others bit for bit."""
 
 from collections.abc import Iterable
 
@@ -10,11 +10,11 @@ from .vocabulary import VocabularyMapping, coverage_by_size
 
 
 def prune_vocabulary(draft: EaglePreTrainedModel, token_ids: torch.Tensor) -> VocabularyMapping:
-    """Leave only some of the tokens that a draft can propose, in place; logits of the kept ones stay as they are.
+    """Keep only some of the tokens that a draft can propose, in place; their logits do not change.
 
     Args:
         draft: of the whole vocabulary or of a part of it.
-        token_ids: target ids to keep, in any order; each must be one that the draft can propose now.
+        token_ids: target ids to keep, in any order; the draft must be able to propose each now.
 
     Returns:
         The new mapping, already set.
@@ -28,7 +28,8 @@ def prune_vocabulary(draft: EaglePreTrainedModel, token_ids: torch.Tensor) -> Vo
     config = draft.config
     mapping = VocabularyMapping.from_token_ids(token_ids.cpu(), config.vocab_size)
     kept, current = mapping.t2d.nonzero()[:, 0], proposable(draft)
-    # where each kept token stands among the present rows
+
+    # the present row of each kept token
     rows = torch.searchsorted(current, kept).clamp_max(len(current) - 1)
     missing = kept[current[rows] != kept].tolist()
     if missing:
@@ -42,7 +43,7 @@ def prune_vocabulary(draft: EaglePreTrainedModel, token_ids: torch.Tensor) -> Vo
     draft.lm_head = nn.Linear(config.hidden_size, len(kept), bias=False, device="meta")
     draft.lm_head.weight = nn.Parameter(old.detach()[rows.to(old.device)], requires_grad=old.requires_grad)
 
-    # the buffers have another size, or none at all before
+    # the buffers change size, or did not exist before
     config.draft_vocab_size = len(kept)
     del draft.d2t, draft.t2d
     draft.register_vocabulary(config)
@@ -58,23 +59,24 @@ def most_frequent(
     special_ids: Iterable[int] = (),
     fill_ids: Iterable[int] = (),
 ) -> torch.Tensor:
-    """Of the tokens a draft can propose the most frequent ones, special tokens always among them.
+    """The most frequent of the tokens that a draft can propose, always with the special tokens.
 
     Args:
         draft: the draft to prune.
-        counts: int `(vocab_size,)`, how often each token was said.
+        counts: int `(vocab_size,)`, how often each token occurred.
         draft_vocab_size: how many to keep.
-        special_ids: kept whatever their count, as far as the draft can propose them.
-        fill_ids: kept in this order where fewer different tokens were counted, as far as the draft can propose them.
+        special_ids: kept whatever their count, if the draft can propose them.
+        fill_ids: kept in this order if too few different tokens were counted; skipped if the draft cannot propose them.
 
     Returns:
         Target ids `(draft_vocab_size,)`, ascending.
 
     Raises:
-        ValueError: if the draft has no more tokens than that, or fewer different ones were counted.
+        ValueError: if the draft has no more tokens than that, or too few different ones were counted.
     """
     current = proposable(draft)
     _check_smaller(draft_vocab_size, len(current), "draft_vocab_size")
+
     counts, special_ids = _of_draft(current, counts, special_ids)
     known = set(current.tolist())
     fill_ids = [i for i in fill_ids if i in known]
@@ -82,7 +84,7 @@ def most_frequent(
 
 
 def coverage(draft: EaglePreTrainedModel, counts: torch.Tensor, special_ids: Iterable[int] = ()) -> dict[int, float]:
-    """Share of all counted tokens that the draft could propose, by the size it is pruned to: 4096, 8192, ..., all."""
+    """Share of all counted tokens that the draft can propose, by the size it is pruned to: 4096, 8192, ..., all."""
     current, total = proposable(draft), int(counts.sum())
     counts, special_ids = _of_draft(current, counts, special_ids)
     return coverage_by_size(counts, special_ids, len(current), total)
@@ -104,5 +106,6 @@ def _check_smaller(size: int, current: int, name: str) -> None:
     if size >= current:
         seen = f"is {size}" if name == "draft_vocab_size" else f"names {size} tokens"
         raise ValueError(f"`{name}` {seen}, but the draft has {current} already and cannot grow: keep fewer.")
+
     if size < 1:
         raise ValueError(f"`{name}` must keep at least one token, got {size}.")

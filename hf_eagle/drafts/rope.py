@@ -1,4 +1,4 @@
-"""RoPE of a draft: what of its target's RoPE both servers run in a draft as transformers does."""
+"""RoPE of a draft: the part of its target's RoPE that both servers run in a draft as transformers does."""
 
 import logging
 import math
@@ -10,7 +10,7 @@ from typing import Any
 logger = logging.getLogger(__name__)
 
 ROPES = ("1d", "mrope")
-# what the servers read of each type, besides the base. Of `yarn` SGLang does not read an `attention_factor`.
+# the fields that servers read for each type, besides the base. SGLang reads no `attention_factor` of `yarn`
 _READ = {
     "default": (),
     "linear": ("factor",),
@@ -21,7 +21,7 @@ _READ = {
     ),
 }
 
-# and without which none of them can be computed
+# and those that each type cannot be computed without
 _NEEDED = {
     "default": (),
     "linear": ("factor",),
@@ -31,66 +31,74 @@ _NEEDED = {
 
 
 def draft_rope(text_config, kind: str = "1d") -> dict[str, Any]:
-    """`rope_parameters` of a draft for a target: its base, and its scaling where servers run that in one known way.
+    """`rope_parameters` of a draft for a target: its base, and its scaling if servers run that in one known way.
 
-    A draft learns its own attention, so it need not rotate as its target does; it must be served as it was trained.
-    Left out are therefore
+    A draft learns its own attention, so it need not rotate as its target does. It must be served as it was trained.
+    Therefore these are left out:
 
-    * scalings which depend on how long the sequence is (`longrope`, `dynamic`): transformers chooses anew for every
+    * scalings that depend on the length of the sequence (`longrope`, `dynamic`): transformers chooses anew for every
       batch, vLLM once at its start, for the longest context it was started with;
-    * `partial_rotary_factor` (Phi-3, GLM-4): transformers' Llama ignores it, vLLM obeys it. A draft's heads are rotated
-      whole;
+    * `partial_rotary_factor` (Phi-3, GLM-4): transformers' Llama ignores it, vLLM obeys it. A draft rotates whole
+      heads;
     * `mrope_section`, unless `kind` is `"mrope"`, and anything else that one server reads and another does not.
 
     With `"mrope"` a draft gives tokens three positions, as its target does. Both servers then read `mrope_section` and
-    `mrope_interleaved`, the latter false where it is not written.
+    `mrope_interleaved`; the latter is false if absent.
 
-    Of a RoPE for each type of layer (Gemma 3) a draft, whose attention does not slide, gets that of `full_attention`;
-    where those layers rotate nothing, or no type has that name, that of the first type which has one.
+    If each type of layer has its own RoPE (Gemma 3), a draft, whose attention does not slide, gets that of
+    `full_attention`. If those layers rotate nothing, or no type has that name, it gets that of the first type that has
+    one.
 
     Args:
         text_config: the target's.
         kind: `"1d"` or `"mrope"`.
 
     Raises:
-        ValueError: for an unknown kind, or `"mrope"` beside a target that has none, or one that is scaled.
+        ValueError: for an unknown kind, or `"mrope"` for a target without m-RoPE, or with a scaled one.
     """
     if kind not in ROPES:
         raise ValueError(f"`draft_rope` must be one of {', '.join(ROPES)}, got {kind!r}.")
+
     rope = _of_layer(text_config)
     by_axes, kind = kind == "mrope", rope.get("rope_type") or "default"
     if by_axes and not (rope.get("mrope_section") and kind == "default"):
         seen = f"has RoPE of type {kind}" if rope.get("mrope_section") else "counts all tokens alike"
         raise ValueError(f"`draft_rope` is mrope, but the target {seen}: set it to 1d.")
+
     if kind not in _READ:
         logger.warning(
-            "The target's RoPE scaling %r is not copied, because servers choose among its factors otherwise than "
-            "training does: the draft gets plain RoPE with the same base.",
+            "The target's RoPE scaling %r is not copied, because servers choose among its factors differently "
+            "from training: the draft gets plain RoPE with the same base.",
             kind,
         )
         kind = "default"
+
     read = {name: rope[name] for name in _READ[kind] if rope.get(name) is not None}
-    if not (read.get("mscale") and read.get("mscale_all_dim")):  # one alone, or a zero, is read in several ways
+    if not (read.get("mscale") and read.get("mscale_all_dim")):  # readers differ on one alone, and on a zero
         read = {name: x for name, x in read.items() if not name.startswith("mscale")}
+
     if by_axes:
         read = {"mrope_section": list(rope["mrope_section"]), "mrope_interleaved": bool(rope.get("mrope_interleaved"))}
+
     return {"rope_type": kind, "rope_theta": rope.get("rope_theta", 10000.0), **read}
 
 
 def check_rope_scaling(given: Any) -> dict[str, Any]:
-    """A RoPE scaling that was asked for, `{"rope_type": "yarn", "factor": 4.0, ...}`, as transformers 5 spells it.
+    """Check a RoPE scaling given by the user, `{"rope_type": "yarn", "factor": 4.0, ...}`, as transformers 5 spells it.
 
     Args:
         given: the fields; `type` may stand for `rope_type`, and `rope_theta` may be left out.
 
     Raises:
         ValueError: for a type that transformers and both servers do not run alike, and for fields that one of them does
-            not read, that are missing, or that are no such numbers.
+            not read, that are missing, or that have wrong values.
     """
     if not isinstance(given, Mapping):
         raise ValueError(f"`draft_rope_scaling` must be a JSON object, got {given!r}.")
+
     types = {given[name] for name in ("rope_type", "type") if isinstance(given.get(name), str)}
     kind = types.pop() if len(types) == 1 else None
+
     if kind not in _READ:
         seen = given.get("rope_type", given.get("type"))
         raise ValueError(
@@ -107,6 +115,7 @@ def check_rope_scaling(given: Any) -> dict[str, Any]:
             )
         if (wanted := _refused(name, value)) is not None:
             raise ValueError(f"`{name}` of `draft_rope_scaling` must be {wanted}, got {value!r}.")
+
     missing = [name for name in _NEEDED[kind] if name not in fields]
     if missing:
         raise ValueError(f"`draft_rope_scaling` of type {kind} lacks `{missing[0]}`: add it.")
@@ -116,28 +125,33 @@ def check_rope_scaling(given: Any) -> dict[str, Any]:
         raise ValueError(
             f"`low_freq_factor` of `draft_rope_scaling` must be below `high_freq_factor` {high}, got {low}."
         )
+
     slow, fast = fields.get("beta_slow", 1), fields.get("beta_fast", 32)
     if slow >= fast:
         raise ValueError(f"`beta_slow` of `draft_rope_scaling` must be below `beta_fast` {fast}, got {slow}.")
+
     if ("mscale" in fields) != ("mscale_all_dim" in fields):
         raise ValueError("`draft_rope_scaling` must hold both `mscale` and `mscale_all_dim`, or neither.")
+
     return {"rope_type": kind, **fields}
 
 
 def _refused(name: str, value: Any) -> str | None:
-    """What a field of a scaling must be, the rest of a sentence; `None` if it is that."""
+    """What a field of a scaling must be, as the rest of a sentence; `None` if it is that."""
     if name == "truncate":
         return None if isinstance(value, bool) else "true or false"
     if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
         return "a number"
+
     if name == "original_max_position_embeddings":
         return None if isinstance(value, int) and value >= 1 else "a whole number of at least 1"
+
     least = 1 if name == "factor" else 0
     return None if value > 0 and value >= least else "at least 1" if least else "above 0"
 
 
 def scaled_rope(text_config, scaling: Mapping[str, Any]) -> dict[str, Any]:
-    """`rope_parameters` of a draft with a scaling of its own, and the target's base where that names none.
+    """`rope_parameters` of a draft with its own scaling, and the target's base if that names none.
 
     Args:
         text_config: the target's.
@@ -147,16 +161,16 @@ def scaled_rope(text_config, scaling: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _of_layer(text_config) -> dict[str, Any]:
-    """RoPE of a target, of the layers that a draft is like where they differ."""
+    """RoPE of a target; of the layers that resemble a draft, if layers differ."""
     rope = getattr(text_config, "rope_parameters", None) or {}
     by_type = [x for x in (rope.get("full_attention"), *rope.values()) if isinstance(x, dict)]
     return by_type[0] if by_type else rope
 
 
 def positions_for(rope: Mapping[str, Any], text_config, positions: int) -> int:
-    """`max_position_embeddings` with which a draft of this RoPE has the context of its target in both servers.
+    """`max_position_embeddings` that give a draft with this RoPE its target's context in both servers.
 
-    Of some scalings SGLang takes a context for `factor` times as long as the config says.
+    For some scalings, SGLang multiplies the config's context by `factor`.
 
     Args:
         rope: the draft's.

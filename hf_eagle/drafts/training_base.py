@@ -1,4 +1,4 @@
-"""What every kind of draft says of its training: which rows of a batch count, and what they are compared with."""
+"""What every kind of draft defines for its training: which rows of a batch count, and their targets."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -14,22 +14,22 @@ from ..targets.features import TargetFeatures
 
 @dataclass(frozen=True)
 class Draw:
-    """Where a plan's random choices come from: they depend on the run's seed, the epoch and the example alone.
+    """Where a plan's random choices come from: only from the run's seed, the epoch and the example.
 
-    So they are the same for any number of ranks and workers, and when a run is resumed.
+    So they do not change with the number of ranks and workers, or when a run resumes.
     """
 
     seed: int = 0
     epoch: int = 0
 
     def generator(self, tokens: torch.Tensor) -> torch.Generator:
-        """For one example, known by its tokens `(length,)` without padding, on the CPU."""
+        """For one example, identified by its tokens `(length,)` without padding, on the CPU."""
         digest = blake2b(tokens.numpy().tobytes(), digest_size=8, key=f"{self.seed} {self.epoch}".encode()).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest, "little", signed=True))
 
 
 class BatchPlan(ABC):
-    """What of one batch is trained on. It depends on the batch's tokens alone, and is made on the CPU.
+    """What to train on in one batch. It depends only on the batch's tokens, and is made on the CPU.
 
     Attributes:
         documents: `(batch, length)`, the document of each token, negative on padding.
@@ -48,11 +48,11 @@ class BatchPlan(ABC):
 
 @dataclass
 class Lesson:
-    """What a draft is given for one batch.
+    """What a draft gets for one batch.
 
     Attributes:
-        features: of the target, as the draft is to see them.
-        objective: compares what the draft makes of them with the target.
+        features: of the target, as the draft sees them.
+        objective: compares the draft's output with the target.
     """
 
     features: TargetFeatures
@@ -60,11 +60,11 @@ class Lesson:
 
 
 class DraftTraining(ABC):
-    """How a kind of draft is trained. It holds numbers only, and travels to the workers that make batches.
+    """How a kind of draft is trained. It holds only numbers, and travels to the workers that make batches.
 
     Attributes:
         step_weights: `(steps,)`, the weight of each step in the loss.
-        sees_embeddings: whether the draft looks at what the target's first layer gets.
+        sees_embeddings: whether the draft reads the input of the target's first layer.
     """
 
     step_weights: torch.Tensor
@@ -77,10 +77,10 @@ class DraftTraining(ABC):
 
     @abstractmethod
     def plan(self, batch: Mapping[str, Any], draw: Draw) -> BatchPlan:
-        """Which rows of a batch are trained on.
+        """Which rows of a batch to train on.
 
         Args:
-            batch: what a collator made, on the CPU: `input_ids` and `loss_mask` `(batch, length)`, and where it has
+            batch: a collator's output, on the CPU: `input_ids` and `loss_mask` `(batch, length)`, and if it has
                 them `attention_mask`, `documents` and `position_ids`.
             draw: where random choices come from.
         """
@@ -89,13 +89,13 @@ class DraftTraining(ABC):
     def teach(
         self, target, draft, seen: TargetFeatures, plan: BatchPlan, step_factors: torch.Tensor, dtype: torch.dtype
     ) -> Lesson:
-        """What the draft is given, and what it is compared with.
+        """What the draft gets, and what it is compared with.
 
         Args:
-            target ([`FrozenTarget`]): its head is asked.
-            draft ([`EaglePreTrainedModel`]): the one that learns.
-            seen: what the target said of the batch.
+            target ([`FrozenTarget`]): its head is used.
+            draft ([`EaglePreTrainedModel`]): the one that is trained.
+            seen: the target's features of the batch.
             plan: of the batch, on the target's device.
             step_factors: `(steps,)`, the factor of each step's summed loss in the final one.
-            dtype: of distributions that are kept.
+            dtype: in which distributions are kept.
         """

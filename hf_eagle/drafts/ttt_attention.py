@@ -1,10 +1,10 @@
-"""Attention of the training-time test: the step-0 keys of a row's past, and its own key of every later step.
+"""Attention of the training-time test: a row sees the step-0 keys of its past, and its own key of every later step.
 
 At step `s` row `i` attends, under one softmax, to the step-0 keys `j <= i` of its document and to its own keys of the
-steps `1..s` (EAGLE-3, arXiv 2503.01840; contract section 2). Only the rows that are unrolled have queries.
+steps `1..s` (EAGLE-3, arXiv 2503.01840; contract section 2). Only the unrolled rows have queries.
 
 `eager` is the readable form. `sdpa` and `flex_attention` never hold the scores: a fused kernel attends to the step-0
-keys and returns its log-sum-exp, with which the few own keys are merged exactly. Memory is linear in length.
+keys and returns its log-sum-exp, which merges the few own keys exactly. Memory is linear in length.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from torch.nn.functional import pad
 from .unroll_plan import RowLayout
 
 
-# scores of a block below which the CPU kernel's backward is faster in float32 than in bfloat16 (on a Xeon with AMX)
+# below this many scores in a block, the CPU kernel's backward is faster in float32 than bfloat16 (Xeon with AMX)
 _FEW_SCORES = 2**17
 
 
@@ -29,7 +29,7 @@ def eager_ttt_attention(
     layout: RowLayout,
     scaling: float,
 ) -> torch.Tensor:
-    """The readable form: all scores of a document side by side, one softmax in float32.
+    """The readable form: all scores of a document at once, one softmax in float32.
 
     Args:
         query: `(N, heads, key_dim)` of the unrolled rows at this step.
@@ -48,20 +48,23 @@ def eager_ttt_attention(
         scores = torch.einsum("nkgd,tkd->nkgt", q[rows], key[keys]) * scaling
         hidden = layout.keys[None, keys] > layout.rows[rows, None]
         scores = scores.masked_fill(hidden[:, None, None], torch.finfo(scores.dtype).min)
+
         own = [torch.einsum("nkgd,nkd->nkg", q[rows], k[rows])[..., None] * scaling for k in own_keys]
         weights = torch.cat([scores, *own], dim=-1).softmax(-1, dtype=torch.float32).to(value.dtype)
+
         out = torch.einsum("nkgt,tkd->nkgd", weights[..., : last_key - first_key], value[keys])
         for b, v in enumerate(own_values):
             out = out + weights[..., last_key - first_key + b, None] * v[rows, :, None]
         outputs.append(out)
+
     return torch.cat(outputs).flatten(1, 2)
 
 
 class _FlashTTT(torch.autograd.Function):
     """Step-0 keys by PyTorch's flash kernel for CPUs, two blocks a span; own keys merged by log-sum-exp.
 
-    The kernel's backward needs nothing but the output and the log-sum-exp of a row, so given the MERGED ones it returns
-    the exact gradients of its block.
+    The kernel's backward needs only the output and the log-sum-exp of a row. Given the MERGED ones, it returns the
+    exact gradients of its block.
     """
 
     @staticmethod
@@ -71,6 +74,7 @@ class _FlashTTT(torch.autograd.Function):
         result = torch.empty_like(query)
         out = _grouped(result, key.shape[1])  # (kv, group, N, dim), a view of it
         lse = q.new_empty(q.shape[:3], dtype=torch.float32)
+
         for rows, blocks in layout.spans:
             parts = [_flash(q[:, :, rows], k[:, :, keys], v[:, :, keys], causal, scaling) for keys, causal in blocks]
             out[:, :, rows], lse[:, :, rows] = _merge(parts)
@@ -83,6 +87,8 @@ class _FlashTTT(torch.autograd.Function):
             for b, own_value in enumerate(own_values):
                 out.addcmul_(share[..., b, None], _broadcast(own_value))
             lse = total
+
+        # attention is one softmax over both sets, so save the merged output and log-sum-exp
         ctx.layout, ctx.scaling = layout, scaling
         ctx.save_for_backward(query, key, value, result, lse, *own)
         return result
@@ -94,6 +100,7 @@ class _FlashTTT(torch.autograd.Function):
         scaling = ctx.scaling
         q, k, v = _grouped(query, key.shape[1]), _expanded(key, query), _expanded(value, query)
         grad, out = (_grouped(x.to(q.dtype), key.shape[1]) for x in (grad, result))
+
         dq = torch.zeros(q.shape, dtype=torch.float32, device=q.device)
         dk, dv = (torch.zeros(x.shape[1], x.shape[0], x.shape[2], dtype=torch.float32) for x in (key, value))
         for rows, blocks in ctx.layout.spans:
@@ -117,6 +124,7 @@ class _FlashTTT(torch.autograd.Function):
                 d_own_keys.append((d_score * q).sum(1).transpose(0, 1))
                 d_own_values.append((share[..., b, None].to(q.dtype) * grad).sum(1).transpose(0, 1))
             own_grads = d_own_keys + d_own_values
+
         dq = dq.permute(2, 0, 1, 3).flatten(1, 2)
         dk, dv = dk.transpose(0, 1), dv.transpose(0, 1)
         return dq.to(query.dtype), dk.to(key.dtype), dv.to(value.dtype), None, None, *own_grads
@@ -165,14 +173,15 @@ def _flash_backward(grad, q, k, v, out, lse, causal: bool, scaling: float):
 
 
 def flash_ttt_attention(query, key, value, own_keys, own_values, layout, scaling) -> torch.Tensor:
-    """`eager_ttt_attention` in linear memory on a CPU; arguments and result are the same.
+    """`eager_ttt_attention` in linear memory on a CPU, with the same arguments and result.
 
-    Key and value widths may differ (MLA): the kernel wants one width, so the narrower side is padded with zeros, which
+    Key and value widths may differ (MLA): the kernel needs one width, so the narrower side is padded with zeros, which
     changes neither scores nor sums.
     """
     wide, narrow = value.shape[-1], query.shape[-1]
     width = max(wide, narrow)
     dtype = query.dtype
+
     query, key, *own_keys = (_widen(x, width).to(dtype) for x in (query, key, *own_keys))
     value, *own_values = (_widen(x, width).to(dtype) for x in (value, *own_values))
     return _FlashTTT.apply(query, key, value, layout, scaling, *own_keys, *own_values)[..., :wide]
@@ -183,9 +192,9 @@ def _widen(x: torch.Tensor, width: int) -> torch.Tensor:
 
 
 def flex_ttt_attention(query, key, value, own_keys, own_values, layout, scaling) -> torch.Tensor:
-    """`eager_ttt_attention` by `flex_attention`, whose log-sum-exp is differentiable; for accelerators.
+    """`eager_ttt_attention` with `flex_attention`, whose log-sum-exp is differentiable; for accelerators.
 
-    On a CPU it runs uncompiled, in quadratic memory: good for a test, no more.
+    On a CPU it runs uncompiled, in quadratic memory: only good for tests.
     """
     from torch.nn.attention.flex_attention import AuxRequest
 
@@ -196,9 +205,11 @@ def flex_ttt_attention(query, key, value, own_keys, own_values, layout, scaling)
         enable_gqa=True,
         return_aux=AuxRequest(lse=True),
     )
+
     out, lse = out[0].transpose(0, 1), aux.lse[0].transpose(0, 1)  # (N, heads, dim), (N, heads)
     if not own_keys:
         return out
+
     groups = query.shape[1] // key.shape[1]
     own_keys, own_values = ([x.repeat_interleave(groups, 1) for x in own] for own in (own_keys, own_values))
     scores = torch.stack([lse, *((query * k).sum(-1, dtype=torch.float32) * scaling for k in own_keys)], dim=-1)
@@ -214,9 +225,10 @@ def _flex_kernel(device_type: str) -> Callable:
 
 
 def ttt_attention(implementation: str, device: torch.device) -> Callable:
-    """The function behind an `attn_implementation`; `sdpa` means the fused kernel that the device has."""
+    """The function behind an `attn_implementation`; `sdpa` is the device's fused kernel."""
     if implementation == "sdpa":
         return flash_ttt_attention if device.type == "cpu" else flex_ttt_attention
+
     known = {"eager": eager_ttt_attention, "flex_attention": flex_ttt_attention}
     if implementation not in known:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""The plan of a batch for drafts that are unrolled a token at a time: which rows, which keys they see, and where."""
+"""The plan of a batch for drafts unrolled token by token: which rows, which keys they see, and where."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
@@ -17,10 +17,10 @@ _BLOCK = 128  # rows and keys of a block of `flex_attention`
 
 @dataclass
 class RowLayout:
-    """The unrolled rows of a `(batch, length)` grid, and the rows that need a key for them.
+    """The unrolled rows of a `(batch, length)` grid, and the rows whose keys these need.
 
-    A row's key is needed when an unrolled row of the same document stands at or behind it: padding, and what follows
-    the last supervised row of a document, costs nothing.
+    A row's key is needed if an unrolled row of the same document stands at or after it. So padding and what follows
+    the last supervised row of a document cost nothing.
 
     Attributes:
         rows: `(N,)` flat ids `b * length + t` of the unrolled rows, ascending.
@@ -37,7 +37,7 @@ class RowLayout:
 
     @classmethod
     def of(cls, rows: torch.Tensor, documents: torch.Tensor) -> "RowLayout":
-        """For these rows of a batch whose tokens belong to `documents` `(batch, length)`, each in one piece."""
+        """For these rows of a batch whose tokens belong to `documents` `(batch, length)`, each contiguous."""
         document = number_documents(documents)
         places = torch.arange(document.numel(), device=rows.device)
         last_row = torch.full_like(places, -1).scatter_reduce(0, document[rows], rows, "amax")
@@ -46,19 +46,21 @@ class RowLayout:
         return cls(rows, keys, (needed.cumsum(0) - 1)[rows], document[rows], document[keys])
 
     def counted(self) -> "RowLayout":
-        """Itself, with what kernels want to know as plain numbers: asked for on a device, these would wait for it."""
+        """Itself, with the numbers that kernels need computed now: on a device, reading them would wait for it."""
         if self.rows.numel():
             self.spans  # noqa: B018 - `documents` too
         return self
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "RowLayout":
-        """On another device; what was counted on the host stays counted."""
+        """On another device, keeping what was counted on the host."""
         if self.rows.device == torch.device(device):
             return self
+
         counted = {name: self.__dict__[name] for name in ("documents", "spans") if name in self.__dict__}
         moved = replace(
             self, **{f.name: getattr(self, f.name).to(device, non_blocking=non_blocking) for f in fields(self)}
         )
+
         moved.__dict__.update(counted)
         return moved
 
@@ -69,17 +71,20 @@ class RowLayout:
             torch.unique_consecutive(document, return_counts=True)[1].tolist()
             for document in (self.document_of_row, self.document_of_key)
         )
+
         found, row, key = [], 0, 0
         for rows, keys in zip(row_counts, key_counts, strict=True):
             found.append((row, row + rows, key, key + keys))
             row, key = row + rows, key + keys
+
         return found
 
     @cached_property
     def spans(self) -> list[tuple[slice, list[tuple[slice, bool]]]]:
-        """Rows that stand side by side, each with its blocks of keys, `(keys, causal)`: all before it, its own."""
+        """Runs of adjacent rows, each with its blocks of keys, `(keys, causal)`: all before it, and its own."""
         joined = (self.rows[1:] == self.rows[:-1] + 1) & (self.document_of_row[1:] == self.document_of_row[:-1])
         starts = [0, *((~joined).nonzero()[:, 0] + 1).tolist()]
+
         places, documents = self.row_in_keys.tolist(), iter(self.documents)
         found, end_of_document, first_key = [], 0, 0
         for start, end in zip(starts, [*starts[1:], len(places)], strict=True):
@@ -88,24 +93,27 @@ class RowLayout:
             own = slice(places[start], places[start] + end - start)
             before = slice(first_key, own.start)
             found.append((slice(start, end), [(own, True)] + [(before, False)] * (before.start < before.stop)))
+
         return found
 
     @cached_property
     def block_mask(self):
-        """The same as a mask of `flex_attention`: blocks of keys that a block of rows sees in full, or in part."""
+        """The layout as a mask of `flex_attention`: blocks of keys that a block of rows sees in full, or in part."""
         from torch.nn.attention.flex_attention import BlockMask
 
         def visible(batch, head, row, key):
             same = self.document_of_row[row] == self.document_of_key[key]
             return same & (self.keys[key] <= self.rows[row])
 
-        # rows, keys and documents ascend, so the ends of a block say what is in it
+        # rows, keys and documents ascend, so a block's first and last entries bound what is in it
         first_row, last_row = (x[:, None] for x in _ends_of_blocks(self.rows))
         row_document, last_row_document = (x[:, None] for x in _ends_of_blocks(self.document_of_row))
         first_key, last_key = _ends_of_blocks(self.keys)
         key_document, last_key_document = _ends_of_blocks(self.document_of_key)
+
         met = (first_key <= last_row) & (key_document <= last_row_document) & (last_key_document >= row_document)
         full = (last_key <= first_row) & (key_document == last_row_document) & (last_key_document == row_document)
+
         return BlockMask.from_kv_blocks(
             *_listed(met & ~full),
             *_listed(full),
@@ -116,27 +124,27 @@ class RowLayout:
 
 
 def _ends_of_blocks(ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """First and last of every `_BLOCK` ids."""
+    """The first and last id of every `_BLOCK` ids."""
     starts = torch.arange(0, ids.numel(), _BLOCK, device=ids.device)
     return ids[starts], ids[(starts + _BLOCK - 1).clamp_max(ids.numel() - 1)]
 
 
 def _listed(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Bool `(rows, columns)` as `flex_attention` wants it: how many columns a row has, and which, those first."""
+    """Bool `(rows, columns)` in the form of `flex_attention`: how many columns a row has, and their numbers first."""
     order = blocks.int().argsort(dim=-1, descending=True, stable=True)
     return blocks.sum(-1, dtype=torch.int32)[None, None], order.int()[None, None]
 
 
 @dataclass
 class UnrollPlan(BatchPlan):
-    """Which rows are unrolled, where they stand, and what each is compared with.
+    """Which rows are unrolled, at which positions, and what each is compared with.
 
     Attributes:
         documents, packed: as in [`BatchPlan`].
-        position_ids: `(batch, length)`, or `(3, batch, length)`, where tokens stand.
+        position_ids: `(batch, length)`, or `(3, batch, length)`, positions of tokens.
         num_steps: TTT steps.
         layout: the rows, and which step-0 keys they need.
-        supervised: what each row is compared with; `None` where nothing is.
+        supervised: what each row is compared with; `None` without a comparison.
     """
 
     documents: torch.Tensor
@@ -152,7 +160,7 @@ class UnrollPlan(BatchPlan):
 
     @classmethod
     def of(cls, batch: Mapping[str, Any], num_steps: int, supervision: str = "serving") -> "UnrollPlan":
-        """Of what a collator made, see [`DraftTraining.plan`]."""
+        """From a collator's output, see [`DraftTraining.plan`]."""
         documents = documents_of(batch)
         supervised = SupervisionPlan.of(supervised_steps(batch["loss_mask"], documents, num_steps, supervision))
         return cls(
@@ -174,9 +182,10 @@ class UnrollPlan(BatchPlan):
         position_ids: torch.Tensor | None = None,
         documents: torch.Tensor | None = None,
     ) -> "UnrollPlan":
-        """Of rows that are chosen, `(N,)` flat ids `b * length + t`, ascending; all rows when `None`."""
+        """For chosen rows, `(N,)` flat ids `b * length + t`, ascending; all rows when `None`."""
         if rows is None:
             rows = torch.arange(input_ids.numel(), device=input_ids.device)
+
         documents = mark_padding(documents, attention_mask, like=input_ids)
         positions = _positions(input_ids, attention_mask, position_ids)
         return cls(documents, any_packed(documents), positions, num_steps, RowLayout.of(rows, documents))
@@ -189,6 +198,7 @@ class UnrollPlan(BatchPlan):
             for name, value in vars(self).items()
             if name not in ("packed", "num_steps")
         }
+
         return UnrollPlan(packed=self.packed, num_steps=self.num_steps, **moved)
 
 
@@ -198,5 +208,6 @@ def _positions(
     """The given positions, or those counted along the unpadded tokens."""
     if position_ids is not None:
         return position_ids
+
     present = torch.ones_like(input_ids) if attention_mask is None else attention_mask.long()
     return (present.cumsum(-1) - 1).clamp_min(0)

@@ -21,7 +21,7 @@ class VocabularyMapping:
     Attributes:
         d2t: int64 `(draft_vocab_size,)`: the target id of draft id `j` is `j + d2t[j]`.
         t2d: bool `(vocab_size,)`: whether a target id is in the draft vocabulary.
-        coverage: share of the counted tokens that the draft vocabulary holds, in `[0, 1]`.
+        coverage: share of the counted tokens covered by the draft vocabulary, in `[0, 1]`.
     """
 
     d2t: torch.Tensor
@@ -37,6 +37,7 @@ class VocabularyMapping:
                 f"Token ids of the draft vocabulary must lie between 0 and {vocab_size - 1}, got "
                 f"{int(ids[0])}..{int(ids[-1])}: the mapping was made with another tokenizer."
             )
+
         t2d = torch.zeros(vocab_size, dtype=torch.bool)
         t2d[ids] = True
         return cls(d2t=ids - torch.arange(len(ids)), t2d=t2d)
@@ -49,27 +50,31 @@ class VocabularyMapping:
         special_ids: "Iterable[int]" = (),
         fill_ids: "Iterable[int]" = (),
     ) -> "VocabularyMapping":
-        """The `draft_vocab_size` most frequent tokens, special tokens always among them.
+        """The `draft_vocab_size` most frequent tokens, always with the special tokens.
 
         Args:
             counts: int `(vocab_size,)`, how often each token occurs among the supervised tokens.
-            draft_vocab_size: how many tokens to keep; equal to `vocab_size` keeps all.
+            draft_vocab_size: how many tokens to keep; `vocab_size` keeps all.
             special_ids: kept whatever their count (end of turn, end of text, ...).
-            fill_ids: taken in this order where fewer different tokens were seen, see `frequent_ids`.
+            fill_ids: added in this order if fewer different tokens were seen, see `frequent_ids`.
 
         Raises:
-            ValueError: if the size does not fit the vocabulary, or exceeds the number of different tokens seen and of
-                `fill_ids`, since the rest would be an arbitrary choice.
+            ValueError: if the size does not fit the vocabulary, or exceeds the number of different tokens seen plus
+                `fill_ids`: the rest would be an arbitrary choice.
         """
         vocab_size = counts.numel()
         check_draft_vocab_size(draft_vocab_size, vocab_size)
+
         special = torch.tensor(sorted({int(i) for i in special_ids if i is not None and 0 <= int(i) < vocab_size}))
         special = special.to(torch.long)
+
         wanted = counts.to(torch.float64)
         wanted[special] = float("inf")
         seen = int((wanted > 0).sum())
+
         fill = torch.tensor([int(i) for i in fill_ids if 0 <= int(i) < vocab_size], dtype=torch.long)
         fill = fill[wanted[fill] == 0]
+
         if draft_vocab_size > seen + len(fill) and draft_vocab_size != vocab_size:
             held = f"{seen} different tokens" + (f", and the tokenizer {len(fill)} others" if len(fill) else "")
             ways = "use more data" + ("" if len(fill) else ", fill it up with `fill_vocabulary`")
@@ -77,15 +82,19 @@ class VocabularyMapping:
                 f"`draft_vocab_size` is {draft_vocab_size} but the supervised tokens hold only {held}: {ways}, or "
                 f"`draft_vocab_size` of at most {seen + len(fill)}."
             )
+
         if draft_vocab_size < len(special):
             raise ValueError(
                 f"`draft_vocab_size` is {draft_vocab_size}, less than the {len(special)} special tokens that it must "
                 "hold: raise it."
             )
-        wanted[fill] = torch.linspace(0.9, 0.1, len(fill), dtype=torch.float64)  # behind whatever was seen once
-        # a stable sort makes ties fall to the lower id, so the same data give the same mapping everywhere
+
+        wanted[fill] = torch.linspace(0.9, 0.1, len(fill), dtype=torch.float64)  # after all that was seen once
+
+        # a stable sort gives ties to the lower id, so the same data give the same mapping everywhere
         kept = torch.sort(wanted, descending=True, stable=True).indices[:draft_vocab_size]
         mapping = cls.from_token_ids(kept, vocab_size)
+
         total = int(counts.sum())
         mapping.coverage = float(counts[mapping.t2d].sum()) / total if total else None
         return mapping
@@ -104,6 +113,7 @@ def check_mapping(d2t: torch.Tensor, t2d: torch.Tensor) -> None:
     """`ValueError` unless `d2t` (offsets) and `t2d` describe the same ascending set of target ids."""
     ids = d2t.cpu() + torch.arange(d2t.numel())
     t2d = t2d.cpu()
+
     fits = bool((ids[1:] > ids[:-1]).all()) and bool((ids >= 0).all()) and bool((ids < t2d.numel()).all())
     if not fits or int(t2d.sum()) != ids.numel() or not bool(t2d[ids].all()):
         raise ValueError(
@@ -126,7 +136,7 @@ def count_supervised_tokens(dataset, vocab_size: int) -> torch.Tensor:
         vocab_size: the target's.
 
     Raises:
-        ValueError: for a token id outside the vocabulary: the data were tokenised by another tokenizer.
+        ValueError: for a token id outside the vocabulary: the data were tokenised with another tokenizer.
     """
     counts = torch.zeros(vocab_size, dtype=torch.long)
     for batch in dataset.with_format("arrow").iter(batch_size=4096):
@@ -134,7 +144,8 @@ def count_supervised_tokens(dataset, vocab_size: int) -> torch.Tensor:
             torch.from_numpy(batch[name].combine_chunks().flatten().to_numpy(zero_copy_only=False).astype("int64"))
             for name in ("input_ids", "loss_mask")
         )
-        ids = ids[mask > 0]  # not where it is -100
+        ids = ids[mask > 0]  # -100 is not supervised
+
         if ids.numel() and int(ids.max()) >= vocab_size:
             raise ValueError(
                 f"A record holds token id {int(ids.max())} but the target's vocabulary has {vocab_size} tokens: the "
@@ -145,9 +156,9 @@ def count_supervised_tokens(dataset, vocab_size: int) -> torch.Tensor:
 
 
 def frequent_ids(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    """A tokenizer's ids, what it was trained on most first, to fill a draft vocabulary with; no special or added ones.
+    """A tokenizer's ids, the most frequent in its training first, without special or added ones, to fill a vocabulary.
 
-    The order is that of the ids. Tokenizers are built so: byte-pair encoding gives each merge the next id, the most
+    They are in id order, which is how tokenizers are built: byte-pair encoding gives each merge the next id, the most
     frequent pair first, and WordPiece and Unigram list their pieces by frequency or score.
     """
     added = set(tokenizer.added_tokens_decoder) | set(tokenizer.all_special_ids)
@@ -155,12 +166,12 @@ def frequent_ids(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
 
 
 def told_unseen(token_ids: torch.Tensor, counts: torch.Tensor, special_ids: "Iterable[int]" = ()) -> str | None:
-    """A sentence about tokens of a draft vocabulary that were never counted; `None` where there are none.
+    """A sentence about tokens of a draft vocabulary that were never counted; `None` if there are none.
 
     Args:
         token_ids: target ids of the draft vocabulary.
-        counts: int `(vocab_size,)`, how often each token was said.
-        special_ids: which it holds anyway.
+        counts: int `(vocab_size,)`, how often each token occurred.
+        special_ids: which the vocabulary holds anyway.
     """
     unseen = set(token_ids[counts[token_ids] == 0].tolist()) - set(special_ids)
     if not unseen:
@@ -172,31 +183,33 @@ def told_unseen(token_ids: torch.Tensor, counts: torch.Tensor, special_ids: "Ite
 
 
 def token_rows(tokenizer: "PreTrainedTokenizerBase") -> int:
-    """Rows of a table that has one for each id of a tokenizer; more than its tokens where the ids have a hole."""
+    """Rows of a table with one for each id of a tokenizer; more than its tokens if ids are skipped."""
     return max([len(tokenizer) - 1, *tokenizer.get_vocab().values()]) + 1
 
 
 def coverage_by_size(
     counts: torch.Tensor, special_ids: "Iterable[int]" = (), largest: int | None = None, total: int | None = None
 ) -> dict[int, float]:
-    """Share of all counted tokens that draft vocabularies of 4096, 8192, ... and `largest` tokens hold, by size.
+    """Share of all counted tokens that draft vocabularies of 4096, 8192, ... and `largest` tokens cover, by size.
 
     Args:
-        counts: int `(vocab_size,)`, how often each token was said.
-        special_ids: held by every one of them.
+        counts: int `(vocab_size,)`, how often each token occurred.
+        special_ids: which every one of them holds.
         largest: the last size; by default the whole vocabulary.
-        total: of how many tokens; by default of the sum of `counts`.
+        total: the number of tokens to divide by; by default the sum of `counts`.
     """
     largest = largest or counts.numel()
     total = max(int(counts.sum()) if total is None else total, 1)
+
     order = counts.to(torch.float64)
     order[sorted({int(i) for i in special_ids if i is not None and 0 <= int(i) < counts.numel()})] = float("inf")
     reached = counts[torch.sort(order, descending=True, stable=True).indices].cumsum(0)
+
     sizes = [size for power in range(12, 40) if (size := 2**power) < largest]
     return {size: int(reached[size - 1]) / total for size in [*sizes, largest]}
 
 
 def tokenizer_fingerprint(tokenizer: "PreTrainedTokenizerBase") -> str:
-    """16 hex digits which change when any token of the tokenizer gets another id."""
+    """16 hex digits that change if any token of the tokenizer gets another id."""
     vocab = json.dumps(sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])).encode()
     return hashlib.sha256(vocab).hexdigest()[:16]

@@ -6,27 +6,28 @@ from .modeling_base import EaglePreTrainedModel
 from .prune import proposable
 
 
-# of what a draft is, all that may change on the way: rows go by token, and RoPE has no weights
+# all that may differ between the two drafts: rows are matched by token, and RoPE has no weights
 _MAY_DIFFER = ("draft_vocab_size", "draft_rope")
 _OF_VOCABULARY = {"lm_head.weight", "d2t", "t2d"}
 
 
 @torch.no_grad()
 def start_from(draft: EaglePreTrainedModel, source: EaglePreTrainedModel) -> int:
-    """Copy the weights of one draft into another, rows of the head by the token they stand for.
+    """Copy the weights of one draft into another, matching rows of the head by token.
 
     Args:
-        draft: a new draft; rows of tokens that `source` cannot propose stay as they are in it.
+        draft: a new draft; its rows of tokens that `source` cannot propose do not change.
         source: the draft to start from, of any draft vocabulary.
 
     Returns:
-        Rows of the head that were carried over; none of a draft whose head is the target's.
+        The number of copied rows of the head; 0 for a draft whose head is the target's.
 
     Raises:
-        ValueError: naming the first thing in which the two differ, before anything is copied.
+        ValueError: naming the first difference of the two, before anything is copied.
     """
     _check_fits(draft, source)
     skipped = draft.lent_tensors | _OF_VOCABULARY
+
     given = source.state_dict()
     for name, tensor in draft.state_dict().items():
         if name not in skipped:
@@ -35,7 +36,7 @@ def start_from(draft: EaglePreTrainedModel, source: EaglePreTrainedModel) -> int
     if not draft.own_head:
         return 0
 
-    # rows of the head go by the token they stand for
+    # the two vocabularies may differ, so match rows of the head by token
     mine, theirs = proposable(draft), proposable(source)
     place = torch.searchsorted(theirs, mine).clamp_max(len(theirs) - 1)
     common = theirs[place] == mine
@@ -51,7 +52,7 @@ def _check_fits(draft: EaglePreTrainedModel, source: EaglePreTrainedModel) -> No
             f"`init_from` is of class {seen}, but the draft to train of {wanted}: give both the same `draft_attention`."
         )
 
-    # equal shapes do not show that these differ, and then the same weights compute something else
+    # shapes can be equal while these differ, and the same weights then compute something else
     ours, theirs = ({**d.config.as_arguments(), "vocab_size": d.config.vocab_size} for d in (draft, source))
     for name in ours:
         if name not in _MAY_DIFFER and ours[name] != theirs[name]:

@@ -1,4 +1,4 @@
-"""What a card tells: the facts of one run, and what was measured of its draft, as they lie in the draft's folder."""
+"""The facts that a card shows, of one run and of measurements, as they are stored in the draft's folder."""
 
 import json
 import logging
@@ -13,9 +13,9 @@ from ..door.json_files import check_fields, read_json
 
 logger = logging.getLogger(__name__)
 
-# what a card was made from, beside it
+# what a card was made from, next to it
 FACTS = "card_facts.json"
-# what a card shows of a measurement with our own decoding, and beside it of one with a tree
+# what a card shows of a measurement with our own decoding, and in addition of one with a draft tree
 _ACCEPTANCE = {
     "acceptance_length": float | None,
     "accepted_per_position": [int],
@@ -64,38 +64,37 @@ _MEASURED = {
 @dataclass
 class CardFacts:
     """
-    What a card tells. Everything but the first two may be missing, and is then left out of the card.
+    What a card shows. All but the first two may be missing, and the card then leaves them out.
 
     Args:
         name (`str`):
             The draft's name, the card's title.
         target (`str`):
-            The target as a server is given it: a hub id or a folder.
+            The target as passed to a server: a Hub id or a folder.
         base_model (`str`, *optional*):
-            The target's hub id, by which a published card serves it. By default `target`, when that is no folder.
+            The target's Hub id, which a published card serves. By default `target`, unless that is a folder.
         draft (`str`, *optional*):
-            The draft as a server is given it. By default the folder that the card is written to.
+            The draft as passed to a server. By default the folder that the card is written to.
         kind (`str`, *optional*):
-            hf_eagle's name of the draft's kind. By default it is told from the checkpoint, among those that servers
-            know.
+            hf_eagle's name of the draft's kind. By default read from the checkpoint, among the kinds that servers know.
         tap_ids (`list[int]`, *optional*):
-            Entry ids of the tapped layers, where config.json does not spell them as the servers read them.
+            Entry ids of the tapped layers, if config.json does not spell them as the servers read them.
         title (`str`, *optional*):
-            What people call a kind that no server is known to run. By default its name.
+            The name for people of a kind that no server is known to run. By default its name.
         license (`str`, *optional*):
             The draft's licence, as the Hub spells it; usually the target's.
         license_name, license_link (`str`, *optional*):
-            Of a licence that the Hub calls `other`.
+            Name and link of a licence that the Hub calls `other`.
         datasets (`list[str]`, *optional*):
             Hub ids of the training data.
         data (`list[str]`, *optional*):
-            A sentence for each source of training data: what, how much, which licence. And what a draft vocabulary was
-            filled up with beyond them.
+            A sentence for each source of training data: what, how much, which licence. Also what a draft vocabulary was
+            filled up with besides them.
         data_statistics (`dict`, *optional*):
-            What the data hold, as scripts/preview_data.py writes it with `--output_json`, or a part of it.
+            Statistics of the data, as scripts/preview_data.py writes them with `--output_json`, or a part of them.
         acceptance (`dict[str, dict]`, *optional*):
-            From the name of a prompt set to what `measure_acceptance` returned for it; `plot`, where that is given,
-            names a picture of it.
+            From the name of a prompt set to what `measure_acceptance` returned for it. `plot`, if given, names a
+            picture of it.
         serving (`dict[str, dict]`, *optional*):
             From the name of a prompt set to what scripts/benchmark_serving.py wrote for it; `plot` as above.
         training (`dict[str, object]`, *optional*):
@@ -106,9 +105,9 @@ class CardFacts:
             From package to version.
         training_plot, history_plot, sweep_plot (`str`, *optional*):
             File names of pictures in the card's folder: loss and accuracy, acceptance length measured during training,
-            speed by number of drafted tokens.
+            speed against the number of drafted tokens.
         card_sha256 (`str`, *optional*):
-            Of the card that was rendered from these facts; whoever renders it writes this.
+            Digest of the card rendered from these facts; rendering sets it.
     """
 
     name: str
@@ -136,19 +135,19 @@ class CardFacts:
 
 
 def facts_from(given: CardFacts | Mapping, where: str = "`facts`", mend: str = "correct the facts") -> CardFacts:
-    """Facts that a card can be rendered from.
+    """Check facts, so that a card can be rendered from them.
 
     Args:
         given: the facts, or a mapping of their names.
-        where: what names them in an error.
-        mend: what to do about them, an imperative.
+        where: their name in an error.
+        mend: what to do about a mistake, an imperative.
 
     Raises:
         ValueError: for an unknown fact, or one that is missing or of another type.
     """
     given = asdict(given) if isinstance(given, CardFacts) else given
     try:
-        told = json.loads(json.dumps(given))  # as they are read back
+        told = json.loads(json.dumps(given))  # in the form in which they are read back
     except (TypeError, ValueError) as problem:
         raise ValueError(f"{where} cannot be written as JSON ({problem}): {mend}.") from problem
 
@@ -168,7 +167,7 @@ def facts_from(given: CardFacts | Mapping, where: str = "`facts`", mend: str = "
 
 
 def read_facts(folder: str | os.PathLike) -> CardFacts:
-    """The facts beside a folder's card; `ValueError` that names the file if they cannot be read."""
+    """The facts next to a folder's card; a `ValueError` names the file if they cannot be read."""
     path, mend = Path(folder) / FACTS, "correct it, or remove it, which leaves the card as it is"
     return facts_from(read_json(path, {}, mend), str(path), mend)
 
@@ -176,8 +175,8 @@ def read_facts(folder: str | os.PathLike) -> CardFacts:
 def measured_in(folder: str | os.PathLike, leave_out_broken: bool = False) -> dict[str, dict]:
     """Every `acceptance*.json` and `serving*.json` in a draft's folder, with pictures, as fields of `CardFacts`.
 
-    JSON that holds no measurement is passed over. One that lacks what a card shows is a `ValueError` with its path, or
-    with `leave_out_broken` a warning, given once: a card that a training renders must not end it.
+    Skip JSON that holds no measurement. One that lacks what a card shows is a `ValueError` with its path. With
+    `leave_out_broken` it is a warning, logged once: rendering a card must not end a training.
     """
     return {kind: _measured_in(Path(folder), kind, leave_out_broken) for kind in _MEASURED}
 
@@ -192,24 +191,28 @@ def _measured_in(folder: Path, kind: str, leave_out_broken: bool) -> dict[str, d
                 raise
             _warn_once(f"The card leaves a table out: {problem}")
             continue
+
         if measured is None:
             continue
+
         picture = path.with_suffix(".png")
         name = Path(measured.get("prompts") or path.name).name.partition(".")[0]
         # the same prompts may be decoded in several ways
         found[f"{name}, {path.stem}" if name in found else name] = (
             {**measured, "plot": picture.name} if picture.is_file() else measured
         )
+
     return found
 
 
 def _read_measured(path: Path, kind: str) -> dict | None:
-    """A measurement that a card can show, `None` where a file holds something else; `ValueError` if it is broken."""
+    """A measurement that a card can show, `None` if a file holds something else; `ValueError` if it is broken."""
     key, script = _MEASURED[kind]
     mend = f"measure again with {script}, or move the file away"
     measured = read_json(path, mend=mend)
     if not isinstance(measured, dict) or key not in measured:
         return None
+
     _check_measured(kind, measured, str(path), mend)
     return measured
 
@@ -223,6 +226,7 @@ def _check_measured(kind: str, found: dict, where: str, mend: str) -> None:
     if kind == "acceptance":
         tree = _TREE if found.get("method") == "tree" else {}
         return check_fields(found, _ACCEPTANCE | tree, where, mend)
+
     check_fields(found, _SERVING, where, mend)
     pairs = [(entry["num_speculative_tokens"], entry["batch_size"]) for entry in found["entries"]]
     if not pairs or len(set(pairs)) < len({count for count, _ in pairs}) * len({size for _, size in pairs}):

@@ -1,4 +1,4 @@
-"""The model card of a draft: facts of one run, put into the Jinja template `model_cards/eagle_draft_card.md`."""
+"""The model card of a draft: facts of one run in the Jinja template `model_cards/eagle_draft_card.md`."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..data.overlap import RULE
 from ..door.json_files import read_json
-from ..door.names import as_named, is_hub_id
+from ..door.names import as_named, at_home, is_hub_id
 from ..door.writing import write_atomically
 from ..serving.commands import serve_commands
 from ..serving.draft_folder import DraftFolder
@@ -31,16 +31,16 @@ _ANYWHERE = "ANY-FOLDER"
 
 def render_model_card(output_dir: str | os.PathLike, facts: CardFacts | dict) -> Path:
     """
-    Write the card of the draft in `output_dir` to its `README.md`, and the facts beside it.
+    Write the card of the draft in `output_dir` to its `README.md`, and the facts next to it.
 
-    The draft's size, taps and vocabulary are read from the checkpoint there. Only measured numbers appear: an
-    acceptance without a single draft, or a fact that is not given, is left out.
+    The draft's size, taps and vocabulary are read from the checkpoint there. Only measured numbers appear: acceptance
+    without a single draft is left out, and so is a fact that is not given.
 
     Args:
         output_dir (`str` or `os.PathLike`):
             The draft's folder.
         facts (`CardFacts` or `dict`):
-            What to tell; a `dict` holds the fields of `CardFacts`.
+            What to show; a `dict` holds the fields of `CardFacts`.
 
     Returns:
         `Path`: the README.md, replaced as a whole.
@@ -48,11 +48,12 @@ def render_model_card(output_dir: str | os.PathLike, facts: CardFacts | dict) ->
     Raises:
         ValueError: for an unknown fact, or a plot that is not in the folder.
     """
-    output_dir, facts = Path(output_dir).expanduser(), facts_from(facts)
+    output_dir, facts = at_home(output_dir), facts_from(facts)
     plots = {name: getattr(facts, name) for name in CardFacts.__dataclass_fields__ if name.endswith("_plot")}
     for kind in ("acceptance", "serving"):
         measured = getattr(facts, kind)
         plots |= {f"{kind}[{name!r}]['plot']": found.get("plot") for name, found in measured.items()}
+
     for name, plot in plots.items():
         if plot and not (output_dir / plot).is_file():
             raise ValueError(f"`{name}` is {plot!r}, but {output_dir} has no such file; draw it before the card.")
@@ -60,7 +61,8 @@ def render_model_card(output_dir: str | os.PathLike, facts: CardFacts | dict) ->
     facts = _named_once(facts)
     text = card_text(output_dir, facts)
     facts = replace(facts, card_sha256=_digest(text.encode()))
-    # between the two there is no card, rather than one that does not fit its facts and seems to be edited
+
+    # an interruption should leave no card, not one that differs from its facts and looks edited
     (output_dir / CARD).unlink(missing_ok=True)
     write_atomically(output_dir / FACTS, [json.dumps(asdict(facts), indent=2)])
     write_atomically(output_dir / CARD, [text.removesuffix("\n")])
@@ -68,32 +70,34 @@ def render_model_card(output_dir: str | os.PathLike, facts: CardFacts | dict) ->
 
 
 def facts_of_card(folder: str | os.PathLike) -> CardFacts | None:
-    """The facts that the card of a folder was rendered from, `None` where somebody wrote it or edited it since.
+    """The facts that the card of a folder was rendered from, `None` if a person wrote it or edited it since.
 
-    A card that is gone can be rendered anew from the facts beside it. Where the folder lies now, and how it is named,
-    does not matter.
+    A missing card can be rendered again from the facts next to it. Moving or renaming the folder does not matter.
 
     Raises:
         ValueError: if `card_facts.json` cannot be read.
     """
-    folder = Path(folder).expanduser()
+    folder = at_home(folder)
     if not (folder / FACTS).is_file():
         return None
+
     facts, card = read_facts(folder), folder / CARD
     if not card.is_file():
         return facts
+
     written = card.read_bytes().replace(b"\r\n", b"\n")
     if facts.card_sha256 is not None:
         return facts if _digest(written) == facts.card_sha256 else None
-    # a version that wrote no digest; of its card the folder's name may have another spelling
+
+    # earlier versions wrote no digest, and their card may spell the folder's name differently
     parts = card_text(folder, facts, named=_ANYWHERE).encode().split(_ANYWHERE.encode())
     return facts if re.fullmatch(b"(.+)".join(map(re.escape, parts)), written) else None
 
 
 def is_edited(folder: str | os.PathLike) -> bool:
-    """Whether a folder holds a card that is somebody's own, or may be, since its facts cannot be read."""
+    """Whether a folder holds a card that a person wrote, or may have written, since its facts cannot be read."""
     try:
-        return (Path(folder).expanduser() / CARD).is_file() and facts_of_card(folder) is None
+        return (at_home(folder) / CARD).is_file() and facts_of_card(folder) is None
     except ValueError as problem:
         logger.warning("The card in %s is left as it is: %s", folder, problem)
         return True
@@ -104,15 +108,17 @@ def _digest(card: bytes) -> str:
 
 
 def _named_once(facts: CardFacts) -> CardFacts:
-    """Facts in which every folder is named by its whole path, so that no later reader asks another disk what it is."""
+    """Facts that name every folder by its whole path, so that their meaning does not depend on the reader's disk."""
     target, draft, base_model = as_named(facts.target), facts.draft, facts.base_model
     if draft is not None and not is_hub_id(draft := as_named(draft)):
         draft = str(Path(draft).resolve())
+
     if base_model is None:
         base_model = target if is_hub_id(target) else None
     elif not is_hub_id(as_named(base_model)):
         logger.warning("The card links no target: `base_model` %s is a folder; give the target's Hub id.", base_model)
         base_model = None
+
     return replace(facts, target=target, draft=draft, base_model=base_model)
 
 
@@ -131,6 +137,7 @@ def card_text(output_dir: Path, facts: CardFacts, named: str | None = None) -> s
     draft = facts.draft or named or str(output_dir.resolve())
     published = facts.draft is not None and is_hub_id(facts.draft)
     target, target_link, is_copy = _target(facts, published)
+
     card = ModelCard.from_template(
         _card_data(facts, measurements, known["tags"]),
         template_path=shipped("model_cards") / "eagle_draft_card.md",
@@ -154,16 +161,18 @@ def card_text(output_dir: Path, facts: CardFacts, named: str | None = None) -> s
 
 
 def _target(facts: CardFacts, published: bool) -> tuple[str, str, bool]:
-    """The target as a server is given it, as the text names it, and whether the first stands for a reader's copy.
+    """The target as passed to a server, its name in the text, and whether the former stands for a reader's copy.
 
-    A folder of this machine is nothing to the readers of a published card: of it they are told the name.
+    A folder of this machine means nothing to the readers of a published card, so they see only its name.
     """
     base_model = facts.base_model if facts.base_model and is_hub_id(facts.base_model) else None
     link = f"[{base_model}](https://huggingface.co/{base_model})" if base_model else None
+
     if not published:
         return facts.target, link or f"`{facts.target}`", False
     if base_model:
         return base_model, link, False
+
     name = Path(facts.target).name
     return f"path/to/{name}", f"`{name}`", True
 
@@ -177,9 +186,10 @@ def _config(folder: Path) -> dict:
 
 
 def _known_of_its_kind(folder: Path, facts: CardFacts) -> dict:
-    """What a card tells of the draft's kind: by the servers' table, or else no more than the facts say."""
+    """What a card shows of the draft's kind: from the servers' table, or else only what the facts say."""
     config = _config(folder)
     rows = [kind_of(DraftFolder(folder, config))] if facts.kind is None else rows_of(facts.kind)
+
     if not rows:
         return {
             "kind": facts.kind,
@@ -187,6 +197,7 @@ def _known_of_its_kind(folder: Path, facts: CardFacts) -> dict:
             "citation": None,
             "tags": [facts.kind, *TAGS],
         }
+
     row = rows[0]
     return {
         "kind": row.kind,
@@ -197,17 +208,19 @@ def _known_of_its_kind(folder: Path, facts: CardFacts) -> dict:
 
 
 def read_checkpoint(folder: Path) -> dict:
-    """Size, taps and vocabularies of the draft in `folder`, as far as its files tell."""
+    """Size, taps and vocabularies of the draft in `folder`, as far as its files show."""
     config = _config(folder)
     found = {key: config.get(key) for key in ("draft_vocab_size", "vocab_size")}
     found["tap_ids"] = config.get("eagle_aux_hidden_state_layer_ids")
+
     if (folder / "model.safetensors").is_file():
         from safetensors import safe_open
 
         with safe_open(folder / "model.safetensors", framework="np") as tensors:
-            # the vocabulary mapping is stored beside the weights, but is none
+            # the vocabulary mapping is stored with the weights, but does not count as one
             weights = [name for name in tensors.keys() if name not in ("d2t", "t2d")]
             found["num_parameters"] = sum(math.prod(tensors.get_slice(name).get_shape()) for name in weights)
+
     return found
 
 
@@ -233,14 +246,15 @@ def _card_data(facts: CardFacts, measurements: list[dict], tags: list[str]):
         )
         for measured in measurements
     ]
+
     base_model = facts.base_model if facts.base_model and is_hub_id(facts.base_model) else None
     return ModelCardData(
         base_model=base_model,
-        # of the relations that the Hub knows, the nearest
+        # the nearest of the relations that the Hub knows
         base_model_relation="finetune" if base_model else None,
         library_name="transformers",
         pipeline_tag="text-generation",
-        license=facts.license and facts.license.lower(),  # as the Hub spells them all
+        license=facts.license and facts.license.lower(),  # the Hub spells all in lower case
         license_name=facts.license_name,
         license_link=facts.license_link,
         datasets=facts.datasets or None,

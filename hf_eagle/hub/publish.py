@@ -1,9 +1,10 @@
-"""Put a draft's folder on the Hub: what servers and readers need, and nothing of the training's own."""
+"""Put a draft's folder on the Hub: what servers and readers need, and no training state."""
 
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from ..door.names import check_hub_id, is_hub_id
+from ..door.connection import read_key
+from ..door.names import at_home, check_hub_id, is_hub_id
 from ..drafts.kinds import architectures_of
 from .card_facts import CardFacts, facts_from, measured_in
 from .custom_generate import FOLDER, bundle
@@ -11,7 +12,7 @@ from .licenses import inherited_license
 from .model_card import CARD, card_text, facts_of_card, is_edited
 
 
-# optimizer states, checkpoints, `training_args.bin` and logs stay at home
+# optimizer states, checkpoints, `training_args.bin` and logs are not published
 PUBLISHED = ("config.json", "*.safetensors", "*.safetensors.index.json", "*.png", "acceptance*.json", "serving*.json")
 
 
@@ -23,39 +24,41 @@ def contents(
     leave_out_broken: bool = False,
 ) -> dict[str, Path | bytes]:
     """
-    What a repository of this draft holds.
+    The contents of a repository for this draft.
 
-    Where it is as it was rendered, or gone, the card names the repository as the draft and tells every
-    `acceptance*.json` in the folder; one that was edited goes as it is. The files of `custom_generate/` are made for
-    this repository. The folder itself is not touched.
+    An unedited or missing card is rendered again: it names the repository as the draft, and shows every
+    `acceptance*.json` in the folder. An edited card is sent as it is. The files of `custom_generate/` are made for this
+    repository. The folder does not change.
 
     Args:
         folder (`str` or `Path`):
             The draft's folder.
         repo_id (`str`):
-            Where it goes.
+            The repository's name.
         include (list of `str`, *optional*):
-            Patterns of further files in the folder, `checkpoint-*/*` for example.
+            Patterns of further files in the folder, for example `checkpoint-*/*`.
         facts (`dict`, *optional*):
-            Fields of `CardFacts` that the card does not know yet, `license` for example.
+            Fields of `CardFacts` that the card lacks, for example `license`.
         leave_out_broken (`bool`, *optional*, defaults to `False`):
-            Leave out what cannot be read of measurements, and a card as it is whose facts cannot be, with a warning.
+            With a warning, leave out measurements that cannot be read, and keep a card whose facts cannot be read.
 
     Returns:
         `dict[str, Path | bytes]`: from the path in the repository to a file or a content.
 
     Raises:
-        ValueError: if the folder holds no draft, a pattern of `include` matches nothing, a name that should be a
-            repository's is none, there are `facts` for a card that has none or was edited, or a measurement or the
-            card's facts cannot be read.
+        ValueError: if the folder holds no draft, a pattern of `include` matches nothing, a repository's name is
+            invalid, `facts` are given for a card that has none or was edited, or a measurement or the card's facts
+            cannot be read.
     """
-    folder = Path(folder).expanduser()
+    folder = at_home(folder)
     files: dict[str, Path | bytes] = dict(files_of(folder, include))
+
     known = facts_to_publish(folder, repo_id, facts, leave_out_broken)
     if known is not None:
         files[CARD] = card_text(folder, known).encode()
     elif (folder / CARD).is_file():
         files[CARD] = (folder / CARD).read_bytes()
+
     carried = bundle(repo_id, architectures_of(folder))
     files |= {f"{FOLDER}/{name}": source.encode() for name, source in carried.items()}
     return dict(sorted(files.items()))
@@ -64,24 +67,28 @@ def contents(
 def facts_to_publish(
     folder: str | Path, repo_id: str, facts: dict[str, object] | None = None, leave_out_broken: bool = False
 ) -> CardFacts | None:
-    """What the card of `contents` is rendered from, `None` where somebody edited it; raises what `contents` raises."""
+    """The facts for the card of `contents`, `None` if a person edited it; raises as `contents`."""
     folder, given = (
-        Path(folder).expanduser(),
+        at_home(folder),
         {name: value for name, value in (facts or {}).items() if value is not None},
     )
+
     if not is_hub_id(repo_id):
         raise ValueError(f"`repo_id` is {repo_id!r}, which is no repository's name: give one like `you/your-draft`.")
     if given.get("base_model") is not None:
         check_hub_id("base_model", given["base_model"])
+
     found = None if leave_out_broken and is_edited(folder) else facts_of_card(folder)
     if found is None:
         if given:
             problem = "was edited: write it there" if (folder / CARD).is_file() else "is missing: write one first"
             raise ValueError(f"`{next(iter(given))}` belongs on the card, but {folder / CARD} {problem}.")
         return None
+
     found = facts_from(asdict(found) | {"draft": repo_id} | given)
     if found.license is None:
         found = replace(found, **inherited_license(found.target, found.base_model))
+
     for kind, measured in measured_in(folder, leave_out_broken).items():
         told = [{**one, "plot": None} for one in getattr(found, kind).values()]
         new = {name: one for name, one in measured.items() if {**one, "plot": None} not in told}
@@ -90,11 +97,12 @@ def facts_to_publish(
 
 
 def files_of(folder: str | Path, include: tuple[str, ...] | list[str] = ()) -> dict[str, Path]:
-    """Of `contents`, what is sent as it lies in the folder; raises what `contents` raises."""
-    folder = Path(folder).expanduser()
+    """The part of `contents` that is sent unchanged from the folder; raises as `contents`."""
+    folder = at_home(folder)
     missing = [name for name in ("config.json", "*.safetensors") if not any(folder.glob(name))]
     if missing:
         raise ValueError(f"`draft` {folder} holds no {' and no '.join(missing)}: name a folder that training has left.")
+
     found = {path for pattern in PUBLISHED for path in folder.glob(pattern)}
     for pattern in include:
         try:
@@ -102,11 +110,13 @@ def files_of(folder: str | Path, include: tuple[str, ...] | list[str] = ()) -> d
             inside = ".." not in Path(pattern).parts
         except (NotImplementedError, ValueError):  # an empty or an absolute one
             inside = False
+
         if not inside:
             raise ValueError(f"`include` {pattern!r} is no pattern of files in {folder}: give one like checkpoint-*/*.")
         if not more:
             raise ValueError(f"`include` {pattern!r} matches no file in {folder}.")
         found.update(more)
+
     return {path.relative_to(folder).as_posix(): path for path in found}
 
 
@@ -123,20 +133,20 @@ def publish_draft(
     leave_out_broken: bool = False,
 ):
     """
-    Upload a draft in one commit. After an interruption the same call goes on: weights that arrived are not sent again.
+    Upload a draft in one commit. After an interruption, the same call continues: it sends no weights twice.
 
     Args:
         folder, include, facts, leave_out_broken: as for `contents`.
         repo_id (`str`):
             Repository, made if it does not exist.
         private (`bool`, *optional*):
-            Of a new repository.
+            Whether a new repository is private.
         revision (`str`, *optional*):
             Branch, made if it does not exist. By default `main`.
         token (`str`, *optional*):
             By default the one that `hf auth login` stored.
         commit_message (`str`, *optional*):
-            Of the commit.
+            Message of the commit.
         run_as_future (`bool`, *optional*, defaults to `False`):
             Return at once, with a future of the result.
 
@@ -149,15 +159,16 @@ def publish_draft(
     """
     from huggingface_hub import CommitOperationAdd, HfApi
 
-    # the client's HTTP library changes its name from release to release; its error is taken from where the client does
+    # the client's HTTP library differs between releases, so take its error from where the client does
     from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
-    # what is wrong with it is said before there is a repository
+    # report errors in the folder before there is a repository
     files_of(folder, include)
     facts_to_publish(folder, repo_id, facts, leave_out_broken)
-    api = HfApi(token=token)
+
+    api = HfApi(token=read_key(token, "`token`"))
     try:
-        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id  # with its owner's name
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id  # completed with its owner's name
         files = contents(folder, repo_id, include, facts, leave_out_broken)
         if revision is not None:
             api.create_branch(repo_id, branch=revision, exist_ok=True)

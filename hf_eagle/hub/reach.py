@@ -1,4 +1,4 @@
-"""The Hub before a run: a repository that cannot be reached is told of before there is a draft to lose."""
+"""Check before a run that its repository on the Hub can be reached, while there is no draft to lose."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,10 +8,10 @@ from ..door.sentences import first_line, is_sentence
 
 
 def check_reachable(repo_id: str | None, output_dir: str | Path, token: str | None = None) -> None:
-    """`OSError` if the Hub does not answer; nothing is made there.
+    """Raise `OSError` if the Hub does not answer; make nothing there.
 
     Args:
-        repo_id: where the draft is to go, `None` for a repository that has the folder's name.
+        repo_id: the draft's repository, `None` for one with the folder's name.
         output_dir: folder of the run.
         token: of the Hub.
     """
@@ -24,7 +24,7 @@ def check_reachable(repo_id: str | None, output_dir: str | Path, token: str | No
 
 @contextmanager
 def reaching_hub(repo_id: str) -> Iterator[None]:
-    """Whatever the Hub's client raises in here becomes one sentence, an `OSError` that names the Hub."""
+    """Turn whatever the Hub's client raises in the block into one sentence, an `OSError` that names the Hub."""
     from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled
 
     try:
@@ -32,6 +32,7 @@ def reaching_hub(repo_id: str) -> Iterator[None]:
     except (HTTPError, OfflineModeIsEnabled, OSError, RuntimeError) as problem:
         if is_sentence(problem):
             raise
+
         why = first_line(problem.__cause__ or problem) or type(problem).__name__
         raise OSError(
             f"`push_to_hub`: the Hub does not answer for {repo_id} ({why}); run again when it does, or leave out "

@@ -1,4 +1,4 @@
-"""What a training run knows about itself, for the draft's card."""
+"""Collect what a training run knows about itself, for the draft's card."""
 
 import os
 import platform
@@ -7,17 +7,17 @@ from enum import Enum
 from importlib.metadata import version
 from pathlib import Path
 
-from ..door.names import as_named, is_hub_id
+from ..door.names import as_named, at_home, is_hub_id
 from .card_facts import CardFacts, measured_in
 from .licenses import inherited_license, license_of
 
 
 PACKAGES = ("torch", "transformers", "accelerate", "datasets")
-# what training and measuring leave beside the draft, where they were asked for it
+# pictures that training and measuring put next to the draft, if asked to
 PICTURES = {"training": "training.png", "history": "acceptance_history.png", "sweep": "acceptance_sweep.png"}
-# where things lie and who is told is nobody's hyperparameter
+# paths and reporting are not hyperparameters
 _PRIVATE = ("output_dir", "overwrite", "resume_from_checkpoint", "report_to", "run_name", "use_cpu", "push_to_hub")
-# and these a card tells in other places
+# a card shows these elsewhere
 _PRIVATE += ("target", "base_model", "license", "init_from", "feature_store", "acceptance_prompts", "gguf_file")
 _PRIVATE += ("tools", "media_root")
 
@@ -32,12 +32,12 @@ def machine() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of the packages that decide what a run computes."""
+    """Versions of Python and of the packages that decide what a run computes."""
     return {package: version(package) for package in PACKAGES} | {"Python": platform.python_version()}
 
 
 def changed_arguments(args) -> dict[str, object]:
-    """Arguments that differ from their defaults, paths and reporting left out."""
+    """Arguments that differ from their defaults, without paths and reporting."""
     found = {}
     for known in (f for f in fields(args) if not f.name.startswith("hub_") and f.name not in _PRIVATE):
         value = getattr(args, known.name)
@@ -47,15 +47,16 @@ def changed_arguments(args) -> dict[str, object]:
 
 
 def recipe_facts(recipe, train, filled: str | None = None) -> dict[str, object]:
-    """What a run's arguments and data tell a card and its trainer does not know, as fields of [`CardFacts`].
+    """Fields of [`CardFacts`] from a run's arguments and data, which its trainer does not know.
 
     Args:
         recipe ([`Recipe`]): the arguments.
-        train (`Dataset` or `IterableDataset`): what they were made into; of a stream nothing is counted.
+        train (`Dataset` or `IterableDataset`): the data set made from them; a stream is not counted.
         filled: a sentence about tokens of the draft vocabulary that these data do not hold.
     """
     data, groups = recipe.data, (recipe.draft, recipe.target, recipe.data, recipe.adapter)
     known = {"license": recipe.draft.license, "base_model": recipe.target.base_model}
+
     return {
         **{name: value for name, value in known.items() if value is not None},
         "datasets": [_id_of(source) for source in data.train_data if not _is_local(source)],
@@ -75,11 +76,12 @@ def recipe_facts(recipe, train, filled: str | None = None) -> dict[str, object]:
 
 
 def _described(source: str, weight: float, license: str | None, counted: bool) -> str:
-    """A source of training data: its name, how many records it has, and their licence where it is known."""
+    """A source of training data: its name, how many records it has, and their licence if it is known."""
     from ..data.records import count_records
 
     name, local = _id_of(source), _is_local(source)
     told = [f"`{Path(source).name}`" if local else f"[{source}](https://huggingface.co/datasets/{name})"]
+
     if counted:
         told.append(f"{count_records(source):,} records" + (f", each taken {weight:g} times" if weight != 1 else ""))
     license = license or license_of(source if local else name, kind="dataset").get("license")
@@ -87,17 +89,17 @@ def _described(source: str, weight: float, license: str | None, counted: bool) -
 
 
 def _is_local(source: str) -> bool:
-    """Whether training data lie on this machine; on the Hub, a subset may be named behind their repository."""
-    return Path(source).expanduser().exists() or not is_hub_id(as_named(_id_of(source)))
+    """Whether training data lie on this machine; on the Hub, a subset may be named after their repository."""
+    return at_home(source).exists() or not is_hub_id(as_named(_id_of(source)))
 
 
 def _id_of(source: str) -> str:
-    """Of `id@revision:subset:split` the id."""
+    """The id in `id@revision:subset:split`."""
     return source.partition(":")[0].partition("@")[0]
 
 
 def _counted(rows) -> dict[str, object]:
-    """As `token_statistics`; the conversations of packed rows are counted one by one."""
+    """The `token_statistics`, with the conversations of packed rows counted one by one."""
     import pyarrow.compute as pc
 
     from ..data.statistics import token_statistics
@@ -111,11 +113,12 @@ def _counted(rows) -> dict[str, object]:
 
 
 def run_facts(trainer) -> CardFacts:
-    """Facts of a run: what it did, with what, on which machine, and what lies measured in its folder."""
+    """Facts of a run: what it did, with what, on which machine, and the measurements in its folder."""
     args, state, folder = trainer.args, trainer.state, Path(trainer.args.output_dir)
     target, known = trainer.target.model.name_or_path, dict(trainer.card_facts)
     draft = trainer.accelerator.unwrap_model(trainer.model)
     seconds = [entry["train_runtime"] for entry in state.log_history if "train_runtime" in entry]
+
     return CardFacts(
         name=(args.hub_model_id or folder.resolve().name).split("/")[-1],
         target=target,
@@ -126,7 +129,7 @@ def run_facts(trainer) -> CardFacts:
         training={
             "optimizer steps": state.global_step,
             "epochs": round(state.epoch or 0, 2),
-            # of a run that was interrupted nobody knows all of it
+            # the whole time of a resumed run is not known
             **({"minutes": round(seconds[0] / 60, 1)} if len(seconds) == 1 and not trainer.resumed else {}),
             "processes": args.world_size,
             "machine": machine(),

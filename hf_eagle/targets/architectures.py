@@ -1,7 +1,7 @@
-"""What is known of target families, and how the parts that taps are taken from are found in any of them.
+"""What is known of target families, and how to find the parts of any target that taps are taken from.
 
-A target is tapped by discovery: no family needs a path, arguments or default taps of its own. `FAMILIES` holds what
-cannot be found in the model: what the servers do beside it. Each row is built, tapped, packed and trained on in tests.
+Targets are tapped by discovery: no family needs a path, arguments or default taps of its own. `FAMILIES` holds what
+the model cannot show: what the servers do with it. Tests build, tap, pack and train on each row.
 """
 
 from collections.abc import Callable
@@ -23,11 +23,11 @@ class Family:
         name: what people call it.
         model_types: of its text configs.
         servers: which of `"vllm"` and `"sglang"` take taps (EAGLE-3) from their own model of it. vLLM also takes them,
-            entry 0 excepted, from any model that transformers runs for it (`--model-impl transformers`).
-        sglang_counts_entries: SGLang takes its tap ids as ENTRY ids unless the first is 1; else always as OUTPUT ids.
-        mlp_factor: width of a draft's MLP over the hidden size, where the config names one expert's width only.
-        first_tap: entry id of the first tap by default. Qwen3-VL adds features of images behind layers 0 to 2; from
-            entry 4 on all conventions of counting layers see the same.
+            except entry 0, from any model that it runs through transformers (`--model-impl transformers`).
+        sglang_counts_entries: SGLang reads its tap ids as ENTRY ids unless the first is 1; else always as OUTPUT ids.
+        mlp_factor: width of a draft's MLP over the hidden size, where the config names only one expert's width.
+        first_tap: entry id of the first tap by default. Qwen3-VL adds image features after layers 0 to 2; from entry 4
+            on, all conventions of counting layers agree.
     """
 
     name: str
@@ -67,18 +67,34 @@ def family_of(config) -> Family | None:
 
 
 def check_length(config, max_length: int) -> None:
-    """Refuse sequences so long that what a target says of one depends on which others are in its batch (longrope).
+    """Refuse sequences so long that a target's output for one depends on the others in its batch (longrope).
 
     Raises:
-        ValueError: with the length that would do.
+        ValueError: names the length that works.
     """
     rope = getattr(config.get_text_config(), "rope_parameters", None) or {}
     longest = rope.get("original_max_position_embeddings")
+
     if rope.get("rope_type") == "longrope" and longest is not None and max_length > longest:
         raise ValueError(
             f"`max_length` is {max_length}, but beyond {longest} tokens this target rotates every sequence of a batch "
-            f"otherwise (longrope), short ones too: set it to {longest} at most, and serve with no longer a context."
+            f"differently (longrope), short ones too: set it to at most {longest}, and serve with that context at most."
         )
+
+
+def longest_context(config) -> int | None:
+    """Tokens that a target reads at most, `max_position_embeddings` and what its RoPE scaling adds; `None` if unknown.
+
+    Some scaled models count that in already, others do not: the larger of both holds.
+    """
+    text = config.get_text_config()
+    positions, rope = getattr(text, "max_position_embeddings", None), getattr(text, "rope_parameters", None) or {}
+    if not isinstance(positions, int):
+        return None
+
+    ropes = [rope, *(x for x in rope.values() if isinstance(x, dict))]  # each type of layer may have its own
+    scaled = ((x.get("original_max_position_embeddings") or positions) * (x.get("factor") or 1) for x in ropes)
+    return max(positions, *map(int, scaled))
 
 
 _LAYERS = ("layers", "h", "blocks")
@@ -87,7 +103,7 @@ _FINAL_NORM = ("norm", "final_layernorm", "final_layer_norm", "ln_f")
 
 @dataclass
 class DecoderParts:
-    """The modules of a target which features are taken from."""
+    """The modules of a target that features are taken from."""
 
     layers: nn.ModuleList
     final_norm: nn.Module
@@ -110,6 +126,7 @@ def find_decoder_parts(model: PreTrainedModel) -> DecoderParts:
     layers = next((getattr(decoder, name) for name in _LAYERS if hasattr(decoder, name)), None)
     norm = next((getattr(decoder, name) for name in _FINAL_NORM if hasattr(decoder, name)), None)
     head = model.get_output_embeddings()
+
     if layers is None or norm is None or head is None:
         seen = ", ".join(name for name, _ in decoder.named_children())
         raise ValueError(
@@ -117,10 +134,11 @@ def find_decoder_parts(model: PreTrainedModel) -> DecoderParts:
             f"but the layers ({'/'.join(_LAYERS)}), the final norm ({'/'.join(_FINAL_NORM)}) and an output head are "
             "needed."
         )
+
     return DecoderParts(layers=layers, final_norm=norm, head=head)
 
 
-# fields of a config which logits are multiplied by
+# fields of a config that logits are multiplied by
 _MULTIPLIERS = ("logit_scale", "lm_head_multiplier", "output_multiplier")
 # families that multiply by their `logits_scaling`; all others divide by it
 _MULTIPLY_BY_SCALING = ("hyperclovax",)
@@ -129,11 +147,12 @@ _MULTIPLY_BY_SCALING = ("hyperclovax",)
 def logit_transform(config) -> Callable[[torch.Tensor], torch.Tensor]:
     """What a target's `forward` does to its head's output (scaling, soft cap), read from its text config.
 
-    Whether that is all is seen by [`check_teacher`].
+    [`check_teacher`] finds out whether that is all.
     """
     divide = getattr(config, "logits_scaling", None)
     multiply = next((x for name in _MULTIPLIERS if (x := getattr(config, name, None)) is not None), None)
     cap = getattr(config, "final_logit_softcapping", None)
+
     if config.model_type in _MULTIPLY_BY_SCALING:
         divide, multiply = None, divide
 
@@ -150,17 +169,18 @@ def logit_transform(config) -> Callable[[torch.Tensor], torch.Tensor]:
 def default_tap_ids(config) -> list[int]:
     """Entry ids that both servers use when a draft names none: `(2, N // 2, N - 3)` for a target of `N` layers.
 
-    The first one may be another of the target's family, see [`Family`].
+    A family may have another first tap, see [`Family`].
 
     Args:
         config: the target's.
 
     Raises:
-        ValueError: if the target is too shallow for three different taps; the message lists ids that would do.
+        ValueError: if the target is too shallow for three different taps; the message lists usable ids.
     """
     num_layers, family = read_field(config.get_text_config(), "num_hidden_layers"), family_of(config)
     first = 2 if family is None else family.first_tap
     ids = [first, num_layers // 2, num_layers - 3]
+
     if ids != sorted(set(ids)):
         usable = sorted({0, num_layers // 2, num_layers})
         raise ValueError(
@@ -168,6 +188,7 @@ def default_tap_ids(config) -> list[int]:
             f"one has {num_layers}: "
             f"pass `tap_ids`, for example {','.join(map(str, usable))}."
         )
+
     return ids
 
 
@@ -175,31 +196,35 @@ def check_tap_ids(tap_ids: list[int], num_layers: int) -> list[int]:
     """Ascending, unique entry ids in `0..num_layers`, or a `ValueError` that says which one is wrong."""
     tap_ids = [int(i) for i in tap_ids]
     outside = [i for i in tap_ids if not 0 <= i <= num_layers]
+
     if outside or not tap_ids:
         raise ValueError(
             f"`tap_ids` must be entry ids between 0 and {num_layers} (the target has {num_layers} layers; id k is the "
             f"input of layer k, id {num_layers} the input of the final norm), got {tap_ids}."
         )
+
     if tap_ids != sorted(set(tap_ids)):
         raise ValueError(
             f"`tap_ids` must be ascending and unique because vLLM sorts and de-duplicates them, got {tap_ids}: "
             f"use {sorted(set(tap_ids))}."
         )
+
     return tap_ids
 
 
 def check_returned(model: PreTrainedModel, tap_ids: list[int], num_layers: int) -> None:
-    """`ValueError` for an entry whose input a model's `output_hidden_states` do not hold."""
+    """Refuse an entry whose input a model's `output_hidden_states` does not hold, with a `ValueError`."""
     if num_layers in tap_ids:
         raise ValueError(
             f"`tap_ids` holds {num_layers}, the final norm's input, which `output_hidden_states` does not return: use "
             '`tap_method="hooks"`.'
         )
+
     behind = deepstack_layers(model.config)
     other = [tap_id for tap_id in tap_ids if 0 < tap_id <= behind]
     if other:
         raise ValueError(
-            f"`tap_ids` holds {other[0]}, but {type(model).__name__} adds features of images behind its first {behind} "
-            "layers, which `output_hidden_states` does not return and the servers see: use "
+            f"`tap_ids` holds {other[0]}, but {type(model).__name__} adds image features after its first {behind} "
+            "layers, which the servers see and `output_hidden_states` does not return: use "
             f'`tap_method="hooks"`, or 0 and taps from {behind + 1} on.'
         )

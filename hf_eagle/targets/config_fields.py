@@ -1,4 +1,4 @@
-"""Fields of a target's config: one value for all of its layers, or refused; without torch, so `--help` is instant."""
+"""Fields of a target's config: one value for all of its layers, or an error. Loads no torch, so `--help` is instant."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ _NEEDED = object()
 
 
 def has_field(config, name: str) -> bool:
-    """Whether a config has a field, `null` or not, be it one for all layers or one a layer."""
+    """Whether a config has a field, `null` or not, for all layers or one a layer."""
     try:
         return hasattr(config, name)
     except RuntimeError:  # as in `read_field`
@@ -15,14 +15,14 @@ def has_field(config, name: str) -> bool:
 
 
 def read_field(config, name: str, default: Any = _NEEDED) -> Any:
-    """A field of a (text) config which is one for all layers; `null` counts as absent where there is a default.
+    """A field of a (text) config that is the same for all layers; `null` counts as absent if there is a default.
 
-    A list with one value a layer, of equal values, is that value.
+    A list of equal values, one a layer, is read as that value.
 
     Args:
         config: the target's text config.
         name: of the field.
-        default: where the config has none, or `null`.
+        default: if the config has none, or `null`.
 
     Raises:
         ValueError: if the layers differ in it, or it is missing and has no default.
@@ -31,6 +31,7 @@ def read_field(config, name: str, default: Any = _NEEDED) -> Any:
         value = getattr(config, name, None)
     except RuntimeError:  # transformers refuses to give one value of a field that each layer has for itself
         value = [getattr(layer, name, None) for layer in config.per_layer_config]
+
     if isinstance(value, list | tuple):
         seen = list(dict.fromkeys(value))
         if len(seen) > 1:
@@ -40,11 +41,14 @@ def read_field(config, name: str, default: Any = _NEEDED) -> Any:
                 "known, so use another target."
             )
         value = seen[0] if seen else None
+
     if value is not None:
         return value
+
     if default is _NEEDED:
         raise ValueError(
             f"The target is a {config.model_type}, whose config names no `{name}`, which a draft takes over: use "
             "another target."
         )
+
     return default

@@ -1,4 +1,4 @@
-"""What a target says about a batch: features of its tokens, and next-token distributions, made in chunks of rows."""
+"""What a target says about a batch: features of its tokens, and next-token distributions in chunks of rows."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,13 +7,13 @@ import torch
 from transformers import Cache
 
 
-# rows of logits -> of all tokens' logits; of a few tokens' where it was made for them
+# rows of hidden states -> rows of logits, of all tokens or of those it was made for
 Head = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass
 class FullOutlook:
-    """What only the whole head can tell of a place; with it, a draft vocabulary's rows of the head suffice.
+    """What only the whole head knows of a place. With it, the head's rows of a draft vocabulary suffice.
 
     Attributes:
         top: int64, the most probable next token.
@@ -24,23 +24,23 @@ class FullOutlook:
     log_partition: torch.Tensor
 
     def at(self, places: torch.Tensor) -> "FullOutlook":
-        """Of those flat places alone."""
+        """Only of those flat places."""
         return FullOutlook(self.top.flatten()[places], self.log_partition.flatten()[places])
 
 
 @dataclass
 class TargetFeatures:
-    """What a target says about a batch; at padding, nothing that means anything.
+    """What a target says about a batch. Values at padding mean nothing.
 
     Attributes:
         taps: residual streams at the tapped entries, before any norm, `(batch, length, taps * hidden)`, ascending ids;
             `None` without taps.
-        last_hidden: `(batch, length, hidden)` after the final norm: what the head takes.
+        last_hidden: `(batch, length, hidden)` after the final norm: the head's input.
         past_key_values: the target's cache when `use_cache` was set.
-        position_ids: `(3, batch, length)`, where the target has put the tokens of a batch with images (m-RoPE).
-        embeddings: `(batch, length, hidden)` of a batch with images: what the first layer gets, those of tokens and, in
-            the images' places, what the vision tower made of them.
-        outlook: of every place, where it is known already, `(batch, length)` each.
+        position_ids: `(3, batch, length)`, the target's positions for a batch with images (m-RoPE).
+        embeddings: `(batch, length, hidden)` of a batch with images: the first layer's input, token embeddings and, in
+            the images' places, the vision tower's output.
+        outlook: of every place, if already known, `(batch, length)` each.
     """
 
     taps: torch.Tensor | None
@@ -70,8 +70,8 @@ class TargetDistribution:
     Attributes:
         probs: `(positions, draft_vocab)`, softmax over the draft vocabulary's logits only.
         argmax: `(positions,)` int64, the draft vocabulary's most probable id, as a DRAFT id.
-        in_draft: bool `(positions,)`, whether that is the most probable one of the full vocabulary too.
-        mass: `(positions,)` float32, what the draft vocabulary holds of the full softmax; `None` when not asked for.
+        in_draft: bool `(positions,)`, whether it is also the most probable of the full vocabulary.
+        mass: `(positions,)` float32, the draft vocabulary's share of the full softmax; `None` unless asked for.
     """
 
     probs: torch.Tensor
@@ -81,24 +81,26 @@ class TargetDistribution:
 
 
 def full_outlook(head: Head, hidden: torch.Tensor, chunk: int) -> FullOutlook:
-    """Of `hidden`, `(positions, hidden)`, by a head of all tokens."""
+    """The outlook of `hidden`, `(positions, hidden)`, from a head of all tokens."""
     parts = []
     for rows in hidden.split(chunk):
         logits = head(rows)
         parts.append((_top(logits), logits.float().logsumexp(-1)))
+
     return FullOutlook(*_joined(parts))
 
 
 def by_whole_head(
     head: Head, hidden: torch.Tensor, draft_ids: torch.Tensor | None, dtype: torch.dtype, with_mass: bool, chunk: int
 ) -> TargetDistribution:
-    """The distribution by a head of all tokens; arguments as of [`FrozenTarget.distribution`]."""
+    """The distribution from a head of all tokens; arguments as in [`FrozenTarget.distribution`]."""
     parts = []
     for rows in hidden.split(chunk):
         logits = head(rows)
         seen = logits if draft_ids is None else logits.index_select(-1, draft_ids)
         top = None if draft_ids is None else _top(logits)
         parts.append(_part(seen, draft_ids, top, logits.float().logsumexp(-1) if with_mass else None, dtype))
+
     return TargetDistribution(*_joined(parts))
 
 
@@ -111,7 +113,7 @@ def by_draft_head(
     with_mass: bool,
     chunk: int,
 ) -> TargetDistribution:
-    """The same by a head of `draft_ids` alone, when the outlook of the places is known."""
+    """The same from a head of `draft_ids` only, where the outlook of the places is known."""
     parts, places = [], zip(*(x.split(chunk) for x in (hidden, outlook.top, outlook.log_partition)), strict=True)
     for rows, top, log_partition in places:
         parts.append(_part(head(rows), draft_ids, top, log_partition if with_mass else None, dtype))
@@ -130,14 +132,15 @@ def _part(
     argmax = _top(seen)
     in_draft = torch.ones_like(argmax, dtype=torch.bool) if draft_ids is None else draft_ids[argmax] == top
     part = [seen.softmax(-1).to(dtype), argmax, in_draft]
+
+    # at most 1, except for features stored in eight bits, whose outlook is that of the unrounded ones
     if log_partition is not None:
-        # at most 1 but for features stored in eight bits, whose outlook is of the unrounded ones
         part.append(torch.exp(seen.logsumexp(-1) - log_partition).clamp(max=1))
     return part
 
 
 def _top(logits: torch.Tensor) -> torch.Tensor:
-    return logits.max(-1).indices  # the first of equal ones; on a CPU 4 times faster than an argmax of bfloat16
+    return logits.max(-1).indices  # the first of equals; on a CPU 4 times as fast as an argmax of bfloat16
 
 
 def _joined(parts: list) -> list[torch.Tensor]:

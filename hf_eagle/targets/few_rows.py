@@ -1,8 +1,8 @@
 """Linear layers over few rows on a CPU, as decoding has them.
 
-MKL multiplies a float32 weight with 1 to 12 rows two to four times faster when the weight stands on the left (measured
-on an AMD EPYC, torch 2.13: SmolLM2-135M's forward over 4 tokens takes 28 ms instead of 63, over 1 token 27 instead of
-45). PyTorch's `linear` puts it on the right. It is the same sum of products, rounded differently.
+MKL multiplies a float32 weight with 1 to 12 rows two to four times as fast when the weight stands on the left. On an
+AMD EPYC with torch 2.13, SmolLM2-135M's forward over 4 tokens takes 28 ms instead of 63, over 1 token 27 instead of
+45. PyTorch's `linear` puts it on the right. The sum of products is the same, rounded differently.
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.functional import linear
 
 
-MOST_ROWS = 12  # from 16 on there is nothing to gain
+MOST_ROWS = 12  # from 16 rows on there is no gain
 
 
 def few_rows_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
@@ -22,24 +22,27 @@ def few_rows_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | 
     rows = x.numel() // x.shape[-1]
     if not 0 < rows <= MOST_ROWS or not _is_plain(weight) or x.dtype != weight.dtype or torch.is_grad_enabled():
         return linear(x, weight, bias)
+
     flat = x.reshape(rows, -1)
-    if rows in (1, 3):  # slower than one row more: 1 goes to the routine for vectors
+    if rows in (1, 3):  # slower than with one more row: 1 goes to the routine for vectors
         flat = torch.cat([flat, flat[:1]])
-    columns = flat.contiguous().t()  # columns of one piece each: in the other layout nothing is gained
+
+    columns = flat.contiguous().t()  # contiguous columns: the other layout gains nothing
     product = weight @ columns if bias is None else torch.addmm(bias[:, None], weight, columns)
     return product.t()[:rows].contiguous().view(*x.shape[:-1], -1)
 
 
 @contextmanager
 def few_rows_products(*models: nn.Module) -> Iterator[None]:
-    """Inside, the models' linear layers are `few_rows_linear`; where it has nothing to offer, nothing is changed."""
+    """Run the models' linear layers as `few_rows_linear` inside the block, where that is faster."""
     changed = []
     for model in models:
         for module in model.modules():
-            # a layer whose `forward` is not its class's own has been wrapped by somebody else
+            # keep a layer whose `forward` something else has already wrapped
             if type(module) is nn.Linear and "forward" not in module.__dict__ and _is_plain(module.weight):
                 module.forward = partial(_forward, module)
                 changed.append(module)
+
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""A GGUF file, as llama.cpp and Ollama spread them, turned into a folder that transformers, vLLM and SGLang load."""
+"""Turn a GGUF file, the format of llama.cpp and Ollama, into a folder that transformers, vLLM and SGLang load."""
 
 import os
 import shutil
@@ -12,18 +12,18 @@ def convert_gguf(
     """
     Dequantise `folder/gguf_file` and save model, tokenizer and chat template as an ordinary checkpoint.
 
-    The weights are written in float32, exactly as dequantised: rounding them again would give another model. The
-    folder appears whole or not at all, so whoever finds it may use it.
+    Weights are written in float32, exactly as dequantised: rounding them again would make another model. The folder
+    appears whole or not at all, so it is usable as soon as it exists.
 
     Args:
         folder (`str` or `os.PathLike`):
-            Where the GGUF file lies.
+            The folder of the GGUF file.
         gguf_file (`str`):
             Its name in `folder`. Any architecture that transformers reads from GGUF.
         output_dir (`str` or `os.PathLike`):
-            The folder to make. It must not exist yet, or be empty.
+            The folder to write. It must be empty, or not exist yet.
         rms_norm_eps (`float`, *optional*):
-            Epsilon of the RMSNorms. By default the file's own, read as the decimal number it was before it was
+            Epsilon of the RMSNorms. By default the file's own, read as the decimal number that it was before being
             stored in 32 bits (1e-05, not 9.999999747378752e-06).
 
     Returns:
@@ -43,7 +43,7 @@ def convert_gguf(
         raise FileExistsError(f"`output_dir` {output_dir} is not empty; remove it or name another folder.")
 
     output_dir.parent.mkdir(parents=True, exist_ok=True)
-    # beside the goal, so that the last step is a rename on the same disk
+    # next to `output_dir`, so that the last step is a rename on the same disk
     part = Path(tempfile.mkdtemp(prefix=f".{output_dir.name}-", dir=output_dir.parent))
     try:
         _convert(source, part, rms_norm_eps)
@@ -63,16 +63,18 @@ def _convert(source: Path, output_dir: Path, rms_norm_eps: float | None) -> None
 
     if not is_gguf_available():
         raise ImportError("Reading a GGUF file needs the `gguf` package: pip install 'hf_eagle[gguf]'.")
+
     tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
     loaded = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
 
-    # transformers refuses to save a model with a GGUF quantizer: the same weights in a model that never had one
+    # transformers refuses to save a model with a GGUF quantizer, so move the weights to a model that never had one
     fields = {
         k: v for k, v in loaded.config.to_dict().items() if k not in ("quantization_config", "_model_name_or_path")
     }
     config = type(loaded.config).from_dict(fields)
     if hasattr(config, "rms_norm_eps"):
         config.rms_norm_eps = rms_norm_eps or float(str(np.float32(config.rms_norm_eps)))
+
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.load_state_dict(loaded.state_dict())
     model.tie_weights()

@@ -1,4 +1,4 @@
-"""Names of multi-head latent attention, for whoever reads or writes configs; without torch, so `--help` is instant."""
+"""Names of multi-head latent attention, for reading and writing configs. Loads no torch, so `--help` is instant."""
 
 from .config_fields import has_field
 
@@ -8,5 +8,5 @@ LATENT_SIZES = ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head
 
 
 def has_latent_attention(config) -> bool:
-    """Whether a (text) config is one of multi-head latent attention (DeepSeek, Kimi) with all sizes of it."""
+    """Whether a (text) config has multi-head latent attention (DeepSeek, Kimi), with all of its sizes."""
     return all(has_field(config, name) for name in LATENT_SIZES)

@@ -110,7 +110,7 @@ def load_causal_lm(
     for adapter, its_revision in reversed(adapters):
         model = _merged(model, adapter, its_revision, argument)
         logger.info("The %s is %s with the adapter %s merged in.", argument, model.name_or_path, adapter)
-        # cards and fingerprints read the target's name from the model; the base's would be wrong
+        # cards and regenerated answers read the target's name from the model; the base's would be wrong
         model.name_or_path = model.config.name_or_path = str(adapter)
 
     return model
@@ -212,7 +212,6 @@ def files_of_processor(name_or_path: str, revision: str = "main") -> list[Path]:
 def _place_of_processor(name_or_path: str, revision: str, argument: str = "target") -> tuple[str, str, list[Path]]:
     """Name and revision of the adapter or base that has a processor, and its files; the base if none has."""
     adapters, base, base_revision = _to_the_base(name_or_path, revision, argument)
-
     for source, its_revision in (*adapters, (base, base_revision)):
         found = [cached_file(str(source), name, revision=its_revision, **_OPTIONAL) for name in _OF_PROCESSORS]
         if any(found):
@@ -321,7 +320,7 @@ def _base_of(name_or_path: str, adapter: dict, argument: str) -> str:
 
 def _merged(model: PreTrainedModel, adapter: str, revision: str, argument: str) -> PreTrainedModel:
     """A base model with an adapter merged in, `ValueError` if that does not work."""
-    try:  # not imported above: decoding with a published draft must work without peft
+    try:  # a published draft decodes without peft, and transformers requires every import that is outside a `try`
         from peft import PeftModel
     except ImportError as problem:
         raise ValueError(f"`{argument}` {adapter} is an adapter, which needs peft: `pip install peft`.") from problem

@@ -1,7 +1,7 @@
 """Images and videos in front of a target: which arguments carry them, and where their tokens stand.
 
 A model with m-RoPE gives every token three positions (time, height, width). They come from the model's own
-`get_rope_index`, on the ids as they are: once shifted ids are handed to it, every image is one token off.
+`get_rope_index`, on the ids as they are: shifted ids put every image one token off.
 """
 
 import inspect
@@ -23,19 +23,20 @@ _GRIDS = ("image_grid_thw", "video_grid_thw")
 
 
 def media_arguments(model: PreTrainedModel) -> tuple[str, ...]:
-    """Those of `MEDIA` that a model's forward takes by name; what it takes as `**kwargs` it would drop."""
+    """Those of `MEDIA` that a model's forward takes by name; it drops what it takes as `**kwargs`."""
     parameters = inspect.signature(model.forward).parameters
     return tuple(name for name in MEDIA if name in parameters)
 
 
 def check_media(model: PreTrainedModel, names) -> None:
-    """Refuse media that the model would not look at.
+    """Refuse media that the model ignores.
 
     Raises:
         ValueError: naming the first argument that its forward does not take.
     """
     asked = [name for name in names if name in MEDIA]
-    taken = media_arguments(model) if asked else ()  # looks at a signature: nothing for every forward of text
+    taken = media_arguments(model) if asked else ()  # forwards of text need not pay for reading a signature
+
     for name in asked:
         if name not in taken:
             raise ValueError(
@@ -57,24 +58,24 @@ def has_mrope(config) -> bool:
 
 
 def deepstack_layers(config) -> int:
-    """Behind how many decoder layers, from the first on, features of images are added too (Qwen3-VL)."""
+    """After how many of the first decoder layers image features are added again (Qwen3-VL)."""
     return len(getattr(getattr(config, "vision_config", None), "deepstack_visual_indexes", None) or ())
 
 
 def rope_index(
     model: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **media
 ) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """Positions of a batch with media, by the model itself.
+    """Positions of a batch with media, computed by the model itself.
 
     Args:
         model: the target.
         input_ids: `(batch, length)`, not shifted.
         attention_mask: `(batch, length)`, 0 on padding.
-        media: what else its forward is given.
+        media: its forward's other arguments.
 
     Returns:
-        Positions `(3, batch, length)`, and by how much the text behind the last medium is moved against plain
-        counting, `(batch,)`; `None` for a batch without media, or a model that counts all tokens alike.
+        Positions `(3, batch, length)`, and how far the text after the last medium is shifted against plain counting,
+        `(batch,)`; `None` for a batch without media, or a model that counts all tokens alike.
 
     Raises:
         ValueError: if `mm_token_type_ids` is missing.
@@ -82,11 +83,13 @@ def rope_index(
     of_model = next((m for m in (model, getattr(model, "model", None)) if hasattr(m, "get_rope_index")), None)
     if of_model is None or not shows_media(media):
         return None
+
     if media.get("mm_token_type_ids") is None:
         raise ValueError(
-            f"The batch holds media but no `mm_token_type_ids`, which {type(model).__name__} finds their places by: "
+            f"The batch holds media but no `mm_token_type_ids`, by which {type(model).__name__} finds their places: "
             "pass on all that its processor returns."
         )
+
     taken = inspect.signature(of_model.get_rope_index).parameters
     given = {name: x for name, x in media.items() if name in taken and x is not None}
     positions, moved = of_model.get_rope_index(input_ids, attention_mask=attention_mask, **given)

@@ -1,4 +1,4 @@
-"""A folder that an adapter was merged into: what ranks can read in parts, which an adapter is not."""
+"""Merge an adapter into a folder of its own: ranks can read that in parts, and cannot read an adapter so."""
 
 import hashlib
 import json
@@ -13,13 +13,13 @@ from .loading import files_of_processor, load_causal_lm, load_tokenizer
 
 
 def save_merged(name_or_path: str, folder: str | Path, revision: str = "main", **options: Any) -> None:
-    """Merge an adapter into its base and save that, with tokenizer and processor, for those who must read it in parts.
+    """Merge an adapter into its base and save the result with tokenizer and processor, for ranks that read it in parts.
 
-    A folder that this adapter was merged into before is left as it is; one of another adapter is refused.
+    Keep a folder that this adapter was merged into before; refuse one of another adapter.
 
     Args:
         name_or_path, revision, options: as in [`load_causal_lm`].
-        folder: made, in one piece: an interrupted call leaves none.
+        folder: written as a whole: an interrupted call leaves none.
 
     Raises:
         FileExistsError: if the folder holds something else.
@@ -28,8 +28,11 @@ def save_merged(name_or_path: str, folder: str | Path, revision: str = "main", *
     label = folder / "merged_from.json"
     if label.is_file() and read_json(label, {"adapter_sha256": str}, "delete the folder")["adapter_sha256"] == whose:
         return
+
     if folder.exists():
         raise FileExistsError(f"{folder} is in the way of merging `target` {name_or_path}: delete it, or move it away.")
+
+    # write elsewhere and rename last, so that nobody reads half a model
     part = folder.with_name(f".{folder.name}-part")
     shutil.rmtree(part, ignore_errors=True)
     load_causal_lm(name_or_path, revision, **options).save_pretrained(part)
@@ -49,4 +52,5 @@ def _adapter_fingerprint(name_or_path: str, revision: str) -> str:
         file = cached_file(str(name_or_path), name, revision=revision, **quiet)
         if file is not None:
             digest.update(Path(file).read_bytes())
+
     return digest.hexdigest()

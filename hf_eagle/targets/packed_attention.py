@@ -1,7 +1,7 @@
 """Causal attention inside each document of a packed row, without a mask of the whole row.
 
-A batch is run as one long row of its real tokens, so that padding costs nothing, and `transformers` is handed an
-attention function which calls the fused causal kernel once a document.
+A batch runs as one long row of its real tokens, so that padding costs nothing. `transformers` gets an attention
+function that calls the fused causal kernel once a document.
 """
 
 from collections.abc import Iterator
@@ -13,10 +13,10 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 
-# the name must hold none of "sdpa", "flash" and "flex", which transformers looks for in names
+# the name must hold none of "sdpa", "flash" and "flex", which transformers searches names for
 NAME = "eagle_segments"
 _PLAIN_LAYERS = {"full_attention", "sliding_attention"}
-# what some models pass along and causal attention has no use for
+# what some models pass along and causal attention does not use
 _IRRELEVANT = {"position_ids", "cache_position", "use_cache", "output_hidden_states", "output_router_logits"}
 
 
@@ -32,7 +32,7 @@ class Segments:
         tokens: int64 `(N,)`, flat ids `b * length + t` of the tokens of documents, ascending: padding is left out.
         position_ids: int64 `(N,)`, counted from each document's start.
         bounds: places of the documents in `tokens`: document `i` is `bounds[i] .. bounds[i + 1] - 1`.
-        attended: how often they were attended by, once a layer.
+        attended: how many layers have attended by them.
     """
 
     tokens: torch.Tensor
@@ -42,13 +42,15 @@ class Segments:
 
     @classmethod
     def of(cls, documents: torch.Tensor) -> "Segments":
-        """From `(batch, length)` ids of documents, negative on padding; a document is a run of one id in one row."""
+        """From `(batch, length)` document ids, negative on padding; a document is a run of one id in one row."""
         device, (_, length) = documents.device, documents.shape
         labels = documents.flatten().cpu()  # the one transfer from the device
         tokens = (labels >= 0).nonzero()[:, 0]
+
         labels, rows = labels[tokens], tokens // length
         starts = torch.ones_like(tokens, dtype=torch.bool)
         starts[1:] = (labels[1:] != labels[:-1]) | (rows[1:] != rows[:-1])
+
         first = starts.nonzero()[:, 0]
         places = torch.arange(len(tokens))
         positions = places - first[starts.cumsum(0) - 1]
@@ -63,12 +65,13 @@ class Segments:
 
 
 def check_documents_stay_apart(decoder: PreTrainedModel) -> None:
-    """Refuse a target that would let one packed document see another.
+    """Refuse a target that lets one packed document see another.
 
     Raises:
         ValueError: for recurrent and other special layers, and for models outside transformers' attention interface.
     """
     others = set(getattr(decoder.config, "layer_types", None) or ()) - _PLAIN_LAYERS
+
     if others or getattr(decoder, "_is_stateful", False) or not decoder.is_backend_compatible():
         why = f"layers of type {', '.join(sorted(others))}" if others else "an attention of its own"
         raise ValueError(
@@ -78,15 +81,15 @@ def check_documents_stay_apart(decoder: PreTrainedModel) -> None:
 
 
 def stands_in_for(decoder: PreTrainedModel) -> bool:
-    """Whether the decoder's attention is `softmax(q k) v`, causal, with no more than a sliding window.
+    """Whether the decoder's attention is `softmax(q k) v`, causal, with at most a sliding window.
 
-    Sinks, soft caps, chunks and recurrent layers are more: such models keep their own attention.
+    Models with sinks, soft caps, chunks or recurrent layers keep their own attention.
     """
     config = decoder.config
     return (
         decoder.is_backend_compatible()
         and not getattr(decoder, "_is_stateful", False)
-        and getattr(decoder, "_supports_sdpa", False)  # gpt-oss and its sinks say no
+        and getattr(decoder, "_supports_sdpa", False)  # false for gpt-oss, which has sinks
         and getattr(config, "attn_logit_softcapping", None) is None
         and getattr(config, "attention_chunk_size", None) is None
         and set(getattr(config, "layer_types", None) or ()) <= _PLAIN_LAYERS
@@ -95,7 +98,7 @@ def stands_in_for(decoder: PreTrainedModel) -> bool:
 
 @contextmanager
 def segment_attention(decoder: PreTrainedModel) -> Iterator[None]:
-    """Within the block the decoder attends by segments; its forward then needs `segments=`.
+    """Let the decoder attend by segments within the block; its forward then needs `segments=`.
 
     Only the decoder is switched: the vision tower of a multimodal model keeps its own attention.
     """
@@ -123,8 +126,8 @@ def attend_by_segments(
     """An attention function of `transformers`: causal attention in each segment, GQA by the kernel.
 
     Args:
-        query, key, value: `(1, heads, N, head_dim)`; the value's width may be another.
-        sliding_window: keys that a query sees, its own among them.
+        query, key, value: `(1, heads, N, head_dim)`; values may have another width.
+        sliding_window: keys that a query sees, including its own.
         segments: from the forward's keyword arguments.
 
     Returns:
@@ -134,23 +137,29 @@ def attend_by_segments(
         CannotStandIn: if the model asks for anything that this does not compute.
     """
     asked = [name for name, x in others.items() if x is not None and x is not False and name not in _IRRELEVANT]
+
     if sliding_window == -1:  # not passed
         sliding_window = None
         if getattr(getattr(module, "config", None), "sliding_window", None):
             asked.append("a sliding window")
+
     if is_causal is False or getattr(module, "is_causal", True) is False:
         asked.append("attention that is not causal")
     if segments is None or attention_mask is not None:
         asked.append("a mask of its own")
+
     if asked:
         raise CannotStandIn(", ".join(asked))
+
     segments.attended += 1
 
     width = value.shape[-1]
     if width < query.shape[-1]:  # the fused kernels want one width (twice as fast on CPU as without them)
         value = pad(value, (0, query.shape[-1] - width))
+
     output = query.new_empty(1, query.shape[2], query.shape[1], width)
     arguments = {"scale": scaling, "enable_gqa": query.shape[1] != key.shape[1]}
+
     for start, stop in zip(segments.bounds, segments.bounds[1:], strict=False):
         part = (x[:, :, start:stop] for x in (query, key, value))
         if sliding_window is None or stop - start <= sliding_window:
@@ -162,10 +171,11 @@ def attend_by_segments(
 
 
 def _slide(query, key, value, window: int, arguments: dict) -> torch.Tensor:
-    """A document longer than the window, by blocks of queries: the mask of a block is `(window, 2 * window)`."""
+    """Attend in a document longer than the window, in blocks of queries: a block's mask is `(window, 2 * window)`."""
     blocks, length, device = [], query.shape[2], query.device
     for start in range(0, length, window):
         stop, first = min(start + window, length), max(start - window + 1, 0)
+
         behind = torch.arange(start, stop, device=device)[:, None] - torch.arange(first, stop, device=device)
         seen = (behind >= 0) & (behind < window)
         rows = query[:, :, start:stop], key[:, :, first:stop], value[:, :, first:stop]
@@ -174,10 +184,10 @@ def _slide(query, key, value, window: int, arguments: dict) -> torch.Tensor:
 
 
 def documents_mask(config, documents: torch.Tensor, dtype: torch.dtype) -> torch.Tensor | dict[str, torch.Tensor]:
-    """What a model with an attention of its own takes: 0 where a token sees another, the lowest number elsewhere.
+    """The mask for a model with its own attention: 0 where a token sees another, the lowest number elsewhere.
 
     Returns:
-        `(batch, 1, length, length)`, or one for each type of layer when some of them slide.
+        `(batch, 1, length, length)`, or one for each type of layer if some of them slide.
     """
     places = torch.arange(documents.shape[1], device=documents.device)
     behind = places[:, None] - places
@@ -190,12 +200,13 @@ def documents_mask(config, documents: torch.Tensor, dtype: torch.dtype) -> torch
     slides = "sliding_attention" in layer_types if layer_types else window is not None
     if not slides:
         return additive(seen)
+
     sliding = additive(seen & (behind < window))
     return {"full_attention": additive(seen), "sliding_attention": sliding} if layer_types else sliding
 
 
 def _no_mask(*args, use_vmap: bool = False, **kwargs) -> None:
-    # set for masks that a model adds to the causal one, for instance among the tokens of an image
+    # a model sets it for masks that it adds to the causal one, for instance among the tokens of an image
     if use_vmap:
         raise CannotStandIn("a mask of its own")
 

@@ -1,4 +1,4 @@
-"""How many tokens a target reads, by its config: asked before its weights are loaded."""
+"""How many tokens a target reads, read from its config before its weights are loaded."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from .loading import _to_the_base, load_config
 def config_before_loading(
     target: str, *, revision: str = "main", trust_remote_code: bool = False, gguf_file: str | None = None
 ) -> PreTrainedConfig | None:
-    """The config of a target, of an adapter that of its base; `None` for a GGUF file, which has none of its own.
+    """The config of a target, or of an adapter's base; `None` for a GGUF file, which has no config.
 
     Args:
         target: a folder or a Hub id, also of an adapter.
@@ -21,6 +21,7 @@ def config_before_loading(
     """
     if gguf_file is not None:
         return None
+
     _, name, revision = _to_the_base(target, revision)
     return load_config(name, revision, trust_remote_code)
 
@@ -36,9 +37,9 @@ def check_room(
 
     Args:
         target, source: as for [`config_before_loading`].
-        argument: that asks for them, such as `max_new_tokens`.
+        argument: the argument that asks for them, such as `max_new_tokens`.
         tokens: its value.
-        beside: tokens that need room too, those of a prompt for instance.
+        beside: further tokens that need room, such as those of a prompt.
 
     Returns:
         The target's config; `None` for a GGUF file.
@@ -50,6 +51,7 @@ def check_room(
     config = config_before_loading(target, **source)
     if config is None:
         return None
+
     longest = getattr(config.get_text_config(), "max_position_embeddings", None)
     if isinstance(longest, int) and tokens + beside > longest:
         together = " with its prompt" if beside else ""
@@ -57,4 +59,5 @@ def check_room(
             f"`{argument}` is {tokens}, but `target` {target} reads {longest} tokens at most{together}: set it to "
             f"{longest - beside} at most, or take another target."
         )
+
     return config

@@ -1,4 +1,4 @@
-"""The frozen target: load it, tap its layers, apply its head to the rows that are asked for."""
+"""The frozen target: load it, tap its layers, apply its head to chosen rows."""
 
 import inspect
 import logging
@@ -40,22 +40,22 @@ TAP_METHODS = ("hooks", "output_hidden_states")
 
 
 class FrozenTarget:
-    """A causal language model that is only looked at: no gradient, no optimiser state, nothing of it is saved.
+    """A causal language model that only runs forward: no gradients, no optimiser state, and nothing of it is saved.
 
-    When it is first asked, what a draft would be taught is compared with the model's own forward, see `check_teacher`.
+    The first call compares what a draft would be taught with the model's own forward, see `check_teacher`.
 
-    Taps are recorded at a layer's ENTRY, id `k` being the input of layer `k` and id `N` the final norm's, as vLLM does
+    Taps are recorded at a layer's ENTRY: id `k` is the input of layer `k`, id `N` that of the final norm, as in vLLM
     (contract section 1).
 
     Args:
         model (`PreTrainedModel`): loaded weights; it is frozen and put into evaluation mode.
-        tap_ids (`list[int]`, *optional*): ascending entry ids; set later through the attribute when not yet known, and
-            left out for a draft that looks at the last hidden state only.
+        tap_ids (`list[int]`, *optional*): ascending entry ids. Set the attribute later when they are not yet known, and
+            leave them out for a draft that reads the last hidden state only.
         tap_method (`str`, defaults to `"hooks"`): or `"output_hidden_states"`, where layers cannot be hooked.
 
     Raises:
-        ValueError: for a tap id that the model does not have, or the method does not return; an unknown method; weights
-            that would teach nonsense (on the meta device, zeroed, or distributed in part).
+        ValueError: for a tap id that the model does not have or the method does not return, an unknown method, or
+            weights that would teach nonsense (on the meta device, zeroed, or distributed in part).
 
     Example:
         >>> target = FrozenTarget.from_pretrained("HuggingFaceTB/SmolLM2-135M-Instruct", tap_ids=[2, 15, 27])
@@ -65,23 +65,29 @@ class FrozenTarget:
     def __init__(self, model: PreTrainedModel, tap_ids: list[int] | None = None, tap_method: str = "hooks"):
         if tap_method not in TAP_METHODS:
             raise ValueError(f"`tap_method` must be one of {', '.join(TAP_METHODS)}, got {tap_method!r}.")
+
         check_weights(model)
         self.model = model.eval().requires_grad_(False)
         self.config = model.config.get_text_config()
+
         self.parts = find_decoder_parts(model)
         self.tap_method = tap_method
         self._decoder = find_decoder(model)
         self._by_segments = stands_in_for(self._decoder)
-        # what the model's forward calls its cache: transformers 5.24 renames it, and warns when called by the old name
+
+        # transformers 5.24 renames the cache argument of the model's forward, and warns about the old name
         parameters = inspect.signature(model.forward).parameters
         self.cache_argument = "cache" if "cache" in parameters else "past_key_values"
+
         self.sharding = TargetSharding.of(model)
         self._head = TargetHead(self.parts.head, self.config, sharded=self.sharding is not None)
+
+        # every rank must know whether segment attention works before one of them meets the first padding
         if self.sharding is not None and self._by_segments:
-            # whether its attention follows must be known to all ranks before one of them meets the first padding
             self.tap_ids = None
             documents = torch.arange(2, device=self.device)[None]  # two of one token each
             self(torch.ones_like(documents), documents=documents)
+
         self.tap_ids = tap_ids
 
     @classmethod
@@ -100,12 +106,12 @@ class FrozenTarget:
         shard_size: int | None = None,
         cpu_offload: bool = False,
     ) -> "FrozenTarget":
-        """Load any causal language model and freeze it: one that takes images, a GGUF file, a PEFT adapter on one.
+        """Load and freeze any causal language model, also one that takes images, a GGUF file or a PEFT adapter.
 
         Args:
-            dtype: `"auto"` keeps the checkpoint's.
-            device: where it is put; the default device when `None`. A sharded target stays on its rank's.
-            sharding, shard_size, cpu_offload: how it is spread over ranks, see `sharding.layout_of`; all ranks must
+            dtype: `"auto"` keeps the checkpoint's dtype.
+            device: where to put it; `None` is the default device. A sharded target stays on its rank's device.
+            sharding, shard_size, cpu_offload: how to spread it over ranks, see `sharding.layout_of`. All ranks must
                 then load it, and run it equally often.
 
         Raises:
@@ -121,11 +127,13 @@ class FrozenTarget:
             **hub,
             **spread,
         )
+
         if cpu_offload:
             move_shards_to_main_memory(model)
-        if spread:
+        if spread:  # the ranks' devices are already chosen
             device = None
         target = cls(model if device is None else model.to(device), tap_ids, tap_method)
+
         if target.sharding is not None:
             logger.info("%s", target.sharding.describe(model))
         return target
@@ -188,7 +196,7 @@ class FrozenTarget:
         documents: torch.Tensor | None = None,
         **inputs: Any,
     ) -> TargetFeatures:
-        """Features of a batch, see `features`; a sharded target must be asked by all of its ranks, each of its own."""
+        """Features of a batch, see `features`; all ranks of a sharded target must call it, each with its own batch."""
         inputs |= {"input_ids": input_ids, "attention_mask": attention_mask}
         inputs |= {"position_ids": position_ids, "documents": documents}
         return self.features(**inputs) if self.sharding is None else self.sharding.run(self.features, inputs)
@@ -217,35 +225,41 @@ class FrozenTarget:
             inputs: whatever else the model's forward takes (images, video grids); `None` values are left out.
 
         Raises:
-            ValueError: if this target cannot keep documents apart, does not take media that came, or says something
-                else than its head.
+            ValueError: if this target cannot keep documents apart, does not take the media given, or returns logits
+                other than its head's.
         """
         check_teacher(self)
         inputs = {name: value for name, value in inputs.items() if value is not None}
+
         check_media(self.model, inputs)
         has_2d_mask = isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 2
         if past_key_values is not None or use_cache:
             inputs.update(past_key_values=past_key_values, use_cache=use_cache)
+
         if documents is not None:
             if inputs or (attention_mask is not None and not has_2d_mask):
                 raise ValueError(
                     f"`documents` packs plain text, but {', '.join(inputs) or 'a 4-D `attention_mask`'} came with it: "
                     "leave out one of the two."
                 )
+
             check_documents_stay_apart(self._decoder)
             if has_2d_mask:
                 documents = documents.masked_fill(attention_mask == 0, -1)
             return self._packed_features(input_ids, position_ids, documents)
 
+        # without media, segments replace padding, so no mask is made
         flat_positions = position_ids is None or position_ids.dim() == 2
         if has_2d_mask and flat_positions and not inputs and self._by_segments and self._attention == "sdpa":
-            if not attention_mask.all():  # padding is left out, and no mask is made
+            if not attention_mask.all():
                 return self._packed_features(input_ids, position_ids, attention_mask.long() - 1)
+
         if position_ids is None and past_key_values is None:
             found = self.rope_index(input_ids, attention_mask, **inputs)
             position_ids = None if found is None else found[0]
         if position_ids is None and has_2d_mask and past_key_values is None:
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp_min(0)
+
         inputs |= {"attention_mask": attention_mask, "position_ids": position_ids}
         features = self._forward(input_ids, shows_media(inputs), **inputs)
         if position_ids is not None and position_ids.dim() == 3:
@@ -255,7 +269,7 @@ class FrozenTarget:
     def rope_index(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **inputs: Any
     ) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Positions `(3, batch, length)` of a batch with media and what they move the text behind by, `(batch,)`."""
+        """Positions `(3, batch, length)` of a batch with media and the offset of the text after them, `(batch,)`."""
         media = {name: inputs[name] for name in MEDIA if name in inputs}
         return rope_index(self.model, input_ids, attention_mask, **media)
 
@@ -270,42 +284,49 @@ class FrozenTarget:
         positions = segments.position_ids if position_ids is None else position_ids.expand_as(input_ids).take(places)
         flat = {"input_ids": input_ids.take(places)[None], "position_ids": positions[None]}
         by_flash = "flash" in self._attention  # kernels of the Hub too
+
+        # the fast path first: it fails once, on the first batch, where the model's attention asks for more
         if self._by_segments and not by_flash:
             try:
                 with segment_attention(self._decoder):
                     features = self._forward(**flat, segments=segments)
-                if segments.attended < self.num_layers:  # a layer that does not follow the switch would leak silently
+                if segments.attended < self.num_layers:  # a layer that ignores the switch leaks silently
                     raise CannotStandIn("a way around the attention interface")
                 return at_places(features, places, input_ids.shape)
             except CannotStandIn as asked:
                 self._by_segments = False
                 logger.warning("The target's attention asks for %s, so batches are masked and padded.", asked)
+
         if by_flash:
             return at_places(self._forward(**flat, **segments.flash_arguments()), places, input_ids.shape)
 
-        # read off restarting positions, transformers' own masks do not keep documents apart in every model (gpt-oss)
+        # transformers derives masks from restarting positions, which leaks between documents in some models (gpt-oss)
         mask = documents_mask(self._decoder.config, documents, self.dtype)
         if position_ids is None:
             position_ids = torch.zeros_like(input_ids).put_(places, segments.position_ids)
         return self._forward(input_ids, attention_mask=mask, position_ids=position_ids)
 
     def _forward(self, input_ids: torch.Tensor, with_embeddings: bool = False, **arguments: Any) -> TargetFeatures:
-        """Run the model and record; `None` arguments are left out."""
+        """Run the model and record taps; `None` arguments are left out."""
         arguments = {"use_cache": False, **{name: x for name, x in arguments.items() if x is not None}}
         if "past_key_values" in arguments:
             arguments[self.cache_argument] = arguments.pop("past_key_values")
+
         tap_ids, by_output = self.tap_ids or [], self.tap_method == "output_hidden_states"
         entries = {*(tap_ids if not by_output else ()), *([0] if with_embeddings else ())}
-        # an index of no position: the head runs on nothing (`1` would expand its weight once a sequence)
+        # an empty index runs the head on nothing (`1` would expand its weight once a sequence)
         no_logits = torch.empty(0, dtype=torch.long, device=input_ids.device)
+
         with self._recording(sorted(entries)) as seen:
             output = self.model(
                 input_ids=input_ids, output_hidden_states=by_output, logits_to_keep=no_logits, **arguments
             )
+
         if self.sharding is not None:
             self.sharding.release()
         if by_output:
             seen.update({i: output.hidden_states[i] for i in tap_ids})
+
         return TargetFeatures(
             taps=torch.cat([seen[i] for i in tap_ids], dim=-1) if tap_ids else None,
             last_hidden=seen["last_hidden"],
@@ -315,7 +336,7 @@ class FrozenTarget:
 
     @contextmanager
     def _recording(self, tap_ids: list[int]):
-        """Hooks which live for one forward: a pre-hook at every tapped entry, one behind the final norm."""
+        """Hooks for one forward: a pre-hook at every tapped entry, and one after the final norm."""
         seen: dict[int | str, torch.Tensor] = {}
 
         def entry(tap_id):
@@ -341,18 +362,18 @@ class FrozenTarget:
         return self._head.logits(hidden)
 
     def teacher_head(self, ids: torch.Tensor | None = None) -> Callable[[torch.Tensor], torch.Tensor]:
-        """The head for training, `(..., hidden)` -> `(..., vocabulary)`, gathered once: to be asked for once a batch.
+        """The head for training, `(..., hidden)` -> `(..., vocabulary)`, gathered once; call this once a batch.
 
-        Not `logits`: how a batch happens to be split must not change how it is rounded.
+        Unlike `logits`, its rounding does not depend on how a batch is split.
 
         Args:
-            ids: `(n,)` tokens whose logits alone are made, `None` for all.
+            ids: `(n,)` tokens whose logits are computed, `None` for all.
         """
         return self._head.for_training(ids)
 
     @torch.no_grad()
     def outlook(self, hidden: torch.Tensor, chunk: int = 256) -> FullOutlook:
-        """What the whole head tells of each place of `hidden`, `(positions, hidden)`; `chunk` as in `distribution`."""
+        """What the whole head says of each place of `hidden`, `(positions, hidden)`; `chunk` as in `distribution`."""
         return full_outlook(self.teacher_head(), hidden, chunk)
 
     @torch.no_grad()
@@ -365,15 +386,15 @@ class FrozenTarget:
         chunk: int = 256,
         outlook: FullOutlook | None = None,
     ) -> TargetDistribution:
-        """What the target would say at each place, streamed in chunks of rows.
+        """What the target predicts at each place, streamed in chunks of rows.
 
         Args:
             hidden: `(positions, hidden)` after the final norm.
             draft_ids: `(draft_vocab,)` target ids of the draft vocabulary, `None` for the whole vocabulary.
-            dtype: of the probabilities at rest.
+            dtype: in which the probabilities are kept.
             with_mass: also sum the full softmax, which costs another pass over the whole vocabulary.
-            chunk: rows whose full logits exist at one time.
-            outlook: of these places, where it is known: the head's rows outside the draft vocabulary are left out.
+            chunk: rows whose full logits exist at a time.
+            outlook: of these places, if known; then the head's rows outside the draft vocabulary are skipped.
         """
         if outlook is None or draft_ids is None:
             return by_whole_head(self.teacher_head(), hidden, draft_ids, dtype, with_mass, chunk)

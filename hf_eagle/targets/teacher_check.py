@@ -1,4 +1,4 @@
-"""Is what a draft is taught the target's own distribution? Compared on one short row."""
+"""Check on one short row that a draft is taught the target's own distribution."""
 
 from weakref import WeakSet
 
@@ -10,27 +10,29 @@ from .sharding import TargetSharding, gathered
 
 _TOKENS = 8
 _LEAST = 20  # ids below are special ones in many vocabularies
-_CHECKED: WeakSet = WeakSet()  # heads: a model that is looked at again and again is compared once
+_CHECKED: WeakSet = WeakSet()  # heads, so that a model wrapped again and again is compared once
 
 
 @torch.no_grad()
 def check_teacher(target) -> None:
     """Compare the distribution of `teacher_head` with that of the model's own forward on one short row.
 
-    All ranks of a spread target must ask, once. The last hidden states are those of the same forward, so only what
-    follows them can differ: by rounding, or because the forward does something to the logits that is not known.
+    All ranks of a sharded target must call this, once. The last hidden states come from the same forward, so only what
+    follows them can differ: by rounding, or because the forward changes the logits in an unknown way.
 
     Args:
-        target ([`FrozenTarget`]): with its layers.
+        target ([`FrozenTarget`]): the target.
 
     Raises:
         ValueError: if they differ by more than rounding.
     """
     if target.parts.head in _CHECKED:
         return
+
     own, hidden = _own_logits(target)
     taught = target.teacher_head()(hidden).float()
     gap = _of_all_ranks(_difference(own, taught), target.sharding)
+
     if not gap <= max(1e-3, torch.finfo(hidden.dtype).eps):
         raise ValueError(_told(target, own, gap))
     _CHECKED.add(target.parts.head)
@@ -39,8 +41,8 @@ def check_teacher(target) -> None:
 def _difference(own: torch.Tensor, taught: torch.Tensor) -> torch.Tensor:
     """How far two log-distributions are apart, as a share of the logits' size.
 
-    It is the root of the mean square, which rounding hardly moves, or a fourth of the largest difference, which shows
-    what happens to a few tokens only.
+    The larger of two measures: the root mean square, which rounding hardly moves, and a fourth of the largest
+    difference, which shows a change of only a few tokens.
     """
     size = own.where(own.isfinite(), 0.0).abs()
     own, taught = own.log_softmax(-1), taught.log_softmax(-1)
@@ -50,20 +52,22 @@ def _difference(own: torch.Tensor, taught: torch.Tensor) -> torch.Tensor:
 
 
 def _own_logits(target) -> tuple[torch.Tensor, torch.Tensor]:
-    """`(1, tokens, vocabulary)` by the model's forward, float32, and the last hidden states in it."""
+    """`(1, tokens, vocabulary)` of the model's forward, float32, and its last hidden states."""
     places = _LEAST + torch.arange(_TOKENS, device=target.device)[None]
     ids = places % target.vocab_size
-    # not what `compile` made of the model: it would be made anew for a batch that never comes again
+
+    # not the compiled forward, which would be compiled again for a batch that never comes back
     forward = target.model.forward if target.sharding is None else target.model
     with target._recording([]) as seen:
         logits = gathered(forward(input_ids=ids, use_cache=False).logits).float()
+
     if target.sharding is not None:
         target.sharding.release()
     return logits, seen["last_hidden"]
 
 
 def _of_all_ranks(gap: torch.Tensor, sharding: TargetSharding | None) -> float:
-    """The largest, so that no rank goes on while another one refuses; NaN as infinity, which a maximum keeps."""
+    """The largest, so that no rank continues while another refuses; NaN as infinity, which a maximum keeps."""
     gap = gap.nan_to_num(nan=torch.inf)
     if sharding is not None:
         gap = gap.to(sharding.device)
@@ -79,7 +83,7 @@ def _told(target, own: torch.Tensor, gap: float) -> str:
             "for NaN in its weights, or load it in another `target_dtype`."
         )
     return (
-        f"The target {model} says something else than its head: on a row of {_TOKENS} tokens its own log-probabilities "
+        f"The target {model} returns other logits than its head: on a row of {_TOKENS} tokens its log-probabilities "
         f"differ from those that a draft would be taught, by {gap:.2g} of their size, so its forward changes the "
-        "logits in a way that is not known here: use another target."
+        "logits in an unknown way: use another target."
     )

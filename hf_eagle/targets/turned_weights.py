@@ -1,8 +1,8 @@
-"""Experts that lie in the files turned round, recognised also where a rank reads its share of them only.
+"""Recognise experts that are stored transposed, also where a rank reads only its share of them.
 
-Those of Qwen3-VL-MoE are published as `(experts, in, out)`; today's `save_pretrained` writes them as the model has
-them, `(experts, out, in)`. transformers tells the two apart by the shape of the whole weight. The share of a rank never
-has that shape, so transformers 5.24 turns it round in either case.
+Those of Qwen3-VL-MoE are published as `(experts, in, out)`. Today's `save_pretrained` writes them as the model has
+them, `(experts, out, in)`. transformers tells the two apart by the shape of the whole weight. A rank's share never has
+that shape, so transformers 5.24 transposes it in either case.
 """
 
 from collections.abc import Iterator
@@ -17,9 +17,9 @@ from .weights import stored_shapes
 
 
 def recognise_turned_shares(config: PreTrainedConfig) -> None:
-    """Have `from_pretrained` compare a rank's share with the share that the rank needs; for models of this config.
+    """Make `from_pretrained` compare a rank's share with the share that it needs, for models of this config.
 
-    What is loaded whole is loaded as before. It needs a transformers that can spread a model.
+    Loading whole models does not change. Needs a transformers that can spread a model.
     """
     for model_type, converters, turning in _mappings(config):
         for converter in turning:
@@ -28,33 +28,35 @@ def recognise_turned_shares(config: PreTrainedConfig) -> None:
 
 
 def refuse_turned_experts(config: PreTrainedConfig, name_or_path: str, revision: str = "main") -> None:
-    """Refuse experts that are stored turned round where ranks share each of them: they would cut along another axis.
+    """Refuse transposed experts where ranks share each of them: they would be cut along the wrong axis.
 
     Raises:
         ValueError: if the files are on this machine and hold such experts.
     """
     if not any(_mappings(config)):
         return
+
     hidden, shapes = config.get_text_config().hidden_size, stored_shapes("target", name_or_path, revision)
     if any(shape[1] != hidden for name, shape in shapes.items() if name.endswith("mlp.experts.down_proj")):
         raise ValueError(
-            f"`target_sharding` is tensor, but `target` {name_or_path} holds its experts turned round, as they were "
-            "published, and transformers cannot read a part of each then: use expert or fsdp2, or load the target once "
+            f"`target_sharding` is tensor, but `target` {name_or_path} holds its experts transposed, as they were "
+            "published, and transformers cannot then read a part of each: use expert or fsdp2, or load the target once "
             "with `from_pretrained`, write it with `save_pretrained`, and name that folder."
         )
 
 
 def _mappings(config: PreTrainedConfig) -> Iterator[tuple[str, list, list]]:
-    """Of a model and the models inside of it: type, what is done to its files, and what of that compares shapes."""
+    """For a model and those inside it: type, converters of its files, and those of them that compare shapes."""
     for model_type in _model_types(config):
         converters = get_checkpoint_conversion_mapping(model_type) or []
         turning = [one for one in converters if any(map(_compares_shapes, getattr(one, "operations", ())))]
+
         if turning:
             yield model_type, converters, turning
 
 
 def _model_types(config: PreTrainedConfig) -> Iterator[str]:
-    """Of a model and the models inside of it."""
+    """The types of a model and those inside it."""
     yield config.model_type
     for name in config.sub_configs:
         if getattr(config, name, None) is not None:
@@ -70,13 +72,14 @@ def _of_share(operation: Any) -> "TransposeShare":
 
 
 class TransposeShare(Transpose):
-    """The operation of transformers, for a rank's share of a weight too."""
+    """transformers' operation, also for a rank's share of a weight."""
 
     def convert(self, input_dict, source_patterns, target_patterns, **kwargs):
-        """As transformers calls it."""
+        """Called by transformers; leave a share as it is if it has the needed shape."""
         weight = kwargs["model"].get_parameter(kwargs["full_layer_name"])
         (read,) = input_dict.values()
         read = read[0] if isinstance(read, list) else read
+
         if isinstance(weight, DTensor) and read.shape == weight.to_local().shape:
             return {self.get_target_pattern(input_dict, source_patterns, target_patterns): read}
         return super().convert(input_dict, source_patterns, target_patterns, **kwargs)

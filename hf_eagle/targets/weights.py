@@ -1,4 +1,4 @@
-"""What a model is loaded from: sizes that fit its config, and all of its tensors, for the missing ones are random."""
+"""Check the files of a model: sizes fit its config and no tensor is missing, which would be drawn at random."""
 
 import logging
 import re
@@ -15,9 +15,9 @@ from ..door.reading import local_folder, read_header, read_part, reading
 
 INDEX = "model.safetensors.index.json"
 _SHOWN = 4  # names in an error
-# so much more than the weights show is no other way of storing them, such as eight values packed in one
+# no way of storing weights, such as eight values packed in one, explains a factor above this
 _FAR = 16
-_VOCABULARY = 1_000_000  # tokens; models have fewer, and where no weight shows how many, this is all that is known
+_VOCABULARY = 1_000_000  # tokens: models have fewer. The limit where no weight shows how many
 _DEPTHS = ("num_hidden_layers", "depth")
 _WIDTHS = (
     *("hidden_size", "intermediate_size", "moe_intermediate_size", "vocab_size", "draft_vocab_size", "head_dim"),
@@ -26,7 +26,7 @@ _WIDTHS = (
 _EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")
 # buffers that every model computes by itself, though some write them too
 _COMPUTED = re.compile(r"(inv_freq|position_ids|(cos|sin)_cached|attn\.(masked_)?bias)$")
-# what a quantised model has room for and its files need not have: scales of activations, and offsets that are zero
+# what the files of a quantised model may leave out: scales of activations, and offsets that are zero
 _OF_QUANTISED = re.compile(r"((input|output|activation|[qkv])_scale|zero_point|g_idx|qzeros|weight_shape)$")
 
 
@@ -34,21 +34,23 @@ _OF_QUANTISED = re.compile(r"((input|output|activation|[qkv])_scale|zero_point|g
 
 
 def stored_shapes(argument: str, path: str | Path, revision: str = "main") -> dict[str, tuple[int, ...]]:
-    """Shapes by name of the tensors of a folder or Hub id, by the headers of its safetensors.
+    """Shapes by name of the tensors of a folder or Hub id, from the headers of its safetensors.
 
     Returns:
-        Nothing for weights of another form, and for those that were not downloaded yet.
+        Empty for weights in another format, and for those not downloaded yet.
 
     Raises:
-        ValueError: for a file that is broken or cut.
+        ValueError: for a file that is broken or truncated.
     """
     folder, shapes = local_folder(path, revision), {}
     if folder is None:
         return {}
+
     files = [folder / "model.safetensors"]
     if not files[0].is_file() and (folder / INDEX).is_file():
         held = read_part(argument, path, folder / INDEX, {"weight_map": dict[str, str]})["weight_map"]
         files = [folder / name for name in sorted(set(held.values()))]
+
     for file in files:
         if file.is_file():
             try:
@@ -57,24 +59,26 @@ def stored_shapes(argument: str, path: str | Path, revision: str = "main") -> di
                 raise ValueError(
                     f"`{argument}` {path} cannot be read: {file.name} {problem}: download or write it anew."
                 ) from problem
+
     return shapes
 
 
 def check_sizes(argument: str, path: str | Path, config: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Refuse a config of another model than the weights, before hours or all memory go into building it.
+    """Refuse a config that is not that of the weights, before building it takes hours or all memory.
 
-    What differs by less is found when the weights are loaded.
+    Loading the weights finds smaller differences.
 
     Args:
         argument, path: that named the model, for the error.
         config: of the model, with the fields as attributes.
-        shapes: of the stored tensors; of no tensors nothing is said.
+        shapes: of the stored tensors; with none, nothing is checked.
 
     Raises:
         ValueError: names the field, and what the weights show.
     """
     if not shapes:
         return
+
     numbers = {int(part) for name in shapes for part in name.split(".") if part.isdecimal()}
     depth, width = 1 + max(numbers, default=0), max((max(shape, default=1) for shape in shapes.values()), default=1)
     limits = dict.fromkeys(_DEPTHS, depth) | dict.fromkeys(_WIDTHS, max(width, depth))
@@ -98,7 +102,7 @@ def check_sizes(argument: str, path: str | Path, config: Any, shapes: Mapping[st
 
 
 def _parts(config: Any) -> Iterator[Any]:
-    """A config and those inside of it, of a vision tower for instance."""
+    """A config and those inside it, for instance of a vision tower."""
     yield config
     for name in getattr(config, "sub_configs", None) or ():
         if getattr(config, name, None) is not None:
@@ -109,21 +113,22 @@ def _parts(config: Any) -> Iterator[Any]:
 
 
 def load_whole(auto_class: type, name_or_path: str, argument: str = "target", **options: Any) -> PreTrainedModel:
-    """`auto_class.from_pretrained`, which refuses weights that are not all there.
+    """Run `auto_class.from_pretrained`, and refuse weights that are not complete.
 
-    transformers fills what is missing with random numbers and warns.
+    transformers fills what is missing with random numbers and only warns.
 
     Args:
         auto_class: with `from_pretrained`.
-        name_or_path, options: as that takes them. With a `distributed_config`, all ranks must call, and all refuse
-            where one of them misses something in its share.
-        argument: that named it.
+        name_or_path, options: for `from_pretrained`. With a `distributed_config`, all ranks must call, and all refuse
+            if one of them misses something in its share.
+        argument: that named the model.
 
     Raises:
         ValueError: with the first names and the count of tensors that are missing or of another shape.
     """
     if options.get("distributed_config") is None:
         return _load_whole(auto_class, name_or_path, argument, options)
+
     model = wrong = None
     try:
         with reading(argument, name_or_path):
@@ -132,6 +137,8 @@ def load_whole(auto_class: type, name_or_path: str, argument: str = "target", **
         if not dist.is_initialized():
             raise
         wrong = str(problem)
+
+    # share the errors: a rank that raised alone would leave the others waiting
     of_ranks = [None] * dist.get_world_size()
     dist.all_gather_object(of_ranks, wrong)
     wrong = next((text for text in of_ranks if text is not None), None)
@@ -141,7 +148,8 @@ def load_whole(auto_class: type, name_or_path: str, argument: str = "target", **
 
 
 def _load_whole(auto_class: type, name_or_path: str, argument: str, options: dict[str, Any]) -> PreTrainedModel:
-    options = options | {"output_loading_info": True, "ignore_mismatched_sizes": True}  # all of them are told at once
+    options = options | {"output_loading_info": True, "ignore_mismatched_sizes": True}  # report them all at once
+
     with report_if_sound() as reports:
         try:
             model, info = auto_class.from_pretrained(name_or_path, **options)
@@ -170,15 +178,18 @@ def refuse_random(model: PreTrainedModel, info: Mapping[str, Any], argument: str
         for name in info["missing_keys"]
         if not (name in buffers and _COMPUTED.search(name)) and not (quantised and _OF_QUANTISED.search(name))
     )
+
     kind, total = type(model).__name__, len(model.state_dict())
     wrong = []
     if missing and len(info["missing_keys"]) == total:
         wrong.append(f"holds no tensor with a name that a {kind} knows, such as {missing[0]}")
     elif missing:
         wrong.append(f"lacks {len(missing)} of the {total} tensors of a {kind} ({listed(missing)})")
+
     if info["mismatched_keys"]:
         other = [f"{name} is {list(s)} instead of {list(w)}" for name, s, w in sorted(info["mismatched_keys"], key=str)]
         wrong.append(f"holds {len(other)} tensors of other shapes than its config.json says ({listed(other)})")
+
     if wrong:
         raise ValueError(
             f"`{argument}` {path} {', and '.join(wrong)}, where random numbers would be taken: restore its weights, or "
@@ -188,7 +199,7 @@ def refuse_random(model: PreTrainedModel, info: Mapping[str, Any], argument: str
 
 @contextmanager
 def report_if_sound() -> Iterator[list[str]]:
-    """Keep back what transformers logs of tensors while it loads, and pass it on only if nothing is raised in here.
+    """Hold back what transformers logs of tensors while it loads, and log it only if the block raises nothing.
 
     Yields the reports.
     """
@@ -206,6 +217,7 @@ def report_if_sound() -> Iterator[list[str]]:
         yield texts
     finally:
         logger.removeFilter(keep)
+
     for record in held:
         logger.handle(record)
 

@@ -1,4 +1,4 @@
-"""Acceptance measured by decoding while a draft is trained."""
+"""Measure acceptance by decoding while a draft is trained."""
 
 import torch
 from transformers import TrainerCallback
@@ -12,26 +12,25 @@ from .distributed import whole_draft
 
 class AcceptanceLengthCallback(TrainerCallback):
     """
-    Decodes prompts with the draft every so many steps, and at every evaluation, and logs the acceptance length.
+    Decodes prompts with the draft every few steps and at every evaluation, and logs the acceptance length.
 
-    What is measured every `every_steps` steps is logged as `acceptance_length`. Evaluations carry it as
-    `eval_acceptance_length`, so that `metric_for_best_model="acceptance_length"`, `load_best_model_at_end` and
-    `EarlyStoppingCallback` go by it.
+    Measurements every `every_steps` steps are logged as `acceptance_length`. Evaluations log `eval_acceptance_length`,
+    which `metric_for_best_model="acceptance_length"`, `load_best_model_at_end` and `EarlyStoppingCallback` can use.
 
-    On several ranks each decodes its share of the prompts and the counts are summed, so all ranks know the same number.
-    Ranks that hold one sharded target between them decode the same share together.
+    On several ranks each decodes its share of the prompts and the counts are summed, so all ranks get the same number.
+    Ranks that together hold one sharded target decode the same share together.
 
     Args:
         trainer ([`EagleTrainer`]):
-            The trainer, whose target and draft decode; the callback is added to it by `trainer.add_callback`.
+            The trainer, whose target and draft decode. Add the callback to it with `trainer.add_callback`.
         tokenizer (`PreTrainedTokenizerBase` or `ProcessorMixin`):
             The target's; its chat template renders the prompts. Those with images or videos need the processor.
         prompts (`list[Prompt]`):
             What `load_prompts` returns.
         every_steps (`int`, *optional*):
-            Optimizer steps between measurements; at evaluations only when left out.
+            Optimizer steps between measurements; by default only at evaluations.
         method (`str`, *optional*, defaults to `"chain"`):
-            `"chain"`, or `"tree"` for EAGLE-2's dynamic tree of the default shape; greedily.
+            `"chain"`, or `"tree"` for EAGLE-2's dynamic draft tree of the default shape; both greedy.
         num_speculative_tokens (`int`, *optional*, defaults to `3`):
             Chain: K, the tokens drafted a round.
         max_new_tokens (`int`, *optional*, defaults to `64`):
@@ -39,10 +38,10 @@ class AcceptanceLengthCallback(TrainerCallback):
         batch_size (`int`, *optional*, defaults to `8`):
             Prompts decoded together.
         template_kwargs (`dict`, *optional*):
-            What else the chat template is given, as in training: `{"enable_thinking": False}`.
+            Further arguments of the chat template, as in training: `{"enable_thinking": False}`.
 
     Raises:
-        `ValueError`: no prompts, a value out of range, a prompt that cannot be rendered, or nothing that would ever
+        `ValueError`: no prompts, a value out of range, a prompt that cannot be rendered, or settings that never
             measure.
 
     Example:
@@ -72,15 +71,18 @@ class AcceptanceLengthCallback(TrainerCallback):
                 "`every_steps` is unset and `eval_strategy` is 'no', so acceptance would never be measured; set one of "
                 "them."
             )
+
         for prompt in prompts:
             # on every rank, so that none fails alone
             PromptBatch.of([prompt], tokenizer, template_kwargs=template_kwargs)
+
         self.settings = DecodingSettings(
             method=method,
             num_speculative_tokens=num_speculative_tokens,
             max_new_tokens=max_new_tokens,
             batch_size=batch_size,
         )
+
         self.trainer, self.tokenizer, self.prompts, self.every_steps = trainer, tokenizer, prompts, every_steps
         self.template_kwargs = template_kwargs
         self._latest: tuple[int, float] | None = None  # step and value: one measurement a step is enough
@@ -89,7 +91,7 @@ class AcceptanceLengthCallback(TrainerCallback):
         if self.every_steps is not None and state.global_step % self.every_steps == 0:
             should_log = control.should_log
             self.trainer.log({"acceptance_length": round(self.measure(), 4)})
-            control.should_log = should_log  # any log clears it, and this step's loss would be left out
+            control.should_log = should_log  # any log clears it, and would drop this step's loss
 
     def on_train_begin(self, args, state, control, **kwargs):
         self._latest = None
@@ -98,7 +100,7 @@ class AcceptanceLengthCallback(TrainerCallback):
         self._latest = None  # the best checkpoint may have been loaded
 
     def measure(self) -> float:
-        """The draft's acceptance length as it is now; to be called on all ranks at once.
+        """The draft's acceptance length as it is now; call this on all ranks at once.
 
         Raises:
             `ValueError`: if no answer has a second token, so that nothing was drafted.
@@ -112,12 +114,14 @@ class AcceptanceLengthCallback(TrainerCallback):
         accelerator = self.trainer.accelerator
         draft = accelerator.unwrap_model(self.trainer.model)
         part, parts, counting = accelerator.process_index, accelerator.num_processes, True
+
         sharding = self.trainer.target.sharding
         if sharding is not None:
             part, parts, counting = sharding.replica, sharding.replicas, sharding.member == 0
         share = self.prompts[part::parts]
+
         training, counts = draft.training, torch.zeros(2, dtype=torch.long, device=accelerator.device)
-        with whole_draft(draft):  # gathered by all ranks together, those without a prompt among them
+        with whole_draft(draft):  # all ranks gather it together, also those without a prompt
             if share:
                 draft.eval()
                 runs = decode_prompts(
@@ -131,14 +135,17 @@ class AcceptanceLengthCallback(TrainerCallback):
                     template_kwargs=self.template_kwargs,
                 ).runs
                 draft.train(training)
+
         if share and counting:
             counts[0] = sum(sum(run.accepted_per_position) for run in runs)
             counts[1] = sum(run.drafts for run in runs)
         accepted, drafts = accelerator.reduce(counts, reduction="sum").tolist()
+
         length = acceptance_length([accepted], [drafts])
         if length is None:
             raise ValueError(
                 "`prompts` got only answers of one token from the target, so nothing was drafted; give other prompts, "
                 "or a larger `max_new_tokens`."
             )
+
         return length

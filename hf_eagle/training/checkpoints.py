@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there: a manifest written last, and what is missing in a folder."""
+"""Save checkpoints that are complete or absent: a manifest is written last, and shows what a folder lacks."""
 
 import json
 import os
@@ -17,12 +17,13 @@ from ..door.writing import is_write_error, write_atomically
 
 
 MANIFEST = "checkpoint_manifest.json"
-# without these training does not go on as if it had never stopped; DeepSpeed writes both into a folder of its own
+# without these, training does not continue as if it had never stopped; DeepSpeed writes both into its own folder
 STATES = {OPTIMIZER_NAME: "the optimizer's state", SCHEDULER_NAME: "the learning rate schedule"}
 _CHECKPOINT = re.compile(r"^checkpoint-(\d+)$")
 _PLACE_FIELDS = {**dict.fromkeys(("number", "steps", "ranks", "batch", "workers"), int), "by_number": bool}
+_READS = [{"source": str, "share": float, "files?": {str: int}}]  # as `what_is_read` gives them
 _MANIFEST_FIELDS = {"files": dict[str, int], "rows_per_step?": int | None, "stream?": dict | None}
-# what is read of transformers' own file
+# the fields read from transformers' own file
 _STATE_FIELDS = {
     "global_step": int,
     "log_history": list[dict],
@@ -36,12 +37,12 @@ _STATE_FIELDS = {
 
 
 def write_manifest(folder: str | Path, rows_per_step: int | None = None, stream=None) -> None:
-    """List the files of a finished checkpoint with their sizes; its presence says that all of them were written.
+    """List the files of a finished checkpoint with their sizes; its presence means that all of them were written.
 
     Args:
-        rows_per_step: rows of data that the run took a step, over all processes.
-        stream ([`StreamPlace`], *optional*): where a run on a stream stands; `None` of other data, which is written
-            down too. Checkpoints of earlier versions say nothing about it.
+        rows_per_step: rows of data per step of the run, over all processes.
+        stream ([`StreamPlace`], *optional*): the position of a run on a stream; `None` for other data, which is written
+            too. Checkpoints of earlier versions say nothing about it.
     """
     folder = Path(folder)
     files = {str(p.relative_to(folder)): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()}
@@ -51,17 +52,19 @@ def write_manifest(folder: str | Path, rows_per_step: int | None = None, stream=
 
 
 def read_manifest(folder: str | Path) -> dict:
-    """What `write_manifest` wrote.
+    """Read what `write_manifest` wrote.
 
     Raises:
-        ValueError: if it cannot be read, or is something else.
+        ValueError: if it cannot be read, or is not a manifest.
     """
     path = Path(folder) / MANIFEST
     found = read_json(path, _MANIFEST_FIELDS, "choose another checkpoint")
     if found.get("stream") is None:
         return found
 
-    check_fields({"stream": found["stream"]}, {"stream": _PLACE_FIELDS}, path, "choose another checkpoint")
+    knows_data = found["stream"].get("reads") is not None  # earlier versions and runs in Python do not
+    fields = {**_PLACE_FIELDS, "reads": _READS} if knows_data else _PLACE_FIELDS
+    check_fields({"stream": found["stream"]}, {"stream": fields}, path, "choose another checkpoint")
     below = [name for name in _PLACE_FIELDS if found["stream"][name] < 0]
     if below:
         raise ValueError(f"{path} holds a `stream.{below[0]}` below 0: choose another checkpoint.")
@@ -69,53 +72,59 @@ def read_manifest(folder: str | Path) -> dict:
 
 
 def why_incomplete(folder: str | Path, without_states: bool = False) -> str | None:
-    """What is wrong with a checkpoint folder, `None` when every file that resuming needs is there in full.
+    """What is wrong with a checkpoint folder, `None` if every file that resuming needs is complete.
 
     Args:
-        without_states: be content with the weights and the place in the run; the states may be missing.
+        without_states: require only the weights and the position in the run, not the states.
     """
     folder = Path(folder)
     if not (folder / MANIFEST).is_file():
         return f"it has no {MANIFEST}, which is written last"
+
     try:
         files = read_manifest(folder)["files"]
     except ValueError as problem:
         return f"its {MANIFEST} cannot be read ({str(problem).rstrip('.')})"
+
     for name in [TRAINER_STATE_NAME, *files]:
         problem = None if without_states and name in STATES else _why_not_whole(folder, name, files)
         if problem:
             return problem
+
     missing = [] if without_states else missing_states(folder)
     return f"it has no {' and no '.join(missing)}, as `save_only_model` leaves one" if missing else None
 
 
 def missing_states(folder: str | Path) -> list[str]:
-    """Files of `STATES` that a checkpoint does not hold in full."""
+    """Files of `STATES` that are missing or incomplete in a checkpoint."""
     folder = Path(folder)
     if any(folder.glob("global_step*")):  # of DeepSpeed
         return []
+
     files = read_manifest(folder)["files"]
     return [name for name in STATES if _why_not_whole(folder, name, files)]
 
 
 def _why_not_whole(folder: Path, name: str, files: dict[str, int]) -> str | None:
     path = folder / name
-    if not os.path.isfile(path):  # which is false, and no error, for a name that no file can have
+    if not os.path.isfile(path):  # false, not an error, for a name that no file can have
         return f"{name} is missing"
+
     size = path.stat().st_size
     return f"{name} has {size} bytes instead of {files[name]}" if size != files.get(name, size) else None
 
 
 def read_state(folder: str | Path) -> TrainerState:
-    """Where a run stood: `trainer_state.json` of a checkpoint, or of the folder of a whole run.
+    """Read how far a run got: `trainer_state.json` of a checkpoint, or of the folder of a whole run.
 
     Raises:
-        ValueError: if it cannot be read, or is something else.
+        ValueError: if it cannot be read, or is not such a state.
     """
     path = Path(folder) / TRAINER_STATE_NAME
     found = read_json(path, _STATE_FIELDS, "choose another checkpoint")
     if found["global_step"] < 0:
         raise ValueError(f"{path} holds {found['global_step']} as `global_step`: choose another checkpoint.")
+
     try:
         return TrainerState(**found)
     except TypeError as problem:  # a field that this version of transformers does not have
@@ -123,11 +132,12 @@ def read_state(folder: str | Path) -> TrainerState:
 
 
 def begin_checkpoint(folder: str | Path) -> None:
-    """Make way for a checkpoint: what a killed run left of it is deleted, and one that is there is whole no more."""
+    """Make way for a checkpoint: delete what a killed run left of it, and mark a complete one as incomplete."""
     folder = Path(folder)
     if folder.exists() and why_incomplete(folder, without_states=True):
         shutil.rmtree(folder)
-    # files of the same sizes are about to be written over, one after the other
+
+    # its files are overwritten one by one with files of the same sizes, which a manifest could not tell apart
     (folder / MANIFEST).unlink(missing_ok=True)
 
 
@@ -138,16 +148,16 @@ def checkpoints(output_dir: str | Path) -> list[Path]:
 
 
 def last_complete_checkpoint(output_dir: str | Path) -> Path | None:
-    """The newest checkpoint that was written to the end."""
+    """The newest complete checkpoint."""
     return next((p for p in reversed(checkpoints(output_dir)) if why_incomplete(p) is None), None)
 
 
 @contextmanager
 def explain_write_errors(folder: str | Path, remove: bool = False) -> Iterator[None]:
-    """Inside, a folder is written; what prevents it is raised as `write_failure` describes it.
+    """Raise what prevents writing a folder inside the block as `write_failure` describes it.
 
     Args:
-        remove: delete the folder then, so that it is complete or absent.
+        remove: then delete the folder, so that it is complete or absent.
 
     Raises:
         OSError: if a file cannot be written.
@@ -163,11 +173,13 @@ def explain_write_errors(folder: str | Path, remove: bool = False) -> Iterator[N
 
 
 def write_failure(folder: str | Path, problem: Exception) -> OSError:
-    """One sentence for a checkpoint that could not be written: how much space is left, and what is still whole."""
+    """The error for a checkpoint that could not be written: the space left, and the last complete checkpoint."""
     run = Path(folder).parent if _CHECKPOINT.match(Path(folder).name) else Path(folder)
     last = last_complete_checkpoint(run)
+
     space = next((p for p in [run, *run.parents] if p.exists()), Path("."))
     free = shutil.disk_usage(space).free / 2**30
+
     return OSError(
         f"`output_dir`: {folder} could not be written ({problem}); {free:.1f} GiB are free there. "
         + (f"{last} is complete: " if last else "No checkpoint was finished yet: ")

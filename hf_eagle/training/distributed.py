@@ -1,8 +1,8 @@
-"""The draft on several ranks: one unit under FSDP2, wrapped in time under DDP, checkpoints that show neither, the end.
+"""The draft on several ranks: one unit under FSDP2, wrapped in time under DDP, saved as if on one rank, and the end.
 
 A draft's `forward` runs the parts of its layer directly, so the whole draft is one root unit, gathered once a step.
-A checkpoint holds what a replicated draft writes, so a run may continue on another number of ranks, under DDP or alone,
-and back.
+A checkpoint holds what a replicated draft writes. So a run may continue on another number of ranks, under DDP or on a
+single one, and back.
 """
 
 import logging
@@ -28,22 +28,25 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, 
 
 
 def shard_draft(draft: nn.Module, accelerator) -> None:
-    """Make a draft one FSDP2 unit, before there is an optimizer; its embeddings are spread too.
+    """Make a draft one FSDP2 unit, before the optimizer is made; its embeddings are sharded too.
 
     Raises:
-        ValueError: for a setting of accelerate's FSDP plugin that would write no checkpoint or lose weights.
+        ValueError: for a setting of accelerate's FSDP plugin that would write no checkpoint, or lose weights.
     """
     plugin = accelerator.state.fsdp_plugin
     check_plugin(plugin)
-    plugin.auto_wrap_policy = None  # accelerate would look for layers to wrap
+
+    plugin.auto_wrap_policy = None  # otherwise accelerate looks for layers to wrap
     mesh = getattr(accelerator, "torch_device_mesh", None)
     if mesh is not None:
         mesh = mesh[tuple(accelerator.parallelism_config.fsdp_dim_names)]
     offload = plugin.cpu_offload if isinstance(plugin.cpu_offload, CPUOffloadPolicy) else OffloadPolicy()
-    # float32 is gathered, and autocast computes in half precision, as under DDP: a policy of FSDP2's own would cast the
-    # residual stream and the loss too
+
+    # as under DDP, gather float32 and let autocast compute in half precision: FSDP2's own policy would also cast the
+    # residual stream and the loss
     fully_shard(draft, mesh=mesh, offload_policy=offload)
-    # enters autocast, and tells an evaluation before training that nothing is to be wrapped any more
+
+    # enters autocast, and keeps an evaluation before training from wrapping the draft again
     accelerator.prepare_model(draft, device_placement=False, evaluation_mode=True)
 
 
@@ -60,11 +63,13 @@ def check_plugin(plugin) -> None:
             f"`fsdp_state_dict_type` is {plugin.state_dict_type}: checkpoints would hold no draft that a server loads; "
             "set it to FULL_STATE_DICT."
         )
+
     if plugin.cpu_ram_efficient_loading:
         raise ValueError(
             "`fsdp_cpu_ram_efficient_loading` is true: it would zero draft and target on every rank but the first; set "
             "it to false."
         )
+
     if plugin.activation_checkpointing:
         raise ValueError(
             "`fsdp_activation_checkpointing` finds no layers in a draft: set it to false, and use "
@@ -74,10 +79,11 @@ def check_plugin(plugin) -> None:
 
 @contextmanager
 def whole_draft(draft: nn.Module) -> Iterator[nn.Module]:
-    """Inside, every rank has the draft's whole weights, so that its parts can be called outside of `forward`."""
+    """Give every rank the draft's whole weights inside the block, so that its parts can run outside `forward`."""
     if not isinstance(draft, FSDPModule):
         yield draft
         return
+
     draft.unshard()
     try:
         yield draft
@@ -86,25 +92,26 @@ def whole_draft(draft: nn.Module) -> Iterator[nn.Module]:
 
 
 def wrap_before_evaluation(trainer) -> None:
-    """Wrap the draft of a `Trainer` for training, so that an evaluation before training cannot wrap it otherwise."""
+    """Wrap the draft of a `Trainer` for training, so that an evaluation before training cannot wrap it differently."""
     if trainer.args.world_size > 1 and not trainer.is_fsdp_enabled and trainer.model_wrapped is trainer.model:
-        # Trainer would prepare the draft for evaluation only, and `train` would not wrap it again (accelerate 1.15):
-        # replicas would drift apart
+        # Trainer would prepare the draft only for evaluation, and `train` would not wrap it again (accelerate 1.15), so
+        # that replicas would drift apart
         trainer.model_wrapped = trainer.accelerator.prepare_model(trainer._wrap_model(trainer.model))
 
 
 def set_weights(draft: nn.Module, folder: str | Path) -> None:
-    """Give a draft the weights of a folder; under FSDP2 every rank must call."""
+    """Give a draft the weights of a folder; under FSDP2 every rank must call this."""
     weights = {name: x for path in Path(folder).glob("*.safetensors") for name, x in load_file(path).items()}
     if not isinstance(draft, FSDPModule):
         draft.load_state_dict(weights, strict=False)
         return
+
     # not strict: embeddings are the target's, and are never saved
     set_model_state_dict(draft, weights, options=StateDictOptions(full_state_dict=True, strict=False))
 
 
 def whole_optimizer_state(draft: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """What `optimizer.state_dict()` of a replicated draft would be, on the first rank; every rank must call."""
+    """The `optimizer.state_dict()` of a replicated draft, on the first rank; every rank must call this."""
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     state = get_optimizer_state_dict(draft, optimizer, options=options)
     if not state:
@@ -119,29 +126,32 @@ def whole_optimizer_state(draft: nn.Module, optimizer: torch.optim.Optimizer) ->
 
 
 def set_optimizer_state(draft: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Give the optimizer of a draft under FSDP2 what `whole_optimizer_state` returned; every rank must call."""
+    """Give a draft's optimizer under FSDP2 what `whole_optimizer_state` returned; every rank must call this."""
     name_of = {id(parameter): name for name, parameter in draft.named_parameters()}
     names = [name_of[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
     named = {
         "state": {names[number]: values for number, values in state["state"].items()},
         "param_groups": [{**g, "params": [names[number] for number in g["params"]]} for g in state["param_groups"]],
     }
+
     set_optimizer_state_dict(draft, optimizer, named, options=StateDictOptions(full_state_dict=True))
 
 
 def leave(status: int = 0) -> None:
-    """End this process, as the last line of a script that may run on several gloo ranks; otherwise nothing is done.
+    """End this process, if it is one of several gloo ranks; call it as the last line of a script.
 
-    All ranks meet once more, then each exits without tearing Python down: threads of gloo abort or hang the
-    interpreter now and then (torch 2.13), with everything already saved. A rank that failed waits for no other.
+    All ranks meet once more, then each exits without tearing Python down: gloo's threads sometimes abort or hang the
+    interpreter (torch 2.13), when everything is already saved. A rank that failed waits for no other.
 
     Args:
-        status: of the process; any but 0 says that it failed.
+        status: of the process; not 0 if it failed.
     """
     if not dist.is_initialized() or dist.get_backend() != "gloo":
         return
+
     if not status:
         dist.barrier()
+
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()

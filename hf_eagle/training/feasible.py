@@ -1,4 +1,4 @@
-"""What a run asks for and cannot have: evaluations without data, metrics that none gives, kernels that are missing."""
+"""Refuse what a run cannot have: evaluations without data, metrics that none gives, kernels that are missing."""
 
 import re
 from typing import TYPE_CHECKING
@@ -9,7 +9,7 @@ from ..arguments.groups import DataArguments, DraftArguments
 if TYPE_CHECKING:
     from ..arguments.training import EagleTrainingArguments
 
-# what every evaluation measures, beside an accuracy for each step of the unroll
+# what every evaluation measures, besides an accuracy for each step of the unroll
 METRICS = (
     *("loss", "estimated_acceptance_length", "supervised_rows_per_second"),
     *("runtime", "samples_per_second", "steps_per_second"),
@@ -18,7 +18,7 @@ _ACCURACY = re.compile(r"accuracy_step_\d+")
 
 
 def check_evaluations(data: DataArguments, training: "EagleTrainingArguments", own: tuple[str, ...] = ()) -> None:
-    """Check that there are data for the evaluations that are asked for, and that they measure what is looked at.
+    """Check that requested evaluations have data, and that they measure what the run selects checkpoints by.
 
     Args:
         own: further metrics, those of a kind of draft.
@@ -35,10 +35,12 @@ def check_evaluations(data: DataArguments, training: "EagleTrainingArguments", o
             f"`{name}` is {getattr(value, 'value', value)}, but there is nothing to evaluate on: name `eval_data`, set "
             f"`eval_share`, or leave out `{name}`."
         )
+
     best = {
         "load_best_model_at_end": training.load_best_model_at_end,
         "save_strategy": training.save_strategy == "best",
     }
+
     name = next((name for name, asked in best.items() if asked), None)
     if name is not None and not evaluates:
         value = getattr(training, name)
@@ -46,6 +48,7 @@ def check_evaluations(data: DataArguments, training: "EagleTrainingArguments", o
             f"`{name}` is {getattr(value, 'value', value)}, but nothing is evaluated while training: set "
             "`eval_strategy`, or leave it out."
         )
+
     if evaluates:
         _check_metric(training, [*METRICS, *own, *(["acceptance_length"] if data.acceptance_prompts else [])])
 
@@ -56,14 +59,16 @@ def _check_metric(training: "EagleTrainingArguments", known: list[str]) -> None:
     if metric is None:
         if training.save_strategy == "best":
             raise ValueError(
-                "`save_strategy` is best, but `metric_for_best_model` does not say of what: name a metric."
+                "`save_strategy` is best, but `metric_for_best_model` does not say by what: name a metric."
             )
         return
+
     name = metric.removeprefix("eval_")
     if name == "acceptance_length" and name not in known:
         raise ValueError(
             "`metric_for_best_model` is acceptance_length, which is measured on prompts: name `acceptance_prompts`."
         )
+
     if name not in known and not _ACCURACY.fullmatch(name):
         raise ValueError(
             f"`metric_for_best_model` is {metric}, which no evaluation gives: name one of {', '.join(known)}, or "

@@ -1,8 +1,8 @@
-"""What stops a run before anything broken is kept: numbers that are none, and steps that train on nothing.
+"""Stop a run before anything broken is kept: values that are NaN or infinite, and steps that train on nothing.
 
-Training looks where a value is fetched anyway, so that no step waits for it: the fetch of a batch's loss brings along
-the norm of the last step's gradient and the count of supervised rows. A save looks at the weights too, before it
-touches a file.
+Training checks when a value is fetched anyway, so that no step waits for it: fetching a batch's loss also fetches the
+norm of the last step's gradient and the count of supervised rows. A save also checks the weights, before it touches a
+file.
 """
 
 import json
@@ -25,22 +25,22 @@ from .totals import StepTotals
 
 logger = logging.getLogger(__name__)
 
-_KEPT = ("input_ids", "attention_mask", "loss_mask")  # of a batch, what tells its records; the rest may be large
+_KEPT = ("input_ids", "attention_mask", "loss_mask")  # enough of a batch to identify its records; the rest may be large
 
 
 @dataclass
 class StepWatch:
-    """What is known of the steps of a run, and what is still to be fetched.
+    """What is known of the steps of a run, and what must still be fetched.
 
     Attributes:
-        supervised: whether any step had a supervised row, those before a checkpoint included.
+        supervised: whether any step had a supervised row, including those before a checkpoint.
         supervised_step: the last step that had one, counted from 0.
-        supervised_pass: whether this pass over the data had one, or began before this run was resumed.
-        untaught: steps with supervised rows of which none lay in the draft's vocabulary, since the run was started.
+        supervised_pass: whether this pass over the data had one, or began before this run resumed.
+        untaught: steps since the start whose supervised rows all lay outside the draft's vocabulary.
         untaught_step: the last of them.
-        norm: of the gradient of step `norm_step`, as long as nobody has looked at it.
+        norm: of the gradient of step `norm_step`, until it is checked.
         loss: of this rank in that step, if it was not a number.
-        held_out_loss: of this rank in an evaluation on several ranks, likewise.
+        held_out_loss: of this rank in an evaluation on several ranks, if it was not a number.
         batches: of the newest two steps, by step.
     """
 
@@ -57,29 +57,29 @@ class StepWatch:
 
     @classmethod
     def resumed(cls, step: int) -> "StepWatch":
-        """Of a run that goes on: a run without a supervised row leaves no checkpoint."""
+        """For a resumed run: a run without a supervised row leaves no checkpoint."""
         return cls(supervised=True, supervised_step=step - 1, supervised_pass=True)
 
     def saw(self, step: int, batch: Mapping[str, Any]) -> None:
-        """Keep what tells the records of a batch."""
+        """Keep what identifies the records of a batch."""
         self.batches = {known: batches for known, batches in self.batches.items() if known >= step - 1}
         self.batches.setdefault(step, []).append({name: batch[name] for name in _KEPT if name in batch})
 
     def counted(self, step: int, rows: float) -> None:
-        """Take up the supervised rows of a step."""
+        """Note the supervised rows of a step."""
         if rows:
             self.supervised = self.supervised_pass = True
             self.supervised_step = step
 
     def saw_norm(self, norm: float) -> None:
-        """Count the step of this norm where it had supervised rows, and no gradient at all, on any rank."""
+        """Count the step of this norm if it had supervised rows, but a zero gradient on all ranks."""
         if norm == 0 and self.norm_step == self.supervised_step != self.untaught_step:
             self.untaught += 1
             self.untaught_step = self.norm_step
 
 
 class HealthMixin:
-    """Looks after a run's numbers and rows; to be placed before `Trainer`.
+    """Checks a run's numbers and rows; place it before `Trainer`.
 
     Attributes:
         tokenizer_of_records (`PreTrainedTokenizerBase`, *optional*): the target's, for the text of records.
@@ -95,7 +95,7 @@ class HealthMixin:
     # ---- in every step ----
 
     def look_at(self, loss: torch.Tensor, batch: Mapping[str, Any], rows: torch.Tensor | None) -> None:
-        """Look at a batch's loss and, in training, at the last step's gradient and at the rows of this step.
+        """Check a batch's loss and, in training, the last step's gradient and the rows of this step.
 
         Args:
             loss: of the batch.
@@ -111,10 +111,11 @@ class HealthMixin:
             self.watch.saw(step, batch)
             values += [] if rows is None else [rows.sum()]
             values += [] if self.watch.norm is None else [self.watch.norm]
+
         fetched = torch.stack([value.to(loss.device, torch.float32) for value in values]).tolist()
 
         if self.model.training and self.watch.norm is not None:
-            self._check_gradient(fetched.pop())  # first: a broken gradient is why the loss behind it is
+            self._check_gradient(fetched.pop())  # first: a broken gradient is why the loss after it is broken
         if not math.isfinite(fetched[0]):
             self._refuse_loss(fetched[0])
         if self.model.training and rows is not None:
@@ -122,21 +123,23 @@ class HealthMixin:
             self._check_stream(step)
 
     def _refuse_loss(self, loss: float) -> None:
-        """`FloatingPointError` about a loss; on several ranks all raise it, behind the step or the evaluation."""
+        """`FloatingPointError` about a loss; on several ranks, all raise it after the step or the evaluation."""
         step, training = self.state.global_step, self.model.training
         if not training and self.args.world_size > 1:
             self.watch.held_out_loss = loss  # the others wait for this rank's batches
             return
+
         if training and self.args.world_size > 1 and self.accelerator.scaler is None:
-            self.watch.loss = loss  # the others wait for this rank's gradient, and break by it
+            self.watch.loss = loss  # the others wait for this rank's gradient, which breaks theirs
             return
+
         raise FloatingPointError(
             f"The loss is {loss} at step {step}: lower `learning_rate`, or look for NaN in the target's features."
             + (self._leave_records(step) if training else "")
         )
 
     def held_out_metrics(self, totals: StepTotals) -> dict[str, float]:
-        """What an evaluation found, from the sums of all ranks, which also tell them of a loss that is no number.
+        """What an evaluation found, from the sums of all ranks, which also spread a loss that is not a number.
 
         Raises:
             FloatingPointError: on all ranks, if one of them had such a loss.
@@ -144,6 +147,7 @@ class HealthMixin:
         own, self.watch.held_out_loss = self.watch.held_out_loss, None
         if own is not None:
             totals.add(loss=torch.full_like(totals.sums["loss"], math.nan))
+
         metrics = totals.metrics(self.accelerator, self.step.training.step_weights)
         if not math.isfinite(metrics.get("loss", 0.0)):
             raise FloatingPointError(
@@ -152,12 +156,13 @@ class HealthMixin:
                 f"(this is rank {self.args.process_index}): lower `learning_rate`, or look for NaN in the target's "
                 "features."
             )
+
         return metrics
 
     def _get_grad_norm(self, model, grad_norm=None):
         norm = super()._get_grad_norm(model, grad_norm)
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-        # in half precision an overflow is no error: its step is left out and the scale is lowered
+        # in half precision an overflow is no error: its step is skipped and the scale lowered
         if isinstance(norm, torch.Tensor) and self.accelerator.scaler is None:
             self.watch.norm, self.watch.norm_step = norm.detach(), self.state.global_step
         return norm
@@ -168,16 +173,17 @@ class HealthMixin:
         self.watch.norm = None
         if math.isfinite(norm) and self.watch.loss is None:
             return
+
         step, rank = self.watch.norm_step, self.args.process_index
         raise FloatingPointError(
             f"The norm of the gradient of step {step + 1} is {norm}"
             + (f" and rank {rank} had a loss of {self.watch.loss}" if self.watch.loss is not None else "")
-            + ", so the weights behind it are broken: lower `learning_rate`, leave out records, or look for NaN in the "
+            + ", so the weights after it are broken: lower `learning_rate`, leave out records, or look for NaN in the "
             f"target's features.{self._leave_records(step)}{self._last_good()}"
         )
 
     def _check_stream(self, step: int) -> None:
-        """`ValueError` if a stream, which may be without an end, gave no supervised row in the steps up to this one."""
+        """`ValueError` if a stream, which may be endless, gave no supervised row for too many steps up to this one."""
         limit, without = self.args.max_unsupervised_steps, step - self.watch.supervised_step
         if without >= limit and isinstance(self.train_dataset, IterableDataset):
             self.refuse_unsupervised(step + 1, f", in {without} steps one after the other (`max_unsupervised_steps`)")
@@ -185,9 +191,9 @@ class HealthMixin:
     # ---- where a run logs, saves and ends ----
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """As in `Trainer`; windows and steps that taught nothing are counted, no gradient that broke is passed over."""
+        """As in `Trainer`, but count windows and steps that taught nothing, and check the gradient of the window."""
         if "loss" in logs and logs.get("supervised_rows_per_second") == 0:
-            del logs["loss"]  # of nothing
+            del logs["loss"]  # the mean of no rows
             logs["windows_without_rows"] = 1 + next(
                 (x["windows_without_rows"] for x in reversed(self.state.log_history) if "windows_without_rows" in x), 0
             )
@@ -196,20 +202,24 @@ class HealthMixin:
                 self.state.global_step,
                 logs["windows_without_rows"],
             )
+
         if "grad_norm" in logs or "train_runtime" in logs:  # a window, or the end of the run
             self._tell_untaught(logs)
         super().log(logs, start_time)
+
         if "grad_norm" in logs and self.watch.norm is not None:
             self._check_gradient(logs["grad_norm"])
 
     def _tell_untaught(self, logs: dict[str, float]) -> None:
-        """Say in how many steps no row lay in the draft's vocabulary, and add it to a log, where there are new ones."""
+        """Log new steps in which no row lay in the draft's vocabulary, as a warning and in `logs`."""
         if self.watch.norm is not None:
             self.watch.saw_norm(float(self.watch.norm))
         if not self.watch.untaught:
             return
+
         name, new, self.watch.untaught = "steps_outside_vocabulary", self.watch.untaught, 0
         logs[name] = new + next((x[name] for x in reversed(self.state.log_history) if name in x), 0)
+
         logger.warning(
             "In %d of the steps up to step %d no row taught anything, as the target's tokens all lie outside the "
             "draft's vocabulary (so far: %d): raise `draft_vocab_size`, or set `oov_rows` to renormalize.",
@@ -219,7 +229,7 @@ class HealthMixin:
         )
 
     def refuse_broken(self) -> None:
-        """Look at the newest gradient and at all weights; under FSDP2 every rank must call.
+        """Check the newest gradient and all weights; under FSDP2 every rank must call this.
 
         Raises:
             FloatingPointError: if one of them is not a number.
@@ -227,6 +237,7 @@ class HealthMixin:
         step = self.state.global_step
         if self.watch.norm is not None:
             self._check_gradient(float(self.watch.norm))
+
         broken = self._broken_weights()
         if broken:
             raise FloatingPointError(
@@ -236,10 +247,10 @@ class HealthMixin:
             )
 
     def _broken_weights(self) -> list[str]:
-        """Names of the tensors to save that are not numbers, the same on all ranks."""
+        """Names of the tensors to save that hold NaN or infinity, the same on all ranks."""
         weights = {name: x for name, x in self.weights_to_save().items() if x.is_floating_point()}
         flags = torch.tensor([not all_numbers(x) for x in weights.values()], dtype=torch.long)
-        if self.is_fsdp_enabled:  # each rank has looked at its own part
+        if self.is_fsdp_enabled:  # each rank has checked its own part
             flags = self.accelerator.reduce(flags.to(self.args.device), reduction="sum").cpu()
         return [name for name, flag in zip(weights, flags.tolist(), strict=True) if flag]
 
@@ -255,9 +266,10 @@ class HealthMixin:
             self.refuse_unsupervised(step)
 
     def refuse_no_batch(self) -> None:
-        """`ValueError` for a data set of fewer rows than the first batch takes, before anything is deleted."""
+        """`ValueError` for a data set with fewer rows than the first batch takes, before anything is deleted."""
         if isinstance(self.train_dataset, IterableDataset) or self.args.accelerator_config.split_batches:
-            return  # known only when the run has ended
+            return  # known only after the run
+
         rows, wanted = len(self.train_dataset), self._train_batch_size * self.args.world_size
         if not rows:
             raise ValueError("`train_dataset` has no rows, so no step could be taken: use other data.")
@@ -274,14 +286,14 @@ class HealthMixin:
             "holds answers of one token only, which leave nothing to draft."
         )
 
-    # ---- what is told ----
+    # ---- for error messages ----
 
     def _last_good(self) -> str:
         last = last_complete_checkpoint(self.args.output_dir)
         return f" {last} is complete, and stays." if last else " There is no complete checkpoint yet."
 
     def _leave_records(self, step: int) -> str:
-        """Write down what this rank trained on in a step, and say where; nothing where no such step was taken."""
+        """Write what this rank trained on in a step to a file, and say where; nothing if no such step was taken."""
         rank = self.args.process_index
         records = list(records_of(self.watch.batches.get(step, []), self.tokenizer_of_records))
         if not records:
@@ -297,7 +309,7 @@ class HealthMixin:
 
 
 class WholePasses(TrainerCallback):
-    """Stops a run that found no supervised row in a whole pass over its data, before that pass is saved."""
+    """Stops a run without a supervised row in a whole pass over its data, before that pass is saved."""
 
     def __init__(self, trainer: HealthMixin):
         self.trainer, self.first = trainer, True
@@ -311,17 +323,18 @@ class WholePasses(TrainerCallback):
         self.first = False
 
     def on_epoch_end(self, args, state, control, **kwargs):
-        cut = control.should_training_stop  # maybe in the middle: the end of the run judges it
+        cut = control.should_training_stop  # perhaps within the pass, so the end of the run decides
         if not cut and not self.trainer.watch.supervised_pass:
             self.trainer.refuse_unsupervised(state.global_step)
 
 
 def all_numbers(tensor: torch.Tensor) -> bool:
-    """Whether no value is NaN or infinite; of a sharded tensor, those of this rank."""
+    """Whether no value is NaN or infinite; for a sharded tensor, of this rank's part."""
     tensor = tensor.to_local() if isinstance(tensor, DTensor) else tensor
     if not tensor.numel():
         return True
-    # both keep a NaN, and need no tensor of the size of the weights
+
+    # `aminmax` keeps a NaN, and needs no tensor of the size of the weights
     return all(math.isfinite(x) for x in torch.stack(tensor.detach().aminmax()).tolist())
 
 
@@ -337,6 +350,7 @@ def records_of(
     for batch in batches:
         seen = batch.get("attention_mask", torch.ones_like(batch["input_ids"])).bool().cpu()
         masks = batch.get("loss_mask", seen).cpu()
+
         for ids, mask, kept in zip(batch["input_ids"].cpu(), masks, seen, strict=True):
             record = {"input_ids": ids[kept].tolist(), "loss_mask": mask[kept].long().tolist()}
             if any(record["loss_mask"]):

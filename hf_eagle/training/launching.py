@@ -1,4 +1,4 @@
-"""What a launcher was asked for and did not do: said as a run begins."""
+"""Warn, when a run begins, of what its launcher was asked for and did not do."""
 
 import logging
 import os
@@ -12,23 +12,23 @@ logger = logging.getLogger(__name__)
 
 
 def tell_launch(trainer: Trainer) -> None:
-    """Say on one rank what this run does not do although its launcher was asked for it."""
+    """Warn on one rank of what this run does not do although its launcher was asked for it."""
     if trainer.is_world_process_zero():
         for told in told_of_launch(asked_to_shard(trainer.args), trainer.is_fsdp_enabled, trainer.args.world_size):
             logger.warning("%s", told)
 
 
 def asked_to_shard(args: TrainingArguments) -> bool:
-    """Whether the arguments or the config of `accelerate launch` ask for a draft that is spread over the ranks."""
+    """Whether the arguments or the config of `accelerate launch` ask for a draft sharded over the ranks."""
     by_launcher = any(os.environ.get(f"ACCELERATE_USE_{name}") == "true" for name in ("FSDP", "DEEPSPEED"))
     return bool(args.fsdp or args.deepspeed or by_launcher)
 
 
 def told_of_launch(asked_to_shard: bool, sharded: bool, processes: int) -> Iterator[str]:
-    """What to say of a launch as a run begins.
+    """The warnings about a launch, as a run begins.
 
     Args:
-        asked_to_shard: by the arguments, or by the config of the launcher.
+        asked_to_shard: by the arguments, or by the launcher's config.
         sharded: whether the draft is.
         processes: of this run.
     """
@@ -38,6 +38,7 @@ def told_of_launch(asked_to_shard: bool, sharded: bool, processes: int) -> Itera
             f"{processes} processes holds the whole draft, its gradient and its optimizer state, and the results are "
             "the same."
         )
+
     asked = asked_processes(_parent()) if processes == 1 else None
     if asked is not None and asked > 1:
         yield (
@@ -47,7 +48,7 @@ def told_of_launch(asked_to_shard: bool, sharded: bool, processes: int) -> Itera
 
 
 def asked_processes(command: Sequence[str]) -> int | None:
-    """Processes that an `accelerate launch` command asks for, itself or by its config; `None` for another command."""
+    """Processes that an `accelerate launch` command or its config asks for; `None` for another command."""
     words = _of_launch(command)
     if words is None:
         return None
@@ -63,7 +64,7 @@ def asked_processes(command: Sequence[str]) -> int | None:
             return None
         return load_config_from_file(args.config_file).num_processes
     except (Exception, SystemExit):
-        return None  # the launcher has said what is wrong with them
+        return None  # the launcher has already reported the error
 
 
 def _of_launch(command: Sequence[str]) -> list[str] | None:
@@ -74,13 +75,14 @@ def _of_launch(command: Sequence[str]) -> list[str] | None:
             "accelerate/commands/launch.py"
         ):
             return list(command[place + 1 :])
+
         if name == "launch" and place and "accelerate" in command[place - 1]:
             return list(command[place + 1 :])
     return None
 
 
 def _parent() -> list[str]:
-    """The command line of the process that started this one; `[]` where the system does not tell."""
+    """The command line of the process that started this one; `[]` if the system does not say."""
     try:
         words = Path(f"/proc/{os.getppid()}/cmdline").read_bytes().split(b"\0")
     except OSError:

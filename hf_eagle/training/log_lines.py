@@ -1,4 +1,4 @@
-"""What a run prints while it trains: a line each time it logs, with the step, of how many, and the epoch."""
+"""What a run prints while it trains: one line per log, with the step, the number of steps, and the epoch."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,11 +12,12 @@ def log_line(logs: Mapping[str, Any], step: int, of: int) -> str:
     Args:
         logs: what is logged, by name.
         step: optimizer steps so far.
-        of: those of the whole run; 0 where none was begun, as in an evaluation alone.
+        of: those of the whole run; 0 without a run, as in an evaluation alone.
     """
     place = f"step {step}" + (f" of {of}" if of else "")
     if isinstance(logs.get("epoch"), int | float):
         place += f", epoch {logs['epoch']:.4f}"
+
     values = [
         f"{name} {_written(value)}" for name, value in logs.items() if name not in ("epoch", "total_flos", "step")
     ]
@@ -24,27 +25,28 @@ def log_line(logs: Mapping[str, Any], step: int, of: int) -> str:
 
 
 def _written(value: Any) -> str:
-    """Six digits, and of a large number all in front of the point."""
+    """Six digits, or all before the point of a large number."""
     if not isinstance(value, float):
         return str(value)
     return f"{value:.0f}" if 1e6 <= abs(value) < 1e15 else f"{value:.6g}"
 
 
 class LineProgress(ProgressCallback):
-    """The progress bar of `Trainer`, with lines above it that say where the run stands."""
+    """The progress bar of `Trainer`, with lines above it that show the run's progress."""
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if not state.is_world_process_zero or logs is None:
             return
+
         line = log_line(logs, state.global_step, state.max_steps)
-        if self.training_bar is None:  # behind the end of training, where `Trainer` shows nothing
+        if self.training_bar is None:  # after the end of training, where `Trainer` shows nothing
             print(line, flush=True)
         else:
             self.training_bar.write(line)
 
 
 class LinePrinter(PrinterCallback):
-    """These lines alone, where `disable_tqdm` is set."""
+    """Only these lines, if `disable_tqdm` is set."""
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if state.is_local_process_zero and logs is not None:
@@ -52,7 +54,7 @@ class LinePrinter(PrinterCallback):
 
 
 def print_lines(trainer: Trainer) -> None:
-    """Have a trainer print these lines instead of dictionaries; a notebook's table stays as it is."""
+    """Make a trainer print these lines instead of dictionaries; keep a notebook's table."""
     ours = {ProgressCallback: LineProgress, PrinterCallback: LinePrinter}
     callbacks = trainer.callback_handler.callbacks
     callbacks[:] = [ours[type(known)]() if type(known) in ours else known for known in callbacks]

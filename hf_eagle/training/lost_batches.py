@@ -1,7 +1,7 @@
-"""A batch that a worker of a `DataLoader` could not hand over: said in a sentence, instead of awaited for ever.
+"""Report a batch that a `DataLoader` worker could not hand over, instead of waiting for it forever.
 
-Workers hand tensors over in shared memory. Where that is full, Python prints a traceback and drops the batch, and the
-process that trains waits for it.
+Workers hand tensors over in shared memory. If that is full, Python prints a traceback and drops the batch, and the
+training process waits for it.
 """
 
 from collections.abc import Callable
@@ -11,10 +11,10 @@ from torch._utils import ExceptionWrapper
 
 
 def tell_lost_batches(earlier: Callable[[int], None] | None, worker: int) -> None:
-    """Have this worker send an error in place of a batch that it cannot send.
+    """Make this worker send an error instead of a batch that it cannot send.
 
     Args:
-        earlier: the `worker_init_fn` of before, called first.
+        earlier: the previous `worker_init_fn`, called first.
         worker: number of the worker.
     """
     if earlier is not None:
@@ -24,12 +24,12 @@ def tell_lost_batches(earlier: Callable[[int], None] | None, worker: int) -> Non
         number = sent[0] if isinstance(sent, tuple) else sent
         queue.put((number, _wrapped(problem, worker)))
 
-    # called in the thread that sends; this process serves the loader alone
+    # called in the sending thread; this process serves only the loader
     queues.Queue._on_queue_feeder_error = send_error
 
 
 def _wrapped(problem: Exception, worker: int) -> ExceptionWrapper:
-    """As torch sends what is raised while a batch is read."""
+    """Wrapped as torch sends an error raised while a batch is read."""
     try:
         raise RuntimeError(
             f"A process that reads data (`dataloader_num_workers`) could not hand over a batch: {problem}. Is shared "

@@ -1,4 +1,4 @@
-"""The parts of a run, from the arguments that describe them: tokenizer, data, target, draft, stored features."""
+"""Make the parts of a run from its arguments: tokenizer, data, target, draft, stored features."""
 
 import logging
 from dataclasses import replace
@@ -13,6 +13,7 @@ from ..arguments.training import EagleTrainingArguments
 from ..data.conversations import MaskOptions, build_dataset, build_stream
 from ..data.media import limit_media
 from ..data.packing import pack_dataset
+from ..data.reads import what_is_read
 from ..data.records import load_records
 from ..data.streaming import RankStream
 from ..data.token_stream import ShuffledRecords
@@ -45,15 +46,15 @@ logger = logging.getLogger(__name__)
 
 
 def check_lengths(target_args: TargetArguments, data_args: DataArguments) -> None:
-    """`ValueError` for a `max_length` that changes what the target says, as far as its config tells."""
-    # the target's positions are no limit: conversations may be shorter than `max_length`
+    """`ValueError` for a `max_length` at which the target's output changes, as far as its config shows."""
+    # the target's number of positions is no limit: conversations may be shorter than `max_length`
     config = config_before_loading(target_args.target, **target_args.source)
     if config is not None:
         check_length(config, data_args.max_length)
 
 
 def check_rope(target_args: TargetArguments, draft_args: DraftArguments) -> None:
-    """`ValueError` for a `draft_rope_scaling` that the draft cannot have, as far as the target's config tells."""
+    """`ValueError` for a `draft_rope_scaling` that the draft cannot have, as far as the target's config shows."""
     config = None
     if draft_args.rope_scaling is not None:
         config = config_before_loading(target_args.target, **target_args.source)
@@ -76,16 +77,18 @@ def processor_of(target_args: TargetArguments, data_args: DataArguments) -> Proc
                 "does not: leave it out."
             )
         return None
+
     if not files_of_processor(target_args.target, target_args.target_revision):
-        logger.warning("The target takes images, but its folder has no processor of any: it is shown text alone.")
+        logger.warning("The target takes images, but its folder has no processor for them: it gets only text.")
         return None
+
     processor = load_processor(target_args.target, **options)
     limit_media(processor, **data_args.media_limits)
     return processor
 
 
 def spreadable(target_args: TargetArguments, args: EagleTrainingArguments) -> TargetArguments:
-    """Check that the target can be spread as the arguments say; an adapter is merged first, in `output_dir`.
+    """Check that the target can be sharded as the arguments say; first merge an adapter, in `output_dir`.
 
     Returns:
         The arguments, or a copy of them that names the merged model.
@@ -94,6 +97,7 @@ def spreadable(target_args: TargetArguments, args: EagleTrainingArguments) -> Ta
         ValueError: as `sharding.loading_arguments`.
     """
     hub = {"trust_remote_code": target_args.trust_remote_code, "revision": target_args.target_revision}
+
     if target_args.target_sharding != "none" and is_adapter(target_args.target, target_args.target_revision):
         folder = Path(args.output_dir) / "merged-target"
         first = args.main_process_first(local=False, desc="merging the adapter")
@@ -102,6 +106,7 @@ def spreadable(target_args: TargetArguments, args: EagleTrainingArguments) -> Ta
                 save_merged(target_args.target, folder, dtype=target_args.target_dtype, **hub)
         target_args = replace(target_args, target=str(folder), target_revision="main")
         hub["revision"] = "main"
+
     loading_arguments(target_args.target, gguf_file=target_args.gguf_file, **target_args.sharding, **hub)
     return target_args
 
@@ -127,9 +132,9 @@ def conversations(
     args: EagleTrainingArguments,
     processor: ProcessorMixin | None = None,
 ) -> tuple[Dataset | RankStream, Dataset | None]:
-    """Tokenised data to train on and to hold out (or `None`), packed when asked for, or this rank's part of a stream.
+    """Tokenised data to train on and to hold out (or `None`), packed if asked for, or this rank's part of a stream.
 
-    Chats with images or videos are read with `processor`, where the target has one.
+    Chats with images or videos are read with `processor`, if the target has one.
     """
     options = MaskOptions(data_args.last_turn_only, data_args.train_on_thoughts, data_args.train_on_tool_calls)
     template = {"options": options, "template_kwargs": data_args.template_kwargs}
@@ -140,14 +145,18 @@ def conversations(
         sources = getattr(data_args, argument)
         with naming(argument):
             records = load_records(sources, weights=weights, streaming=streaming, seed=args.seed, **form)
+
         if processor is not None and holds_media(records):
             skip = data_args.skip_bad_media
             media = {"skip_bad_media": skip, "media_root": data_args.media_root}
             return build_vision_dataset(records, processor, data_args.max_length, **media, **template)
+
         if streaming:
             records = ShuffledRecords(records, seed=args.seed)
             shared = {"rank": args.process_index, "world": args.world_size, "keep_places": True}
-            return RankStream(build_stream(records, tokenizer, data_args.max_length, **template, **shared))
+            stream = build_stream(records, tokenizer, data_args.max_length, **template, **shared)
+            return RankStream(stream, reads=what_is_read(sources, weights))
+
         return build_dataset(records, tokenizer, data_args.max_length, data_args.preprocessing_workers, **template)
 
     with watched(args, "while the data are prepared"), args.main_process_first(desc="tokenising"):
@@ -158,9 +167,10 @@ def conversations(
             train, held_out = parts["train"], parts["test"]
         if data_args.packing:
             train, held_out = (data and pack_dataset(data, data_args.max_length) for data in (train, held_out))
+
     if data_args.packing and args.train_sampling_strategy in ("group_by_length", "batch_rebalance"):
-        # a recipe for padded batches stays usable
-        logger.info("Packed rows are equally long: not `%s` but random sampling.", args.train_sampling_strategy)
+        # so that a recipe for padded batches still works
+        logger.info("Packed rows are equally long, so random sampling replaces `%s`.", args.train_sampling_strategy)
         args.train_sampling_strategy = "random"
     return train, held_out
 
@@ -170,6 +180,7 @@ def config_of_draft(
 ) -> DraftConfig:
     """The config of the draft that the arguments describe."""
     options = {**vars(draft_args), "latent_sizes": draft_args.latent_sizes, "tap_ids": target_args.tap_ids}
+
     if draft_args.rope_scaling is not None:
         fields["rope_parameters"] = scaled_rope(target_config.get_text_config(), draft_args.rope_scaling)
     return draft_args.kind.part("configuration").config_for(target_config, options, **fields)
@@ -190,11 +201,13 @@ def draft_for(
         argument = "init_from" if existing == draft_args.init_from else "resume_from_checkpoint"
         draft = load_draft(existing, target, dtype=torch.float32, argument=argument)
         _check_same_shape(draft.config, config, existing)
+
         if draft_args.rope_scaling is not None and draft.config.rope_parameters != config.rope_parameters:
             raise ValueError(
                 f"`draft_rope_scaling` makes RoPE {config.rope_parameters}, but {existing} was trained with "
                 f"{draft.config.rope_parameters}: leave it out, or start a new draft in another `output_dir`."
             )
+
         draft.set_attn_implementation(draft_args.draft_attn_implementation)
         return draft
 
@@ -205,28 +218,33 @@ def draft_for(
         mapping = VocabularyMapping.from_counts(counts, config.draft_vocab_size, tokenizer.all_special_ids, fill)
         sizes = (config.draft_vocab_size, config.vocab_size, 100 * mapping.coverage)
         logger.info("Draft vocabulary: %d of %d tokens, %.2f%% of the supervised tokens.", *sizes)
+
         filled = told_unseen(mapping.t2d.nonzero()[:, 0], counts, tokenizer.all_special_ids)
         if filled is not None:
             logger.info("%s", filled)
+
     head = target.head_weight() if draft_args.draft_init == "target" else None
     draft = new_draft(config, target.embedding_weight(), mapping, head, draft_args.draft_attn_implementation)
+
     if draft_args.init_from is not None:
         carried = start_from(draft, load_draft(draft_args.init_from, dtype=torch.float32, argument="init_from"))
         told = (draft_args.init_from, carried, config.draft_vocab_size)
         logger.info("Started from %s, with %d of its tokens among the draft's %d.", *told)
+
     return draft
 
 
 def told_filled(draft: EaglePreTrainedModel, tokenizer: PreTrainedTokenizerBase, train: Dataset) -> str | None:
-    """A sentence about tokens of a draft's vocabulary that its data never supervise; `None` where there are none."""
+    """A sentence about tokens of a draft's vocabulary that its data never supervise; `None` if there are none."""
     if draft.draft_ids is None:
         return None
+
     counts = count_supervised_tokens(train, draft.config.vocab_size)
     return told_unseen(draft.draft_ids.cpu(), counts, tokenizer.all_special_ids)
 
 
 def _check_same_shape(held: DraftConfig, asked: DraftConfig, folder: str) -> None:
-    """`ValueError` where the arguments describe another draft than the folder holds."""
+    """`ValueError` if the arguments describe another draft than the one in the folder."""
     wanted, found = asked.as_arguments(), held.as_arguments()
     for name in [*wanted, *(name for name in found if name not in wanted)]:
         if wanted.get(name) != found.get(name):
@@ -246,7 +264,7 @@ def stored_features(
     keep_target: bool,
     processor: ProcessorMixin | None = None,
 ) -> FeatureCache:
-    """The run's feature store; a target of which only the head is needed then loses the rest, unless it is kept."""
+    """The run's feature store; drop the target's layers if only its head is still needed, unless it is kept."""
     write = data_args.cache_mode == "first_epoch"
     cache = open_cache(
         data_args.feature_store,
@@ -259,6 +277,7 @@ def stored_features(
         write=write,
         processor=processor,
     )
+
     if not write and not keep_target:
         drop_layers(target)
     return cache

@@ -1,4 +1,4 @@
-"""What a training run sends to the Hub, as it goes on and at its end."""
+"""Publish a training run to the Hub, while it runs and at its end."""
 
 import logging
 import shutil
@@ -19,10 +19,10 @@ logger = logging.getLogger(__name__)
 
 
 class PublishingMixin:
-    """Publishes; the Hub gets what servers and readers need, optimizer states only where `hub_strategy` asks for them.
+    """Publishes what servers and readers need; optimizer states only if `hub_strategy` asks for them.
 
     Attributes:
-        card_facts (`dict`): fields of [`CardFacts`] that whoever starts the run knows better than the trainer.
+        card_facts (`dict`): fields of [`CardFacts`] that the run's script knows better than the trainer.
     """
 
     card_facts: Mapping[str, object] = MappingProxyType({})
@@ -33,7 +33,7 @@ class PublishingMixin:
             super().init_hf_repo(token=token, private=private)
 
     def create_model_card(self, *args, **kwargs) -> None:
-        """Write the card from what this run knows so far; a card that somebody edited is left alone."""
+        """Write the card from what this run knows so far; keep a card that a person edited."""
         folder = Path(self.args.output_dir)
         if self.is_world_process_zero() and not is_edited(folder):
             render_model_card(folder, run_facts(self))
@@ -67,20 +67,20 @@ class PublishingMixin:
             token=token or self.args.hub_token,
             commit_message=message,
             run_as_future=run_as_future,
-            leave_out_broken=True,  # a file that somebody left here ends no training
+            leave_out_broken=True,  # a stray file in this folder must not end training
         )
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Do nothing: `Trainer` calls this before the checkpoint has the manifest without which it is not resumed."""
+        """Do nothing: `Trainer` calls this before the checkpoint has its manifest, and cannot be resumed from yet."""
 
     def _push_checkpoint(self, checkpoint_folder: Path) -> None:
-        """Publish a checkpoint's draft while training continues; with its states where `hub_strategy` says so."""
+        """Publish a checkpoint's draft while training continues; with its states if `hub_strategy` says so."""
         running = self.push_in_progress is not None and not self.push_in_progress.is_done()
         if running and not self.args.hub_always_push:
             return
         self._tell_failed_pushes()
 
-        # send a copy: the checkpoint may be rotated away before it has been sent
+        # send a copy: the checkpoint may be rotated away before the upload ends
         folder, message = self.args.output_dir, f"Training in progress, step {self.state.global_step}"
         for path in (x for name in ("config.json", "*.safetensors") for x in checkpoint_folder.glob(name)):
             shutil.copy(path, folder)
@@ -113,10 +113,12 @@ class PublishingMixin:
         self._tell_failed_pushes()
 
     def _tell_failed_pushes(self) -> None:
-        """Log the errors of pushes that ran in the background, each once; nothing else reports them."""
+        """Log the errors of pushes in the background, each once; nothing else reports them."""
         if getattr(self, "push_in_progress", None) is None:
             return
+
         done = [job for job in self.push_in_progress.jobs if job.done()]
         self.push_in_progress.jobs = [job for job in self.push_in_progress.jobs if job not in done]
+
         for problem in filter(None, (job.exception() for job in done)):
             logger.warning("A push to %s while training went on failed: %s", self.hub_model_id, problem)

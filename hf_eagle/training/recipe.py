@@ -1,4 +1,4 @@
-"""A recipe: the YAML file and the command line of a run, as argument groups, and what of them is refused at once."""
+"""A recipe: the YAML file and the command line of a run as argument groups, and the early checks of them."""
 
 import sys
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ _OURS = (TargetArguments, DraftArguments, AdapterArguments, DataArguments, DryRu
 
 @dataclass
 class Recipe:
-    """The arguments of scripts/train_eagle.py, a field a group.
+    """The arguments of scripts/train_eagle.py, one field per group.
 
     Example:
         >>> Recipe.parse(["--config", "training_args/smollm2-135m-eagle3.yaml"]).draft.draft_vocab_size
@@ -36,10 +36,10 @@ class Recipe:
 
     @classmethod
     def parse(cls, args: list[str] | None = None, description: str | None = None) -> "Recipe":
-        """Read a command line, its `--config` file included; `--help` is answered without loading torch.
+        """Read a command line, including its `--config` file; `--help` loads no torch.
 
         Args:
-            args: words of the command line, the process's own when `None`.
+            args: words of the command line, those of this process if `None`.
             description: of `--help`.
         """
         args = sys.argv[1:] if args is None else args
@@ -51,20 +51,20 @@ class Recipe:
 
     @classmethod
     def parser(cls, description: str | None = None) -> EagleArgumentParser:
-        """What reads the command line of a run, with every argument of transformers; for that it loads torch."""
+        """The parser of a run's command line, with every argument of transformers, which loads torch."""
         from ..arguments.training import EagleTrainingArguments
 
         return EagleArgumentParser((*_OURS, EagleTrainingArguments), description=description)
 
     def check_paths(self, writes_features: bool = False) -> None:
-        """Refuse a path that cannot be read, or that would be written over something.
+        """Refuse a path that cannot be read, or that would overwrite something.
 
         Args:
-            writes_features: `feature_store` is made, and no draft is.
+            writes_features: the run makes `feature_store`, and no draft.
 
         Raises:
-            FileExistsError: if `output_dir` holds somebody else's model.
-            ValueError: for any other path, with its argument.
+            FileExistsError: if `output_dir` holds a model of another origin.
+            ValueError: for any other path, naming its argument.
         """
         from ..store.feature_store import check_store, check_store_to_write
         from .resuming import is_last, resolve_resume
@@ -72,6 +72,7 @@ class Recipe:
         training, store = self.training, self.data.feature_store
         if self.dry_run.dry_run:
             return check_target("target", self.target.target, self.target.gguf_file)
+
         check_data_paths(self.target, self.data)
         if not writes_features:
             check_training_paths(self.data, self.draft)
@@ -83,73 +84,84 @@ class Recipe:
             check_folder("resume_from_checkpoint", resume)
             with naming("resume_from_checkpoint"):
                 resolve_resume(training.output_dir, resume, training.ignore_missing_state)
+
         if store is not None and (writes_features or self.data.cache_mode == "first_epoch"):
             check_store_to_write(store, reads)
         elif store is not None:
             check_store(store)
+
         if not writes_features:
             check_draft_folder("output_dir", training.output_dir, reads | {"feature_store": store}, overwrite=True)
 
     def refuse_before_loading(self) -> Path | None:
-        """Refuse what can be refused before anything is loaded or written.
+        """Check all that can be checked before anything is loaded or written.
 
         Returns:
             The checkpoint to resume from, `None` for a new run.
 
         Raises:
             FileExistsError: if `output_dir` holds another run.
-            OSError: if the draft is to be pushed, and the Hub does not answer.
+            OSError: if the draft will be pushed and the Hub does not answer.
             ValueError: for arguments that do not fit each other, or a checkpoint that cannot be resumed from.
         """
         from ..arguments.options import refuse_unavailable
+        from ..data.reads import what_is_read
         from ..drafts.build import draft_class_of
         from ..hub.reach import check_reachable
         from .feasible import check_draft_attention, check_evaluations
         from .resuming import is_last, refuse_other_run, resolve_resume
-        from .stream_place import check_reading
+        from .stream_place import check_reading, check_same_data
 
         training, init_from = self.training, self.draft.init_from
         if not training.names_output_dir:
             raise ValueError("`output_dir` names no folder: say where the draft is to be written.")
+
         self.refuse_missing_kernels()
         check_draft_attention(self.draft, training)
         check_evaluations(self.data, training, self.draft.kind.metrics)
         refuse_unavailable(training)
+
         resume = resolve_resume(training.output_dir, training.resume_from_checkpoint, training.ignore_missing_state)
         if resume is None:
             refuse_other_run(training.output_dir, training.overwrite, is_last(training.resume_from_checkpoint))
         elif not training.ignore_data_skip:
             check_reading(resume, self.data.streaming, argument="streaming")
+            if self.data.streaming:
+                check_same_data(resume, what_is_read(self.data.train_data, self.data.data_weights))
+
         if self.data.streaming:
             self._refuse_with_streaming(resume)
         if init_from is not None:
             draft_class_of(init_from, "init_from")
         elif self.adapter.use_peft:
-            raise ValueError("`use_peft` trains an adapter on a draft that is there already: name it with `init_from`.")
+            raise ValueError("`use_peft` trains an adapter on an existing draft: name it with `init_from`.")
+
         if training.push_to_hub:
             check_reachable(training.hub_model_id, training.output_dir, training.hub_token)
         return resume
 
     def refuse_missing_kernels(self) -> None:
-        """`ValueError` for attention of the target that is not installed here."""
+        """`ValueError` for attention of the target that is not installed."""
         from ..arguments.devices import check_attention
 
         check_attention("attn_implementation", self.target.attn_implementation)
 
     def refuse_other_methods(self) -> None:
-        """`ValueError` for an argument that means nothing to the kind of draft."""
+        """`ValueError` for an argument that the kind of draft does not use."""
         refuse_other_methods(self.draft.kind, self.target, self.draft, self.training)
 
     def _refuse_with_streaming(self, resume: Path | None) -> None:
-        """`ValueError` for what needs the whole data at hand."""
+        """`ValueError` for what needs all the data at once."""
         training, draft = self.training, self.draft
         if training.max_steps <= 0:
             raise ValueError("`streaming` data have no length: say with `max_steps` how long to train.")
+
         if training.train_sampling_strategy in ("group_by_length", "batch_rebalance"):
             raise ValueError(
                 f"`train_sampling_strategy` is {training.train_sampling_strategy}, which needs every conversation's "
                 "length: set it to random, or leave out `streaming`."
             )
+
         if draft.draft_vocab_size is not None and resume is None:
             raise ValueError(
                 f"`draft_vocab_size` is {draft.draft_vocab_size}, but tokens of `streaming` data cannot be counted "

@@ -1,4 +1,4 @@
-"""What a run goes on from, what it refuses to write over, and what it finds finished."""
+"""What a run continues from, what it refuses to overwrite, and what it finds finished."""
 
 import shutil
 from pathlib import Path
@@ -24,7 +24,7 @@ from .stream_place import StreamPlace, check_stream_place
 
 
 def is_last(resume: str | bool | None) -> bool:
-    """Whether `resume_from_checkpoint` asks for the newest checkpoint, and not for one that it names."""
+    """Whether `resume_from_checkpoint` asks for the newest checkpoint, rather than a named one."""
     return resume in (True, "last", "true")
 
 
@@ -33,24 +33,24 @@ def resolve_resume(
 ) -> Path | None:
     """The folder to resume from: a path is checked, `True` or `"last"` finds the newest complete one.
 
-    A checkpoint that was killed while it was written has no manifest, and is as if it were not there. One that was
-    finished and has lost something since is not passed over as long as there is no other: a new run would take its
-    place.
+    A checkpoint that was killed while being written has no manifest, and counts as absent. One that was finished, but
+    has lost something since, is not skipped if there is no other: a new run would take its place.
 
     Args:
         output_dir: folder of the run.
         resume: of `resume_from_checkpoint`.
-        ignore_missing_state: be content with a checkpoint without the states of optimizer and schedule.
+        ignore_missing_state: accept a checkpoint without the states of optimizer and schedule.
 
     Returns:
-        `None` for `resume=None` or `False`, and for `"last"` when no checkpoint was finished yet.
+        `None` for `resume=None` or `False`, and for `"last"` if no checkpoint was finished yet.
 
     Raises:
-        ValueError: if the named checkpoint is not complete, or none of those that `"last"` may choose from; or if it
-            does not say where the run stood.
+        ValueError: if the named checkpoint, or every one that `"last"` may choose, is incomplete; or if it does not say
+            how far the run got.
     """
     if resume in (None, False, "false"):
         return None
+
     folder = _last(output_dir, ignore_missing_state) if is_last(resume) else Path(resume)
     if folder is None:
         return None
@@ -62,12 +62,13 @@ def resolve_resume(
             (f"`resume_from_checkpoint` {resume}: " if is_last(resume) else "`resume_from_checkpoint` ")
             + f"{folder} is not a complete checkpoint: {problem}. {_other_ways(folder, resume, mendable)}"
         )
+
     read_state(folder)
     return folder
 
 
 def _last(output_dir: str | Path, ignore_missing_state: bool) -> Path | None:
-    """The newest complete checkpoint; else the newest that was ever complete, to be refused or made do with."""
+    """The newest complete checkpoint; else the newest that was once complete, to be refused or accepted as it is."""
     finished = [p for p in reversed(checkpoints(output_dir)) if (p / MANIFEST).is_file()]
     usable = [p for p in finished if ignore_missing_state and why_incomplete(p, without_states=True) is None]
     return last_complete_checkpoint(output_dir) or next(iter([*usable, *finished]), None)
@@ -77,44 +78,47 @@ def _other_ways(folder: Path, resume: str | bool, mendable: bool) -> str:
     """What to do about a checkpoint that is not complete."""
     last = None if is_last(resume) else last_complete_checkpoint(folder.parent)
     if last:
-        ways = f"The newest complete one beside it is {last}."
+        ways = f"The newest complete one next to it is {last}."
     elif is_last(resume):
         ways = "Restore what is missing, or begin a new run with `--overwrite` and without `--resume_from_checkpoint`."
     else:
-        ways = "There is no complete one beside it."
-    anew = " `--ignore_missing_state` goes on from it with these states begun anew." if mendable else ""
+        ways = "There is no complete one next to it."
+
+    anew = " `--ignore_missing_state` continues from it, and these states begin anew." if mendable else ""
     return ways + anew
 
 
 def states_begun_anew(folder: str | Path) -> str | None:
-    """Which states a run resumed from this checkpoint begins anew, as a sentence; `None` if it has all of them."""
+    """A sentence on which states a run resumed from this checkpoint starts anew; `None` for none."""
     missing = missing_states(folder)
     if not missing:
         return None
-    # neither is of use without the other: a schedule begun anew drives the rate up, which old momenta do not fit
+
+    # neither helps without the other: a new schedule drives the rate up, which old momenta do not fit
     anew = [*STATES.values()] + ([] if any(Path(folder).glob("rng_state*.pth")) else ["the random numbers"])
     return f"{folder} has no {' and no '.join(missing)}: {', '.join(anew[:-1])} and {anew[-1]} begin anew."
 
 
 def check_step(folder: str | Path, rows_per_step: int, stream: StreamPlace | None = None) -> None:
-    """A resumed run finds its place in the data by counting steps, so a step must be as many rows as before.
+    """Check that a step takes as many rows as before: a resumed run finds its place in the data by counting steps.
 
     Args:
         folder: the checkpoint.
         rows_per_step: of this run, over all processes.
-        stream: of a run on a stream; see `check_stream_place`.
+        stream: the place of a run on a stream, see `check_stream_place`.
 
     Raises:
-        ValueError: if it is not, on another number of processes for instance, or takes other examples of a stream.
+        ValueError: if it does not, for instance on another number of processes, or takes other examples of a stream.
     """
     if stream is not None:
         check_stream_place(folder, stream)
+
     before = read_manifest(folder).get("rows_per_step")
     if before not in (None, rows_per_step):
         raise ValueError(
             "`per_device_train_batch_size` x `gradient_accumulation_steps` x processes is "
             f"{rows_per_step} rows a step, but {folder} was written with {before}: keep the product, or the run would "
-            "go on at another place of the data (`ignore_data_skip` starts the data over)."
+            "continue at another place in the data (`ignore_data_skip` starts the data over)."
         )
 
 
@@ -123,22 +127,25 @@ def refuse_other_run(output_dir: str | Path, overwrite: bool = False, last: bool
 
     Args:
         output_dir: folder of the run.
-        overwrite: let it be deleted.
-        last: the newest checkpoint was to be resumed from, and none was ever finished: what a killed run left of its
-            first one is in nobody's way, a draft is.
+        overwrite: allow deleting it.
+        last: resuming from the newest checkpoint was asked for, and none was ever finished. Then what a killed run left
+            of its first one does not matter, but a draft does.
 
     Raises:
-        FileExistsError: if `output_dir` holds checkpoints, a draft, or a config.json that is cut, and `overwrite` is
+        FileExistsError: if `output_dir` holds checkpoints, a draft, or a truncated config.json, and `overwrite` is
             not set.
     """
     output_dir = Path(output_dir)
     if overwrite:
         return
+
     if not last:
         refuse_torn_config("output_dir", output_dir)
+
     there = [*([] if last else checkpoints(output_dir)), *sorted(output_dir.glob("*.safetensors"))]
     if not there:
         return
+
     if last:
         raise FileExistsError(
             f"`output_dir` {output_dir} holds a draft ({there[-1].name}) but no checkpoint that "
@@ -168,24 +175,27 @@ def was_written_to_the_end(output_dir: str | Path, step: int) -> bool:
 
 
 def check_tensors(model: PreTrainedModel, folder: str | Path) -> None:
-    """Do the weights in a folder fit this draft, name by name and shape by shape?
+    """Check that the weights in a folder fit this draft, name by name and shape by shape.
 
     Raises:
-        ValueError: naming the first tensors that are missing, unexpected or of another shape; or if they are what an
-            adapter was merged into, whose training cannot go on without it.
+        ValueError: naming the first tensors that are missing, unexpected or of another shape; or if an adapter was
+            merged into them, without which its training cannot continue.
     """
     if (Path(folder) / ADAPTER_FOLDER).is_dir():
         raise ValueError(
             f"The checkpoint {folder} holds an adapter, so it was trained with `use_peft`: set it, or start a new run "
             "with `init_from` that checkpoint."
         )
+
     found = {}
     for path in Path(folder).glob("*.safetensors"):
         with safe_open(path, "pt") as file:
             found.update({name: list(file.get_slice(name).get_shape()) for name in file.keys()})
+
     skipped = set(model._keys_to_ignore_on_save or ())
     wanted = {name: list(t.shape) for name, t in model.state_dict().items() if name not in skipped}
     wrong = [f"{name} {what}" for name, what in misfits(found, wanted)]
+
     if wrong:
         raise ValueError(
             f"The checkpoint {folder} does not fit this draft: {'; '.join(wrong[:6])}. Was it trained with another "

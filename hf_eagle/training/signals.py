@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C as requests: who hears them, for how long, and what a second one does.
+"""SIGTERM and Ctrl-C as requests to stop: who hears them, for how long, and what a second one does.
 
 A scheduler sends SIGTERM before it kills, a person presses Ctrl-C. What a trainer does then is in `stopping.py`.
 """
@@ -16,27 +16,27 @@ from ..door.printer import Terminated
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 NAMES = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}
-# A scheduler signals launcher and ranks, and the launcher signals its ranks once more, within a second. A person who
-# has read the notice needs longer than this to ask again.
+# A scheduler signals launcher and ranks, and the launcher signals its ranks again within a second. A person who reads
+# the notice needs longer than this to ask again.
 GRACE = 2.0  # seconds
-_OVER = b"\0"  # the number of no signal
-_NOTICE = "{}: the run stops when this step is done and saved; another signal in over {:.0f} s ends it at once.\n"
+_OVER = b"\0"  # not the number of a signal
+_NOTICE = "{}: the run stops when this step is done and saved; another signal after over {:.0f} s ends it at once.\n"
 
 
 def ending(number: int, message: str) -> BaseException:
-    """What ends a run that a signal stops: `KeyboardInterrupt` of Ctrl-C, `SystemExit` with status 143 of SIGTERM."""
+    """The exception that ends a run: `KeyboardInterrupt` for Ctrl-C, `SystemExit` with status 143 for SIGTERM."""
     return KeyboardInterrupt(message) if number == signal.SIGINT else Terminated(message)
 
 
 class StopSignals:
-    """Hears SIGTERM and Ctrl-C for a time, and keeps the first as a request.
+    """Catches SIGTERM and Ctrl-C for a time, and keeps the first as a request.
 
-    A second one that is no copy of the first stops at once. A process alone raises it where it stands. One of several
-    ranks may stand in a collective, where Python runs no handler: there a thread ends the process.
+    A second one that does not merely repeat the first stops at once. A single process raises it on the spot. One of
+    several ranks may be inside a collective, where Python runs no handler: there a thread ends the process.
 
     Args:
-        alone: whether there is no other rank.
-        tells: whether this process prints that it has heard.
+        alone: whether this is the only rank.
+        tells: whether this process prints a notice.
 
     Attributes:
         asked (`signal.Signals`, *optional*): the signal that asks this process to stop.
@@ -52,9 +52,9 @@ class StopSignals:
 
     @contextmanager
     def heard(self) -> Iterator[None]:
-        """Inside, signals are requests; behind it, whoever handled them before does so again.
+        """Treat signals as requests inside the block; restore the earlier handlers after it.
 
-        Handlers belong to the main thread: in another one, nothing is heard. A signal that is ignored stays ignored.
+        Handlers belong to the main thread: in another one, do nothing. A signal that is ignored stays ignored.
         """
         self.asked = None
         ours = threading.current_thread() is threading.main_thread()
@@ -77,18 +77,19 @@ class StopSignals:
 
     def _handle(self, number: int, frame) -> None:
         if not self.alone:
-            # the thread judges what comes later: a rank that stood in a collective gets here with the first one late
+            # the thread judges later ones: after a collective, a rank may get here late with the first one
             if self.asked is None:
                 self._take(number)
         elif self._take(number):
             raise ending(number, self._at_once(number))
 
     def _take(self, number: int) -> bool:
-        """Take up a signal. Whether it is a second one."""
+        """Note a signal; whether it is a second one."""
         if self.asked is not None:
             return time.monotonic() - self._at > GRACE
+
         self._at, self.asked = time.monotonic(), signal.Signals(number)
-        if self.tells:  # not by print, whose buffer may be in use where the signal came
+        if self.tells:  # not with print, whose buffer may be in use when the signal comes
             os.write(2, _NOTICE.format(NAMES[self.asked], GRACE).encode())
         return False
 
@@ -97,16 +98,17 @@ class StopSignals:
         return f"Stopped at once by a second signal, {NAMES[number]}: go on with `--resume_from_checkpoint last`."
 
     def _listen(self) -> Callable[[], None]:
-        """Start a thread that sees signals while the main thread stands in a collective; returns what ends it."""
+        """Start a thread that sees signals while the main thread is in a collective; return what ends it."""
         reader, writer = os.pipe()
         os.set_blocking(writer, False)
         earlier = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+
         thread = threading.Thread(target=self._hear, args=(reader,), name="signals", daemon=True)
         thread.start()
 
         def close() -> None:
             signal.set_wakeup_fd(earlier)
-            os.write(writer, _OVER)  # closing it would not do: a forked child may hold it open
+            os.write(writer, _OVER)  # closing it is not enough: a forked child may hold it open
             thread.join()
             os.close(writer)
             os.close(reader)
@@ -119,7 +121,8 @@ class StopSignals:
             number = byte[0]
             if number not in self._earlier:
                 continue
-            # the first one is never the second, however late this thread comes to see it
+
+            # the first one is never the second, however late this thread sees it
             if self._take(number) and not first:
                 os.write(2, f"{self._at_once(number)}\n".encode() if self.tells else b"")
                 os._exit(128 + number)
@@ -127,7 +130,7 @@ class StopSignals:
 
 
 def _forget_in_child() -> None:
-    """Give a forked child the handlers of before: what ends it is no request to its parent."""
+    """Give a forked child the earlier handlers: a signal that ends it is no request to its parent."""
     heard_by, StopSignals._heard_by = StopSignals._heard_by, None
     if heard_by is not None:
         signal.set_wakeup_fd(-1)
@@ -142,16 +145,17 @@ os.register_at_fork(after_in_child=_forget_in_child)
 
 
 def leave_signals_to_parent(earlier: Callable[[int], None] | None, worker: int) -> None:
-    """Have a worker of a `DataLoader` live as long as its parent: the step under way needs its batches.
+    """Keep a `DataLoader` worker alive as long as its parent: the step under way needs its batches.
 
-    Launchers and terminals signal whole groups of processes. What the parent itself sends still ends the worker.
+    Launchers and terminals signal whole groups of processes. A signal from the parent itself still ends the worker.
 
     Args:
-        earlier: the `worker_init_fn` of before, called first.
+        earlier: the previous `worker_init_fn`, called first.
         worker: number of the worker.
     """
     if earlier is not None:
         earlier(worker)
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # on Linux
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})

@@ -1,8 +1,8 @@
-"""A run that stands still says where: each rank names the collective that it waits in, who called it, and the step.
+"""Report where a run stands still: each rank names the collective that it waits in, its caller, and the step.
 
-So does a run that is made ready, evaluated or saved; there it names what it does instead of the step.
-A gloo collective raises after `ddp_timeout`; NCCL ends the process then. So a thread looks shortly before, and prints
-where the main thread is. It ends nothing: a rank may simply compute for long.
+While a run is prepared, evaluated or saved, it names that instead of the step. A gloo collective raises after
+`ddp_timeout`; NCCL then ends the process. So a thread checks shortly before, and prints where the main thread is. It
+ends nothing: a rank may simply compute for long.
 """
 
 import os
@@ -25,7 +25,7 @@ PACKAGE = Path(__file__).resolve().parents[1]
 TRAINER = Path(transformers.__file__).parent / "trainer.py"
 HERE = {__file__, str(Path(__file__).with_name("stopping.py"))}  # only pass on
 _C10D = f"torch{os.sep}distributed{os.sep}distributed_c10d.py"
-# of autograd, DDP, DTensor and FSDP2, where no Python code calls a collective by its name
+# functions of autograd, DDP, DTensor and FSDP2 that reach a collective without naming it in Python
 _INSIDE = {
     "_engine_run_backward": "the backward pass, which reduces gradients",
     "_distributed_broadcast_coalesced": "a broadcast of buffers",
@@ -33,19 +33,19 @@ _INSIDE = {
     "wait_for_unshard": "a gather of weights",
     "wait_tensor": "a collective",
 }
-_LOOKS = 3  # so often a stack must be the same before it is said to wait
-# what gloo says of a rank that did not come, and of one that is gone
+_LOOKS = 3  # a stack must be the same this often before it counts as waiting
+# gloo's words for a rank that did not come, and for one that is gone
 _TIMES_OUT, _IS_GONE = (
     ("timed out", "timeout"),
     ("closed by peer", "reset by peer", "broken pipe", "connection refused"),
 )
 
 
-# ---- where a stack stands ----
+# ---- where a stack is ----
 
 
 def collective_of(frames: list[FrameType]) -> str | None:
-    """The collective that a stack is in, `None` if it is in none; frames from the outermost to the innermost."""
+    """The collective that a stack is in, `None` for none; frames go from the outermost to the innermost."""
     for frame in frames:
         code = frame.f_code
         if code.co_filename.endswith(_C10D) and code.co_name != "wrapper":
@@ -56,9 +56,10 @@ def collective_of(frames: list[FrameType]) -> str | None:
 
 
 def place_of(frames: list[FrameType], lines: list[int]) -> str:
-    """`file:line function` of the innermost frame of ours or of the Trainer's; else of the innermost one."""
+    """`file:line function` of the innermost frame of this package or of the Trainer; else of the innermost one."""
     called = list(zip(frames, lines, strict=True))
     ours = [each for each in called if _is_ours(each[0].f_code.co_filename)]
+
     frame, line = (ours or called)[-1]
     path, code = Path(frame.f_code.co_filename), frame.f_code
     near = path.relative_to(PACKAGE) if path.is_relative_to(PACKAGE) else Path(*path.parts[-2:])
@@ -70,24 +71,27 @@ def _is_ours(file: str) -> bool:
 
 
 def why_stopped(problem: BaseException, doing: str, timeout: float) -> str | None:
-    """What to say of an error that a collective raised because another rank did not come or is gone; else `None`.
+    """The message for an error that a collective raised because another rank did not come or is gone; else `None`.
 
-    What the library says is of no use to anybody: addresses of C++ code, and of machines.
+    The library's own text helps no user: addresses of C++ code and of machines.
 
     Args:
-        doing: what this rank was at, as "in step 3".
+        doing: what this rank was doing, as "in step 3".
         timeout: seconds that a collective waits.
     """
     problem = next((each for each in _causes(problem) if _is_of_collective(each)), None)
     if problem is None:
         return None
+
     text = str(problem).lower()
     gone, late = (any(part in text for part in parts) for parts in (_IS_GONE, _TIMES_OUT))
     if not gone and not late:
         return None
+
     walked = list(walk_tb(problem.__traceback__))
     frames, lines = [frame for frame, _ in walked], [line for _, line in walked]
     where = f"in {collective_of(frames) or 'a collective'} (called at {place_of(frames, lines)})"
+
     if gone:
         return f"lost another rank {where}, {doing}: that rank has ended, and what it printed says why."
     return (
@@ -97,7 +101,7 @@ def why_stopped(problem: BaseException, doing: str, timeout: float) -> str | Non
 
 
 def _causes(problem: BaseException | None) -> Iterator[BaseException]:
-    """An error, and what it was raised from: who reads files may take a collective's error for a file's."""
+    """An error and what it was raised from: code that reads files may wrap a collective's error as a file's."""
     while problem is not None:
         yield problem
         problem = problem.__cause__
@@ -109,21 +113,21 @@ def _is_of_collective(problem: BaseException) -> bool:
     return isinstance(problem, RuntimeError) and told
 
 
-# ---- looking at the main thread ----
+# ---- watching the main thread ----
 
 
 class StallWatch:
-    """Prints where a thread is when nothing has happened for almost as long as a collective waits.
+    """Prints where a thread is if nothing has happened for almost as long as a collective waits.
 
     Args:
         timeout: seconds that a collective waits (`ddp_timeout`).
         rank: of this process.
         ranks: of the run.
-        doing: asked for what the rank is at, as "in step 3".
-        say: takes the line; `None` prints it to stderr.
+        doing: returns what the rank is doing, as "in step 3".
+        say: gets the line; `None` prints it to stderr.
 
     Attributes:
-        now: the one that looks at this process, `None` where none does.
+        now: the watch of this process, `None` without one.
     """
 
     now: "StallWatch | None" = None
@@ -135,16 +139,17 @@ class StallWatch:
         self.beat()
 
     def beat(self) -> None:
-        """Something has happened."""
+        """Note that something has happened."""
         self._at, self._told, self._stood, self._stack = time.monotonic(), False, 0, None
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Inside, the calling thread is looked at."""
+        """Watch the calling thread inside the block."""
         watched = threading.get_ident()
         thread = threading.Thread(target=self._watch, args=(watched,), name="stalls", daemon=True)
         self._over.clear()
         self.beat()
+
         thread.start()
         try:
             yield
@@ -154,7 +159,7 @@ class StallWatch:
 
     def _watch(self, thread: int) -> None:
         while not self._over.wait(self.limit / 20):
-            # only a stack that was the same for a while stands; one that moves computes
+            # only a stack that stays the same for a while waits; one that moves computes
             if time.monotonic() - self._at > 0.7 * self.limit and not self._told:
                 self._look(thread)
 
@@ -165,7 +170,7 @@ class StallWatch:
         walked = list(walk_stack(top))[::-1]
         frames, lines = [frame for frame, _ in walked], [line for _, line in walked]
 
-        # frames are not kept, since they would hold the tensors of a step
+        # keep no frames: they would hold the tensors of a step
         stack = [(frame.f_code, frame.f_lasti) for frame in frames]
         self._stood = self._stood + 1 if stack == self._stack else 1
         self._stack = stack
@@ -179,25 +184,26 @@ class StallWatch:
         collective = collective_of(frames) if self._stood >= _LOOKS else None
         place = place_of(frames, lines)
         stands = f"is at {place}" if collective is None else f"waits in {collective} (called at {place})"
-        return f"rank {self.rank} of {self.ranks} {stands} {self.doing()} since {quiet:.0f} s"
+        return f"rank {self.rank} of {self.ranks} {stands} {self.doing()} for {quiet:.0f} s"
 
 
 @contextmanager
 def watched(args, doing: str | Callable[[], str]) -> Iterator[None]:
-    """Inside, a rank of several that stands still says where, and what it was at; in an inner one, at what inside.
+    """Make a rank that stands still inside the block print where, and what it was doing; the innermost block counts.
 
     Args:
         args ([`TrainingArguments`]): of the run.
-        doing: what all ranks are at, as "in step 3"; or asked for it.
+        doing: what all ranks are doing, as "in step 3"; or a function that returns it.
 
     Raises:
-        TimeoutError: on every rank that waited for one that did not come, or lost it.
+        TimeoutError: on every rank that waited for another in vain, or lost it.
     """
     if args.world_size == 1:
         yield
         return
+
     if dist.is_initialized() and dist.get_backend() == "gloo":
-        for group in list(_world.pg_map):  # `TrainingArguments` leaves them at half an hour for ranks on CPUs
+        for group in list(_world.pg_map):  # `TrainingArguments` leaves them at half an hour on CPUs
             _set_pg_timeout(args.ddp_timeout_delta, group)
 
     rank, ranks, timeout = args.process_index, args.world_size, args.ddp_timeout
@@ -206,7 +212,7 @@ def watched(args, doing: str | Callable[[], str]) -> Iterator[None]:
         with _looking(timeout, rank, ranks, told):
             yield
     except TimeoutError:
-        raise  # of an inner one
+        raise  # raised by an inner block
     except Exception as problem:
         reason = why_stopped(problem, told(), timeout)
         if reason is None:
@@ -236,7 +242,7 @@ def _looking(timeout: float, rank: int, ranks: int, doing: Callable[[], str]) ->
 
 
 class _Beats(TrainerCallback):
-    """Tells a watch of all that happens."""
+    """Notes in a watch all that happens."""
 
     def _beat(self, args, state, control, **kwargs):
         if StallWatch.now is not None:
@@ -247,7 +253,7 @@ class _Beats(TrainerCallback):
 
 
 class StallMixin:
-    """Says where a run of several ranks stands still while it trains, evaluates or saves; before `Trainer`."""
+    """Reports where a run of several ranks stands still while it trains, evaluates or saves; place before `Trainer`."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -257,7 +263,7 @@ class StallMixin:
         """As in `Trainer`.
 
         Raises:
-            TimeoutError: on every rank that waited for one that did not come, or lost it.
+            TimeoutError: on every rank that waited for another in vain, or lost it.
         """
         with watched(self.args, lambda: f"in step {self._step_under_way()}"):
             return super().train(*args, **kwargs)
@@ -269,12 +275,12 @@ class StallMixin:
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
         """As in `Trainer`; raises as `train`."""
-        if _internal_call:  # of a checkpoint, in a step
+        if _internal_call:  # of a checkpoint, within a step
             return super().save_model(output_dir, _internal_call)
         with watched(self.args, "while the draft is saved"):
             return super().save_model(output_dir, _internal_call)
 
     def _step_under_way(self) -> int:
-        """The step, counted from 1, with what is logged, evaluated and saved behind it."""
+        """The step, counted from 1, including the logging, evaluation and saving after it."""
         done = self.control.should_log or self.control.should_evaluate or self.control.should_save
         return self.state.global_step + (not done)

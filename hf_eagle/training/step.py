@@ -1,4 +1,4 @@
-"""One batch, from its tokens to its loss, in the order in which it happens: plan, look, teach, unroll."""
+"""One batch, from its tokens to its loss, in order: plan, look, teach, unroll."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -22,13 +22,13 @@ OWN_COLUMNS = ("loss_mask", "stored", "plan", "documents")
 
 
 class TrainingStep:
-    """The text of one batch, which the Trainer and the benchmark read alike.
+    """The step of one batch, which the Trainer and the benchmark share.
 
     Args:
         target: the target.
         training: how the draft's kind is trained.
-        dtype: of distributions that rest between the target's part and the draft's.
-        features: asked for features instead of the target.
+        dtype: of distributions kept between the target's part and the draft's.
+        features: gives features instead of the target.
     """
 
     def __init__(
@@ -52,11 +52,11 @@ class TrainingStep:
         """The loss of a batch.
 
         Args:
-            model: what is called: the draft, or what wraps it.
-            batch: what the collator made; `input_ids` and `loss_mask` are `(batch, length)`.
-            draft: inside of `model`.
-            total: `(steps,)` rows of the whole accumulated global batch; this batch's own when `None`.
-            processes: whose gradients are averaged.
+            model: the module to call: the draft, or its wrapper.
+            batch: the collator's output; `input_ids` and `loss_mask` are `(batch, length)`.
+            draft: the draft inside `model`.
+            total: `(steps,)` rows of the whole accumulated global batch; this batch's own if `None`.
+            processes: the number whose gradients are averaged.
             draw: where random choices come from, for a batch without a plan.
 
         Returns:
@@ -69,21 +69,23 @@ class TrainingStep:
         return self.unroll(model, batch, plan, lesson), counts
 
     def plan(self, batch: Mapping[str, Any], draw: Draw | None = None) -> BatchPlan:
-        """Which rows of the batch are trained on: it came with the batch, unless another collator made that.
+        """Which rows of the batch are trained on: the plan that came with it, or a new one if its collator made none.
 
-        Who changes the `loss_mask` of a batch takes its `plan` out, and it is planned anew.
+        Code that changes the `loss_mask` of a batch must remove its `plan`; then it is planned anew.
         """
         plan = batch.get("plan")
-        if plan is None or plan.documents.shape != batch["input_ids"].shape:  # somebody has cut the batch since
+        if plan is None or plan.documents.shape != batch["input_ids"].shape:  # the batch was cut since
             on_host = {name: x.cpu() for name, x in batch.items() if isinstance(x, torch.Tensor)}
             plan = self.training.plan(read_batch(on_host, self.target.config.vocab_size), draw or Draw())
+
         return plan.to(batch["input_ids"].device)
 
     def look(self, batch: Mapping[str, Any], plan: BatchPlan) -> TargetFeatures:
-        """What the target says of the batch, or the store in its place."""
+        """What the target, or the store in its place, says of the batch."""
         asked = {name: x for name, x in batch.items() if name not in OWN_COLUMNS}
         asked |= told_to_target(batch, plan.documents, plan.packed)
         seen = self.target(**asked) if self.features is None else self.features(batch, lambda: self.target(**asked))
+
         if not self.training.sees_embeddings:
             seen.embeddings = None  # as large as a tap
         return seen
@@ -96,29 +98,29 @@ class TrainingStep:
         return weights * processes / total.to(weights.device).clamp_min(1)  # data parallelism averages gradients
 
     def teach(self, draft: nn.Module, seen: TargetFeatures, plan: BatchPlan, step_factors: torch.Tensor) -> Lesson:
-        """What the draft is given, and what it is compared with."""
+        """What the draft gets, and what it is compared with."""
         return self.training.teach(self.target, draft, seen, plan, step_factors, self.dtype)
 
     def unroll(self, model: nn.Module, batch: Mapping[str, Any], plan: BatchPlan, lesson: Lesson) -> EagleOutput:
-        """The draft's one forward, and its loss."""
+        """Run the draft's one forward, and its loss."""
         return model(input_ids=batch["input_ids"], features=lesson.features, plan=plan, objective=lesson.objective)
 
 
 class PlanningCollator:
-    """A collator whose batches also hold `plan`, a [`BatchPlan`]; their columns are checked, see `read_batch`.
+    """A collator whose batches also hold `plan`, a [`BatchPlan`]; it checks their columns, see `read_batch`.
 
-    An example of a stream that gave no row is `None`, and is left out of its batch.
+    A stream's example without a row is `None`, and is left out of its batch.
 
     Args:
         collator: makes the batches.
         training: how the draft's kind is trained.
-        seed: of what is drawn.
+        seed: of the draws.
         vocab_size: of the target.
     """
 
     def __init__(self, collator, training: DraftTraining, seed: int, vocab_size: int):
         self.collator, self.training, self.seed, self.vocab_size = collator, training, seed, vocab_size
-        # shared, so that workers that live on learn of the next epoch
+        # shared, so that persistent workers see the next epoch
         self._epoch = torch.zeros(1, dtype=torch.long).share_memory_()
 
     @property
@@ -127,7 +129,7 @@ class PlanningCollator:
         return Draw(self.seed, int(self._epoch))
 
     def begin_epoch(self, epoch: int) -> None:
-        """Draw anew in the batches that are made from now on."""
+        """Draw anew in all batches from now on."""
         self._epoch.fill_(epoch)
 
     def __call__(self, rows: list[dict | None]) -> dict:
@@ -137,16 +139,16 @@ class PlanningCollator:
 
 
 class EpochOfPlans(TrainerCallback):
-    """Tells a collator which pass over the data begins.
+    """Sets in a collator which pass over the data begins.
 
     Attributes:
-        next (`int`): number of that pass, which the trainer sets where a run begins or goes on.
+        next (`int`): number of that pass, which the trainer sets when a run begins or resumes.
     """
 
     def __init__(self, collator: PlanningCollator):
         self.collator, self.next = collator, 0
 
     def on_epoch_begin(self, args, state, control, **kwargs):
-        # counted here: `state.epoch` of a stream, whose length nobody knows, is a share of `max_steps`
+        # counted here, because `state.epoch` of a stream without a length is a share of `max_steps`
         self.collator.begin_epoch(self.next)
         self.next += 1

@@ -1,6 +1,6 @@
-"""A trainer that a signal asks to stop: the step under way is finished and saved, then the run ends.
+"""Stop a trainer when a signal asks for it: finish and save the step under way, then end the run.
 
-All ranks learn of it from a reduction that each step makes anyway, so they stop behind the same step, whichever of them
+All ranks learn of it from a reduction that each step makes anyway. So they stop after the same step, whichever of them
 got the signal.
 """
 
@@ -17,11 +17,11 @@ from .signals import NAMES, SIGNALS, StopSignals, ending, leave_signals_to_paren
 
 
 class StopHere(Exception):
-    """The evaluation or the step under way is given up, because the run is to stop."""
+    """The evaluation or the step under way is given up, because the run must stop."""
 
 
 def _random_states(device: torch.device) -> dict[torch.device, torch.Tensor]:
-    """What a forward draws from."""
+    """The states that a forward draws from."""
     cpu = {torch.device("cpu"): torch.get_rng_state()}
     return cpu if device.type == "cpu" else cpu | {device: torch.get_device_module(device).get_rng_state(device)}
 
@@ -35,7 +35,7 @@ def _set_random_states(states: dict[torch.device, torch.Tensor]) -> None:
 
 
 class StoppingMixin:
-    """Stops a run behind a step, saved, when a signal asks for it; to be placed before [`SavingMixin`].
+    """Stops a run after a step, and saves it, when a signal asks for it; place it before [`SavingMixin`].
 
     Attributes:
         stops ([`StopSignals`]): what this rank has heard.
@@ -48,28 +48,29 @@ class StoppingMixin:
         self.add_callback(_Stopping(self))
 
     def _begin(self) -> None:
-        self._known: signal.Signals | None = None  # on all ranks alike
+        self._known: signal.Signals | None = None  # the same on all ranks
         self._stop_sums: torch.Tensor | None = None
-        self._last_step: tuple | None = None  # what the Trainer said behind it
-        self._random: dict[torch.device, torch.Tensor] | None = None  # as the next step is about to begin
+        self._last_step: tuple | None = None  # the Trainer's arguments after it
+        self._random: dict[torch.device, torch.Tensor] | None = None  # from just before the next step
         self.saved_step = self.ended_pass_at = -1
 
     def train(self, *args, **kwargs):
-        """As in `Trainer`; SIGTERM and Ctrl-C end it behind the step under way, with a checkpoint.
+        """As in `Trainer`; SIGTERM and Ctrl-C end it after the step under way, with a checkpoint.
 
         Raises:
-            KeyboardInterrupt: of Ctrl-C, with a sentence about what was saved.
-            SystemExit: of SIGTERM, with status 143 and that sentence as `message`.
+            KeyboardInterrupt: for Ctrl-C, with a sentence about what was saved.
+            SystemExit: for SIGTERM, with status 143 and that sentence as `message`.
         """
         self.stops = StopSignals(self.args.world_size == 1, self.is_world_process_zero())
         self._begin()
+
         with self.stops.heard():
             self._hearing = True
             try:
                 return super().train(*args, **kwargs)
             except StopHere:
                 if self._last_step is not None:
-                    _set_random_states(self._random)  # as if the step that was begun had drawn nothing
+                    _set_random_states(self._random)  # as if the begun step had drawn nothing
                     args, kwargs = self._last_step
                     self._maybe_log_save_evaluate(*args, **kwargs)
                 raise ending(self._known, f"Stopped by {NAMES[self._known]} before the first step.") from None
@@ -80,9 +81,8 @@ class StoppingMixin:
         loader = super()._get_dataloader(*args, **kwargs)
         inner = getattr(loader, "base_dataloader", loader)  # accelerate wraps it
         if inner.num_workers:
-            inner.worker_init_fn = partial(
-                leave_signals_to_parent, partial(tell_lost_batches, inner.worker_init_fn)
-            )
+            inner.worker_init_fn = partial(leave_signals_to_parent, partial(tell_lost_batches, inner.worker_init_fn))
+
         return loader
 
     # ---- what the ranks know ----
@@ -92,21 +92,21 @@ class StoppingMixin:
         return torch.tensor([self.stops.asked == number for number in SIGNALS], dtype=torch.long, device=device)
 
     def _learn(self, sums: torch.Tensor) -> None:
-        """Take up the sum of all ranks' flags."""
+        """Note the sum of all ranks' flags."""
         self._known = next((x for x, asked in zip(SIGNALS, sums.tolist(), strict=True) if asked), self._known)
 
     def with_flags(self, counts: torch.Tensor) -> torch.Tensor:
-        """Counts that are about to be summed over ranks, with this rank's flags behind them."""
+        """Append this rank's flags to counts that will be summed over ranks."""
         return torch.cat([counts, self._flags(counts.device)])
 
     def without_flags(self, sums: torch.Tensor) -> torch.Tensor:
-        """The sums of `with_flags` alone; those of the flags are kept for when a value is fetched anyway."""
+        """Split the flags off the sums of `with_flags`, and keep them until a value is fetched anyway."""
         self._stop_sums = sums[-len(SIGNALS) :]
         self._random = None if self.stops.alone else _random_states(self.args.device)
         return sums[: -len(SIGNALS)]
 
     def stop_in_front_of_step(self) -> None:
-        """Stop several ranks before the step that is about to be taken changes anything; to be called on all at once.
+        """Stop several ranks before the coming step changes anything; call this on all at once.
 
         Raises:
             StopHere: if a rank was asked to stop.
@@ -115,7 +115,7 @@ class StoppingMixin:
             raise StopHere
 
     def look_at(self, *args) -> None:
-        """As in [`HealthMixin`]; behind its fetch nothing is left to wait for, so the flags are looked at here."""
+        """As in [`HealthMixin`]; after its fetch, reading the flags costs no wait."""
         super().look_at(*args)
         self.stop_in_front_of_step()
 
@@ -131,7 +131,7 @@ class StoppingMixin:
     # ---- where a run stops ----
 
     def give_up_evaluation(self) -> None:
-        """End an evaluation within training behind a batch; on all ranks at once.
+        """End an evaluation during training, after a batch; call this on all ranks at once.
 
         Raises:
             StopHere: if a rank was asked to stop.
@@ -140,14 +140,16 @@ class StoppingMixin:
             return
         if self._to_stop() is None and not self.stops.alone:
             self._learn(self.accelerator.reduce(self._flags(self.args.device), reduction="sum"))
+
         if self._known is not None:
             raise StopHere
 
     def _maybe_log_save_evaluate(self, tr_loss, grad_norm, model, trial, *args, **kwargs):
         given_up, self._last_step = False, ((tr_loss, grad_norm, model, trial, *args), kwargs)
         if self._to_stop() is not None:
-            # the loss of these steps belongs to this run: the next one begins a window of its own
+            # log the loss of these steps in this run: the resumed one begins a new window
             self.control.should_log = self.args.logging_strategy != "no"
+
         try:
             super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, trial, *args, **kwargs)
         except StopHere:
@@ -155,19 +157,21 @@ class StoppingMixin:
 
         if self._to_stop() is None:
             return
+
         whole = self.state.global_step >= self.state.max_steps or self.control.should_training_stop
         if given_up or not (whole or self._before_end_of_pass()):
             self._stop(model, trial, given_up)
 
     def _before_end_of_pass(self) -> bool:
-        """Whether the last step of a pass is done, but not yet what is done once a pass."""
+        """Whether the last step of a pass is done, but not yet the work at the end of a pass."""
         return self.ended_pass_at != self.state.global_step and float(self.state.epoch).is_integer()
 
     def _stop(self, model, trial, given_up: bool) -> None:
         if self.args.save_strategy != SaveStrategy.NO and self.saved_step != self.state.global_step:
             self._save_checkpoint(model, trial)
             self.control = self.callback_handler.on_save(self.args, self.state, self.control)
-        # a launcher ends the others when one rank has ended: not before the checkpoint is finished
+
+        # when one rank ends, a launcher ends the others: not before the checkpoint is finished
         self.accelerator.wait_for_everyone()
         self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
         raise ending(self._known, self._what_was_saved(trial, given_up))
@@ -178,26 +182,29 @@ class StoppingMixin:
             return f"{stopped}; nothing was saved, since `save_strategy` is no."
         if not self.watch.supervised:
             return f"{stopped}; nothing was saved, since there was no supervised row yet."
+
         states = self.args.save_only_model
         without = " without its states (`save_only_model`)" if states else ""
         more = " --ignore_missing_state" if states else ""
         later = ", which begins with the evaluation that was given up" if given_up else ""
+
         return (
             f"{stopped}; {self._checkpoint_folder(trial)} is saved{without}: go on with "
             f"`--resume_from_checkpoint last{more}`{later}."
         )
 
     def make_up_evaluation(self) -> None:
-        """Evaluate behind a checkpoint whose evaluation was given up; on all ranks at once."""
+        """Do the evaluation that was given up at a checkpoint; call this on all ranks at once."""
         kept = self.state.stateful_callbacks.get("TrainerControl", {}).get("args", {})
         if not (self.resumed and kept.get("should_evaluate") and self.args.eval_strategy != "no"):
             return
+
         best = self._evaluate(None, None)
         self._determine_best_metric(metrics=best, trial=None)
 
 
 class _Stopping(TrainerCallback):
-    """Tells a trainer what its signals need to know of a run's events."""
+    """Notes in a trainer the events that its signals depend on."""
 
     def __init__(self, trainer: StoppingMixin):
         self.trainer = trainer

@@ -1,4 +1,4 @@
-"""What is logged of the TTT steps: sums kept on the device, divided when they are asked for."""
+"""Metrics of the TTT steps: sums stay on the device, and are divided when read."""
 
 import time
 
@@ -8,7 +8,7 @@ from ..losses.objectives import estimated_acceptance_length
 
 
 class StepTotals:
-    """Sums per TTT step since the last report, kept on the device until they are asked for."""
+    """Sums per TTT step since the last report, kept on the device until they are read."""
 
     def __init__(self):
         self.sums: dict[str, torch.Tensor] = {}
@@ -23,13 +23,15 @@ class StepTotals:
     def metrics(self, accelerator, step_weights: torch.Tensor) -> dict[str, float]:
         """Means over all ranks: loss and its parts, accuracies, estimated acceptance length, rows per second.
 
-        Without a supervised row there is nothing to divide by: rows per second, which are zero, are all that is known.
+        Without a supervised row there is nothing to divide by, so only rows per second are returned, zero.
         """
         if not self.sums:
             return {}
+
         total = {name: accelerator.reduce(value, reduction="sum").cpu() for name, value in sorted(self.sums.items())}
         if not total["rows"].any() and total["loss"].isfinite().all():
             return {"supervised_rows_per_second": 0.0}
+
         rows = total["rows"].clamp_min(1)
         accuracies = (total["correct"] / rows).tolist()
         elapsed = time.perf_counter() - self.started
@@ -38,6 +40,7 @@ class StepTotals:
             for name, value in total.items()
             if name not in ("correct", "rows")
         }
+
         return {
             **means,
             **{f"accuracy_step_{step}": round(value, 4) for step, value in enumerate(accuracies)},
@@ -50,8 +53,9 @@ class StepTotals:
 def logged_loss(log_history: list[dict]) -> float | None:
     """The mean loss of a run's steps, from what it logged of their windows; `None` if it logged none."""
     before, steps, total = 0, 0, 0.0
-    for entry in (x for x in log_history if "learning_rate" in x):  # those of training
+    for entry in (x for x in log_history if "learning_rate" in x):  # only those of training
         window, before = entry["step"] - before, entry["step"]
         if "loss" in entry:
             steps, total = steps + window, total + window * entry["loss"]
+
     return total / steps if steps else None

@@ -1,4 +1,4 @@
-"""`EagleTrainer`: a `transformers.Trainer` whose `compute_loss` asks a frozen target and unrolls a draft."""
+"""`EagleTrainer`: a `transformers.Trainer` whose `compute_loss` runs a frozen target and unrolls a draft."""
 
 from collections.abc import Iterator
 from itertools import count, islice
@@ -14,12 +14,13 @@ from transformers.trainer_utils import has_length
 from ..arguments.objective import refuse_other_methods
 from ..arguments.training import EagleTrainingArguments
 from ..data.collators import EagleDataCollator
-from ..data.columns import check_data
+from ..data.given import check_form, look_at
 from ..data.streaming import RankStream, empty_batch, keep_rank_stream
 from ..drafts.adapters import AdaptedDraft
 from ..drafts.modeling_base import EaglePreTrainedModel
 from ..drafts.vocabulary import tokenizer_fingerprint
 from ..store.cache import FeatureCache
+from ..targets.architectures import longest_context
 from ..targets.media import MEDIA
 from ..targets.target import FrozenTarget
 from ..targets.teacher_check import check_teacher
@@ -41,30 +42,30 @@ class EagleTrainer(StallMixin, StoppingMixin, SavingMixin, HealthMixin, Trainer)
     """Trains a draft on the features of a frozen target.
 
     The target is a plain attribute: it is neither saved, optimised, wrapped nor cast. Losses are sums over supervised
-    rows, divided once by the count over the whole accumulated global batch, so that accumulation and the number of
-    ranks do not change the gradient.
+    rows, divided once by the count over the whole accumulated global batch. So accumulation and the number of ranks do
+    not change the gradient.
 
     Args:
-        model ([`LlamaForCausalLMEagle3`] or [`LlamaForCausalLMEagle`]): the draft, its vocabulary mapping set.
+        model ([`LlamaForCausalLMEagle3`] or [`LlamaForCausalLMEagle`]): the draft, with its vocabulary mapping set.
         args ([`EagleTrainingArguments`]): arguments.
-        target ([`FrozenTarget`]): the target; its taps are taken from the draft's config.
-        processing_class (`PreTrainedTokenizerBase`, *optional*): the target's tokenizer, for padding and for the check
+        target ([`FrozenTarget`]): the target; the draft's config sets its taps.
+        processing_class (`PreTrainedTokenizerBase`, *optional*): the target's tokenizer, for padding, and for the check
             that the draft's vocabulary was made with it.
-        peft_config ([`~peft.LoraConfig`], *optional*): train this adapter on the draft instead of the draft; what is
-            saved is the draft with the adapter merged in, see [`AdaptedDraft`].
-        features ([`FeatureCache`], *optional*): asked for features instead of the target, whose head is still needed.
-        kwargs: as for `Trainer`. `train_dataset` has the columns `input_ids` and `loss_mask`; a stream is one that all
-            ranks read in the same order, or a [`RankStream`] of this rank's own examples.
+        peft_config ([`~peft.LoraConfig`], *optional*): train this adapter on the draft instead of the draft, and save
+            the draft with the adapter merged in, see [`AdaptedDraft`].
+        features ([`FeatureCache`], *optional*): gives features instead of the target, whose head is still needed.
+        kwargs: as for `Trainer`. `train_dataset` has the columns `input_ids` and `loss_mask`; a stream must be one
+            that all ranks read in the same order, or a [`RankStream`] of this rank's own examples.
 
     Raises:
-        ValueError: if draft, target and tokenizer do not belong together, or an argument is another kind of draft's.
+        ValueError: if draft, target and tokenizer do not belong together, or an argument is for another kind of draft.
 
     Example:
         >>> trainer = EagleTrainer(model=draft, args=args, target=target, train_dataset=chats)
         >>> trainer.train()
     """
 
-    # compute_loss divides by the count over the whole accumulated batch itself
+    # compute_loss itself divides by the count over the whole accumulated batch
     loss_is_scaled_for_ga = True
 
     def __init__(
@@ -81,16 +82,25 @@ class EagleTrainer(StallMixin, StoppingMixin, SavingMixin, HealthMixin, Trainer)
         _check_fit(model, target, processing_class)
         refuse_other_methods(model.kind, args)
         training = model.kind.part("training").training_for(args, model.config)
+
         if processing_class is not None:
             model.config.tokenizer_fingerprint = tokenizer_fingerprint(processing_class)
+
+        # a collator of the user's own may read other columns
+        self._longest, self._own_collator = longest_context(target.config), data_collator is not None
+        for name in ("train_dataset", "eval_dataset"):
+            if kwargs.get(name) is not None:
+                kwargs[name] = self._looked_at(kwargs[name], name)
+
         if data_collator is None:
-            check_data(train_dataset=kwargs.get("train_dataset"), eval_dataset=kwargs.get("eval_dataset"))
             pad = getattr(processing_class, "pad_token_id", None)
             data_collator = EagleDataCollator(pad_token_id=0 if pad is None else pad)
+
         if peft_config is not None:
-            if asked_to_shard(args):  # merging and resuming look at whole tensors
+            if asked_to_shard(args):  # merging and resuming need whole tensors
                 raise ValueError("`use_peft` cannot train a sharded draft: leave out `fsdp` and `deepspeed`.")
             model = AdaptedDraft(model, peft_config)
+
         self.features = features
         if features is not None and model.config.image_embeddings != "token":
             raise ValueError(
@@ -99,36 +109,43 @@ class EagleTrainer(StallMixin, StoppingMixin, SavingMixin, HealthMixin, Trainer)
             )
         if features is not None:
             data_collator = features.collator(data_collator)
+
         seed = args.seed if args.data_seed is None else args.data_seed
-        # evaluations are drawn alike every time
+        # every evaluation draws the same
         self._held_out_plans = PlanningCollator(data_collator, training, seed, target.vocab_size)
         self._plans = PlanningCollator(data_collator, training, seed, target.vocab_size)
+
         self.tokenizer_of_records = processing_class
-        # the tokenizer stays here: Trainer would rewrite the draft's special ids from it
-        # batches that one rank sends to the others hold tensors alone, and are planned where they arrive
+        # Trainer gets no tokenizer: it would rewrite the draft's special ids from it. If one rank sends batches to the
+        # others, these hold only tensors, and are planned on arrival
         dispatched = args.accelerator_config.dispatch_batches
         super().__init__(model=model, args=args, data_collator=data_collator if dispatched else self._plans, **kwargs)
+
         print_lines(self)
         tell_launch(self)
         self._passes = EpochOfPlans(self._plans)
         self.add_callback(self._passes)
+
         if self.args.n_gpu > 1:
             raise ValueError("Several GPUs need one process each: start with `torchrun` or `accelerate launch`.")
         if self.args.world_size > 1 and not self.args.accelerator_config.even_batches:
             raise ValueError(
                 "`even_batches` is false in `accelerator_config`: a rank whose data end early would leave the others "
-                "waiting for ever; set it to true."
+                "waiting forever; set it to true."
             )
+
         self._share_stream()
         if features is not None:
             self.add_callback(features)
+
         self.target = target.to(self.args.device)
         self.target.tap_ids = model.config.tap_ids
-        if features is None:  # else the target may have no layers any more; it was compared when the store was written
+        if features is None:  # else the target may have lost its layers; the store's writer compared it
             check_teacher(self.target)
         model.attach(target)
         if self.is_fsdp_enabled:
             shard_draft(model, self.accelerator)
+
         self.step = TrainingStep(self.target, training, torch.bfloat16 if args.bf16 else torch.float32, features)
         self._train_totals = StepTotals()
         self._eval_totals = StepTotals()
@@ -144,13 +161,13 @@ class EagleTrainer(StallMixin, StoppingMixin, SavingMixin, HealthMixin, Trainer)
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | None = None,
     ):
-        """Loss of one batch: weighted over TTT steps, each step's sum over its count of supervised rows.
+        """Loss of one batch, weighted over TTT steps: each step's sum divided by its count of supervised rows.
 
         Args:
-            num_items_in_batch: `(steps,)` rows of the whole accumulated global batch; this batch's own when `None`.
+            num_items_in_batch: `(steps,)` rows of the whole accumulated global batch; this batch's own if `None`.
 
         Raises:
-            FloatingPointError: if the loss, or the gradient before it, is not a number.
+            FloatingPointError: if the loss, or the gradient before it, is NaN or infinite.
             ValueError: if a stream gave no supervised row for too long.
         """
         output, counts = self.step(
@@ -161,8 +178,9 @@ class EagleTrainer(StallMixin, StoppingMixin, SavingMixin, HealthMixin, Trainer)
             processes=self.accelerator.num_processes,
             draw=self._plans.draw,
         )
+
         loss = output.loss
-        self.look_at(loss, inputs, num_items_in_batch)  # first: a run may end there, in front of this batch
+        self.look_at(loss, inputs, num_items_in_batch)  # first: a run may end there, before this batch counts
         totals = self._train_totals if self.model.training else self._eval_totals
         totals.add(loss=output.loss_sums, correct=output.correct, rows=counts, **(output.parts or {}))
         return (loss, output) if return_outputs else loss
@@ -171,19 +189,20 @@ class EagleTrainer(StallMixin, StoppingMixin, SavingMixin, HealthMixin, Trainer)
         """Supervised rows of this rank's batches at each step, `(steps,)`."""
         counts = torch.zeros(self.step.training.steps, dtype=torch.long, device=device)
         for batch in batches:
-            batch["plan"] = self.step.plan(batch, self._plans.draw)  # of a collator that did not plan
+            batch["plan"] = self.step.plan(batch, self._plans.draw)  # the collator may not have planned
             counts += batch["plan"].counts.to(device)
+
         return counts
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor:
         return self._summed(self._count_rows(batch_samples, device))
 
     def _summed(self, counts: torch.Tensor) -> torch.Tensor:
-        """Counts, summed over ranks; the reduction also tells whether a rank was asked to stop."""
+        """Counts, summed over ranks; the reduction also shows whether a rank was asked to stop."""
         return self.without_flags(self.accelerator.reduce(self.with_flags(counts), reduction="sum"))
 
     def _set_signature_columns_if_needed(self):
-        # the target's forward takes what the collator makes; only what neither uses may be dropped
+        # the target's forward takes the collator's columns; drop only what neither uses
         if self._signature_columns is None:
             names = ("input_ids", "attention_mask", "position_ids", "labels", "document_lengths")
             self._signature_columns = [*names, "media", "media_fingerprint", *MEDIA, *OWN_COLUMNS]
@@ -194,7 +213,7 @@ class EagleTrainer(StallMixin, StoppingMixin, SavingMixin, HealthMixin, Trainer)
         """Give each rank its own examples of a stream.
 
         Raises:
-            ValueError: if several ranks evaluate on a stream, or if one rank is to read it for all.
+            ValueError: if several ranks evaluate on a stream, or if one rank must read it for all.
         """
         ranks = self.args.world_size
         held_out = self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
@@ -217,23 +236,25 @@ class EagleTrainer(StallMixin, StoppingMixin, SavingMixin, HealthMixin, Trainer)
     def _init_training_state(
         self, max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
     ) -> tuple[int, int]:
-        """As in `Trainer`, which cannot count the passes over a stream: its place is in the checkpoint."""
+        """As in `Trainer`, but take the place in a stream from the checkpoint: `Trainer` cannot count its passes."""
         resume, steps = resume_from_checkpoint, num_update_steps_per_epoch
         passes, batches = super()._init_training_state(max_steps, steps, num_train_epochs, resume, trial)
+
         if isinstance(self.train_dataset, RankStream):
             place = StreamPlace.beginning(self.train_dataset, self.args, self._train_batch_size)
             if resume is not None:
                 a_pass = steps if has_length(self.train_dataset) else None
                 place.go_on_from(resume, a_pass, from_its_beginning=self.args.ignore_data_skip)
+
             self.stream_place = place
             passes, batches = place.number, place.steps * self.args.gradient_accumulation_steps
-            if place.workers < 2:  # else which rows are passed over is known when they are read
+            if place.workers < 2:  # else the rows to skip are known only when they are read
                 self.train_dataset.pass_over(passes, batches * self._train_batch_size)
         self._passes.next = passes
         return passes, batches
 
     def get_train_dataloader(self) -> DataLoader:
-        """As in `Trainer`, but each example of a stream is one rank's, and is read once a pass."""
+        """As in `Trainer`, but each example of a stream goes to one rank, and is read once a pass."""
         loader = super().get_train_dataloader()
         if isinstance(self.train_dataset, RankStream):
             return keep_rank_stream(loader)
@@ -246,10 +267,10 @@ class EagleTrainer(StallMixin, StoppingMixin, SavingMixin, HealthMixin, Trainer)
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list, torch.Tensor]:
-        """As in `Trainer`, but rows that only complete the last batches of a pass count nothing.
+        """As in `Trainer`, but rows that only fill up the last batches of a pass do not count.
 
-        Of a stream all ranks get as many batches, empty ones where a rank has run out. A pass ends when no rank has a
-        batch left, which the ranks learn from the reduction of the rows' counts.
+        For a stream, all ranks get equally many batches, empty ones where a rank has run out. A pass ends when no rank
+        has a batch left, which the ranks learn from the reduction of the row counts.
         """
         batches = list(islice(epoch_iterator, num_batches))
         if not isinstance(self.train_dataset, RankStream):
@@ -260,28 +281,38 @@ class EagleTrainer(StallMixin, StoppingMixin, SavingMixin, HealthMixin, Trainer)
         counts = self._count_rows(batches, device)
         counts = torch.cat([counts, counts.new_tensor([len(batches)])])
         counts = self._summed(counts)
-        self.stop_in_front_of_step()  # here the sums are looked at anyway, and the stream's place is still before it
+        self.stop_in_front_of_step()  # the sums are read here anyway, and the stream's place is still before this step
+
         if counts[-1] == 0:
             self.control.should_epoch_stop = True
             self.stream_place.end_pass()
             return [], counts[:-1]
 
-        self.stream_place.take_step(self._plans.draw.epoch)  # whole, before anything is saved
-        # whole steps only: Trainer would carry the gradient of half a step into the next pass
+        self.stream_place.take_step(self._plans.draw.epoch)  # before anything is saved
+        # only whole steps: Trainer would carry the gradient of half a step into the next pass
         return batches + [empty_batch(device) for _ in range(num_batches - len(batches))], counts[:-1]
 
     # ---- evaluation and logging ----
 
     def get_eval_dataloader(self, eval_dataset=None):
-        """As in `Trainer`, with plans that are drawn alike in every epoch."""
-        return self._planned_alike(super().get_eval_dataloader, eval_dataset)
+        """As in `Trainer`, with the same plans in every epoch."""
+        return self._planned_alike(super().get_eval_dataloader, self._looked_at(eval_dataset, "eval_dataset"))
 
     def get_test_dataloader(self, test_dataset):
-        """As in `Trainer`, with plans that are drawn alike in every epoch."""
-        return self._planned_alike(super().get_test_dataloader, test_dataset)
+        """As in `Trainer`, with the same plans in every epoch."""
+        return self._planned_alike(super().get_test_dataloader, self._looked_at(test_dataset, "test_dataset"))
+
+    def _looked_at(self, data, argument: str):
+        """The data set to read in place of one that the user gave, see [`look_at`]."""
+        if data is None or isinstance(data, str) and argument == "eval_dataset":  # a name of one looked at before
+            return data
+        if self._own_collator:
+            check_form(data, argument)
+            return data
+        return look_at(data, argument, self._longest)
 
     def _planned_alike(self, make_loader, dataset):
-        if self.data_collator is not self._plans:  # somebody's own, whose batches the step plans
+        if self.data_collator is not self._plans:  # the user's own, whose batches the step plans
             return make_loader(dataset)
         self.data_collator = self._held_out_plans
         try:
@@ -290,40 +321,49 @@ class EagleTrainer(StallMixin, StoppingMixin, SavingMixin, HealthMixin, Trainer)
             self.data_collator = self._plans
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        """Loss only: what a draft predicts is judged by decoding, not here."""
+        """Compute only the loss: decoding judges what a draft predicts."""
         inputs = self._prepare_inputs(inputs)
         if self._held_out_dealing is not None:
             inputs = self._held_out_dealing.without_filler(inputs, next(self._held_out_places))
-        # by the plans of evaluations, where the collator's does not count any more
+
+        # `without_filler` may have dropped the collator's plan
         inputs["plan"] = self.step.plan(inputs, self._held_out_plans.draw)
+
         with torch.no_grad(), self.compute_loss_context_manager():
             loss = self.compute_loss(model, inputs)
         return loss.detach(), None, None
 
     def evaluation_loop(self, dataloader, description, *args, metric_key_prefix="eval", **kwargs):
-        """As in `Trainer`, with the loss over all supervised rows, accuracies and the estimated acceptance length."""
+        """As in `Trainer`, plus the loss over all supervised rows, accuracies and the estimated acceptance length."""
         wrap_before_evaluation(self)
         self._eval_totals = StepTotals()
         self._held_out_dealing, self._held_out_places = Dealing.of(dataloader, self.args), count()
         output = super().evaluation_loop(dataloader, description, *args, metric_key_prefix=metric_key_prefix, **kwargs)
+
         metrics = self.held_out_metrics(self._eval_totals)
         for callback in self.callback_handler.callbacks:
-            if isinstance(callback, AcceptanceLengthCallback):  # here, so that early stopping and the best model see it
+            if isinstance(callback, AcceptanceLengthCallback):  # so that early stopping and the best model see it
                 metrics["acceptance_length"] = round(callback.measure(), 4)
+
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
         return output
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds per-step accuracy, estimated acceptance length and supervised rows per second to a training log."""
+        """Add per-step accuracy, estimated acceptance length and supervised rows per second to a training log."""
         if "loss" in logs and self._train_totals.sums:
             metrics = self._train_totals.metrics(self.accelerator, self.step.training.step_weights)
-            metrics.pop("loss", None)  # Trainer's own is averaged over the same steps
+            metrics.pop("loss", None)  # Trainer's own is a mean over the same steps
             logs.update(metrics)
             self._train_totals = StepTotals()
+
         super().log(logs, start_time)
 
     def train(self, *args, **kwargs):
         """As in `Trainer`, see [`SavingMixin.train`]."""
+        if self.train_dataset is None:
+            raise ValueError(
+                "`train_dataset` is None, so there is nothing to train on: give `EagleTrainer` a `datasets.Dataset`."
+            )
         self._train_totals = StepTotals()
         return super().train(*args, **kwargs)
 
@@ -331,6 +371,7 @@ class EagleTrainer(StallMixin, StoppingMixin, SavingMixin, HealthMixin, Trainer)
 def _check_fit(draft, target: FrozenTarget, tokenizer: PreTrainedTokenizerBase | None) -> None:
     if isinstance(draft, PeftModel):
         raise ValueError("`model` has an adapter already: pass the draft itself, and the adapter as `peft_config`.")
+
     config = draft.config
     if config.tap_ids is None:
         raise ValueError("The draft's config names no taps: set `eagle_aux_hidden_state_layer_ids`.")
@@ -340,6 +381,7 @@ def _check_fit(draft, target: FrozenTarget, tokenizer: PreTrainedTokenizerBase |
             f"The draft was made for a target with vocabulary {sizes[0]} and hidden size {sizes[1]}, this target has "
             f"{target.vocab_size} and {target.hidden_size}."
         )
+
     if tokenizer is None:
         return
     made_with, this = config.tokenizer_fingerprint, tokenizer_fingerprint(tokenizer)

@@ -17,7 +17,7 @@ def trainer_of(folder, rows, pair=tiny_pair, collator=None, **more):
     kind = {"feature_noise": "none"} if pair is tiny_eagle1_pair else {"ttt_steps": 2}
     given = {"max_steps": 2, "save_strategy": "no", "report_to": "none", "disable_tqdm": True, "logging_steps": 1}
     args = EagleTrainingArguments(str(folder), **{**given, **kind, "per_device_train_batch_size": 4, **more})
-    data = rows if isinstance(rows, Dataset) else Dataset.from_list(rows)
+    data = Dataset.from_list(rows) if isinstance(rows, list) else rows
     return EagleTrainer(model=draft, args=args, target=target, train_dataset=data, data_collator=collator)
 
 
@@ -116,6 +116,8 @@ def test_an_evaluation_without_a_mask_is_refused_at_the_door(tmp_path):
         (lambda row: {**row, "input_ids": [*row["input_ids"][:-1], -1]}, "row 0 of the batch, .* holds the id -1"),
         (lambda row: {**row, "loss_mask": 1}, "`loss_mask` of row 0 of the batch must be a list .* got int 1"),
         (lambda row: {**row, "loss_mask": row["loss_mask"][1:]}, "`loss_mask` of row 0 of the batch has"),
+        (lambda row: {"input_ids": row["input_ids"], "labels": row["loss_mask"]}, "`labels` of row 0 .* own id"),
+        (lambda row: {**row, "labels": row["input_ids"]}, "`labels` and `loss_mask` of row 0 of the batch, .* disagree"),
     ],
 )
 def test_what_a_row_cannot_hold_is_named_before_a_step(change, message, tmp_path):
@@ -123,3 +125,82 @@ def test_what_a_row_cannot_hold_is_named_before_a_step(change, message, tmp_path
     with pytest.raises(ValueError, match=message):
         trainer.train()
     assert trainer.state.global_step == 0
+
+
+# ---- rows without a token ----
+
+
+EMPTY = {"input_ids": [], "loss_mask": [], "attention_mask": []}
+PADDING = {"input_ids": [5, 6], "loss_mask": [1, 1], "attention_mask": [0, 0]}
+
+
+@pytest.mark.parametrize("pair", [tiny_pair, tiny_eagle1_pair])
+@pytest.mark.parametrize("empty", [EMPTY, PADDING], ids=["no ids", "nothing but padding"])
+def test_batches_of_empty_rows_add_nothing(empty, pair, tmp_path):
+    """Streams, where rows cannot be left out before: each chat accumulated with an empty row, and on its own."""
+    chats = padded("right")[:3]
+    mixed = Dataset.from_list([row for chat in chats for row in (chat, empty)]).to_iterable_dataset()
+    given = {"per_device_train_batch_size": 1, "max_steps": 3}
+    found = losses_of(trainer_of(tmp_path, mixed, pair, gradient_accumulation_steps=2, **given))
+    wanted = losses_of(trainer_of(tmp_path, Dataset.from_list(chats).to_iterable_dataset(), pair, **given))
+    assert len(found) == 3 and found == pytest.approx(wanted, rel=1e-6)
+
+
+def test_a_window_of_empty_rows_is_a_step_without_a_supervised_row(tmp_path):
+    stream = Dataset.from_list([CHATS[0], {"input_ids": [], "loss_mask": []}, CHATS[1]]).to_iterable_dataset()
+    trainer = trainer_of(tmp_path, stream, per_device_train_batch_size=1, max_steps=3)
+    trainer.train()
+    logs = [entry for entry in trainer.state.log_history if "supervised_rows_per_second" in entry]
+    assert [entry["supervised_rows_per_second"] > 0 for entry in logs] == [True, False, True]
+    assert logs[1]["windows_without_rows"] == 1
+
+
+@pytest.mark.parametrize("empty", [EMPTY, PADDING], ids=["no ids", "nothing but padding"])
+def test_an_empty_row_is_no_row_of_map_data(empty, tmp_path):
+    """It is left out, so one row a batch trains as if it had never been there; a run on nothing else says so."""
+    chats = padded("right")
+    given = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2}
+    found = losses_of(trainer_of(tmp_path, [empty, *chats[:4], empty, *chats[4:]], **given))
+    assert found == losses_of(trainer_of(tmp_path, chats, **given))
+    with pytest.raises(ValueError, match="`train_dataset` gave no supervised row"):
+        trainer_of(tmp_path, [empty]).train()
+
+
+@pytest.mark.parametrize("empty", [EMPTY, PADDING], ids=["no ids", "nothing but padding"])
+def test_an_evaluation_of_one_empty_row_counts_nothing(empty, tmp_path):
+    trainer = trainer_of(tmp_path, CHATS)
+    assert trainer.evaluate(Dataset.from_list([empty]))["eval_supervised_rows_per_second"] == 0
+    beside = trainer.evaluate(Dataset.from_list([empty, *padded("right")]))
+    assert beside["eval_loss"] == pytest.approx(trainer.evaluate(Dataset.from_list(CHATS))["eval_loss"], rel=1e-6)
+
+
+# ---- data sets ----
+
+
+def test_what_is_no_data_set_is_refused_at_the_door(tmp_path):
+    columns = {name: [chat[name] for chat in CHATS] for name in CHATS[0]}
+    for data, message in ((iter(CHATS), "is list_iterator"), (columns, "is a dict of `input_ids`, `loss_mask`")):
+        for collator in (None, EagleDataCollator(0)):
+            with pytest.raises(ValueError, match=f"`train_dataset` {message}.*, not a data set: "):
+                trainer_of(tmp_path, data, collator=collator)
+        for evaluate, name in ((EagleTrainer.evaluate, "eval"), (EagleTrainer.predict, "test")):
+            with pytest.raises(ValueError, match=f"`{name}_dataset` .*, not a data set: "):
+                evaluate(trainer_of(tmp_path, CHATS), iter(CHATS))
+
+
+def test_without_data_to_train_on_a_trainer_only_evaluates(tmp_path):
+    trainer = trainer_of(tmp_path, None)
+    assert trainer.evaluate(Dataset.from_list(CHATS))["eval_loss"] > 0
+    with pytest.raises(ValueError, match="`train_dataset` is None, so there is nothing to train on: give"):
+        trainer.train()
+
+
+def test_rows_longer_than_the_target_reads_are_refused_at_the_door(tmp_path):
+    longest = tiny_pair()[0].config.max_position_embeddings
+    rows = [*CHATS, {"input_ids": [5] * (longest + 1), "loss_mask": [1] * (longest + 1)}]
+    message = f"Row 8 of `(train|eval)_dataset` holds a conversation of {longest + 1} tokens, .* reads {longest} at most"
+    with pytest.raises(ValueError, match=message):
+        trainer_of(tmp_path, rows)
+    trainer = trainer_of(tmp_path, [{name: values[:longest] for name, values in row.items()} for row in rows])
+    with pytest.raises(ValueError, match=message):
+        trainer.evaluate(Dataset.from_list(rows))

@@ -23,6 +23,7 @@ CELLS = {
     "stream": {"stream": "rows"},
     "packed_stream": {"stream": "rows", "packed": True},
     "chat_stream": {"stream": "chats", "records": 15},  # of which two have no answer
+    "empty_stream": {"stream": "rows", "records": 15, "empty": [3, 8]},  # alone in their batches on two ranks
 }
 SAMPLERS = ["random", "grouped", "rebalanced"]
 ROWS = 4  # a step

@@ -1,23 +1,29 @@
 """A run on a stream goes on where it was: in any pass, at any step, with workers or without, and never twice."""
 
 import json
+import tempfile
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from datasets import Dataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tiny import random_chats, tiny_llama
 from tiny_tokenizer import CHATML, assistant, tiny_tokenizer, user
 from torch.utils.data import IterableDataset
 
 from hf_eagle import EagleConfig, EagleTrainer, EagleTrainingArguments, pack_dataset
 from hf_eagle.data.conversations import build_stream, load_records
+from hf_eagle.data.reads import what_is_read
 from hf_eagle.data.streaming import RankStream
 from hf_eagle.data.token_stream import ShuffledRecords
 from hf_eagle.drafts.build import new_draft
 from hf_eagle.targets.target import FrozenTarget
 from hf_eagle.training.checkpoints import MANIFEST, read_manifest
+from hf_eagle.training.parts import conversations
 from hf_eagle.training.recipe import Recipe
-from hf_eagle.training.stream_place import StreamPlace, check_stream_place
+from hf_eagle.training.stream_place import StreamPlace, check_same_data, check_stream_place, place_of
 
 
 STEPS, A_PASS = 9, 4  # of four rows, the last of a pass of fewer
@@ -257,6 +263,89 @@ def test_a_recipe_that_reads_its_data_otherwise_is_refused_before_loading(writte
     )
     with pytest.raises(ValueError, match=told):
         recipe.refuse_before_loading()
+
+
+# ---- a stream of other data ----
+
+
+def command(folder, *data, **more):
+    words = ["--target", "nothing", "--output_dir", str(folder / "out"), "--use_cpu", "--report_to", "none"]
+    words += ["--streaming", "--resume_from_checkpoint", "last", "--max_steps", "4", "--train_data", *map(str, data)]
+    return words + [word for name, value in more.items() for word in (f"--{name}", *map(str, value))]
+
+
+def write_data(folder):
+    for name, number in (("big.jsonl", 9), ("good.jsonl", 3)):
+        (folder / name).write_text('{"prompt": "q", "completion": "a"}\n' * number)
+    (folder / "c.csv").write_text("prompt,completion\nq,a\n")
+    return folder / "big.jsonl", folder / "c.csv", folder / "good.jsonl"
+
+
+def write_place(folder, reads):
+    write_checkpoint(folder / "out" / "checkpoint-2", "stream")
+    path = folder / "out" / "checkpoint-2" / MANIFEST
+    held = json.loads(path.read_text())
+    path.write_text(json.dumps(held | {"stream": held["stream"] | reads}))
+
+
+@pytest.mark.parametrize("skip", [False, True])
+@pytest.mark.parametrize("known", ["reads", "nothing", "none"])
+def test_a_stream_of_other_data_is_refused_before_loading(known, skip, tmp_path):
+    big, table, good = write_data(tmp_path)
+    held = {"reads": {"reads": what_is_read([str(big), str(table)])}, "nothing": {}, "none": {"reads": None}}
+    write_place(tmp_path, held[known])
+    for data, more in (((good, table), {}), ((big,), {}), ((table, big), {}), ((big, table), {"data_weights": (1, 3)})):
+        words = command(tmp_path, *data, **more, **({"ignore_data_skip": ()} if skip else {}))
+        recipe = Recipe.parse(words)
+        if skip or known != "reads":
+            assert recipe.refuse_before_loading() == tmp_path / "out" / "checkpoint-2"
+            continue
+        with pytest.raises(ValueError, match="^`train_data` is .*checkpoint-2 was written by a run on big.jsonl") as told:
+            recipe.refuse_before_loading()
+        assert "`ignore_data_skip`" in str(told.value) and data[0].name in str(told.value).partition(", but ")[0]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"save_steps": (7,), "dataloader_num_workers": (1,)},
+        {"gradient_accumulation_steps": (2,), "per_device_train_batch_size": (3,)},
+        {"data_weights": (5, 5), "max_length": (77,)},
+    ],
+)
+def test_the_same_data_go_on_under_another_configuration_and_from_elsewhere(more, tmp_path):
+    big, table, _ = write_data(tmp_path)
+    write_place(tmp_path, {"reads": what_is_read([str(big), str(table)])})
+    moved = tmp_path / "moved" / big.name
+    moved.parent.mkdir()
+    for here in (big, moved):
+        big.replace(here)
+        recipe = Recipe.parse(command(tmp_path, here, table, **more))
+        assert recipe.refuse_before_loading() == tmp_path / "out" / "checkpoint-2"
+
+
+def test_a_checkpoint_notes_what_is_read(tmp_path):
+    big, table, _ = write_data(tmp_path)
+    recipe = Recipe.parse(command(tmp_path, big, table, data_weights=(1, 3)))
+    stream, _ = conversations(TOKENIZER, recipe.data, recipe.training)
+    trainer = make(tmp_path, stream, max_steps=1)
+    trainer.train()
+    reads = what_is_read([str(big), str(table)], [1, 3])
+    checkpoint = tmp_path / "run" / "checkpoint-1"
+    assert read_manifest(checkpoint)["stream"]["reads"] == reads and place_of(checkpoint).reads == reads
+
+
+@given(st.recursive(st.none() | st.integers() | st.text(), lambda x: st.lists(x) | st.dictionaries(st.text(), x)))
+@settings(deadline=None, max_examples=60)
+def test_what_a_manifest_says_is_read_may_be_anything(found):
+    with tempfile.TemporaryDirectory() as folder:
+        for reads in (found, [found], [{"source": "a", "share": found}], [{"source": "a", "share": 1, "files": found}]):
+            held = {"number": 0, "steps": 1, **ALIKE, "reads": reads}
+            (Path(folder) / MANIFEST).write_text(json.dumps({"files": {}, "stream": held}))
+            try:
+                check_same_data(folder, what_is_read(["org/chats"]))
+            except ValueError as problem:
+                assert folder in str(problem) and str(problem).endswith(".")
 
 
 def test_a_trainer_refuses_data_that_are_read_otherwise(whole, tmp_path):

@@ -1,1 +1,1 @@
-"""The EAGLE-1/2 draft: it predicts the target's next feature, and lends the target's head."""
+"""The EAGLE-1/2 draft: it predicts the target's next feature, and uses the target's head."""

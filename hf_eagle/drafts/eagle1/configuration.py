@@ -8,7 +8,7 @@ from transformers import LlamaConfig, PreTrainedConfig
 from ..configuration_base import DraftConfig, fields_of_target, written_for_servers
 
 
-# SGLang takes the first, vLLM the second
+# SGLang reads the first, vLLM the second
 _ARCHITECTURES = ("LlamaForCausalLMEagle", "EagleLlamaForCausalLM")
 # fields without a meaning in EAGLE-1
 _OF_OTHERS = (
@@ -27,8 +27,8 @@ class Eagle1Config(DraftConfig):
     """Configuration of an EAGLE-1/2 draft: no taps, no vocabulary and no head of its own.
 
     Args:
-        logit_scale (`float`, *optional*): factor on the logits of the target's head, where the target has one.
-        final_logit_softcapping (`float`, *optional*): soft cap of the target's logits, where it has one.
+        logit_scale (`float`, *optional*): factor on the logits of the target's head, if the target has one.
+        final_logit_softcapping (`float`, *optional*): soft cap of the target's logits, if it has one.
 
     Raises:
         ValueError: for a field that belongs to EAGLE-3.
@@ -62,7 +62,7 @@ class Eagle1Config(DraftConfig):
 
     @property
     def tap_ids(self) -> list[int]:
-        """None of them: this draft looks at the target's last hidden state."""
+        """None: this draft reads the target's last hidden state."""
         return []
 
     def as_arguments(self) -> dict[str, Any]:
@@ -82,12 +82,14 @@ class Eagle1Config(DraftConfig):
         """
         text = target_config.get_text_config()
         scale = (getattr(text, "logit_scale", None) or 1.0) / (getattr(text, "logits_scaling", None) or 1.0)
+
         fields = {
             **fields_of_target(target_config, overrides.get("rope_parameters")),
             # the names that the servers read; both run the target's head without the target's own forward
             "logit_scale": None if scale == 1.0 else scale,
             "final_logit_softcapping": getattr(text, "final_logit_softcapping", None),
         }
+
         return cls(**{**fields, **overrides})
 
     def to_diff_dict(self) -> dict[str, Any]:
@@ -95,19 +97,20 @@ class Eagle1Config(DraftConfig):
         written = written_for_servers(self, LlamaConfig.to_diff_dict(self))
         for name in _OF_OTHERS:
             written.pop(name, None)
-        # transformers names the class that it saves, and no other
+
+        # transformers writes only the class that it saves
         written.update(architectures=list(_ARCHITECTURES), draft_vocab_size=self.vocab_size)
         for name in ("logit_scale", "final_logit_softcapping"):
-            if written.get(name) is None:  # vLLM would multiply by null
+            if written.get(name) is None:  # vLLM multiplies by null
                 written.pop(name, None)
         return written
 
 
 def config_for(target_config: PreTrainedConfig, options: Mapping[str, Any], **fields: Any) -> Eagle1Config:
-    """The config of a new draft for a target; none of the `options` means anything to it."""
+    """The config of a new draft for a target; it uses none of the `options`."""
     return Eagle1Config.from_target(target_config, **fields)
 
 
 def title_of(config: Mapping[str, Any]) -> str:
-    """What people call the draft of a `config.json`."""
+    """The draft's name for people, from its `config.json`."""
     return "EAGLE-1/2"

@@ -1,4 +1,4 @@
-"""What a training step of an EAGLE-1/2 draft costs: one step, and the target's own head and vocabulary."""
+"""What a training step of an EAGLE-1/2 draft costs: one step, with the target's head and vocabulary."""
 
 from ...losses.fused_head import CHUNK_ELEMENTS
 from ..costs_base import FLOAT32, AttentionMemory, AttentionProducts, DraftCosts, RunShapes, chunked_loss, seen_pairs
@@ -12,27 +12,27 @@ class Eagle1Costs(DraftCosts):
     config: Eagle1Config
 
     def teacher(self, shapes: RunShapes) -> tuple[str, int]:
-        # its distributions are made and dropped a chunk at a time, in the loss
+        # the loss makes and drops its distributions a chunk at a time
         held = shapes.supervised * self.config.hidden_size * shapes.target_dtype.itemsize
         return "the target's last hidden states of supervised rows", held
 
     def kept_by_unroll(self, shapes: RunShapes) -> int:
         hidden, attention = self.config.hidden_size, AttentionMemory.of_llama(self.config, shapes.accelerator)
 
-        # `fc` makes the layer's input, which has no norm in front: one width less than a layer usually keeps
+        # `fc` makes the layer's input, which has no norm before it: one width less than a layer usually keeps
         per_row = attention.with_layer(self.config) - hidden
         per_key = 3 * hidden + attention.key_value
         activations = shapes.width * (shapes.tokens * per_key + shapes.supervised * per_row)
 
-        # what `fc` takes, cat(embedding, feature), is in float32 first
+        # the input of `fc`, cat(embedding, feature), is in float32 first
         return activations + FLOAT32 * 2 * hidden * shapes.tokens
 
     def beside_unroll(self, shapes: RunShapes) -> int:
         hidden, rows = self.config.hidden_size, shapes.supervised
-        # made in the forward pass; the head is the target's, and not trained
+        # made in the forward pass; the head is the target's and not trained
         gradients = rows * hidden * shapes.width
 
-        # the target's distributions are made as the draft's are, and features are compared in float32
+        # the target's distributions are made like the draft's, and features are compared in float32
         distributions = min(2 * CHUNK_ELEMENTS, rows * self.config.draft_vocab_size) * shapes.width
         loss = chunked_loss(rows, self.config, shapes) + distributions + 2 * rows * hidden * FLOAT32
         if not shapes.checkpointing:
@@ -50,7 +50,7 @@ class Eagle1Costs(DraftCosts):
         # embeddings and features are given, so `fc` has no gradient to pass on
         projections += 2 * keys * 2 * hidden * hidden
 
-        # the head has no gradient either, but makes the target's distribution of a row too
+        # the head has no gradient either, but also makes the target's distribution of a row
         head = 3 * int(plan.counts.sum()) * hidden * config.vocab_size
         return {
             "projections": 2.0 * projections,

@@ -18,7 +18,7 @@ from .proposal import Eagle1Proposer
 
 
 class LentHead(nn.Linear):
-    """The target's head, without the bias it may have, since the servers run drafts without.
+    """The target's head without its bias, if any, since the servers run drafts without one.
 
     Attributes:
         transform: what follows the projection (scale, soft cap), `None` for nothing.
@@ -30,16 +30,16 @@ class LentHead(nn.Linear):
         self.transform = None if plain else logit_transform(config)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        logits = few_rows_linear(hidden, self.weight)  # without a gradient, which only decoding is
+        logits = few_rows_linear(hidden, self.weight)  # only decoding comes here, without gradients
         return logits if self.transform is None else self.transform(logits)
 
 
 class LlamaForCausalLMEagle(UnrolledDraft):
     """EAGLE-1/2 draft: `fc(cat(embedding, feature))` -> one layer -> the next feature -> the target's own head.
 
-    Row `i` holds the target's last hidden state `f_i`, behind its final norm, and the embedding of token `i + 1`. It
-    predicts `f_{i+1}`, of which the target's head makes token `i + 2`. Embeddings and head are the target's and are
-    never saved. EAGLE-2 is the same draft, decoded with a dynamic tree.
+    Row `i` holds the target's last hidden state `f_i`, after its final norm, and the embedding of token `i + 1`. It
+    predicts `f_{i+1}`, from which the target's head makes token `i + 2`. Embeddings and head are the target's and are
+    never saved. EAGLE-2 is the same draft, decoded with a dynamic draft tree.
 
     Example:
         >>> draft = LlamaForCausalLMEagle(Eagle1Config.from_target(target.config))
@@ -53,13 +53,16 @@ class LlamaForCausalLMEagle(UnrolledDraft):
     def __init__(self, config: Eagle1Config):
         super().__init__(config)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        # the bias is saved as zeros and not trained: SGLang would leave a missing one random, vLLM runs without
+
+        # the bias is saved as zeros and not trained: SGLang leaves a missing one random, vLLM runs without one
         self.fc = nn.Linear(2 * config.hidden_size, config.hidden_size, bias=True)
-        # without a norm in front: what comes from `fc` goes straight into attention
+        # no norm before it: the output of `fc` goes straight into attention
         self.layers = nn.ModuleList([DraftLayer(config, EagleAttention(config, config.hidden_size))])
         self.lm_head = LentHead(config)
+
         self.rotary_emb = LlamaRotaryEmbedding(config=config)
         self.gradient_checkpointing = False  # switched by `gradient_checkpointing_enable`
+
         self.register_vocabulary(config)
         self.post_init()
         self.freeze()
@@ -68,23 +71,23 @@ class LlamaForCausalLMEagle(UnrolledDraft):
         return self.lm_head
 
     def attach(self, target) -> None:
-        """Use what a [`FrozenTarget`] lends its draft, which is never saved: its embeddings and its head.
+        """Use what a [`FrozenTarget`] lends its draft and is never saved: its embeddings and its head.
 
         Raises:
-            ValueError: if it is another target than the draft was made for.
+            ValueError: if the draft was made for another target.
         """
         super().attach(target)
         embedding, head = target.embedding_weight(), target.head_weight()
         self.set_target_head(self.embed_tokens.weight if head is embedding else head)
 
     def set_target_head(self, weight: torch.Tensor) -> None:
-        """Use the target's head; storage is shared when dtype and device are the draft's.
+        """Use the target's head; storage is shared if dtype and device are the draft's.
 
         Args:
             weight: `(vocab_size, hidden)`.
 
         Raises:
-            ValueError: if it is another model's.
+            ValueError: if it belongs to another model.
         """
         wanted = (self.config.vocab_size, self.config.hidden_size)
         if tuple(weight.shape) != wanted:
@@ -94,7 +97,7 @@ class LlamaForCausalLMEagle(UnrolledDraft):
             )
         self.lm_head.weight = self._lent(weight)
 
-    start_from_target = set_target_head  # of a new draft: there is no head of its own to start
+    start_from_target = set_target_head  # a new draft has no head of its own to initialise
 
     def freeze(self) -> None:
         super().freeze()
@@ -104,7 +107,7 @@ class LlamaForCausalLMEagle(UnrolledDraft):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         if isinstance(module, LentHead):
-            # until one is lent: so a folder that holds one is told from one that does not
+            # zeros until one is lent, so that `_check_loaded` notices a folder that holds one
             nn.init.zeros_(module.weight)
         else:
             super()._init_weights(module)
@@ -122,11 +125,11 @@ class LlamaForCausalLMEagle(UnrolledDraft):
             )
 
     def select_features(self, features) -> torch.Tensor:
-        """Of a target's [`TargetFeatures`], those that `combine_features` takes: `(batch, length, hidden)`."""
+        """Those of the [`TargetFeatures`] that `combine_features` takes: `(batch, length, hidden)`."""
         return features.last_hidden
 
     def combine_features(self, features: torch.Tensor) -> torch.Tensor:
-        """`(..., hidden)`, in the draft's dtype: the feature itself is what the draft would feed back."""
+        """`(..., hidden)`, in the draft's dtype: the feature itself is fed back."""
         return features.to(self.fc.weight.dtype)
 
     def _layer_input(self, input_ids: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
@@ -137,7 +140,7 @@ class LlamaForCausalLMEagle(UnrolledDraft):
             raise ValueError(f"`num_steps` of an EAGLE-1 draft must be 1, got {num_steps}.")
 
     def _unroll(self, input_ids, features, position_ids, layout, num_steps: int, embeddings=None) -> torch.Tensor:
-        """The next feature of every row; rows before them have a key and a value, and no more."""
+        """The next feature of every row; rows before them get only a key and a value."""
         predict = self._predict
         if self.gradient_checkpointing and self.training:
             predict = partial(self._gradient_checkpointing_func, predict)
@@ -147,11 +150,14 @@ class LlamaForCausalLMEagle(UnrolledDraft):
         """Next features of the rows `layout.rows`, `(N, hidden)`."""
         layer = self.layers[0]
         attention = layer.self_attn
+
         next_tokens = input_ids[(layout.keys + 1).clamp_max(input_ids.numel() - 1)]
         x = self._layer_input(next_tokens, self.combine_features(features[layout.keys]))
         key, value = attention.key_value(attention.project_key_value(x), self.cos_sin(x, position_ids[layout.keys]))
+
         x = x[layout.row_in_keys]
         query = attention.query(attention.project_query(x), self.cos_sin(x, position_ids[layout.rows]))
+
         attend = ttt_attention(self.config._attn_implementation, x.device)
         return layer.finish(x, attend(query, key, value, [], [], layout, attention.scaling))
 
@@ -160,7 +166,7 @@ class LlamaForCausalLMEagle(UnrolledDraft):
         return Eagle1Proposer(self, shape, prompts)
 
     def decode(self, input_ids, hidden, position_ids, past_key_values, attention_mask=None, embeddings=None):
-        """As the base class says; the predicted features are both what the head takes and what is fed back."""
+        """See the base class; the predicted features are both the head's input and what is fed back."""
         x = self._layer_input(input_ids, hidden)
         layer = self.layers[0]
         attended = layer.self_attn.behind_cache(x, self.cos_sin(x, position_ids), past_key_values, attention_mask)

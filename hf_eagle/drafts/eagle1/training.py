@@ -1,4 +1,4 @@
-"""How an EAGLE-1/2 draft is trained: on the target's next feature, from features with noise (arXiv 2401.15077)."""
+"""Train an EAGLE-1/2 draft to predict the target's next feature, from features with noise (arXiv 2401.15077)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -18,12 +18,12 @@ from .configuration import Eagle1Config
 
 @dataclass
 class FeatureTeacher:
-    """What a draft of features is compared with.
+    """What a feature-predicting draft is compared with.
 
     Attributes:
         hidden: `(positions, hidden)`, the target's last hidden states.
-        logits: the target's logits `(rows, vocabulary)` of such.
-        dtype: of the distributions that are made of them.
+        logits: the target's logits `(rows, vocabulary)` from such.
+        dtype: of the distributions made from them.
     """
 
     hidden: torch.Tensor
@@ -35,8 +35,8 @@ class FeatureTeacher:
 class FeatureObjective:
     """EAGLE-1's loss of a predicted feature `f^` against the target's `f` (arXiv 2401.15077; contract section 3).
 
-    `regression_weight * smooth_l1(f^, f) + ce_weight * cross-entropy`, the first with beta 1 and as a mean over the
-    feature's width, the second between what the target's head makes of both over the full vocabulary.
+    `regression_weight * smooth_l1(f^, f) + ce_weight * cross-entropy`. The first has beta 1 and is a mean over the
+    feature's width. The second is between the outputs of the target's head for both, over the full vocabulary.
 
     Args:
         regression_weight, ce_weight: of the two parts.
@@ -46,13 +46,16 @@ class FeatureObjective:
     ce_weight: float = 0.1
 
     def bind(self, plan: SupervisionPlan, teacher: FeatureTeacher, step_factors: torch.Tensor) -> Objective:
-        """As [`DraftObjective.bind`], of the predicted features of one step, `(1, N, hidden)`."""
+        """As [`DraftObjective.bind`], for the predicted features of one step, `(1, N, hidden)`."""
 
         def objective(predicted: torch.Tensor, head: nn.Module):
             predicted, where = predicted[0], plan.position_of[0]
             factor = step_factors.float().expand(len(where))
+
             wanted = teacher.hidden[where].float()
             regression = smooth_l1_loss(predicted.float(), wanted, beta=1.0, reduction="none").mean(-1)
+
+            # the head runs in the loss a chunk at a time, so that full logits never exist at once
             rows = StreamedRows(
                 hidden=teacher.hidden,
                 teacher=teacher.logits,
@@ -62,6 +65,7 @@ class FeatureObjective:
                 dtype=teacher.dtype,
             )
             ce_total, ce, hits = FusedHeadLoss.apply(predicted, head.weight, rows, torch.is_grad_enabled())
+
             parts = {"regression_loss": regression.detach().sum()[None], "ce_loss": ce.sum()[None]}
             return EagleOutput(
                 loss=self.regression_weight * (regression * factor).sum() + ce_total,
@@ -79,13 +83,14 @@ def add_feature_noise(features: torch.Tensor, documents: torch.Tensor, kind: str
     Args:
         features: `(batch, length, hidden)`.
         documents: `(batch, length)`, the document of each token, negative on padding.
-        kind: `"none"`; `"uniform"`, `(U[0, 1) - 0.5) * 0.2 * 512 / tokens of the document`; or `"gaussian"`, of
+        kind: `"none"`; `"uniform"`, `(U[0, 1) - 0.5) * 0.2 * 512 / tokens of the document`; or `"gaussian"`, with
             standard deviation 0.2, whatever the length.
     """
     if kind == "none":
         return features
     if kind == "gaussian":
         return features + 0.2 * torch.randn_like(features)
+
     number = number_documents(documents)
     lengths = torch.bincount(number)[number].view(documents.shape)
     width = (0.2 * 512 / lengths).to(features.dtype)[..., None]
@@ -93,7 +98,7 @@ def add_feature_noise(features: torch.Tensor, documents: torch.Tensor, kind: str
 
 
 class Eagle1Training(DraftTraining):
-    """One step, and a loss of features.
+    """One step, and a loss on features.
 
     Args:
         objective: the loss.
@@ -109,8 +114,8 @@ class Eagle1Training(DraftTraining):
         return UnrollPlan.of(batch, 1, self.supervision)
 
     def teach(self, target, draft, seen, plan, step_factors, dtype) -> Lesson:
-        """The next features, undisturbed, and the target's own head; with noise only where the draft is trained, so
-        that it bears the errors of its own."""
+        """The next features without noise, and the target's own head. The draft's input gets noise only in training,
+        so that it learns to bear its own errors."""
         hidden = seen.last_hidden.flatten(0, 1)[plan.supervised.positions]
         teacher = FeatureTeacher(hidden, target.teacher_head(), dtype)
 
@@ -121,6 +126,6 @@ class Eagle1Training(DraftTraining):
 
 
 def training_for(args, config: Eagle1Config) -> Eagle1Training:
-    """By the arguments of a run, see `EagleArguments`."""
+    """From the arguments of a run, see `EagleArguments`."""
     objective = FeatureObjective(args.regression_weight, args.ce_weight)
     return Eagle1Training(objective, args.feature_noise, args.supervision)

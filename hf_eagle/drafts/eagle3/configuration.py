@@ -17,14 +17,14 @@ from .taps import describe_taps, sglang_counts_entries
 
 logger = logging.getLogger(__name__)
 
-# what a draft embeds where a medium is
+# what a draft embeds at a medium
 IMAGE_EMBEDDINGS = ("token", "vision")
 
 
 class EagleConfig(DraftConfig):
     """Configuration of an EAGLE-3 draft with Llama attention.
 
-    Everything that the servers read is a field here or is derived when the config is written; there is no export step.
+    Everything that the servers read is a field, or is derived when the config is written; there is no export step.
 
     Args:
         draft_vocab_size (`int`, *optional*, defaults to `vocab_size`):
@@ -33,16 +33,16 @@ class EagleConfig(DraftConfig):
             Width of one tap.
         eagle_aux_hidden_state_layer_ids (`list[int]`, *optional*):
             Tap ids as layer ENTRY ids, ascending and unique (vLLM's convention). The nested
-            `eagle_config["eagle_aux_hidden_state_layer_ids"]`, SGLang's, is derived.
+            `eagle_config["eagle_aux_hidden_state_layer_ids"]`, for SGLang, is derived.
         sglang_counts_entries (`bool`, defaults to `False`):
-            SGLang takes its ids as OUTPUT ids, `id - 1`; beside some targets (DeepSeek, Kimi) as ENTRY ids, unless the
+            SGLang reads its ids as OUTPUT ids, `id - 1`; for some targets (DeepSeek, Kimi) as ENTRY ids, unless the
             first of them is 1.
-        fc_norm (`bool`, defaults to `False`): EAGLE-3.1: one RMSNorm per tap in front of `fc`.
-        norm_output (`bool`, defaults to `False`): EAGLE-3.1: the normed output is fed back, not the residual stream.
+        fc_norm (`bool`, defaults to `False`): EAGLE-3.1: one RMSNorm per tap before `fc`.
+        norm_output (`bool`, defaults to `False`): EAGLE-3.1: feed back the normed output, not the residual stream.
         image_embeddings (`str`, defaults to `"token"`):
-            What the draft embeds at a medium: its `"token"`, as vLLM, or what the target's `"vision"` tower made of it,
-            as SGLang. Neither server reads it; decoding and checks do.
-        tokenizer_fingerprint (`str`, *optional*): identity of the tokenizer that the vocabulary mapping was made with.
+            What the draft embeds at a medium: its `"token"`, as vLLM does, or the output of the target's `"vision"`
+            tower, as SGLang does. Neither server reads this field; decoding and checks do.
+        tokenizer_fingerprint (`str`, *optional*): identity of the tokenizer of the vocabulary mapping.
 
     Raises:
         ValueError: for several layers, tied embeddings, biases, or a draft vocabulary that does not fit.
@@ -58,10 +58,11 @@ class EagleConfig(DraftConfig):
     sglang_counts_entries: bool = False
 
     def __post_init__(self, **kwargs):
-        kwargs.pop("num_aux_hidden_states", None)  # made anew from the taps when written, as is
+        kwargs.pop("num_aux_hidden_states", None)  # derived from the taps when written, and so is
         nested = (kwargs.pop("eagle_config", None) or {}).get("eagle_aux_hidden_state_layer_ids")
         if nested is not None and nested == self.eagle_aux_hidden_state_layer_ids:
             self.sglang_counts_entries = True
+
         if self.architectures is None:
             self.architectures = ["LlamaForCausalLMEagle3"]
         super().__post_init__(**kwargs)
@@ -72,22 +73,26 @@ class EagleConfig(DraftConfig):
             raise ValueError(
                 f"`image_embeddings` must be one of {', '.join(IMAGE_EMBEDDINGS)}, got {self.image_embeddings!r}."
             )
+
         if self.num_hidden_layers != 1:
             raise ValueError(
                 f"`num_hidden_layers` of an EAGLE-3 draft must be 1, got {self.num_hidden_layers}: for a second layer "
                 "vLLM and SGLang want different tensor names, and SGLang drops the residual of the first, so that no "
                 "folder is the same draft in both."
             )
+
         if self.tie_word_embeddings:
             raise ValueError(
                 "`tie_word_embeddings` of an EAGLE-3 draft must be False, got True: `lm_head.weight` is trained and "
-                "its own, also beside a target that ties its; code that took it for tied may have dropped that tensor."
+                "its own, even for a target that ties its own; code that took it for tied may have dropped that tensor."
             )
+
         if self.mrope_section is not None and sum(self.mrope_section) != self.head_dim // 2:
             raise ValueError(
                 f"`mrope_section` {list(self.mrope_section)} of a draft must add up to half of its `head_dim` "
                 f"{self.head_dim}, got {sum(self.mrope_section)}."
             )
+
         self._refuse(
             "EAGLE-3",
             attention_bias=False,
@@ -114,44 +119,50 @@ class EagleConfig(DraftConfig):
 
         Args:
             target_config: the target's (text) config.
-            draft_vocab_size: rows of the draft's head, the target's vocabulary when `None`.
-            tap_ids: entry ids, those of `default_tap_ids` when `None`.
+            draft_vocab_size: rows of the draft's head, the target's vocabulary if `None`.
+            tap_ids: entry ids, those of `default_tap_ids` if `None`.
             rope: `"1d"`, or `"mrope"` for three positions a token, see `draft_rope`.
             overrides: any other field, for example `fc_norm=True`.
 
         Raises:
-            ValueError: for a wrong tap id, `"mrope"` beside a target that has none, or a draft vocabulary larger than
+            ValueError: for a wrong tap id, `"mrope"` for a target without it, or a draft vocabulary larger than
                 the target's.
         """
         text = target_config.get_text_config()
         layers = read_field(text, "num_hidden_layers")
         tap_ids = default_tap_ids(target_config) if tap_ids is None else tap_ids
+
         fields = {
             **fields_of_target(target_config, overrides.get("rope_parameters") or draft_rope(text, rope)),
             "target_hidden_size": text.hidden_size,
             "draft_vocab_size": draft_vocab_size,
             "eagle_aux_hidden_state_layer_ids": check_tap_ids(tap_ids, layers),
         }
+
         if sglang_counts_entries(target_config):
-            fields["sglang_counts_entries"] = tap_ids[0] != 2  # where it is 2, `id - 1` says the same
+            fields["sglang_counts_entries"] = tap_ids[0] != 2  # if it is 2, both spellings agree
             if tap_ids[0] == 1:
-                logger.warning("`tap_ids` %s begin with 1, which SGLang cannot be told beside this target.", tap_ids)
+                logger.warning("`tap_ids` %s begin with 1, which SGLang cannot read for this target.", tap_ids)
+
         return cls(**{**fields, **overrides})
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """What `config.json` holds: every field both servers read, RoPE and dtype in the old and the new spelling."""
+        """The content of `config.json`: every field that both servers read, RoPE and dtype in both spellings."""
         written = written_for_servers(self, super().to_diff_dict())
-        written.pop("sglang_counts_entries", None)  # said by the ids
+        written.pop("sglang_counts_entries", None)  # follows from the ids
         if self.image_embeddings == "token":
             written.pop("image_embeddings", None)
+
         for name in ("norm_before_residual", "norm_before_fc", "fc_norm", "norm_output"):
             written[name] = getattr(self, name)
         written["eagle_config"] = {"use_aux_hidden_state": True}
         written["num_aux_hidden_states"] = self.num_taps
+
         if self.tap_ids is not None:
             written["eagle_aux_hidden_state_layer_ids"] = list(self.tap_ids)
             less = 0 if self.sglang_counts_entries else 1
             written["eagle_config"]["eagle_aux_hidden_state_layer_ids"] = [i - less for i in self.tap_ids]
+
         return written
 
 
@@ -160,7 +171,7 @@ def config_for(target_config: PreTrainedConfig, options: Mapping[str, Any], **fi
 
     Args:
         target_config: the target's (text) config.
-        options: arguments of the command line by name; those of EAGLE-3 are read.
+        options: arguments of the command line by name; only those of EAGLE-3 are read.
         fields: any other field of the config.
     """
     config = draft_config(
@@ -189,21 +200,23 @@ def draft_config(
     Args:
         target_config: the target's (text) config.
         attention: `"llama"` or `"mla"`; `"auto"` is the target's own kind.
-        latent_sizes: of `"mla"`, those that are not the target's.
+        latent_sizes: of `"mla"`, those that differ from the target's.
         rope: of `"llama"`, `"1d"` or `"mrope"`, see `draft_rope`.
         image_embeddings: of `"llama"`, `"token"` or `"vision"`, see [`EagleConfig`].
         fields: as for [`EagleConfig.from_target`].
 
     Raises:
-        ValueError: for an unknown kind, latent sizes of another, or what does not fit the target.
+        ValueError: for an unknown kind, latent sizes without `"mla"`, or what does not fit the target.
     """
-    from .configuration_latent import EagleMLAConfig  # which derives from this module's config
+    from .configuration_latent import EagleMLAConfig  # it imports this module
 
     if attention not in ("auto", "llama", "mla"):
         raise ValueError(f"`draft_attention` must be one of auto, llama, mla, got {attention!r}.")
+
     by_token = image_embeddings == "token"
     if not by_token and not has_mrope(target_config):
         raise ValueError(f"`image_embeddings` is {image_embeddings}, but the target takes no images: leave it out.")
+
     if attention == "mla" or (attention == "auto" and has_latent_attention(target_config.get_text_config())):
         if rope != "1d":
             raise ValueError(
@@ -218,17 +231,19 @@ def draft_config(
         if config.q_lora_rank is None:
             logger.warning("`q_lora_rank` is none: neither vLLM 0.32 nor SGLang 0.5.23 loads such a draft.")
         return config
+
     if latent_sizes:
         name, size = next(iter(latent_sizes.items()))
         raise ValueError(
             f"`{name}` is {size}, but the draft's attention is Llama's, which has none: leave it out, or set "
             "`draft_attention` to mla."
         )
+
     if not by_token:
         logger.warning("`image_embeddings` is vision, as SGLang serves: vLLM 0.32 gives a draft the image's token.")
     return EagleConfig.from_target(target_config, rope=rope, image_embeddings=image_embeddings, **fields)
 
 
 def title_of(config: Mapping[str, Any]) -> str:
-    """What people call the draft of a `config.json`."""
+    """The draft's name for people, from its `config.json`."""
     return "EAGLE-3.1" if config.get("norm_output") else "EAGLE-3"

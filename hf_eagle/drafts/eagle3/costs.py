@@ -6,7 +6,7 @@ from .configuration import EagleConfig
 from .configuration_latent import EagleMLAConfig
 
 
-# rows whose full logits a target makes at one time, see `FrozenTarget.distribution`
+# rows whose full logits a target makes at a time, see `FrozenTarget.distribution`
 _TEACHER_ROWS = 256
 
 
@@ -26,26 +26,26 @@ class Eagle3Costs(DraftCosts):
         config, steps, attention = self.config, shapes.ttt_steps, _memory(self.config, shapes.accelerator)
         hidden, own = config.hidden_size, attention.key_value
 
-        if shapes.checkpointing:  # what a step is given
+        if shapes.checkpointing:  # only what each step gets
             per_row = steps * (hidden + own)
         else:
             per_row = steps * (attention.with_layer(config) + own) - own
-            per_row += steps * (steps - 1) // 2 * attention.again  # every step holds what the steps before it made
+            per_row += steps * (steps - 1) // 2 * attention.again  # every step stores those of earlier steps again
 
         taps = config.num_taps * config.target_hidden_size
         per_key = taps + 2 * hidden + own + attention.rotation + 2 * hidden
-        # the weights of the layer's input, put side by side
+        # the concatenated weights on the layer's input
         products = _products(config)
         weights = 2 * hidden * (products.query + products.key_value)
         activations = shapes.width * (shapes.supervised * per_row + shapes.tokens * per_key + weights)
 
-        # embeddings, and taps in front of their norms
+        # embeddings, and taps before their norms
         in_float32 = hidden + (taps if config.fc_norm else 0)
         return activations + FLOAT32 * shapes.tokens * in_float32
 
     def beside_unroll(self, shapes: RunShapes) -> int:
         config, rows = self.config, shapes.supervised * shapes.ttt_steps
-        # made in the forward pass: gradients of what the head takes, and of the head
+        # made in the forward pass: gradients of the head's input, and of the head
         gradients = rows * config.hidden_size * shapes.width + config.draft_vocab_size * config.hidden_size * FLOAT32
         loss = chunked_loss(rows, config, shapes)
         if not shapes.checkpointing:
@@ -62,7 +62,7 @@ class Eagle3Costs(DraftCosts):
         projections = 3 * rows * steps * attention.per_row(config)
         projections += 3 * rows * (steps - 1) * (hidden * attention.key_value + attention.key_value_behind)
 
-        # step 0, where the tokens' halves are apart from those of the features
+        # step 0 projects the tokens' halves apart from those of the features
         projections += 3 * keys * (2 * hidden * attention.key_value + attention.key_value_behind)
         projections += 3 * rows * hidden * attention.query
         # the features are given, so `fc` has no gradient to pass on
@@ -90,7 +90,7 @@ def _memory(config: EagleConfig, accelerator: bool) -> AttentionMemory:
     heads = config.num_attention_heads
     key, value = heads * (config.qk_nope_head_dim + config.qk_rope_head_dim), heads * config.v_head_dim
     rank, latent = config.q_lora_rank or 0, config.kv_lora_rank + config.qk_rope_head_dim
-    wide = max(key, value)  # a CPU's kernel takes one width
+    wide = max(key, value)  # the CPU kernel takes one width
     return AttentionMemory(
         query=key + 2 * rank,
         key_value=(key + value if accelerator else 2 * wide) + latent + config.kv_lora_rank,

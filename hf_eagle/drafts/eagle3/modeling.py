@@ -19,7 +19,7 @@ from .proposal import Eagle3Proposer
 
 
 class EagleDecoderLayer(DraftLayer):
-    """The draft's one layer: two norms in front, attention, SwiGLU."""
+    """The draft's one layer: two norms, attention, SwiGLU."""
 
     def __init__(self, config: EagleConfig, attention: DraftAttention):
         super().__init__(config, attention)
@@ -34,8 +34,8 @@ class EagleDecoderLayer(DraftLayer):
 class Eagle3Draft(UnrolledDraft):
     """EAGLE-3 draft: taps -> `fc` -> one layer over `cat(embedding, hidden)` -> head over the draft vocabulary.
 
-    Row `i` holds the taps of token `i` and the embedding of token `i + 1`; it predicts token `i + 2`. What attends
-    inside the layer is a subclass's.
+    Row `i` holds the taps of token `i` and the embedding of token `i + 1`; it predicts token `i + 2`. A subclass
+    chooses the attention in the layer.
     """
 
     config_class = EagleConfig
@@ -49,10 +49,12 @@ class Eagle3Draft(UnrolledDraft):
             self.fc_norm = nn.ModuleList(norms)
         self.fc = nn.Linear(config.num_taps * config.target_hidden_size, config.hidden_size, bias=False)
         self.midlayer = EagleDecoderLayer(config, self.attention_class(config, 2 * config.hidden_size))
+
         self.norm = EagleRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.lm_head = nn.Linear(config.hidden_size, config.draft_vocab_size, bias=False)
         self.rotary_emb = (LlamaRotaryEmbedding if config.mrope_section is None else EagleMRotaryEmbedding)(config)
         self.gradient_checkpointing = False  # switched by `gradient_checkpointing_enable`: one checkpoint a TTT step
+
         self.register_vocabulary(config)
         self.post_init()
         self.freeze()
@@ -62,8 +64,8 @@ class Eagle3Draft(UnrolledDraft):
 
     @torch.no_grad()
     def start_from_target(self, weight: torch.Tensor) -> None:
-        """Start in the target's terms: the head from the rows of its own, `(vocab_size, hidden)`, which are at home in
-        its residual stream, and `fc` passing its last tap through, so that the draft's stream is the same one."""
+        """Initialise from the target: the head from the rows of its head, `(vocab_size, hidden)`, and `fc` so that it
+        passes the last tap through. Then the draft's residual stream starts as the target's, which the head expects."""
         self.lm_head.weight.copy_(weight if self.d2t is None else weight[self.draft_ids.to(weight.device)])
         if self.config.target_hidden_size == self.config.hidden_size:
             self.fc.weight[:, -self.config.hidden_size :].diagonal().add_(1)
@@ -77,27 +79,30 @@ class Eagle3Draft(UnrolledDraft):
         return self.fc(taps)
 
     def _unroll(self, input_ids, features, position_ids, layout, num_steps: int, embeddings=None) -> torch.Tensor:
-        """The whole training-time test: `num_steps` steps, teacher-forced tokens, own hidden states.
+        """The whole training-time test: `num_steps` steps with teacher-forced tokens and the draft's own hidden states.
 
-        Step 0 makes a key and a value for every row that is looked at; all else is computed for the unrolled rows only,
-        which is exact in a draft of one layer: later steps see nothing but step-0 keys and their own row.
+        Step 0 makes a key and a value for every row that is looked at; all else is computed only for the unrolled rows.
+        That is exact in a draft of one layer: later steps see only step-0 keys and their own row.
         """
         run = TTTUnroll(self, input_ids, position_ids, layout, num_steps, embeddings)
         hidden = self.combine_features(features[layout.keys])
         key, value = run.context(hidden)
         hidden, own_keys, own_values, normed = hidden[layout.row_in_keys], [], [], []
+
         step_function = run.step
         if self.gradient_checkpointing and self.training:
             step_function = partial(self._gradient_checkpointing_func, run.step)
+
         for step in range(num_steps):
             result, hidden, own_key, own_value = step_function(step, hidden, key, value, own_keys, own_values)
             normed.append(result)
             if step:
                 own_keys, own_values = [*own_keys, own_key], [*own_values, own_value]
+
         return torch.stack(normed)
 
     def feedback(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """What the head sees and what the next step gets: the residual stream, or with EAGLE-3.1 the normed one."""
+        """Inputs of the head and of the next step: the latter is the residual stream, in EAGLE-3.1 the normed one."""
         normed = self.norm(hidden)
         return normed, normed if self.config.norm_output else hidden
 
@@ -106,7 +111,7 @@ class Eagle3Draft(UnrolledDraft):
         return Eagle3Proposer(self, shape, prompts)
 
     def decode(self, input_ids, hidden, position_ids, past_key_values, attention_mask=None, embeddings=None):
-        """As the base class says; the head takes normed hidden states."""
+        """See the base class; the head takes normed hidden states."""
         x = self.midlayer.attention_input(self.embed(input_ids, embeddings), hidden)
         cos_sin = self.cos_sin(x, self.on_axes(position_ids))
         attended = self.midlayer.self_attn.behind_cache(x, cos_sin, past_key_values, attention_mask)
@@ -114,7 +119,7 @@ class Eagle3Draft(UnrolledDraft):
 
 
 class LlamaForCausalLMEagle3(Eagle3Draft):
-    """The EAGLE-3 draft with grouped-query attention as in Llama.
+    """The EAGLE-3 draft with grouped-query attention , as in Llama.
 
     Example:
         >>> config = EagleConfig.from_target(target.config, draft_vocab_size=8192)
@@ -131,8 +136,8 @@ Projection = Callable[[torch.Tensor], torch.Tensor]
 class TTTUnroll:
     """One batch's unroll: what the steps share, and the step itself.
 
-    The layer's input is `cat(embedding, hidden)`. A projection of it is the sum of one of each half, and the half of
-    the token belongs to the token and not to the step: it is made once for every token.
+    The layer's input is `cat(embedding, hidden)`, and a projection of it is the sum of one of each half. The token's
+    half does not depend on the step, so it is projected once for every token.
 
     Args:
         draft: the draft, of one layer.
@@ -140,7 +145,7 @@ class TTTUnroll:
         position_ids: `(batch * length,)`, with m-RoPE `(3, batch * length)`.
         layout: which rows are unrolled, and which keys they need.
         num_steps: TTT steps.
-        embeddings: `(batch * length, hidden)` in the place of the tokens' own; `None` for these.
+        embeddings: `(batch * length, hidden)` instead of the tokens' own; `None` for those.
     """
 
     def __init__(
@@ -161,13 +166,16 @@ class TTTUnroll:
         steps = torch.arange(num_steps, device=input_ids.device)[:, None]
         last = input_ids.numel() - 1
         key_tokens, row_tokens = (layout.keys + 1).clamp_max(last), (layout.rows + 1 + steps).clamp_max(last)
+
         token_query, self.hidden_query = halves(self.attention.query_projections, draft.config.hidden_size)
         token_key_value, self.hidden_key_value = halves(self.attention.key_value_projections, draft.config.hidden_size)
 
+        # tokens recur in rows and steps, so each distinct one is embedded and projected once
         tokens, self.key_token_of_row = _distinct(row_tokens, key_tokens)
         embeds = self.layer.input_layernorm(draft.embed(input_ids[tokens], embeddings, tokens))
         self.key_value_of_token = token_key_value(embeds)
         self.key_value_of_key = self.key_value_of_token[torch.searchsorted(tokens, key_tokens)]
+
         row_only, self.query_token_of_row = _distinct(row_tokens)
         self.query_of_token = token_query(embeds[torch.searchsorted(tokens, row_only)])
 
@@ -177,12 +185,12 @@ class TTTUnroll:
         return self.attention.key_value(projected, self.draft.cos_sin(projected, self.key_positions))
 
     def step(self, step: int, hidden: torch.Tensor, key, value, own_keys: list, own_values: list):
-        """One step of every row.
+        """One TTT step of every row.
 
         Args:
             hidden: `(N, hidden)`, fed back by the step before.
             key, value: of step 0.
-            own_keys, own_values: of the steps before this one, without step 0.
+            own_keys, own_values: of earlier steps, without step 0.
 
         Returns:
             Normed hidden states for the head, hidden states to feed back, and this step's own keys and values.
@@ -191,25 +199,29 @@ class TTTUnroll:
         projected = self.query_of_token.index_select(0, self.query_token_of_row[step]) + self.hidden_query(normed)
         cos_sin = self.draft.cos_sin(projected, self.row_positions + step)
         query = self.attention.query(projected, cos_sin)
+
         own_key = own_value = None
         if step:
             projected = self.key_value_of_token.index_select(0, self.key_token_of_row[step])
             own_key, own_value = self.attention.key_value(projected + self.hidden_key_value(normed), cos_sin)
             own_keys, own_values = [*own_keys, own_key], [*own_values, own_value]
+
         attended = self.attend(query, key, value, own_keys, own_values, self.layout, self.attention.scaling)
         return *self.draft.feedback(self.layer.finish(hidden, attended)), own_key, own_value
 
 
 def halves(projections: list[nn.Module], width: int) -> tuple[Projection, Projection]:
-    """The projections of `cat(first, second)`, side by side, as one function of each half; the two results add up."""
+    """The concatenated projections of `cat(first, second)`, as one function of each half; add the two results."""
     if not all(type(projection) is nn.Linear for projection in projections):  # an adapter is more than its weight
         return (
             lambda first: side_by_side(projections, torch.cat([first, torch.zeros_like(first)], dim=-1)),
             lambda second: side_by_side(projections, torch.cat([torch.zeros_like(second), second], dim=-1)),
         )
+
     weight = torch.cat([projection.weight for projection in projections])
-    if torch.is_autocast_enabled(weight.device.type):  # autocast would cast a part of a weight at every use
+    if torch.is_autocast_enabled(weight.device.type):  # autocast casts a part of a weight at every use
         weight = weight.to(torch.get_autocast_dtype(weight.device.type))
+
     first, second = weight.split(width, dim=1)
     return lambda x: linear(x, first), lambda x: linear(x, second)
 

@@ -14,8 +14,8 @@ from .modeling import Eagle3Draft
 class EagleLatentAttention(DraftAttention):
     """Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434) over inputs of any width.
 
-    Keys and values of all heads are made from one narrow latent; the rotated part of a key is one for all heads. Here
-    keys and values are spelt out, which is what trains; servers keep the latent and compute the same.
+    Keys and values of all heads are made from one narrow latent; all heads share the rotated part of a key. Training
+    needs explicit keys and values; servers keep only the latent, and compute the same.
 
     Args:
         config: the draft's.
@@ -29,6 +29,7 @@ class EagleLatentAttention(DraftAttention):
         self.latent_widths = [config.kv_lora_rank, config.qk_rope_head_dim]
         self.value_width = config.v_head_dim
         self.scaling = score_scale(config)
+
         key_dim = sum(self.key_widths)
         if config.q_lora_rank is None:
             self.q_proj = nn.Linear(input_size, heads * key_dim, bias=False)
@@ -36,11 +37,13 @@ class EagleLatentAttention(DraftAttention):
             self.q_a_proj = nn.Linear(input_size, config.q_lora_rank, bias=False)
             self.q_a_layernorm = EagleRMSNorm(config.q_lora_rank, eps)
             self.q_b_proj = nn.Linear(config.q_lora_rank, heads * key_dim, bias=False)
+
         self.kv_a_proj_with_mqa = nn.Linear(input_size, sum(self.latent_widths), bias=False)
         self.kv_a_layernorm = EagleRMSNorm(config.kv_lora_rank, eps)
         self.kv_b_proj = nn.Linear(
             config.kv_lora_rank, heads * (config.qk_nope_head_dim + config.v_head_dim), bias=False
         )
+
         self.o_proj = nn.Linear(heads * config.v_head_dim, config.hidden_size, bias=False)
 
     @property
@@ -66,7 +69,7 @@ class EagleLatentAttention(DraftAttention):
 
 
 def score_scale(config: EagleMLAConfig) -> float:
-    """Factor on the scores: `1 / sqrt(key width)`, with YaRN's temperature where the config has one."""
+    """Factor on the scores: `1 / sqrt(key width)`, with YaRN's temperature if the config has one."""
     scale = (config.qk_nope_head_dim + config.qk_rope_head_dim) ** -0.5
     rope = config.rope_parameters
     if rope.get("rope_type", "default") == "yarn" and rope["factor"] > 1:
@@ -77,7 +80,7 @@ def score_scale(config: EagleMLAConfig) -> float:
 def _rotate_pairs(x: torch.Tensor, cos_sin: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
     """Rotate the pairs `(0, 1), (2, 3), ...` of `(..., heads, dim)`; first members come first in the result.
 
-    Queries and keys are reordered alike, so their products are those of the pairs in place.
+    Queries and keys are reordered alike, so their products do not change.
     """
     # the tables hold the angles of all pairs twice
     cos, sin = (part.chunk(2, dim=-1)[0].unsqueeze(-2) for part in cos_sin)
@@ -86,7 +89,7 @@ def _rotate_pairs(x: torch.Tensor, cos_sin: tuple[torch.Tensor, torch.Tensor]) -
 
 
 class Eagle3DeepseekV2ForCausalLM(Eagle3Draft):
-    """The EAGLE-3 draft with multi-head latent attention, for a DeepSeek or Kimi target or any other.
+    """The EAGLE-3 draft with multi-head latent attention, for DeepSeek, Kimi or any other target.
 
     Example:
         >>> config = EagleMLAConfig.from_target(target.config, draft_vocab_size=32000)

@@ -1,7 +1,7 @@
-"""What an EAGLE-3 draft proposes: a chain or a tree, on its own residual stream (EAGLE-3.1: on the normed one)."""
+"""What an EAGLE-3 draft proposes: a chain or a tree, from its own residual stream (EAGLE-3.1: the normed one)."""
 
 from ...decoding.proposal import AutoregressiveProposer
 
 
 class Eagle3Proposer(AutoregressiveProposer):
-    """Feeds back what `Eagle3Draft.feedback` says; the head takes the normed hidden states."""
+    """Feeds back the result of `Eagle3Draft.feedback`; the head takes the normed hidden states."""

@@ -1,4 +1,4 @@
-"""How an EAGLE-3 draft is trained: unrolled on its own output, on the target's distributions (arXiv 2503.01840)."""
+"""Train an EAGLE-3 draft, unrolled on its own output, on the target's distributions (arXiv 2503.01840)."""
 
 import torch
 
@@ -8,12 +8,12 @@ from ..unroll_plan import UnrollPlan
 from .configuration import EagleConfig
 
 
-# steps of the training-time test where none are asked for
+# steps of the training-time test by default
 DEFAULT_STEPS = 7
 
 
 class Eagle3Training(DraftTraining):
-    """The training-time test: several steps, each with the target's distribution at the token that it predicts.
+    """The training-time test: several steps, each compared with the target's distribution of the token it predicts.
 
     Args:
         objective: the loss.
@@ -41,7 +41,7 @@ class Eagle3Training(DraftTraining):
         return UnrollPlan.of(batch, self.steps, self.supervision)
 
     def teach(self, target, draft, seen, plan, step_factors, dtype) -> Lesson:
-        """The target's distributions over the draft's vocabulary, for less where the outlook of a token is known."""
+        """The target's distributions over the draft's vocabulary, cheaper if the outlook of tokens is known."""
         positions = plan.supervised.positions
         teacher = target.distribution(
             seen.last_hidden.flatten(0, 1)[positions],
@@ -50,11 +50,12 @@ class Eagle3Training(DraftTraining):
             with_mass=self.objective.needs_mass,
             outlook=None if seen.outlook is None else seen.outlook.at(positions),
         )
+
         return Lesson(seen, self.objective.bind(plan.supervised, teacher, step_factors, draft.head_operands))
 
 
 def training_for(args, config: EagleConfig) -> Eagle3Training:
-    """By the arguments of a run, see `EagleArguments`."""
+    """From the arguments of a run, see `EagleArguments`."""
     return Eagle3Training(
         DraftObjective(args.loss, args.oov_rows, args.lk_scale, args.lk_decay),
         args.ttt_steps or DEFAULT_STEPS,
