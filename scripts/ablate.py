@@ -33,7 +33,7 @@ from typing import Annotated
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without installation
 
 import hf_eagle.door.beginning  # noqa: F401 - first: from here on a signal ends the script in one line
-from hf_eagle.arguments.bounds import Bounds, Count, Workers, check_numbers
+from hf_eagle.arguments.bounds import Bounds, Count, Repeats, Rows, Workers, check_numbers
 from hf_eagle.door.json_files import read_json
 from hf_eagle.door.printer import run_verb
 from hf_eagle.door.writing import writing
@@ -59,10 +59,10 @@ class AblationArguments:
     minutes: Annotated[float, Bounds(above=0, most=100_000)] = field(
         default=4.0, metadata={"help": "Training time of every run, data preparation apart."}
     )
-    seeds: Count = field(default=1, metadata={"help": "Runs of every variant, with seeds from 0 on."})
+    seeds: Repeats = field(default=1, metadata={"help": "Runs of every variant, with seeds from 0 on."})
     num_prompts: Count = field(default=64, metadata={"help": "Take the first so many prompts."})
     max_new_tokens: Count = field(default=64, metadata={"help": "Longest answer, in tokens."})
-    batch_size: Count = field(default=16, metadata={"help": "Prompts that are decoded together."})
+    batch_size: Rows = field(default=16, metadata={"help": "Prompts that are decoded together."})
     jobs: Workers = field(
         default=1, metadata={"help": "Runs at the same time, the machine's cores divided among them."}
     )

@@ -29,7 +29,7 @@ from typing import Literal
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without installation
 
 import hf_eagle.door.beginning  # noqa: F401 - first: from here on a signal ends the script in one line
-from hf_eagle.arguments.bounds import Count
+from hf_eagle.arguments.bounds import Count, Repeats
 from hf_eagle.door.printer import going_on, run_verb
 
 
@@ -52,7 +52,7 @@ class ServingArguments:
     batch_sizes: str = field(default="1", metadata={"help": "Requests in flight to measure, as `1..4` or `1,2,4,8`."})
     num_prompts: Count = field(default=16, metadata={"help": "Take so many prompts, evenly over the file."})
     max_new_tokens: Count = field(default=64, metadata={"help": "Longest answer, in tokens."})
-    rounds: Count = field(default=5, metadata={"help": "Runs of each way, in alternation; medians are shown."})
+    rounds: Repeats = field(default=5, metadata={"help": "Runs of each way, in alternation; medians are shown."})
     dtype: Literal["bfloat16", "float16", "float32", "auto"] = field(
         default="bfloat16", metadata={"help": "Data type of target and draft."}
     )

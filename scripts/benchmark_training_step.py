@@ -26,12 +26,16 @@ from typing import Annotated, Literal
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without installation
 
 import hf_eagle.door.beginning  # noqa: F401 - first: from here on a signal ends the script in one line
-from hf_eagle.arguments.bounds import Bounds, Count, Whole, check_numbers
+from hf_eagle.arguments.bounds import Bounds, Count, Depth, Repeats, Rows, Turns, Width, check_numbers
 from hf_eagle.door.printer import run_verb
 from hf_eagle.targets.latent import LATENT_SIZES
 
 
 SWEEPS = {"length": (512, 1024, 2048, 4096, 8192), "ttt": (1, 2, 3, 5, 7), "batch": (1, 2, 4, 8)}
+LONGEST = 2**17  # positions of the draft that is made
+Vocabulary = Annotated[int, Bounds(least=2, most=2**22)]
+Layers = Annotated[int, Bounds(least=1, most=1000)]
+Rank = Annotated[int, Bounds(least=0, most=2**17)]  # 0: no bottleneck
 
 
 @dataclass
@@ -39,30 +43,32 @@ class BenchmarkArguments:
     preset: Literal["smollm2", "llama3-8b", "qwen3-30b-a3b", "kimi-mla"] = field(
         default="smollm2", metadata={"help": "Shapes of the target and of the draft's layer."}
     )
-    batch_size: Count = field(default=1, metadata={"help": "Rows of a batch."})
-    length: Count = field(
+    batch_size: Rows = field(default=1, metadata={"help": "Rows of a batch."})
+    length: Annotated[int, Bounds(least=4, most=LONGEST)] = field(
         default=2048, metadata={"help": "Tokens of a row; with --data the longest chat or packed row."}
     )
     supervised_share: Annotated[float, Bounds(above=0, below=1)] = field(
         default=0.4, metadata={"help": "Share of a turn that is the answer."}
     )
-    turns: Count | None = field(default=None, metadata={"help": "Turns of a row; one every 512 tokens by default."})
-    ttt_steps: Count = field(default=7, metadata={"help": "Steps of the training-time test."})
-    hidden_size: Count | None = field(default=None, metadata={"help": "This and the next seven override the preset."})
-    intermediate_size: Count | None = field(default=None, metadata={"help": "Width of the MLP."})
-    num_attention_heads: Count | None = field(default=None, metadata={"help": "Query heads."})
-    num_key_value_heads: Count | None = field(default=None, metadata={"help": "Key and value heads."})
-    head_dim: Count | None = field(default=None, metadata={"help": "Width of a head."})
-    vocab_size: Count | None = field(default=None, metadata={"help": "The target's vocabulary."})
-    draft_vocab_size: Count | None = field(default=None, metadata={"help": "The draft's; with --data all by default."})
-    num_hidden_layers: Count | None = field(default=None, metadata={"help": "The target's layers."})
-    kv_lora_rank: Count | None = field(
+    turns: Turns | None = field(default=None, metadata={"help": "Turns of a row; one every 512 tokens by default."})
+    ttt_steps: Depth = field(default=7, metadata={"help": "Steps of the training-time test."})
+    hidden_size: Width | None = field(default=None, metadata={"help": "This and the next seven override the preset."})
+    intermediate_size: Width | None = field(default=None, metadata={"help": "Width of the MLP."})
+    num_attention_heads: Width | None = field(default=None, metadata={"help": "Query heads."})
+    num_key_value_heads: Width | None = field(default=None, metadata={"help": "Key and value heads."})
+    head_dim: Width | None = field(default=None, metadata={"help": "Width of a head."})
+    vocab_size: Vocabulary | None = field(default=None, metadata={"help": "The target's vocabulary."})
+    draft_vocab_size: Vocabulary | None = field(
+        default=None, metadata={"help": "The draft's; with --data all by default."}
+    )
+    num_hidden_layers: Layers | None = field(default=None, metadata={"help": "The target's layers."})
+    kv_lora_rank: Width | None = field(
         default=None, metadata={"help": "This and the next four override a preset with latent attention in the draft."}
     )
-    q_lora_rank: Whole | None = field(default=None, metadata={"help": "Rank of the queries' bottleneck."})
-    qk_nope_head_dim: Count | None = field(default=None, metadata={"help": "Part of a head's key that is not rotated."})
-    qk_rope_head_dim: Count | None = field(default=None, metadata={"help": "Part of a key that is rotated."})
-    v_head_dim: Count | None = field(default=None, metadata={"help": "Width of a head's value."})
+    q_lora_rank: Rank | None = field(default=None, metadata={"help": "Rank of the queries' bottleneck."})
+    qk_nope_head_dim: Width | None = field(default=None, metadata={"help": "Part of a head's key that is not rotated."})
+    qk_rope_head_dim: Width | None = field(default=None, metadata={"help": "Part of a key that is rotated."})
+    v_head_dim: Width | None = field(default=None, metadata={"help": "Width of a head's value."})
     dtype: Literal["float32", "bfloat16"] = field(
         default="float32", metadata={"help": "bfloat16: mixed precision of the draft, and the target's dtype."}
     )
@@ -87,7 +93,7 @@ class BenchmarkArguments:
     sweep: Literal["none", "length", "ttt", "batch"] = field(
         default="none", metadata={"help": "Measure at several values of one of them and draw how the cost grows."}
     )
-    repeats: Count = field(default=5, metadata={"help": "Runs of each way; medians are shown."})
+    repeats: Repeats = field(default=5, metadata={"help": "Runs of each way; medians are shown."})
     device: str | None = field(default=None, metadata={"help": "cpu, cuda, ...; cuda where there is one."})
     output_json: str | None = field(
         default=None, metadata={"help": "Where the numbers are written; a sweep's picture lies next to it."}
@@ -114,6 +120,15 @@ class BenchmarkArguments:
             raise ValueError(f"`{name}` is {size}, but the draft of `preset` {self.preset} has no latent attention.")
         if self.sweep != "none" and self.compare not in ("none", "eager"):
             raise ValueError("`sweep` goes with `compare` eager or none.")
+        if self.data is None:
+            self._check_workload()
+
+    def _check_workload(self):
+        from hf_eagle.benchmark.shapes import check_shapes, check_turns, shapes_of, turns_of
+
+        check_shapes(shapes_of(self), with_target=self.target == "random")
+        for length in SWEEPS["length"] if self.sweep == "length" else (self.length,):
+            check_turns(length, turns_of(self.turns, length), self.supervised_share)
 
 
 def parser():

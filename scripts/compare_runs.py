@@ -18,6 +18,9 @@ import hf_eagle.door.beginning  # noqa: F401 - first: from here on a signal ends
 from hf_eagle.door.printer import run_verb
 
 
+MOST_DRAWN = 1e100  # of what is larger, matplotlib cannot compute an axis
+
+
 @dataclass
 class CompareArguments:
     runs: list[str] = field(metadata={"help": "Output folders of training runs; the first is what others are held to."})
@@ -40,8 +43,18 @@ def door(argv: list[str] | None = None) -> CompareArguments:
         check_folder("runs", run)
     if not args.output_png.lower().endswith(".png"):
         raise ValueError(f"`output_png` {args.output_png} does not end in .png: name a picture.")
-    check_output_file("output_png", args.output_png, {"runs": args.runs}, is_png)
+    inside = any(Path(args.output_png).resolve().is_relative_to(Path(run).resolve()) for run in args.runs)
+    # a run holds pictures of its own, which its card shows
+    check_output_file("output_png", args.output_png, {"runs": args.runs}, is_comparison if inside else is_png)
     return args
+
+
+def is_comparison(path: Path) -> bool:
+    """Whether a file is a picture of this verb."""
+    from hf_eagle.evaluation.plots import COMPARISON
+
+    with path.open("rb") as file:
+        return f"Title\0{COMPARISON}".encode() in file.read(4096)  # PNG has its texts before the picture
 
 
 def main() -> None:
@@ -86,6 +99,9 @@ def read_curves(runs: list[str]) -> dict[str, tuple[list[int], list[float]]]:
         steps, losses = series(read_json(file, fields, mend)["log_history"], "loss")
         if not losses:
             raise ValueError(f"{file} logs no `loss` in its `log_history`: {mend}.")
+        for step, loss in zip(steps, losses, strict=True):
+            if MOST_DRAWN < abs(loss) < float("inf") or abs(step) > MOST_DRAWN:  # NaN and infinity become gaps
+                raise ValueError(f"{file} logs a `loss` of {loss:g} at step {step:g}, which cannot be drawn: {mend}.")
         curves[path.name if names[path.name] == 1 else str(path)] = steps, losses
     return curves
 

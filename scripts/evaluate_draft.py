@@ -19,13 +19,13 @@ import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without installation
 
 import hf_eagle.door.beginning  # noqa: F401 - first: from here on a signal ends the script in one line
-from hf_eagle.arguments.bounds import Count, Mass, Seed, Temperature, check_numbers
+from hf_eagle.arguments.bounds import Bounds, Count, Depth, Mass, Rows, Seed, Temperature, Turns, check_numbers
 from hf_eagle.arguments.sources import MediaArguments
 from hf_eagle.door.environment import tell_traps
 from hf_eagle.door.printer import going_on, run_verb
@@ -52,22 +52,22 @@ class EvaluationArguments(MediaArguments):
     method: Literal["chain", "tree"] = field(
         default="chain", metadata={"help": "Draft a chain of tokens, or EAGLE-2's dynamic tree."}
     )
-    num_speculative_tokens: Count | None = field(
+    num_speculative_tokens: Depth | None = field(
         default=None, metadata={"help": "Chain: tokens drafted for each target forward (K); 3 when unset."}
     )
-    depth: Count | None = field(default=None, metadata={"help": "Tree: its levels; 5 when unset."})
-    top_k: Count | None = field(
+    depth: Depth | None = field(default=None, metadata={"help": "Tree: its levels; 5 when unset."})
+    top_k: Annotated[int, Bounds(least=1, most=1024)] | None = field(
         default=None, metadata={"help": "Tree: nodes expanded a level, and children of each; 8 when unset."}
     )
-    total_tokens: Count | None = field(
+    total_tokens: Annotated[int, Bounds(least=1, most=4096)] | None = field(
         default=None, metadata={"help": "Tree: nodes that the target verifies; 40 when unset."}
     )
     temperature: Temperature = field(default=0.0, metadata={"help": "0 decodes greedily, above it tokens are drawn."})
     top_p: Mass = field(default=1.0, metadata={"help": "Draw from the most probable tokens of this mass."})
     sampling_top_k: Count | None = field(default=None, metadata={"help": "Draw from so many most probable tokens."})
     seed: Seed = field(default=0, metadata={"help": "Where draws come from."})
-    batch_size: Count = field(default=1, metadata={"help": "Prompts decoded together."})
-    turns: Count = field(default=1, metadata={"help": "Turns decoded of prompts that have several; MT-Bench's have 2."})
+    batch_size: Rows = field(default=1, metadata={"help": "Prompts decoded together."})
+    turns: Turns = field(default=1, metadata={"help": "Turns decoded of prompts that have several; MT-Bench's have 2."})
     sweep_tokens: str | None = field(
         default=None,
         metadata={

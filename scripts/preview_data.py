@@ -18,7 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without installation
 
 import hf_eagle.door.beginning  # noqa: F401 - first: from here on a signal ends the script in one line
-from hf_eagle.arguments.bounds import Whole
+from hf_eagle.arguments.bounds import Shown
 from hf_eagle.arguments.groups import DataArguments, DraftArguments, TargetArguments
 from hf_eagle.arguments.objective import EagleArguments
 from hf_eagle.arguments.parser import EagleArgumentParser
@@ -38,9 +38,9 @@ class PreviewArguments:
 
     _argument_group_name = "preview"
 
-    num_previews: Whole = _arg(3, "Conversations shown in the terminal.")
+    num_previews: Shown = _arg(3, "Conversations shown in the terminal.")
     html: str | None = _arg(None, "Page of masks to write.")
-    html_conversations: Whole = _arg(50, "Conversations on the page, spread over the data.")
+    html_conversations: Shown = _arg(50, "Conversations on the page, spread over the data.")
     output_json: str | None = _arg(None, "File for the statistics, which the model card takes as `data_statistics`.")
     overlap_prompts: list[str] | None = _arg(
         None, f"Evaluation prompts (.jsonl, .json, .txt) to look for in the data: {RULE}."

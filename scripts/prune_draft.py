@@ -102,6 +102,8 @@ def main() -> None:
         token_ids = counted(draft, args, source.source, template.template_kwargs)
     if token_ids is None:
         return
+    if args.token_ids:
+        check_known(args.token_ids, token_ids, draft.config.vocab_size)
     mapping = prune_vocabulary(draft, torch.as_tensor(token_ids, dtype=torch.long))
     ends = draft.config.eos_token_id
     lost = [i for i in (ends if isinstance(ends, list) else [ends]) if i is not None and not mapping.t2d[i]]
@@ -123,6 +125,15 @@ def read_token_ids(path: str) -> list[int]:
     if not isinstance(ids, list) or not ids or not all(type(i) is int for i in ids):
         raise ValueError(f"`token_ids` {path} must hold a list of token ids, such as [0, 1, 42].")
     return ids
+
+
+def check_known(path: str, ids: list[int], vocab_size: int) -> None:
+    """`ValueError` for an id that the target does not have."""
+    unknown = [i for i in ids if not 0 <= i < vocab_size]
+    if unknown:
+        raise ValueError(
+            f"`token_ids` {path} holds {unknown[0]}, but the target's ids are 0 to {vocab_size - 1}: take it out."
+        )
 
 
 def counted(draft, args: PruneArguments, source: dict, template_kwargs: dict):

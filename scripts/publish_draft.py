@@ -19,7 +19,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works wi
 import hf_eagle.door.beginning  # noqa: F401 - first: from here on a signal ends the script in one line
 from hf_eagle.arguments.parser import EagleArgumentParser
 from hf_eagle.arguments.parser import argument as _arg
+from hf_eagle.door.connection import read_key
 from hf_eagle.door.inputs import check_folder, check_model
+from hf_eagle.door.names import check_branch
 from hf_eagle.door.printer import run_verb
 
 
@@ -48,6 +50,8 @@ def parser() -> EagleArgumentParser:
 def door(argv: list[str] | None = None) -> PublishArguments:
     """The arguments, once each path was looked at."""
     (args,) = parser().parse_args_and_config(argv, first="draft")
+    args.token = read_key(args.token, "`token`")
+    check_branch("revision", args.revision)
     check_folder("draft", args.draft, "config.json")
     if args.target is not None:
         check_model("target", args.target, "config.json")

@@ -28,7 +28,7 @@ from typing import Annotated
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without installation
 
 import hf_eagle.door.beginning  # noqa: F401 - first: from here on a signal ends the script in one line
-from hf_eagle.arguments.bounds import Bounds, Count, check_numbers
+from hf_eagle.arguments.bounds import Bounds, Count, Depth, Rows, check_numbers
 from hf_eagle.door.inputs import naming
 from hf_eagle.door.json_files import read_json
 from hf_eagle.door.printer import run_verb
@@ -66,7 +66,7 @@ class QuickstartArguments:
         default=7.0, metadata={"help": "Stop answering after so long; training takes what is there."}
     )
     max_new_tokens: Count = field(default=128, metadata={"help": "Longest answer in the training data, in tokens."})
-    batch_size: Count = field(default=96, metadata={"help": "Prompts that are answered at once."})
+    batch_size: Rows = field(default=96, metadata={"help": "Prompts that are answered at once."})
     train_config: str = field(
         default="training_args/smollm2-135m-eagle3.yaml", metadata={"help": "Recipe for scripts/train_eagle.py."}
     )
@@ -75,7 +75,7 @@ class QuickstartArguments:
     )
     eval_prompts: Count = field(default=80, metadata={"help": "MT-Bench questions to decode, of 80."})
     eval_new_tokens: Count = field(default=48, metadata={"help": "Longest answer while measuring, in tokens."})
-    num_speculative_tokens: Count = field(
+    num_speculative_tokens: Depth = field(
         default=3, metadata={"help": "Tokens drafted for each forward of the target."}
     )
 

@@ -4,10 +4,12 @@
     python scripts/regenerate_answers.py --target TARGET --data prompts.jsonl --output answers.jsonl \
         --server_url http://localhost:8000
 
-Every user turn is answered, in order, with the model's own earlier answers in view; answers in the data are dropped.
+User turns are answered in order, with the model's own earlier answers in view; answers in the data are dropped. A tool
+is not run: a chat ends before its first tool result, and the log counts the user turns behind it.
+
 The output holds `messages`, ready for `train_data` of scripts/train_eagle.py, with the token ids of each answer: they
-are what is trained on, whatever the chat template leaves out of an answer. Interrupt it when you like: the same command
-goes on where it stopped.
+are what is trained on, whatever the chat template leaves out of an answer. A record's own `id` is kept. Interrupt it
+when you like: the same command goes on where it stopped.
 
 The first line runs the target in this process, the second asks a server that runs it: vLLM, SGLang, or another one that
 speaks OpenAI's chat API (a key is taken from the environment variable OPENAI_API_KEY). A server can answer prompts with
@@ -25,7 +27,7 @@ from typing import Annotated, Literal
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without installation
 
 import hf_eagle.door.beginning  # noqa: F401 - first: from here on a signal ends the script in one line
-from hf_eagle.arguments.bounds import Bounds, Count, Mass, Seconds, Seed, Temperature, Workers
+from hf_eagle.arguments.bounds import Bounds, Count, Mass, Rows, Seconds, Seed, Temperature, Workers
 from hf_eagle.arguments.parser import EagleArgumentParser
 from hf_eagle.arguments.parser import argument as _arg
 from hf_eagle.arguments.sources import MEDIA_ROOT, TargetSourceArguments, TemplateArguments
@@ -64,7 +66,7 @@ class RegenerationArguments:
     time_limit: Annotated[float, Bounds(least=0, most=1_000_000)] | None = _arg(
         None, "Minutes after which nothing further is begun; another call goes on."
     )
-    batch_size: Count | None = _arg(None, "In process: prompts answered together. Default 96.")
+    batch_size: Rows | None = _arg(None, "In process: prompts answered together. Default 96.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = _arg(
         None, "In process: data type the target runs in. Default auto, its own."
     )

@@ -35,7 +35,9 @@ class WritingArguments:
     target: str = field(metadata={"help": "Target model: a folder or a Hub id."})
     server_url: str = field(metadata={"help": "Server that runs the target, such as http://localhost:8000."})
     output: str = field(metadata={"help": "JSONL file to write; `<output>.journal` beside it holds finished work."})
-    num_prompts: Count = _arg(1000, "Prompts to ask for; unfinished and repeated ones are left out.")
+    num_prompts: Annotated[int, Bounds(least=1, most=10_000_000)] = _arg(
+        1000, "Prompts to ask for; unfinished and repeated ones are left out."
+    )
     system_prompts: list[str] | None = _arg(
         None, "System messages, taken in turn, which steer what is asked about; they are not written."
     )

@@ -13,7 +13,7 @@ from transformers import GenerationConfig
 from ..data.loss_mask import ConversationEncoder
 from ..data.rendering import TemplateLimit, TemplateRefusal
 from .answer import Answer, AnswerReader, add_answer, said_answer
-from .turns import check_arguments, context, open_journal, read_offers, read_turns
+from .turns import check_arguments, context, open_journal, read_ids, read_offers, read_turns
 from .written_answers import write_answered
 
 
@@ -38,15 +38,15 @@ def regenerate_answers(
     progress: bool = True,
     template_kwargs: dict | None = None,
 ) -> Path:
-    """Answer every user turn of `records` with `model`, in order, and write one JSON line a record.
+    """Answer the user turns of `records` with `model`, in order, and write one JSON line a record.
 
     The answers of a record are dropped; the rest is answered turn by turn, and each turn sees the model's own earlier
-    answers. All first turns are answered before the second ones. A line is `{"id": index of the record, "messages":
-    [...], "finish_reason": ["stop" or "length", ...], "answer_token_ids": [...], "prompt_tokens": [...]}`, with `tools`
-    where some are on offer; lines are in the order of the records. Training on a line is training on these token ids
-    after their prompt. A record takes several lines if a later prompt does not repeat an answer as it was said: see
-    `write_answered`. An answer that calls a tool ends its record. So does an empty one, or one of white space only:
-    that is no answer. A record without any answer is counted, but not written.
+    answers. All first turns are answered before the second ones. A line is `{"id": the record's own or its index,
+    "messages": [...], "finish_reason": ["stop" or "length", ...], "answer_token_ids": [...], "prompt_tokens": [...]}`,
+    with `tools` where some are on offer; lines are in the order of the records. Training on a line is training on these
+    token ids after their prompt. A record takes several lines if a later prompt does not repeat an answer as it was
+    said: see `write_answered`. An answer that calls a tool ends its record. So does an empty one, or one of white space
+    only: that is no answer. A record without any answer is counted, but not written.
 
     Finished batches go to `<output_path>.journal`. A run that was killed continues there, and its output does not
     depend on where it was interrupted: a batch has the same rows and, when sampling, the same seed.
@@ -95,7 +95,7 @@ def regenerate_answers(
     asked_with = [encoder.template, template_kwargs or {}, tools]
     with open_journal(output_path, turns, settings, asked_with) as journal:
         answers = _run(generate, turns, tools, journal, batch_size, seed, time_limit, progress)
-    write_answered(output_path, turns, answers, tools, encoder)
+    write_answered(output_path, turns, answers, tools, encoder, read_ids(records))
     return output_path
 
 

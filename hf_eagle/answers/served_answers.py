@@ -10,7 +10,7 @@ from .answer import Answer, AnswerReader, add_answer
 from .chat_client import ChatClient
 from .served_run import Asked, Run
 from .served_target import ServedTarget
-from .turns import check_arguments, open_journal, read_offers, read_turns
+from .turns import check_arguments, open_journal, read_ids, read_offers, read_turns
 from .written_answers import write_answered
 
 
@@ -40,7 +40,7 @@ def regenerate_through_server(
     template_kwargs: dict | None = None,
     media_root: str | None = None,
 ) -> Path:
-    """Answer every user turn of `records` through a server that runs the target; writes `regenerate_answers`' format.
+    """Answer the user turns of `records` through a server that runs the target; writes `regenerate_answers`' format.
 
     `concurrency` records are in progress at a time. Each answer goes to `<output_path>.journal` as it comes, and a run
     that was killed asks only for the missing ones. Messages are sent as they are, including images and videos; local
@@ -109,7 +109,7 @@ def regenerate_through_server(
         run.start([client() for _ in range(min(concurrency, len(turns)))])
         answers = run.collect(journal, progress)
 
-    write_answered(Path(output_path), turns, answers, tools, encoder)
+    write_answered(Path(output_path), turns, answers, tools, encoder, read_ids(records))
     return Path(output_path)
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import math
 from pathlib import Path
 
@@ -9,6 +10,8 @@ from ..data.messages import read_record, read_tools, text_of
 from ..door.journal import Journal, journal_beside
 from .answer import Answer
 
+
+logger = logging.getLogger(__name__)
 
 HOTTEST = 100.0  # above it, nothing is left of a target's distribution
 _MOST = {"concurrency": 4096}  # each takes a thread and an open file
@@ -19,7 +22,7 @@ def read_turns(records, content_parts: bool = False, media_root: str | None = No
     """For each record and answer, the messages since the previous answer.
 
     The answers of a record are dropped. Consecutive messages of a user are one turn. A tool's message ends the
-    conversation, since the target may not have called that tool.
+    conversation, since the target may not have called that tool; a warning counts the turns behind it.
 
     Args:
         records: chat records of any form that `to_messages` reads.
@@ -29,8 +32,28 @@ def read_turns(records, content_parts: bool = False, media_root: str | None = No
     Raises a `ValueError` that names the record if it is malformed or has no user's message.
     """
     how = {"content_parts": content_parts, "media_root": media_root}
-    read = (read_record(record, index, **how)[0] for index, record in enumerate(records))
-    return [_turns(_joined(messages), index) for index, messages in enumerate(read)]
+
+    turns, behind = [], {}
+    for index, record in enumerate(records):
+        messages = _joined(read_record(record, index, **how)[0])
+        turns.append(_turns(messages, index))
+        behind[index] = _behind_a_tool(messages)
+
+    left_out = [index for index, number in behind.items() if number]
+    if left_out:
+        logger.warning(
+            "User turns behind a tool's result are not answered, since the target may not have called that tool: %d "
+            "in %d of %d records, first in record %d.",
+            *(sum(behind.values()), len(left_out), len(turns), left_out[0]),
+        )
+    return turns
+
+
+def _behind_a_tool(messages: list[dict]) -> int:
+    """The number of user turns behind the first message of a tool."""
+    roles = [message["role"] for message in messages]
+    behind = roles[roles.index("tool") :] if "tool" in roles else []
+    return sum(role == "user" and before != "user" for before, role in zip(behind, behind[1:], strict=False))
 
 
 def _joined(messages: list[dict]) -> list[dict]:
@@ -59,6 +82,12 @@ def _turns(messages: list[dict], index: int) -> list[list[dict]]:
     if not turns:
         raise ValueError(f"Record {index} has no user turn to answer.")
     return turns
+
+
+def read_ids(records) -> list:
+    """What the lines of each record are known by: its own `id`, if that is a text or a whole number, else its index."""
+    own = (record.get("id") for record in records)
+    return [id if isinstance(id, str | int) else index for index, id in enumerate(own)]
 
 
 def read_offers(records, template_kwargs: dict | None = None) -> list[list[dict] | None]:

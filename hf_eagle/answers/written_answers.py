@@ -25,6 +25,7 @@ def write_answered(
     answers: list[list[Answer | None]],
     tools: list | None = None,
     encoder: ConversationEncoder | None = None,
+    ids: list | None = None,
 ) -> None:
     """Write the finished conversations in order, completely or not at all, and log how many there are.
 
@@ -36,6 +37,7 @@ def write_answered(
         answers: per record, one for each turn; `None` after them if the record ends early.
         tools: per record those on offer, or `None`.
         encoder: makes the rows of training; conversations whose row differs from what was said are left out.
+        ids: per record its `id` in the output, by default its number.
 
     A record without an answer is not written.
 
@@ -54,7 +56,7 @@ def write_answered(
         )
 
     refused: dict[int, str] = {}
-    write_atomically(output_path, _lines(answered, turns, answers, tools, encoder, refused))
+    write_atomically(output_path, _lines(answered, turns, answers, tools, encoder, refused, ids))
 
     cut = sum(answer.finish_reason in CUT for id in answered for answer in given[id])
     without = len(finished) - len(answered)
@@ -136,7 +138,7 @@ def _other_text(encoder: ConversationEncoder, messages: list[dict], tools) -> st
     return None
 
 
-def _lines(answered, turns, answers, tools, encoder, refused: dict[int, str]) -> Iterator[str]:
+def _lines(answered, turns, answers, tools, encoder, refused: dict[int, str], ids: list | None) -> Iterator[str]:
     written = 0
     for id in answered:
         for record, answer in conversations(id, turns[id], answers[id], tools and tools[id]):
@@ -145,7 +147,7 @@ def _lines(answered, turns, answers, tools, encoder, refused: dict[int, str]) ->
                 refused[id] = reason
                 continue
             written += 1
-            yield json.dumps(record, ensure_ascii=False)
+            yield json.dumps(record if ids is None else record | {"id": ids[id]}, ensure_ascii=False)
 
     if refused and not written:
         raise ValueError(

@@ -79,6 +79,12 @@ Count = Annotated[int, Bounds(least=1)]
 Whole = Annotated[int, Bounds(least=0)]
 Seed = Annotated[int, Bounds(least=0, most=2**32 - 1)]
 Workers = Annotated[int, Bounds(least=1, most=4096)]  # processes, or connections
+Depth = Annotated[int, Bounds(least=1, most=64)]  # steps that a draft is unrolled, or tokens of its chain
+Rows = Annotated[int, Bounds(least=1, most=65_536)]  # of a batch
+Turns = Annotated[int, Bounds(least=1, most=1000)]  # of a chat
+Repeats = Annotated[int, Bounds(least=1, most=1000)]  # runs of the same
+Width = Annotated[int, Bounds(least=1, most=2**17)]  # of a layer, or of a part of it
+Shown = Annotated[int, Bounds(least=0, most=10_000)]  # conversations on a page or a screen
 Positive = Annotated[float, Bounds(above=0)]
 Weight = Annotated[float, Bounds(least=0)]
 Share = Annotated[float, Bounds(least=0, below=1)]

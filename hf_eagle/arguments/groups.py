@@ -12,7 +12,7 @@ from ..door.names import check_hub_id
 from ..drafts.kinds import Kind, kind_of_method
 from ..drafts.rope import check_rope_scaling
 from ..targets.latent import LATENT_SIZES
-from .bounds import Bounds, Count, Mass, Positive, Share, Whole, Workers, check_numbers
+from .bounds import Bounds, Count, Mass, Positive, Share, Whole, Width, Workers, check_numbers
 from .parser import argument as _arg
 from .sources import MediaArguments, TargetSourceArguments, TemplateArguments
 
@@ -100,15 +100,15 @@ class DraftArguments:
         "Attention of the draft: grouped-query as in Llama, or DeepSeek's multi-head latent attention. `auto` is `mla` "
         "for a target that has it (DeepSeek, Kimi), `llama` for any other.",
     )
-    q_lora_rank: Whole | None = _arg(
+    q_lora_rank: Annotated[int, Bounds(least=0, most=2**17)] | None = _arg(
         None,
         "`mla`: rank of the queries' bottleneck, 0 for none (no server loads such a draft yet). Unset, as the next "
         "four: the target's, or DeepSeek-V3's for a target without latent attention.",
     )
-    kv_lora_rank: Count | None = _arg(None, "`mla`: width of the latent that keys and values are made from.")
-    qk_nope_head_dim: Count | None = _arg(None, "`mla`: part of a head's key that is not rotated.")
-    qk_rope_head_dim: Count | None = _arg(None, "`mla`: part of a key that is rotated, shared by all heads.")
-    v_head_dim: Count | None = _arg(None, "`mla`: width of a head's value.")
+    kv_lora_rank: Width | None = _arg(None, "`mla`: width of the latent that keys and values are made from.")
+    qk_nope_head_dim: Width | None = _arg(None, "`mla`: part of a head's key that is not rotated.")
+    qk_rope_head_dim: Width | None = _arg(None, "`mla`: part of a key that is rotated, shared by all heads.")
+    v_head_dim: Width | None = _arg(None, "`mla`: width of a head's value.")
     draft_rope: Literal["1d", "mrope"] = _arg(
         "1d",
         "Positions of the draft if the target has m-RoPE (Qwen-VL): one per token, counted over all tokens, or the "
@@ -191,7 +191,7 @@ class AdapterArguments:
         "Train a LoRA adapter on the draft that `init_from` names, instead of the draft itself. Saves the draft with "
         "the adapter merged in and, in `adapter/`, the adapter.",
     )
-    lora_r: Count = _arg(16, "Rank of the adapter's matrices.")
+    lora_r: Width = _arg(16, "Rank of the adapter's matrices.")
     lora_alpha: Count = _arg(32, "The adapter is added with the factor `lora_alpha / lora_r`.")
     lora_dropout: Share = _arg(0.0, "Share of the adapter's inputs that is dropped in training.")
     lora_target_modules: list[str] | None = _arg(
@@ -241,7 +241,7 @@ class DataArguments(TemplateArguments, MediaArguments):
             "`id:split` takes another split than train, `id:subset:split` a subset, and `id@revision` another commit."
         }
     )
-    data_weights: list[Positive] | None = _arg(
+    data_weights: list[Annotated[float, Bounds(above=0, most=1_000_000)]] | None = _arg(
         None,
         "One number for each of `train_data`: how often its records are taken. 0.5 is a random half, 2 is each twice; "
         "with `streaming`, shares of the mixture.",
@@ -312,6 +312,12 @@ class DataArguments(TemplateArguments, MediaArguments):
                     "one for each."
                 )
 
+        if not self.streaming and max(self.data_weights or [0]) > 1000:
+            raise ValueError(
+                f"`data_weights` holds {max(self.data_weights):g}, so each record would be taken so often: give at most "
+                "1000; only with `streaming` are they shares."
+            )
+
         wrong = next((name for name in ("packing", "eval_share", "feature_store") if getattr(self, name)), None)
         if self.streaming and wrong:
             raise ValueError(f"`{wrong}` needs the whole data, which `streaming` never has: leave one of them out.")
@@ -335,7 +341,7 @@ class DryRunArguments:
         "Print what every rank would hold, from the configs alone, and stop. `target` may then be a folder with "
         "only its `config.json`.",
     )
-    world_size: Count = _arg(1, "`dry_run`: number of ranks.")
+    world_size: Annotated[int, Bounds(least=1, most=2**20)] = _arg(1, "`dry_run`: number of ranks.")
     device_memory_gb: Positive | None = _arg(None, "`dry_run`: warn if a rank needs more GiB than this.")
     supervised_share: Mass = _arg(
         1.0, "`dry_run`: share of a batch's tokens that belong to an answer; 1 is the most there can be."

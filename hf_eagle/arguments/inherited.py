@@ -4,6 +4,7 @@ from .bounds import Bounds
 
 
 _COUNT = Bounds(least=1)
+_ROWS = Bounds(least=1, most=65_536)
 _STEPS = Bounds(above=0)  # below 1: a share of all steps
 _SEED = Bounds(least=0, most=2**32 - 1)
 
@@ -11,9 +12,9 @@ INHERITED = {
     # how long, and with which batches
     "num_train_epochs": Bounds(above=0),
     "max_steps": Bounds(least=-1),  # below 1: as many as the epochs have
-    "per_device_train_batch_size": _COUNT,
-    "per_device_eval_batch_size": _COUNT,
-    "gradient_accumulation_steps": _COUNT,
+    "per_device_train_batch_size": _ROWS,
+    "per_device_eval_batch_size": _ROWS,
+    "gradient_accumulation_steps": _ROWS,
     "eval_accumulation_steps": _COUNT,
     # the optimizer; a rate of 1 or more never trained anything, but may be tried
     "learning_rate": Bounds(least=0, most=1000),
@@ -37,7 +38,7 @@ INHERITED = {
     "data_seed": _SEED,
     # processes
     "dataloader_num_workers": Bounds(least=0, most=4096),
-    "dataloader_prefetch_factor": _COUNT,
+    "dataloader_prefetch_factor": Bounds(least=1, most=1024),
     "ddp_bucket_cap_mb": _COUNT,
     "ddp_timeout": _COUNT,
     "local_rank": Bounds(least=-1),

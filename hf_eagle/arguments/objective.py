@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Literal, get_args, get_origin
 
 from ..drafts.kinds import KINDS, Kind
-from .bounds import Count, Mass, Weight, check_numbers
+from .bounds import Depth, Mass, Weight, check_numbers
 from .parser import argument as _arg
 
 
@@ -17,7 +17,7 @@ class EagleArguments:
 
     _argument_group_name = "eagle"
 
-    ttt_steps: Count | None = _arg(
+    ttt_steps: Depth | None = _arg(
         None,
         "Steps of the training-time test: how deep the draft is unrolled on its own output. Unset: 7; EAGLE-1 has one.",
     )

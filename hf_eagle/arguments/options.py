@@ -6,6 +6,7 @@ machine lacks, such as a package, when a run begins: so a recipe can be read on 
 
 import inspect
 import json
+import math
 import os
 import re
 from dataclasses import MISSING, fields
@@ -15,6 +16,8 @@ from typing import Any, get_args, get_type_hints
 import torch
 from torch.distributed import DistError
 from transformers import TrainingArguments
+
+from ..door.names import check_branch
 
 
 # options with few allowed values, which the library does not declare as such
@@ -44,6 +47,9 @@ _RANKS = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"
 def refuse_unfit(args: TrainingArguments) -> None:
     """`ValueError` for an option that cannot work on any machine; called before the library checks the arguments."""
     _refuse_other_choices(args)
+
+    if args.neftune_noise_alpha == 0:  # no noise, but the library would ask a draft for embeddings to add it to
+        args.neftune_noise_alpha = None
 
     for name, why in _MEANINGLESS.items():
         if getattr(args, name, None):
@@ -80,6 +86,7 @@ def refuse_unfit(args: TrainingArguments) -> None:
             "`accelerate launch`, or leave it out."
         )
 
+    check_branch("hub_revision", args.hub_revision)
     if args.hub_model_id is not None:
         from huggingface_hub.utils import HFValidationError, validate_repo_id
 
@@ -216,7 +223,11 @@ def _check_schedule(args: TrainingArguments) -> None:
     options = dict(args.lr_scheduler_kwargs or {})
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=max(args.learning_rate, 1e-12))
     try:
-        get_scheduler(args.lr_scheduler_type, optimizer, 1, 10, scheduler_specific_kwargs=options)
+        schedule = get_scheduler(args.lr_scheduler_type, optimizer, 1, 10, scheduler_specific_kwargs=options)
+        for factor in getattr(schedule, "lr_lambdas", ()):  # some options are used only later on
+            for step in range(11):
+                if not math.isfinite(factor(step)):
+                    raise ValueError(f"the rate of step {step} is no finite number")
     except Exception as problem:
         raise ValueError(
             f"`lr_scheduler_type` {args.lr_scheduler_type.value} does not go with `lr_scheduler_kwargs` {options}: "

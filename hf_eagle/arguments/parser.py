@@ -143,7 +143,9 @@ class EagleArgumentParser(HfArgumentParser):
             actions.setdefault(action.dest, action)  # the first: a later one, `--no_X`, means the opposite
 
         def takes(name: str) -> tuple[type, bool]:
-            if name not in actions or name in ("config", "help"):
+            if name in ("config", "help"):
+                raise ValueError(f"{path}: `{name}` belongs on the command line, not into a file: leave it out.")
+            if name not in actions:
                 raise ValueError(f"{path}: {self._unknown(f'--{name}')}")
             action = actions[name]
             kinds = {

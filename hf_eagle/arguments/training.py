@@ -6,6 +6,7 @@ from typing import ClassVar
 import torch
 from transformers import TrainingArguments
 
+from ..door.connection import read_key
 from .bounds import Count, check_numbers
 from .inherited import INHERITED
 from .objective import EagleArguments
@@ -60,6 +61,7 @@ class EagleTrainingArguments(EagleArguments, TrainingArguments):
         EagleArguments.__post_init__(self)
         check_numbers(self)
         refuse_unfit(self)
+        self.hub_token = read_key(self.hub_token, "`hub_token`")
 
         self.names_output_dir = bool(self.output_dir)  # the library would name a folder of its own
         # the library refuses bf16 on a machine without an accelerator unless `use_cpu` is set

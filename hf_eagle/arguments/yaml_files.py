@@ -12,6 +12,8 @@ from typing import Any
 
 import yaml
 
+from ..door.json_files import is_special
+
 
 MOST_BYTES = 2**18  # of a file; recipes have a few thousand
 MOST_VALUES = 20_000  # in a file; what an alias stands for counts each time
@@ -88,6 +90,9 @@ def _composed(
 ) -> tuple[yaml.SafeLoader, yaml.MappingNode]:
     """A file's nodes, if there are not too many, and the loader that constructs values from them."""
     where = f"`{argument}` {path}"
+    if is_special(path):
+        raise ValueError(f"{where} cannot be read: it is no ordinary file; name another.")
+
     # counted before anything is constructed: aliases can stand for gigabytes
     try:
         size = Path(path).stat().st_size
@@ -99,6 +104,7 @@ def _composed(
         node = loader.get_single_node()
         if isinstance(node, yaml.MappingNode):
             _count(node, {}, MOST_LEVELS)
+            _refuse_repeated(node, where)
             loader.flatten_mapping(node)
     except FileNotFoundError:
         raise ValueError(f"{where} cannot be read: it names a file which does not exist.") from None
@@ -139,6 +145,24 @@ def _count(node: yaml.Node, known: dict[int, int], levels: int) -> int:
         raise _TooMuch(f"more than {MOST_VALUES:,} values, its aliases written out")
     known[id(node)] = total
     return total
+
+
+def _refuse_repeated(node: yaml.Node, where: str) -> None:
+    """`ValueError` for a name that stands twice in a mapping: YAML would let the last one win without a word."""
+    if isinstance(node, yaml.ScalarNode):
+        return
+
+    if isinstance(node, yaml.MappingNode):
+        seen = {}
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            first = seen.setdefault(key.value, key)
+            if first is not key:
+                lines = f"{first.start_mark.line + 1} and {key.start_mark.line + 1}"
+                raise ValueError(f"{where} gives `{key.value}` twice, in lines {lines}: leave one out.")
+
+    for part in node.value:
+        for child in part if isinstance(part, tuple) else [part]:
+            _refuse_repeated(child, where)
 
 
 def _constructed(loader: yaml.SafeLoader, node: yaml.Node, where: str) -> Any:

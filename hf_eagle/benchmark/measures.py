@@ -1,6 +1,7 @@
 """Measure the time a function takes, the memory it adds, and how fast this machine multiplies matrices."""
 
 import ctypes
+import os
 import platform
 import statistics
 import time
@@ -53,6 +54,17 @@ def peak_memory(function: Callable, device: torch.device) -> int | None:
     held = _status("VmRSS")
     function()
     return _status("VmHWM") - held
+
+
+def room_of(device: torch.device) -> int | None:
+    """Bytes of memory that a device has, used or not; `None` if the system does not say."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[1]
+
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError):  # Windows
+        return None
 
 
 def _status(name: str) -> int:

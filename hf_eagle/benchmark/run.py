@@ -14,7 +14,8 @@ import torch
 
 from ..evaluation.plots import plot_growth
 from . import chats, measures, stored
-from .workload import PRESETS, Shapes, Step, build_draft, chat_batch, random_target
+from .shapes import check_memory, shapes_of, turns_of
+from .workload import Step, build_draft, chat_batch, random_target
 
 
 PARTS = ("target_seconds", "forward_seconds", "backward_seconds", "optimizer_seconds")
@@ -27,12 +28,15 @@ def measure(args, device: torch.device) -> dict:
     if args.data is not None:
         return chats.measure(args, device)
 
-    shapes = _shapes(args)
+    shapes = shapes_of(args)
+    layers = shapes.num_hidden_layers if args.target == "random" else 0
+    check_memory(shapes, args.batch_size, args.length, layers, measures.room_of(device), str(device))
+
     autocast = torch.bfloat16 if args.dtype == "bfloat16" else None
     draft, target = build_draft(shapes, device), None
     if args.target != "none":
         target = random_target(shapes, autocast or torch.float32, device, draft.config.tap_ids)
-    turns = args.turns or max(1, args.length // 512)
+    turns = turns_of(args.turns, args.length)
     batch = chat_batch(shapes, args.batch_size, args.length, args.supervised_share, turns, device)
 
     ways = {"fast": Step(draft, target, args.ttt_steps, autocast)}
@@ -53,13 +57,6 @@ def measure(args, device: torch.device) -> dict:
         if None not in memory.values():
             result[f"memory_ratio_vs_{name}"] = memory[name] / memory["fast"]
     return result
-
-
-def _shapes(args) -> Shapes:
-    """The preset's shapes, with what the arguments override."""
-    preset = PRESETS[args.preset]
-    given = {f.name: getattr(args, f.name) for f in dataclasses.fields(preset)}
-    return dataclasses.replace(preset, **{name: value for name, value in given.items() if value is not None})
 
 
 def _of_fast_way(step: Step, medians: dict, memory: dict, limit: float) -> dict:

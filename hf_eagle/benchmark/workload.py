@@ -1,6 +1,6 @@
 """A draft, a target and a batch of known shapes, and one training step in parts that can be timed."""
 
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -18,34 +18,7 @@ from ..targets.latent import LATENT_SIZES
 from ..targets.target import FrozenTarget
 from ..training.step import TrainingStep
 from .plain import PlainTraining
-
-
-@dataclass
-class Shapes:
-    """Sizes of a target and of the draft for it."""
-
-    hidden_size: int
-    intermediate_size: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
-    vocab_size: int
-    draft_vocab_size: int
-    num_hidden_layers: int  # the target's
-    # of a draft with latent attention
-    q_lora_rank: int | None = None
-    kv_lora_rank: int | None = None
-    qk_nope_head_dim: int | None = None
-    qk_rope_head_dim: int | None = None
-    v_head_dim: int | None = None
-
-
-PRESETS = {
-    "smollm2": Shapes(576, 1536, 9, 3, 64, 49152, 8192, 30),
-    "llama3-8b": Shapes(4096, 14336, 32, 8, 128, 128256, 32000, 32),
-    "qwen3-30b-a3b": Shapes(2048, 6144, 32, 4, 128, 151936, 32000, 48),
-    "kimi-mla": Shapes(7168, 18432, 64, 64, 112, 163840, 32000, 61, 1536, 512, 128, 64, 128),
-}
+from .shapes import Shapes
 
 
 def build_draft(shapes: Shapes, device: torch.device, embedding: torch.Tensor | None = None):

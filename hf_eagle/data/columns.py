@@ -152,6 +152,8 @@ def shown(value: Any) -> str:
     """A value with its type, short enough for an error."""
     if isinstance(value, torch.Tensor):
         return f"one of shape {tuple(value.shape)}"
+    if value is None:
+        return "None"
     text = repr(value)
     return f"{type(value).__name__} {text if len(text) <= 60 else text[:60] + '...'}"
 

@@ -19,15 +19,17 @@ from .columns import COLUMNS, check_data, lacks, shown
 logger = logging.getLogger(__name__)
 
 
-def look_at(data: Any, argument: str, longest: int | None = None) -> Any:
-    """Check a data set whose rows [`EagleDataCollator`] will read, and leave out rows without a token.
+def look_at(data: Any, argument: str, longest: int | None = None, by_columns: bool = True) -> Any:
+    """Check a data set that the trainer was given, and leave out rows without a token.
 
     A `datasets.Dataset` and a list are looked at as a whole; rows of others are seen only when they are trained on.
 
     Args:
-        data: a data set, a stream, or a dict of several.
+        data: a data set, a stream, a dict of several, or `None`.
         argument: names it in errors.
         longest: tokens that the target reads at most.
+        by_columns: whether [`EagleDataCollator`] will read the rows. A collator of the user's own may read other
+            columns, so then only the form is checked.
 
     Returns:
         The data set, or another one of its rows that hold a token; if none does, the data set itself.
@@ -36,7 +38,11 @@ def look_at(data: Any, argument: str, longest: int | None = None) -> Any:
         ValueError: for anything else, a missing column, a row that is no mapping, or one with more tokens than
             `longest`; documents of packed rows are taken one by one.
     """
-    check_form(data, argument)
+    if data is None:
+        return None
+    _check_form(data, argument)
+    if not by_columns:
+        return data
     if isinstance(data, Mapping):
         return {name: look_at(part, argument, longest) for name, part in data.items()}
 
@@ -52,7 +58,7 @@ def look_at(data: Any, argument: str, longest: int | None = None) -> Any:
     return _without_empty(data, tokens, argument)
 
 
-def check_form(data: Any, argument: str) -> None:
+def _check_form(data: Any, argument: str) -> None:
     """`ValueError` for what is no data set, or dict of data sets to evaluate on."""
     wanted = "give it a `datasets.Dataset`, a list of rows, or, to stream, a `datasets.IterableDataset`"
     if isinstance(data, Mapping) and ("input_ids" in data or not argument.startswith("eval")):
@@ -79,9 +85,9 @@ def _lengths_of_table(data: Dataset) -> tuple[np.ndarray, np.ndarray]:
         else:
             size = longest = pc.list_value_length(batch["input_ids"]).to_numpy()
             if "attention_mask" in names:
-                size = longest = _sums(batch["attention_mask"], np.add, lambda mask: mask != 0)
+                size = longest = _of_each(batch["attention_mask"], np.add, lambda mask: mask != 0)
             if "document_lengths" in names:
-                longest = _sums(batch["document_lengths"], np.maximum)
+                longest = _of_each(batch["document_lengths"], np.maximum)
         tokens.append(size)
         lengths.append(longest)
     return np.concatenate(tokens), np.concatenate(lengths)
@@ -94,7 +100,7 @@ def _is_sound(column: pa.ChunkedArray) -> bool:
     )
 
 
-def _sums(column: pa.ChunkedArray, of: np.ufunc, read=lambda values: values) -> np.ndarray:
+def _of_each(column: pa.ChunkedArray, of: np.ufunc, read=lambda values: values) -> np.ndarray:
     """`of` the values of each list, 0 for an empty one."""
     sizes = pc.list_value_length(column).to_numpy()
     values = read(pc.list_flatten(column).to_numpy()).astype(np.int64)
@@ -130,8 +136,9 @@ def _check_longest(lengths: np.ndarray, argument: str, longest: int | None) -> N
 
     beyond = np.flatnonzero(lengths > longest)
     raise ValueError(
-        f"Row {beyond[0]} of `{argument}` has {lengths[beyond[0]]} tokens, and {len(beyond)} of {len(lengths)} rows have "
-        f"more than the {longest} that the target reads: cut them there, as `build_dataset` does with `max_length`."
+        f"Row {beyond[0]} of `{argument}` holds a conversation of {lengths[beyond[0]]} tokens, but the target reads "
+        f"{longest} at most ({len(beyond)} of {len(lengths)} rows are too long): cut them there, as `build_dataset` "
+        "does with `max_length`."
     )
 
 

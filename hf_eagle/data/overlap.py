@@ -17,9 +17,9 @@ _WORD, _IDEOGRAPH, _KANA, _LETTER = (_OVERLAP // count for count in _COUNTS)
 
 # the same rule in words, next to a count of overlaps
 RULE = (
-    "{} words in a row, or all of a shorter prompt; in scripts without spaces {} Chinese characters, {} kana or {} "
-    "letters"
-).format(*_COUNTS)
+    "{0} words in a row, or all of a prompt of {4} to {5} words; a still shorter prompt only if it is the whole "
+    "message; in scripts without spaces {1} Chinese characters, {2} kana or {3} letters count as {0} words"
+).format(*_COUNTS, (_COUNTS[0] + 1) // 2, _COUNTS[0] - 1)
 
 # Unicode blocks: Han, Bopomofo and Yi; kana; then Thai, Lao, Burmese, Khmer, Tai, Balinese and Javanese
 _BLOCKS = {
@@ -38,12 +38,12 @@ _UNSEEN = re.compile(
 class HeldOut:
     """Prompts kept for evaluation, to be searched for in training data.
 
-    A prompt counts as found if a conversation holds 13 words of it in a row, in lower case and without punctuation; a
-    prompt of fewer words, if it is a whole message.
+    A prompt counts as found if a message holds 13 words of it in a row, in lower case and without punctuation; or, if
+    it has 7 to 12 words, all of it. A still shorter prompt occurs inside messages by chance: it counts if it is a whole
+    message. A prompt without words, such as an emoji, is compared as it is, with whole messages.
 
     In scripts without spaces between words, 20 Chinese characters stand for 13 words, or 26 kana, or 40 letters of
-    Thai, Lao, Khmer or Burmese, each with its marks; mixed texts are added up. A shorter prompt of such a script with
-    at least half of that is also found inside a message, if all of it is there.
+    Thai, Lao, Khmer or Burmese, each with its marks, and half as many for 7 words; mixed texts are added up.
 
     Args:
         prompts (`list[str]`): what users say in the evaluation.
@@ -52,6 +52,7 @@ class HeldOut:
     def __init__(self, prompts: list[str]):
         self._runs: dict[tuple, set[int]] = {}
         self._whole: dict[tuple, set[int]] = {}
+        self._signs: dict[str, set[int]] = {}
 
         # by first word or character: the lengths of the runs that begin with it
         self._lengths: dict[str, set[int]] = {}
@@ -64,6 +65,8 @@ class HeldOut:
                 self._lengths.setdefault(run[0], set()).add(len(run))
             if units and not runs:
                 self._whole.setdefault(tuple(units), set()).add(number)
+            if not units and _signs_of(prompt):
+                self._signs.setdefault(_signs_of(prompt), set()).add(number)
         self._longest_whole = max(map(len, self._whole), default=0)
 
     def found_in(self, texts: Iterable[str]) -> set[int]:
@@ -71,6 +74,8 @@ class HeldOut:
         found: set[int] = set()
         for text in texts:
             units = units_of(text)
+            if not units and self._signs:
+                found |= self._signs.get(_signs_of(text), set())
             if len(units) <= self._longest_whole:
                 found |= self._whole.get(tuple(units), set())
             for start, unit in enumerate(units):
@@ -110,11 +115,15 @@ def units_of(text: str) -> list[str]:
     return _pattern().findall(text)
 
 
+def _signs_of(text: str) -> str:
+    """A text without words, such as an emoji, as it is compared: without spaces and invisible characters."""
+    return "".join(unicodedata.normalize("NFKC", _UNSEEN.sub("", text)).split())
+
+
 def overlap_runs(units: Sequence[str]) -> list[tuple[str, ...]]:
     """The runs of a prompt's units that count as an overlap wherever they occur, each as short as possible.
 
-    A prompt that is too short for one is a single run if it has at least half of an overlap, most of it in a script
-    without spaces; else it has none.
+    A prompt that is too short for one is a single run if it has at least half of an overlap; else it has none.
     """
     sizes = [_size(unit[0]) for unit in units]
     runs, end, size = [], 0, 0
@@ -127,10 +136,7 @@ def overlap_runs(units: Sequence[str]) -> list[tuple[str, ...]]:
             break
         runs.append(tuple(units[start:end]))
         size -= sizes[start]
-    if runs:
-        return runs
-    without_spaces = sum(size for size in sizes if size != _WORD)
-    return [tuple(units)] if 2 * sum(sizes) >= _OVERLAP and 2 * without_spaces > sum(sizes) else []
+    return runs or ([tuple(units)] if 2 * sum(sizes) >= _OVERLAP else [])
 
 
 @cache

@@ -49,7 +49,7 @@ def pack_dataset(dataset: Dataset, max_length: int) -> Dataset:
         raise ValueError("`packing` packs text, but the data hold images or videos: leave it out, batches are padded.")
 
     check_data(dataset=dataset)
-    if "attention_mask" in dataset.column_names or "loss_mask" not in dataset.column_names:
+    if set(dataset.column_names) & {"attention_mask", "labels"}:  # else there is a `loss_mask`, and no padding
         dataset = dataset.map(_without_padding, with_indices=True, remove_columns=dataset.column_names)
     dataset = dataset.select_columns(["input_ids", "loss_mask"]).with_format("arrow")
 

@@ -143,7 +143,7 @@ class TokenStream(IterableDataset):
         """
         state = dict(self._state) if self._resumed else self._beginning()
         self._resumed, given, blank = False, state["given"], 0
-        self._left_out.begin()
+        self._left_out.begin(self.epoch)
         source = _from_place(self.records, state["records"])
         number = state["number"]
         while True:
@@ -157,9 +157,7 @@ class TokenStream(IterableDataset):
             over = min(passed_over, len(indices))
             own = [batch[n - number] for n in indices[over:]]
 
-            rows = encode_records(
-                own, indices[over:], self.encoders(), self.max_length, self.skip, self._left_out.add
-            )
+            rows = encode_records(own, indices[over:], self.encoders(), self.max_length, self.skip, self._left_out.add)
             blank += sum(rows["blank"])
 
             for row in ([None] * over + self._kept(rows))[given:]:
@@ -167,7 +165,7 @@ class TokenStream(IterableDataset):
                 yield row
 
             number, given, passed_over = number + len(batch), 0, passed_over - over
-        self._left_out.end(self.epoch, blank)
+        self._left_out.end(blank)
 
     def _kept(self, rows: dict[str, list]) -> list[dict[str, list[int]] | None]:
         whole = [
@@ -203,22 +201,22 @@ class _LeftOut:
     def __init__(self):
         self._named = torch.zeros(1, dtype=torch.long).share_memory_()
         self._told_in = torch.full((1,), -1, dtype=torch.long).share_memory_()
-        self._number = 0
+        self._pass, self._number = 0, 0
 
-    def begin(self) -> None:
-        """A pass begins."""
-        self._number = 0
+    def begin(self, number: int) -> None:
+        """That pass begins."""
+        self._pass, self._number = number, 0
 
     def add(self, problem: ValueError) -> None:
         """A bad record, as its error names it, was left out."""
         self._number += 1
-        if self._named < _NAMED:
+        if self._named < _NAMED and self._is_first_pass():
             self._named += 1
-            logger.warning("A bad record is left out: %s", problem)
+            logger.warning("A bad record is skipped: %s", problem)
 
-    def end(self, epoch: int, blank: int) -> None:
-        """A pass is over, in which so many answers were blank."""
-        if int(self._told_in) not in (-1, epoch):
+    def end(self, blank: int) -> None:
+        """The pass is over; so many answers in it were blank."""
+        if not self._is_first_pass():
             return
 
         if self._number:
@@ -226,7 +224,11 @@ class _LeftOut:
             logger.warning("%s left out in this pass; later passes leave out the same.", counted)
         if blank:
             logger.warning("%d answers are empty or white space only, which is no answer: not supervised.", blank)
-        self._told_in.fill_(epoch)
+        self._told_in.fill_(self._pass)
+
+    def _is_first_pass(self) -> bool:
+        """Whether no other pass was told of."""
+        return int(self._told_in) in (-1, self._pass)
 
 
 def build_stream(

@@ -17,6 +17,8 @@ import time
 from dataclasses import dataclass
 from urllib.parse import unquote, urlsplit
 
+from .sentences import keep_secret
+
 
 CONNECT_TIMEOUT = 10.0
 LARGEST_REPLY = 64 * 2**20  # bytes, headers included
@@ -65,17 +67,26 @@ class Address:
         return cls(shown, host, port, parts.scheme == "https", parts.path.rstrip("/").removesuffix("/v1"), user)
 
 
-def read_key(key: str | None) -> str | None:
+def read_key(
+    key: str | None, argument: str = "`api_key`, which scripts take from the environment variable OPENAI_API_KEY,"
+) -> str | None:
     """Strip a key of the white space that files and shells leave around it; `None` if nothing is left.
 
-    Raises a `ValueError`, which does not show the key, if no header can hold it.
+    Nothing that is printed later shows the key.
+
+    Args:
+        key: as it was given.
+        argument: what an error calls it.
+
+    Raises:
+        ValueError: if no header can hold the key, which the sentence does not show.
     """
     key = (key or "").strip()
     if not _is_plain(key):
-        raise ValueError(
-            "`api_key`, which scripts take from the environment variable OPENAI_API_KEY, must be printable ASCII "
-            "without spaces; set it anew (it is not shown here)."
-        )
+        raise ValueError(f"{argument} must be printable ASCII without spaces; set it anew (it is not shown here).")
+
+    if key:
+        keep_secret(key)
     return key or None
 
 

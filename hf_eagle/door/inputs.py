@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .reading import looks_like_a_path
+from .reading import check_ordinary, looks_like_a_path
 from .sentences import is_sentence
 
 
@@ -36,9 +36,10 @@ def check_model(argument: str, path: str, *files: str) -> None:
     if os.path.isdir(path):
         return _check_inside(argument, path, files)
 
+    _check_named(argument, path)
     if os.path.exists(path):
         raise ValueError(f"`{argument}` {path} is a file: name a folder or a Hub id.")
-    if not str(path).strip() or looks_like_a_path(path):
+    if looks_like_a_path(path):
         raise ValueError(f"`{argument}` {path} does not exist: correct the path, or name a Hub id.")
 
 
@@ -55,11 +56,12 @@ def check_draft(argument: str, path: str) -> None:
 def check_data(argument: str, sources: list[str]) -> None:
     """`ValueError` for a source of records that is neither a readable file or folder nor a possible Hub id."""
     for source in sources:
+        _check_named(argument, source)
         if os.path.isdir(source):
             _check_inside(argument, source, ())
         elif os.path.exists(source):
             _check_readable(argument, source)
-        elif not source.strip() or looks_like_a_path(source) or source.endswith(DATA_FILES):
+        elif looks_like_a_path(source) or source.endswith(DATA_FILES):
             raise ValueError(f"`{argument}` {source} does not exist: give a file, a folder or the id of a data set.")
 
 
@@ -81,7 +83,13 @@ def naming(argument: str, path: str | os.PathLike | None = None) -> Iterator[Non
         raise kind(f"`{argument}`: {problem}") from problem
 
 
+def _check_named(argument: str, path: str | os.PathLike) -> None:
+    if not str(path).strip():  # as a shell leaves of a variable that is not set
+        raise ValueError(f"`{argument}` is empty: name what to read, or leave it out.")
+
+
 def _check_exists(argument: str, path: str | os.PathLike, mend: str) -> None:
+    _check_named(argument, path)
     if not os.path.exists(path):
         broken = " is a link to nothing" if os.path.islink(path) else " does not exist"
         raise ValueError(f"`{argument}` {path}{broken}: {mend}.")
@@ -90,6 +98,8 @@ def _check_exists(argument: str, path: str | os.PathLike, mend: str) -> None:
 def _check_inside(argument: str, folder: str | os.PathLike, files: tuple[str, ...]) -> None:
     with _readable(argument, folder):
         os.listdir(folder)
+    if files:  # a model, all of whose files may be read
+        check_ordinary(argument, folder)
 
     there = [Path(folder) / name for name in files if os.path.isfile(Path(folder) / name)]
     if files and not there:

@@ -18,7 +18,8 @@ class Journal:
         path (`Path`):
             Created when missing; its folder too.
         settings (`dict`):
-            What the lines depend on. A journal that was begun with other settings is refused.
+            What the lines depend on. A journal that was begun with other settings is refused,
+            unless it has no lines yet: then it is begun anew.
 
     `rows` holds the lines of earlier runs. A last line that a kill tore is cut off.
 
@@ -34,6 +35,8 @@ class Journal:
         try:
             _lock(self._file, path)
             lines, complete = _complete_lines(path)
+            if len(lines) == 1 and isinstance(lines[0], dict) and lines[0].keys() == settings.keys():
+                lines, complete = [], 0  # nothing was finished with these settings, so there is nothing to lose
             if lines:
                 _compare(path, lines[0], settings)
         except ValueError:

@@ -32,6 +32,9 @@ def read_json(
     Raises:
         ValueError: if the file cannot be read, or does not hold these fields; the sentence names its path.
     """
+    if is_special(path):
+        raise ValueError(f"{path} is no ordinary file: {mend}.")
+
     try:
         text = Path(path).read_bytes().decode("utf-8-sig")
         found = json.loads(text)
@@ -50,6 +53,11 @@ def read_json(
     if fields is not None:
         check_fields(found, fields, path, mend)
     return found
+
+
+def is_special(path: str | os.PathLike) -> bool:
+    """Whether this is a pipe, a device or the like, from which a read may never return."""
+    return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
 
 
 def check_fields(

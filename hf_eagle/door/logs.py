@@ -3,18 +3,29 @@
 import logging
 from typing import Any
 
+from .sentences import without_secrets
+
 
 # these log every request at INFO; which one is there depends on huggingface_hub
 _CLIENTS = ("httpx", "httpx2", "httpcore", "urllib3")
 
 
 def show_log(level: int = logging.INFO, **options: Any) -> None:
-    """Show lines of this level and above; of HTTP clients, warnings only.
+    """Show lines of this level and above, without secrets; of HTTP clients, warnings only.
 
     Args:
         level: of the lines.
         options: as for `logging.basicConfig`.
     """
-    logging.basicConfig(level=level, format="%(message)s", **options)
+    handler = logging.StreamHandler()
+    handler.setFormatter(_WithoutSecrets("%(message)s"))
+    logging.basicConfig(level=level, handlers=[handler], **options)
     for client in _CLIENTS:
         logging.getLogger(client).setLevel(logging.WARNING)
+
+
+class _WithoutSecrets(logging.Formatter):
+    """A library's error, which a line may tell, may repeat what was sent to the Hub."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return without_secrets(super().format(record))

@@ -1,7 +1,12 @@
 """What a name means: a repository on the Hub, or a folder of this machine."""
 
 import os
+import re
 from pathlib import Path
+
+
+# what git refuses in the name of a branch
+_NO_BRANCH = re.compile(r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//|^[/-]|[/.]$|(^|/)\.|\.lock(/|$)|^@?$")
 
 
 def is_hub_id(name: str) -> bool:
@@ -38,3 +43,9 @@ def check_hub_id(argument: str, name: str) -> None:
             f"`{argument}` is {name}, {what}: give the target's id on the Hub, from a folder where nothing else has "
             "that name."
         )
+
+
+def check_branch(argument: str, name: str | None) -> None:
+    """`ValueError` for what git takes for no branch; `None` is the main one."""
+    if name is not None and _NO_BRANCH.search(name):
+        raise ValueError(f"`{argument}` {name!r} is no name of a branch: give one like `v2`, or leave it out for main.")

@@ -85,6 +85,10 @@ def check_output_folder(
     for other, read in _paths(reads):
         if _same(path, read):
             raise ValueError(f"`{argument}` {path} is what `{other}` names, which is read: name another folder.")
+        if _in_checkpoint_of(path, read):
+            raise ValueError(
+                f"`{argument}` {path} lies in a checkpoint of `{other}` {read}, which is read: name another folder."
+            )
 
     with writing(argument, path):
         holds_model = os.path.isdir(path) and any(_is_of_model(name) for name in os.listdir(path))
@@ -183,6 +187,9 @@ def _check_name(argument: str, path: str | os.PathLike) -> None:
     if not str(path).strip():
         raise ValueError(f"`{argument}` is empty: name a place to write to.")
 
+    if os.path.abspath(path) == os.path.dirname(os.path.abspath(path)):
+        raise ValueError(f"`{argument}` {path} is the root of a file system: name a place in it.")
+
     for name in (Path(path), part_of(Path(path).absolute())):
         try:
             os.lstat(name)
@@ -235,6 +242,13 @@ def _same(path: Path, other: Path) -> bool:
     if os.path.exists(path) and os.path.exists(other):
         return os.path.samefile(path, other)
     return os.path.realpath(path) == os.path.realpath(other)
+
+
+def _in_checkpoint_of(path: Path, folder: Path) -> bool:
+    """Whether a run that is read would lose a checkpoint, or get one that it did not write."""
+    path, folder = path.resolve(), folder.resolve()
+    inside = path.relative_to(folder).parts if path.is_relative_to(folder) else ()
+    return bool(inside) and inside[0].startswith("checkpoint-")
 
 
 def _lies_in(path: Path, folder: Path) -> bool:

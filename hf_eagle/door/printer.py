@@ -142,6 +142,14 @@ def _throw_away() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def _end_progress_bars() -> None:
+    """End the line of each progress bar: else a sentence stands behind it, and it is drawn again when Python ends."""
+    tqdm = sys.modules.get("tqdm")  # without it there is no bar
+    for bar in list(getattr(getattr(tqdm, "tqdm", None), "_instances", ())):
+        with suppress(Exception):
+            bar.close()
+
+
 def _say(line: str) -> None:
     """Print a line to stderr; if several ranks would print the same, only the first does.
 
@@ -154,6 +162,7 @@ def _say(line: str) -> None:
 
         with suppress(OSError, ValueError):
             sys.stdout.flush()
+        _end_progress_bars()
         print(without_secrets(line), file=sys.stderr, flush=True)
     except (OSError, KeyboardInterrupt, SystemExit, ValueError):
         pass  # nobody reads any more, or the launcher is ending this rank

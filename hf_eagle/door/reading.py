@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .json_files import read_json
+from .json_files import is_special, read_json
 from .sentences import first_line, is_sentence
 
 
@@ -44,6 +44,7 @@ def reading(argument: str, path: str | os.PathLike, file: str | None = None) -> 
         ValueError: `target` my/model cannot be read: config.json must hold an object, but holds a list: restore it, or
         write it anew.
     """
+    check_ordinary(argument, path)
     try:
         yield
     except Exception as problem:
@@ -52,6 +53,22 @@ def reading(argument: str, path: str | os.PathLike, file: str | None = None) -> 
 
         kind = OSError if isinstance(problem, OSError) else ValueError
         raise kind(f"`{argument}` {path} {_why(path, problem, file)}.") from problem
+
+
+def check_ordinary(argument: str, path: str | os.PathLike) -> None:
+    """`ValueError` for a pipe, a device or the like, or for a folder that directly holds one: a read may never end."""
+    if is_special(path):
+        raise ValueError(f"`{argument}` {path} is no ordinary file: name another.")
+    if not os.path.isdir(path):
+        return
+
+    try:
+        names = sorted(os.listdir(path))
+    except OSError:  # told by whoever reads the folder
+        return
+    special = next((name for name in names if is_special(os.path.join(path, name))), None)
+    if special is not None:
+        raise ValueError(f"`{argument}` {path} holds {special}, which is no ordinary file: replace it with one.")
 
 
 @contextmanager

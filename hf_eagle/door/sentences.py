@@ -2,13 +2,18 @@
 
 import os
 import re
+import sys
 import traceback
+from contextlib import suppress
 from pathlib import Path
 
 
 PACKAGE = Path(__file__).resolve().parents[1]
 # names of environment variables that hold secrets
 _SECRET = re.compile(r"(TOKEN|KEY|SECRET|PASSWORD)$")
+_AS_ARGUMENTS: set[str] = set()  # secrets that came as arguments
+# what stands in a header `Authorization`, however a server or a library repeats it
+_CREDENTIALS = re.compile(r"""\b(Bearer|Basic) +[^\s'",;)]+""")
 _USER_IN_ADDRESS = re.compile(r"(?<=://)[^/\s@'\"]+@")
 _LENGTH = 300  # characters of a library's text
 # file and line of code in a traceback as text
@@ -55,8 +60,11 @@ def place_of(problem: BaseException) -> str:
 
 
 def first_line(problem: BaseException) -> str:
-    """The first line of an error's text, without its full stop; "..." stands for what is cut off."""
-    lines = [line for line in str(problem).splitlines() if line.strip()] or [""]
+    """The first line of an error's text, without its full stop; "..." stands for what is cut off.
+
+    Secrets are left out here too: of one that is cut off, `without_secrets` would not know the rest.
+    """
+    lines = [line for line in without_secrets(str(problem)).splitlines() if line.strip()] or [""]
     text = " ".join(lines[0].split())
 
     if text.endswith(":") and len(lines) > 1:  # it announces the next line
@@ -66,14 +74,31 @@ def first_line(problem: BaseException) -> str:
     return text[:_LENGTH] + "..." if len(text) > _LENGTH else text
 
 
+def keep_secret(key: str) -> None:
+    """From now on, leave out of whatever is printed a key that came as an argument."""
+    _AS_ARGUMENTS.add(key)
+
+
 def without_secrets(text: str) -> str:
-    """A text without the keys of the environment and the passwords in addresses."""
+    """A text without keys and passwords.
+
+    These are the keys of the environment, of arguments and of `hf auth login`, and whatever stands in a header or in an
+    address.
+    """
     secrets = {value.strip() for name, value in os.environ.items() if _SECRET.search(name)}
+    secrets |= _AS_ARGUMENTS | _of_hub()
     for secret in sorted(secrets, key=len, reverse=True):
         if len(secret) >= 6:  # shorter ones may be ordinary words
             text = text.replace(secret, "***")
 
-    return _USER_IN_ADDRESS.sub("***@", text)
+    return _USER_IN_ADDRESS.sub("***@", _CREDENTIALS.sub(r"\1 ***", text))
+
+
+def _of_hub() -> set[str]:
+    """The token that the Hub's client has stored; none where no client is loaded, which then has sent none."""
+    with suppress(AttributeError, ImportError, OSError, UnicodeError):
+        return {sys.modules["huggingface_hub"].get_token() or ""} if "huggingface_hub" in sys.modules else set()
+    return set()
 
 
 def _raised_at(problem: BaseException) -> tuple[str | None, str, str]:

@@ -8,7 +8,8 @@ import torch
 from transformers.utils import cached_file
 
 from ..door.reading import locating, read_part, reading
-from ..targets.weights import check_sizes, report_if_sound, stored_shapes
+from ..targets.config_fields import check_numbers
+from ..targets.weights import check_sizes, check_stored_dtypes, check_tensors, report_if_sound, stored_shapes
 from .configuration_base import DraftConfig
 from .kinds import architecture_names, find_kind
 from .modeling_base import EaglePreTrainedModel
@@ -65,18 +66,23 @@ def load_draft(
         argument: that named the draft.
 
     Raises:
-        ValueError: if the folder is not exactly a draft of a known kind, or cannot be read.
+        ValueError: if the folder is not exactly a draft of a known kind, cannot be read, or holds weights or numbers
+            that no draft can compute with.
         OSError: if there is no such folder or Hub id.
     """
     config = _config_of(path, argument)
     draft_class = _known_class(path, config, argument)
 
+    check_numbers(argument, path, config)
+
     with reading(argument, path), report_if_sound():
         check_sizes(argument, path, SimpleNamespace(**config), stored_shapes(argument, path))
+        check_stored_dtypes(argument, path)
         with reading(argument, path, "config.json"), locating(argument, path, "config.json"):
             config = draft_class.config_class.from_pretrained(path)
         with locating(argument, path, "its weights"):
             draft = draft_class.from_pretrained(path, config=config, dtype="auto" if dtype is None else dtype)
+        check_tensors(argument, path, dict(draft.named_parameters()))
 
     if target is not None:
         draft.to(target.device)

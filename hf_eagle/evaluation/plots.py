@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 
+COMPARISON = "Runs compared by hf_eagle"  # title in the file of `plot_runs`, by which it is known again
 WIDTH, HEIGHT, DPI = 9.0, 3.4, 140  # inches, inches, dots an inch: legible in a card and in a terminal's viewer
 TRAIN, EVAL = "#3b6fb6", "#d1793b"
 
@@ -224,7 +225,7 @@ def plot_runs(curves: dict[str, tuple[list[int], list[float]]], path: str | os.P
     left.set(xlabel="optimizer step", ylabel="loss", title="Loss")
     right.set(xlabel="optimizer step", ylabel="difference of loss", title=f"Distance from {first}")
     left.legend(frameon=False)
-    return _save(figure, path)
+    return _save(figure, path, COMPARISON)
 
 
 def plot_growth(name: str, values: list[int], panels: dict[str, dict[str, list[float]]], path) -> Path:
@@ -278,6 +279,6 @@ def _shades(count: int) -> list:
     return [colormaps["viridis"](0.85 * index / max(count - 1, 1)) for index in range(count)]
 
 
-def _save(figure, path: str | os.PathLike) -> Path:
-    figure.savefig(path)
+def _save(figure, path: str | os.PathLike, title: str | None = None) -> Path:
+    figure.savefig(path, metadata={} if title is None else {"Title": title})
     return Path(path)

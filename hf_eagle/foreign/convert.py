@@ -11,7 +11,9 @@ from ..door.reading import reading
 from ..drafts.build import class_of
 from ..drafts.modeling_base import EaglePreTrainedModel
 from ..drafts.vocabulary import tokenizer_fingerprint
+from ..targets.config_fields import check_numbers
 from ..targets.loading import load_config, load_tokenizer
+from ..targets.weights import check_tensors
 from .fields import check_flags, draft_config, flat_config
 from .files import has_tokenizer, read_config, read_target_embedding, read_tensors
 from .forms import Form, form_of, stored_tap_ids
@@ -40,7 +42,8 @@ def from_foreign(
         path: the draft, a folder or a Hub id.
         target: its target, a folder or a Hub id.
         form: one of `FORMS`; `"auto"` recognises it by config and tensor names.
-        tap_ids: entry ids of the taps, if the draft's files name none and it was not trained on the default.
+        tap_ids: entry ids of the taps, if the draft's files name none and it was not trained on the default; refused if
+            they name others.
         rope_theta: the RoPE base that the draft was trained with, if its config names another.
         drop_fc_bias: leave out the trained `fc.bias` of an EAGLE-1 draft, as vLLM does.
         trust_remote_code: run code that comes with the target's config or tokenizer.
@@ -67,6 +70,7 @@ def from_foreign(
 
         stored = stored_tap_ids(written, config, tensors, text.num_hidden_layers)
         config = flat_config(written, config)
+        check_numbers("draft", path, config)
         check_flags(written, kind, config)
 
         tensors = renamed(written, kind.layer, tensors)
@@ -74,11 +78,12 @@ def from_foreign(
         _check_target(config, tensors, target_config, target)
         size = kind.take_vocabulary(tensors, text.vocab_size)
 
+        _check_taps_agree(tap_ids, stored)
         ours = draft_config(kind, config, target_config, size, tap_ids or stored, rope_theta)
         check_taps(tensors.get("fc.weight"), text.hidden_size, ours.tap_ids)
         ours.tokenizer_fingerprint = _common_fingerprint(path, config, target, trust_remote_code)
         _say(written, config, ours, stored, tap_ids)
-        return _build(ours, tensors)
+        return _build(ours, tensors, path)
 
 
 def _check_options(
@@ -92,13 +97,22 @@ def _check_options(
         raise ValueError(f"`rope_theta` must be above 0, got {rope_theta}.")
 
 
-def _build(config: Any, tensors: dict[str, torch.Tensor]) -> EaglePreTrainedModel:
+def _check_taps_agree(given: list[int] | None, stored: list[int] | None) -> None:
+    if given and stored and sorted(given) != sorted(stored):
+        raise ValueError(
+            f"`tap_ids` is {given}, but the draft's own files say {stored}, which it was trained on: leave `tap_ids` "
+            "out, or correct its config.json."
+        )
+
+
+def _build(config: Any, tensors: dict[str, torch.Tensor], path: str | Path) -> EaglePreTrainedModel:
     draft_class = class_of(config.architectures)
     with torch.device("meta"):  # names and shapes without memory
         empty = draft_class(config)
 
     wanted = {name: x.shape for name, x in empty.state_dict().items() if name not in empty.lent_tensors}
     check_names(tensors, wanted)
+    check_tensors("draft", path, tensors)
 
     dtype = weights_dtype(tensors)
     return draft_class.from_pretrained(None, config=config, state_dict=tensors, dtype=dtype).eval()

@@ -27,6 +27,7 @@ _ACCEPTANCE = {
     "temperature?": float | None,
     "tokens_per_second?": float | None,
     "target_only_tokens_per_second?": float | None,
+    "sweep?": [dict],
     "plot?": str | None,
 }
 _TREE = {"total_tokens": int, "depth": int}
@@ -210,7 +211,7 @@ def _read_measured(path: Path, kind: str) -> dict | None:
     key, script = _MEASURED[kind]
     mend = f"measure again with {script}, or move the file away"
     measured = read_json(path, mend=mend)
-    if not isinstance(measured, dict) or key not in measured:
+    if not isinstance(measured, dict) or not {key, "sweep"} & measured.keys():
         return None
 
     _check_measured(kind, measured, str(path), mend)

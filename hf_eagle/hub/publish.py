@@ -75,6 +75,8 @@ def facts_to_publish(
 
     if not is_hub_id(repo_id):
         raise ValueError(f"`repo_id` is {repo_id!r}, which is no repository's name: give one like `you/your-draft`.")
+    if not leave_out_broken:
+        check_card(folder)
     if given.get("base_model") is not None:
         check_hub_id("base_model", given["base_model"])
 
@@ -115,9 +117,36 @@ def files_of(folder: str | Path, include: tuple[str, ...] | list[str] = ()) -> d
             raise ValueError(f"`include` {pattern!r} is no pattern of files in {folder}: give one like checkpoint-*/*.")
         if not more:
             raise ValueError(f"`include` {pattern!r} matches no file in {folder}.")
+        for path in set(more) - found:
+            if not path.resolve().is_relative_to(folder.resolve()):
+                raise ValueError(
+                    f"`include` {pattern!r} matches {path}, a link to {path.resolve()}, which lies outside of the draft's "
+                    "folder: copy the file there if it is to be published."
+                )
         found.update(more)
 
     return {path.relative_to(folder).as_posix(): path for path in found}
+
+
+def check_card(folder: Path) -> None:
+    """`ValueError` for a README.md that the Hub would not take for a card."""
+    from huggingface_hub.repocard import metadata_load
+    from yaml import YAMLError
+
+    card = folder / CARD
+    if not card.exists():
+        return
+
+    mend = "correct it, or move it away"
+    if not card.is_file():
+        raise ValueError(f"{card} is a folder, where the draft's card belongs: {mend}.")
+    try:
+        metadata_load(card)
+    except UnicodeDecodeError as problem:
+        raise ValueError(f"{card} is not UTF-8 (byte {problem.start}), so no card: {mend}.") from problem
+    except (OSError, ValueError, YAMLError) as problem:
+        why = " ".join(str(problem).split())
+        raise ValueError(f"{card} does not begin with YAML as cards do ({why}): {mend}.") from problem
 
 
 def publish_draft(

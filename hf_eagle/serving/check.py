@@ -41,7 +41,7 @@ def check_draft(
     if kind is not None and not serves(kind):
         return [_unserved(kind)]
     folder = DraftFolder.read(path)
-    found = rules_folder.size_findings(folder)
+    found = rules_folder.other_model(folder) or rules_folder.size_findings(folder)
     if found:
         return found
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 READY_WITHIN = 1800.0  # seconds; large weights take minutes
 ANSWER_WITHIN = 6 * 3600.0  # one answer is all prompts of a round
+_NAME_ONE = "name the python of an environment that has vLLM"
 _LONGEST_LINE = 64 * 2**20  # characters; an answer is token ids of a batch
 
 
@@ -23,8 +24,8 @@ class FarEnd:
         log: file for what it and vLLM print.
         environment: variables that it has besides those of this process.
 
-    Raises a `RuntimeError` with the end of the log when it ends by itself, says nothing for too long, or answers with
-    something else than JSON.
+    Raises a `RuntimeError` that names `serving_python` when it cannot be run, or ends without a word; one with the end of
+    the log when it ends by itself, says nothing for too long, or answers with something else than JSON.
     """
 
     def __init__(self, python: str | Path, script: Path, settings: dict, log: Path, environment=None):
@@ -32,9 +33,14 @@ class FarEnd:
         command = [str(python), str(script), json.dumps(settings)]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         with log.open("w") as output:
-            self.process = subprocess.Popen(
-                command, env=os.environ | (environment or {}), stderr=output, text=True, **pipes
-            )
+            try:
+                self.process = subprocess.Popen(
+                    command, env=os.environ | (environment or {}), stderr=output, text=True, **pipes
+                )
+            except OSError as problem:
+                raise RuntimeError(
+                    f"`serving_python` {python} cannot be run ({problem.strerror or problem}): {_NAME_ONE}."
+                ) from problem
 
     def __enter__(self):
         self._exchange("", READY_WITHIN)
@@ -73,7 +79,10 @@ class FarEnd:
             ) from None
         if not line:
             self.process.wait()
-            raise RuntimeError(f"vLLM ended; its last words:\n{self._last_words()}")
+            said = self._last_words()
+            if not said.strip():
+                raise RuntimeError(f"`serving_python` {self.process.args[0]} ended and said nothing: {_NAME_ONE}.")
+            raise RuntimeError(f"vLLM ended; its last words:\n{said}")
         try:
             return json.loads(line)
         except (ValueError, RecursionError):

@@ -7,19 +7,47 @@ from collections.abc import Iterator
 
 import torch
 
-from .draft_folder import DraftFolder, Finding
+from ..targets.config_fields import wrong_numbers
+from .draft_folder import DraftFolder, Finding, named
 
 
 READER = "Every reader"
 SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers")
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float64"}
+_WEIGHTS = (".weight", ".bias")
+_TABLES = ("embed_tokens.weight", "wte.weight")
 _OFFSETS = "`j + d2t[j]` must be the target's id of draft id j"
 
 
+def other_model(folder: DraftFolder) -> list[Finding]:
+    """Whether the folder holds a whole model under no draft's name: its own table of tokens, and no `fc`.
+
+    No other rule means anything then. Drafts under a wrong name have the `fc` that every kind has.
+    """
+    names = [str(name) for name in folder.config.get("architectures") or []]
+    drafted = any("eagle" in name.lower() or "draft" in name.lower() for name in names)
+    has_table = any(name.endswith(_TABLES) for name in folder.shapes)
+    has_fc = any(name.split(".")[-2:-1] == ["fc"] for name in folder.shapes)
+
+    if drafted or has_fc or not has_table:
+        return []
+    text = f"this is no draft, its `architectures` are {names} and no tensor of it is an `fc`."
+    return [Finding(READER, text, "name the folder of a draft, and this one as `target` if it is the target")]
+
+
 def size_findings(folder: DraftFolder) -> list[Finding]:
-    """Sizes that every other rule needs."""
-    missing = [name for name in SIZES if not isinstance(folder.config.get(name), int)]
-    return [Finding(READER, f"`{name}` is missing in config.json.", "write it") for name in missing]
+    """Sizes and numbers that every other rule needs."""
+    found = []
+    for name in SIZES:
+        size = folder.config.get(name)
+        if size is None:
+            found.append(Finding(READER, f"`{name}` is missing in config.json.", "write it"))
+        elif not isinstance(size, int) or isinstance(size, bool) or size < 1:
+            text = f"`{name}` in config.json is {size!r}, and must be a whole number of at least 1."
+            found.append(Finding(READER, text, "write what it was trained with"))
+
+    wrong = wrong_numbers(folder.config)
+    return found + [Finding(READER, f"in config.json {one}.", "write what it was trained with") for one in wrong]
 
 
 def spellings(folder: DraftFolder) -> Iterator[Finding]:
@@ -61,7 +89,16 @@ def rope_of(config: dict, spelling: str) -> tuple[float | None, dict]:
 
 
 def dtypes(folder: DraftFolder) -> Iterator[Finding]:
-    """One dtype for all tensors, written in both spellings of the field."""
+    """One dtype for all tensors, a float, written in both spellings of the field."""
+    whole = [name for name, dtype in folder.dtypes.items() if name.endswith(_WEIGHTS) and dtype[0] in "IU"]
+    if whole:
+        verb = "is" if len(whole) == 1 else "are"
+        yield Finding(
+            READER,
+            f"{named(whole)} {verb} of type {folder.dtypes[whole[0]]}: readers take them for weights that were rounded.",
+            "restore the weights in a type of float",
+        )
+
     held = sorted({DTYPES[dtype] for dtype in folder.dtypes.values() if dtype in DTYPES})
     if len(held) > 1:
         yield Finding(READER, f"the tensors are of several dtypes, {', '.join(held)}.", "save them in one")

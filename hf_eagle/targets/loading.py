@@ -28,7 +28,8 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.utils import cached_file, find_adapter_config_file
 
 from ..door.reading import read_part, reading
-from .weights import check_sizes, load_whole, stored_shapes
+from .config_fields import check_numbers
+from .weights import check_sizes, check_stored_dtypes, load_whole, stored_shapes
 
 
 logger = logging.getLogger(__name__)
@@ -68,7 +69,11 @@ def load_config(
         ValueError: if its config.json is not accepted.
     """
     with reading(argument, name_or_path, "config.json"):
-        return AutoConfig.from_pretrained(name_or_path, revision=revision, trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(name_or_path, revision=revision, trust_remote_code=trust_remote_code)
+
+    # some models take `rms_norm_eps: null` for the dtype's own; transformers refuses it for the others
+    check_numbers(argument, name_or_path, config.get_text_config().to_dict(), may_be_null=True)
+    return config
 
 
 def takes_media(name_or_path: str, revision: str = "main", **options: Any) -> bool:
@@ -127,6 +132,8 @@ def _whole_model(name_or_path: str, revision: str, argument: str, options: dict[
     with reading(argument, name_or_path):
         _check_generation_config(argument, name_or_path, revision)
         check_sizes(argument, name_or_path, config, stored_shapes(argument, name_or_path, revision))
+        if getattr(config, "quantization_config", None) is None:
+            check_stored_dtypes(argument, name_or_path, revision)
         return load_whole(auto_class(config), name_or_path, argument, revision=revision, **options)
 
 

@@ -6,9 +6,11 @@ import torch
 import torch.distributed as dist
 
 from .sharding import TargetSharding, gathered
+from .weights import all_numbers, listed
 
 
 _TOKENS = 8
+_FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _LEAST = 20  # ids below are special ones in many vocabularies
 _CHECKED: WeakSet = WeakSet()  # heads, so that a model wrapped again and again is compared once
 
@@ -76,11 +78,19 @@ def _of_all_ranks(gap: torch.Tensor, sharding: TargetSharding | None) -> float:
 
 
 def _told(target, own: torch.Tensor, gap: float) -> str:
-    model = type(target.model).__name__
+    model, place = type(target.model).__name__, getattr(target.model, "name_or_path", "")
     if own.isnan().any():
+        weights = dict(target.model.named_parameters())
+        broken = [name for name, x in weights.items() if x.dtype in _FLOATS and not all_numbers(x)]
+        told = f"`target` {place or model} gives NaN for a row of {_TOKENS} tokens, so there is nothing to learn from"
+        if broken:
+            return (
+                f"{told}: {len(broken)} of its {len(weights)} weights hold NaN or infinity ({listed(broken)}), so "
+                "restore them, or name another target."
+            )
         return (
-            f"The target {model} gives NaN for a row of {_TOKENS} tokens, so there is nothing to learn from it: look "
-            "for NaN in its weights, or load it in another `target_dtype`."
+            f"{told}, though its weights are finite: {target.dtype} may be too narrow for it, so save it in float32 or "
+            "bfloat16, or name another target."
         )
     return (
         f"The target {model} returns other logits than its head: on a row of {_TOKENS} tokens its log-probabilities "

@@ -1,13 +1,17 @@
 """Check the files of a model: sizes fit its config and no tensor is missing, which would be drawn at random."""
 
 import logging
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
+from safetensors import safe_open
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from ..door.reading import local_folder, read_header, read_part, reading
@@ -42,25 +46,90 @@ def stored_shapes(argument: str, path: str | Path, revision: str = "main") -> di
     Raises:
         ValueError: for a file that is broken or truncated.
     """
-    folder, shapes = local_folder(path, revision), {}
+    shapes = {}
+    for file in _stored_files(argument, path, revision):
+        try:
+            shapes |= read_header(file)
+        except ValueError as problem:
+            raise ValueError(
+                f"`{argument}` {path} cannot be read: {file.name} {problem}: download or write it anew."
+            ) from problem
+
+    return shapes
+
+
+def _stored_files(argument: str, path: str | Path, revision: str = "main") -> list[Path]:
+    """The safetensors of a folder or Hub id that are on this machine."""
+    folder = local_folder(path, revision)
     if folder is None:
-        return {}
+        return []
 
     files = [folder / "model.safetensors"]
     if not files[0].is_file() and (folder / INDEX).is_file():
         held = read_part(argument, path, folder / INDEX, {"weight_map": dict[str, str]})["weight_map"]
         files = [folder / name for name in sorted(set(held.values()))]
+    return [file for file in files if file.is_file()]
 
-    for file in files:
-        if file.is_file():
-            try:
-                shapes |= read_header(file)
-            except ValueError as problem:
-                raise ValueError(
-                    f"`{argument}` {path} cannot be read: {file.name} {problem}: download or write it anew."
-                ) from problem
 
-    return shapes
+def check_stored_dtypes(argument: str, path: str | Path, revision: str = "main") -> None:
+    """Refuse weights that are stored as integers: loading turns them into floats, rounded to zero or one long before.
+
+    Only headers are read. Not for quantised models, whose codes are integers.
+
+    Raises:
+        ValueError: names the first tensors.
+    """
+    wrong = {}
+    for file in _stored_files(argument, path, revision):
+        with safe_open(file, "pt") as tensors:
+            dtypes = {name: tensors.get_slice(name).get_dtype() for name in tensors.keys()}
+        wrong |= {name: dtype for name, dtype in dtypes.items() if _is_weight(name) and dtype[0] in "IU"}
+    _refuse_integers(argument, path, wrong)
+
+
+def check_tensors(argument: str, path: str | Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Refuse weights that are integers, NaN or infinite. Buffers that are no weights may be integers.
+
+    Args:
+        argument, path: that named the model.
+        tensors: by name, as loaded.
+
+    Raises:
+        ValueError: names the first tensors.
+    """
+    weights = {name: x for name, x in tensors.items() if _is_weight(name)}
+    kinds = {name: str(x.dtype).removeprefix("torch.") for name, x in weights.items() if not x.is_floating_point()}
+    _refuse_integers(argument, path, kinds)
+
+    broken = sorted(name for name, x in weights.items() if not all_numbers(x))
+    if broken:
+        raise ValueError(
+            f"`{argument}` {path} holds NaN or infinity in {len(broken)} of its {len(weights)} weights "
+            f"({listed(broken)}): restore its weights, or name another checkpoint."
+        )
+
+
+def _is_weight(name: str) -> bool:
+    return name.endswith((".weight", ".bias"))
+
+
+def _refuse_integers(argument: str, path: str | Path, dtypes: Mapping[str, str]) -> None:
+    if dtypes:
+        kinds = " and ".join(sorted({dtype.lower() for dtype in dtypes.values()}))
+        raise ValueError(
+            f"`{argument}` {path} holds {len(dtypes)} weights that are whole numbers of type {kinds} "
+            f"({listed(sorted(dtypes))}): restore its weights, in float32 or bfloat16 for instance."
+        )
+
+
+def all_numbers(tensor: torch.Tensor) -> bool:
+    """Whether no value is NaN or infinite; for a sharded tensor, of this rank's part."""
+    tensor = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    if not tensor.numel():
+        return True
+
+    # `aminmax` keeps a NaN, and needs no tensor of the size of the weights
+    return all(math.isfinite(x) for x in torch.stack(tensor.detach().aminmax()).tolist())
 
 
 def check_sizes(argument: str, path: str | Path, config: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:

@@ -19,6 +19,7 @@ from torch.utils.data import IterableDataset
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from ..door.writing import write_atomically
+from ..targets.weights import all_numbers
 from .checkpoints import last_complete_checkpoint
 from .totals import StepTotals
 
@@ -326,16 +327,6 @@ class WholePasses(TrainerCallback):
         cut = control.should_training_stop  # perhaps within the pass, so the end of the run decides
         if not cut and not self.trainer.watch.supervised_pass:
             self.trainer.refuse_unsupervised(state.global_step)
-
-
-def all_numbers(tensor: torch.Tensor) -> bool:
-    """Whether no value is NaN or infinite; for a sharded tensor, of this rank's part."""
-    tensor = tensor.to_local() if isinstance(tensor, DTensor) else tensor
-    if not tensor.numel():
-        return True
-
-    # `aminmax` keeps a NaN, and needs no tensor of the size of the weights
-    return all(math.isfinite(x) for x in torch.stack(tensor.detach().aminmax()).tolist())
 
 
 def records_of(

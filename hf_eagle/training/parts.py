@@ -1,6 +1,7 @@
 """Make the parts of a run from its arguments: tokenizer, data, target, draft, stored features."""
 
 import logging
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -144,7 +145,12 @@ def conversations(
         form = {"dataset_format": data_args.dataset_format, "skip_bad_records": data_args.skip_bad_records}
         sources = getattr(data_args, argument)
         with naming(argument):
-            records = load_records(sources, weights=weights, streaming=streaming, seed=args.seed, **form)
+            try:
+                records = load_records(sources, weights=weights, streaming=streaming, seed=args.seed, **form)
+            except ValueError as problem:
+                if not str(problem).startswith("`weights`"):
+                    raise
+                raise ValueError(str(problem).replace("`weights`", "`data_weights`", 1)) from problem
 
         if processor is not None and holds_media(records):
             skip = data_args.skip_bad_media
@@ -163,6 +169,11 @@ def conversations(
         train = build("train_data", data_args.data_weights, data_args.streaming)
         held_out = data_args.eval_data and build("eval_data")
         if not held_out and data_args.eval_share > 0:
+            if math.ceil(data_args.eval_share * len(train)) >= len(train):
+                raise ValueError(
+                    f"`eval_share` {data_args.eval_share:g} of {len(train)} conversations leaves none to train on: "
+                    "lower it, or give more `train_data`."
+                )
             parts = train.train_test_split(test_size=data_args.eval_share, seed=args.seed)
             train, held_out = parts["train"], parts["test"]
         if data_args.packing:

@@ -144,8 +144,8 @@ def check_same_data(folder: str | Path, reads: list[dict]) -> None:
 
     raise ValueError(
         f"`train_data` is {told_reads(reads, before.reads)}, but {folder} was written by a run on "
-        f"{told_reads(before.reads, reads)}, so its place in the stream means other records here: give the same data in "
-        "the same order and shares, or start the pass over with `ignore_data_skip`."
+        f"{told_reads(before.reads, reads)}, so its place in the stream means other records here: give the same data "
+        "in the same order and shares, or start the pass over with `ignore_data_skip`."
     )
 
 

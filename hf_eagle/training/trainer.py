@@ -1,6 +1,7 @@
 """`EagleTrainer`: a `transformers.Trainer` whose `compute_loss` runs a frozen target and unrolls a draft."""
 
 from collections.abc import Iterator
+from functools import partial
 from itertools import count, islice
 from typing import Any
 
@@ -14,7 +15,7 @@ from transformers.trainer_utils import has_length
 from ..arguments.objective import refuse_other_methods
 from ..arguments.training import EagleTrainingArguments
 from ..data.collators import EagleDataCollator
-from ..data.given import check_form, look_at
+from ..data.given import look_at
 from ..data.streaming import RankStream, empty_batch, keep_rank_stream
 from ..drafts.adapters import AdaptedDraft
 from ..drafts.modeling_base import EaglePreTrainedModel
@@ -87,10 +88,8 @@ class EagleTrainer(StallMixin, StoppingMixin, SavingMixin, HealthMixin, Trainer)
             model.config.tokenizer_fingerprint = tokenizer_fingerprint(processing_class)
 
         # a collator of the user's own may read other columns
-        self._longest, self._own_collator = longest_context(target.config), data_collator is not None
-        for name in ("train_dataset", "eval_dataset"):
-            if kwargs.get(name) is not None:
-                kwargs[name] = self._looked_at(kwargs[name], name)
+        self._looked_at = partial(look_at, longest=longest_context(target.config), by_columns=data_collator is None)
+        kwargs |= {name: self._looked_at(x, name) for name, x in kwargs.items() if name.endswith("_dataset")}
 
         if data_collator is None:
             pad = getattr(processing_class, "pad_token_id", None)
@@ -296,20 +295,13 @@ class EagleTrainer(StallMixin, StoppingMixin, SavingMixin, HealthMixin, Trainer)
 
     def get_eval_dataloader(self, eval_dataset=None):
         """As in `Trainer`, with the same plans in every epoch."""
-        return self._planned_alike(super().get_eval_dataloader, self._looked_at(eval_dataset, "eval_dataset"))
+        if not isinstance(eval_dataset, str):  # the name of one that was looked at
+            eval_dataset = self._looked_at(eval_dataset, "eval_dataset")
+        return self._planned_alike(super().get_eval_dataloader, eval_dataset)
 
     def get_test_dataloader(self, test_dataset):
         """As in `Trainer`, with the same plans in every epoch."""
         return self._planned_alike(super().get_test_dataloader, self._looked_at(test_dataset, "test_dataset"))
-
-    def _looked_at(self, data, argument: str):
-        """The data set to read in place of one that the user gave, see [`look_at`]."""
-        if data is None or isinstance(data, str) and argument == "eval_dataset":  # a name of one looked at before
-            return data
-        if self._own_collator:
-            check_form(data, argument)
-            return data
-        return look_at(data, argument, self._longest)
 
     def _planned_alike(self, make_loader, dataset):
         if self.data_collator is not self._plans:  # the user's own, whose batches the step plans

@@ -168,6 +168,19 @@ def test_other_settings_are_refused(greedy, tmp_path):
     assert (tmp_path / "mine.jsonl").read_text() == "precious"
 
 
+def test_lines_are_known_by_the_ids_of_their_records(tmp_path, caplog):
+    tokenizer = tiny_tokenizer(CHATML)
+    chats = [
+        {"id": "first", "messages": [user("a"), assistant("x"), user("b")]},
+        {"messages": [user("a"), assistant("x"), {"role": "tool", "content": "t"}, user("b")]},
+        {"id": 70, "prompt": "c", "completion": "x"},
+    ]
+    made = {"max_new_tokens": 4, "progress": False}
+    path = regenerate_answers(tiny_chat_model(tokenizer), tokenizer, chats, tmp_path / "out", **made)
+    assert [row["id"] for row in whole(read(path))] == ["first", 1, 70]
+    assert "1 in 1 of 3 records, first in record 1" in caplog.text
+
+
 def test_turns_and_prompts_that_do_not_fit(tmp_path, caplog):
     """Users' messages in a row are one turn; a tool ends a conversation; too long a prompt ends it too."""
     tokenizer = tiny_tokenizer(CHATML)

@@ -79,6 +79,14 @@ def test_rows_are_whole_and_in_order_whatever_fails(tmp_path):
     assert body["repetition_penalty"] == 1.0 and body["top_k"] == -1
 
 
+def test_lines_are_known_by_the_ids_of_their_records(tmp_path):
+    chats = records(4)
+    chats[0]["id"], chats[2]["id"] = "first", 70
+    with ChatServer() as server:
+        regenerate(tmp_path / "answers.jsonl", server.url, records=chats)
+    assert [row["id"] for row in read(tmp_path / "answers.jsonl")] == ["first", 1, 70, 3]
+
+
 def test_twenty_kills_lose_double_and_tear_nothing(tmp_path):
     output, journal = tmp_path / "answers.jsonl", tmp_path / "answers.jsonl.journal"
     moments = random.Random(0)

@@ -6,7 +6,7 @@ import pytest
 from tiny_tokenizer import assistant, system, user
 
 from hf_eagle.answers.answer import Answer
-from hf_eagle.answers.turns import context, read_offers, read_turns
+from hf_eagle.answers.turns import context, read_ids, read_offers, read_turns
 
 
 IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA", "detail": "low"}}
@@ -23,6 +23,34 @@ def test_turns_and_their_context():
     assert context(turns, [y]) == [*turns[0], assistant("y"), user("c")]
     last = {"role": "assistant", "content": "z", "reasoning_content": "hm"}
     assert context(turns, [y, z]) == [*turns[0], assistant("y"), user("c"), last]
+
+
+TOOL = {"role": "tool", "content": "t"}
+
+
+@pytest.mark.parametrize(
+    ("chats", "told"),
+    [
+        ([[user("a"), assistant("x"), user("b")]], None),
+        ([[user("a"), assistant("x"), TOOL, assistant("y")]], None),
+        ([[user("a"), assistant("x"), TOOL, assistant("y"), user("b"), assistant("z")]], "1 in 1 of 1 records"),
+        (
+            [[user("a")], [user("a"), TOOL, user("b"), user("c"), assistant("z"), TOOL, user("d")]],
+            "2 in 1 of 2 records",
+        ),
+        ([[user("a"), TOOL, user("b")], [user("a"), TOOL, user("b")]], "2 in 2 of 2 records, first in record 0"),
+    ],
+)
+def test_turns_behind_a_tool_are_counted(chats, told, caplog):
+    turns = read_turns([{"messages": messages} for messages in chats])
+    assert all(turns) and "tool" not in {message["role"] for own in turns for turn in own for message in turn}
+    assert (told is None) == (not caplog.records)
+    assert told is None or (f": {told}" in caplog.text and "behind a tool's result are not answered" in caplog.text)
+
+
+def test_a_record_keeps_its_own_id():
+    own = ["a-1", 7, "", None, 1.5, ["x"], {"a": 1}]
+    assert read_ids([*({"id": id} for id in own), {}]) == ["a-1", 7, "", 3, 4, 5, 6, 7]
 
 
 def test_tools_on_offer_are_a_record_s_own_or_everybody_s():

@@ -48,6 +48,7 @@ REFUSED = [
     ({"ddp_backend": "nccl"}, "`ddp_backend` is nccl, but this is one process"),
     ({"hub_model_id": "a/b/c"}, "`hub_model_id` 'a/b/c' is no name of a repository"),
     ({"hub_model_id": ""}, "`hub_model_id` '' is no name"),
+    ({"hub_revision": "../x y"}, "`hub_revision` '../x y' is no name of a branch"),
     # what the library says by itself is told with the name
     ({"logging_steps": 2.5}, "`logging_steps` cannot be as given"),
     ({"save_steps": 2.5, "save_strategy": "steps"}, "`save_steps` cannot be as given"),
@@ -59,6 +60,8 @@ UNAVAILABLE = [
     ({"report_to": ["x"]}, "`report_to` names x, which cannot be used here"),
     ({"optim_args": "x"}, "`optim` adamw_torch_fused with `optim_args` x cannot be used here"),
     ({"optim": "sgd", "optim_args": "momentum=-1"}, "`optim` sgd with `optim_args` momentum=-1 cannot be used here"),
+    ({"lr_scheduler_kwargs": {"num_cycles": "x"}}, "`lr_scheduler_type` cosine does not go with .*'num_cycles': 'x'"),
+    ({"lr_scheduler_kwargs": {"num_cycles": 1e999}}, "`lr_scheduler_type` cosine does not go with"),
     ({"lr_scheduler_kwargs": {"x": 1}}, "`lr_scheduler_type` cosine does not go with `lr_scheduler_kwargs` {'x': 1}"),
     ({"lr_scheduler_type": "cosine_with_min_lr"}, "`lr_scheduler_type` cosine_with_min_lr does not go with"),
     ({"lr_scheduler_type": "warmup_stable_decay"}, "`lr_scheduler_type` warmup_stable_decay does not go with"),
@@ -102,6 +105,10 @@ def trained(tmp_path, **options) -> bool:
     target, draft = tiny_pair()
     EagleTrainer(draft, args, target, train_dataset=random_chats(8)).train()
     return True
+
+
+def test_no_noise_is_no_refusal(tmp_path):
+    assert trained(tmp_path, neftune_noise_alpha=0.0)
 
 
 def test_every_optimizer_trains_or_is_refused(tmp_path):

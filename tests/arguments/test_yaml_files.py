@@ -1,6 +1,7 @@
 """YAML: words as they were written, and files that stand for too much are refused before anything is made of them."""
 
 import json
+import os
 
 import pytest
 import yaml
@@ -22,7 +23,8 @@ def parse(tmp_path):
     groups = (TargetArguments, DraftArguments, DataArguments, EagleTrainingArguments)
 
     def parse(text: str) -> dict:
-        (tmp_path / "run.yaml").write_text(NEEDED + text, encoding="utf-8")
+        kept = [line for line in NEEDED.splitlines() if line.split(":")[0] != text.split(":")[0]]
+        (tmp_path / "run.yaml").write_text("\n".join([*kept, text]), encoding="utf-8")
         found = EagleArgumentParser(groups).parse_args_and_config(["--config", str(tmp_path / "run.yaml")])
         return {name: value for group in found for name, value in vars(group).items()}
 
@@ -62,7 +64,7 @@ def parse(tmp_path):
         ("1: 2", None, "must hold names of arguments, but has 1 for one"),
         ("run_name: !!python/name:os.system ''", "run_name", ""),
         ("learning_rate: !!python/name:os.system ''", None, "cannot be read as YAML"),
-        ("config: other.yaml", None, "unknown argument --config"),
+        ("config: other.yaml", None, "`config` belongs on the command line"),
     ],
 )
 def test_values_are_what_was_written(parse, capsys, line, name, value):
@@ -149,3 +151,35 @@ def test_merged_keys_are_read(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text("a: &a {b: 1, c: 2}\nd: {<<: *a, c: 3}\n")
     assert read_yaml(path, "recipe") == {"a": {"b": 1, "c": 2}, "d": {"b": 1, "c": 3}}
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "lines"),
+    [
+        ("target: a\nbf16: true\ntarget: b\n", "target", "1 and 3"),
+        ("target: a\n'target': a\n", "target", "1 and 2"),
+        ("{target: a, target: b}", "target", "1 and 1"),
+        ("lr_scheduler_kwargs:\n  power: 1\n  power: 2\n", "power", "2 and 3"),
+        ("variants:\n- target: a\n  ttt_steps: 3\n  target: b\n", "target", "2 and 4"),
+        ("? [{a: 1, a: 2}]\n: 3\n", "a", "1 and 1"),
+    ],
+)
+def test_a_name_that_stands_twice_is_refused_with_its_lines(tmp_path, text, name, lines):
+    (tmp_path / "a.yaml").write_text(text)
+    with pytest.raises(ValueError, match=f"`--config` .*a.yaml gives `{name}` twice, in lines {lines}: leave one out"):
+        read_yaml(tmp_path / "a.yaml", "--config")
+
+
+@pytest.mark.parametrize("name", ["config", "help"])
+def test_what_only_the_command_line_takes_is_told_so(parse, capsys, name):
+    with pytest.raises(SystemExit):
+        parse(f"{name}: other.yaml")
+    assert f"`{name}` belongs on the command line, not into a file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_a_pipe_or_a_device_is_not_read(kind, tmp_path):
+    path = tmp_path / "run.yaml"
+    os.mkfifo(path) if kind == "pipe" else path.symlink_to("/dev/zero")
+    with pytest.raises(ValueError, match="^`recipe` .*run.yaml cannot be read: it is no ordinary file; name another."):
+        read_yaml(path, "recipe")

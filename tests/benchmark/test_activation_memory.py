@@ -7,7 +7,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from hf_eagle.benchmark.workload import Shapes, Step, build_draft, chat_batch
+from hf_eagle.benchmark.shapes import Shapes
+from hf_eagle.benchmark.workload import Step, build_draft, chat_batch
 from hf_eagle.drafts.build import new_draft
 from hf_eagle.drafts.costs_base import RunShapes
 from hf_eagle.drafts.eagle1.configuration import Eagle1Config

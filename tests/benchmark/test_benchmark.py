@@ -2,15 +2,19 @@
 
 import dataclasses
 import json
+import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tiny_files import write_chats, write_tiny_target
 from torch.utils.flop_counter import FlopCounterMode
 from warm_python import warm_python
 
 from hf_eagle.benchmark import measures
-from hf_eagle.benchmark.workload import Shapes, Step, build_draft, chat_batch, random_target
+from hf_eagle.benchmark.shapes import Shapes, check_memory, check_turns
+from hf_eagle.benchmark.workload import Step, build_draft, chat_batch, random_target
 from hf_eagle.data.collators import EagleDataCollator
 from hf_eagle.drafts.build import new_draft
 from hf_eagle.drafts.eagle1.configuration import Eagle1Config
@@ -181,8 +185,20 @@ def test_data_that_are_nothing_are_named(tmp_path):
         ({"compare": "padded"}, "`compare` padded is about real chats: name a `data` file and a `target`"),
         ({"compare": "float32"}, "`compare` float32 needs `dtype` bfloat16"),
         ({"v_head_dim": 8}, "`v_head_dim` is 8, but the draft of `preset` smollm2 has no latent attention"),
-        ({"length": 0}, "`length` must be at least 1"),
+        ({"length": 0}, "`length` must be at least 4"),
         ({"supervised_share": 1.0}, "`supervised_share` must be above 0 and below 1"),
+        ({"batch_size": 10**9}, "`batch_size` must be at least 1 and at most 65,536"),
+        ({"hidden_size": 2 * 10**9}, "`hidden_size` must be at least 1 and at most 131,072"),
+        ({"num_attention_heads": 4}, "`num_attention_heads` 4 must be a multiple of `num_key_value_heads` 3"),
+        ({"head_dim": 7}, "`head_dim` must be even"),
+        ({"preset": "kimi-mla", "qk_rope_head_dim": 7}, "`qk_rope_head_dim` must be even"),
+        ({"vocab_size": 64}, "`draft_vocab_size` 8192 must be at most `vocab_size` 64"),
+        ({"length": 1}, "`length` must be at least 4 and at most 131,072"),
+        ({"supervised_share": 1e-12}, "`supervised_share` 1e-12 of a turn of 512 tokens is less than two tokens"),
+        ({"length": 32, "turns": 1000}, "`turns` must be at most 8 in rows of `length` 32, got 1000"),
+        ({"turns": 1000, "sweep": "length"}, "`turns` must be at most 128 in rows of `length` 512, got 1000"),
+        ({"target": "random", "hidden_size": 577}, "`hidden_size` 577 must be a multiple of `num_attention_heads` 9"),
+        ({"target": "random", "num_hidden_layers": 6}, "`num_hidden_layers` must be at least 7"),
         ({"data": "chats.jsonl"}, "`data` needs the `target`"),
         ({"target": "a/model"}, "`target` a/model is measured on real chats: name a `data` file"),
         ({"data": "chats.jsonl", "target": "a/model", "compare": "eager"}, "`data` goes with `compare` none, padded"),
@@ -195,6 +211,34 @@ def test_what_does_not_fit_is_one_sentence(fields, message, monkeypatch):
 
     with pytest.raises(ValueError, match=message):
         BenchmarkArguments(**fields)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(4, 40), st.integers(1, 10), st.floats(0.05, 0.95), st.integers(1, 5))
+def test_rows_that_are_accepted_are_learned_from(length, turns, share, num_steps):
+    try:
+        check_turns(length, turns, share)
+    except ValueError:
+        return
+    step = Step(build_draft(SHAPES, CPU), None, num_steps)
+    batch = step.planned(chat_batch(SHAPES, 1, length, share, turns, CPU))
+    step.look(batch)
+    assert int(step.counts[0]) > 0 and math.isfinite(step.forward(batch).item())
+
+
+@pytest.mark.parametrize(
+    ("sizes", "named"),
+    [
+        ((2**16, 2**17, SHAPES), "batch_size"),
+        ((1, 8, Shapes(2**17, 96, 4, 2, 16, 2**22, 128, 8)), "hidden_size"),
+    ],
+)
+def test_what_no_memory_holds_is_refused_before_it_is_made(sizes, named):
+    batch_size, length, shapes = sizes
+    with pytest.raises(ValueError, match=f"^`{named}` .* GiB or more, but cpu has 16.0: give smaller ones"):
+        check_memory(shapes, batch_size, length, 0, 2**34, "cpu")
+    check_memory(shapes, batch_size, length, 0, None, "cpu")
+    check_memory(SHAPES, 2, 64, 8, measures.room_of(CPU), "cpu")
 
 
 def run(*options: str):

@@ -38,3 +38,31 @@ def test_pad_token_and_multiple():
 def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         EagleDataCollator(**arguments)
+
+
+EMPTY = {
+    "no ids": {"input_ids": [], "loss_mask": []},
+    "no ids, labelled": {"input_ids": [], "labels": []},
+    "nothing but padding": {"input_ids": [5, 6], "loss_mask": [1, 1], "attention_mask": [0, 0]},
+}
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("empty", EMPTY)
+def test_a_row_without_a_token_supervises_nothing(empty, side, packed):
+    """Beside others it is padding; alone it gets a token, since no model runs on nothing."""
+    documents = [{"document_lengths": lengths} if packed else {} for lengths in ([], [2, 1])]
+    row, other = EMPTY[empty] | documents[0], {"input_ids": [5, 6, 7], "loss_mask": [0, 1, 1]} | documents[1]
+    collate = EagleDataCollator(9, padding_side=side, pad_to_multiple_of=2)
+
+    beside, wanted = collate([other, row]), collate([other])
+    assert all(torch.equal(beside[name][:1], wanted[name]) for name in wanted)
+    assert not beside["attention_mask"][1].any()
+
+    for number in (1, 2):
+        alone = collate([row] * number)
+        assert alone.keys() == wanted.keys() and {x.shape for x in alone.values()} == {(number, 2)}
+        assert alone["attention_mask"].tolist() == [[1, 0]] * number and not alone["loss_mask"].any()
+        if packed:
+            assert alone["documents"].tolist() == [[0, -1]] * number

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from tiny import VOCAB, random_chats
 
@@ -115,6 +115,7 @@ ROW = {"input_ids": [5, 6, 7], "loss_mask": [0, 1, 1]}
         ({"attention_mask": [1, 0, 1]}, "`attention_mask` of row 1 of the batch is 0 between tokens"),
         ({"attention_mask": [1, 1]}, "`attention_mask` of row 1 of the batch has 2 values for 3"),
         ({"attention_mask": 1}, "`attention_mask` of row 1 .* got int 1"),
+        (dict.fromkeys(ROW), "Row 1 of the batch has no columns: give it"),
     ],
 )
 def test_what_a_row_cannot_be(change, message):
@@ -123,11 +124,86 @@ def test_what_a_row_cannot_be(change, message):
         EagleDataCollator(0)([ROW, row])
 
 
+@pytest.mark.parametrize("row", [None, 5, "5 6", [5, 6]])
+def test_a_row_is_a_mapping(row):
+    with pytest.raises(ValueError, match="Row 1 of the batch is .*: each row must be a dict of `input_ids`"):
+        EagleDataCollator(0)([ROW, row])
+
+
+# what people write as labels, of token ids and a mask; the trainer would train on other rows, or on all
+MISUNDERSTOOD = {
+    "a mask": lambda ids, mask: mask,
+    "-1 where nothing is supervised": lambda ids, mask: np.where(mask, ids, -1),
+    "0 where nothing is supervised": lambda ids, mask: np.where(mask, ids, 0),
+    "shifted to the left": lambda ids, mask: np.append(np.where(mask, ids, -100)[1:], -100),
+    "shifted to the right": lambda ids, mask: np.insert(np.where(mask, ids, -100)[:-1], 0, -100),
+    "another id everywhere": lambda ids, mask: np.full_like(ids, 9),
+}
+
+
+@st.composite
+def mislabelled(draw):
+    """A row whose labels are misunderstood, the first wrong place, and maybe padding, whose labels may be anything."""
+    length = draw(st.integers(1, 12))
+    ids = np.array(draw(st.lists(st.integers(10, VOCAB - 1), min_size=length, max_size=length)))
+    mask = np.array(draw(st.lists(st.integers(0, 1), min_size=length, max_size=length)))
+    labels = MISUNDERSTOOD[draw(st.sampled_from(sorted(MISUNDERSTOOD)))](ids, mask)
+    wrong = np.flatnonzero((labels != -100) & (labels != ids))
+    assume(len(wrong))
+
+    front, behind = draw(st.integers(0, 3)), draw(st.integers(0, 3))
+    row = {"input_ids": ids, "labels": labels, "attention_mask": np.ones(length, int)}
+    fill = {"input_ids": 7, "labels": 9, "attention_mask": 0}
+    return {name: np.pad(x, (front, behind), constant_values=fill[name]) for name, x in row.items()}, wrong[0] + front
+
+
+@given(mislabelled())
+def test_labels_are_minus_100_or_the_tokens_own_ids(found):
+    """In a row, and in a batch of another collator; what stands in padding is not compared."""
+    row, place = found
+    label, token = row["labels"][place], row["input_ids"][place]
+    begins = ", ".join(map(str, row["input_ids"][:5]))
+    wanted = (
+        f"`labels` of row 1 of the batch, which begins with {begins}, holds {label} at place {place}, where "
+        f"`input_ids` holds {token}: labels must be -100 or the token's own id"
+    )
+    with pytest.raises(ValueError, match=wanted):
+        EagleDataCollator(0)([ROW, row])
+
+    sound = {**row, "labels": np.where(row["attention_mask"] == 1, row["input_ids"], 9)}
+    batch = {name: torch.from_numpy(np.stack([sound[name], row[name]])) for name in row}
+    with pytest.raises(ValueError, match=wanted):
+        read_batch(batch, VOCAB)
+
+
+def test_labels_and_a_mask_that_disagree_are_refused():
+    both = {**ROW, "labels": [-100, 6, 7], "attention_mask": [1, 1, 1]}
+    wanted = EagleDataCollator(0)([ROW])
+    for same in (both, {**ROW, "labels": None}, {**both, "loss_mask": None}, {**both, "loss_mask": [-100, 1, 1]}):
+        assert all(torch.equal(x, wanted[name]) for name, x in EagleDataCollator(0)([same]).items())
+
+    message = (
+        "`labels` and `loss_mask` of row 1 of .* disagree at place 1, where `labels` holds -100 and `loss_mask` holds"
+    )
+    apart = {**both, "labels": [-100, -100, 7]}
+    batch = {name: torch.tensor([both[name], apart[name]]) for name in apart}
+    for read in (lambda: EagleDataCollator(0)([both, apart]), lambda: read_batch(batch, VOCAB)):
+        with pytest.raises(ValueError, match=message):
+            read()
+    with pytest.raises(ValueError, match="`labels` and `loss_mask` of row 1 of `dataset`, .* disagree at place 1"):
+        pack_dataset(Dataset.from_list([both, apart]), 8)
+
+    hidden = {**apart, "attention_mask": [0, 0, 1]}  # padding tells nothing
+    assert read_row(hidden, "row 0")["loss_mask"].tolist() == [1]
+
+
 def test_column_names_are_checked_where_they_are_known():
     check_data(train_dataset=Dataset.from_list([ROW]), eval_dataset=None)
     check_data(train_dataset=[ROW], eval_dataset={"a": Dataset.from_dict({"input_ids": [[5]], "labels": [[5]]})})
     with pytest.raises(ValueError, match="`train_dataset` has no column `input_ids`, only `text`: .*build_dataset"):
         check_data(train_dataset=Dataset.from_dict({"text": ["a"]}))
+    with pytest.raises(ValueError, match="`train_dataset` has no columns: give it `input_ids`, .*build_dataset"):
+        check_data(train_dataset=Dataset.from_list([]))
     with pytest.raises(ValueError, match="`eval_dataset` has no column `loss_mask`, only `input_ids`"):
         check_data(eval_dataset={"a": Dataset.from_list([ROW]), "b": Dataset.from_dict({"input_ids": [[5]]})})
     with pytest.raises(ValueError, match="`dataset` has no column `loss_mask`"):
@@ -180,6 +256,8 @@ def test_batches_of_another_collator_are_read_alike():
 
     for change, message in (
         ({"loss_mask": None}, "The batch has no `loss_mask`, only `input_ids`, `attention_mask`: its collator must"),
+        (dict.fromkeys(batch), "The batch has no columns: its collator must give"),
+        ({"loss_mask": batch["loss_mask"][:, 1:]}, r"`loss_mask` of the batch has the shape .* `input_ids` has \(4, "),
         ({"input_ids": [[5]]}, r"`input_ids` of the batch must be a tensor \(batch, length\), got list"),
         ({"loss_mask": torch.ones(3)}, r"`loss_mask` of the batch must be .* got one of shape \(3,\)"),
         ({"loss_mask": 3 * batch["loss_mask"]}, "`loss_mask` of the batch holds 3"),
@@ -187,3 +265,18 @@ def test_batches_of_another_collator_are_read_alike():
         wrong = {name: x for name, x in {**batch, **change}.items() if x is not None}
         with pytest.raises(ValueError, match=message):
             read_batch(wrong, VOCAB)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("length", [0, 3])
+def test_a_batch_of_nothing_but_padding_gets_a_token_that_is_not_supervised(length, packed):
+    zeros = torch.zeros(2, length, dtype=torch.long)
+    batch = {"input_ids": zeros + 5, "loss_mask": zeros + 1, "attention_mask": zeros}
+    if packed:
+        batch |= {"documents": zeros - 1, "position_ids": zeros}
+        del batch["attention_mask"]
+    read = read_batch(batch, VOCAB)
+    assert read.keys() == batch.keys() and {x.shape for x in read.values()} == {(2, max(1, length))}
+    wanted = [[0] + [-1] * (length - 1)] * 2 if packed else [[1] + [0] * (length - 1)] * 2
+    assert read["documents" if packed else "attention_mask"].tolist() == wanted
+    assert not read["loss_mask"].any()

@@ -105,6 +105,7 @@ SET = {
         "other": ["សូមបកប្រែប្រយោគនេះជាភាសាបារាំង៖ ខ្ញុំចង់បានកាហ្វេទឹកដោះគោមួយកែវ។"],
     },
 }
+SHORT = "13 words in a row, or all of a prompt of 7 to 12 words"
 WITHOUT_SPACES = ("Chinese", "Japanese", "Thai", "Khmer")
 
 
@@ -155,11 +156,15 @@ def test_a_run_is_13_words_or_so_many_characters():
 @pytest.mark.parametrize(
     "prompt, inside",
     [
-        ("who are you, and what can you do for me today", False),  # spaces: a short one inside a message is chance
+        ("who are you, and what for？", False),  # six words: inside a message they are chance
+        ("who are you, and what for, today？", True),  # seven
         ("法国的首都是哪里呢？", False),  # nine characters
         ("法国的首都是哪座城市？", True),  # ten
-        ("use Python to sort a list 排序", False),  # most of it has spaces
+        ("use Python to sort 排序", False),  # four words and two characters
+        ("use Python to sort a list 排序", True),
         ("请用Python写一个排序程序", True),
+        ("かなかなかなかなかなかな", False),  # twelve
+        ("かなかなかなかなかなかなか", True),
     ],
 )
 def test_a_short_prompt_is_found_as_a_whole_message_and_where_half_a_run_is_there_inside_one(prompt, inside):
@@ -171,6 +176,15 @@ def test_a_short_prompt_is_found_as_a_whole_message_and_where_half_a_run_is_ther
 def test_a_whole_message_of_13_words_is_found_too():
     words = " ".join(f"word{n}" for n in range(13))
     assert HeldOut([words]).found_in([words]) == {0} and HeldOut([" .", ""]).found_in(["", "?"]) == set()
+
+
+@pytest.mark.parametrize("prompt", ["👍", "❤\ufe0f", "👩\u200d💻 🎉", "?!", "...", "「」", "→ ⇒", "+-*/"])
+def test_a_prompt_without_words_is_compared_as_it_is(prompt):
+    held_out = HeldOut([prompt, "  ", ""])
+    assert held_out.found_in(["a word", f" {prompt}\n"]) == {0}
+    assert held_out.found_in([f"well {prompt}", prompt + prompt, "§", " ", ""]) == set()
+    messages = [user(prompt), assistant("I see.")]
+    assert overlap_statistics([{"messages": messages}], [prompt])["prompts_found"] == 1
 
 
 def test_overlap_by_13_words():
@@ -243,7 +257,7 @@ def test_as_a_plain_search_finds(data):
 
     ours, theirs = units_of(prompt), units_of(message)
     wanted = bool(ours) and ours == theirs
-    shortest = length if length == 13 else (length + 1) // 2
+    shortest = (length + 1) // 2
     for size in [length] if len(ours) >= length else [len(ours)] if len(ours) >= shortest else []:
         runs = [ours[n : n + size] for n in range(len(ours) - size + 1)]
         wanted |= any(theirs[n : n + size] in runs for n in range(len(theirs) - size + 1))
@@ -260,5 +274,5 @@ def test_as_a_plain_search_finds(data):
 def test_whoever_looks_for_prompts_is_told_what_counts(script, arguments, name, monkeypatch):
     monkeypatch.syspath_prepend(Path(__file__).parents[2] / "scripts")
     told = vars(importlib.import_module(script))[arguments].__dataclass_fields__[name].metadata["help"]
-    assert "13 words in a row, or all of a shorter prompt" in told
-    assert "in scripts without spaces 20 Chinese characters, 26 kana or 40 letters" in told
+    assert f"{SHORT}; a still shorter prompt only if it is the whole message" in told
+    assert "in scripts without spaces 20 Chinese characters, 26 kana or 40 letters count as 13 words" in told

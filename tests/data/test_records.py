@@ -117,6 +117,67 @@ def test_the_form_is_told_and_can_be_named(tmp_path, caplog):
         load_records(words)
 
 
+FORMS_AND_FILES = {
+    "a.jsonl": ([{"messages": QA}], "`messages`"),
+    "b.jsonl": ([{"text": "plain"}], "plain `text`"),
+    "c.csv": ([{"instruction": "q", "output": "a"}], "`instruction`"),
+    "d.json": ([{"prompt": "q", "completion": "a"}], "`prompt` with"),
+    "sub/e.parquet": (
+        [{"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}],
+        "ShareGPT",
+    ),
+}
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("names", [["a.jsonl", "b.jsonl"], ["a.jsonl", "c.csv"], list(FORMS_AND_FILES)])
+def test_each_form_of_a_folder_is_told(names, streaming, tmp_path, caplog):
+    (tmp_path / "sub").mkdir()
+    for name in names:
+        rows = Dataset.from_list(FORMS_AND_FILES[name][0] * 20)
+        kind = name.rpartition(".")[2]
+        getattr(rows, f"to_{kind.removesuffix('l')}")(tmp_path / name, **({"lines": True} if kind == "jsonl" else {}))
+    with caplog.at_level(logging.INFO):
+        load_records(tmp_path, streaming=streaming)
+    (told,) = [record.getMessage() for record in caplog.records if record.name == "hf_eagle.data.records"]
+    assert [told.count(FORMS_AND_FILES[name][1]) for name in names] == [1] * len(names)
+    assert ("a stream of records" if streaming else f"{20 * len(names)} records") in told
+
+
+def test_among_many_files_one_of_each_ending_is_looked_at(tmp_path, caplog):
+    for n in range(100):
+        write(tmp_path / f"{n:03}.jsonl", [{"messages": QA}])
+    (tmp_path / "z.csv").write_text("prompt,completion\nq,a\n")
+    with caplog.at_level(logging.INFO):
+        load_records(tmp_path, streaming=True)
+    assert "`messages` (role, content) and `prompt` with `completion`" in caplog.text
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_bad_file_behind_the_first_is_named_at_once_or_left_out(streaming, tmp_path):
+    write(tmp_path / "a.jsonl", [{"messages": QA}])
+    write(tmp_path / "b.jsonl", [{"words": "hello"}, {"messages": QA}])
+    with pytest.raises(ValueError, match="b.jsonl: Record 0: no conversation in the columns .'words'."):
+        load_records(tmp_path, streaming=streaming)
+    load_records(tmp_path, streaming=streaming, skip_bad_records=True)
+
+
+@pytest.mark.parametrize(
+    ("number", "said"), [(1, "1 record cannot be read and is"), (2, "2 records cannot be read and are")]
+)
+def test_a_stream_names_what_it_cannot_read_once(number, said, tmp_path, caplog):
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"messages": QA}) + "\n" + "oops\n" * number)
+    for _ in range(2):  # another run says it again
+        caplog.clear()
+        records = load_records(path, streaming=True, skip_bad_records=True)
+        for _ in range(3):
+            assert len(list(records)) == 1
+        told = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]
+        assert told == [f"{path}: {said} left out; the first: {told[0].partition('first: ')[2]}"]
+        assert "Line 2 of" in told[0]
+
+
 def test_tools_and_calls_survive_the_common_form(tmp_path):
     called = {"function": {"name": "f", "arguments": {"x": 1}}}
     other = {"function": {"name": "g", "arguments": {"y": ["a", {"z": None}]}}}

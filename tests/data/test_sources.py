@@ -3,6 +3,7 @@
 import gzip
 import json
 import logging
+import re
 from contextlib import suppress
 from pathlib import Path
 
@@ -69,6 +70,28 @@ def test_what_is_left_out_is_said(tmp_path, caplog):
     assert taken(tmp_path, streaming=True) == ["b.jsonl", "data/train.jsonl"]
     assert taken(tmp_path, split="test") == ["data/test.jsonl"]
     assert taken(tmp_path / "data/test.jsonl") == ["data/test.jsonl"]  # named itself, a file is taken
+
+
+@pytest.mark.parametrize("ending", [".jsonl.bz2", ".jsonl.xz", ".zip", ".txt", ".tar.gz", ".xlsx", ".parquet.gz", ""])
+def test_files_of_a_form_that_is_not_read_are_named(ending, tmp_path, caplog):
+    fill(tmp_path, "a.jsonl", *(f"sub/{n}{ending}" for n in range(7)))
+    # what is no data: pictures, texts about the data, hidden files
+    fill(
+        tmp_path, "pictures/a.png", "pictures/b.jpeg", "c.mp4", "README.md", "LICENSE", ".gitattributes", ".cache/x.zip"
+    )
+    for streaming in (False, True):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            assert taken(tmp_path, streaming=streaming) == ["a.jsonl"]
+        (told,) = [r.getMessage() for r in caplog.records if r.name == "hf_eagle.data.sources"]
+        assert f"of a form that is not read, to be decompressed or converted first: sub/0{ending}, sub/1" in told
+        assert "and 2 more" in told and not any(
+            word in told for word in ("pictures", "mp4", "README", "LICENSE", "git")
+        )
+
+    (tmp_path / "a.jsonl").unlink()
+    with pytest.raises(ValueError, match=f"holds no .* file to take .*not read.*sub/0{re.escape(ending)}"):
+        load_records(tmp_path)
 
 
 def test_a_compressed_file_beside_itself_is_left_out(tmp_path, caplog):

@@ -143,6 +143,64 @@ def test_a_bad_record_is_named_whenever_it_comes_or_left_out(late, message, tmp_
     assert len(told) >= 3 and all("1 " in line for line in told)
 
 
+BAD = {
+    "role": '{"messages": [{"role": "alien", "content": "x"}]}',
+    "type": '{"prompt": "q", "completion": [[1]]}',
+    "object": '{"messages": [3]}',
+    "reason": '{"prompt": 3, "completion": "a", "finish_reason": 7}',
+}
+
+
+@pytest.mark.parametrize("number", [1, 3, 5])
+@pytest.mark.parametrize("kind", BAD)
+def test_a_stream_names_its_first_bad_records_and_counts_all_of_them_once(kind, number, tmp_path, caplog):
+    (path,) = fill(tmp_path, [30])
+    with path.open("a") as file:
+        file.write((BAD[kind] + "\n") * number)
+    skip = {"skip_bad_records": True}
+    made = build_stream(load_records(path, streaming=True, **skip), tiny_tokenizer(CHATML), 64, **skip)
+    for epoch in range(3):
+        made.set_epoch(epoch)
+        assert len(list(made)) == 26
+    told = [r.getMessage() for r in caplog.records if r.name == "hf_eagle.data.token_stream"]
+    named, counted = told[: min(number, 3)], told[min(number, 3) :]
+    for place, line in enumerate(named, start=30):
+        assert line.startswith(f"A bad record is skipped: {path}: Record {place}: ") and len(line) > len(str(path)) + 60
+    counts = {1: "1 bad record of the stream was", 3: "3 bad records were", 5: "5 bad records were"}
+    assert counted == [f"{counts[number]} left out in this pass; later passes leave out the same."]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_name_no_more_and_not_in_every_pass(workers, tmp_path):
+    for path in fill(tmp_path, [30, 30]):
+        with path.open("a") as file:
+            file.write((BAD["role"] + "\n") * 4)
+    skip = {"skip_bad_records": True}
+    made = build_stream(load_records(tmp_path, streaming=True, **skip), tiny_tokenizer(CHATML), 64, **skip)
+    loader = DataLoader(RankStream(made), batch_size=None, num_workers=workers)
+
+    logger, handler = logging.getLogger("hf_eagle.data.token_stream"), logging.FileHandler(tmp_path / "log")
+    logger.addHandler(handler)
+    for epoch in range(2):
+        loader.dataset.set_epoch(epoch)
+        list(loader)
+    logger.removeHandler(handler)
+
+    told = (tmp_path / "log").read_text()
+    assert 1 <= told.count("A bad record is skipped") <= 2 + workers and told.count("left out in this pass") == workers
+
+
+def test_a_stream_counts_answers_of_white_space(tmp_path, caplog):
+    (path,) = fill(tmp_path, [30])
+    with path.open("a") as file:
+        file.write('{"prompt": "q", "completion": " "}\n' * 3)
+    made = build_stream(load_records(path, streaming=True), tiny_tokenizer(CHATML), 64)
+    for epoch in range(2):
+        made.set_epoch(epoch)
+        assert len(list(made)) == 26
+    assert caplog.text.count("3 answers are empty or white space only") == 1
+
+
 def test_a_stream_without_an_answer_is_refused_at_once(tmp_path):
     path = tmp_path / "questions.jsonl"
     path.write_text('{"prompt": "q"}\n' * 200)

@@ -4,7 +4,8 @@
                                   "sizes": [1, 2, ...], "eval_batch": 2, "fsdp2": false, "broken": [1, ...]}
 
 A run may also have `method` (`"eagle1"`), `packed`, `stream` (`"rows"`, or `"chats"` that are tokenised on the way, of
-which some have no answer), `resume` (a run's name and a step) and `stop_at`. Leaves in `out`:
+which some have no answer), `empty` (places of rows without a token), `resume` (a run's name and a step) and `stop_at`.
+Leaves in `out`:
 
 * of each run the trainer's `NAME/run`, `NAME/log.json` and, of each rank, `NAME/seen_RANK.json`: of each batch, the
   optimizer step and the token ids of the rows that counted;
@@ -102,7 +103,10 @@ def data_of(spec: dict, args: EagleTrainingArguments, folder: Path):
         told = DataArguments(train_data=[str(path)], streaming=True, max_length=64)
         return conversations(tiny_tokenizer(CHATML), told, args)[0]
 
-    data = Dataset.from_list(random_chats(spec["records"], seed=4))
+    chats = random_chats(spec["records"], seed=4)
+    for place in spec.get("empty", ()):
+        chats[place] = {"input_ids": [], "loss_mask": []}
+    data = Dataset.from_list(chats)
     data = pack_dataset(data, 48) if spec.get("packed") else data
     return data.to_iterable_dataset(3).shuffle(seed=2, buffer_size=5) if spec.get("stream") else data
 

@@ -17,6 +17,7 @@ from hf_eagle.door.inputs import (
     naming,
 )
 from hf_eagle.door.json_files import read_json
+from hf_eagle.door.reading import reading
 
 
 @pytest.fixture
@@ -56,7 +57,7 @@ def check_one_source(argument, source):
             (check, "/no/such/place", "does not exist")
             for check in (check_file, check_folder, check_model, check_one_source)
         ),
-        *((check, "", "does not exist") for check in (check_file, check_model, check_one_source)),
+        *((check, "", "is empty") for check in (check_file, check_model, check_one_source)),
         *((check, "x" * 5000 + "/y/z", "does not exist") for check in (check_file, check_model, check_one_source)),
         *((check, "a\0/b/c", "does not exist") for check in (check_file, check_model, check_one_source)),
         *((check, "locked.jsonl", "cannot be read .Permission denied.") for check in (check_file, check_one_source)),
@@ -93,3 +94,32 @@ def test_a_sentence_about_a_file_names_its_argument(folder):
         read_json(folder / "none.json")
     with pytest.raises(ValueError, match="^strange"), naming("data"):
         raise ValueError("strange")  # of somebody else
+
+
+@pytest.mark.parametrize("check", [check_file, check_folder, check_model, check_target, check_draft])
+@pytest.mark.parametrize("empty", ["", "  ", "\n"])
+def test_an_empty_argument_is_told_so(check, empty):
+    with pytest.raises(ValueError, match="^`what` is empty: name what to read, or leave it out"):
+        check("what", empty)
+    with pytest.raises(ValueError, match="^`what` is empty: name what to read, or leave it out"):
+        check_data("what", [__file__, empty])
+
+
+SPECIAL = ("model.safetensors", "config.json", "tokenizer.json", "other.bin")
+
+
+@pytest.mark.parametrize("name", SPECIAL)
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_a_pipe_or_a_device_in_a_folder_is_refused_at_once(name, kind, folder):
+    (folder / "draft" / name).unlink(missing_ok=True)
+    if kind == "pipe":
+        os.mkfifo(folder / "draft" / name)
+    else:
+        (folder / "draft" / name).symlink_to("/dev/zero")
+
+    said = f"^`name` draft holds {name}, which is no ordinary file: replace it"
+    for check in (check_draft, check_target):
+        with pytest.raises(ValueError, match=said):
+            check("name", "draft")
+    with pytest.raises(ValueError, match=said), reading("name", "draft"):
+        raise AssertionError("was read")

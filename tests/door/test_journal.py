@@ -62,16 +62,34 @@ def test_one_that_is_removed_begins_anew(tmp_path):
 
 def test_refusals(tmp_path):
     path = tmp_path / "journal"
-    Journal(path, SETTINGS).__exit__()
+    with Journal(path, SETTINGS) as journal:
+        journal.append({"a": 1})
     with pytest.raises(ValueError, match=r"journal was begun with `batch_size` 2 \(now 3\); go on with the same"):
         Journal(path, {**SETTINGS, "batch_size": 3})
     path.write_text(path.read_text() + "torn\n{}\n")
-    with pytest.raises(ValueError, match="Line 2 of the journal .* cannot be read"):
+    with pytest.raises(ValueError, match="Line 3 of the journal .* cannot be read"):
         Journal(path, SETTINGS)
     path.write_text("[1]\n")
     with pytest.raises(ValueError, match="is not a journal of this program"):
         Journal(path, SETTINGS)
     assert path.read_text() == "[1]\n"
+
+
+def test_one_without_rows_is_begun_anew(tmp_path):
+    path, others = tmp_path / "journal", {**SETTINGS, "batch_size": 3}
+    for text in ("", '{"b": '):  # also torn while the first row was written
+        Journal(path, SETTINGS).__exit__()
+        path.write_text(path.read_text() + text)
+        with Journal(path, others) as journal:
+            journal.append("row")
+        with Journal(path, others) as journal:
+            assert journal.rows == ["row"]
+            journal.remove()
+
+    path.write_text('{"of": "somebody else"}\n')
+    with pytest.raises(ValueError, match="was begun with"):
+        Journal(path, SETTINGS)
+    assert path.read_text() == '{"of": "somebody else"}\n'
 
 
 def test_write_atomically_leaves_the_old_file_when_it_fails(tmp_path):

@@ -1,6 +1,7 @@
 """JSON of ours: what it holds is given back, and what it lacks is said in one sentence with file and field."""
 
 import json
+import os
 
 import pytest
 from hypothesis import given
@@ -44,6 +45,14 @@ def test_values_of_a_form_are_taken_and_others_named(form, tmp_path):
             told.append(str(problem))
     assert all("x.json must hold " in one and "`field" in one and one.count(".") < 5 for one in told)
     assert bool(told) == (form is not object)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_a_pipe_or_a_device_is_not_read(kind, tmp_path):
+    path = tmp_path / "x.json"
+    os.mkfifo(path) if kind == "pipe" else path.symlink_to("/dev/zero")
+    with pytest.raises(ValueError, match="x.json is no ordinary file: restore it, or write it anew."):
+        read_json(path)
 
 
 @pytest.mark.parametrize(

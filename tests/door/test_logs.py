@@ -1,8 +1,10 @@
 """What a verb's log shows of others."""
 
 import importlib.util
+import io
 import logging
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -45,3 +47,21 @@ def test_every_verb_that_shows_lines_shows_them_so():
     """A verb that shows warnings alone has no such lines to leave out."""
     for path in (ROOT / "scripts").glob("*.py"):
         assert not re.search(r"basicConfig\(level=logging\.INFO", path.read_text()), path.name
+
+
+def test_no_line_shows_a_secret(monkeypatch):
+    """Not even in the traceback that a line may carry."""
+    shown, root = io.StringIO(), logging.getLogger()
+    monkeypatch.setenv("MY_API_KEY", "sk-123456789")
+    monkeypatch.setattr(root, "handlers", [])
+    monkeypatch.setattr(sys, "stderr", shown)
+    level = root.level
+    try:
+        show_log()
+        try:
+            raise ValueError("sent sk-123456789")
+        except ValueError as problem:
+            logging.getLogger("hf_eagle.hub").warning("A push failed: %s", problem, exc_info=True)
+    finally:
+        root.setLevel(level)
+    assert shown.getvalue().startswith("A push failed: sent ***\n") and "sk-123456789" not in shown.getvalue()

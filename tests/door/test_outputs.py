@@ -148,3 +148,19 @@ def test_what_tells_an_output_of_ours(text, holds, tmp_path):
 def test_beginnings(tmp_path):
     (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n")
     assert is_png(tmp_path / "a.png") and not begins_with(b"{")(tmp_path / "a.png") and not is_png(tmp_path / "none")
+
+
+@pytest.mark.parametrize("place", ["checkpoint-4", "checkpoint-9", "checkpoint-4/new", "link"])
+def test_no_folder_is_written_into_a_checkpoint_of_what_is_read(tmp_path, place):
+    (tmp_path / "run" / "checkpoint-4").mkdir(parents=True)
+    (tmp_path / "run" / "link").symlink_to("checkpoint-4")
+    reads = {"draft": str(tmp_path / "run")}
+    with pytest.raises(ValueError, match="`output_dir` .* lies in a checkpoint of `draft` .*run, which is read"):
+        check_output_folder("output_dir", tmp_path / "run" / place, reads, overwrite=True, ours=lambda path: True)
+    check_output_folder("output_dir", tmp_path / "run" / "less", reads)
+
+
+@pytest.mark.parametrize("root", ["/", "//", "/tmp/.."])
+def test_the_root_of_a_file_system_is_no_output(root):
+    with pytest.raises(ValueError, match=f"^`output_dir` {root} is the root of a file system: name a place in it."):
+        check_output_folder("output_dir", root)

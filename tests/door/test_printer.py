@@ -88,6 +88,31 @@ def test_signals_and_exits(problem, status, said, capsys):
     assert end_of(raising(problem), capsys) == (status, said)
 
 
+@pytest.mark.parametrize("bars", [1, 2])
+@pytest.mark.parametrize(
+    ("problem", "said"),
+    [(RuntimeError("odd"), "RuntimeError: odd"), (KeyboardInterrupt(), "interrupted"), (Terminated("kept"), "kept")],
+)
+def test_a_sentence_stands_on_a_line_of_its_own_behind_progress_bars(problem, said, bars, capsys):
+    from tqdm.auto import tqdm
+
+    begun = []
+
+    def main():
+        for _ in range(bars):
+            begun.append(tqdm(total=10, miniters=1, mininterval=0))
+            begun[-1].update(3)
+        raise problem
+
+    _, printed = end_of(main, capsys)
+    *before, last = printed.splitlines()
+    assert "3/10" in "".join(before) and "/10" not in last and said in last
+    assert printed.endswith(f"{last}\n")
+    for bar in begun:  # as Python does when it ends
+        bar.close()
+    assert capsys.readouterr().err == ""
+
+
 def test_a_verb_that_ends_well_says_nothing(capsys):
     assert end_of(lambda: 5, capsys) == (0, "")
 

@@ -13,6 +13,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from hf_eagle.data.messages import read_tools
+from hf_eagle.door import sentences
+from hf_eagle.door.connection import read_key
 from hf_eagle.door.json_files import check_fields, read_json
 from hf_eagle.door.printer import told
 from hf_eagle.door.sentences import (
@@ -141,8 +143,35 @@ def test_the_place_is_the_last_line_of_ours():
 def test_no_secret_is_told(monkeypatch):
     monkeypatch.setenv("MY_API_KEY", "  sk-123456789 ")
     monkeypatch.setenv("SHORT_TOKEN", "a")
-    text = without_secrets("http://user:pw@host/x and https://host/a@b refused 'Bearer sk-123456789'")
-    assert text == "http://***@host/x and https://host/a@b refused 'Bearer ***'"
+    text = without_secrets("http://user:pw@host/x and https://host/a@b refused 'key sk-123456789'")
+    assert text == "http://***@host/x and https://host/a@b refused 'key ***'"
+
+
+@pytest.mark.parametrize("wrapped", ["{}", "{}\\n\\n", "{}\", 'x", "{}, {}"])
+@pytest.mark.parametrize("scheme", ["Bearer", "Basic"])
+def test_whatever_stands_in_a_header_is_a_secret(scheme, wrapped):
+    said = f"b'{scheme} {wrapped.format('unknown+/=', 'unknown2')}' is illegal"
+    assert "unknown+" not in without_secrets(said) and f"{scheme} ***" in without_secrets(said)
+
+
+def test_a_secret_that_came_as_an_argument_is_not_told(monkeypatch):
+    monkeypatch.setattr(sentences, "_AS_ARGUMENTS", set())
+    assert without_secrets("s3cr3t was refused") == "s3cr3t was refused"
+    assert read_key(" s3cr3t\n\n", "`token`") == "s3cr3t"
+    assert without_secrets("s3cr3t was refused") == "*** was refused"
+
+
+def test_the_stored_token_of_the_hub_is_not_told(monkeypatch):
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: "hf_stored1")
+    assert without_secrets("hf_stored1 was refused") == "*** was refused"
+
+
+@pytest.mark.parametrize("before", range(270, 301, 3))
+def test_a_line_that_is_cut_off_shows_no_part_of_a_secret(monkeypatch, before):
+    monkeypatch.setenv("MY_API_KEY", "sk-123456789abcdefghijk")
+    assert "sk-" not in first_line(ValueError("x" * before + " sk-123456789abcdefghijk was refused"))
 
 
 def test_a_current_folder_that_was_deleted_hides_no_error(tmp_path, monkeypatch):

@@ -87,7 +87,29 @@ def renamed(folder):
     with_tensors(folder, lambda tensors: {f"base.{name}": x for name, x in tensors.items()})
 
 
+def with_values(change):
+    """Every matrix changed; a bias that is not zero is refused as such."""
+    return lambda folder: with_tensors(
+        folder, lambda tensors: {n: change(x) if n.endswith(".weight") else x for n, x in tensors.items()}
+    )
+
+
+def with_rope(theta):
+    def change(folder):
+        held = json.loads((folder / "config.json").read_text())
+        with_config(rope_theta=theta, rope_parameters={**held["rope_parameters"], "rope_theta": theta})(folder)
+
+    return change
+
+
 BROKEN = [
+    *[(with_values(lambda x, bad=bad: x * 0 + bad), "holds NaN or infinity in") for bad in (float("nan"), float("inf"))],
+    *[
+        (with_values(lambda x, dtype=dtype: x.to(dtype)), "weights that are whole numbers of type")
+        for dtype in (torch.int64, torch.int32, torch.int8, torch.uint8)
+    ],
+    *[(with_config(rms_norm_eps=bad), "`rms_norm_eps` is") for bad in (None, float("nan"), float("inf"), -1e-5)],
+    *[(with_rope(bad), "`rope_theta` is") for bad in (0, -1.0, float("nan"), float("inf"), "10000")],
     (with_file("config.json", b"[]"), "config.json must hold an object, but holds a list"),
     (with_file("config.json", b"{oops"), "config.json cannot be read as JSON"),
     (with_config(architectures=7), "must hold a list or null as `architectures`"),

@@ -1,6 +1,7 @@
 """Pruned drafts: the exact rows, bit-equal logits, coverage counted by hand, and refusals."""
 
 import json
+import sys
 from collections import Counter
 
 import pytest
@@ -15,6 +16,7 @@ from hf_eagle import load_draft
 from hf_eagle.data.conversations import build_dataset
 from hf_eagle.data.records import load_records
 from hf_eagle.drafts.prune import coverage, most_frequent, proposable, prune_vocabulary
+from scripts import prune_draft
 
 
 def logits_by_token(target, draft, batch):
@@ -184,3 +186,14 @@ def test_the_script_counts_prunes_and_refuses(draft_of_folder, folder, tmp_path)
 def test_the_scripts_errors_are_one_sentence(options, message):
     code, _, problems = run("draft", *options)
     assert code and message in problems and "Traceback" not in problems and len(problems.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("unknown", [-1, VOCAB, 10**20])
+def test_an_id_that_the_target_does_not_have_is_named_with_its_file(unknown, tmp_path, monkeypatch):
+    tiny_pair(40)[1].save_pretrained(tmp_path / "draft")
+    (tmp_path / "ids.json").write_text(json.dumps([0, unknown, 1]))
+    given = [tmp_path / "draft", "--token_ids", tmp_path / "ids.json", "--output_dir", tmp_path / "out"]
+    monkeypatch.setattr(sys, "argv", ["prune_draft.py", *map(str, given)])
+    with pytest.raises(ValueError, match=f"^`token_ids` .*ids.json holds {unknown}, but the target's ids are 0 to"):
+        prune_draft.main()
+    assert not (tmp_path / "out").exists()

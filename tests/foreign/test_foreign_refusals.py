@@ -148,6 +148,9 @@ def trained_embeddings(t):
         (forms.specforge, rows_by_offset, "pruned by the offsets in `d2t` instead of by token ids"),
         (forms.specforge, trained_embeddings, "`embed_tokens` of this draft differs from the target's in 1 of"),
         (forms.modelopt, lambda t: t | {"fc.weight": t["fc.weight"].to(torch.float8_e4m3fn)}, "a quantised draft"),
+        (forms.eagle3, lambda t: t | {"fc.weight": t["fc.weight"] * float("nan")}, "`draft` .* holds NaN or infinity"),
+        (forms.eagle1, lambda t: t | {"fc.weight": t["fc.weight"] / 0}, "`draft` .* holds NaN or infinity in 1 of"),
+        (forms.eagle3, lambda t: t | {"fc.weight": t["fc.weight"].long()}, "`fc.weight` is stored as int64"),
     ],
 )
 def test_tensors_are_refused_by_name(build, change, message, target_folder, embedding, tmp_path):
@@ -312,3 +315,21 @@ def test_a_draft_or_target_that_is_not_there(target_folder, embedding, tmp_path)
         from_foreign("/no/such/draft", target_folder)
     with pytest.raises(OSError, match="^`target` /no/such/target does not exist: correct the path"):
         from_foreign(tmp_path / "draft", "/no/such/target")
+
+
+@pytest.mark.parametrize("place", ["top", "eagle_config"])
+def test_taps_that_disagree_with_the_drafts_files_are_refused(place, target_folder, embedding, tmp_path):
+    config, tensors = forms.eagle3(embedding)
+    own = {TAP_IDS: [1, 4, 6]} if place == "top" else {"eagle_config": {TAP_IDS: [0, 3, 5]}}
+    write(tmp_path, config | own, tensors)
+    with pytest.raises(ValueError, match=r"`tap_ids` is \[1, 2, 3\], but the draft's own files say \[1, 4, 6\]"):
+        from_foreign(tmp_path, target_folder, tap_ids=[1, 2, 3])
+    assert from_foreign(tmp_path, target_folder, tap_ids=[1, 4, 6]).config.tap_ids == [1, 4, 6]
+
+
+@pytest.mark.parametrize("field", [{"rms_norm_eps": float("nan")}, {"rms_norm_eps": None}, {"rope_theta": 0}])
+def test_numbers_that_no_layer_computes_with_are_refused(field, target_folder, embedding, tmp_path):
+    config, tensors = forms.eagle3(embedding)
+    write(tmp_path, config | field, tensors)
+    with pytest.raises(ValueError, match=f"`draft` {tmp_path}.*`{next(iter(field))}` is"):
+        from_foreign(tmp_path, target_folder)

@@ -18,7 +18,7 @@ from tiny_files import write_chats, write_tiny_target
 from transformers.utils import PushInProgress
 
 from hf_eagle.hub.model_card import CardFacts, render_model_card
-from hf_eagle.hub.publish import contents, facts_to_publish
+from hf_eagle.hub.publish import contents, facts_to_publish, publish_draft
 from hf_eagle.training.checkpoints import MANIFEST
 from hf_eagle.training.saving import SavingMixin
 
@@ -251,6 +251,43 @@ def test_what_cannot_be_published_is_refused(draft, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"`draft` .*empty holds no config.json and no \*.safetensors"):
         contents(tmp_path / "empty", "me/tiny-draft")
+
+
+@pytest.mark.parametrize(
+    ("card", "sentence"),
+    [
+        (bytes(range(128, 256)), r"README.md is not UTF-8 \(byte 0\), so no card"),
+        (b"---\ntags: [\n---\n# Mine\n", "README.md does not begin with YAML as cards do .*"),
+        (b"---\nhello\n---\n# Mine\n", r"README.md does not begin with YAML as cards do \(.*dict\)"),
+        (None, "README.md is a folder, where the draft's card belongs"),
+    ],
+)
+def test_a_card_that_the_hub_would_refuse_is_named(draft, card, sentence):
+    (draft / "README.md").unlink()
+    if card is None:
+        (draft / "README.md").mkdir()
+    else:
+        (draft / "README.md").write_bytes(card)
+    for check in (contents, publish_draft):
+        with pytest.raises(ValueError, match=f"{sentence}: correct it, or move it away"):
+            check(draft, "me/tiny-draft")
+    contents(draft, "me/tiny-draft", leave_out_broken=True)  # which ends no training
+
+
+@pytest.mark.parametrize("found", [{"sweep": 3}, {"sweep": []}, {"acceptance_length": 2.0, "sweep": [3]}])
+def test_a_measurement_that_no_card_can_show_is_named(draft, found):
+    (draft / "acceptance.json").write_text(json.dumps(found))
+    with pytest.raises(ValueError, match="acceptance.json .*: measure again with scripts/evaluate_draft.py"):
+        contents(draft, "me/tiny-draft")
+
+
+def test_no_file_of_elsewhere_is_included(draft, tmp_path):
+    (tmp_path / "private.txt").write_text("mine")
+    (draft / "note.txt").symlink_to(tmp_path / "private.txt")
+    (draft / "more").symlink_to(tmp_path)
+    for pattern in ("*.txt", "more/*.txt"):
+        with pytest.raises(ValueError, match="`include` .* matches .*, a link to .*private.txt, which lies outside"):
+            contents(draft, "me/tiny-draft", [pattern])
 
 
 def test_a_card_says_how_plain_transformers_uses_it_only_when_it_is_published(draft):

@@ -11,7 +11,7 @@ import pytest
 import transformers
 from warm_python import warm_python
 
-from hf_eagle.arguments.bounds import Bounds, bounds_of, check_numbers
+from hf_eagle.arguments.bounds import LIMIT, Bounds, bounds_of, check_numbers
 from hf_eagle.arguments.inherited import INHERITED
 from hf_eagle.arguments.parser import EagleArgumentParser
 from hf_eagle.cli import VERBS
@@ -32,6 +32,30 @@ FINE = {
     "-1": {"max_steps", "local_rank"},
 }
 NOT_FINE = {("write-prompts", "temperature")}  # prompts are drawn, never the most probable one
+# numbers that are limited by what is there (records, a target's positions, steps), or that cost nothing
+ANY = {
+    *("acceptance_num_prompts", "eval_prompts", "num_chats", "num_prompts", "num_records", "tap_ids"),
+    *("max_frames", "max_pixels", "min_pixels", "fps", "target_shard_size", "draft_vocab_size", "sampling_top_k"),
+    *("max_length", "max_model_len", "max_new_tokens", "eval_new_tokens"),
+    *("max_steps", "num_train_epochs", "warmup_steps", "max_unsupervised_steps", "acceptance_steps"),
+    *("eval_steps", "eval_delay", "save_steps", "save_total_limit", "logging_steps", "torch_empty_cache_steps"),
+    *("eval_accumulation_steps", "ddp_bucket_cap_mb", "ddp_timeout", "local_rank", "device_memory_gb"),
+    *("ce_weight", "regression_weight", "lk_decay", "lk_scale", "lora_alpha", "max_grad_norm", "neftune_noise_alpha"),
+}
+HANGS = (
+    ("evaluate", "num_speculative_tokens", 65),
+    ("evaluate", "turns", 10**8),
+    ("evaluate", "batch_size", 10**9),
+    ("train", "ttt_steps", 65),
+    ("train", "per_device_train_batch_size", 10**9),
+    ("benchmark", "repeats", 10**9),
+    ("benchmark", "ttt_steps", 65),
+    ("benchmark-serving", "rounds", 10**9),
+    ("ablate", "seeds", 10**9),
+    ("preview", "html_conversations", 10**9),
+    ("quickstart", "num_speculative_tokens", 65),
+    ("write-prompts", "num_prompts", 10**9),
+)
 # texts that hold numbers
 COUNTS = {"evaluate": ("sweep_tokens",), "benchmark-serving": ("num_speculative_tokens", "batch_sizes")}
 
@@ -145,6 +169,21 @@ def test_every_number_of_the_library_has_bounds():
     hints = get_type_hints(transformers.TrainingArguments)
     fields = {field.name for field in dataclasses.fields(transformers.TrainingArguments)}
     assert {name for name in fields if is_number(hints[name])} == set(INHERITED)
+
+
+@pytest.mark.parametrize(("verb", "name", "value"), HANGS)
+def test_a_number_that_would_only_hang_is_refused_at_the_door(verb, name, value):
+    parser = parser_of(verb)
+    (bounds,) = {bounds_of(group)[name] for group in parser.dataclass_types if name in bounds_of(group)}
+    assert bounds.refuse(value) is not None and "at most" in bounds.refuse(value) and bounds.most < 2**31 - 1
+    assert bounds.refuse(int(bounds.most)) is None
+
+
+def test_every_number_without_a_bound_costs_nothing():
+    """Whoever adds an argument says what its largest number is, or adds it here."""
+    groups = {group for verb in SCRIPTS for group in parser_of(verb).dataclass_types}
+    bounds = [item for group in groups for item in bounds_of(group).items()]
+    assert {name for name, one in bounds if one.most == LIMIT and one.below is None} <= ANY
 
 
 def test_numbers_from_python_are_checked_alike():

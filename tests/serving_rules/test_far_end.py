@@ -16,6 +16,7 @@ READY = "import sys\nprint('last words', file=sys.stderr, flush=True)\nprint('1'
 @pytest.mark.parametrize(
     ("script", "message"),
     [
+        ("raise SystemExit(1)", "^`serving_python` .* ended and said nothing: name the python of an environment"),
         ("raise SystemExit('no vLLM here')", "vLLM ended; its last words:\nno vLLM here"),
         ("print('INFO 12:00 loading', flush=True); input()", "printed 'INFO 12:00 loading.*no line of JSON"),
         ("print('[' * 100000, flush=True); input()", "which is no line of JSON"),
@@ -75,3 +76,12 @@ def test_a_server_is_ready_when_it_says_so(monkeypatch):
             server.hostile = lambda path, fault=fault: fault
             assert not vllm_server._is_ready(server.url)
     assert not vllm_server._is_ready(server.url)
+
+
+@pytest.mark.parametrize(("text", "mode"), [("print(1)", 0o644), ("no program", 0o755), ("#!/no/such/python", 0o755)])
+def test_a_python_that_is_no_program_is_named(tmp_path, text, mode):
+    python = tmp_path / "python"
+    python.write_text(text)
+    python.chmod(mode)
+    with pytest.raises(RuntimeError, match="^`serving_python` .*python cannot be run .*: name the python of an"):
+        FarEnd(python, tmp_path / "far.py", {}, tmp_path / "log")

@@ -435,6 +435,41 @@ def test_what_is_no_draft_is_refused(tmp_path):
         repair_draft(tmp_path, tmp_path / "out")
 
 
+def test_a_whole_model_is_no_draft_and_nothing_else_is_said(target_folder):
+    (found,) = check_draft(target_folder)
+    assert "this is no draft, its `architectures` are ['LlamaForCausalLM']" in found.text
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"rms_norm_eps": None}, "`rms_norm_eps` is null, and must be a number of at least 0"),
+        ({"rms_norm_eps": float("nan")}, "`rms_norm_eps` is nan, and must be a number of at least 0"),
+        ({"rope_theta": 0}, "`rope_theta` is 0, and must be a number above 0"),
+        ({"num_hidden_layers": 1.5}, "`num_hidden_layers` in config.json is 1.5, and must be a whole number"),
+        ({"hidden_size": "32"}, "`hidden_size` in config.json is '32', and must be a whole number"),
+        ({"vocab_size": True}, "`vocab_size` in config.json is True, and must be a whole number"),
+        ({"intermediate_size": 0}, "`intermediate_size` in config.json is 0, and must be a whole number"),
+    ],
+)
+def test_a_number_that_no_layer_computes_with_is_a_finding(fields, told, tmp_path):
+    _, draft = tiny_pair()
+    draft.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+    assert any(told in line for line in faults(tmp_path))
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int8], ids=str)
+def test_weights_of_whole_numbers_are_a_finding(dtype, tmp_path):
+    _, draft = tiny_pair()
+    draft.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    whole = {name: x.to(dtype) if x.is_floating_point() else x for name, x in tensors.items()}
+    save_file(whole, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    assert any("readers take them for weights that were rounded" in line for line in faults(tmp_path))
+
+
 def test_nothing_is_overwritten(drafts, tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(FileExistsError, match="is not an empty folder"):

@@ -234,3 +234,36 @@ def test_a_draft_that_borrows_both_tables_has_no_tensor_of_the_vocabularys_size(
     check_sizes("draft", "somewhere", config, shapes)
     with pytest.raises(ValueError, match="`vocab_size` in its config.json is 49,152, but its weights show 4"):
         check_sizes("draft", "somewhere", config, {**shapes, "embed_tokens.weight": (4, 576)})
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int16, torch.uint8], ids=str)
+def test_weights_of_whole_numbers_are_refused(sound, tmp_path, dtype):
+    whole = {name: x.to(dtype) for name, x in load_file(sound / "llama" / "model.safetensors").items()}
+    text = refused(changed(sound, tmp_path, extra=whole))
+    assert "74 weights that are whole numbers of type" in text and "model.embed_tokens.weight" in text
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"rms_norm_eps": float("nan")}, "`rms_norm_eps` is nan"),
+        ({"rms_norm_eps": float("inf")}, "`rms_norm_eps` is inf"),
+        ({"rms_norm_eps": -1.0}, "`rms_norm_eps` is -1.0"),
+        *[
+            ({"rope_parameters": {"rope_type": "default", "rope_theta": bad}}, "`rope_parameters.rope_theta` is")
+            for bad in (0, -1.0, float("nan"), float("inf"))
+        ],
+    ],
+)
+def test_numbers_that_no_layer_computes_with_are_refused(sound, tmp_path, fields, named):
+    folder = changed(sound, tmp_path)
+    held = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(held | fields))
+    assert named in refused(folder)
+
+
+def test_a_target_of_nan_is_named_with_its_folder(sound, tmp_path):
+    broken = {name: x * torch.nan for name, x in load_file(sound / "llama" / "model.safetensors").items()}
+    folder = changed(sound, tmp_path, extra=broken)
+    with pytest.raises(ValueError, match=f"`target` {folder} gives NaN .* 74 of its 74 weights hold NaN or infinity"):
+        FrozenTarget.from_pretrained(str(folder))(IDS)

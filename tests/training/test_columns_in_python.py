@@ -117,7 +117,10 @@ def test_an_evaluation_without_a_mask_is_refused_at_the_door(tmp_path):
         (lambda row: {**row, "loss_mask": 1}, "`loss_mask` of row 0 of the batch must be a list .* got int 1"),
         (lambda row: {**row, "loss_mask": row["loss_mask"][1:]}, "`loss_mask` of row 0 of the batch has"),
         (lambda row: {"input_ids": row["input_ids"], "labels": row["loss_mask"]}, "`labels` of row 0 .* own id"),
-        (lambda row: {**row, "labels": row["input_ids"]}, "`labels` and `loss_mask` of row 0 of the batch, .* disagree"),
+        (
+            lambda row: {**row, "labels": row["input_ids"]},
+            "`labels` and `loss_mask` of row 0 of the batch, .* disagree",
+        ),
     ],
 )
 def test_what_a_row_cannot_hold_is_named_before_a_step(change, message, tmp_path):
@@ -198,7 +201,9 @@ def test_without_data_to_train_on_a_trainer_only_evaluates(tmp_path):
 def test_rows_longer_than_the_target_reads_are_refused_at_the_door(tmp_path):
     longest = tiny_pair()[0].config.max_position_embeddings
     rows = [*CHATS, {"input_ids": [5] * (longest + 1), "loss_mask": [1] * (longest + 1)}]
-    message = f"Row 8 of `(train|eval)_dataset` holds a conversation of {longest + 1} tokens, .* reads {longest} at most"
+    message = (
+        f"Row 8 of `(train|eval)_dataset` holds a conversation of {longest + 1} tokens, .* reads {longest} at most"
+    )
     with pytest.raises(ValueError, match=message):
         trainer_of(tmp_path, rows)
     trainer = trainer_of(tmp_path, [{name: values[:longest] for name, values in row.items()} for row in rows])

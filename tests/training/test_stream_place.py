@@ -300,7 +300,9 @@ def test_a_stream_of_other_data_is_refused_before_loading(known, skip, tmp_path)
         if skip or known != "reads":
             assert recipe.refuse_before_loading() == tmp_path / "out" / "checkpoint-2"
             continue
-        with pytest.raises(ValueError, match="^`train_data` is .*checkpoint-2 was written by a run on big.jsonl") as told:
+        with pytest.raises(
+            ValueError, match="^`train_data` is .*checkpoint-2 was written by a run on big.jsonl"
+        ) as told:
             recipe.refuse_before_loading()
         assert "`ignore_data_skip`" in str(told.value) and data[0].name in str(told.value).partition(", but ")[0]
 

@@ -232,3 +232,13 @@ def test_every_pass_over_a_stream_is_drawn_anew(tmp_path):
     trainer = EagleTrainer(model=draft, args=args, target=target, train_dataset=stream, callbacks=[Passes()])
     trainer.train()
     assert seen == [0, 0, 1, 1, 2, 2]
+
+
+def test_the_token_of_the_hub_is_in_no_file_and_is_kept_for_pushing(tmp_path):
+    trainer = make_trainer(tmp_path, hub_token="hf_kept_here", save_steps=2)
+    trainer.train()
+    trainer.save_model()
+    files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    assert [path.name for path in files].count("training_args.bin") == 3
+    assert not [path for path in files if b"hf_kept_here" in path.read_bytes()]
+    assert trainer.args.hub_token == "hf_kept_here"
