@@ -70,7 +70,7 @@ class TargetHead:
         return logits
 
     @torch.no_grad()
-    def weight(self, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    def table(self, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
         """`(vocabulary, hidden)`, gathered when it is sharded; read off what is no linear layer, in that dtype."""
         if self.is_linear:
             return gathered(self.module.weight)

@@ -33,10 +33,6 @@ class EagleMLAConfig(EagleConfig):
 
     Raises:
         ValueError: as [`EagleConfig`], for sizes below 1 and for RoPE that would be served as another one.
-
-    Example:
-        >>> EagleMLAConfig.from_target(kimi.config, draft_vocab_size=32000)
-        >>> EagleMLAConfig.from_target(qwen.config, q_lora_rank=1024, kv_lora_rank=256)
     """
 
     # known to both servers; vLLM turns "deepseek_v3" into another kind of draft
@@ -64,6 +60,9 @@ class EagleMLAConfig(EagleConfig):
                 raise ValueError(f"`{name}` must be at least 1, got {size}.")
         if self.qk_rope_head_dim % 2:
             raise ValueError(f"`qk_rope_head_dim` must be even, to be rotated in pairs, got {self.qk_rope_head_dim}.")
+        if self.mrope_section is not None:
+            seen = f"`mrope_section` is {list(self.mrope_section)}"
+            raise ValueError(f"{seen}, but a draft with latent attention is rotated in 1d only: leave it out.")
         _check_rope(self.rope_parameters)
 
     @classmethod
@@ -83,6 +82,10 @@ class EagleMLAConfig(EagleConfig):
         Args:
             target_config, draft_vocab_size, tap_ids: as there.
             overrides: any other field, for example `kv_lora_rank=256`.
+
+        Example:
+            >>> EagleMLAConfig.from_target(kimi.config, draft_vocab_size=32000)
+            >>> EagleMLAConfig.from_target(qwen.config, q_lora_rank=1024, kv_lora_rank=256)
         """
         text = target_config.get_text_config()
         latent = has_latent_attention(text)
