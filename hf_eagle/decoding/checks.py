@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..targets.media import MEDIA, check_media
+from ..targets.media import MEDIA
 from .tree import max_nodes
 
 
@@ -146,13 +146,11 @@ def check_prompts(input_ids: torch.Tensor, attention_mask: torch.Tensor | None, 
         )
 
 
-def check_prompt_media(target, input_ids: torch.Tensor, media: dict) -> None:
-    """Raises a `TypeError` for arguments that are not media, a `ValueError` for media that the target does not take."""
+def check_prompt_media(input_ids: torch.Tensor, media: dict) -> None:
+    """Raises a `TypeError` for arguments that are not media. The target itself refuses media that it does not take."""
     unknown = next((name for name in media if name not in MEDIA), None)
     if unknown is not None:
         raise TypeError(f"`{unknown}` is not an argument of decoding; media are {', '.join(MEDIA)}.")
-
-    check_media(target.model, [name for name, x in media.items() if x is not None])
 
     types = media.get("mm_token_type_ids")
     if types is not None and types.shape != input_ids.shape:

@@ -116,7 +116,7 @@ def speculative_generate(
     check_sampling(temperature, top_p, sampling_top_k)
     check_draws(target, temperature, generator)
     check_prompts(input_ids, attention_mask, max_new_tokens, streamer)
-    check_prompt_media(target, input_ids, media)
+    check_prompt_media(input_ids, media)
     check_draft_fits(target, draft)
     check_target(target, needs_masks=shape.tree or input_ids.shape[0] > 1)
 
@@ -238,7 +238,7 @@ def target_generate(
     check_sampling(temperature, top_p, sampling_top_k)
     check_draws(target, temperature, generator)
     check_prompts(input_ids, attention_mask, max_new_tokens, None)
-    check_prompt_media(target, input_ids, media)
+    check_prompt_media(input_ids, media)
     check_target(target, needs_masks=input_ids.shape[0] > 1)
 
     sampling = Sampling(temperature, top_p, sampling_top_k, generator)

@@ -6,8 +6,8 @@ from weakref import WeakKeyDictionary
 import torch
 
 from ..targets.features import TargetFeatures
-from ..targets.media import has_mrope
-from ..targets.target import FrozenTarget
+from ..targets.media import has_mrope, rope_index
+from ..targets.tapped import TappedModel
 from .caches import Lengths, SlotCache, check_cache
 from .tree import DraftTree
 
@@ -36,7 +36,7 @@ class TargetRun:
 
     def __init__(
         self,
-        target: FrozenTarget,
+        target: TappedModel,
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None,
         room: int,
@@ -56,7 +56,7 @@ class TargetRun:
 
         if has_mrope(target.config):
             present = torch.arange(self.input_ids.shape[1], device=target.device) < self.lengths.device[:, None]
-            found = target.rope_index(self.input_ids, present.long(), **self.media)
+            found = rope_index(target.model, self.input_ids, present.long(), **self.media)
             self.prompt_positions, self.moved = found or (None, torch.zeros_like(self.lengths.device))
 
     def read_prompt(self) -> TargetFeatures:
@@ -170,7 +170,7 @@ def _without_left_padding(input_ids: torch.Tensor, attention_mask: torch.Tensor 
     return input_ids.gather(1, source.clamp_max(length - 1)), Lengths(host, counts)
 
 
-def check_target(target: FrozenTarget, needs_masks: bool) -> None:
+def check_target(target: TappedModel, needs_masks: bool) -> None:
     """Raises a `ValueError` when this target cannot verify: its cache cannot be rolled back, or it ignores 4-D masks.
 
     Draft trees and batches need a mask; a chain for one prompt works without.
@@ -197,7 +197,7 @@ def check_target(target: FrozenTarget, needs_masks: bool) -> None:
 
 
 @torch.no_grad()
-def _obeys_masks(target: FrozenTarget) -> bool:
+def _obeys_masks(target: TappedModel) -> bool:
     """Whether a masked token acts like an absent one. Takes three forwards of up to three tokens, once a model."""
     # the second and third token are siblings: the third must not see the second
     ids = torch.tensor([[1, 2, 3]], device=target.device) % target.vocab_size

@@ -11,7 +11,7 @@ from ..door.reading import locating, read_part, reading
 from ..targets.config_fields import check_numbers
 from ..targets.weights import check_sizes, check_stored_dtypes, check_tensors, report_if_sound, stored_shapes
 from .configuration_base import DraftConfig
-from .kinds import architecture_names, find_kind
+from .kinds import architecture_names, class_of
 from .modeling_base import EaglePreTrainedModel
 from .vocabulary import VocabularyMapping
 
@@ -35,6 +35,10 @@ def new_draft(
 
     Raises:
         ValueError: if the mapping is missing or does not fit the config.
+
+    Example:
+        >>> config = EagleConfig.from_target(target.config)
+        >>> draft = new_draft(config, target.embedding_weight(), head_weight=target.head_weight())
     """
     draft = class_of(config.architectures)(config)
     draft.set_attn_implementation(attn_implementation)
@@ -88,12 +92,6 @@ def load_draft(
         draft.to(target.device)
         draft.attach(target)
     return draft.eval()
-
-
-def class_of(architectures: list[str]) -> type[EaglePreTrainedModel] | None:
-    """The class of drafts that `architectures` of a config names first; `None` if no kind is known."""
-    found = find_kind(architectures)
-    return None if found is None else found[0].draft_class(found[1])
 
 
 def draft_class_of(path: str | Path, argument: str = "draft") -> type[EaglePreTrainedModel]:

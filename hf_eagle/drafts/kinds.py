@@ -141,6 +141,12 @@ def find_kind(architectures: Iterable[str]) -> tuple[Kind, str] | None:
     return next(((kind, name) for name in architectures for kind in KINDS.values() if name in kind.architectures), None)
 
 
+def class_of(architectures: Iterable[str]) -> type | None:
+    """The class of drafts that `architectures` of a config names first; `None` if they are of no known kind."""
+    found = find_kind(architectures)
+    return None if found is None else found[0].draft_class(found[1])
+
+
 def kind_of_folder(folder: str | Path) -> Kind | None:
     """The kind of draft that the config.json of a folder names; `None` if it names no known one."""
     found = find_kind(architectures_of(folder))

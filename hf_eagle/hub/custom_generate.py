@@ -1,46 +1,41 @@
 """Put the decoding code beside a draft, so that plain transformers can use it: a repository's `custom_generate/`.
 
-The files are this package's own modules, flattened into one folder with their imports rewritten; there is no second
-copy to keep up.
+The files are this package's own source, as far as decoding with this draft reaches it, see `reachable.py`. The modules
+of a room follow each other in one file. There is no second copy to keep up.
 """
 
 import re
+from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
+from textwrap import wrap
 
-from ..drafts.kinds import KINDS, architectures_of, find_kind
+from ..drafts.kinds import KINDS, architectures_of
+from .reachable import Reachable
 
 
 PACKAGE = Path(__file__).resolve().parents[1]
 ENTRY = "hub.generate_entry"
 FOLDER = "custom_generate"
+# methods that torch and transformers call where a draft is loaded and decodes; training and saving have others
+CALLED = ("forward", "update", "get_seq_length", "get_mask_sizes", "_init_weights")
+# a draft is called to be trained: what it decodes with is `decode`
+LEFT_OUT = ("UnrolledDraft.forward",)
 # the table of kinds looks its modules up by name, which nobody could follow to the files that are needed
 TABLE = "drafts.kinds"
-_RELATIVE_IMPORT = re.compile(r"^(\s*from )(\.+)([\w.]*)( import )", re.MULTILINE)
-_TABLE = '''"""The kinds of draft that travel with this one."""
-
-
-class Kind:
-    """Finds the class of a draft by its name."""
-
-    @staticmethod
-    def draft_class(architecture):
-        return next(known for known in _CLASSES if known.__name__ == architecture)
-
-
-def find_kind(architectures):
-    """The kind and the name of the first of these that is known."""
-    return next(((Kind, name) for name in architectures if name in architecture_names()), None)
+_TABLE = '''def class_of(architectures):
+    """The class of drafts that the first known one of these names; `None` if none is known."""
+    return next((_CLASSES[name] for name in architectures if name in _CLASSES), None)
 
 
 def architecture_names():
     """Every known name."""
-    return sorted(known.__name__ for known in _CLASSES)
+    return sorted(_CLASSES)
 
 
-# behind what they themselves import from here
 '''
-_HEADER = "# A module of hf_eagle, copied when this draft was published; the source is there.\n"
+_HEADER = "# Parts of hf_eagle, copied when this draft was published; the source is there: "
+_LINE = 119
 
 
 def write_custom_generate(folder: str | Path, repo_id: str | None = None) -> Path:
@@ -66,56 +61,103 @@ def write_custom_generate(folder: str | Path, repo_id: str | None = None) -> Pat
 
 
 def bundle(repo_id: str | None = None, architectures: Iterable[str] = ()) -> dict[str, str]:
-    """Sources by file name: `generate.py` and every module of this package that it needs.
+    """Sources by file name: `generate.py`, and a file for each room of this package that it needs.
 
     Args:
         repo_id: where the draft is published.
-        architectures: of the draft's config.json, whose kind alone is carried; without a known one, all kinds are.
+        architectures: of the draft's config.json; the first known one is carried, and all are where none is known.
 
     Returns:
         Nothing for a kind of draft that is no part of this package: its code lies elsewhere.
+
+    Raises:
+        ValueError: for source that cannot be bundled, in one sentence.
     """
-    found = find_kind(architectures)
-    ours = [kind for kind in KINDS.values() if kind.package.startswith(f"{PACKAGE.name}.")]
-    carried = ours if found is None else [kind for kind in ours if kind == found[0]]
+    known = {name: kind for kind in KINDS.values() for name in kind.architectures}
+    first = next((name for name in architectures if name in known), None)
+    carried = {name: kind for name, kind in known.items() if first in (None, name)}
+    carried = {name: kind for name, kind in carried.items() if kind.package.startswith(f"{PACKAGE.name}.")}
     if not carried:
         return {}
 
-    files, waiting = {}, [ENTRY]
-    while waiting:
-        module = waiting.pop()
-        if _file_name(module) in files:
-            continue
-        source = PACKAGE.joinpath(*module.split(".")).with_suffix(".py").read_text()
-        source, needed = _flattened(_table_of(carried) if module == TABLE else source, module)
-        files[_file_name(module)] = _HEADER + source
-        waiting += needed
-    entry = files[_file_name(ENTRY)]
-    files[_file_name(ENTRY)] = entry.replace("\nDRAFT = None\n", f"\nDRAFT = {repo_id!r}\n", 1)
-    return dict(sorted(files.items()))
+    reached = Reachable(PACKAGE, CALLED, LEFT_OUT, {TABLE: _table_of(carried)})
+    reached.add(ENTRY, "generate")
+    files = joined_rooms(reached)
+
+    entry = files["generate.py"]
+    files["generate.py"] = entry.replace("\nDRAFT = None\n", f"\nDRAFT = {repo_id!r}\n", 1)
+    return files
 
 
-def _table_of(kinds: list) -> str:
+def joined_rooms(reached: Reachable) -> dict[str, str]:
+    """Sources by file name of what is reached, the modules of each room in one file.
+
+    Raises:
+        ValueError: if a name means two things in a file.
+    """
+    rooms = defaultdict(dict)
+    for module, kept in reached.kept().items():
+        rooms[_room_of(module)][module] = kept
+    return {f"{room}.py": _joined(room, modules, reached) for room, modules in sorted(rooms.items())}
+
+
+def _joined(room: str, modules: dict[str, dict[str, set[str]]], reached: Reachable) -> str:
+    bound, libraries, rooms, parts = {}, set(), defaultdict(set), []
+    for name, kept in modules.items():
+        module = reached.modules[name]
+        for used in reached.imported.get(name, ()):
+            if used in module.absolute:
+                _bind(bound, used, module.absolute[used], name)
+                libraries.add(module.absolute[used])
+            elif (other := _room_of(module.relative[used][0])) != room:
+                _bind(bound, used, f"from .{other}", name)
+                rooms[f".{other}"].add(used)
+
+        # what several modules define alike, such as a logger, is there once
+        new = {used: kept[used] for used in kept if _bind(bound, used, module.text({used: kept[used]}), name)}
+        parts.append(module.text(new))
+    origins = ", ".join(f"{name.replace('.', '/')}.py" for name in modules)
+    header = "\n".join(wrap(f"{_HEADER}{origins}.", _LINE, subsequent_indent="# "))
+    text = "\n\n".join(filter(None, [header, _imports(libraries, rooms), *parts])) + "\n"
+    # one blank line between definitions: this copy is read, and never edited
+    return re.sub(r"\n{3,}", "\n\n", text)
+
+
+def _bind(bound: dict[str, tuple[str, str]], name: str, meaning: str, module: str) -> bool:
+    """Whether the name is new in its file; `ValueError` if it means something else there."""
+    known, where = bound.setdefault(name, (meaning, module))
+    if known != meaning:
+        raise ValueError(f"`{name}` means one thing in {where} and another in {module}: rename one of the two.")
+    return where == module
+
+
+def _imports(libraries: set[str], rooms: dict[str, set[str]]) -> str:
+    """Import statements, those from one module in one."""
+    names = defaultdict(set)
+    for line in libraries:
+        if line.startswith("from "):
+            module, _, name = line.removeprefix("from ").partition(" import ")
+            names[module].add(name)
+    plain = sorted(line for line in libraries if line.startswith("import "))
+    return "\n".join(plain + [_import_line(*found) for found in (*sorted(names.items()), *sorted(rooms.items()))])
+
+
+def _import_line(module: str, names: set[str]) -> str:
+    line = f"from {module} import {', '.join(sorted(names))}"
+    if len(line) <= _LINE:
+        return line
+    return f"from {module} import (\n" + "".join(f"    {name},\n" for name in sorted(names)) + ")"
+
+
+def _room_of(module: str) -> str:
+    return "generate" if module == ENTRY else module.partition(".")[0]
+
+
+def _table_of(carried: dict) -> str:
     """The table of kinds as it travels: their classes, imported in plain sight."""
-    classes = {name: f"{kind.package}.{module}" for kind in kinds for name, module in kind.architectures.items()}
     imports = [
-        f"from .{module.removeprefix(f'{PACKAGE.name}.drafts.')} import {name}  # noqa: E402"
-        for name, module in classes.items()
+        f"from .{kind.package.removeprefix(f'{PACKAGE.name}.drafts.')}.{kind.architectures[name]} import {name}"
+        for name, kind in carried.items()
     ]
-    return _TABLE + "\n".join(imports) + f"\n\n\n_CLASSES = [{', '.join(classes)}]\n"
-
-
-def _file_name(module: str) -> str:
-    return "generate.py" if module == ENTRY else f"{module.replace('.', '_')}.py"
-
-
-def _flattened(source: str, module: str) -> tuple[str, list[str]]:
-    """A module whose relative imports all name files beside it, and the modules that these were."""
-    needed = []
-
-    def beside(match: re.Match) -> str:
-        parts = module.split(".")[: -len(match[2])]
-        needed.append(".".join([*parts, match[3]]))
-        return f"{match[1]}.{_file_name(needed[-1]).removesuffix('.py')}{match[4]}"
-
-    return _RELATIVE_IMPORT.sub(beside, source), needed
+    classes = ", ".join(f'"{name}": {name}' for name in carried)
+    return "\n".join(imports) + f"\n\n\n{_TABLE}_CLASSES = {{{classes}}}\n"

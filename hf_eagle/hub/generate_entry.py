@@ -2,7 +2,7 @@
 
     model.generate(**inputs, custom_generate="you/your-draft", trust_remote_code=True, max_new_tokens=256)
 
-`custom_generate.write_custom_generate` puts this module and all that it imports beside a draft, so that nobody needs
+`custom_generate.write_custom_generate` puts this function and all that it needs beside a draft, so that nobody needs
 hf_eagle to use it.
 """
 
@@ -10,11 +10,11 @@ from contextlib import contextmanager
 from copy import deepcopy
 from weakref import WeakKeyDictionary
 
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from ..decoding.generate import speculative_generate
-from ..drafts.build import load_draft
-from ..targets.target import FrozenTarget
+from ..drafts.kinds import architecture_names, class_of
+from ..targets.tapped import TappedModel
 
 
 # the repository of this draft, written when it is published
@@ -78,7 +78,7 @@ def generate(
     left = config.update(**kwargs)
     _refuse(config, left)
     with _left_as_it_was(model):
-        target = FrozenTarget(model)
+        target = TappedModel(model)
         speaker = _draft_of(model, target, draft or DRAFT)
         target.tap_ids = speaker.config.tap_ids
         return speculative_generate(
@@ -137,14 +137,28 @@ def _as_list(ids) -> list[int]:
     return [int(i) for i in ids] if hasattr(ids, "__iter__") else [int(ids)]
 
 
-def _draft_of(model: PreTrainedModel, target: FrozenTarget, name: str | None):
+def _draft_of(model: PreTrainedModel, target: TappedModel, name: str | None):
     if name is None:
         raise ValueError("`draft` is missing: pass the folder or the Hub id of the draft that is to be used.")
     known, draft = _loaded.get(model, (None, None))
     if known != name or draft.device != target.device or draft.dtype != target.dtype:
-        draft = load_draft(name, target, dtype=target.dtype)
+        draft = _loaded_draft(name, target)
         _loaded[model] = (name, draft)
     return draft
+
+
+def _loaded_draft(name: str, target: TappedModel):
+    """As its config names it; loading refuses whatever does not hold exactly the tensors of such a draft."""
+    names = PreTrainedConfig.get_config_dict(name)[0].get("architectures") or []
+    draft_class = class_of(names)
+    if draft_class is None:
+        raise ValueError(
+            f"`draft` {name} is not a draft that can be used here: `architectures` in its config.json is {names}, "
+            f"known are {architecture_names()}."
+        )
+    draft = draft_class.from_pretrained(name, dtype=target.dtype).to(target.device)
+    draft.attach(target)
+    return draft.eval()
 
 
 @contextmanager

@@ -71,7 +71,7 @@ class TargetHead:
         return logits
 
     @torch.no_grad()
-    def weight(self, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    def table(self, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
         """`(vocabulary, hidden)`, gathered if sharded; `dtype` is for a layer that is not linear."""
         if self.is_linear:
             return gathered(self.module.weight)

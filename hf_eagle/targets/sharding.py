@@ -89,8 +89,8 @@ def _check_heads(config: PreTrainedConfig, size: int) -> None:
         )
     if not any(name.startswith("layers.") for name in plan):  # gpt-oss and Qwen3-VL
         logger.warning(
-            "`target_sharding` tensor splits the embedding of %s alone, by transformers' plan: each rank holds and computes "
-            "all else. fsdp2 holds less.",
+            "`target_sharding` tensor splits the embedding of %s alone, by transformers' plan: each rank holds and "
+            "computes all else. fsdp2 holds less.",
             type(config).__name__,
         )
 

@@ -1,15 +1,13 @@
-"""The frozen target: load it, tap its layers, apply its head to chosen rows."""
+"""The frozen target: load and check it, spread it over ranks, ask it for batches that may be packed."""
 
-import inspect
 import logging
 from collections.abc import Callable
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from transformers import Cache, PreTrainedModel
 
-from .architectures import check_returned, check_tap_ids, find_decoder, find_decoder_parts
+from .architectures import check_returned, find_decoder
 from .features import (
     FullOutlook,
     TargetDistribution,
@@ -19,9 +17,8 @@ from .features import (
     by_whole_head,
     full_outlook,
 )
-from .head import TargetHead, plain_embedding
 from .loading import load_causal_lm
-from .media import MEDIA, check_media, rope_index, shows_media
+from .media import MEDIA, check_media, rope_index
 from .packed_attention import (
     CannotStandIn,
     Segments,
@@ -31,6 +28,7 @@ from .packed_attention import (
     stands_in_for,
 )
 from .sharding import TargetSharding, check_weights, loading_arguments, move_shards_to_main_memory
+from .tapped import TappedModel
 from .teacher_check import check_teacher
 
 
@@ -39,18 +37,13 @@ logger = logging.getLogger(__name__)
 TAP_METHODS = ("hooks", "output_hidden_states")
 
 
-class FrozenTarget:
+class FrozenTarget(TappedModel):
     """A causal language model that only runs forward: no gradients, no optimiser state, and nothing of it is saved.
 
     The first call compares what a draft would be taught with the model's own forward, see `check_teacher`.
 
-    Taps are recorded at a layer's ENTRY: id `k` is the input of layer `k`, id `N` that of the final norm, as in vLLM
-    (contract section 1).
-
     Args:
-        model (`PreTrainedModel`): loaded weights; it is frozen and put into evaluation mode.
-        tap_ids (`list[int]`, *optional*): ascending entry ids. Set the attribute later when they are not yet known, and
-            leave them out for a draft that reads the last hidden state only.
+        model (`PreTrainedModel`), tap_ids (`list[int]`, *optional*): as for [`TappedModel`].
         tap_method (`str`, defaults to `"hooks"`): or `"output_hidden_states"`, where layers cannot be hooked.
 
     Raises:
@@ -67,24 +60,14 @@ class FrozenTarget:
             raise ValueError(f"`tap_method` must be one of {', '.join(TAP_METHODS)}, got {tap_method!r}.")
 
         check_weights(model)
-        self.model = model.eval().requires_grad_(False)
-        self.config = model.config.get_text_config()
-
-        self.parts = find_decoder_parts(model)
         self.tap_method = tap_method
+        self.sharding = TargetSharding.of(model)
+        super().__init__(model)
         self._decoder = find_decoder(model)
         self._by_segments = stands_in_for(self._decoder)
 
-        # transformers 5.24 renames the cache argument of the model's forward, and warns about the old name
-        parameters = inspect.signature(model.forward).parameters
-        self.cache_argument = "cache" if "cache" in parameters else "past_key_values"
-
-        self.sharding = TargetSharding.of(model)
-        self._head = TargetHead(self.parts.head, self.config, sharded=self.sharding is not None)
-
         # every rank must know whether segment attention works before one of them meets the first padding
         if self.sharding is not None and self._by_segments:
-            self.tap_ids = None
             documents = torch.arange(2, device=self.device)[None]  # two of one token each
             self(torch.ones_like(documents), documents=documents)
 
@@ -138,37 +121,15 @@ class FrozenTarget:
             logger.info("%s", target.sharding.describe(model))
         return target
 
-    @property
-    def tap_ids(self) -> list[int] | None:
-        return self._tap_ids
-
-    @tap_ids.setter
-    def tap_ids(self, tap_ids: list[int] | None):
-        if tap_ids:
-            tap_ids = check_tap_ids(tap_ids, self.num_layers)
-            if self.tap_method == "output_hidden_states":
-                check_returned(self.model, tap_ids, self.num_layers)
-        self._tap_ids = tap_ids
-
-    @property
-    def num_layers(self) -> int:
-        return len(self.parts.layers)
-
-    @property
-    def hidden_size(self) -> int:
-        return self.config.hidden_size
-
-    @property
-    def vocab_size(self) -> int:
-        return self.config.vocab_size
+    def _checked_taps(self, tap_ids: list[int]) -> list[int]:
+        tap_ids = super()._checked_taps(tap_ids)
+        if self.tap_method == "output_hidden_states":
+            check_returned(self.model, tap_ids, self.num_layers)
+        return tap_ids
 
     @property
     def device(self) -> torch.device:
-        return next(self.model.parameters()).device if self.sharding is None else self.sharding.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return next(self.model.parameters()).dtype
+        return super().device if self.sharding is None else self.sharding.device
 
     def to(self, device: str | torch.device) -> "FrozenTarget":
         """Move it; a sharded target stays where its ranks are."""
@@ -259,12 +220,7 @@ class FrozenTarget:
             position_ids = None if found is None else found[0]
         if position_ids is None and has_2d_mask and past_key_values is None:
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp_min(0)
-
-        inputs |= {"attention_mask": attention_mask, "position_ids": position_ids}
-        features = self._forward(input_ids, shows_media(inputs), **inputs)
-        if position_ids is not None and position_ids.dim() == 3:
-            features.position_ids = position_ids
-        return features
+        return super().features(input_ids, attention_mask, position_ids, **inputs)
 
     def rope_index(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **inputs: Any
@@ -306,60 +262,16 @@ class FrozenTarget:
             position_ids = torch.zeros_like(input_ids).put_(places, segments.position_ids)
         return self._forward(input_ids, attention_mask=mask, position_ids=position_ids)
 
-    def _forward(self, input_ids: torch.Tensor, with_embeddings: bool = False, **arguments: Any) -> TargetFeatures:
-        """Run the model and record taps; `None` arguments are left out."""
-        arguments = {"use_cache": False, **{name: x for name, x in arguments.items() if x is not None}}
-        if "past_key_values" in arguments:
-            arguments[self.cache_argument] = arguments.pop("past_key_values")
-
-        tap_ids, by_output = self.tap_ids or [], self.tap_method == "output_hidden_states"
-        entries = {*(tap_ids if not by_output else ()), *([0] if with_embeddings else ())}
-        # an empty index runs the head on nothing (`1` would expand its weight once a sequence)
-        no_logits = torch.empty(0, dtype=torch.long, device=input_ids.device)
-
-        with self._recording(sorted(entries)) as seen:
-            output = self.model(
-                input_ids=input_ids, output_hidden_states=by_output, logits_to_keep=no_logits, **arguments
-            )
-
+    def _recorded(self, entries: list[int], **arguments: Any):
+        if self.tap_method == "hooks":
+            output, seen = super()._recorded(entries, **arguments)
+        else:
+            with self._recording([]) as seen:
+                output = self.model(output_hidden_states=True, **arguments)
+            seen |= {i: output.hidden_states[i] for i in entries}
         if self.sharding is not None:
             self.sharding.release()
-        if by_output:
-            seen.update({i: output.hidden_states[i] for i in tap_ids})
-
-        return TargetFeatures(
-            taps=torch.cat([seen[i] for i in tap_ids], dim=-1) if tap_ids else None,
-            last_hidden=seen["last_hidden"],
-            past_key_values=getattr(output, self.cache_argument) if arguments["use_cache"] else None,
-            embeddings=seen[0] if with_embeddings else None,
-        )
-
-    @contextmanager
-    def _recording(self, tap_ids: list[int]):
-        """Hooks for one forward: a pre-hook at every tapped entry, and one after the final norm."""
-        seen: dict[int | str, torch.Tensor] = {}
-
-        def entry(tap_id):
-            def record(module, args, kwargs):
-                seen[tap_id] = args[0] if args else kwargs["hidden_states"]
-
-            return record
-
-        def after_norm(module, args, output):
-            seen["last_hidden"] = output
-
-        entries = [*self.parts.layers, self.parts.final_norm]
-        handles = [entries[i].register_forward_pre_hook(entry(i), with_kwargs=True) for i in tap_ids]
-        handles.append(self.parts.final_norm.register_forward_hook(after_norm))
-        try:
-            yield seen
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """The target's logits `(..., vocabulary)` of post-norm hidden states `(..., hidden)`."""
-        return self._head.logits(hidden)
+        return output, seen
 
     def teacher_head(self, ids: torch.Tensor | None = None) -> Callable[[torch.Tensor], torch.Tensor]:
         """The head for training, `(..., hidden)` -> `(..., vocabulary)`, gathered once; call this once a batch.
@@ -399,11 +311,3 @@ class FrozenTarget:
         if outlook is None or draft_ids is None:
             return by_whole_head(self.teacher_head(), hidden, draft_ids, dtype, with_mass, chunk)
         return by_draft_head(self.teacher_head(draft_ids), outlook, hidden, draft_ids, dtype, with_mass, chunk)
-
-    def head_weight(self) -> torch.Tensor:
-        """`(vocabulary, hidden)`: the head, gathered when it is sharded, dequantised when it is quantised."""
-        return self._head.weight(self.model.dtype, self.device)
-
-    def embedding_weight(self) -> torch.Tensor:
-        """`(vocabulary, hidden)`: the input embedding, gathered when it is sharded."""
-        return plain_embedding(self.model.get_input_embeddings())

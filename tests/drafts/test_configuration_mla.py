@@ -174,6 +174,10 @@ def test_sizes_are_the_targets_or_deepseeks_or_those_asked_for():
         ({"rope_parameters": dict(ROPES["llama3"])}, "must be of type default or yarn, got 'llama3'"),
         ({"rope_parameters": {**YARN, "attention_factor": 1.0}}, "`attention_factor` = 1.0, which the servers do not"),
         ({"rope_parameters": {k: v for k, v in YARN.items() if k != "mscale"}}, "both `mscale` and `mscale_all_dim`"),
+        (
+            {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [16, 8, 8]}},
+            r"`mrope_section` is \[16, 8, 8\], but a draft with latent attention is rotated in 1d only: leave it out",
+        ),
         ({"draft_vocab_size": 1001}, "`draft_vocab_size` must be between 1"),
         ({"num_hidden_layers": 2}, "`num_hidden_layers` of an EAGLE-3 draft must be 1"),
     ],

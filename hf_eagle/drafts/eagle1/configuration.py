@@ -32,9 +32,6 @@ class Eagle1Config(DraftConfig):
 
     Raises:
         ValueError: for a field that belongs to EAGLE-3.
-
-    Example:
-        >>> Eagle1Config.from_target(target.config).save_pretrained("draft")
     """
 
     logit_scale: float | None = None
@@ -79,6 +76,9 @@ class Eagle1Config(DraftConfig):
 
         Raises:
             ValueError: for a field that belongs to EAGLE-3.
+
+        Example:
+            >>> Eagle1Config.from_target(target.config).save_pretrained("draft")
         """
         text = target_config.get_text_config()
         scale = (getattr(text, "logit_scale", None) or 1.0) / (getattr(text, "logits_scaling", None) or 1.0)

@@ -40,10 +40,6 @@ class LlamaForCausalLMEagle(UnrolledDraft):
     Row `i` holds the target's last hidden state `f_i`, after its final norm, and the embedding of token `i + 1`. It
     predicts `f_{i+1}`, from which the target's head makes token `i + 2`. Embeddings and head are the target's and are
     never saved. EAGLE-2 is the same draft, decoded with a dynamic draft tree.
-
-    Example:
-        >>> draft = LlamaForCausalLMEagle(Eagle1Config.from_target(target.config))
-        >>> draft.attach(target)
     """
 
     config_class = Eagle1Config

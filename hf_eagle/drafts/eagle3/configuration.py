@@ -27,28 +27,15 @@ class EagleConfig(DraftConfig):
     Everything that the servers read is a field, or is derived when the config is written; there is no export step.
 
     Args:
-        draft_vocab_size (`int`, *optional*, defaults to `vocab_size`):
-            Rows of the draft's head. `vocab_size` is the target's.
-        target_hidden_size (`int`, *optional*, defaults to `hidden_size`):
-            Width of one tap.
-        eagle_aux_hidden_state_layer_ids (`list[int]`, *optional*):
-            Tap ids as layer ENTRY ids, ascending and unique (vLLM's convention). The nested
-            `eagle_config["eagle_aux_hidden_state_layer_ids"]`, for SGLang, is derived.
+        kwargs: as for [`DraftConfig`]. `eagle_config` holds SGLang's form of `eagle_aux_hidden_state_layer_ids`.
         sglang_counts_entries (`bool`, defaults to `False`):
             SGLang reads its ids as OUTPUT ids, `id - 1`; for some targets (DeepSeek, Kimi) as ENTRY ids, unless the
             first of them is 1.
         fc_norm (`bool`, defaults to `False`): EAGLE-3.1: one RMSNorm per tap before `fc`.
         norm_output (`bool`, defaults to `False`): EAGLE-3.1: feed back the normed output, not the residual stream.
-        image_embeddings (`str`, defaults to `"token"`):
-            What the draft embeds at a medium: its `"token"`, as vLLM does, or the output of the target's `"vision"`
-            tower, as SGLang does. Neither server reads this field; decoding and checks do.
-        tokenizer_fingerprint (`str`, *optional*): identity of the tokenizer of the vocabulary mapping.
 
     Raises:
         ValueError: for several layers, tied embeddings, biases, or a draft vocabulary that does not fit.
-
-    Example:
-        >>> EagleConfig.from_target(target.config, draft_vocab_size=8192).save_pretrained("draft")
     """
 
     fc_norm: bool = False
@@ -127,6 +114,9 @@ class EagleConfig(DraftConfig):
         Raises:
             ValueError: for a wrong tap id, `"mrope"` for a target without it, or a draft vocabulary larger than
                 the target's.
+
+        Example:
+            >>> EagleConfig.from_target(target.config, draft_vocab_size=8192).save_pretrained("draft")
         """
         text = target_config.get_text_config()
         layers = read_field(text, "num_hidden_layers")

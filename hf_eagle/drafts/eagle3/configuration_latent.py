@@ -33,10 +33,6 @@ class EagleMLAConfig(EagleConfig):
 
     Raises:
         ValueError: as [`EagleConfig`], for sizes below 1, and for RoPE that servers would run differently.
-
-    Example:
-        >>> EagleMLAConfig.from_target(kimi.config, draft_vocab_size=32000)
-        >>> EagleMLAConfig.from_target(qwen.config, q_lora_rank=1024, kv_lora_rank=256)
     """
 
     # both servers know it; vLLM turns "deepseek_v3" into another kind of draft
@@ -66,7 +62,9 @@ class EagleMLAConfig(EagleConfig):
 
         if self.qk_rope_head_dim % 2:
             raise ValueError(f"`qk_rope_head_dim` must be even, to be rotated in pairs, got {self.qk_rope_head_dim}.")
-
+        if self.mrope_section is not None:
+            seen = f"`mrope_section` is {list(self.mrope_section)}"
+            raise ValueError(f"{seen}, but a draft with latent attention is rotated in 1d only: leave it out.")
         _check_rope(self.rope_parameters)
 
     @classmethod
@@ -86,6 +84,10 @@ class EagleMLAConfig(EagleConfig):
         Args:
             target_config, draft_vocab_size, tap_ids: as for [`EagleConfig.from_target`].
             overrides: any other field, for example `kv_lora_rank=256`.
+
+        Example:
+            >>> EagleMLAConfig.from_target(kimi.config, draft_vocab_size=32000)
+            >>> EagleMLAConfig.from_target(qwen.config, q_lora_rank=1024, kv_lora_rank=256)
         """
         text = target_config.get_text_config()
         latent = has_latent_attention(text)

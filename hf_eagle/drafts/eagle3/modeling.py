@@ -52,12 +52,16 @@ class Eagle3Draft(UnrolledDraft):
 
         self.norm = EagleRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.lm_head = nn.Linear(config.hidden_size, config.draft_vocab_size, bias=False)
-        self.rotary_emb = (LlamaRotaryEmbedding if config.mrope_section is None else EagleMRotaryEmbedding)(config)
+        self.rotary_emb = self.rotary_of(config)
         self.gradient_checkpointing = False  # switched by `gradient_checkpointing_enable`: one checkpoint a TTT step
 
         self.register_vocabulary(config)
         self.post_init()
         self.freeze()
+
+    def rotary_of(self, config: EagleConfig) -> LlamaRotaryEmbedding:
+        """What makes the RoPE tables of a draft with this config."""
+        return LlamaRotaryEmbedding(config)
 
     def get_output_embeddings(self) -> nn.Linear:
         return self.lm_head
@@ -119,15 +123,12 @@ class Eagle3Draft(UnrolledDraft):
 
 
 class LlamaForCausalLMEagle3(Eagle3Draft):
-    """The EAGLE-3 draft with grouped-query attention , as in Llama.
-
-    Example:
-        >>> config = EagleConfig.from_target(target.config, draft_vocab_size=8192)
-        >>> draft = LlamaForCausalLMEagle3(config)
-        >>> draft.set_target_embeddings(target.embedding_weight())
-    """
+    """The EAGLE-3 draft with grouped-query attention as in Llama."""
 
     attention_class = EagleAttention
+
+    def rotary_of(self, config: EagleConfig) -> LlamaRotaryEmbedding:
+        return super().rotary_of(config) if config.mrope_section is None else EagleMRotaryEmbedding(config)
 
 
 Projection = Callable[[torch.Tensor], torch.Tensor]

@@ -89,13 +89,7 @@ def _rotate_pairs(x: torch.Tensor, cos_sin: tuple[torch.Tensor, torch.Tensor]) -
 
 
 class Eagle3DeepseekV2ForCausalLM(Eagle3Draft):
-    """The EAGLE-3 draft with multi-head latent attention, for DeepSeek, Kimi or any other target.
-
-    Example:
-        >>> config = EagleMLAConfig.from_target(target.config, draft_vocab_size=32000)
-        >>> draft = Eagle3DeepseekV2ForCausalLM(config)
-        >>> draft.set_target_embeddings(target.embedding_weight())
-    """
+    """The EAGLE-3 draft with multi-head latent attention, for DeepSeek, Kimi or any other target."""
 
     config_class = EagleMLAConfig
     attention_class = EagleLatentAttention

@@ -1,0 +1,159 @@
+"""A running target: taps of its layers, the last hidden states, and what its head makes of them."""
+
+import inspect
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from transformers import Cache, PreTrainedModel
+
+from .architectures import check_tap_ids, find_decoder_parts
+from .features import TargetFeatures
+from .head import TargetHead, plain_embedding
+from .media import shows_media
+
+
+class TappedModel:
+    """A causal language model whose layers are tapped and whose head is read: all that decoding asks of a target.
+
+    Taps are recorded at a layer's ENTRY, id `k` being the input of layer `k` and id `N` the final norm's, as vLLM does
+    (contract section 1).
+
+    Args:
+        model (`PreTrainedModel`): it is frozen and put into evaluation mode.
+        tap_ids (`list[int]`, *optional*): ascending entry ids; set later through the attribute when not yet known, and
+            left out for a draft that looks at the last hidden state only.
+
+    Raises:
+        ValueError: for a tap id that the model does not have, or a model whose layers are not found.
+    """
+
+    sharding = None  # only a [`FrozenTarget`] can be spread over ranks
+
+    def __init__(self, model: PreTrainedModel, tap_ids: list[int] | None = None):
+        self.model = model.eval().requires_grad_(False)
+        self.config = model.config.get_text_config()
+        self.parts = find_decoder_parts(model)
+        # what the model's forward calls its cache: transformers 5.24 renames it, and warns when called by the old name
+        parameters = inspect.signature(model.forward).parameters
+        self.cache_argument = "cache" if "cache" in parameters else "past_key_values"
+        self._head = TargetHead(self.parts.head, self.config, sharded=self.sharding is not None)
+        self.tap_ids = tap_ids
+
+    @property
+    def tap_ids(self) -> list[int] | None:
+        return self._tap_ids
+
+    @tap_ids.setter
+    def tap_ids(self, tap_ids: list[int] | None):
+        self._tap_ids = self._checked_taps(tap_ids) if tap_ids else tap_ids
+
+    def _checked_taps(self, tap_ids: list[int]) -> list[int]:
+        return check_tap_ids(tap_ids, self.num_layers)
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.parts.layers)
+
+    @property
+    def hidden_size(self) -> int:
+        return self.config.hidden_size
+
+    @property
+    def vocab_size(self) -> int:
+        return self.config.vocab_size
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.model.parameters()).dtype
+
+    @torch.no_grad()
+    def __call__(self, input_ids: torch.Tensor, **inputs: Any) -> TargetFeatures:
+        """Features of a batch, see `features`."""
+        return self.features(input_ids, **inputs)
+
+    def features(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        use_cache: bool = False,
+        **inputs: Any,
+    ) -> TargetFeatures:
+        """Features of a batch; no `(batch, length, vocabulary)` logits are made.
+
+        Args:
+            input_ids: `(batch, length)`.
+            attention_mask, position_ids, past_key_values, use_cache: as the model's own forward takes them.
+            inputs: whatever else it takes (images, video grids).
+        """
+        inputs |= {"attention_mask": attention_mask, "position_ids": position_ids}
+        features = self._forward(
+            input_ids, shows_media(inputs), past_key_values=past_key_values, use_cache=use_cache, **inputs
+        )
+        if position_ids is not None and position_ids.dim() == 3:
+            features.position_ids = position_ids
+        return features
+
+    def _forward(self, input_ids: torch.Tensor, with_embeddings: bool = False, **arguments: Any) -> TargetFeatures:
+        """Run the model and record; `None` arguments are left out."""
+        arguments = {"use_cache": False, **{name: x for name, x in arguments.items() if x is not None}}
+        if "past_key_values" in arguments:
+            arguments[self.cache_argument] = arguments.pop("past_key_values")
+
+        tap_ids = self.tap_ids or []
+        # an index of no position: the head runs on nothing (`1` would expand its weight once a sequence)
+        no_logits = torch.empty(0, dtype=torch.long, device=input_ids.device)
+        entries = sorted({*tap_ids, *([0] if with_embeddings else ())})
+        output, seen = self._recorded(entries, input_ids=input_ids, logits_to_keep=no_logits, **arguments)
+        return TargetFeatures(
+            taps=torch.cat([seen[i] for i in tap_ids], dim=-1) if tap_ids else None,
+            last_hidden=seen["last_hidden"],
+            past_key_values=getattr(output, self.cache_argument) if arguments["use_cache"] else None,
+            embeddings=seen[0] if with_embeddings else None,
+        )
+
+    def _recorded(self, entries: list[int], **arguments: Any):
+        """The output of one forward, and what was seen in it: a tensor for each of `entries`, and `"last_hidden"`."""
+        with self._recording(entries) as seen:
+            return self.model(output_hidden_states=False, **arguments), seen
+
+    @contextmanager
+    def _recording(self, tap_ids: list[int]):
+        """Hooks which live for one forward: a pre-hook at every tapped entry, one behind the final norm."""
+        seen: dict[int | str, torch.Tensor] = {}
+
+        def entry(tap_id):
+            def record(module, args, kwargs):
+                seen[tap_id] = args[0] if args else kwargs["hidden_states"]
+
+            return record
+
+        def after_norm(module, args, output):
+            seen["last_hidden"] = output
+
+        entries = [*self.parts.layers, self.parts.final_norm]
+        handles = [entries[i].register_forward_pre_hook(entry(i), with_kwargs=True) for i in tap_ids]
+        handles.append(self.parts.final_norm.register_forward_hook(after_norm))
+        try:
+            yield seen
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The target's logits `(..., vocabulary)` of post-norm hidden states `(..., hidden)`."""
+        return self._head.logits(hidden)
+
+    def head_weight(self) -> torch.Tensor:
+        """`(vocabulary, hidden)`: the head, gathered when it is sharded, dequantised when it is quantised."""
+        return self._head.table(self.model.dtype, self.device)
+
+    def embedding_weight(self) -> torch.Tensor:
+        """`(vocabulary, hidden)`: the input embedding, gathered when it is sharded."""
+        return plain_embedding(self.model.get_input_embeddings())
