@@ -99,6 +99,8 @@ def _main() -> None:
     elif verb == "docs":
         from .docs import contents, read_page
 
+        if len(sys.argv) > 3:
+            raise ValueError(f"`docs` shows one page at a time, got {', '.join(sys.argv[2:])}: name one of them.")
         page = sys.argv[2] if len(sys.argv) > 2 else "--help"
         print(contents() if page in ("--help", "-h") else read_page(page))
     elif verb in known:

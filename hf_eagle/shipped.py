@@ -1,6 +1,7 @@
 """Find recipes, card templates and scripts: a wheel has them inside the package, a clone next to it."""
 
 import difflib
+import os
 from pathlib import Path
 
 
@@ -26,12 +27,12 @@ def find_config(name: str, argument: str = "--config") -> Path:
         ValueError: if `name` looks like a recipe's name and no recipe has it.
     """
     path = Path(name)
-    if path.exists() or path.name != name:
+    if os.path.exists(name) or path.name != name:
         return path
 
     stem = name.removesuffix(".yaml")
     recipe = shipped("training_args") / f"{stem}.yaml"
-    if recipe.is_file():
+    if os.path.isfile(recipe):
         return recipe
 
     near = difflib.get_close_matches(stem, recipe_names(), n=1)

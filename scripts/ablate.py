@@ -160,8 +160,8 @@ def main() -> None:
     wanted, done = args.seeds * len(variants), sum(map(len, results.values()))
     if done < wanted:
         raise RuntimeError(
-            f"`output_dir` {args.output_dir}: {wanted - done} of {wanted} runs failed, as said above; the same command tries "
-            "them again."
+            f"`output_dir` {args.output_dir}: {wanted - done} of {wanted} runs failed, as said above; the same command "
+            "tries them again."
         )
 
 

@@ -37,7 +37,8 @@ class ImportArguments:
     tap_ids: list[Whole] | None = field(
         default=None,
         metadata={
-            "help": "Layers whose inputs the draft was trained on, as vLLM counts them, where its files do not say."
+            "help": "Layers whose inputs the draft was trained on, as vLLM counts them, where its files do not say; "
+            "others than they say are refused."
         },
     )
     rope_theta: Annotated[float, Bounds(above=1, most=1e15)] | None = field(

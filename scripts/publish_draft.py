@@ -62,9 +62,10 @@ def main() -> None:
     args = door()
 
     from hf_eagle.hub.local_paths import local_paths
-    from hf_eagle.hub.publish import CARD, contents, facts_to_publish, files_of, publish_draft
+    from hf_eagle.hub.publish import CARD, check_card, contents, facts_to_publish, files_of, publish_draft
 
     files_of(args.draft, args.include)
+    check_card(args.draft)
     refused = check(args.draft, args.target)
     facts = {"license": args.license, "base_model": args.base_model}
     told = facts_to_publish(args.draft, args.repo_id, facts)

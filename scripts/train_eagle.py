@@ -48,6 +48,7 @@ def main() -> None:
     from transformers import set_seed
 
     from hf_eagle.evaluation.prompts import load_prompts
+    from hf_eagle.training.alone import writing_alone
     from hf_eagle.training.distributed import leave
     from hf_eagle.training.resuming import was_written_to_the_end
     from hf_eagle.training.stalls import watched
@@ -70,16 +71,17 @@ def main() -> None:
             data_args.acceptance_prompts, limit=data_args.acceptance_num_prompts
         )
 
-    with watched(args, "while the run is made ready"):
-        trainer = build_trainer(recipe, resume, prompts)
-    result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-    with watched(args, "while the results are written"):
-        if trainer.nothing_to_do and was_written_to_the_end(args.output_dir, trainer.state.global_step):
-            logger.info("%s is left as it is.", args.output_dir)
-        else:
-            with writing("output_dir", args.output_dir):
-                leave_results(trainer, result)
-        leave()
+    with writing_alone("output_dir", args.output_dir, args.process_index):
+        with watched(args, "while the run is made ready"):
+            trainer = build_trainer(recipe, resume, prompts)
+        result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+        with watched(args, "while the results are written"):
+            if trainer.nothing_to_do and was_written_to_the_end(args.output_dir, trainer.state.global_step):
+                logger.info("%s is left as it is.", args.output_dir)
+            else:
+                with writing("output_dir", args.output_dir):
+                    leave_results(trainer, result)
+            leave()
 
 
 def build_trainer(recipe: Recipe, resume: Path | None, prompts: list | None):

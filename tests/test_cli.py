@@ -66,6 +66,11 @@ def test_docs_shows_pages_and_lists_them(monkeypatch, capsys):
         call(monkeypatch, "docs", "dtaa")
     assert end.value.code == 1 and "`docs` has no page dtaa: did you mean data?" in capsys.readouterr().err
 
+    with pytest.raises(SystemExit) as end:
+        call(monkeypatch, "docs", "data", "training")
+    said = "`docs` shows one page at a time, got data, training: name one of them."
+    assert end.value.code == 1 and said in capsys.readouterr().err
+
 
 def test_every_page_is_listed():
     assert sorted(PAGES) == sorted(path.stem for path in (ROOT / "hf_eagle" / "docs").glob("*.md"))
@@ -88,6 +93,11 @@ def test_recipes_are_found_by_name(tmp_path, monkeypatch):
     assert find_config("some/where.yaml") == Path("some/where.yaml")  # whoever reads it says that it is not there
     with pytest.raises(ValueError, match="neither a file nor a recipe: did you mean smollm2-135m-eagle1?"):
         find_config("smollm2-135m-eagle2.yaml")
+
+
+def test_a_name_that_is_too_long_for_a_file_is_no_recipe():
+    with pytest.raises(ValueError, match="`--config` aaa.* is neither a file nor a recipe"):
+        find_config("a" * 20_000)
 
 
 def test_bash_completes_verbs_and_recipes(monkeypatch, capsys):

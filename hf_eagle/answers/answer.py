@@ -62,6 +62,16 @@ class AnswerReader:
         self.special_ids = set(added) | set(tokenizer.all_special_ids)
         self._vocabulary = 1 + max(tokenizer.get_vocab().values())
         self._special = sorted({*added.values(), *tokenizer.all_special_tokens}, key=len, reverse=True)
+        self._ends = [token for token in self._special if token in self._after_an_answer()]
+
+    def _after_an_answer(self) -> str:
+        """What the template writes behind an answer, up to the end of the next question."""
+        chat = [{"role": role, "content": "x y z"} for role in ("user", "assistant", "user")]
+        try:
+            rendered = self.renderer.render(chat)
+        except ValueError:  # a template that refuses such a chat
+            rendered = ""
+        return rendered.partition("x y z")[2].partition("x y z")[2] + (self.tokenizer.eos_token or "")
 
     def message(self, prompt: list[int], ids: list[int]) -> dict:
         """The message of an answer, from its tokens without the one that ended it."""
@@ -79,6 +89,14 @@ class AnswerReader:
         if not _can_be_written(message):  # a call's JSON may spell a lone surrogate, which UTF-8 cannot encode
             return {"content": self._plain(ids)}
         return message
+
+    def ends_within(self, text: str) -> str | None:
+        """What is wrong with a text that holds a token that ends a turn; `None` for a sound one.
+
+        Training would read the rest as another turn, or as an end that the target did not say.
+        """
+        token = next((token for token in self._ends if token in text), None)
+        return None if token is None else f"an answer whose text holds {token}, a special token that ends a turn"
 
     def unknown_id(self, ids: list[int]) -> int | None:
         """The first token id that the tokenizer does not have, or `None`."""

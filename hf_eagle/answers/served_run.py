@@ -17,6 +17,9 @@ from .turns import context, turn_seed
 
 logger = logging.getLogger(__name__)
 
+_TIMES, _LEAST = 4, 64  # tokens of a text, by those asked for, and how many are let through at any rate
+_CHARACTERS = 1024  # in a token: the longest are runs of white space
+
 SYSTEMATIC = 10  # so many refusals in a row, without an answer between them, are not the prompts' fault
 
 
@@ -150,11 +153,18 @@ class Run:
         self._events.put({"id": id, "turn": turn, "tokens": told.completion_tokens, "answer": answer.as_row()})
 
     def _read(self, told: ChatAnswer, before: Answer | None) -> Answer:
-        """What was said, from its tokens if reported; raises `Broken` for tokens that cannot be the answer's."""
+        """What was said, from its tokens if reported; raises `Broken` for what cannot be the answer."""
+        most = self.served.fields["max_tokens"]
+        problem = _too_long(told.text, most, self.reader)
+        if problem is None and self.reader is not None and not told.token_ids:
+            problem = self.reader.ends_within(told.text)
+        if problem is not None:
+            raise Broken(f"the server sends {problem}")
+
         if not told.token_ids:
             return Answer({"content": told.text}, told.finish_reason)
 
-        said, most = told.token_ids, self.served.fields["max_tokens"]
+        said = told.token_ids
         if len(said) > most:
             raise Broken(f"the server tells {len(said)} tokens of an answer that may have {most} (`max_new_tokens`)")
 
@@ -168,6 +178,18 @@ class Run:
             ended = told.finish_reason not in CUT and said[-1] in self.reader.special_ids
             message = self.reader.message(told.prompt_ids, said[:-1] if ended else said)
         return said_answer(message, told.finish_reason, told.prompt_ids, said, before)
+
+
+def _too_long(text: str, most: int, reader: AnswerReader | None) -> str | None:
+    """What is wrong with a text of far more than `most` tokens; `None` for any that may have so few."""
+    if len(text) > _CHARACTERS * most:  # also keeps the tokenizer from megabytes
+        return f"{len(text):,} characters, of an answer that may have {most} tokens (`max_new_tokens`)"
+
+    # a text may be cut into other tokens than were said, but not into several times as many
+    tokens = 0 if reader is None else len(reader.tokenizer(text, add_special_tokens=False)["input_ids"])
+    if tokens > max(_TIMES * most, _LEAST):
+        return f"a text of {tokens:,} tokens, of an answer that may have {most} (`max_new_tokens`)"
+    return None
 
 
 def first_of(early: dict[int, ServerError]) -> str:

@@ -314,8 +314,8 @@ class DataArguments(TemplateArguments, MediaArguments):
 
         if not self.streaming and max(self.data_weights or [0]) > 1000:
             raise ValueError(
-                f"`data_weights` holds {max(self.data_weights):g}, so each record would be taken so often: give at most "
-                "1000; only with `streaming` are they shares."
+                f"`data_weights` holds {max(self.data_weights):g}, so each record would be taken so often: give at "
+                "most 1000; only with `streaming` are they shares."
             )
 
         wrong = next((name for name in ("packing", "eval_share", "feature_store") if getattr(self, name)), None)

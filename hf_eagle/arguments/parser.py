@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers.hf_argparser import HfArgumentParser, string_to_bool
 
+from ..door.printer import unprinted
 from ..shipped import find_config
 from .bounds import bounds_of, check_numbers
 from .yaml_files import read_words
@@ -107,6 +108,8 @@ class EagleArgumentParser(HfArgumentParser):
                 self.error(self._unknown(option))
 
         config = _value_of("--config", args)
+        if config is not None and not config.strip():
+            self.error("`--config` is empty: name a YAML file or a recipe, or leave it out.")
         try:
             from_file = [] if config is None else [_at_home(word) for word in self._tokens(config)]
             *parsed, _, unknown = self.parse_args_into_dataclasses(
@@ -125,6 +128,17 @@ class EagleArgumentParser(HfArgumentParser):
         for action in self._actions:
             action.bounds = told.get(action.dest, "")
         return super().format_help()
+
+    def _print_message(self, message, file=None):
+        """Print help; unlike argparse, raise an error if it cannot be written, as on a full disk."""
+        file = sys.stderr if file is None else file
+        try:
+            file.write(message)
+        except BrokenPipeError:
+            raise
+        except OSError as problem:
+            if file is sys.stdout:
+                raise unprinted(problem) from problem
 
     def parse_known_args(self, args=None, namespace=None):
         """Check that numbers lie within their bounds, before any dataclass is made."""

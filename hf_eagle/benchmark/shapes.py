@@ -60,7 +60,8 @@ def check_shapes(shapes: Shapes, with_target: bool) -> None:
         raise ValueError(f"`hidden_size` {shapes.hidden_size} must be a multiple of `num_attention_heads` {heads}.")
     if with_target and shapes.num_hidden_layers < 7:
         raise ValueError(
-            f"`num_hidden_layers` must be at least 7, so that three layers can be tapped, got {shapes.num_hidden_layers}."
+            "`num_hidden_layers` must be at least 7, so that three layers can be tapped, got "
+            f"{shapes.num_hidden_layers}."
         )
 
     if shapes.draft_vocab_size > shapes.vocab_size:

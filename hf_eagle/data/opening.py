@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from ..door.json_files import is_special
+
 
 COMPRESSED = (".gz", ".zst")
 _PASSED = 2**20  # bytes that are skipped at a time
@@ -20,6 +22,9 @@ def opened(path: str | Path) -> Iterator[BinaryIO]:
     Args:
         path: of the file, or an address that `fsspec` reads, such as `hf://datasets/...`.
     """
+    if is_special(path):
+        raise ValueError(f"{path} is no ordinary file: name one that is.")
+
     try:
         with _opened(str(path)) as file:
             yield file

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
@@ -199,12 +200,12 @@ def _load_source(
     """The records of a source, and the files that we read them from ourselves."""
     # what is on this machine takes precedence over the Hub
     path = at_home(source)
-    if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
+    if any(os.path.isfile(path / name) for name in ("state.json", "dataset_dict.json")):
         return _load_saved(path, split, streaming), []
-    if path.is_dir():
+    if os.path.isdir(path):
         files = files_of(path, split)
         return _load_files(path, files, streaming, form, skip), files
-    if path.is_file():
+    if os.path.isfile(path):
         if ending_of(path) not in KINDS:
             raise ValueError(f"{path} must end in one of {', '.join(KINDS)}; texts also in .gz or .zst behind that.")
         return _load_files(path, [path], streaming, form, skip), [path]

@@ -2,6 +2,7 @@
 
 import logging
 import mimetypes
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,7 +54,12 @@ def files_of(folder: Path, split: str, tell: bool = True) -> list[Path]:
     Raises:
         ValueError: no file is left.
     """
-    there = sorted(file for file in folder.rglob("*") if file.is_file())
+    try:
+        there = sorted(file for file in folder.rglob("*") if os.path.isfile(file))
+    except OSError as problem:
+        said = f"{folder} cannot be read as a folder of data ({problem.strerror}): name another."
+        raise ValueError(said) from problem
+
     names = {file: file.relative_to(folder) for file in there}
     all_hidden = {file for file in there if any(part.startswith((".", "__")) for part in names[file].parts)}
 
@@ -78,14 +84,15 @@ def files_of(folder: Path, split: str, tell: bool = True) -> list[Path]:
         (unread, "of a form that is not read, to be decompressed or converted first"),
     )
     left_out = "; ".join(f"{kind}: {_listed(names[file] for file in files)}" for files, kind in said if files)
+    advice = "; name a file itself to take it" if other or hidden or no_data or twins else ""
     if not taken:
         raise ValueError(
             f"The folder {folder} holds no {', '.join(KINDS)} file"
-            + (f" to take ({left_out}); name a file itself to take it." if left_out else ".")
+            + (f" to take ({left_out}){advice}." if left_out else ".")
         )
 
     if left_out and tell:
-        logger.warning("%s: files are left out, which are %s. Name a file itself to take it.", folder, left_out)
+        logger.warning("%s: files are left out, which are %s%s.", folder, left_out, advice)
     return taken
 
 

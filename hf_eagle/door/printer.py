@@ -117,9 +117,14 @@ def _flush() -> None:
         if isinstance(problem, BrokenPipeError):
             raise
 
-        _throw_away()
-        why = problem.strerror or problem
-        raise OSError(f"What is printed cannot be written ({why}): make room where standard output goes.") from problem
+        raise unprinted(problem) from problem
+
+
+def unprinted(problem: OSError) -> OSError:
+    """What to raise if a text could not be printed; what is left to print is thrown away."""
+    _throw_away()
+    why = problem.strerror or problem
+    return OSError(f"What is printed cannot be written ({why}): make room where standard output goes.")
 
 
 def _nobody_reads() -> bool:

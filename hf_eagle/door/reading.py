@@ -18,6 +18,8 @@ _OBJECTS = (
     *("config.json", "adapter_config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"),
     *("special_tokens_map.json", "preprocessor_config.json", "processor_config.json", "model.safetensors.index.json"),
 )
+# what transformers asks of these files without saying so
+_NEEDED = {"model.safetensors.index.json": ("metadata", "weight_map"), "tokenizer.json": ("added_tokens", "model")}
 _HEADER_LIMIT = 100_000_000  # bytes, the limit of safetensors itself
 # errors that say nothing about the files: no memory left, a broken device, ranks that lost each other
 _OF_THE_MACHINE = {"AcceleratorError", "DistBackendError", "DistNetworkError", "MemoryError", "OutOfMemoryError"}
@@ -95,7 +97,7 @@ def _why(path: str | os.PathLike, problem: Exception, file: str | None) -> str:
     if found:
         return f"cannot be read: {found}"
 
-    missing = _missing(path, problem)
+    missing = _missing(path, problem) or (folder and _key_of(folder, problem))
     if missing:
         return missing
 
@@ -129,6 +131,25 @@ def _missing(path: str | os.PathLike, problem: Exception) -> str | None:
     return (
         f"is no folder here, and the Hub does not give it ({first_line(problem)}): correct it, or check the connection"
     )
+
+
+def _key_of(folder: str | os.PathLike, problem: Exception) -> str | None:
+    """Which field a `KeyError` is about, as the rest of a sentence: one that a file lacks, or an unknown name in it."""
+    if not isinstance(problem, KeyError) or not problem.args:
+        return None
+
+    key = problem.args[0]
+    for name in _OBJECTS:
+        if not os.path.isfile(Path(folder) / name):
+            continue
+        held = read_json(Path(folder) / name, {})
+        if key in _NEEDED.get(name, ()) and key not in held:
+            return f"cannot be read: its {name} has no `{key}`: restore the file"
+        for field, value in held.items():
+            if isinstance(value, str) and value == key:
+                return f"cannot be read: `{field}` in its {name} is {key!r}, which is not known: correct it"
+
+    return None
 
 
 def looks_like_a_path(path: str | os.PathLike) -> bool:

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from transformers.utils import cached_file
 
+from ..door.config_numbers import check_numbers
 from ..door.reading import locating, read_part, reading
-from ..targets.config_fields import check_numbers
 from ..targets.weights import check_sizes, check_stored_dtypes, check_tensors, report_if_sound, stored_shapes
 from .configuration_base import DraftConfig
 from .kinds import architecture_names, class_of

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig
 
+from ..door.config_numbers import check_numbers
 from ..door.reading import reading
 from ..drafts.build import class_of
 from ..drafts.modeling_base import EaglePreTrainedModel
 from ..drafts.vocabulary import tokenizer_fingerprint
-from ..targets.config_fields import check_numbers
 from ..targets.loading import load_config, load_tokenizer
 from ..targets.weights import check_tensors
 from .fields import check_flags, draft_config, flat_config

@@ -75,8 +75,6 @@ def facts_to_publish(
 
     if not is_hub_id(repo_id):
         raise ValueError(f"`repo_id` is {repo_id!r}, which is no repository's name: give one like `you/your-draft`.")
-    if not leave_out_broken:
-        check_card(folder)
     if given.get("base_model") is not None:
         check_hub_id("base_model", given["base_model"])
 
@@ -120,20 +118,20 @@ def files_of(folder: str | Path, include: tuple[str, ...] | list[str] = ()) -> d
         for path in set(more) - found:
             if not path.resolve().is_relative_to(folder.resolve()):
                 raise ValueError(
-                    f"`include` {pattern!r} matches {path}, a link to {path.resolve()}, which lies outside of the draft's "
-                    "folder: copy the file there if it is to be published."
+                    f"`include` {pattern!r} matches {path}, a link to {path.resolve()}, which lies outside of the "
+                    "draft's folder: copy the file there if it is to be published."
                 )
         found.update(more)
 
     return {path.relative_to(folder).as_posix(): path for path in found}
 
 
-def check_card(folder: Path) -> None:
+def check_card(folder: str | Path) -> None:
     """`ValueError` for a README.md that the Hub would not take for a card."""
     from huggingface_hub.repocard import metadata_load
     from yaml import YAMLError
 
-    card = folder / CARD
+    card = at_home(folder) / CARD
     if not card.exists():
         return
 
@@ -183,7 +181,7 @@ def publish_draft(
         [`~huggingface_hub.CommitInfo`], or a future of it.
 
     Raises:
-        ValueError: as for `contents`.
+        ValueError: as for `contents` and, unless broken files are left out, `check_card`.
         OSError: if the Hub refuses the token or cannot be reached, in one sentence.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
@@ -193,6 +191,8 @@ def publish_draft(
 
     # report errors in the folder before there is a repository
     files_of(folder, include)
+    if not leave_out_broken:
+        check_card(folder)
     facts_to_publish(folder, repo_id, facts, leave_out_broken)
 
     api = HfApi(token=read_key(token, "`token`"))

@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from ..door.config_numbers import wrong_numbers
 from . import rules_folder
 from .draft_folder import DraftFolder, Finding, TargetFacts
 from .kinds import kind_of, serves
@@ -41,7 +42,7 @@ def check_draft(
     if kind is not None and not serves(kind):
         return [_unserved(kind)]
     folder = DraftFolder.read(path)
-    found = rules_folder.other_model(folder) or rules_folder.size_findings(folder)
+    found = rules_folder.other_model(folder) or (rules_folder.size_findings(folder) + _number_findings(folder))
     if found:
         return found
 
@@ -53,6 +54,12 @@ def check_draft(
     for rule in (*row.folder_rules, *(row.value_rules if values else ())):
         found += rule(folder)
     return found
+
+
+def _number_findings(folder: DraftFolder) -> list[Finding]:
+    """Numbers with which no reader computes anything."""
+    fix = "write what it was trained with"
+    return [Finding(rules_folder.READER, f"in config.json {one}.", fix) for one in wrong_numbers(folder.config)]
 
 
 def _unserved(kind: str) -> Finding:

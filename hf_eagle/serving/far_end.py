@@ -24,8 +24,8 @@ class FarEnd:
         log: file for what it and vLLM print.
         environment: variables that it has besides those of this process.
 
-    Raises a `RuntimeError` that names `serving_python` when it cannot be run, or ends without a word; one with the end of
-    the log when it ends by itself, says nothing for too long, or answers with something else than JSON.
+    Raises a `RuntimeError` that names `serving_python` when it cannot be run, or ends without a word; one with the end
+    of the log when it ends by itself, says nothing for too long, or answers with something else than JSON.
     """
 
     def __init__(self, python: str | Path, script: Path, settings: dict, log: Path, environment=None):

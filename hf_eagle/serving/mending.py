@@ -77,7 +77,8 @@ def layers_and_context(draft: Draft) -> None:
     draft.write("num_hidden_layers", draft.num_layers)
     if draft.target is not None:
         needed = max(draft.target.max_positions, rules_sglang.needed_positions(draft.config, draft.target))
-        if (draft.config.get("max_position_embeddings") or 0) < needed:
+        positions = draft.config.get("max_position_embeddings")
+        if not isinstance(positions, int) or positions < needed:
             draft.write("max_position_embeddings", needed)
 
 

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 
 import torch
 
-from ..targets.config_fields import wrong_numbers
 from .draft_folder import DraftFolder, Finding, named
 
 
@@ -36,7 +35,7 @@ def other_model(folder: DraftFolder) -> list[Finding]:
 
 
 def size_findings(folder: DraftFolder) -> list[Finding]:
-    """Sizes and numbers that every other rule needs."""
+    """Sizes that every other rule needs."""
     found = []
     for name in SIZES:
         size = folder.config.get(name)
@@ -45,9 +44,7 @@ def size_findings(folder: DraftFolder) -> list[Finding]:
         elif not isinstance(size, int) or isinstance(size, bool) or size < 1:
             text = f"`{name}` in config.json is {size!r}, and must be a whole number of at least 1."
             found.append(Finding(READER, text, "write what it was trained with"))
-
-    wrong = wrong_numbers(folder.config)
-    return found + [Finding(READER, f"in config.json {one}.", "write what it was trained with") for one in wrong]
+    return found
 
 
 def spellings(folder: DraftFolder) -> Iterator[Finding]:
@@ -95,7 +92,7 @@ def dtypes(folder: DraftFolder) -> Iterator[Finding]:
         verb = "is" if len(whole) == 1 else "are"
         yield Finding(
             READER,
-            f"{named(whole)} {verb} of type {folder.dtypes[whole[0]]}: readers take them for weights that were rounded.",
+            f"{named(whole)} {verb} of type {folder.dtypes[whole[0]]}: readers take them for rounded weights.",
             "restore the weights in a type of float",
         )
 

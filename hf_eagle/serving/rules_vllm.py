@@ -159,6 +159,8 @@ def context(folder: DraftFolder, target: TargetFacts | None) -> Iterator[Finding
     positions = folder.config.get("max_position_embeddings")
     if positions is None:
         yield Finding(READER, "`max_position_embeddings` is missing.", "set it to the target's")
+    elif not isinstance(positions, int):
+        yield Finding(READER, f"`max_position_embeddings` is {positions!r}, no whole number.", "set it to the target's")
     elif target is not None and positions < target.max_positions:
         yield Finding(
             READER,

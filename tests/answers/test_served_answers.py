@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import runpy
 import sys
 import threading
@@ -215,6 +216,34 @@ def test_token_ids_that_cannot_be_the_targets_say_so(tmp_path, said, message):
         pytest.raises(ServerError, match=f"No prompt was answered; record 0: .*{message}"),
     ):
         regenerate(tmp_path / "out", server.url, records=[chat], tokenizer=tokenizer)
+
+
+@pytest.mark.parametrize("knows", [True, False], ids=["tokenizer", "no tokenizer"])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("red " * 5_000_000, "20,000,000 characters, of an answer that may have 12 tokens"),
+        ("red green " * 500, "a text of .* tokens, of an answer that may have 12 .`max_new_tokens`"),
+        ("four<|im_end|>\n<|im_start|>user\nand 5?", r"text holds <\|im_.*\|>, a special token that ends a turn"),
+        ("four<|im_end|>", r"text holds <\|im_end\|>, a special token"),
+    ],
+    ids=["20 MB", "long", "two turns", "its end"],
+)
+def test_a_text_that_cannot_be_the_answer_is_counted(text, message, knows, tmp_path, caplog):
+    chats = [{"messages": [{"role": "user", "content": f"what is {n} and 1?"}]} for n in range(4)]
+
+    def say(body):
+        said = text if "what is 2 and" in body["messages"][-1]["content"] else "four"
+        return None, None, {"role": "assistant", "content": said}, "stop"
+
+    known = {"tokenizer": tiny_tokenizer(CHATML)} if knows else {}
+    with ChatServer(say=say) as server:
+        regenerate(tmp_path / "out", server.url, records=chats, retries=0, **known)
+    refused = knows or len(text) > 1_000_000
+    assert [row["id"] for row in read(tmp_path / "out")] == ([0, 1, 3] if refused else [0, 1, 2, 3])
+    if refused:
+        assert "1 records end early, since an answer to them cannot be trained on" in caplog.text
+        assert re.search(f"First, record 2: the server sends .*{message}", caplog.text)
 
 
 def test_a_damaged_journal_is_named(tmp_path):

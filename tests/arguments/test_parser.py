@@ -91,7 +91,7 @@ def test_data_options(parse):
         (["--tap_ids", "1", "none"], FILE, "`tap_ids` must be a whole number, got None"),
         (["--fill_vocabulary"], FILE, "`fill_vocabulary` is set, but `draft_vocab_size` is not"),
         (["--ttt_step", "3"], FILE, "unknown argument --ttt_step, did you mean --ttt_steps?"),
-        (["--ttt_steps", "0"], FILE, "`ttt_steps` must be at least 1, got 0"),
+        (["--ttt_steps", "0"], FILE, "`ttt_steps` must be at least 1 and at most 64, got 0"),
         (["--step_weight", "0"], FILE, "`step_weight` must be above 0 and at most 1, got 0.0"),
         (["--eval_share", "1.5"], FILE, "`eval_share` must be at least 0 and below 1, got 1.5"),
         (["--max_length", "2"], FILE, "`max_length` must be at least 4, got 2"),
@@ -232,3 +232,18 @@ def test_recipes_parse(recipe):
     if recipe in ("smollm2-135m-eagle1.yaml", "smollm2-135m-eagle3.yaml"):  # comparable: the same data, as often
         assert (data.max_length, data.packing, args.num_train_epochs) == (512, True, 3)
         assert args.per_device_train_batch_size == 1
+
+
+def test_help_that_cannot_be_printed_is_told(monkeypatch):
+    class Full:
+        """A file on a full disk."""
+
+        def write(self, text):
+            raise OSError(28, "No space left on device")
+
+        def fileno(self):
+            raise OSError("none")
+
+    monkeypatch.setattr("sys.stdout", Full())
+    with pytest.raises(OSError, match="^What is printed cannot be written .No space left on device.: make room where"):
+        EagleArgumentParser(DataArguments).parse_args_and_config(["--help"])

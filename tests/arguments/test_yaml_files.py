@@ -183,3 +183,10 @@ def test_a_pipe_or_a_device_is_not_read(kind, tmp_path):
     os.mkfifo(path) if kind == "pipe" else path.symlink_to("/dev/zero")
     with pytest.raises(ValueError, match="^`recipe` .*run.yaml cannot be read: it is no ordinary file; name another."):
         read_yaml(path, "recipe")
+
+
+@pytest.mark.parametrize("words", [["--config", ""], ["--config="], ["--config", " "]])
+def test_an_empty_config_is_told_so(capsys, words):
+    with pytest.raises(SystemExit):
+        EagleArgumentParser(TargetArguments).parse_args_and_config(words)
+    assert "`--config` is empty: name a YAML file or a recipe" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import re
 
 import pytest
@@ -22,6 +23,16 @@ LAYOUTS = {
     "list over lines": lambda records: "\n" + json.dumps(records, indent=2, ensure_ascii=False) + "\n ",
     "byte order mark": lambda records: "\ufeff" + "".join(json.dumps(r) + "\n" for r in records),
 }
+
+
+@pytest.mark.parametrize("ending", [".json", ".json.gz", ".json.zst"])
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_a_pipe_or_a_device_is_not_read(kind, ending, tmp_path):
+    path = tmp_path / f"tools{ending}"
+    os.mkfifo(path) if kind == "pipe" else path.symlink_to("/dev/zero")
+    for read in (read_json, lambda path: list(read_json_records(path))):
+        with pytest.raises(ValueError, match=f"{path} is no ordinary file: name one that is."):
+            read(path)
 
 
 @pytest.mark.parametrize("chunk", [1, 2**20])

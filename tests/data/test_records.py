@@ -263,3 +263,8 @@ def test_bad_records_are_left_out_whatever_the_first_ones_are(tmp_path):
         load_records(path, skip_bad_records=True)  # a file of another kind than chats
     path = write(path, [{"words": 1}, {"prompt": "q", "completion": "a"}])
     assert len(load_records(path, skip_bad_records=True)) == 2  # `build_dataset` leaves it out
+
+
+def test_a_name_that_is_too_long_for_a_file_is_one_sentence():
+    with pytest.raises(ValueError, match="^long.* is neither a file nor a Hub data set"):
+        load_records(["long" * 5000])

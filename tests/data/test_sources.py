@@ -15,7 +15,7 @@ from tiny_tokenizer import assistant, user
 
 from hf_eagle.data.reading import read_json_records
 from hf_eagle.data.records import load_records, to_messages
-from hf_eagle.data.sources import HubSource, split_of
+from hf_eagle.data.sources import HubSource, files_of, split_of
 from hf_eagle.door.inputs import check_data
 
 
@@ -158,3 +158,13 @@ def test_an_address_is_read_as_it_is_needed():
     with fsspec.open("memory://chats.jsonl", "wb") as file:
         file.write(b'{"a": 1}\n{"a": 2}\n')
     assert [record for _, record in read_json_records("memory://chats.jsonl")] == [{"a": 1}, {"a": 2}]
+
+
+def test_a_folder_that_changes_while_it_is_read_is_refused(tmp_path, monkeypatch):
+    def vanished(self, pattern):
+        yield tmp_path / "a.jsonl"
+        raise OSError(22, "Invalid argument", "/proc/1/task/1/net")
+
+    monkeypatch.setattr(Path, "rglob", vanished)
+    with pytest.raises(ValueError, match=r"cannot be read as a folder of data \(Invalid argument\): name another"):
+        files_of(tmp_path, "train")

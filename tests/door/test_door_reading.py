@@ -210,3 +210,18 @@ def test_a_part_names_argument_and_file(tmp_path):
         f"`target` {tmp_path} cannot be read: {tmp_path}/adapter_config.json must hold a whole number or null as `r`, "
         "but holds text: restore it, or write it anew."
     )
+
+
+@pytest.mark.parametrize(
+    ("file", "held", "key", "told"),
+    [
+        ("model.safetensors.index.json", {"weight_map": {}}, "metadata", "its model.safetensors.index.json has no `m"),
+        ("tokenizer.json", {"model": {}}, "added_tokens", "its tokenizer.json has no `added_tokens`: restore the file"),
+        ("config.json", {"hidden_act": "swigloo"}, "swigloo", "`hidden_act` in its config.json is 'swigloo', which is"),
+    ],
+)
+def test_a_key_error_says_which_field_it_is_about(file, held, key, told, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / file).write_text(json.dumps(held))
+    with pytest.raises(ValueError, match=f"`target` {tmp_path} cannot be read: {told}"), reading("target", tmp_path):
+        raise KeyError(key)

@@ -309,7 +309,7 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path):
 def test_arguments_that_mean_nothing_are_refused():
     with pytest.raises(ValueError, match="`lora_r` is 8, but `use_peft` is not set: set it, or leave out `lora_r`"):
         AdapterArguments(lora_r=8)
-    with pytest.raises(ValueError, match="`lora_r` must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="`lora_r` must be at least 1 and at most 131,072, got 0"):
         AdapterArguments(use_peft=True, lora_r=0)
     with pytest.raises(ValueError, match="`lora_dropout` must be at least 0 and below 1, got 1.5"):
         AdapterArguments(use_peft=True, lora_dropout=1.5)

@@ -103,7 +103,10 @@ def with_rope(theta):
 
 
 BROKEN = [
-    *[(with_values(lambda x, bad=bad: x * 0 + bad), "holds NaN or infinity in") for bad in (float("nan"), float("inf"))],
+    *[
+        (with_values(lambda x, bad=bad: x * 0 + bad), "holds NaN or infinity in")
+        for bad in (float("nan"), float("inf"))
+    ],
     *[
         (with_values(lambda x, dtype=dtype: x.to(dtype)), "weights that are whole numbers of type")
         for dtype in (torch.int64, torch.int32, torch.int8, torch.uint8)

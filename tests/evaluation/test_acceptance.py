@@ -251,7 +251,7 @@ class TestScript:
                 {"target": str(tmp_path / "other")},
                 "`draft` was made for a vocabulary of 67 tokens, but the target has 80",
             ),
-            ({"num_speculative_tokens": 0}, "`num_speculative_tokens` must be at least 1, got 0"),
+            ({"num_speculative_tokens": 0}, "`num_speculative_tokens` must be at least 1 and at most 64, got 0"),
             ({"depth": 3}, "`depth` is 3, which means nothing to `method='chain'`"),
             ({"method": "tree", "sweep_tokens": "1..3"}, "`sweep_tokens` measures chains, but `method` is 'tree'"),
             (

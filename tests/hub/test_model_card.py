@@ -215,8 +215,8 @@ def test_what_the_data_hold(tmp_path):
     assert "| 4,096 | 95.10% |\n| 49,152 | 100.00% |" in card
     assert (
         "Of the 160 prompts in mt_bench.jsonl, 2 occur in the data (13 words in a row, or all of a prompt of 7 to 12 "
-        "words; a still shorter prompt only if it is the whole message; in scripts without spaces 20 Chinese characters, "
-        "26 kana or 40 letters count as 13 words)." in card
+        "words; a still shorter prompt only if it is the whole message; in scripts without spaces 20 Chinese "
+        "characters, 26 kana or 40 letters count as 13 words)." in card
     )
     bare = render_model_card(tmp_path, CardFacts(name="Tiny", target="org/Tiny")).read_text()
     assert "draft vocabulary |" not in bare and "repeat an earlier" not in bare

@@ -21,6 +21,7 @@ from hf_eagle.hub.model_card import CardFacts, render_model_card
 from hf_eagle.hub.publish import contents, facts_to_publish, publish_draft
 from hf_eagle.training.checkpoints import MANIFEST
 from hf_eagle.training.saving import SavingMixin
+from scripts import publish_draft as publish_script
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -262,15 +263,17 @@ def test_what_cannot_be_published_is_refused(draft, tmp_path):
         (None, "README.md is a folder, where the draft's card belongs"),
     ],
 )
-def test_a_card_that_the_hub_would_refuse_is_named(draft, card, sentence):
+def test_a_card_that_the_hub_would_refuse_is_named(draft, card, sentence, monkeypatch):
     (draft / "README.md").unlink()
     if card is None:
         (draft / "README.md").mkdir()
     else:
         (draft / "README.md").write_bytes(card)
-    for check in (contents, publish_draft):
-        with pytest.raises(ValueError, match=f"{sentence}: correct it, or move it away"):
-            check(draft, "me/tiny-draft")
+    with pytest.raises(ValueError, match=f"{sentence}: correct it, or move it away"):
+        publish_draft(draft, "me/tiny-draft")
+    monkeypatch.setattr(sys, "argv", ["publish_draft.py", str(draft), "--repo_id", "me/tiny-draft", "--dry_run"])
+    with pytest.raises(ValueError, match=f"{sentence}: correct it, or move it away"):
+        publish_script.main()
     contents(draft, "me/tiny-draft", leave_out_broken=True)  # which ends no training
 
 

@@ -255,6 +255,7 @@ PLANTED = {
     "one dtype": ("eagle3", put(torch_dtype=...), "`torch_dtype` is missing", True),
     "another dtype": ("eagle3", put(dtype="bfloat16"), "says bfloat16, the tensors are float32", True),
     "mixed dtypes": ("eagle3", tensor("norm.weight", lambda x: x.double()), "several dtypes", True),
+    "context is text": ("eagle3", put(max_position_embeddings="x"), "`max_position_embeddings` is 'x', no whole", True),
     "short context": ("eagle3", put(max_position_embeddings=64), "of 64 gives a shorter context than the target", True),
     "part of a head rotated": (
         "eagle3",
@@ -467,7 +468,7 @@ def test_weights_of_whole_numbers_are_a_finding(dtype, tmp_path):
     tensors = load_file(tmp_path / "model.safetensors")
     whole = {name: x.to(dtype) if x.is_floating_point() else x for name, x in tensors.items()}
     save_file(whole, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    assert any("readers take them for weights that were rounded" in line for line in faults(tmp_path))
+    assert any("readers take them for rounded weights" in line for line in faults(tmp_path))
 
 
 def test_nothing_is_overwritten(drafts, tmp_path):

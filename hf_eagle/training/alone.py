@@ -1,0 +1,94 @@
+"""Let one run at a time write into a folder: two would delete and mix each other's checkpoints."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import torch.distributed as dist
+
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+_HELD: set[int] = set()  # descriptors of this process's locks
+
+
+@contextmanager
+def writing_alone(argument: str, folder: str | Path, rank: int = 0) -> Iterator[None]:
+    """Hold the lock of a folder that a run writes into; it ends with the process, however that ends.
+
+    The first rank takes it for all, and all refuse together. The lock is on the folder itself, so no file is left.
+    Where there is no folder, it is made, and removed if it is empty at the end.
+
+    Args:
+        argument: that named the folder.
+        folder: of the run.
+        rank: of this process; all ranks must enter.
+
+    Raises:
+        ValueError: if another process holds it.
+    """
+    folder = Path(folder)
+    is_new = not folder.exists()
+    lock, refusal = _take(argument, folder) if rank == 0 else (None, None)
+
+    try:
+        refusal = _from_first_rank(refusal)
+        if refusal is not None:
+            raise ValueError(refusal)
+        yield
+    finally:
+        if lock is not None:
+            _HELD.discard(lock)
+            os.close(lock)
+        if is_new and rank == 0:
+            with suppress(OSError):  # it is not empty
+                folder.rmdir()
+
+
+def _take(argument: str, folder: Path) -> tuple[int | None, str | None]:
+    """The lock's descriptor, `None` where there are no locks; and why it is refused, `None` if it is not."""
+    if fcntl is None:
+        return None, None
+
+    lock = None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder, os.O_RDONLY)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        return None, (
+            f"`{argument}` {folder} is being written by another process: wait until it ends, or name another folder."
+        )
+    except OSError:  # a file system without locks, or a folder that cannot be written, which saving reports
+        if lock is not None:
+            os.close(lock)
+        return None, None
+
+    _HELD.add(lock)
+    return lock, None
+
+
+def _from_first_rank(refusal: str | None) -> str | None:
+    if not dist.is_initialized():
+        return refusal
+
+    shared = [refusal]
+    dist.broadcast_object_list(shared, src=0)
+    return shared[0]
+
+
+def _leave_locks_to_parent() -> None:
+    """A worker that outlives its killed parent for seconds must not keep the folder from the run that goes on."""
+    for lock in _HELD:
+        with suppress(OSError):
+            os.close(lock)
+    _HELD.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_locks_to_parent)
