@@ -31,6 +31,7 @@ ENDS = {
     "unforeseen": (1, "error: hf-eagle failed in a.py:7 with KeyError: 'x'", "nobody foresaw it"),
     "silent": (1, "", "no sentence"),
     "twice": (1, f"{SENTENCE}\n{SENTENCE}", "more than one sentence"),
+    "beside a library's": (1, f"run 1: out could not be written (I/O error: too large)\n{SENTENCE}", None),
     "nameless": (1, "error: something is wrong here", "names nothing"),
     "hangs": (1, "Timeout (0:01:00)!\nThread 0x1 (most recent call first):", "hangs"),
 }

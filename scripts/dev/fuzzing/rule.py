@@ -16,6 +16,8 @@ UNFORESEEN = re.compile(r"failed in \S+:\d+ with \w+")
 NAMED = re.compile(
     r"\b[A-Z]+_[A-Z_]+\b|`[\w\-. ]+`|--\w+|\w\.(json|jsonl|yaml|safetensors|jinja|txt|py|bin|pt|png|html)\b|/\w+"
 )
+# a verb's own, not a library's "I/O error: ..." in the words of a run that it started
+SENTENCE = re.compile(r"(?:[\w.-]+(?: [\w-]+)?: )?error: ")
 STATUSES = (0, 1, 2)
 
 
@@ -62,7 +64,7 @@ def changed_files(trial: Trial, before: dict[str, str]) -> list[str]:
 
 def _of_sentence(errors: str) -> str | None:
     """What is wrong with the words of an error."""
-    told = [line for line in errors.splitlines() if re.search(r"\berror: ", line)]
+    told = [line for line in errors.splitlines() if SENTENCE.match(line)]
     if not told:
         return "no sentence"
     if len(told) > 1:
