@@ -208,7 +208,7 @@ def test_a_record_that_cannot_be_read_names_its_file(hub, read, streaming):
     hub.add_data("me/bad", {"train.jsonl": jsonl("one") + b"[1]\n" + jsonl("two")})
     assert re.search(r"Line 2 of .*train\.jsonl must be an object", read("me/bad", streaming=streaming)["error"])
     skipped = read("me/bad", streaming=streaming, skip_bad_records=True)
-    assert asked(skipped) == ["one", "two"] and any("1 records cannot be read" in line for line in skipped["warnings"])
+    assert asked(skipped) == ["one", "two"] and any("1 record cannot be read" in line for line in skipped["warnings"])
 
 
 def test_a_large_stream_comes_in_pieces(hub, read):

@@ -1,4 +1,4 @@
-"""Two gloo ranks that meet, of which the first ends as soon as it can; for tests.
+"""Two gloo ranks that meet; for tests.
 
     meeting_worker.py SPEC.json    {"out": DIR}
 
@@ -35,7 +35,9 @@ def main():
     distributed_c10d._new_process_group_helper = connect_and_stay
     EagleTrainingArguments(output_dir=str(out), report_to="none")
     (out / f"through_{rank}").write_text(str((out / f"connected_{1 - rank}").exists()))
-    if rank == 0:
+    if rank == 0:  # whose store the other one may still ask
+        while not (out / "through_1").exists():
+            time.sleep(0.05)
         os._exit(0)
 
 

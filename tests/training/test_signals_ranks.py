@@ -111,7 +111,7 @@ def test_the_verb_saves_and_says_so(launcher, name, status, tmp_path):
     printed = tmp_path / "printed"
     with printed.open("w") as file:
         run = subprocess.Popen(command, stdout=file, stderr=file, env=environment, cwd=tmp_path)
-    while "'loss'" not in printed.read_text():
+    while ": loss " not in printed.read_text():
         assert run.poll() is None, printed.read_text()[-3000:]
         time.sleep(0.05)
     run.send_signal(getattr(signal, name))
