@@ -7,6 +7,7 @@ Leaves `results.json` in `out`: of each case the largest deviation over the rank
 """
 
 import ctypes
+import gc
 import json
 import sys
 import threading
@@ -122,6 +123,7 @@ def load_large(folder: str) -> dict:
             target(torch.ones(1, 4, dtype=torch.long))
         result[sharding] = {"peak": memory.peak, "held": local_bytes(target.model)}
         del target
+        gc.collect()  # what is left of it would be taken off the next one's
     return result
 
 
