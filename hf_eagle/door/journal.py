@@ -4,11 +4,7 @@ import json
 import os
 from pathlib import Path
 
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
+from .locks import is_free
 
 
 class Journal:
@@ -33,7 +29,10 @@ class Journal:
         self._file = path.open("ab", buffering=0)  # unbuffered: closing it has nothing left to write
 
         try:
-            _lock(self._file, path)
+            if not is_free(self._file):  # two writers would double the rows
+                raise ValueError(
+                    f"{path} is being written by another process; wait until it ends, or choose another output path."
+                )
             lines, complete = _complete_lines(path)
             if len(lines) == 1 and isinstance(lines[0], dict) and lines[0].keys() == settings.keys():
                 lines, complete = [], 0  # nothing was finished with these settings, so there is nothing to lose
@@ -101,21 +100,6 @@ def journal_beside(output_path: Path, settings: dict) -> Journal:
         )
 
     return Journal(path, settings)
-
-
-def _lock(file, path: Path) -> None:
-    """Lock the file until it is closed or the process ends in any way: two writers would double the rows."""
-    if fcntl is None:
-        return
-
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise ValueError(
-            f"{path} is being written by another process; wait until it ends, or choose another output path."
-        ) from None
-    except OSError:
-        pass  # a file system without locks
 
 
 def _complete_lines(path: Path) -> tuple[list, int]:

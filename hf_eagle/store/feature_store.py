@@ -6,7 +6,6 @@ it is on the disk, so a kill leaves complete shards only. Each shard lists its o
 saves opening all of them. Nothing here depends on models.
 """
 
-import fcntl
 import hashlib
 import json
 import os
@@ -22,6 +21,7 @@ from safetensors.torch import save
 
 from ..door.inputs import check_file, naming
 from ..door.json_files import read_json
+from ..door.locks import is_free
 from ..door.outputs import check_output_folder
 from ..door.reading import reading
 from ..door.writing import part_of, write_atomically
@@ -261,13 +261,11 @@ class StoreLock:
         check_store_to_write(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self._file = (folder / LOCK).open("w")
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not is_free(self._file):
             self._file.close()
             raise ValueError(
                 f"`feature_store` {folder} is being written by another run: wait for it, or name another folder."
-            ) from None
+            )
 
         for part in folder.glob(_part("features-*")):
             part.unlink()  # left by a killed run

@@ -7,11 +7,8 @@ from pathlib import Path
 
 import torch.distributed as dist
 
+from ..door.locks import is_free
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
 
 _HELD: set[int] = set()  # descriptors of this process's locks
 
@@ -50,25 +47,18 @@ def writing_alone(argument: str, folder: str | Path, rank: int = 0) -> Iterator[
 
 
 def _take(argument: str, folder: Path) -> tuple[int | None, str | None]:
-    """The lock's descriptor, `None` where there are no locks; and why it is refused, `None` if it is not."""
-    if fcntl is None:
-        return None, None
-
-    lock = None
+    """The lock's descriptor, `None` without one; and why it is refused, `None` if it is not."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = os.open(folder, os.O_RDONLY)
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    except OSError:  # a folder that cannot be written, which saving reports; Windows opens none
+        return None, None
+
+    if not is_free(lock):
         os.close(lock)
         return None, (
             f"`{argument}` {folder} is being written by another process: wait until it ends, or name another folder."
         )
-    except OSError:  # a file system without locks, or a folder that cannot be written, which saving reports
-        if lock is not None:
-            os.close(lock)
-        return None, None
-
     _HELD.add(lock)
     return lock, None
 
