@@ -1,10 +1,11 @@
 """What a run on a stream reads, as its checkpoints note it: another run can tell whether it reads the same."""
 
+import os
 from pathlib import Path
 from typing import Any
 
 from ..door.names import at_home
-from .sources import files_of
+from .sources import files_of, saved_form
 
 
 _LISTED = 3  # files of a source that a sentence names
@@ -40,16 +41,16 @@ def what_is_read(sources: list[str], weights: list[float] | None = None, split: 
 
 def _files(path: Path, split: str) -> dict[str, int] | None:
     """The size of each file that is read, by its name below `path`; `None` for what is not on this machine."""
-    if path.is_file():
+    if os.path.isfile(path):
         return {path.name: path.stat().st_size}
-    if not path.is_dir():
+    if not os.path.isdir(path):
         return None
 
-    saved = (path / "state.json").is_file(), (path / "dataset_dict.json").is_file()  # of `save_to_disk`
-    if any(saved):
-        files = sorted((path if saved[0] else path / split).glob("*.arrow"))
-    else:
+    saved = saved_form(path)
+    if saved is None:
         files = files_of(path, split, tell=False)
+    else:
+        files = sorted((path if saved == "one" else path / split).glob("*.arrow"))
     return {file.relative_to(path).as_posix(): file.stat().st_size for file in files}
 
 

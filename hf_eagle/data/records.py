@@ -28,7 +28,7 @@ from .forms import FORM, FORMS, ORIGIN, named, recognise_form
 from .media import has_media, read_media_record
 from .messages import read_record, read_tools, to_messages
 from .opening import opened
-from .sources import HubSource, files_of, hub_files, why_not
+from .sources import HubSource, files_of, hub_files, saved_form, why_not
 from .tables import KINDS, ending_of, read_texts
 
 
@@ -200,7 +200,7 @@ def _load_source(
     """The records of a source, and the files that we read them from ourselves."""
     # what is on this machine takes precedence over the Hub
     path = at_home(source)
-    if any(os.path.isfile(path / name) for name in ("state.json", "dataset_dict.json")):
+    if saved_form(path) is not None:
         return _load_saved(path, split, streaming), []
     if os.path.isdir(path):
         files = files_of(path, split)

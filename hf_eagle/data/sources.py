@@ -39,6 +39,13 @@ _NO_DATA = {
 }
 
 
+def saved_form(folder: Path) -> str | None:
+    """`"one"` or `"splits"` if a folder is a data set, or one of several splits, of `save_to_disk`; else `None`."""
+    if os.path.isfile(folder / "state.json"):
+        return "one"
+    return "splits" if os.path.isfile(folder / "dataset_dict.json") else None
+
+
 def files_of(folder: Path, split: str, tell: bool = True) -> list[Path]:
     """The data files of a folder, sorted by name.
 
