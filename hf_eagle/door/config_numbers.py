@@ -30,7 +30,7 @@ def wrong_numbers(config: Mapping[str, Any], may_be_null: bool = False) -> Itera
             yield f"`{place}rope_theta` is {_as_written(theta)}, and must be a number above 0"
 
 
-def check_numbers(argument: str, path: Any, config: Mapping[str, Any], may_be_null: bool = False) -> None:
+def check_config_numbers(argument: str, path: Any, config: Mapping[str, Any], may_be_null: bool = False) -> None:
     """`ValueError` for the first of [`wrong_numbers`] in a model's config.json.
 
     Args:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers.utils import cached_file
 
-from ..door.config_numbers import check_numbers
+from ..door.config_numbers import check_config_numbers
 from ..door.reading import locating, read_part, reading
 from ..targets.weights import check_sizes, check_stored_dtypes, check_tensors, report_if_sound, stored_shapes
 from .configuration_base import DraftConfig
@@ -77,7 +77,7 @@ def load_draft(
     config = _config_of(path, argument)
     draft_class = _known_class(path, config, argument)
 
-    check_numbers(argument, path, config)
+    check_config_numbers(argument, path, config)
 
     with reading(argument, path), report_if_sound():
         check_sizes(argument, path, SimpleNamespace(**config), stored_shapes(argument, path))

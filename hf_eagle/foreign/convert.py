@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig
 
-from ..door.config_numbers import check_numbers
+from ..door.config_numbers import check_config_numbers
 from ..door.reading import reading
 from ..drafts.build import class_of
 from ..drafts.modeling_base import EaglePreTrainedModel
@@ -70,7 +70,7 @@ def from_foreign(
 
         stored = stored_tap_ids(written, config, tensors, text.num_hidden_layers)
         config = flat_config(written, config)
-        check_numbers("draft", path, config)
+        check_config_numbers("draft", path, config)
         check_flags(written, kind, config)
 
         tensors = renamed(written, kind.layer, tensors)

@@ -27,7 +27,7 @@ from transformers.models.auto.modeling_auto import (
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.utils import cached_file, find_adapter_config_file
 
-from ..door.config_numbers import check_numbers
+from ..door.config_numbers import check_config_numbers
 from ..door.reading import read_part, reading
 from .weights import check_sizes, check_stored_dtypes, load_whole, stored_shapes
 
@@ -70,7 +70,7 @@ def load_config(
     """
     with reading(argument, name_or_path, "config.json"):
         config = AutoConfig.from_pretrained(name_or_path, revision=revision, trust_remote_code=trust_remote_code)
-    check_numbers(argument, name_or_path, config.get_text_config().to_dict(), may_be_null=True)
+    check_config_numbers(argument, name_or_path, config.get_text_config().to_dict(), may_be_null=True)
     return config
 
 
