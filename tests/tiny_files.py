@@ -43,3 +43,13 @@ def write_tiny_target(folder):
     )
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def save_changed(adapted, folder, seed: int) -> None:
+    """Save a PEFT adapter whose trained weights are random, so that it changes what its base says."""
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.2 * torch.randn_like(parameter))
+    adapted.save_pretrained(folder)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from tiny_files import save_changed
 from tiny_tokenizer import tiny_tokenizer
 from transformers import (
     AutoModelForImageTextToText,
@@ -157,12 +158,7 @@ def save_adapter(base, folder, seed: int = 3) -> None:
     write_processor(base)
     config = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"])
     adapted = get_peft_model(AutoModelForImageTextToText.from_pretrained(base), config)
-    torch.manual_seed(seed)
-    with torch.no_grad():
-        for parameter in adapted.parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.2 * torch.randn_like(parameter))
-    adapted.save_pretrained(folder)
+    save_changed(adapted, folder, seed)
 
 
 def write_processor(folder, longest_edge: int = 1024) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from tiny_files import write_tiny_target
+from tiny_files import save_changed, write_tiny_target
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertForMaskedLM, T5Config
 
@@ -25,12 +25,7 @@ def write_adapter(folder, base, config=None, seed=3):
     """An adapter that changes what the base says."""
     config = config or LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM")
     adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
-    torch.manual_seed(seed)
-    with torch.no_grad():
-        for parameter in adapted.parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.2 * torch.randn_like(parameter))
-    adapted.save_pretrained(folder)
+    save_changed(adapted, folder, seed)
     return folder
 
 
