@@ -267,6 +267,7 @@ def describe(result: dict) -> str:
         f"{result['num_speculative_tokens']} of {result['drafts']} drafts, {result['num_prompts']} prompts",
         f"{result['tokens_per_second']:.1f} tokens/s with the draft",
     ]
+
     if result["acceptance_length_interval"] is not None:
         low, high = result["acceptance_length_interval"]
         lines[0] += f" (95% interval over prompts: {low:.3f} to {high:.3f})"
@@ -276,12 +277,14 @@ def describe(result: dict) -> str:
     if result["draft_seconds_per_round"] is not None:
         drafting, verifying = (1000 * result[f"{who}_seconds_per_round"] for who in ("draft", "target"))
         lines.append(f"a round: {drafting:.1f} ms of drafting, {verifying:.1f} ms of the target's forward")
+
     for found in result.get("sweep", []):
         drafted, accepted = found["num_speculative_tokens"], found["acceptance_length"]
         lines.append(
             f"K = {drafted}: {found['tokens_per_second']:.1f} tokens/s, acceptance length "
             + ("not measured" if accepted is None else f"{accepted:.3f}")
         )
+
     if result["identical_to_target"] is not None:
         lines.append("output identical to the target's")
         if not result["identical_to_target"]:

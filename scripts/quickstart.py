@@ -100,16 +100,19 @@ class Progress:
                     f"`{key}` is {value!r}, but {product} was made with {entry['settings'].get(key)!r}; "
                     f"delete {product.parent} and {self.path.parent}, or choose another `output_dir`."
                 )
+
         if entry["done"] and product.exists():
             print(f"{product} is there already")
             yield False
             return
+
         if entry.get("running"):  # it was killed, and nobody knows after how long
             entry["minutes"] = None
         following = list(self.stages)[list(self.stages).index(name) + 1 :]
         self.stages = {key: value for key, value in self.stages.items() if key not in following}
         entry.update(running=True, done=False)
         self.save()
+
         begun = time.monotonic()
         try:
             yield True

@@ -44,10 +44,12 @@ class PromptBatch:
         tokenizer = own_tokenizer(processing)
         if tokenizer is processing:
             return cls._of_tokens([encode_prompt(prompt, tokenizer, template_kwargs) for prompt in prompts], device)
+
         renderer = ChatRenderer(tokenizer, template_kwargs)
         if not any(map(holds_media, prompts)):
             rendered = [render_chat(prompt, renderer) for prompt in prompts]
             return cls._of_tokens(tokenizer(rendered, add_special_tokens=False, verbose=False)["input_ids"], device)
+
         texts: list[str] = []
         media: dict[str, list] = {kind: [] for kind in KINDS}
         for prompt in prompts:
@@ -55,6 +57,7 @@ class PromptBatch:
             texts.append(text)
             for kind in KINDS:
                 media[kind] += loaded[kind]
+
         try:
             made = processing(text=texts, **as_inputs(media), return_tensors="pt", padding=True, padding_side="left")
         except ImportError:  # something is to be installed
@@ -62,6 +65,7 @@ class PromptBatch:
         except Exception as problem:  # whatever a processor raises
             names = ", ".join(repr(prompt.id) for prompt in prompts)
             raise ValueError(f"The processor refuses the media of the prompts {names}: {problem}") from problem
+
         batch = {name: torch.as_tensor(x).to(device) for name, x in made.items()}
         present = batch["attention_mask"].bool()
         ids = [row[seen].tolist() for row, seen in zip(batch["input_ids"], present, strict=True)]

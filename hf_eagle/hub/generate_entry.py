@@ -74,9 +74,11 @@ def generate(
     ids = inputs if input_ids is None else input_ids
     if ids is None:
         raise ValueError("`input_ids` is missing: pass a tokenized prompt.")
+
     config = deepcopy(model.generation_config if generation_config is None else generation_config)
     left = config.update(**kwargs)
     _refuse(config, left)
+
     with _left_as_it_was(model):
         target = TappedModel(model)
         speaker = _draft_of(model, target, draft or DRAFT)
