@@ -10,6 +10,7 @@ import json
 import re
 import socket
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import PurePosixPath
 from urllib.parse import parse_qs, unquote
@@ -27,12 +28,14 @@ class LocalHub:
             data set is `datasets/owner/name`, see `add_data`.
         blobs: what was uploaded as a large file, by SHA-256.
         uploads: how often each of them was sent.
+        messages: what the commits say, in their order.
         cut_uploads, cut_commits: so many of the next uploads and commits lose their connection.
+        upload_seconds: how long an upload waits before its content is read.
     """
 
     def __init__(self):
-        self.repos, self.blobs, self.uploads = {}, {}, {}
-        self.cut_uploads = self.cut_commits = 0
+        self.repos, self.blobs, self.uploads, self.messages = {}, {}, {}, []
+        self.cut_uploads = self.cut_commits = self.upload_seconds = 0
         self.lock = threading.Lock()
 
     def __enter__(self):
@@ -122,6 +125,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.hub.takes_cut("cut_uploads"):
             self.rfile.read(min(16, int(self.headers["Content-Length"])))
             return self._cut()
+        time.sleep(self.hub.upload_seconds)
         content = self.rfile.read(int(self.headers["Content-Length"]))
         assert hashlib.sha256(content).hexdigest() == oid
         self.hub.blobs[oid] = content
@@ -129,6 +133,7 @@ class _Handler(BaseHTTPRequestHandler):
         return self._json({})
 
     def _commit(self, repo: str, branch: dict, lines: list[dict]):
+        self.hub.messages += [line["value"]["summary"] for line in lines if line["key"] == "header"]
         with self.hub.lock:  # commits come in several threads, and each builds on the one before
             files = dict(branch["files"])
             for line in lines:

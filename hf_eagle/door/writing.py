@@ -71,6 +71,14 @@ def part_of(path: Path) -> Path:
     return path.with_name(f".{path.stem}-part{path.suffix}")  # libraries go by the suffix
 
 
+def link_or_copy(source: str | os.PathLike, path: str | os.PathLike) -> None:
+    """Give a file a second name that stays when the first one is deleted or replaced; where that cannot be, a copy."""
+    try:
+        os.link(source, path)
+    except OSError:  # another disk, or a file system without links
+        shutil.copy(source, path)
+
+
 @contextmanager
 def output_folder(argument: str, path: str | os.PathLike) -> Iterator[Path]:
     """A new folder next to `path` to write a model to; its files are moved to `path` once all are written.

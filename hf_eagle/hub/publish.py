@@ -1,10 +1,12 @@
 """Put a draft's folder on the Hub: what servers and readers need, and no training state."""
 
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
 from ..door.connection import read_key
 from ..door.names import at_home, check_hub_id, is_hub_id
+from ..door.writing import link_or_copy
 from ..drafts.kinds import architectures_of
 from .card_facts import CardFacts, facts_from, measured_in
 from .custom_generate import FOLDER, bundle
@@ -147,6 +149,17 @@ def check_card(folder: str | Path) -> None:
         raise ValueError(f"{card} does not begin with YAML as cards do ({why}): {mend}.") from problem
 
 
+def _freeze(files: dict[str, Path | bytes], folder: Path) -> dict[str, Path | bytes]:
+    """`contents` that are read from `folder`."""
+    frozen = {name: folder / name for name, content in files.items() if isinstance(content, Path)}
+    for name, path in frozen.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        keep = link_or_copy if path.suffix == ".safetensors" else shutil.copy
+        keep(files[name], path)
+
+    return files | frozen
+
+
 def publish_draft(
     folder: str | Path,
     repo_id: str,
@@ -157,6 +170,7 @@ def publish_draft(
     include: tuple[str, ...] | list[str] = (),
     facts: dict[str, object] | None = None,
     run_as_future: bool = False,
+    frozen_in: str | Path | None = None,
     leave_out_broken: bool = False,
 ):
     """
@@ -176,6 +190,9 @@ def publish_draft(
             Message of the commit.
         run_as_future (`bool`, *optional*, defaults to `False`):
             Return at once, with a future of the result.
+        frozen_in (`str` or `Path`, *optional*):
+            For a future: a new folder that keeps the files as they are now until the upload ends. Meanwhile others may
+            be written, and weights replaced by new files. On the draft's disk weights are linked, not copied.
 
     Returns:
         [`~huggingface_hub.CommitInfo`], or a future of it.
@@ -199,15 +216,21 @@ def publish_draft(
     try:
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id  # completed with its owner's name
         files = contents(folder, repo_id, include, facts, leave_out_broken)
+        if frozen_in is not None:
+            files = _freeze(files, Path(frozen_in))
         if revision is not None:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
-        return api.create_commit(
+
+        job = api.create_commit(
             repo_id,
             [CommitOperationAdd(name, content) for name, content in files.items()],
             commit_message=commit_message,
             revision=revision,
             run_as_future=run_as_future,
         )
+        if frozen_in is not None:
+            job.add_done_callback(lambda _: shutil.rmtree(frozen_in, ignore_errors=True))
+        return job
     except HfHubHTTPError as problem:
         status = problem.response.status_code if problem.response is not None else None
         if status in (401, 403):

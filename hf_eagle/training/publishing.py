@@ -9,6 +9,7 @@ from types import MappingProxyType
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import PushInProgress
 
+from ..door.writing import link_or_copy, replaced
 from ..hub.model_card import is_edited, render_model_card
 from ..hub.publish import publish_draft
 from ..hub.reach import reaching_hub
@@ -16,6 +17,9 @@ from ..hub.run_facts import run_facts
 
 
 logger = logging.getLogger(__name__)
+
+# holds, in the run's folder, what uploads in the background read: training replaces and deletes the originals
+PUSHING = ".pushing"
 
 
 class PublishingMixin:
@@ -31,6 +35,7 @@ class PublishingMixin:
         """As in `Trainer`; `OSError` if the Hub cannot be reached."""
         with reaching_hub(self.args.hub_model_id or Path(self.args.output_dir).absolute().name):
             super().init_hf_repo(token=token, private=private)
+        self._forget_pushed()  # of a killed run
 
     def create_model_card(self, *args, **kwargs) -> None:
         """Write the card from what this run knows so far; keep a card that a person edited."""
@@ -51,22 +56,22 @@ class PublishingMixin:
         self.refuse_broken()
         if self.hub_model_id is None:
             self.init_hf_repo(token=token, private=private)
+        self._finish_current_push()  # it reads what is saved next
         self.save_model(_internal_call=True)  # on all ranks
         if not self.is_world_process_zero():
             return None
 
         self.create_model_card(**kwargs)
-        self._finish_current_push()
         return self._publish(self.args.output_dir, commit_message, token, revision, run_as_future=not blocking)
 
-    def _publish(self, folder, message: str, token=None, revision=None, run_as_future=False):
+    def _publish(self, folder, message: str, token=None, revision=None, **how):
         return publish_draft(
             folder,
             self.hub_model_id,
             revision=revision or self.args.hub_revision,
             token=token or self.args.hub_token,
             commit_message=message,
-            run_as_future=run_as_future,
+            **how,
             leave_out_broken=True,  # a stray file in this folder must not end training
         )
 
@@ -80,37 +85,47 @@ class PublishingMixin:
             return
         self._tell_failed_pushes()
 
-        # send a copy: the checkpoint may be rotated away before the upload ends
-        folder, message = self.args.output_dir, f"Training in progress, step {self.state.global_step}"
+        folder, message = Path(self.args.output_dir), f"Training in progress, step {self.state.global_step}"
         for path in (x for name in ("config.json", "*.safetensors") for x in checkpoint_folder.glob(name)):
-            shutil.copy(path, folder)
+            with replaced(folder / path.name) as part:  # an upload may still read the old one
+                shutil.copy(path, part)
         self.create_model_card()
 
-        jobs = [self._publish(folder, message, run_as_future=True)]
+        pushing = folder / PUSHING / checkpoint_folder.name
+        jobs = [self._publish(folder, message, run_as_future=True, frozen_in=pushing / "draft")]
         if self.args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
-            jobs.append(self._push_states(checkpoint_folder, f"{message}, checkpoint"))
+            jobs.append(self._push_states(checkpoint_folder, pushing / "states", f"{message}, checkpoint"))
+
         if running:
             self.push_in_progress.jobs.extend(jobs)
         else:
             self.push_in_progress = PushInProgress(jobs)
 
-    def _push_states(self, checkpoint_folder: Path, message: str):
+    def _push_states(self, checkpoint_folder: Path, frozen: Path, message: str):
         """Upload the whole checkpoint, to resume from, into a folder of the repository."""
         from huggingface_hub import HfApi
 
         last = self.args.hub_strategy == HubStrategy.CHECKPOINT
-        return HfApi(token=self.args.hub_token).upload_folder(
+        shutil.copytree(checkpoint_folder, frozen, copy_function=link_or_copy)
+        job = HfApi(token=self.args.hub_token).upload_folder(
             repo_id=self.hub_model_id,
-            folder_path=checkpoint_folder,
+            folder_path=frozen,
             path_in_repo="last-checkpoint" if last else checkpoint_folder.name,
             commit_message=message,
             run_as_future=True,
             revision=self.args.hub_revision,
         )
+        job.add_done_callback(lambda _: shutil.rmtree(frozen, ignore_errors=True))
+        return job
 
     def _finish_current_push(self) -> None:
         super()._finish_current_push()
         self._tell_failed_pushes()
+        self._forget_pushed()
+
+    def _forget_pushed(self) -> None:
+        if self.is_world_process_zero():
+            shutil.rmtree(Path(self.args.output_dir) / PUSHING, ignore_errors=True)
 
     def _tell_failed_pushes(self) -> None:
         """Log the errors of pushes in the background, each once; nothing else reports them."""

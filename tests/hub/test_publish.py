@@ -325,8 +325,13 @@ def test_training_pushes_its_draft_and_keeps_its_states(hub, tmp_path):
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     command = [sys.executable, str(ROOT / "scripts" / "train_eagle.py"), *words, "--push_to_hub", "--hub_always_push"]
     env = environment(hub, tmp_path / "home")
+    (tmp_path / "draft" / ".pushing" / "checkpoint-2").mkdir(parents=True)  # of a killed run
+    hub.upload_seconds = 2  # meanwhile the next checkpoint is written, and this one deleted
     found = subprocess.run(command, env=env, capture_output=True, text=True)
     assert found.returncode == 0, found.stderr[-2000:]
+    assert "failed" not in found.stderr
+    assert len([message for message in hub.messages if message.startswith("Training in progress")]) == 4
+    assert not (tmp_path / "draft" / ".pushing").exists()
     assert found.stderr.count("The card leaves a table out: ") == 1
     assert "draft/serving.json lacks `arguments`, `machine`: measure again" in found.stderr
     assert "HTTP Request" not in found.stderr and hub.url not in found.stderr  # no line for each of them
