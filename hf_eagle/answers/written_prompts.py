@@ -134,6 +134,10 @@ def _write_missing(
     """Append the row of every id that the journal lacks, as they come; a failure ends the others."""
     for row in journal.rows:
         check_fields(row, _ROW, journal.path, "delete it to begin anew")
+        if not 0 <= row["id"] < number:
+            raise ValueError(
+                f"{journal.path} holds prompt {row['id']}, but there are {number}: delete it to begin anew."
+            )
     missing = sorted(set(range(number)) - {row["id"] for row in journal.rows})
 
     failed, in_a_row = [], 0

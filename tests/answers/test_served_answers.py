@@ -257,6 +257,34 @@ def test_a_damaged_journal_is_named(tmp_path):
                 regenerate(tmp_path / "out", server.url, records=records(3))
 
 
+SAID = {"message": {"content": "x"}, "finish_reason": "stop"}
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"id": 3}], "answers record 3, but there are 3 records"),
+        ([{"id": -1}], "answers record -1, but there are 3 records"),
+        ([{"turn": 1}], "holds turn 1 of record 0 out of order"),
+        ([{"turn": -1}], "holds turn -1 of record 0 out of order"),
+        ([{}, {}], "holds turn 0 of record 0 out of order"),
+        ([{}, {"turn": 1}], "holds turn 1 of record 0 out of order"),  # it has one turn
+        ([{"answer": SAID | {"mood": 1}}], "holds the unknown field `mood` of an answer"),
+        ([{"answer": SAID | {"message": {"content": 7}}}], "must hold text or null as `answer.message.content`"),
+        ([{"answer": SAID | {"token_ids": "x"}}], "must hold a list or null as `answer.token_ids`"),
+    ],
+)
+def test_a_journal_row_that_answers_no_open_turn_is_named(rows, message, tmp_path):
+    """It would end the run with an error that names no file, or leave out its record silently."""
+    with ChatServer() as server:
+        regenerate(tmp_path / "out", server.url, records=records(3))
+        journal = tmp_path / "out.journal"
+        lines = [{"id": 0, "turn": 0, "answer": SAID} | row for row in rows]
+        journal.write_text("\n".join([journal.read_text().splitlines()[0], *map(json.dumps, lines)]) + "\n")
+        with pytest.raises(ValueError, match=f"out.journal {message}.*: delete it to begin anew"):
+            regenerate(tmp_path / "out", server.url, records=records(3))
+
+
 def test_one_prompt_that_breaks_the_server_does_not_hold_up_the_run(tmp_path, caplog):
     """Even as the only one under way."""
     with ChatServer(fault=lambda n, body: "drop" if "what is 2 and 1" in json.dumps(body) else None) as server:

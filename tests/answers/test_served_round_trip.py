@@ -116,7 +116,7 @@ def test_without_ids_texts_are_compared(tmp_path, caplog, family, said, kept):
         (line,) = served(tmp_path, tokenizer, silent, [questions(1)])
         assert line["messages"][1]["content"].strip() == said.strip() and "answer_token_ids" not in line
         assert len(build_dataset([line], tokenizer)) == 1
-    assert "tells no token ids: answers are compared as text with what will be trained on" in caplog.text
+    assert "reports no token ids, so answers are compared with the rows of training as text" in caplog.text
 
 
 def test_thoughts_that_are_split_off_need_ids(tmp_path):

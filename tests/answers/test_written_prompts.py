@@ -105,6 +105,19 @@ def test_it_goes_on_where_it_stopped(tmp_path, monkeypatch):
             write(tmp_path / "mine", server.url)
 
 
+@pytest.mark.parametrize("id", [40, -1])
+def test_a_journal_row_of_no_prompt_is_named(id, tmp_path):
+    """It would become a prompt beyond those asked for."""
+    path, journal = tmp_path / "prompts.jsonl", tmp_path / "prompts.jsonl.journal"
+    with ChatServer(write=written) as server:
+        write(path, server.url)
+        lines = journal.read_text().splitlines()
+        lines[1] = json.dumps(json.loads(lines[1]) | {"id": id})
+        journal.write_text("\n".join(lines) + "\n")
+        with pytest.raises(ValueError, match=f"journal holds prompt {id}, but there are 40: delete it to begin anew"):
+            write(path, server.url)
+
+
 def test_prompts_that_the_server_fails_on_are_counted_and_asked_again(tmp_path, caplog):
     """Also those of which it makes what no file takes."""
     lost = {turn_seed(0, id) for id in (3, 4, 20)}

@@ -101,7 +101,7 @@ def test_what_the_server_says_is_what_is_trained_on(switched, shared, tmp_path):
                 max_new_tokens=16,
                 chat_template_kwargs=json.dumps(chosen),
             )
-            assert "left out" not in printed and "tells no token ids" not in printed
+            assert "left out" not in printed and "reports no token ids" not in printed
             encoder = ConversationEncoder(tokenizer, None, chosen)
             rows = [
                 encoder.encode([read_record(line, 0)[0]], said=[read_said(line, "the record")])[0] for line in lines
