@@ -82,8 +82,8 @@ def to_text(record: Any, where: str) -> str:
     except UnicodeEncodeError as problem:
         half = ord(problem.object[problem.start])
         raise ValueError(
-            f"{where}: it holds the lone surrogate \\u{half:04x}, half a character that is no text: remove it, or "
-            "write the whole character."
+            f"{where}: it holds the lone surrogate \\u{half:04x}, which is half a character: remove it, or write both "
+            "halves."
         ) from None
     except _NoText as problem:
         raise ValueError(str(problem)) from None
@@ -154,7 +154,7 @@ def _as_texts(value: Any, column: str, where: str, key: str | None = None) -> An
             if column in READ_AS_TEXT:
                 raise _NoText(
                     f"{where}: the column `{column}` holds bytes that are not UTF-8: byte 0x{held[problem.start]:02x} "
-                    f"at place {problem.start + 1}; write it as text."
+                    f"at position {problem.start + 1}; write it as text."
                 ) from None
     return base64.b64encode(held).decode()
 

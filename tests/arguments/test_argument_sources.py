@@ -92,7 +92,7 @@ def test_template_options_of_both_groups(tmp_path):
     [
         ("{thinking: no}", "`chat_template_kwargs` is not JSON"),
         ("[1]", r"`chat_template_kwargs` must be a JSON object, got \[1\]"),
-        ("[" * 100_000, "`chat_template_kwargs` is nested in more than"),
+        ("[" * 100_000, "`chat_template_kwargs` is nested more than"),
         ('{"tokenize": true}', "`chat_template_kwargs` holds 'tokenize', which no chat template sees"),
         ('{"add_generation_prompt": false}', "`chat_template_kwargs` holds 'add_generation_prompt'"),
     ],
@@ -108,7 +108,7 @@ def test_options_that_cannot_be_are_refused(kwargs, message):
     [
         (None, "`tools` cannot be read: .*tools.json"),
         ("[{", "`tools` cannot be read: .*tools.json is not JSON"),
-        ("[" * 100_000, "`tools` cannot be read: .*tools.json is nested in more than"),
+        ("[" * 100_000, "`tools` cannot be read: .*tools.json is nested more than"),
         ("[]", "`tools` names .*tools.json, which holds no tool"),
         ("[7]", "`tools` .*tools.json cannot be read: `tools` must be a list of objects"),
         ("7", "`tools` .*tools.json cannot be read"),

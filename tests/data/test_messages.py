@@ -141,7 +141,7 @@ def test_forms(form):
         ({"messages": QA, "finish_reason": [7]}, "`finish_reason` must be "),
         ({"instruction": "q", "history": [["a", "b", "c"]]}, "`history` must be a list of pairs"),
         ({"instruction": "q", "history": 3}, "`history` must be a list of pairs"),
-        ({"messages": "[" * 100_000}, "the conversation is nested in more than 100 levels"),
+        ({"messages": "[" * 100_000}, "the conversation is nested more than 100 levels"),
         (
             {"messages": [{"role": "user", "content": [{"type": "thinking", "thinking": "hm"}]}]},
             "message 0 must be text, but holds a part of the type 'thinking'",

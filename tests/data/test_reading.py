@@ -61,15 +61,15 @@ def test_one_object_written_for_people_and_a_compressed_file(tmp_path):
 BROKEN = {
     "null": ("null\n", "Line 1 of {path} must be an object with the fields of a record, got null"),
     "number": ('{"a": 1}\n\n7\n', "Line 3 of {path} must be an object .* got int"),
-    "deep line": (f'{{"a": 1}}\n{{"a": {DEEP}\n', "Line 2 of {path} is nested in more than 100 levels"),
-    "deep list": (DEEP, "{path}, record 0, is nested in more than 100 levels"),
+    "deep line": (f'{{"a": 1}}\n{{"a": {DEEP}\n', "Line 2 of {path} is nested more than 100 levels"),
+    "deep list": (DEEP, "{path}, record 0, is nested more than 100 levels"),
     "deep element": (
         f'[{{"a": 1}}, {{"a": {"[" * 101}{"]" * 101}}}]',
-        "{path}, record 1, is nested in more than 100 levels",
+        "{path}, record 1, is nested more than 100 levels",
     ),
-    "latin 1": (b'{"a": 1}\n{"a": "caf\xe9"}\n', "Line 2 of {path} is not UTF-8: byte 0xe9 at place 11"),
+    "latin 1": (b'{"a": 1}\n{"a": "caf\xe9"}\n', "Line 2 of {path} is not UTF-8: byte 0xe9 at position 11"),
     "latin 1 in a list": (b'[{"a": 1},\n{"a": "caf\xe9"}]', "{path} is not UTF-8: byte 0xe9 in line 2"),
-    "utf-16": ('{"a": 1}\n'.encode("utf-16"), "Line 1 of {path} is not UTF-8: byte 0xff at place 1"),
+    "utf-16": ('{"a": 1}\n'.encode("utf-16"), "Line 1 of {path} is not UTF-8: byte 0xff at position 1"),
     "surrogate": ('{"a": "x"}\n{"a": "\\ud800"}\n', r"Line 2 of {path}, record 1, holds the lone surrogate \\ud800"),
     "surrogate key": ('[{"\\udc00": 1}]', r"{path}, record 0, holds the lone surrogate \\udc00"),
     "text": ('{"a": 1}\nhello\n', "Line 2 of {path} is not JSON: Expecting value"),
@@ -77,11 +77,11 @@ BROKEN = {
     "list that is cut": ('[{"a": 1},\n {"a": 2', r"{path} is not JSON: .*\(record 1, line 2\)"),
     "list without a comma": ('[{"a": 1} {"a": 2}]', r"{path} is not JSON: Expecting ',' \(record 1, line 1\)"),
     "more behind the list": ('[{"a": 1}]\n{}', r"{path} is not JSON: Extra data \(record 1, line 2\)"),
-    "key twice": ('{"a": 1}\n\n{"a": 1, "b": 2, "a": 1}', "Line 3 of {path} gives the key 'a' twice in one"),
-    "key twice inside": ('{"m": [{"content": "x", "content": "y"}]}', "Line 1 of {path} gives the key 'content' twice"),
-    "key twice, as an escape": ('{"a": 1, "\\u0061": 2}', "Line 1 of {path} gives the key 'a' twice"),
-    "key twice over lines": ('{\n"a": [],\n"a" : {}\n}', "{path}, record 0 gives the key 'a' twice"),
-    "key twice in a list": ('[{"a": 1}, {"a": {"b": 1, "b": 2}}]', "{path}, record 1, gives the key 'b' twice"),
+    "key twice": ('{"a": 1}\n\n{"a": 1, "b": 2, "a": 1}', "Line 3 of {path} has the key 'a' twice in one"),
+    "key twice inside": ('{"m": [{"content": "x", "content": "y"}]}', "Line 1 of {path} has the key 'content' twice"),
+    "key twice, as an escape": ('{"a": 1, "\\u0061": 2}', "Line 1 of {path} has the key 'a' twice"),
+    "key twice over lines": ('{\n"a": [],\n"a" : {}\n}', "{path}, record 0 has the key 'a' twice"),
+    "key twice in a list": ('[{"a": 1}, {"a": {"b": 1, "b": 2}}]', "{path}, record 1, has the key 'b' twice"),
     "long number": ('{"a": ' + "1" * 5000 + "}", "Line 1 of {path} cannot be read: Exceeds the limit"),
 }
 
@@ -133,7 +133,7 @@ def test_no_object_gives_a_key_twice(values, colon, chunk, tmp_path_factory):
             bad = []
             assert [number for number, _ in read_json_records(path, bad.append)] == wanted
             assert len(bad) == len(values) - len(wanted)
-            assert all(re.search(r"(Line|record) \d+.* gives the key .* twice", str(problem)) for problem in bad)
+            assert all(re.search(r"(Line|record) \d+.* has the key .* twice", str(problem)) for problem in bad)
 
 
 def test_bad_records_can_be_left_out(tmp_path):

@@ -52,8 +52,8 @@ def test_an_empty_cell_and_a_missing_one_are_absent(tmp_path):
     [
         (b"prompt,completion\nq,a,b\n", "Line 2 of .*bad.csv has 3 cells for 2 columns"),
         (b"prompt,prompt\nq,a\n", "Line 1 of .*bad.csv names a column twice"),
-        (b"prompt,completion\nq,caf\xe9\n", "Line 2 of .*bad.csv is not UTF-8: byte 0xe9 at place 6"),
-        (b'prompt,completion\nq,"a\n', "bad.csv cannot be read as csv: line 2: unexpected end of data"),
+        (b"prompt,completion\nq,caf\xe9\n", "Line 2 of .*bad.csv is not UTF-8: byte 0xe9 at position 6"),
+        (b'prompt,completion\nq,"a\n', "bad.csv cannot be read as CSV \\(line 2: unexpected end of data\\)"),
         (b"", "bad.csv holds no record"),
     ],
 )
@@ -187,7 +187,7 @@ def test_other_marks_between_cells_are_told(mark, tmp_path):
     """Whatever the cells hold; a header of one column that has no such mark is a table of one column."""
     path = tmp_path / "some.csv"
     path.write_text(mark.join(("prompt", "completion")) + "\n" + mark.join(("a, b", "c, d")) + "\n")
-    with pytest.raises(ValueError, match="Line 1 of .*some.csv has no comma, but 1 of .*cells are read between"):
+    with pytest.raises(ValueError, match="Line 1 of .*some.csv has no comma but 1 .*separate its cells by commas"):
         load_records(path)
     path.write_text(f"text\nwhat{mark}ever\n")
     assert read(path) == [[{"role": "text", "content": f"what{mark}ever"}]]

@@ -116,7 +116,7 @@ def test_passes_differ_in_order_only(tmp_path):
         ('{"messages": [{"role": ["user"], "content": "x"}]}', "0.jsonl: Record 200: message 0 has the unknown role"),
         ('{"prompt": "q", "completion": [[1]]}', "0.jsonl: Record 200: "),
         ("[[[", "Line 201 of .*0.jsonl is not JSON"),
-        ("[" * 101, "Line 201 of .*0.jsonl is nested in more than 100 levels"),
+        ("[" * 101, "Line 201 of .*0.jsonl is nested more than 100 levels"),
     ],
 )
 def test_a_bad_record_is_named_whenever_it_comes_or_left_out(late, message, tmp_path, caplog):

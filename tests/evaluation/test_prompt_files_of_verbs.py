@@ -21,7 +21,7 @@ DEEP = "[" * 100_000 + "]" * 100_000
 BAD = {
     "number": (json.dumps({"messages": [{"role": "user", "content": 7}]}), "Record 0 ", "must be text, got int"),
     "surrogate": ('{"prompt": "one \\ud800 two"}', "Line 1 ", "lone surrogate"),
-    "deep": ('{"prompt": ' + DEEP + "}", "Line 1 ", "nested in more than"),
+    "deep": ('{"prompt": ' + DEEP + "}", "Line 1 ", "nested more than"),
 }
 
 
@@ -131,7 +131,7 @@ def test_regenerated_records_keep_the_tools_that_were_on_offer(folder, given):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (DEEP, "`token_ids` cannot be read as JSON: ids.json is nested in more than"),
+        (DEEP, "`token_ids` cannot be read as JSON: ids.json is nested more than"),
         ("[0, 1", "`token_ids` cannot be read as JSON: ids.json is not JSON"),
         ('["a"]', "`token_ids` ids.json must hold a list of token ids"),
         ("\udcff", "`token_ids` cannot be read as JSON: ids.json is not UTF-8"),

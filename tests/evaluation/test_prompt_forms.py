@@ -181,9 +181,9 @@ BAD = [
     ('{"prompt": "x", "category": "\\udfff"}', r"A prompt file cannot be read: .*lone surrogate"),
     (
         '{"prompt": ' + "[" * 100_000 + "]" * 100_000 + "}",
-        r"A prompt file cannot be read: Line 1 of .*nested in more than",
+        r"A prompt file cannot be read: Line 1 of .*nested more than",
     ),
-    ("[" * 100_000 + "]" * 100_000, r"A prompt file cannot be read: .*nested in more than"),
+    ("[" * 100_000 + "]" * 100_000, r"A prompt file cannot be read: .*nested more than"),
     ('{"turns": ["x", 7]}', r"Record 0 of the prompt file .* has no readable prompt"),
 ]
 
