@@ -143,7 +143,7 @@ def assert_holds(told: str, bounds: Bounds) -> None:
     limits = [float(found.replace(",", "")) for found in re.findall(r"-?[\d,.]+", told)]
     inside = "to" in told.split() or told.startswith(("at least", "at most"))
     for limit in limits[: 1 + told.count(" to ")]:
-        assert (bounds.refuse(bounds.kind(limit)) is None) == inside, told
+        assert (bounds.violation(bounds.kind(limit)) is None) == inside, told
 
 
 def test_the_walk_sees_numbers():
@@ -175,8 +175,8 @@ def test_every_number_of_the_library_has_bounds():
 def test_a_number_that_would_only_hang_is_refused_at_the_door(verb, name, value):
     parser = parser_of(verb)
     (bounds,) = {bounds_of(group)[name] for group in parser.dataclass_types if name in bounds_of(group)}
-    assert bounds.refuse(value) is not None and "at most" in bounds.refuse(value) and bounds.most < 2**31 - 1
-    assert bounds.refuse(int(bounds.most)) is None
+    assert bounds.violation(value) is not None and "at most" in bounds.violation(value) and bounds.most < 2**31 - 1
+    assert bounds.violation(int(bounds.most)) is None
 
 
 def test_every_number_without_a_bound_costs_nothing():
@@ -218,10 +218,17 @@ def test_defaults_lie_within_bounds():
         (Bounds(above=0, most=1), 0, "above 0 and at most 1"),
         (Bounds(above=0), 0, "above 0"),
         (Bounds(least=0, most=2**32 - 1), 2**32 - 1, None),
+        # without a lower bound, help promises no more than the upper one
+        (Bounds(most=5), -6, None),
+        (Bounds(most=5), 6, "at most 5"),
+        (Bounds(most=0.5), -1, None),
+        (Bounds(most=-1), -2, None),
+        (Bounds(most=-1), 0, "at most -1"),
+        (Bounds(below=-1), -2, None),
     ],
 )
 def test_what_is_said_of_a_number(bounds, value, wanted):
-    assert bounds.refuse(value) == wanted
+    assert bounds.violation(value) == wanted
 
 
 @pytest.mark.parametrize(
