@@ -1,4 +1,4 @@
-"""`from_foreign`: turn a draft that another project published into one of ours that computes the same."""
+"""`from_foreign`: turn a draft of another project into a draft of ours with the same outputs."""
 
 import logging
 from pathlib import Path
@@ -33,26 +33,27 @@ def from_foreign(
     drop_fc_bias: bool = False,
     trust_remote_code: bool = False,
 ) -> EaglePreTrainedModel:
-    """Read a draft that another project published; `save_pretrained` of the result writes our folder.
+    """Read a draft that another project published; call `save_pretrained` on the result to write our folder.
 
-    The forms are those of `forms.py`. None of the draft's code runs, and a pickle with more than tensors is refused. Of
-    the target it reads config, tokenizer and, if they are on this machine, embeddings.
+    A form is how one project writes drafts (`forms.py`), a kind is the architecture of one (`kinds.py`). The draft's
+    own code never runs, and a pickle that holds anything but tensors is refused. The target's config and tokenizer are
+    read, and its embeddings too if they are on this machine.
 
     Args:
         path: the draft, a folder or a Hub id.
         target: its target, a folder or a Hub id.
-        form: one of `FORMS`; `"auto"` recognises it by config and tensor names.
-        tap_ids: entry ids of the taps, if the draft's files name none and it was not trained on the default; refused if
-            they name others.
-        rope_theta: the RoPE base that the draft was trained with, if its config names another.
+        form: one of `FORMS`; `"auto"` recognises it from the config and the names of tensors.
+        tap_ids: entry ids of the taps, if the draft's files do not tell them and it was not trained on the default
+            ones. Ids that differ from those in the files are refused.
+        rope_theta: the RoPE base that the draft was trained with, if its config gives a different one.
         drop_fc_bias: leave out the trained `fc.bias` of an EAGLE-1 draft, as vLLM does.
         trust_remote_code: run code that comes with the target's config or tokenizer.
 
     Returns:
-        The draft, in the dtype of its tensors; `attach` a target before using it.
+        The draft, in the dtype of its tensors. Call its `attach` with a target before using it.
 
     Raises:
-        ValueError: names the flag or tensor that our drafts cannot have, or that does not fit the target.
+        ValueError: if our drafts cannot have a flag or tensor, or it does not fit the target; the message names it.
         OSError: if files are missing.
 
     Example:
@@ -62,28 +63,31 @@ def from_foreign(
     tensors = read_tensors(path)
     target_config = load_config(str(target), trust_remote_code=trust_remote_code)
     text = target_config.get_text_config()
-    with reading("draft", path, "config.json"):  # its fields may have any type
-        written = form_of(form, config, tensors)
-        kind = kind_of(written, config)
-        logger.info("%s: a draft in the form `%s` (%s)", path, written.name, written.project)
-        _check_options(written, kind, tap_ids, rope_theta, drop_fc_bias)
+    # a field of the config may have any type: whatever fails over one is an error of config.json
+    with reading("draft", path, "config.json"):
+        found_form = form_of(form, config, tensors)
+        kind = kind_of(found_form, config)
+        logger.info("%s: a draft in the form `%s` (%s)", path, found_form.name, found_form.project)
+        _check_options(found_form, kind, tap_ids, rope_theta, drop_fc_bias)
 
-        stored = stored_tap_ids(written, config, tensors, text.num_hidden_layers)
-        config = flat_config(written, config)
+        # before the tensors are renamed, since their names help to tell what the tap ids count
+        stored_taps = stored_tap_ids(found_form, config, tensors, text.num_hidden_layers)
+        config = flat_config(found_form, config)
         check_config_numbers("draft", path, config)
-        check_flags(written, kind, config)
+        check_flags(found_form, kind, config)
 
-        tensors = renamed(written, kind.layer, tensors)
+        # from here on `tensors` changes in place: it ends with what our draft stores
+        tensors = renamed(found_form, kind.layer, tensors)
         kind.take_biases(tensors, drop_fc_bias)
         _check_target(config, tensors, target_config, target)
-        size = kind.take_vocabulary(tensors, text.vocab_size)
+        draft_vocab_size = kind.take_vocabulary(tensors, text.vocab_size)
 
-        _check_taps_agree(tap_ids, stored)
-        ours = draft_config(kind, config, target_config, size, tap_ids or stored, rope_theta)
-        check_taps(tensors.get("fc.weight"), text.hidden_size, ours.tap_ids)
-        ours.tokenizer_fingerprint = _common_fingerprint(path, config, target, trust_remote_code)
-        _say(written, config, ours, stored, tap_ids)
-        return _build(ours, tensors, path)
+        _check_taps_agree(tap_ids, stored_taps)
+        own_config = draft_config(kind, config, target_config, draft_vocab_size, tap_ids or stored_taps, rope_theta)
+        check_taps(tensors.get("fc.weight"), text.hidden_size, own_config.tap_ids)
+        own_config.tokenizer_fingerprint = _common_fingerprint(path, config, target, trust_remote_code)
+        _log_choices(found_form, config, own_config, stored_taps, tap_ids)
+        return _build(own_config, tensors, path)
 
 
 def _check_options(
@@ -100,18 +104,18 @@ def _check_options(
 def _check_taps_agree(given: list[int] | None, stored: list[int] | None) -> None:
     if given and stored and sorted(given) != sorted(stored):
         raise ValueError(
-            f"`tap_ids` is {given}, but the draft's own files say {stored}, which it was trained on: leave `tap_ids` "
+            f"`tap_ids` is {given}, but the draft's own files say that it was trained on {stored}: leave `tap_ids` "
             "out, or correct its config.json."
         )
 
 
 def _build(config: Any, tensors: dict[str, torch.Tensor], path: str | Path) -> EaglePreTrainedModel:
     draft_class = class_of(config.architectures)
-    with torch.device("meta"):  # names and shapes without memory
+    with torch.device("meta"):  # gives names and shapes, and takes no memory
         empty = draft_class(config)
 
-    wanted = {name: x.shape for name, x in empty.state_dict().items() if name not in empty.lent_tensors}
-    check_names(tensors, wanted)
+    expected = {name: x.shape for name, x in empty.state_dict().items() if name not in empty.lent_tensors}
+    check_names(tensors, expected)
     check_tensors("draft", path, tensors)
 
     dtype = weights_dtype(tensors)
@@ -121,7 +125,7 @@ def _build(config: Any, tensors: dict[str, torch.Tensor], path: str | Path) -> E
 def _check_target(
     config: dict[str, Any], tensors: dict[str, torch.Tensor], target_config: PreTrainedConfig, target: str | Path
 ) -> None:
-    """Check sizes of draft and target, and the embeddings, which it removes from `tensors`."""
+    """Check that the draft's sizes and embeddings are the target's; remove the embeddings from `tensors`."""
     text = target_config.get_text_config()
     t2d, embedding = tensors.get("t2d"), tensors.pop("embed_tokens.weight", None)
     sizes = {
@@ -131,44 +135,44 @@ def _check_target(
         "t2d": (text.vocab_size if t2d is None else t2d.numel(), text.vocab_size),
     }
 
-    for name, (seen, wanted) in sizes.items():
-        if seen != wanted:
-            reason = (
-                "a draft of another width than its target needs its own embeddings, which servers do not use"
-                if name == "hidden_size"
-                else "it is a draft of another target"
-            )
-            raise ValueError(f"`{name}` of this draft is {seen}, but `target` {target} has {wanted}: {reason}.")
+    reasons = {"hidden_size": "a draft of a different width needs its own embeddings, which servers do not load"}
+    for name, (actual, expected) in sizes.items():
+        if actual != expected:
+            reason = reasons.get(name, "it was made for a different target")
+            raise ValueError(f"`{name}` of this draft is {actual}, but `target` {target} has {expected}: {reason}.")
 
     if embedding is None:
         return
-    theirs = read_target_embedding(target)
-    if theirs is None:
+    target_embedding = read_target_embedding(target)
+    if target_embedding is None:
         logger.warning(
-            "The draft holds embeddings, and those of %s are not on this machine: they were not compared, and the "
-            "draft will be served with the target's.",
+            "The draft's embeddings were not compared with those of %s, which are not on this machine. Servers will "
+            "use the target's.",
             target,
         )
     else:
-        check_embedding(embedding, theirs)
+        check_embedding(embedding, target_embedding)
 
 
 def _common_fingerprint(
     path: str | Path, config: dict[str, Any], target: str | Path, trust_remote_code: bool
 ) -> str | None:
-    """Fingerprint of the target's tokenizer, `None` without one; `ValueError` if the draft comes with another one."""
-    wanted = _fingerprint(target, trust_remote_code, "target")
-    given = config.get("tokenizer_fingerprint") or _fingerprint(path, False, "draft")
+    """Return the fingerprint of the target's tokenizer, `None` if it has none.
 
-    if None not in (wanted, given) and wanted != given:
+    Raise `ValueError` if the draft was made with a different tokenizer.
+    """
+    expected = _fingerprint(target, trust_remote_code, "target")
+    actual = config.get("tokenizer_fingerprint") or _fingerprint(path, False, "draft")
+
+    if None not in (expected, actual) and expected != actual:
         raise ValueError(
-            f"`draft` {path} comes with another tokenizer than `target` {target} (fingerprints {given} and {wanted}): "
+            f"`draft` {path} has a different tokenizer from `target` {target} (fingerprints {actual} and {expected}): "
             "its head predicts other tokens."
         )
 
-    if wanted is None:
-        logger.warning("%s has no tokenizer that can be read: a draft for another tokenizer goes unnoticed.", target)
-    return wanted
+    if expected is None:
+        logger.warning("%s has no tokenizer, so it is not known whether the draft was made with the same one.", target)
+    return expected
 
 
 def _fingerprint(path: str | Path, trust_remote_code: bool, argument: str) -> str | None:
@@ -177,25 +181,26 @@ def _fingerprint(path: str | Path, trust_remote_code: bool, argument: str) -> st
     return tokenizer_fingerprint(load_tokenizer(str(path), argument=argument, trust_remote_code=trust_remote_code))
 
 
-def _say(form: Form, config: dict[str, Any], ours: Any, stored: list[int] | None, given: list[int] | None) -> None:
-    """Log what was decided, and what the files leave open."""
-    if ours.tap_ids:
-        source = "given" if given else "its config's" if stored else "the default, since its files name none"
-        logger.info("taps: the inputs of layers %s (%s)", ", ".join(map(str, ours.tap_ids)), source)
+def _log_choices(
+    form: Form, config: dict[str, Any], own_config: Any, stored: list[int] | None, given: list[int] | None
+) -> None:
+    """Log the taps and the RoPE that were chosen, and where training may have differed from the draft's files."""
+    if own_config.tap_ids:
+        source = "from `tap_ids`" if given else "from its config" if stored else "the default: its files tell none"
+        logger.info("taps: the inputs of layers %s (%s)", ", ".join(map(str, own_config.tap_ids)), source)
 
-    rope = ours.rope_parameters
+    rope = own_config.rope_parameters
     logger.info("RoPE: %s, base %g", rope.get("rope_type", "default"), rope["rope_theta"])
     scaled = rope.get("rope_type") in ("yarn", "linear") and rope["rope_theta"] != 10000
     if scaled and form.trains_on_default_base:
         logger.warning(
-            "%s trains with RoPE base 10000 if RoPE is scaled, whatever the config says; both servers take the "
-            "config's. If this draft was trained so, give `rope_theta` 10000.",
+            "%s trains with RoPE base 10000 if RoPE is scaled, whatever the config says, but both servers use the "
+            "config's base. If this draft was trained that way, set `rope_theta` to 10000.",
             form.project,
         )
 
-    if form.name == "specforge" and "norm_output" in config:
+    if form.name == "specforge" and config.get("norm_output"):
         logger.warning(
-            "`norm_output` is %s, which is kept as the servers read it; SpecForge before September 2026 fed back the "
-            "un-normed output anyway.",
-            config["norm_output"],
+            "`norm_output` is true, and stays so, since both servers read it. But SpecForge before September 2026 "
+            "ignored it and fed back the un-normed output, so this draft may have been trained that way."
         )

@@ -234,10 +234,16 @@ def test_a_form_can_be_named(target_folder, embedding, tmp_path, caplog):
     assert from_foreign(tmp_path, target_folder, form="modelopt").config.tap_ids == DEFAULT_TAPS
 
 
+def test_specforge_without_a_norm_to_feed_back_is_no_cause_for_a_warning(target_folder, embedding, tmp_path, caplog):
+    """Its earlier versions fed back the un-normed output, which is what `norm_output: false` says."""
+    draft = from_foreign(write(tmp_path, *foreign_folders.specforge(embedding, norm_output=False)), target_folder)
+    assert draft.config.norm_output is False and "fed back" not in caplog.text
+
+
 def test_specforges_norm_output_is_what_the_servers_read(target_folder, target, embedding, tmp_path, caplog):
     config, tensors = foreign_folders.specforge(embedding, fc_norm=True, norm_output=True)
     draft = from_foreign(write(tmp_path, config, tensors), target_folder)
-    assert "SpecForge before September 2026 fed back the un-normed output" in caplog.text
+    assert "SpecForge before September 2026 ignored it and fed back the un-normed output" in caplog.text
     tokens, taps = random_rows(draft, len(embedding))
     wanted = ForeignDraft(tensors, embedding, None, HEADS, eps=1e-6, theta=1e6, feeds_normed=True).decode(tokens, taps)
     torch.testing.assert_close(our_logits(draft, target, tokens, taps), wanted, rtol=1e-4, atol=1e-5)

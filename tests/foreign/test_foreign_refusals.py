@@ -73,7 +73,7 @@ def in_eagle_config(config, **fields):
             "`rope_parameters` of a draft with latent attention",
         ),
         (forms.torchspec, {"rope_interleave": False}, "`rope_interleave` of this draft is False"),
-        (forms.eagle3, {"vocab_size": 5}, "`vocab_size` of this draft is 5, but `target` .* has .*another target"),
+        (forms.eagle3, {"vocab_size": 5}, "`vocab_size` of this draft is 5, but `target` .* has .*a different target"),
         (forms.eagle3, {"hidden_size": 64}, "`hidden_size` of this draft is 64.*needs its own embeddings"),
         (forms.specforge, {"target_hidden_size": 64}, "`target_hidden_size` of this draft is 64"),
         (forms.eagle3, {"num_attention_heads": None}, "`num_attention_heads` is missing in the config.json"),
@@ -85,7 +85,7 @@ def in_eagle_config(config, **fields):
         (forms.specforge, {"fc_norm": True}, "`fc_norm.0.weight` is missing"),
         (forms.specforge, (in_eagle_config, {TAP_IDS: [0, 2, 4, 6]}), r"takes 3 taps, but 4 are known, \[1, 3, 5, 7\]"),
         (forms.specforge, (in_eagle_config, {TAP_IDS: [2, 0, 6]}), "`tap_ids` must be ascending"),
-        (forms.specforge, {"tokenizer_fingerprint": "0" * 16}, "comes with another tokenizer than `target`"),
+        (forms.specforge, {"tokenizer_fingerprint": "0" * 16}, "has a different tokenizer from `target`"),
     ],
 )
 def test_flags_and_sizes_are_refused_by_name(build, change, message, target_folder, embedding, tmp_path):
@@ -190,7 +190,7 @@ def test_another_tokenizer_is_noticed_and_the_targets_is_written_down(target_fol
     other = tiny_tokenizer(LLAMA3)
     other.add_tokens(["anothertoken"])
     other.save_pretrained(write(tmp_path / "other", config, tensors))
-    with pytest.raises(ValueError, match="comes with another tokenizer"):
+    with pytest.raises(ValueError, match="has a different tokenizer"):
         from_foreign(tmp_path / "other", target_folder)
 
     bare = tmp_path / "bare"  # a target of which only the config is there
@@ -238,7 +238,7 @@ def test_the_script_imports_and_never_overwrites(target_folder, embedding, tmp_p
     code, printed, problems = run(*options)
     assert code == 0, problems
     assert "in the form `modelopt` (NVIDIA ModelOpt)" in printed
-    assert "taps: the inputs of layers 2, 4, 5 (its config's)" in printed and "RoPE: default, base 500000" in printed
+    assert "taps: the inputs of layers 2, 4, 5 (from its config)" in printed and "RoPE: default, base 500000" in printed
     assert "LlamaForCausalLMEagle3" in printed and "torch.float32, 24 draft tokens" in printed
     draft = load_draft(out, FrozenTarget.from_pretrained(str(target_folder)))
     assert draft.config.draft_vocab_size == 24 and draft.config.tokenizer_fingerprint
@@ -322,7 +322,9 @@ def test_taps_that_disagree_with_the_drafts_files_are_refused(place, target_fold
     config, tensors = forms.eagle3(embedding)
     own = {TAP_IDS: [1, 4, 6]} if place == "top" else {"eagle_config": {TAP_IDS: [0, 3, 5]}}
     write(tmp_path, config | own, tensors)
-    with pytest.raises(ValueError, match=r"`tap_ids` is \[1, 2, 3\], but the draft's own files say \[1, 4, 6\]"):
+    with pytest.raises(
+        ValueError, match=r"`tap_ids` is \[1, 2, 3\], but the draft's own files say that it was trained on \[1, 4, 6\]"
+    ):
         from_foreign(tmp_path, target_folder, tap_ids=[1, 2, 3])
     assert from_foreign(tmp_path, target_folder, tap_ids=[1, 4, 6]).config.tap_ids == [1, 4, 6]
 
