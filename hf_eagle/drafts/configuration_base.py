@@ -63,8 +63,8 @@ class DraftConfig(LlamaConfig):
         """`ValueError` for what a draft of this kind cannot be."""
         check_draft_vocab_size(self.draft_vocab_size, self.vocab_size)
 
-    def _refuse(self, kind: str, **wanted: Any) -> None:
-        """`ValueError` for the first of these fields with another value."""
+    def _require(self, kind: str, **wanted: Any) -> None:
+        """Raise `ValueError` for the first of these fields that has a value other than the one given here."""
         for name, value in wanted.items():
             if getattr(self, name, value) != value:
                 raise ValueError(f"`{name}` of an {kind} draft must be {value}, got {getattr(self, name)}.")

@@ -10,8 +10,8 @@ from ..configuration_base import DraftConfig, fields_of_target, written_for_serv
 
 # SGLang reads the first, vLLM the second
 _ARCHITECTURES = ("LlamaForCausalLMEagle", "EagleLlamaForCausalLM")
-# fields without a meaning in EAGLE-1
-_OF_OTHERS = (
+# fields that mean nothing in EAGLE-1
+_EAGLE3_FIELDS = (
     "target_hidden_size",
     "eagle_aux_hidden_state_layer_ids",
     "sglang_counts_entries",
@@ -24,14 +24,14 @@ _OF_OTHERS = (
 
 
 class Eagle1Config(DraftConfig):
-    """Configuration of an EAGLE-1/2 draft: no taps, no vocabulary and no head of its own.
+    """Configuration of an EAGLE-1/2 draft: it has no taps, and uses the target's vocabulary and head.
 
     Args:
-        logit_scale (`float`, *optional*): factor on the logits of the target's head, if the target has one.
-        final_logit_softcapping (`float`, *optional*): soft cap of the target's logits, if it has one.
+        logit_scale (`float`, *optional*): factor that the target applies to its logits, if any.
+        final_logit_softcapping (`float`, *optional*): soft cap of the target's logits, if any.
 
     Raises:
-        ValueError: for a field that belongs to EAGLE-3.
+        ValueError: if a field has a value that EAGLE-1 does not support.
     """
 
     logit_scale: float | None = None
@@ -43,7 +43,7 @@ class Eagle1Config(DraftConfig):
         super().__post_init__(**kwargs)
 
     def _check(self):
-        self._refuse(
+        self._require(
             "EAGLE-1",
             num_hidden_layers=1,
             tie_word_embeddings=False,
@@ -59,7 +59,7 @@ class Eagle1Config(DraftConfig):
 
     @property
     def tap_ids(self) -> list[int]:
-        """None: this draft reads the target's last hidden state."""
+        """Empty: this draft has no taps, it reads the target's last hidden state."""
         return []
 
     def as_arguments(self) -> dict[str, Any]:
@@ -68,24 +68,26 @@ class Eagle1Config(DraftConfig):
 
     @classmethod
     def from_target(cls, target_config: PreTrainedConfig, **overrides: Any) -> "Eagle1Config":
-        """A draft for this target: its widths, heads, RoPE, context length and special ids; one untied Llama layer.
+        """Return the config of a draft of one Llama layer, with the target's widths, RoPE, context length and ids.
 
         Args:
             target_config: the target's (text) config.
-            overrides: any other field.
+            overrides: fields that replace those taken from the target, or are added to them.
 
         Raises:
-            ValueError: for a field that belongs to EAGLE-3.
+            ValueError: if a field has a value that EAGLE-1 does not support.
 
         Example:
             >>> Eagle1Config.from_target(target.config).save_pretrained("draft")
         """
         text = target_config.get_text_config()
+        # Cohere multiplies its logits by `logit_scale`, Granite divides them by `logits_scaling`
         scale = (getattr(text, "logit_scale", None) or 1.0) / (getattr(text, "logits_scaling", None) or 1.0)
 
         fields = {
             **fields_of_target(target_config, overrides.get("rope_parameters")),
-            # the names that the servers read; both run the target's head without the target's own forward
+            # both servers read these names: they call the target's head without the target's own forward, so the
+            # draft's config must tell them what that does to the logits
             "logit_scale": None if scale == 1.0 else scale,
             "final_logit_softcapping": getattr(text, "final_logit_softcapping", None),
         }
@@ -93,24 +95,25 @@ class Eagle1Config(DraftConfig):
         return cls(**{**fields, **overrides})
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """What `config.json` holds: what both servers read, and nothing of EAGLE-3."""
+        """Return the content of `config.json`: all fields that both servers read, without those of EAGLE-3."""
         written = written_for_servers(self, LlamaConfig.to_diff_dict(self))
-        for name in _OF_OTHERS:
+        for name in _EAGLE3_FIELDS:
             written.pop(name, None)
 
-        # transformers writes only the class that it saves
+        # transformers names only the class that it saves, and leaves out a number that is the default; the servers look
+        # for one class each, and always for the number
         written.update(architectures=list(_ARCHITECTURES), draft_vocab_size=self.vocab_size)
         for name in ("logit_scale", "final_logit_softcapping"):
-            if written.get(name) is None:  # vLLM multiplies by null
+            if written.get(name) is None:  # vLLM would multiply by null
                 written.pop(name, None)
         return written
 
 
 def config_for(target_config: PreTrainedConfig, options: Mapping[str, Any], **fields: Any) -> Eagle1Config:
-    """The config of a new draft for a target; it uses none of the `options`."""
+    """Return the config of a new draft for a target. `options` are for kinds that have some; EAGLE-1 has none."""
     return Eagle1Config.from_target(target_config, **fields)
 
 
 def title_of(config: Mapping[str, Any]) -> str:
-    """The draft's name for people, from its `config.json`."""
+    """Return the name that people call this kind of draft, given its `config.json`."""
     return "EAGLE-1/2"

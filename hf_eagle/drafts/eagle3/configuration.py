@@ -80,7 +80,7 @@ class EagleConfig(DraftConfig):
                 f"{self.head_dim}, got {sum(self.mrope_section)}."
             )
 
-        self._refuse(
+        self._require(
             "EAGLE-3",
             attention_bias=False,
             mlp_bias=False,

@@ -1,4 +1,4 @@
-"""The EAGLE-3 / 3.1 draft with DeepSeek's multi-head latent attention (contract section 4)."""
+"""The EAGLE-3 / 3.1 draft with DeepSeek's multi-head latent attention (docs/contract.md, section 4)."""
 
 import math
 
@@ -14,11 +14,12 @@ from .modeling import Eagle3Draft
 class EagleLatentAttention(DraftAttention):
     """Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434) over inputs of any width.
 
-    Keys and values of all heads are made from one narrow latent; all heads share the rotated part of a key. Training
-    needs explicit keys and values; servers keep only the latent, and compute the same.
+    Each head projects its keys and values from one narrow latent; the part of a key that RoPE rotates is the same for
+    all heads. Training computes keys and values explicitly. Servers cache only the latent and the rotated part, with
+    the same result.
 
     Args:
-        config: the draft's.
+        config: config of the draft.
         input_size: `2 * hidden` in EAGLE-3, which attends over `cat(embedding, hidden)`.
     """
 
@@ -30,6 +31,7 @@ class EagleLatentAttention(DraftAttention):
         self.value_width = config.v_head_dim
         self.scaling = score_scale(config)
 
+        # names and layout are those of DeepSeek's checkpoints: `*_a_*` goes into a latent, `*_b_*` out of it
         key_dim = sum(self.key_widths)
         if config.q_lora_rank is None:
             self.q_proj = nn.Linear(input_size, heads * key_dim, bias=False)
@@ -57,19 +59,20 @@ class EagleLatentAttention(DraftAttention):
     def query(self, projected, cos_sin):
         if hasattr(self, "q_a_proj"):
             projected = self.q_b_proj(self.q_a_layernorm(projected))
-        plain, rotated = projected.unflatten(-1, (-1, sum(self.key_widths))).split(self.key_widths, dim=-1)
-        return torch.cat([plain, _rotate_pairs(rotated, cos_sin)], dim=-1)
+        nope, rope = projected.unflatten(-1, (-1, sum(self.key_widths))).split(self.key_widths, dim=-1)
+        return torch.cat([nope, _rotate_pairs(rope, cos_sin)], dim=-1)
 
     def key_value(self, projected, cos_sin):
-        latent, rotated = projected.split(self.latent_widths, dim=-1)
+        latent, rope = projected.split(self.latent_widths, dim=-1)
         widths = [self.key_widths[0], self.value_width]
-        plain, value = self.kv_b_proj(self.kv_a_layernorm(latent)).unflatten(-1, (-1, sum(widths))).split(widths, -1)
-        rotated = _rotate_pairs(rotated.unsqueeze(-2), cos_sin).to(plain.dtype)
-        return torch.cat([plain, rotated.expand(*plain.shape[:-1], -1)], dim=-1), value
+        nope, value = self.kv_b_proj(self.kv_a_layernorm(latent)).unflatten(-1, (-1, sum(widths))).split(widths, -1)
+
+        rope = _rotate_pairs(rope.unsqueeze(-2), cos_sin).to(nope.dtype)  # (..., 1, dim): one for all heads
+        return torch.cat([nope, rope.expand(*nope.shape[:-1], -1)], dim=-1), value
 
 
 def score_scale(config: EagleMLAConfig) -> float:
-    """Factor on the scores: `1 / sqrt(key width)`, with YaRN's temperature if the config has one."""
+    """Return the factor on the scores: `1 / sqrt(key width)`, times YaRN's temperature if RoPE is scaled by YaRN."""
     scale = (config.qk_nope_head_dim + config.qk_rope_head_dim) ** -0.5
     rope = config.rope_parameters
     if rope.get("rope_type", "default") == "yarn" and rope["factor"] > 1:
@@ -78,11 +81,12 @@ def score_scale(config: EagleMLAConfig) -> float:
 
 
 def _rotate_pairs(x: torch.Tensor, cos_sin: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    """Rotate the pairs `(0, 1), (2, 3), ...` of `(..., heads, dim)`; first members come first in the result.
+    """Rotate the pairs `(0, 1), (2, 3), ...` of `(..., heads, dim)`.
 
-    Queries and keys are reordered alike, so their products do not change.
+    The result holds the first members of all pairs, then the second ones. Queries and keys are reordered alike, so
+    their products do not change.
     """
-    # the tables hold the angles of all pairs twice
+    # the tables hold every angle twice, in two equal halves
     cos, sin = (part.chunk(2, dim=-1)[0].unsqueeze(-2) for part in cos_sin)
     first, second = x.unflatten(-1, (-1, 2)).unbind(-1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
