@@ -1,4 +1,4 @@
-"""Check on one short row that a draft is taught the target's own distribution."""
+"""Check, on one short row of tokens, that the distribution which a draft learns is the target's own."""
 
 from weakref import WeakSet
 
@@ -11,56 +11,60 @@ from .weights import all_numbers, listed
 
 _TOKENS = 8
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-_LEAST = 20  # ids below are special ones in many vocabularies
-_CHECKED: WeakSet = WeakSet()  # heads, so that a model wrapped again and again is compared once
+_FIRST_ID = 20  # smaller ids are special tokens in many vocabularies
+_CHECKED: WeakSet = WeakSet()  # heads that passed, so that a model is checked once, however often it is wrapped
 
 
 @torch.no_grad()
 def check_teacher(target) -> None:
     """Compare the distribution of `teacher_head` with that of the model's own forward on one short row.
 
-    All ranks of a sharded target must call this, once. The last hidden states come from the same forward, so only what
-    follows them can differ: by rounding, or because the forward changes the logits in an unknown way.
+    All ranks of a sharded target must call this together, since it reduces over them. Both distributions follow from
+    the same last hidden states. So they differ only by rounding, unless the forward changes the logits in an unknown
+    way.
 
     Args:
         target ([`FrozenTarget`]): the target.
 
     Raises:
-        ValueError: if they differ by more than rounding.
+        ValueError: if the distributions differ by more than rounding.
     """
     if target.parts.head in _CHECKED:
         return
 
     own, hidden = _own_logits(target)
     taught = target.teacher_head()(hidden).float()
-    gap = _of_all_ranks(_difference(own, taught), target.sharding)
+    gap = _max_over_ranks(_difference(own, taught), target.sharding)
 
-    if not gap <= max(1e-3, torch.finfo(hidden.dtype).eps):
-        raise ValueError(_told(target, own, gap))
+    # rounding: the spacing of the dtype, or what sums in another order change
+    if gap > max(1e-3, torch.finfo(hidden.dtype).eps):
+        raise ValueError(_message(target, own, gap))
     _CHECKED.add(target.parts.head)
 
 
 def _difference(own: torch.Tensor, taught: torch.Tensor) -> torch.Tensor:
-    """How far two log-distributions are apart, as a share of the logits' size.
+    """Return how far two distributions differ in their log-probabilities, relative to the magnitude of the logits.
 
-    The larger of two measures: the root mean square, which rounding hardly moves, and a fourth of the largest
-    difference, which shows a change of only a few tokens.
+    This is the larger of two measures. The root mean square hardly changes with rounding. The largest difference shows
+    a change of only a few tokens; a fourth of it counts, since rounding moves single values further.
     """
     size = own.where(own.isfinite(), 0.0).abs()
     own, taught = own.log_softmax(-1), taught.log_softmax(-1)
-    apart = torch.where(own == taught, 0.0, own - taught).abs()  # equal infinities are no difference
-    mean = apart.square().mean().sqrt() / size.square().mean().sqrt().clamp_min(0.1)
-    return torch.maximum(mean, apart.max() / 4 / size.max().clamp_min(0.1))
+    difference = torch.where(own == taught, 0.0, own - taught).abs()  # inf - inf would be NaN
+
+    # logits close to zero are no scale to measure by, hence at least 0.1
+    mean = difference.square().mean().sqrt() / size.square().mean().sqrt().clamp_min(0.1)
+    return torch.maximum(mean, difference.max() / 4 / size.max().clamp_min(0.1))
 
 
 def _own_logits(target) -> tuple[torch.Tensor, torch.Tensor]:
-    """`(1, tokens, vocabulary)` of the model's forward, float32, and its last hidden states."""
-    places = _LEAST + torch.arange(_TOKENS, device=target.device)[None]
-    ids = places % target.vocab_size
+    """Return the logits of the model's forward, `(1, tokens, vocabulary)` in float32, and its last hidden states."""
+    ids = (_FIRST_ID + torch.arange(_TOKENS, device=target.device)[None]) % target.vocab_size
 
-    # not the compiled forward, which would be compiled again for a batch that never comes back
+    # `forward` skips torch.compile, which would compile once more for this one batch; a sharded model gathers its
+    # weights only when it is called itself
     forward = target.model.forward if target.sharding is None else target.model
-    with target._recording([]) as seen:
+    with target._recording([]) as seen:  # no taps, only the last hidden states
         logits = gathered(forward(input_ids=ids, use_cache=False).logits).float()
 
     if target.sharding is not None:
@@ -68,8 +72,8 @@ def _own_logits(target) -> tuple[torch.Tensor, torch.Tensor]:
     return logits, seen["last_hidden"]
 
 
-def _of_all_ranks(gap: torch.Tensor, sharding: TargetSharding | None) -> float:
-    """The largest, so that no rank continues while another refuses; NaN as infinity, which a maximum keeps."""
+def _max_over_ranks(gap: torch.Tensor, sharding: TargetSharding | None) -> float:
+    """Return the largest gap of all ranks, so that all continue or none. NaN, which a maximum may lose, is infinity."""
     gap = gap.nan_to_num(nan=torch.inf)
     if sharding is not None:
         gap = gap.to(sharding.device)
@@ -77,23 +81,23 @@ def _of_all_ranks(gap: torch.Tensor, sharding: TargetSharding | None) -> float:
     return gap.item()
 
 
-def _told(target, own: torch.Tensor, gap: float) -> str:
-    model, place = type(target.model).__name__, getattr(target.model, "name_or_path", "")
-    if own.isnan().any():
-        weights = dict(target.model.named_parameters())
-        broken = [name for name, x in weights.items() if x.dtype in _FLOATS and not all_numbers(x)]
-        told = f"`target` {place or model} gives NaN for a row of {_TOKENS} tokens, so there is nothing to learn from"
-        if broken:
-            return (
-                f"{told}: {len(broken)} of its {len(weights)} weights hold NaN or infinity ({listed(broken)}), so "
-                "restore them, or name another target."
-            )
+def _message(target, own: torch.Tensor, gap: float) -> str:
+    model, path = type(target.model).__name__, getattr(target.model, "name_or_path", "")
+    if not own.isnan().any():
         return (
-            f"{told}, though its weights are finite: {target.dtype} may be too narrow for it, so save it in float32 or "
-            "bfloat16, or name another target."
+            f"The target {model} returns other logits than its head: their log-probabilities differ by {gap:.2g} of "
+            f"the logits' size on a row of {_TOKENS} tokens, and a draft learns from the head, so use another target."
+        )
+
+    weights = dict(target.model.named_parameters())
+    broken = [name for name, x in weights.items() if x.dtype in _FLOATS and not all_numbers(x)]
+    seen = f"`target` {path or model} gives NaN for a row of {_TOKENS} tokens, so there is nothing to learn from"
+    if broken:
+        return (
+            f"{seen}: {len(broken)} of its {len(weights)} weights hold NaN or infinity ({listed(broken)}), so download "
+            "or save it again, or name another target."
         )
     return (
-        f"The target {model} returns other logits than its head: on a row of {_TOKENS} tokens its log-probabilities "
-        f"differ from those that a draft would be taught, by {gap:.2g} of their size, so its forward changes the "
-        "logits in an unknown way: use another target."
+        f"{seen}, though its weights are finite: the range of {target.dtype} may be too small for it, so save it in "
+        "float32 or bfloat16, or name another target."
     )
