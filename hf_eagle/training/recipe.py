@@ -1,4 +1,7 @@
-"""A recipe: the YAML file and the command line of a run as argument groups, and the early checks of them."""
+"""A recipe: the settings of a run, read from its YAML file and command line, and checked before anything is loaded.
+
+Imports that load torch are inside the functions, so that `--help` does not wait for it.
+"""
 
 import sys
 from dataclasses import dataclass
@@ -15,7 +18,8 @@ from ..door.inputs import check_folder, check_target, naming
 if TYPE_CHECKING:
     from ..arguments.training import EagleTrainingArguments
 
-_OURS = (TargetArguments, DraftArguments, AdapterArguments, DataArguments, DryRunArguments)
+# the groups besides `EagleTrainingArguments`
+_GROUPS = (TargetArguments, DraftArguments, AdapterArguments, DataArguments, DryRunArguments)
 
 
 @dataclass
@@ -39,59 +43,64 @@ class Recipe:
         """Read a command line, including its `--config` file; `--help` loads no torch.
 
         Args:
-            args: words of the command line, those of this process if `None`.
-            description: of `--help`.
+            args: words of the command line; `sys.argv[1:]` if `None`.
+            description: the text at the top of `--help`.
         """
         args = sys.argv[1:] if args is None else args
-        if "--help_all" in args:
+        if "--help_all" in args:  # the help of the full parser, with every argument of transformers
             args = ["--help"]
         elif "--help" in args or "-h" in args:
-            return EagleArgumentParser((*_OURS, EagleArguments), description=description).parse_args_and_config(args)
+            return EagleArgumentParser((*_GROUPS, EagleArguments), description=description).parse_args_and_config(args)
         return cls(*cls.parser(description).parse_args_and_config(args))
 
     @classmethod
     def parser(cls, description: str | None = None) -> EagleArgumentParser:
-        """The parser of a run's command line, with every argument of transformers, which loads torch."""
+        """Make the full parser of the command line, with every argument of transformers. This loads torch."""
         from ..arguments.training import EagleTrainingArguments
 
-        return EagleArgumentParser((*_OURS, EagleTrainingArguments), description=description)
+        return EagleArgumentParser((*_GROUPS, EagleTrainingArguments), description=description)
 
     def check_paths(self, writes_features: bool = False) -> None:
-        """Refuse a path that cannot be read, or that would overwrite something.
+        """Check that every input can be read, and that no output overwrites what the run does not own.
 
         Args:
-            writes_features: the run makes `feature_store`, and no draft.
+            writes_features: whether the run only writes `feature_store`, and trains no draft.
 
         Raises:
-            FileExistsError: if `output_dir` holds a model of another origin.
-            ValueError: for any other path, naming its argument.
+            FileExistsError: if `output_dir` holds a model that is no draft of ours.
+            ValueError: if another path cannot be used; the message names its argument.
         """
         from ..store.feature_store import check_store, check_store_to_write
         from .resuming import is_last, resolve_resume
 
         training, store = self.training, self.data.feature_store
         if self.dry_run.dry_run:
-            return check_target("target", self.target.target, self.target.gguf_file)
+            check_target("target", self.target.target, self.target.gguf_file)
+            return
 
         check_data_paths(self.target, self.data)
         if not writes_features:
             check_training_paths(self.data, self.draft)
 
-        reads = paths_read(self.target, self.data, self.draft)
+        # no output may lie where an input is
+        inputs = paths_read(self.target, self.data, self.draft)
         resume = training.resume_from_checkpoint
-        reads["resume_from_checkpoint"] = None if is_last(resume) else resume
+        inputs["resume_from_checkpoint"] = None if is_last(resume) else resume
+
+        # a checkpoint that is named must exist; "last" and "false" name none
         if not writes_features and resume not in (None, "false") and not is_last(resume):
             check_folder("resume_from_checkpoint", resume)
             with naming("resume_from_checkpoint"):
                 resolve_resume(training.output_dir, resume, training.ignore_missing_state)
 
         if store is not None and (writes_features or self.data.cache_mode == "first_epoch"):
-            check_store_to_write(store, reads)
+            check_store_to_write(store, inputs)
         elif store is not None:
             check_store(store)
 
+        # an earlier run may lie there: `refuse_before_loading` decides whether it is continued, replaced or refused
         if not writes_features:
-            check_draft_folder("output_dir", training.output_dir, reads | {"feature_store": store}, overwrite=True)
+            check_draft_folder("output_dir", training.output_dir, inputs | {"feature_store": store}, overwrite=True)
 
     def refuse_before_loading(self) -> Path | None:
         """Check all that can be checked before anything is loaded or written.
@@ -102,7 +111,7 @@ class Recipe:
         Raises:
             FileExistsError: if `output_dir` holds another run.
             OSError: if the draft will be pushed and the Hub does not answer.
-            ValueError: for arguments that do not fit each other, or a checkpoint that cannot be resumed from.
+            ValueError: if arguments do not fit each other, or the checkpoint cannot be resumed from.
         """
         from ..arguments.options import refuse_unavailable
         from ..data.reads import what_is_read
@@ -114,13 +123,15 @@ class Recipe:
 
         training, init_from = self.training, self.draft.init_from
         if not training.names_output_dir:
-            raise ValueError("`output_dir` names no folder: say where the draft is to be written.")
+            raise ValueError("`output_dir` names no folder: set it to the one that the draft is written to.")
 
+        # what is installed, and whether the arguments fit each other
         self.refuse_missing_kernels()
         check_draft_attention(self.draft, training)
         check_evaluations(self.data, training, self.draft.kind.metrics)
         refuse_unavailable(training)
 
+        # the folder is free, or holds the checkpoint to continue from, which read the same data
         resume = resolve_resume(training.output_dir, training.resume_from_checkpoint, training.ignore_missing_state)
         if resume is None:
             refuse_other_run(training.output_dir, training.overwrite, is_last(training.resume_from_checkpoint))
@@ -130,40 +141,40 @@ class Recipe:
                 check_same_data(resume, what_is_read(self.data.train_data, self.data.data_weights))
 
         if self.data.streaming:
-            self._refuse_with_streaming(resume)
+            self._check_streaming(resume)
         if init_from is not None:
             draft_class_of(init_from, "init_from")
         elif self.adapter.use_peft:
-            raise ValueError("`use_peft` trains an adapter on an existing draft: name it with `init_from`.")
+            raise ValueError("`use_peft` trains an adapter on an existing draft: name that draft with `init_from`.")
 
         if training.push_to_hub:
             check_reachable(training.hub_model_id, training.output_dir, training.hub_token)
         return resume
 
     def refuse_missing_kernels(self) -> None:
-        """`ValueError` for attention of the target that is not installed."""
+        """Raise `ValueError` if the target's `attn_implementation` is not installed."""
         from ..arguments.devices import check_attention
 
         check_attention("attn_implementation", self.target.attn_implementation)
 
     def refuse_other_methods(self) -> None:
-        """`ValueError` for an argument that the kind of draft does not use."""
+        """Raise `ValueError` if an argument is given that this kind of draft does not use."""
         refuse_other_methods(self.draft.kind, self.target, self.draft, self.training)
 
-    def _refuse_with_streaming(self, resume: Path | None) -> None:
-        """`ValueError` for what needs all the data at once."""
+    def _check_streaming(self, resume: Path | None) -> None:
+        """Raise `ValueError` if an argument needs all the data at once, which a stream does not have."""
         training, draft = self.training, self.draft
         if training.max_steps <= 0:
-            raise ValueError("`streaming` data have no length: say with `max_steps` how long to train.")
+            raise ValueError("`streaming` data have no length: set `max_steps` to the number of steps to train.")
 
         if training.train_sampling_strategy in ("group_by_length", "batch_rebalance"):
             raise ValueError(
                 f"`train_sampling_strategy` is {training.train_sampling_strategy}, which needs every conversation's "
-                "length: set it to random, or leave out `streaming`."
+                "length: set it to `random`, or leave out `streaming`."
             )
 
         if draft.draft_vocab_size is not None and resume is None:
             raise ValueError(
-                f"`draft_vocab_size` is {draft.draft_vocab_size}, but tokens of `streaming` data cannot be counted "
-                "first: leave it out and prune the draft afterwards (scripts/prune_draft.py), or leave out `streaming`."
+                f"`draft_vocab_size` is {draft.draft_vocab_size}, but `streaming` data cannot be counted first: prune "
+                "the draft after training instead (scripts/prune_draft.py), or leave out `streaming`."
             )

@@ -75,7 +75,7 @@ def test_a_null_is_no_folder(tmp_path, given):
     if given:
         assert recipe.training.output_dir == "x"
         return
-    with pytest.raises(ValueError, match="`output_dir` names no folder: say where"):
+    with pytest.raises(ValueError, match="`output_dir` names no folder: set it to"):
         recipe.refuse_before_loading()
 
 

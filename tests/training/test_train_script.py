@@ -211,8 +211,8 @@ def test_a_stream_of_mixed_sources_resumes_on_two_ranks(folder, tmp_path):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ([], "error: `draft_vocab_size` is 24, but tokens of `streaming` data cannot be counted first"),
-        (["--max_steps", -1], "error: `streaming` data have no length: say with `max_steps`"),
+        ([], "error: `draft_vocab_size` is 24, but `streaming` data cannot be counted first"),
+        (["--max_steps", -1], "error: `streaming` data have no length: set `max_steps`"),
         (
             ["--train_sampling_strategy", "group_by_length"],
             "error: `train_sampling_strategy` is group_by_length, which",
@@ -266,7 +266,7 @@ def test_an_adapter_on_no_draft_or_in_its_place_is_refused(trained, folder, monk
 
     args = ["--config", folder / "recipe.yaml", "--use_peft", "--overwrite"]
     for more, message in (
-        (["--output_dir", folder / "new"], "`use_peft` trains an adapter on an existing draft: name it"),
+        (["--output_dir", folder / "new"], "`use_peft` trains an adapter on an existing draft: name that draft"),
         (["--output_dir", trained, "--init_from", f"{trained}/"], "is what `init_from` names, which is read: name"),
     ):
         monkeypatch.setattr(sys, "argv", ["train_eagle.py", *map(str, args + more)])
