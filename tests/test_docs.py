@@ -27,7 +27,7 @@ DRAFT_FIRST = ("check", "prune", "import", "publish")
 FOREIGN = {
     *("speculative-config", "speculative-algorithm", "speculative-draft-model-path", "speculative-num-steps"),
     *("speculative-eagle-topk", "speculative-num-draft-tokens", "model", "model-path", "chat-template"),
-    *("config_file", "nproc-per-node", "no-index"),
+    *("config_file", "nproc-per-node", "no-index", "enforce-eager"),
 }
 
 

@@ -86,6 +86,13 @@ def test_script(tmp_path):
     assert "9 conversations, " in done.stdout and "6 conversations repeat an earlier one" in done.stdout
     assert done.stdout.count("=== conversation") == 3 and "\x1b[30;42m" in done.stdout
     assert (tmp_path / "masks.html").read_text().count("<h2>") == 9
+    assert "Training will stop here" not in done.stdout
+
+    # as training says it
+    done = run("--num_previews", "0", "--draft_vocab_size", "40")
+    assert "\nTraining will stop here: `draft_vocab_size` is 40 but the supervised tokens hold only " in done.stdout
+    done = run("--num_previews", "0", "--draft_vocab_size", "40", "--fill_vocabulary")
+    assert "Training will stop here" not in done.stdout
 
     # as the installed command runs it
     done = warm_python().run(
