@@ -5,7 +5,7 @@ import logging
 
 import pytest
 import torch
-from tiny_tokenizer import supervised_texts, tiny_tokenizer
+from tiny_tokenizer import encode_conversation, supervised_texts, tiny_tokenizer
 from tiny_vision import (
     CHATS,
     NAMES,
@@ -19,7 +19,7 @@ from tiny_vision import (
     write_records,
 )
 
-from hf_eagle.data.conversations import MaskOptions, build_dataset, encode_conversation
+from hf_eagle.data.conversations import MaskOptions, build_dataset
 from hf_eagle.data.media import has_media, read_media_record
 from hf_eagle.data.packing import pack_dataset
 from hf_eagle.data.vision_collator import DataCollatorForVisionEagle
