@@ -46,7 +46,6 @@ def main() -> None:
     from transformers import set_seed
 
     from hf_eagle.data.collators import EagleDataCollator
-    from hf_eagle.data.vision_collator import DataCollatorForVisionEagle
     from hf_eagle.store.cache import fill, open_cache
     from hf_eagle.training.distributed import leave
     from hf_eagle.training.parts import (
@@ -82,9 +81,7 @@ def main() -> None:
     )
     target.to(args.device)
     begun = time.perf_counter()
-    collator = EagleDataCollator(0 if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
-    if any("media" in data.column_names for data in datasets):
-        collator = DataCollatorForVisionEagle(processor)
+    collator = EagleDataCollator.of(processor or tokenizer)
     with going_on():
         tokens = fill(cache, target, datasets, collator, args.per_device_train_batch_size)
     logger.info("%d tokens a second on this rank.", tokens / (time.perf_counter() - begun))

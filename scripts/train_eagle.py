@@ -92,7 +92,7 @@ def build_trainer(recipe: Recipe, resume: Path | None, prompts: list | None):
         resume: the checkpoint to go on from, `None` for a new run.
         prompts: what is decoded while it trains, to measure the acceptance length.
     """
-    from hf_eagle.data.vision_collator import DataCollatorForVisionEagle
+    from hf_eagle.data.collators import EagleDataCollator
     from hf_eagle.hub.run_facts import recipe_facts
     from hf_eagle.targets.architectures import check_length
     from hf_eagle.training import parts
@@ -125,7 +125,7 @@ def build_trainer(recipe: Recipe, resume: Path | None, prompts: list | None):
         train_dataset=train,
         eval_dataset=held_out,
         processing_class=tokenizer,
-        data_collator=DataCollatorForVisionEagle(processor) if "media" in (train.column_names or ()) else None,
+        data_collator=EagleDataCollator.of(processor) if "media" in (train.column_names or ()) else None,
         peft_config=recipe.adapter.peft_config(),
     )
     if recipe.adapter.use_peft:

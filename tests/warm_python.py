@@ -31,7 +31,6 @@ LIBRARIES = (
     "hf_eagle.training.recipe",
     "hf_eagle.training.parts",
     "hf_eagle.training.trainer",
-    "hf_eagle.data.vision_collator",
     "peft",
 )
 LIBRARIES += ("transformers.models.llama.modeling_llama", "matplotlib.figure", "matplotlib.backends.backend_agg")

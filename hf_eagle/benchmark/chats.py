@@ -44,7 +44,7 @@ def measure(args, device: torch.device) -> dict:
     new_step = partial(Step, draft, target, args.ttt_steps, None if dtype == torch.float32 else dtype)
 
     if args.compare == "trainer":
-        fast, collator = new_step(), EagleDataCollator(tokenizer.pad_token_id or 0)
+        fast, collator = new_step(), EagleDataCollator.of(tokenizer)
         batches = [fast.planned(batch) for batch in _batches(data, collator, _PADDED_ROWS, device)]
         runs = {
             "bare": partial(_bare_loop, fast, batches, device),
@@ -65,7 +65,7 @@ def measure(args, device: torch.device) -> dict:
 
 def _packed_and_padded(new_step: Callable[..., Step], data, tokenizer, args, device) -> dict[str, Callable]:
     """Epochs of padded batches and of packed rows, and a plain one if `args.compare` is `padded`."""
-    collator, fast = EagleDataCollator(tokenizer.pad_token_id or 0), new_step()
+    collator, fast = EagleDataCollator.of(tokenizer), new_step()
     padded = _batches(data, collator, _PADDED_ROWS, device)
     # a packed batch holds about as many tokens as a padded one
     size = max(1, round(_PADDED_ROWS * sum(map(len, data["input_ids"])) / len(data) / args.length))

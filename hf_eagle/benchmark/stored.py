@@ -46,7 +46,7 @@ def measure(args, device: torch.device) -> dict:
 
         writing = cache(write=True)
         begun = time.perf_counter()
-        tokens = fill(writing, target, [data], EagleDataCollator(tokenizer.pad_token_id or 0), 8)
+        tokens = fill(writing, target, [data], EagleDataCollator.of(tokenizer), 8)
         filling = time.perf_counter() - begun
         stored_bytes = sum(p.stat().st_size for p in Path(folder).iterdir())
 

@@ -92,8 +92,7 @@ class EagleTrainer(StallMixin, StoppingMixin, SavingMixin, HealthMixin, Trainer)
         kwargs |= {name: self._looked_at(x, name) for name, x in kwargs.items() if name.endswith("_dataset")}
 
         if data_collator is None:
-            pad = getattr(processing_class, "pad_token_id", None)
-            data_collator = EagleDataCollator(pad_token_id=0 if pad is None else pad)
+            data_collator = EagleDataCollator.of(processing_class)
 
         if peft_config is not None:
             if asked_to_shard(args):  # merging and resuming need whole tensors
