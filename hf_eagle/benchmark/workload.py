@@ -117,7 +117,7 @@ class Step:
         if whole:
             training = PlainTraining(num_steps)
         else:
-            asked = EagleArguments(ttt_steps=num_steps, normalize_step_weights=False)
+            asked = EagleArguments(ttt_steps=num_steps)
             training = draft.kind.part("training").training_for(asked, draft.config)
         self.training_step = TrainingStep(self.target, training, torch.float32 if autocast is None else torch.bfloat16)
 
