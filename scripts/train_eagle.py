@@ -113,7 +113,7 @@ def build_trainer(recipe: Recipe, resume: Path | None, prompts: list | None):
     # an adapter's base is the draft that its training began with, on resuming too
     existing = recipe.draft.init_from if recipe.adapter.use_peft else resume
     draft = parts.draft_for(target, tokenizer, train, target_args, recipe.draft, existing)
-    features = data_args.feature_store and parts.stored_features(
+    cache = data_args.feature_store and parts.feature_cache(
         target, draft.config.tap_ids, tokenizer, train, held_out, data_args, bool(prompts), processor
     )
 
@@ -121,7 +121,7 @@ def build_trainer(recipe: Recipe, resume: Path | None, prompts: list | None):
         model=draft,
         args=args,
         target=target,
-        features=features,
+        feature_cache=cache,
         train_dataset=train,
         eval_dataset=held_out,
         processing_class=tokenizer,

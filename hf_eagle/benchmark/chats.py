@@ -116,7 +116,7 @@ def _epoch(step: Step, batches: list[dict], device) -> dict[str, float]:
     """Seconds of the target's part of all batches, and of the draft's forward and backward."""
     found = {"target_seconds": 0.0, "draft_seconds": 0.0}
     for batch in batches:
-        found["target_seconds"] += measures.seconds(lambda b=batch: step.look(b), device)
+        found["target_seconds"] += measures.seconds(lambda b=batch: step.run_target(b), device)
         found["draft_seconds"] += measures.seconds(lambda b=batch: step.forward(b).backward(), device)
         step.draft.zero_grad(set_to_none=True)
     return found
@@ -129,7 +129,7 @@ def _bare_loop(step: Step, batches: list[dict], device) -> dict[str, float]:
 
     def loop():
         for batch in batches:
-            step.look(batch)
+            step.run_target(batch)
             step.forward(batch).backward()
             torch.nn.utils.clip_grad_norm_(trained, 0.5)
             optimizer.step()
@@ -150,7 +150,7 @@ class _Clock(TrainerCallback):
         self.seconds = time.perf_counter() - self.begun
 
 
-def trainer_epoch(draft, target, data, tokenizer, args, features=None) -> dict[str, float]:
+def trainer_epoch(draft, target, data, tokenizer, args, feature_cache=None) -> dict[str, float]:
     """Seconds of an epoch in padded batches of 8, from the first step's start to the last one's end."""
     with tempfile.TemporaryDirectory() as folder:
         arguments = EagleTrainingArguments(
@@ -174,7 +174,7 @@ def trainer_epoch(draft, target, data, tokenizer, args, features=None) -> dict[s
             target,
             processing_class=tokenizer,
             train_dataset=data,
-            features=features,
+            feature_cache=feature_cache,
             callbacks=[clock],
         )
         trainer.train()

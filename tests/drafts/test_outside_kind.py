@@ -456,7 +456,7 @@ def test_the_costs_are_those_that_pytorch_counts(trained, target, records):
 
     trainer, batch = trained, EagleDataCollator(pad_token_id=0)(records[:4])
     plan = trainer.step.plan(batch)
-    seen = trainer.step.look(batch, plan)
+    seen = trainer.step.target_features(batch, plan)
     lesson = trainer.step.teach(trainer.model, seen, plan, torch.ones(3))
     trainer.model.train()
     with FlopCounterMode(display=False) as counted:

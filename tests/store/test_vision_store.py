@@ -89,8 +89,8 @@ def test_other_pictures_are_not_in_it(tmp_path):
     """A file that changed has the same name and as many tokens, and other features."""
     place = folder(tmp_path, "run")
     trainer, processor, data = make_trainer(place, cache=opened(place / "features", write=True))
-    fill(trainer.features, trainer.target, [data], EagleDataCollator.of(processor), 2)
-    trainer.features.lock.release()
+    fill(trainer.feature_cache, trainer.target, [data], EagleDataCollator.of(processor), 2)
+    trainer.feature_cache.lock.release()
     arguments = (trainer.target, processor, data, trainer.model.config.tap_ids)
     opened(place / "features")(*arguments)
     records = write_records(place / "media", CHATS)
@@ -111,7 +111,7 @@ def test_what_is_refused(tmp_path):
         make_trainer(there, embeds="vision", cache=opened(there / "features", write=True))
     place = folder(tmp_path, "run")
     trainer, processor, data = make_trainer(place, cache=opened(place / "features", write=True))
-    trainer.features.lock.release()
+    trainer.feature_cache.lock.release()
     arguments = (trainer.target, processor, data, trainer.model.config.tap_ids)
     with pytest.raises(ValueError, match="hold images or videos: pass the `processor`"):
         opened(place / "features", processor=None)(*arguments)

@@ -64,7 +64,7 @@ def make_trainer(folder, name="qwen3-vl", chats=CHATS, rope="mrope", embeds="tok
         eval_dataset=data,
         processing_class=processor.tokenizer,
         data_collator=EagleDataCollator.of(processor),
-        features=cache and cache(target, processor, data, config.tap_ids),
+        feature_cache=cache and cache(target, processor, data, config.tap_ids),
     )
     return trainer, processor, data
 

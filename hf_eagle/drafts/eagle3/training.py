@@ -39,14 +39,14 @@ class Eagle3Training(DraftTraining):
         return UnrollPlan.of(batch, self.steps, self.supervision)
 
     def teach(self, target, draft, seen, plan, step_factors, dtype) -> Lesson:
-        """The target's distributions over the draft's vocabulary, cheaper if the outlook of tokens is known."""
+        """The target's distributions over the draft's vocabulary, cheaper if the summary of the whole head is known."""
         positions = plan.supervised.positions
         teacher = target.distribution(
             seen.last_hidden.flatten(0, 1)[positions],
             draft.draft_ids,
             dtype=dtype,
             with_mass=self.objective.needs_mass,
-            outlook=None if seen.outlook is None else seen.outlook.at(positions),
+            head_summary=None if seen.head_summary is None else seen.head_summary.at(positions),
         )
 
         return Lesson(seen, self.objective.bind(plan.supervised, teacher, step_factors, draft.head_operands))

@@ -92,7 +92,7 @@ def on_stored_features(folder: Path) -> dict:
     fill(empty, target, datasets, EagleDataCollator(0), batch_size=4)
     empty.lock.release()
 
-    return {**parts, "features": open_cache(*run, **about)}
+    return {**parts, "feature_cache": open_cache(*run, **about)}
 
 
 def on_pictures(folder: Path) -> dict:
