@@ -22,26 +22,26 @@ import hf_eagle.door.beginning  # noqa: F401 - first: from here on a signal ends
 from hf_eagle.door.environment import tell_traps
 from hf_eagle.door.logs import show_log
 from hf_eagle.door.printer import going_on, run_verb
-from hf_eagle.training.recipe import Recipe
+from hf_eagle.training.run_arguments import RunArguments
 
 
 logger = logging.getLogger("hf_eagle")
 
 
-def door(argv: list[str] | None = None) -> Recipe:
-    """The recipe, once each path was looked at."""
-    recipe = Recipe.parse(argv, description=__doc__)
-    if recipe.data.feature_store is None:
+def door(argv: list[str] | None = None) -> RunArguments:
+    """The run, once each path was looked at."""
+    run = RunArguments.parse(argv, description=__doc__)
+    if run.data.feature_store is None:
         raise ValueError("Name the folder that features are stored in: `--feature_store DIR`.")
-    recipe.refuse_other_methods()
-    recipe.refuse_missing_kernels()
-    recipe.check_paths(writes_features=True)
-    return recipe
+    run.refuse_other_methods()
+    run.refuse_missing_kernels()
+    run.check_paths(writes_features=True)
+    return run
 
 
 def main() -> None:
-    recipe = door()
-    target_args, data_args, args = recipe.target, recipe.data, recipe.training
+    run = door()
+    target_args, data_args, args = run.target, run.data, run.training
 
     from transformers import set_seed
 
@@ -67,7 +67,7 @@ def main() -> None:
     tokenizer, processor = tokenizer_of(target_args), processor_of(target_args, data_args)
     datasets = [data for data in conversations(tokenizer, data_args, args, processor) if data]
     target = load_target(target_args)
-    target.tap_ids = config_of_draft(target.config, target_args, recipe.draft).tap_ids
+    target.tap_ids = config_of_draft(target.config, target_args, run.draft).tap_ids
     cache = open_cache(
         data_args.feature_store,
         target,

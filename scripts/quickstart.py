@@ -312,16 +312,16 @@ def check_training(arguments: QuickstartArguments, assets: Path, data_dir: Path)
     """Refuse what training will refuse, before there are answers to train on."""
     from hf_eagle.arguments.paths import check_draft_folder, check_training_paths
     from hf_eagle.door.inputs import check_data
-    from hf_eagle.training.recipe import Recipe
+    from hf_eagle.training.run_arguments import RunArguments
 
     try:
         command = train_command(arguments, assets / "smollm2-135m-instruct", data_dir / "answers.jsonl")
     except ValueError as problem:  # of shlex
         raise ValueError(f"`train_options` {arguments.train_options} cannot be split into words: {problem}.") from None
-    recipe = Recipe.parse(command)
-    recipe.refuse_other_methods()
-    check_data("eval_data", recipe.data.eval_data or [])
-    check_training_paths(recipe.data, recipe.draft)
+    run = RunArguments.parse(command)
+    run.refuse_other_methods()
+    check_data("eval_data", run.data.eval_data or [])
+    check_training_paths(run.data, run.draft)
     reads = {"train_config": arguments.train_config, "assets_dir": assets}
     check_draft_folder("output_dir", arguments.output_dir, reads, overwrite=True)
 

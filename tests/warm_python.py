@@ -28,7 +28,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 # what the scripts import, and at what they arrive while they run
 LIBRARIES = (
-    "hf_eagle.training.recipe",
+    "hf_eagle.training.run_arguments",
     "hf_eagle.training.parts",
     "hf_eagle.training.trainer",
     "peft",

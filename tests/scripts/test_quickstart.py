@@ -10,7 +10,7 @@ import pytest
 
 from hf_eagle.hub.card_facts import CardFacts
 from hf_eagle.hub.model_card import render_model_card
-from hf_eagle.training.recipe import Recipe
+from hf_eagle.training.run_arguments import RunArguments
 
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
@@ -100,9 +100,9 @@ except SystemExit as stop:
 def test_the_recipes_options_are_ones_that_training_knows():
     options = [*quickstart.SHORT["train_options"].split(), "--bf16", "False", "--target_dtype", "float32"]
     config = SCRIPTS.parent / quickstart.QuickstartArguments().train_config
-    recipe = Recipe.parse(["--config", str(config), *options])
-    assert (recipe.draft.draft_vocab_size, recipe.training.max_steps, recipe.training.bf16) == (256, 20, False)
-    target = recipe.target
+    run = RunArguments.parse(["--config", str(config), *options])
+    assert (run.draft.draft_vocab_size, run.training.max_steps, run.training.bf16) == (256, 20, False)
+    target = run.target
     assert target.target == "assets/smollm2-135m-instruct" and target.target_dtype == "float32"
 
 
@@ -141,6 +141,6 @@ def test_the_command_of_training_is_one_that_training_takes():
     arguments = quickstart.QuickstartArguments(**quickstart.SHORT)
     config = str(SCRIPTS.parent / arguments.train_config)
     command = quickstart.train_command(replace(arguments, train_config=config), Path("target"), Path("answers.jsonl"))
-    recipe = Recipe.parse(command)
-    assert recipe.target.base_model == quickstart.BASE_MODEL
-    assert (recipe.draft.draft_vocab_size, recipe.training.max_steps) == (256, 20)  # the options, over the file
+    run = RunArguments.parse(command)
+    assert run.target.base_model == quickstart.BASE_MODEL
+    assert (run.draft.draft_vocab_size, run.training.max_steps) == (256, 20)  # the options, over the file

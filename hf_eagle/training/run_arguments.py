@@ -1,4 +1,4 @@
-"""A recipe: the YAML file and the command line of a run as argument groups, and the early checks of them."""
+"""What a run is told, by a YAML file and its command line: groups of arguments, and the early checks of them."""
 
 import sys
 from dataclasses import dataclass
@@ -19,11 +19,11 @@ _OURS = (TargetArguments, DraftArguments, AdapterArguments, DataArguments, DryRu
 
 
 @dataclass
-class Recipe:
+class RunArguments:
     """The arguments of scripts/train_eagle.py, one field per group.
 
     Example:
-        >>> Recipe.parse(["--config", "training_args/smollm2-135m-eagle3.yaml"]).draft.draft_vocab_size
+        >>> RunArguments.parse(["--config", "training_args/smollm2-135m-eagle3.yaml"]).draft.draft_vocab_size
         4096
     """
 
@@ -35,7 +35,7 @@ class Recipe:
     training: "EagleTrainingArguments"
 
     @classmethod
-    def parse(cls, args: list[str] | None = None, description: str | None = None) -> "Recipe":
+    def parse(cls, args: list[str] | None = None, description: str | None = None) -> "RunArguments":
         """Read a command line, including its `--config` file; `--help` loads no torch.
 
         Args:
