@@ -98,11 +98,11 @@ def door(argv: list[str] | None = None) -> tuple[AblationArguments, dict[str, di
 
 
 def checked(args: AblationArguments, name: str, changes: dict):
-    """The `Recipe` of a variant, by the parser and the checks of scripts/train_eagle.py; `ValueError` names both."""
+    """The `RunArguments` of a variant, parsed and checked as scripts/train_eagle.py does; `ValueError` names both."""
     from hf_eagle.door.writing import write_output
-    from hf_eagle.training.recipe import Recipe
+    from hf_eagle.training.run_arguments import RunArguments
 
-    parser = Recipe.parser()
+    parser = RunArguments.parser()
 
     def refuse(message: str):
         raise ValueError(message)
@@ -110,20 +110,20 @@ def checked(args: AblationArguments, name: str, changes: dict):
     parser.error = refuse
     with tempfile.TemporaryDirectory() as place:
         config = Path(place) / "variant.yaml"
-        run = Path(args.output_dir) / slug(name) / "trial-0"
-        write_output("TMPDIR", config, training_of(args, run, changes, TRIAL_STEPS, 0))
+        folder = Path(args.output_dir) / slug(name) / "trial-0"
+        write_output("TMPDIR", config, training_of(args, folder, changes, TRIAL_STEPS, 0))
         try:
-            recipe = Recipe(*parser.parse_args_and_config(["--config", str(config)]))
-            recipe.refuse_other_methods()
-            recipe.check_paths()
-            recipe.refuse_before_loading()
+            run = RunArguments(*parser.parse_args_and_config(["--config", str(config)]))
+            run.refuse_other_methods()
+            run.check_paths()
+            run.refuse_before_loading()
         except (OSError, ValueError) as problem:
             said = re.sub(f"(`--config` )?{re.escape(str(config))}:? ?", "", str(problem))
             raise ValueError(f"`variants` {args.variants}: {name!r} cannot be trained: {said}") from problem
-    return recipe
+    return run
 
 
-def check_measurements(args: AblationArguments, recipes: list) -> None:
+def check_measurements(args: AblationArguments, runs: list) -> None:
     """`OSError` or `ValueError` for targets that cannot be read, or that do not take the prompts or the answers."""
     from hf_eagle.door.inputs import naming
     from hf_eagle.evaluation.prompt_batches import check_rendering, holds_media
@@ -134,8 +134,8 @@ def check_measurements(args: AblationArguments, recipes: list) -> None:
     with naming("prompts"):
         prompts = load_prompts(args.prompts, limit=args.num_prompts)
     seen = []
-    for recipe in recipes:
-        target, source, template_kwargs = recipe.target.target, recipe.target.source, recipe.data.template_kwargs
+    for run in runs:
+        target, source, template_kwargs = run.target.target, run.target.source, run.data.template_kwargs
         if (target, source, template_kwargs) not in seen:
             seen.append((target, source, template_kwargs))
             check_room(target, "max_new_tokens", args.max_new_tokens, beside=1, **source)
@@ -146,8 +146,8 @@ def check_measurements(args: AblationArguments, recipes: list) -> None:
 def main() -> None:
     from hf_eagle.door.writing import write_output
 
-    args, variants, recipes = door()
-    check_measurements(args, recipes)
+    args, variants, runs = door()
+    check_measurements(args, runs)
     results = {}
     with ThreadPoolExecutor(args.jobs) as pool:
         steps = dict(finished(pool, lambda name: steps_of(args, name, variants[name]), variants))

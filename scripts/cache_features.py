@@ -22,31 +22,30 @@ import hf_eagle.door.beginning  # noqa: F401 - first: from here on a signal ends
 from hf_eagle.door.environment import tell_traps
 from hf_eagle.door.logs import show_log
 from hf_eagle.door.printer import going_on, run_verb
-from hf_eagle.training.recipe import Recipe
+from hf_eagle.training.run_arguments import RunArguments
 
 
 logger = logging.getLogger("hf_eagle")
 
 
-def door(argv: list[str] | None = None) -> Recipe:
-    """The recipe, once each path was looked at."""
-    recipe = Recipe.parse(argv, description=__doc__)
-    if recipe.data.feature_store is None:
+def door(argv: list[str] | None = None) -> RunArguments:
+    """The run, once each path was looked at."""
+    run = RunArguments.parse(argv, description=__doc__)
+    if run.data.feature_store is None:
         raise ValueError("Name the folder that features are stored in: `--feature_store DIR`.")
-    recipe.refuse_other_methods()
-    recipe.refuse_missing_kernels()
-    recipe.check_paths(writes_features=True)
-    return recipe
+    run.refuse_other_methods()
+    run.refuse_missing_kernels()
+    run.check_paths(writes_features=True)
+    return run
 
 
 def main() -> None:
-    recipe = door()
-    target_args, data_args, args = recipe.target, recipe.data, recipe.training
+    run = door()
+    target_args, data_args, args = run.target, run.data, run.training
 
     from transformers import set_seed
 
     from hf_eagle.data.collators import EagleDataCollator
-    from hf_eagle.data.vision_collator import DataCollatorForVisionEagle
     from hf_eagle.store.cache import fill, open_cache
     from hf_eagle.training.distributed import leave
     from hf_eagle.training.parts import (
@@ -68,7 +67,7 @@ def main() -> None:
     tokenizer, processor = tokenizer_of(target_args), processor_of(target_args, data_args)
     datasets = [data for data in conversations(tokenizer, data_args, args, processor) if data]
     target = load_target(target_args)
-    target.tap_ids = config_of_draft(target.config, target_args, recipe.draft).tap_ids
+    target.tap_ids = config_of_draft(target.config, target_args, run.draft).tap_ids
     cache = open_cache(
         data_args.feature_store,
         target,
@@ -82,9 +81,7 @@ def main() -> None:
     )
     target.to(args.device)
     begun = time.perf_counter()
-    collator = EagleDataCollator(0 if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
-    if any("media" in data.column_names for data in datasets):
-        collator = DataCollatorForVisionEagle(processor)
+    collator = EagleDataCollator.of(processor or tokenizer)
     with going_on():
         tokens = fill(cache, target, datasets, collator, args.per_device_train_batch_size)
     logger.info("%d tokens a second on this rank.", tokens / (time.perf_counter() - begun))

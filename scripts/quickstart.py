@@ -7,7 +7,7 @@ Train, measure and describe an EAGLE-3 draft for SmolLM2-135M-Instruct, from not
     2  answers     the target answers the prompts itself: a draft must learn the target's own words
     3  training    scripts/train_eagle.py with training_args/smollm2-135m-eagle3.yaml
     4  acceptance  MT-Bench questions, which training never saw, decoded with the draft
-    5  model card  README.md with plots
+    5  model card  training's README.md, with what was measured and what the data hold
 
 Every stage re-uses what an earlier run finished and continues what it left half done. QUICKSTART_SHORT=1 goes the
 whole way in a few minutes, in outputs/quickstart-short: a check of the machinery, not of the draft.
@@ -20,7 +20,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -32,7 +32,7 @@ from hf_eagle.arguments.bounds import Bounds, Count, Depth, Rows, check_numbers
 from hf_eagle.door.inputs import naming
 from hf_eagle.door.json_files import read_json
 from hf_eagle.door.printer import run_verb
-from hf_eagle.door.writing import output, write_output
+from hf_eagle.door.writing import write_output
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -162,24 +162,10 @@ def train_command(arguments: QuickstartArguments, target: Path, answers: Path) -
     precision = [] if bfloat16_is_faster() else ["--bf16", "False", "--target_dtype", "float32"]
     return [
         *("--config", arguments.train_config, "--target", str(target), "--train_data", str(answers)),
-        *("--output_dir", arguments.output_dir, "--resume_from_checkpoint", "last"),
+        *("--base_model", BASE_MODEL, "--output_dir", arguments.output_dir, "--resume_from_checkpoint", "last"),
         *precision,
         *shlex.split(arguments.train_options),
     ]
-
-
-def recipe(command: list[str]) -> dict[str, object]:
-    """What the YAML file or the command line says to training, as training understood it; paths left out."""
-    from hf_eagle.arguments.yaml_files import read_yaml
-    from hf_eagle.shipped import find_config
-    from hf_eagle.training.recipe import Recipe
-
-    said = set(read_yaml(find_config(command[command.index("--config") + 1]), "train_config"))
-    said |= {word[2:].partition("=")[0] for word in command if word.startswith("--")}
-    said -= {"config", "target", "train_data", "output_dir", "resume_from_checkpoint"}
-    groups = vars(Recipe.parse(command)).values()
-    found = {name: value for group in groups for name, value in vars(group).items() if name in said}
-    return {name: getattr(value, "value", value) for name, value in found.items()}  # of an enum, its value
 
 
 def answer_prompts(target: Path, prompts: Path, answers: Path, arguments: QuickstartArguments, minutes: float) -> None:
@@ -206,60 +192,26 @@ def answer_prompts(target: Path, prompts: Path, answers: Path, arguments: Quicks
         print(f"{sum(1 for _ in lines)} prompts answered, of {arguments.num_prompts}")
 
 
-def answer_tokens(answers: Path, target: Path) -> tuple[int, int]:
-    """How many conversations there are to train on, and how many tokens the target wrote in them."""
-    from transformers import AutoTokenizer
+def complete_card(output_dir: Path, statistics: Path, sources: Path) -> None:
+    """Add to training's card where the prompts come from, what the data hold, and the measured acceptance."""
+    from hf_eagle.hub.card_facts import with_measured
+    from hf_eagle.hub.model_card import facts_of_card, render_model_card
 
-    tokenizer = AutoTokenizer.from_pretrained(target)
-    messages = [message for line in answers.open(encoding="utf-8") for message in json.loads(line)["messages"]]
-    texts = [message["content"] for message in messages if message["role"] == "assistant"]
-    return len(texts), sum(len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"])
+    facts = facts_of_card(output_dir)
+    if facts is None:
+        print(f"{output_dir / 'README.md'} was edited, and is left as it is")
+        return
 
-
-def write_card(arguments: QuickstartArguments, target: Path, answers: Path, minutes: float | None) -> None:
-    """The card, with what the data hold, the picture that training left and one of the acceptance."""
-    from hf_eagle.evaluation.plots import plot_acceptance
-    from hf_eagle.hub.model_card import CardFacts, render_model_card
-    from hf_eagle.hub.run_facts import PICTURES, machine, versions
-
-    output_dir = Path(arguments.output_dir)
-    state = read_json(output_dir / "trainer_state.json", {"global_step": int, "epoch": float})
-    acceptance = read_json(output_dir / "acceptance.json", ACCEPTANCE)
-    with output("output_dir", output_dir / "acceptance.png") as part:
-        plot = plot_acceptance(acceptance, part)
-
-    statistics = answers.with_name("statistics.json")
-    run_script(
-        "preview_data.py",
-        *train_command(arguments, target, answers),
-        *("--num_previews", "0", "--output_json", str(statistics)),
-        *("--overlap_prompts", str(Path(arguments.assets_dir) / "prompts" / "mt_bench.jsonl")),
-    )
-    conversations, tokens = answer_tokens(answers, target)
     known = {"prompts/train.jsonl": {"from": {str: {"file": str, "from": str, "license": str}}}}
-    sources = read_json(Path(arguments.assets_dir) / "sources.json", known)["prompts/train.jsonl"]["from"]
-    facts = CardFacts(
+    found = read_json(sources, known)["prompts/train.jsonl"]["from"].values()
+    prompts = [f"prompts from [{s['file']}]({s['from']}), licence {s['license']}" for s in found]
+    facts = replace(
+        facts,
         name="SmolLM2-135M-Instruct-EAGLE3",
-        target=str(target),
-        base_model=BASE_MODEL,
-        license="apache-2.0",
-        data=[
-            f"{conversations:,} prompts, answered greedily by the target itself ({tokens:,} answer tokens)",
-            *(f"prompts from [{s['file']}]({s['from']}), licence {s['license']}" for s in sources.values()),
-        ],
+        data=list(dict.fromkeys([*facts.data, *prompts])),  # each once, if an earlier run was stopped here
         data_statistics=read_json(statistics, {}),
-        acceptance={PROMPT_SET: acceptance | ({"plot": "acceptance.png"} if plot else {})},
-        training={
-            "optimizer steps": state["global_step"],
-            "epochs": round(state["epoch"], 2),
-            **({"minutes": round(minutes, 1)} if minutes is not None else {}),
-            "machine": machine(),
-        },
-        hyperparameters=recipe(train_command(arguments, target, answers)),
-        versions=versions(),
-        **{f"{kind}_plot": name for kind, name in PICTURES.items() if (output_dir / name).exists()},
     )
-    print(f"wrote {render_model_card(output_dir, facts)}")
+    print(f"wrote {render_model_card(output_dir, with_measured(facts, output_dir))}")
 
 
 def print_result(output_dir: Path, target: Path, minutes: float) -> None:
@@ -313,7 +265,14 @@ def quickstart(arguments: QuickstartArguments) -> None:
 
     with progress.stage("card", "5/5 model card", {}, output_dir / "README.md") as to_do:
         if to_do:
-            write_card(arguments, target, answers, progress.stages["training"]["minutes"])
+            statistics = data_dir / "statistics.json"
+            run_script(
+                "preview_data.py",
+                *train_command(arguments, target, answers),
+                *("--num_previews", "0", "--output_json", str(statistics)),
+                *("--overlap_prompts", str(prompts / "mt_bench.jsonl")),
+            )
+            complete_card(output_dir, statistics, Path(arguments.assets_dir) / "sources.json")
     print_result(output_dir, target, progress.minutes())
 
 
@@ -353,16 +312,16 @@ def check_training(arguments: QuickstartArguments, assets: Path, data_dir: Path)
     """Refuse what training will refuse, before there are answers to train on."""
     from hf_eagle.arguments.paths import check_draft_folder, check_training_paths
     from hf_eagle.door.inputs import check_data
-    from hf_eagle.training.recipe import Recipe
+    from hf_eagle.training.run_arguments import RunArguments
 
     try:
         command = train_command(arguments, assets / "smollm2-135m-instruct", data_dir / "answers.jsonl")
     except ValueError as problem:  # of shlex
         raise ValueError(f"`train_options` {arguments.train_options} cannot be split into words: {problem}.") from None
-    recipe = Recipe.parse(command)
-    recipe.refuse_other_methods()
-    check_data("eval_data", recipe.data.eval_data or [])
-    check_training_paths(recipe.data, recipe.draft)
+    run = RunArguments.parse(command)
+    run.refuse_other_methods()
+    check_data("eval_data", run.data.eval_data or [])
+    check_training_paths(run.data, run.draft)
     reads = {"train_config": arguments.train_config, "assets_dir": assets}
     check_draft_folder("output_dir", arguments.output_dir, reads, overwrite=True)
 

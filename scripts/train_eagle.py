@@ -27,22 +27,22 @@ from hf_eagle.door.inputs import naming
 from hf_eagle.door.logs import show_log
 from hf_eagle.door.printer import run_verb
 from hf_eagle.door.writing import writing
-from hf_eagle.training.recipe import Recipe
+from hf_eagle.training.run_arguments import RunArguments
 
 
 logger = logging.getLogger("hf_eagle")
 
 
-def door(argv: list[str] | None = None) -> Recipe:
+def door(argv: list[str] | None = None) -> RunArguments:
     """The run, once each path was looked at."""
-    recipe = Recipe.parse(argv, description=__doc__)
-    recipe.refuse_other_methods()
-    recipe.check_paths()
-    return recipe
+    run = RunArguments.parse(argv, description=__doc__)
+    run.refuse_other_methods()
+    run.check_paths()
+    return run
 
 
 def main() -> None:
-    recipe = door()
+    run = door()
 
     from huggingface_hub.utils import disable_progress_bars
     from transformers import set_seed
@@ -53,7 +53,7 @@ def main() -> None:
     from hf_eagle.training.resuming import was_written_to_the_end
     from hf_eagle.training.stalls import watched
 
-    data_args, args = recipe.data, recipe.training
+    data_args, args = run.data, run.training
     # one rank of a machine speaks for all
     show_log(logging.INFO if args.should_log else logging.ERROR)
     if args.should_log:
@@ -61,11 +61,11 @@ def main() -> None:
     if args.disable_tqdm:
         disable_progress_bars()  # of uploads too
     set_seed(args.seed)
-    if recipe.dry_run.dry_run:
-        return print_dry_run(recipe)
+    if run.dry_run.dry_run:
+        return print_dry_run(run)
 
     # whatever can be refused is refused before anything is loaded
-    resume = recipe.refuse_before_loading()
+    resume = run.refuse_before_loading()
     with naming("acceptance_prompts"):
         prompts = data_args.acceptance_prompts and load_prompts(
             data_args.acceptance_prompts, limit=data_args.acceptance_num_prompts
@@ -73,7 +73,7 @@ def main() -> None:
 
     with writing_alone("output_dir", args.output_dir, args.process_index):
         with watched(args, "while the run is made ready"):
-            trainer = build_trainer(recipe, resume, prompts)
+            trainer = build_trainer(run, resume, prompts)
         result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
         with watched(args, "while the results are written"):
             if trainer.nothing_to_do and was_written_to_the_end(args.output_dir, trainer.state.global_step):
@@ -84,25 +84,25 @@ def main() -> None:
             leave()
 
 
-def build_trainer(recipe: Recipe, resume: Path | None, prompts: list | None):
+def build_trainer(run: RunArguments, resume: Path | None, prompts: list | None):
     """The trainer of the run, with its target, its data and its draft.
 
     Args:
-        recipe: the run.
+        run: the run.
         resume: the checkpoint to go on from, `None` for a new run.
         prompts: what is decoded while it trains, to measure the acceptance length.
     """
-    from hf_eagle.data.vision_collator import DataCollatorForVisionEagle
-    from hf_eagle.hub.run_facts import recipe_facts
+    from hf_eagle.data.collators import EagleDataCollator
+    from hf_eagle.hub.run_facts import argument_facts
     from hf_eagle.targets.architectures import check_length
     from hf_eagle.training import parts
     from hf_eagle.training.stalls import watched
     from hf_eagle.training.trainer import EagleTrainer
 
-    data_args, args = recipe.data, recipe.training
-    parts.check_lengths(recipe.target, data_args)
-    parts.check_rope(recipe.target, recipe.draft)
-    target_args = parts.spreadable(recipe.target, args)
+    data_args, args = run.data, run.training
+    parts.check_lengths(run.target, data_args)
+    parts.check_rope(run.target, run.draft)
+    target_args = parts.spreadable(run.target, args)
     tokenizer, processor = parts.tokenizer_of(target_args), parts.processor_of(target_args, data_args)
     train, held_out = parts.conversations(tokenizer, data_args, args, processor)
 
@@ -111,9 +111,9 @@ def build_trainer(recipe: Recipe, resume: Path | None, prompts: list | None):
     check_length(target.config, data_args.max_length)
 
     # an adapter's base is the draft that its training began with, on resuming too
-    existing = recipe.draft.init_from if recipe.adapter.use_peft else resume
-    draft = parts.draft_for(target, tokenizer, train, target_args, recipe.draft, existing)
-    features = data_args.feature_store and parts.stored_features(
+    existing = run.draft.init_from if run.adapter.use_peft else resume
+    draft = parts.draft_for(target, tokenizer, train, target_args, run.draft, existing)
+    cache = data_args.feature_store and parts.feature_cache(
         target, draft.config.tap_ids, tokenizer, train, held_out, data_args, bool(prompts), processor
     )
 
@@ -121,48 +121,48 @@ def build_trainer(recipe: Recipe, resume: Path | None, prompts: list | None):
         model=draft,
         args=args,
         target=target,
-        features=features,
+        feature_cache=cache,
         train_dataset=train,
         eval_dataset=held_out,
         processing_class=tokenizer,
-        data_collator=DataCollatorForVisionEagle(processor) if "media" in (train.column_names or ()) else None,
-        peft_config=recipe.adapter.peft_config(),
+        data_collator=EagleDataCollator.of(processor) if "media" in (train.column_names or ()) else None,
+        peft_config=run.adapter.peft_config(),
     )
-    if recipe.adapter.use_peft:
+    if run.adapter.use_peft:
         logger.info("The adapter has %d parameters to train.", trainer.model.get_nb_trainable_parameters()[0])
     if trainer.is_world_process_zero():
-        filled = parts.told_filled(draft, tokenizer, train) if recipe.draft.fill_vocabulary else None
-        trainer.card_facts = recipe_facts(recipe, train, filled)
+        filled = parts.told_filled(draft, tokenizer, train) if run.draft.fill_vocabulary else None
+        trainer.card_facts = argument_facts(run, train, filled)
     if prompts:
-        measure_acceptance(trainer, processor or tokenizer, prompts, recipe)
+        measure_acceptance(trainer, processor or tokenizer, prompts, run)
     return trainer
 
 
-def print_dry_run(recipe: Recipe) -> None:
+def print_dry_run(run: RunArguments) -> None:
     """What every rank of the run would hold, and whether it fits."""
     from hf_eagle.benchmark.dry_run import dry_run, read_target_config, shapes_of
     from hf_eagle.targets.architectures import check_length
     from hf_eagle.training.parts import config_of_draft
 
-    target_args, data_args, dry_args, args = recipe.target, recipe.data, recipe.dry_run, recipe.training
+    target_args, data_args, dry_args, args = run.target, run.data, run.dry_run, run.training
     target_config = read_target_config(target_args.target, target_args.target_revision, target_args.trust_remote_code)
     check_length(target_config, data_args.max_length)
-    config = config_of_draft(target_config, target_args, recipe.draft)
-    steps = recipe.draft.kind.part("training").training_for(args, config).steps
+    config = config_of_draft(target_config, target_args, run.draft)
+    steps = run.draft.kind.part("training").training_for(args, config).steps
 
-    run = dry_run(target_config, config, shapes_of(target_config, target_args, data_args, dry_args, args, steps))
-    print(run.describe())
-    warning = run.warning(dry_args.device_memory_gb)
+    report = dry_run(target_config, config, shapes_of(target_config, target_args, data_args, dry_args, args, steps))
+    print(report.describe())
+    warning = report.warning(dry_args.device_memory_gb)
     if warning is not None:
         logger.warning("%s", warning)
 
 
-def measure_acceptance(trainer, tokenizer, prompts, recipe: Recipe) -> None:
+def measure_acceptance(trainer, tokenizer, prompts, run: RunArguments) -> None:
     """Have the trainer decode these prompts while it trains."""
     from hf_eagle.training.acceptance import AcceptanceLengthCallback
 
-    method = recipe.draft.kind.methods[recipe.draft.method]
-    how = {"every_steps": recipe.data.acceptance_steps, "template_kwargs": recipe.data.template_kwargs}
+    method = run.draft.kind.methods[run.draft.method]
+    how = {"every_steps": run.data.acceptance_steps, "template_kwargs": run.data.template_kwargs}
     trainer.add_callback(AcceptanceLengthCallback(trainer, tokenizer, prompts, method=method, **how))
 
 

@@ -19,8 +19,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from hf_eagle import EagleConfig, EagleTrainer, EagleTrainingArguments, FrozenTarget  # noqa: E402
+from hf_eagle.data.collators import EagleDataCollator  # noqa: E402
 from hf_eagle.data.media import from_text  # noqa: E402
-from hf_eagle.data.vision_collator import DataCollatorForVisionEagle  # noqa: E402
 from hf_eagle.data.vision_dataset import build_vision_dataset  # noqa: E402
 from hf_eagle.decoding import speculative_generate  # noqa: E402
 from hf_eagle.decoding.generate import target_generate  # noqa: E402
@@ -32,7 +32,7 @@ ENDS = {"max_new_tokens": 30}
 ROPES = ("1d", "mrope")
 
 
-class BlackPictures(DataCollatorForVisionEagle):
+class BlackPictures(EagleDataCollator):
     """The same batches, with every pixel zeroed."""
 
     def __call__(self, rows):
@@ -82,7 +82,7 @@ def train(target, processor, data, collator, rope: str, out: Path, steps: int):
         output_dir=str(out), ttt_steps=3, max_steps=steps, per_device_train_batch_size=16, learning_rate=2e-3,
         logging_steps=50, save_strategy="no", report_to="none", use_cpu=True, overwrite=True, seed=0,
     )  # fmt: skip
-    trainer = EagleTrainer(draft, args, target, processor.tokenizer, collator(processor), train_dataset=data)
+    trainer = EagleTrainer(draft, args, target, processor.tokenizer, collator.of(processor), train_dataset=data)
     trainer.train()
     trainer.save_model()
     return draft.eval()
@@ -103,7 +103,7 @@ def measure(target, draft, processor, chats: list[list[dict]]) -> dict:
 
 def drafts_of(ropes) -> dict[str, tuple[type, str]]:
     """The collator and the kind of positions that each draft is trained with, by its name."""
-    kinds = {"pictures": DataCollatorForVisionEagle, "black": BlackPictures}
+    kinds = {"pictures": EagleDataCollator, "black": BlackPictures}
     return {kind + ("" if rope == "1d" else f"-{rope}"): (kinds[kind], rope) for rope in ropes for kind in kinds}
 
 

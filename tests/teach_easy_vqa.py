@@ -151,8 +151,8 @@ def make_model(tokenizer) -> Qwen3VLForConditionalGeneration:
 
 def teach(out: Path, steps: int) -> None:
     """Plain training on the answers' tokens."""
+    from hf_eagle.data.collators import EagleDataCollator
     from hf_eagle.data.records import load_records
-    from hf_eagle.data.vision_collator import DataCollatorForVisionEagle
     from hf_eagle.data.vision_dataset import build_vision_dataset
     from hf_eagle.targets.loading import load_processor
 
@@ -165,7 +165,7 @@ def teach(out: Path, steps: int) -> None:
     model.config.save_pretrained(folder)
     processor = load_processor(str(folder))
     records = load_records(out / "train.jsonl").shuffle(seed=0).select(range(2500))
-    data, collate = build_vision_dataset(records, processor), DataCollatorForVisionEagle(processor)
+    data, collate = build_vision_dataset(records, processor), EagleDataCollator.of(processor)
     rows = list(data)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps, pct_start=0.1)

@@ -12,7 +12,7 @@ import pytest
 
 from hf_eagle.cli import VERBS
 from hf_eagle.docs import PAGES, read_page
-from hf_eagle.training.recipe import Recipe
+from hf_eagle.training.run_arguments import RunArguments
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -57,7 +57,7 @@ def commands(text):
 @cache
 def parser(verb):
     script = importlib.import_module(SCRIPTS[verb].removesuffix(".py"))
-    return getattr(script, "parser", Recipe.parser)()
+    return getattr(script, "parser", RunArguments.parser)()
 
 
 @pytest.mark.parametrize("name", TEXTS)

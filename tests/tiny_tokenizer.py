@@ -7,6 +7,8 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+from hf_eagle.data.loss_mask import ConversationEncoder
+
 
 SPECIAL = [
     "<|endoftext|>",
@@ -138,6 +140,12 @@ def supervised_texts(tokenizer, ids: list[int], mask: list[int]) -> list[str]:
             runs.append(tokenizer.decode(run))
             run = []
     return runs
+
+
+def encode_conversation(messages: list[dict], tokenizer, finish_reason=None) -> dict[str, list[int]]:
+    """One conversation as a row, by the encoder alone."""
+    ids, mask = ConversationEncoder(tokenizer).encode([messages], [finish_reason])[0]
+    return {"input_ids": ids, "loss_mask": mask}
 
 
 def word_tokenizer(vocab_size: int, eos: int) -> PreTrainedTokenizerFast:

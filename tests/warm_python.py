@@ -28,10 +28,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 # what the scripts import, and at what they arrive while they run
 LIBRARIES = (
-    "hf_eagle.training.recipe",
+    "hf_eagle.training.run_arguments",
     "hf_eagle.training.parts",
     "hf_eagle.training.trainer",
-    "hf_eagle.data.vision_collator",
     "peft",
 )
 LIBRARIES += ("transformers.models.llama.modeling_llama", "matplotlib.figure", "matplotlib.backends.backend_agg")

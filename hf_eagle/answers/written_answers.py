@@ -67,7 +67,7 @@ def write_answered(
 
     if empty:
         logger.warning("%s. Their records end before them. First, record %d.", _counted(empty), min(empty))
-    _tell(answered, turns, answers, refused)
+    _tell(answered, answers, refused)
 
 
 def _given(answers: list[Answer | None]) -> list[Answer]:
@@ -155,7 +155,7 @@ def _lines(answered, turns, answers, tools, encoder, refused: dict[int, str], id
         )
 
 
-def _tell(answered: list[int], turns: list, answers: list, refused: dict[int, str]) -> None:
+def _tell(answered: list[int], answers: list, refused: dict[int, str]) -> None:
     """Log what happened to records that did not become one line each."""
     anew = sum(not answer.continues for id in answered for answer in _given(answers[id]))
     if anew:

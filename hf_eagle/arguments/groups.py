@@ -1,7 +1,7 @@
 """Arguments of training, as dataclasses for `HfArgumentParser`. They import instantly: no torch.
 
 EAGLE's own arguments of training are in `objective.py`. Those shared by all verbs that load a target or render chats
-are in `sources.py`. `training/recipe.py` joins all of them.
+are in `sources.py`. `training/run_arguments.py` joins all of them.
 """
 
 from dataclasses import dataclass, field, fields

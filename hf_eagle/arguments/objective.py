@@ -21,8 +21,7 @@ class EagleArguments:
         None,
         "Steps of the training-time test: how deep the draft is unrolled on its own output. Unset: 7; EAGLE-1 has one.",
     )
-    step_weight: Mass = _arg(0.8, "Weight of TTT step s is `step_weight ** s`.")
-    normalize_step_weights: bool = _arg(True, "Divide the loss by the sum of the step weights.")
+    step_weight: Mass = _arg(0.8, "Weight of TTT step s is `step_weight ** s`, divided by the sum of all weights.")
     supervision: Literal["serving", "reference"] = _arg(
         "serving", "Rows that count: those a server drafts from, or the official code's alignment (one row late)."
     )

@@ -44,7 +44,7 @@ def measure(args, device: torch.device) -> dict:
     new_step = partial(Step, draft, target, args.ttt_steps, None if dtype == torch.float32 else dtype)
 
     if args.compare == "trainer":
-        fast, collator = new_step(), EagleDataCollator(tokenizer.pad_token_id or 0)
+        fast, collator = new_step(), EagleDataCollator.of(tokenizer)
         batches = [fast.planned(batch) for batch in _batches(data, collator, _PADDED_ROWS, device)]
         runs = {
             "bare": partial(_bare_loop, fast, batches, device),
@@ -65,7 +65,7 @@ def measure(args, device: torch.device) -> dict:
 
 def _packed_and_padded(new_step: Callable[..., Step], data, tokenizer, args, device) -> dict[str, Callable]:
     """Epochs of padded batches and of packed rows, and a plain one if `args.compare` is `padded`."""
-    collator, fast = EagleDataCollator(tokenizer.pad_token_id or 0), new_step()
+    collator, fast = EagleDataCollator.of(tokenizer), new_step()
     padded = _batches(data, collator, _PADDED_ROWS, device)
     # a packed batch holds about as many tokens as a padded one
     size = max(1, round(_PADDED_ROWS * sum(map(len, data["input_ids"])) / len(data) / args.length))
@@ -116,7 +116,7 @@ def _epoch(step: Step, batches: list[dict], device) -> dict[str, float]:
     """Seconds of the target's part of all batches, and of the draft's forward and backward."""
     found = {"target_seconds": 0.0, "draft_seconds": 0.0}
     for batch in batches:
-        found["target_seconds"] += measures.seconds(lambda b=batch: step.look(b), device)
+        found["target_seconds"] += measures.seconds(lambda b=batch: step.run_target(b), device)
         found["draft_seconds"] += measures.seconds(lambda b=batch: step.forward(b).backward(), device)
         step.draft.zero_grad(set_to_none=True)
     return found
@@ -129,7 +129,7 @@ def _bare_loop(step: Step, batches: list[dict], device) -> dict[str, float]:
 
     def loop():
         for batch in batches:
-            step.look(batch)
+            step.run_target(batch)
             step.forward(batch).backward()
             torch.nn.utils.clip_grad_norm_(trained, 0.5)
             optimizer.step()
@@ -150,7 +150,7 @@ class _Clock(TrainerCallback):
         self.seconds = time.perf_counter() - self.begun
 
 
-def trainer_epoch(draft, target, data, tokenizer, args, features=None) -> dict[str, float]:
+def trainer_epoch(draft, target, data, tokenizer, args, feature_cache=None) -> dict[str, float]:
     """Seconds of an epoch in padded batches of 8, from the first step's start to the last one's end."""
     with tempfile.TemporaryDirectory() as folder:
         arguments = EagleTrainingArguments(
@@ -174,7 +174,7 @@ def trainer_epoch(draft, target, data, tokenizer, args, features=None) -> dict[s
             target,
             processing_class=tokenizer,
             train_dataset=data,
-            features=features,
+            feature_cache=feature_cache,
             callbacks=[clock],
         )
         trainer.train()

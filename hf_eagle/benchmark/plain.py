@@ -23,7 +23,8 @@ class PlainTraining(DraftTraining):
     """
 
     def __init__(self, num_steps: int):
-        self.step_weights = torch.tensor([0.8**s for s in range(num_steps)])
+        weights = torch.tensor([0.8**s for s in range(num_steps)])
+        self.step_weights = weights / weights.sum()
 
     def plan(self, batch, draw) -> UnrollPlan:
         documents = documents_of(batch)

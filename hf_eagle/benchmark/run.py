@@ -97,7 +97,7 @@ def timed_step(step: Step, batch: dict, optimizer, device) -> dict[str, float]:
         measures.drain(device)
         marks.append(time.perf_counter())
 
-    step.look(batch)
+    step.run_target(batch)
     mark()
     loss = step.forward(batch)
     mark()
@@ -111,7 +111,7 @@ def timed_step(step: Step, batch: dict, optimizer, device) -> dict[str, float]:
 
 def _draft_memory(step: Step, batch: dict, device) -> int | None:
     """Peak bytes that forward and backward of the draft add, weight gradients included."""
-    step.look(batch)
+    step.run_target(batch)
 
     def forward_and_backward():
         step.forward(batch).backward()

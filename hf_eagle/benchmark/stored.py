@@ -46,7 +46,7 @@ def measure(args, device: torch.device) -> dict:
 
         writing = cache(write=True)
         begun = time.perf_counter()
-        tokens = fill(writing, target, [data], EagleDataCollator(tokenizer.pad_token_id or 0), 8)
+        tokens = fill(writing, target, [data], EagleDataCollator.of(tokenizer), 8)
         filling = time.perf_counter() - begun
         stored_bytes = sum(p.stat().st_size for p in Path(folder).iterdir())
 
@@ -83,7 +83,7 @@ def _take_turns(
         clock = new_clock()
         seconds = {
             "live": epoch(data=block)["seconds"],
-            "stored": epoch(data=block, features=clock)["seconds"],
+            "stored": epoch(data=block, feature_cache=clock)["seconds"],
             "reading": clock.seconds,
         }
         if number:
@@ -106,9 +106,9 @@ class _ReadingClock(FeatureCache):
 
         self.store.gather = timed
 
-    def __call__(self, inputs, look):
+    def __call__(self, inputs, run_target):
         begun = time.perf_counter()
-        seen = super().__call__(inputs, look)
+        seen = super().__call__(inputs, run_target)
         self.seconds += time.perf_counter() - begun
         return seen
 

@@ -98,9 +98,9 @@ class NoTarget:
 class Step:
     """The [`TrainingStep`] that the Trainer runs, in two parts that can be timed: the target's and the draft's.
 
-    `look` asks the target for features and distributions, and moves the batch's plan to the device. `forward` is the
-    draft's unroll and loss; the caller runs `backward` on its result. Neither part makes the plan: a run plans a batch
-    on the CPU where it collates it, so call `planned` before the clock starts.
+    `run_target` asks the target for features and distributions, and moves the batch's plan to the device. `forward` is
+    the draft's unroll and loss; the caller runs `backward` on its result. Neither part makes the plan: a run plans a
+    batch on the CPU where it collates it, so call `planned` before the clock starts.
 
     Args:
         draft, target: the pair; without a target, features and distributions are random and made once.
@@ -117,7 +117,7 @@ class Step:
         if whole:
             training = PlainTraining(num_steps)
         else:
-            asked = EagleArguments(ttt_steps=num_steps, normalize_step_weights=False)
+            asked = EagleArguments(ttt_steps=num_steps)
             training = draft.kind.part("training").training_for(asked, draft.config)
         self.training_step = TrainingStep(self.target, training, torch.float32 if autocast is None else torch.bfloat16)
 
@@ -128,17 +128,17 @@ class Step:
         plan = self.training_step.training.plan(on_host, Draw())
         return {**{name: x.to(device) for name, x in on_host.items()}, "plan": plan}
 
-    def look(self, batch: dict) -> None:
+    def run_target(self, batch: dict) -> None:
         """The target's part of a step. Also plans a batch that has no plan."""
         self.plan = self.training_step.plan(batch)
         self.counts = self.plan.counts
-        seen = self.training_step.look(batch, self.plan)
+        seen = self.training_step.target_features(batch, self.plan)
 
         factors = self.training_step.step_factors(self.counts, total=None, processes=1)
         self.lesson = self.training_step.teach(self.draft, seen, self.plan, factors)
 
     def forward(self, batch: dict) -> torch.Tensor:
-        """The draft's loss on what `look` saw."""
+        """The draft's loss on what `run_target` saw."""
         self.draft.set_attn_implementation(self.attention)
         with torch.autocast(batch["input_ids"].device.type, self.autocast, enabled=self.autocast is not None):
             return self.training_step.unroll(self.draft, batch, self.plan, self.lesson).loss

@@ -1,4 +1,4 @@
-"""Batches of conversations, padded or packed, and the document that each token of a batch belongs to."""
+"""Batches of conversations, padded or packed, with the pixels of their media, and the document of each token."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,11 +7,13 @@ from typing import Any, Literal
 import torch
 
 from .columns import read_row, with_a_token
+from .frames import NoDecoder
+from .media import KINDS, as_inputs, from_text
 
 
 @dataclass
 class EagleDataCollator:
-    """Pads rows of `build_dataset`, or packed rows of `pack_dataset`, to one length.
+    """Pads rows of `build_dataset`, or packed rows of `pack_dataset`, to one length; makes the pixels of their media.
 
     A row has `input_ids` and `loss_mask`, 1 on the assistant's tokens, 0 or -100 on all others; `labels` may stand for
     the mask: -100 where nothing is supervised, the token's own id elsewhere. Padding that a row's own `attention_mask`
@@ -25,18 +27,32 @@ class EagleDataCollator:
             `"right"` or `"left"`.
         pad_to_multiple_of (`int`, *optional*):
             Round the length up to a multiple of this.
+        processor (*optional*):
+            The processor that rows of `build_vision_dataset` were made with.
 
     Returns `input_ids`, `attention_mask` (1 on tokens, 0 on padding) and `loss_mask` (1 on the assistant's tokens),
     each (batch, length) and `torch.long`. Packed rows, those with `document_lengths`, also give `documents` (0, 1, ...
-    in each row, -1 on padding) and `position_ids`, which start again at 0 in every document.
+    in each row, -1 on padding) and `position_ids`, which start again at 0 in every document. Rows with media also give
+    what the processor makes of all media of the batch together: `pixel_values`, `image_grid_thw`,
+    `pixel_values_videos`, `video_grid_thw`, `second_per_grid_ts`; and `mm_token_type_ids` (batch, length), 1 on tokens
+    of images and 2 on those of videos.
 
-    Raises a `ValueError` if a column is missing or malformed, if only some of the rows are packed, or if a row's
-    documents do not fill it.
+    Raises a `ValueError` if a column is missing or malformed, if only some of the rows are packed, if a row's documents
+    do not fill it, or if its media no longer fit its tokens or cannot be loaded: they could when the data were made,
+    and a row must not vanish from a batch.
     """
 
     pad_token_id: int
     padding_side: Literal["right", "left"] = "right"
     pad_to_multiple_of: int | None = None
+    processor: Any = None
+
+    @classmethod
+    def of(cls, processing: Any, **options) -> "EagleDataCollator":
+        """One that pads as a tokenizer or a processor says, and shows media to the latter."""
+        tokenizer = getattr(processing, "tokenizer", processing)
+        pad = getattr(tokenizer, "pad_token_id", None)
+        return cls(0 if pad is None else pad, processor=None if tokenizer is processing else processing, **options)
 
     def __post_init__(self):
         if not isinstance(self.pad_token_id, int) or self.pad_token_id < 0:
@@ -50,6 +66,11 @@ class EagleDataCollator:
             raise ValueError(f"`pad_to_multiple_of` must be at least 1, got {self.pad_to_multiple_of}.")
 
     def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
+        batch = self.tokens_only(rows)
+        return batch if self.processor is None else batch | self._pixels(batch, rows)
+
+    def tokens_only(self, rows: list[dict]) -> dict[str, torch.Tensor]:
+        """The batch without what a processor makes of media, none of which is loaded."""
         rows = [read_row(row, f"row {number} of the batch") for number, row in enumerate(rows)]
         packed = ["document_lengths" in row for row in rows]
         if any(packed) and not all(packed):
@@ -75,6 +96,47 @@ class EagleDataCollator:
             if packed[0]:
                 batch["documents"][n, place], batch["position_ids"][n, place] = _documents(row)
         return with_a_token(batch)
+
+    def _pixels(self, batch: dict[str, torch.Tensor], rows: list[dict]) -> dict[str, torch.Tensor]:
+        """What the processor makes of the rows' media, and the kind of each token; nothing for rows without media."""
+        media: dict[str, list] = {kind: [] for kind in KINDS}
+        for row in rows:
+            try:
+                loaded = from_text(row.get("media") or "[]", self.processor)
+            except NoDecoder:
+                raise
+            except Exception as problem:  # whatever a decoder of media raises
+                raise ValueError(f"A medium of {row['media'][:200]} cannot be loaded any more: {problem}") from problem
+            for kind in KINDS:
+                media[kind] += loaded[kind]
+
+        if not any(media.values()):
+            return {}
+        if "documents" in batch:
+            raise ValueError(
+                "`packing` puts conversations side by side, which those with media cannot be: leave it out."
+            )
+
+        made = self.processor(**as_inputs(media), return_tensors="pt")
+        types = torch.tensor(self.processor.create_mm_token_type_ids(batch["input_ids"].tolist()))
+        types = types.masked_fill(batch["attention_mask"] == 0, 0)
+        self._check_sizes(types, made, rows)
+        return {"mm_token_type_ids": types, **{name: torch.as_tensor(x) for name, x in made.items()}}
+
+    def _check_sizes(self, types: torch.Tensor, made: dict, rows: list[dict]) -> None:
+        for number, kind in enumerate(KINDS, 1):
+            grids = made.get(f"{kind}_grid_thw")
+            if grids is None:
+                continue
+
+            merge = getattr(self.processor, f"{kind}_processor").merge_size
+            tokens, wanted = int((types == number).sum()), int((grids.prod(-1) // merge**2).sum())
+            if tokens != wanted:
+                raise ValueError(
+                    f"The {kind}s of a batch are {wanted} tokens large, but its rows were made for {tokens}: a file "
+                    f"among {', '.join(row['media'][:80] for row in rows if row.get('media'))} has changed, or the "
+                    "processor has; make the data again."
+                )
 
 
 def _documents(row: dict) -> tuple[torch.Tensor, torch.Tensor]:

@@ -20,7 +20,7 @@ from .records import load_records
 from .token_stream import build_stream
 
 
-__all__ = ["MaskOptions", "build_dataset", "build_stream", "encode_conversation", "load_records", "to_messages"]
+__all__ = ["MaskOptions", "build_dataset", "build_stream", "load_records", "to_messages"]
 
 logger = logging.getLogger(__name__)
 
@@ -28,40 +28,6 @@ _CHECKED = 16  # conversations whose mask is compared with a second method's
 _COUNTED = {"outcome": Value("int8"), "blank": Value("int32")}  # reported, and not given to training
 _ROWS = Features({"input_ids": List(Value("int32")), "loss_mask": List(Value("int8")), **_COUNTED})
 _FORMAT = 4  # part of the cache's key: raise it with each change of what is written
-
-
-def encode_conversation(
-    messages: list[dict],
-    tokenizer,
-    max_length: int | None = None,
-    finish_reason: list[str] | None = None,
-    tools: list[dict] | None = None,
-    options: MaskOptions | None = None,
-    template_kwargs: dict | None = None,
-) -> dict[str, list[int]]:
-    """The `input_ids` and `loss_mask` of one conversation, lists of equal length.
-
-    Args:
-        messages: `[{"role": ..., "content": ...}]`, as `to_messages` returns them.
-        tokenizer: with a chat template.
-        max_length: longer conversations are cut here.
-        finish_reason: why each answer ended; see `ConversationEncoder.encode`.
-        tools: JSON schemas of the tools on offer, which the template writes out.
-        options: which parts of the answers are supervised; by default all.
-        template_kwargs: further arguments of the template, such as `{"enable_thinking": False}`.
-
-    Example:
-        >>> messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
-        >>> encode_conversation(messages, tokenizer)["loss_mask"]
-
-    Raises a `ValueError` if the conversation is empty or the template refuses it.
-    """
-    if not messages:
-        raise ValueError("`messages` is empty; a conversation needs at least one message.")
-
-    encoder = ConversationEncoder(tokenizer, options, template_kwargs)
-    ids, mask = encoder.encode([messages], [finish_reason], tools=[tools])[0]
-    return {"input_ids": ids[:max_length], "loss_mask": mask[:max_length]}
 
 
 @caching()

@@ -12,7 +12,7 @@ from .answer_text import SaidAnswer, read_answer
 from .spans import CUT, ENDED, AnswerSpan, MaskOptions, first_answer, supervised
 
 
-SAID = ANSWER_TOKEN_IDS, PROMPT_TOKENS = "answer_token_ids", "prompt_tokens"  # columns of a record
+ANSWER_TOKEN_IDS, PROMPT_TOKENS = "answer_token_ids", "prompt_tokens"  # columns of a record
 
 
 @dataclass(frozen=True)

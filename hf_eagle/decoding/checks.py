@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..targets.media import MEDIA
+from ..targets.media_inputs import MEDIA
 from .tree import max_nodes
 
 

@@ -6,7 +6,7 @@ from weakref import WeakKeyDictionary
 import torch
 
 from ..targets.features import TargetFeatures
-from ..targets.media import has_mrope, rope_index
+from ..targets.media_inputs import has_mrope, rope_index
 from ..targets.tapped import TappedModel
 from .caches import Lengths, SlotCache, check_cache
 from .tree import DraftTree
@@ -25,7 +25,7 @@ class TargetRun:
         input_ids: `(rows, length)`, padded on the left.
         attention_mask: `(rows, length)`, 0 on padding; no padding when `None`.
         room: the most tokens that will follow a prompt, drafted ones included.
-        media: what else the prompts' forward takes, see `targets.media.MEDIA`.
+        media: what else the prompts' forward takes, see `targets.media_inputs.MEDIA`.
 
     Attributes:
         lengths: verified tokens of every row, prompt included. The newest token of an answer is not counted: it is the

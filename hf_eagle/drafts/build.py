@@ -53,7 +53,7 @@ def new_draft(
         draft.set_vocabulary(mapping)
 
     if head_weight is not None:
-        draft.start_from_target(head_weight)
+        draft.take_target_head(head_weight)
     return draft
 
 

@@ -66,7 +66,7 @@ _ONLY_EAGLE3 = (
     *("draft_rope", "image_embeddings", "tap_ids", "tap_method"),
     *("draft_vocab_size", "fill_vocabulary", "fc_norm", "norm_output", "draft_init", "draft_attention"),
     *LATENT_SIZES,
-    *("ttt_steps", "step_weight", "normalize_step_weights", "loss", "oov_rows", "lk_scale", "lk_decay"),
+    *("ttt_steps", "step_weight", "loss", "oov_rows", "lk_scale", "lk_decay"),
 )
 _ONLY_EAGLE1 = ("regression_weight", "ce_weight", "feature_noise")
 

@@ -144,7 +144,7 @@ class EaglePreTrainedModel(PreTrainedModel):
         cos, sin = self.rotary_emb(like, positions.reshape(*axes, 1, -1))
         return cos.view(*shape, -1), sin.view(*shape, -1)
 
-    def start_from_target(self, weight: torch.Tensor) -> None:
+    def take_target_head(self, weight: torch.Tensor) -> None:
         """Initialise a new draft from the target's head `(vocab_size, hidden)`, if the kind can."""
 
     def proposer(self, shape: DraftShape, prompts: TargetRun) -> Proposer:

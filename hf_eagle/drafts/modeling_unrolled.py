@@ -32,10 +32,10 @@ class UnrolledDraft(EaglePreTrainedModel):
         first layer, `(batch, length, hidden)`; else `None`."""
         return features.embeddings if self.config.image_embeddings == "vision" else None
 
-    def embed(self, tokens: torch.Tensor, embeddings: torch.Tensor | None, places=...) -> torch.Tensor:
-        """Embeddings of token ids, or the given ones at `places`, in the draft's dtype."""
+    def embed(self, tokens: torch.Tensor, embeddings: torch.Tensor | None, indices=...) -> torch.Tensor:
+        """Embeddings of token ids, or the given ones at `indices`, in the draft's dtype."""
         table = self.embed_tokens
-        return table(tokens) if embeddings is None else embeddings[places].to(table.weight.dtype)
+        return table(tokens) if embeddings is None else embeddings[indices].to(table.weight.dtype)
 
     def on_axes(self, position_ids: torch.Tensor) -> torch.Tensor:
         """Positions `(batch, n)`, or `(3, batch, n)`, in the form that this draft takes: the latter only with m-RoPE.

@@ -39,9 +39,9 @@ class RowLayout:
     def of(cls, rows: torch.Tensor, documents: torch.Tensor) -> "RowLayout":
         """For these rows of a batch whose tokens belong to `documents` `(batch, length)`, each contiguous."""
         document = number_documents(documents)
-        places = torch.arange(document.numel(), device=rows.device)
-        last_row = torch.full_like(places, -1).scatter_reduce(0, document[rows], rows, "amax")
-        needed = places <= last_row[document]
+        indices = torch.arange(document.numel(), device=rows.device)
+        last_row = torch.full_like(indices, -1).scatter_reduce(0, document[rows], rows, "amax")
+        needed = indices <= last_row[document]
         keys = needed.nonzero()[:, 0]
         return cls(rows, keys, (needed.cumsum(0) - 1)[rows], document[rows], document[keys])
 
@@ -85,12 +85,12 @@ class RowLayout:
         joined = (self.rows[1:] == self.rows[:-1] + 1) & (self.document_of_row[1:] == self.document_of_row[:-1])
         starts = [0, *((~joined).nonzero()[:, 0] + 1).tolist()]
 
-        places, documents = self.row_in_keys.tolist(), iter(self.documents)
+        key_of, documents = self.row_in_keys.tolist(), iter(self.documents)
         found, end_of_document, first_key = [], 0, 0
-        for start, end in zip(starts, [*starts[1:], len(places)], strict=True):
+        for start, end in zip(starts, [*starts[1:], len(key_of)], strict=True):
             if start == end_of_document:  # rows ascend, so a new document begins with a new span
                 _, end_of_document, first_key, _ = next(documents)
-            own = slice(places[start], places[start] + end - start)
+            own = slice(key_of[start], key_of[start] + end - start)
             before = slice(first_key, own.start)
             found.append((slice(start, end), [(own, True)] + [(before, False)] * (before.start < before.stop)))
 

@@ -10,10 +10,10 @@ from tqdm.auto import tqdm
 from ..data.media import own_tokenizer
 from ..decoding import SpeculativeOutput, speculative_generate, target_generate
 from ..decoding.checks import DraftShape, check_draft_fits, check_sampling
+from .acceptance_length import acceptance_length
 from .finished import Finished
 from .prompt_batches import PromptBatch, check_rendering
 from .prompts import Prompt
-from .statistics import acceptance_length
 from .summary import summarize
 
 

@@ -4,7 +4,7 @@ import datasets
 import evaluate
 
 from ..losses.objectives import estimated_acceptance_length
-from .statistics import acceptance_length, confidence_interval
+from .acceptance_length import acceptance_length, confidence_interval
 
 
 IGNORED = -100  # a reference that does not count, as in `transformers`

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable
 
-from .statistics import acceptance_length, confidence_interval
+from .acceptance_length import acceptance_length, confidence_interval
 
 
 logger = logging.getLogger(__name__)

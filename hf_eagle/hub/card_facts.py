@@ -4,7 +4,7 @@ import json
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
 
@@ -180,6 +180,15 @@ def measured_in(folder: str | os.PathLike, leave_out_broken: bool = False) -> di
     `leave_out_broken` it is a warning, logged once: rendering a card must not end a training.
     """
     return {kind: _measured_in(Path(folder), kind, leave_out_broken) for kind in _MEASURED}
+
+
+def with_measured(facts: CardFacts, folder: str | os.PathLike, leave_out_broken: bool = False) -> CardFacts:
+    """The facts, and each measurement in the folder that they do not show yet; see `measured_in`."""
+    for kind, measured in measured_in(folder, leave_out_broken).items():
+        told = [{**one, "plot": None} for one in getattr(facts, kind).values()]
+        new = {name: one for name, one in measured.items() if {**one, "plot": None} not in told}
+        facts = replace(facts, **{kind: getattr(facts, kind) | new})
+    return facts
 
 
 def _measured_in(folder: Path, kind: str, leave_out_broken: bool) -> dict[str, dict]:

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from textwrap import wrap
 
-from ..drafts.kinds import KINDS, architectures_of
+from ..drafts.kinds import KINDS
 from .reachable import Reachable
 
 
@@ -36,28 +36,6 @@ def architecture_names():
 '''
 _HEADER = "# Parts of hf_eagle, copied when this draft was published; the source is there: "
 _LINE = 119
-
-
-def write_custom_generate(folder: str | Path, repo_id: str | None = None) -> Path:
-    """
-    Write `custom_generate/` into a draft's folder.
-
-    Args:
-        folder (`str` or `Path`):
-            The draft's folder.
-        repo_id (`str`, *optional*):
-            Where the draft is published, so that `generate` finds it by itself. Without one its `draft` must be passed.
-
-    Returns:
-        `Path`: the folder that was written; an earlier one is replaced.
-    """
-    written = Path(folder) / FOLDER
-    written.mkdir(exist_ok=True)
-    for old in written.glob("*.py"):
-        old.unlink()
-    for name, source in bundle(repo_id, architectures_of(folder)).items():
-        (written / name).write_text(source)
-    return written
 
 
 def bundle(repo_id: str | None = None, architectures: Iterable[str] = ()) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
     model.generate(**inputs, custom_generate="you/your-draft", trust_remote_code=True, max_new_tokens=256)
 
-`custom_generate.write_custom_generate` puts this function and all that it needs beside a draft, so that nobody needs
+`custom_generate.bundle` makes files of this function and all that it needs, to lie beside a draft, so that nobody needs
 hf_eagle to use it.
 """
 

@@ -8,7 +8,7 @@ from ..door.connection import read_key
 from ..door.names import at_home, check_hub_id, is_hub_id
 from ..door.writing import link_or_copy
 from ..drafts.kinds import architectures_of
-from .card_facts import CardFacts, facts_from, measured_in
+from .card_facts import CardFacts, facts_from, with_measured
 from .custom_generate import FOLDER, bundle
 from .licenses import inherited_license
 from .model_card import CARD, card_text, facts_of_card, is_edited
@@ -91,11 +91,7 @@ def facts_to_publish(
     if found.license is None:
         found = replace(found, **inherited_license(found.target, found.base_model))
 
-    for kind, measured in measured_in(folder, leave_out_broken).items():
-        told = [{**one, "plot": None} for one in getattr(found, kind).values()]
-        new = {name: one for name, one in measured.items() if {**one, "plot": None} not in told}
-        found = replace(found, **{kind: getattr(found, kind) | new})
-    return found
+    return with_measured(found, folder, leave_out_broken)
 
 
 def files_of(folder: str | Path, include: tuple[str, ...] | list[str] = ()) -> dict[str, Path]:

@@ -46,16 +46,16 @@ def changed_arguments(args) -> dict[str, object]:
     return found
 
 
-def recipe_facts(recipe, train, filled: str | None = None) -> dict[str, object]:
+def argument_facts(run, train, filled: str | None = None) -> dict[str, object]:
     """Fields of [`CardFacts`] from a run's arguments and data, which its trainer does not know.
 
     Args:
-        recipe ([`Recipe`]): the arguments.
+        run ([`RunArguments`]): the arguments.
         train (`Dataset` or `IterableDataset`): the data set made from them; a stream is not counted.
         filled: a sentence about tokens of the draft vocabulary that these data do not hold.
     """
-    data, groups = recipe.data, (recipe.draft, recipe.target, recipe.data, recipe.adapter)
-    known = {"license": recipe.draft.license, "base_model": recipe.target.base_model}
+    data, groups = run.data, (run.draft, run.target, run.data, run.adapter)
+    known = {"license": run.draft.license, "base_model": run.target.base_model}
 
     return {
         **{name: value for name, value in known.items() if value is not None},

@@ -83,7 +83,7 @@ class SupervisionPlan:
 
         steps = torch.arange(num_steps, device=rows.device)[:, None]
         # row t at step s is compared with what the target says at token t + 1 + s
-        places = (rows[None] + 1 + steps).masked_fill(~counted, -1)
-        positions = torch.unique(places[counted])
-        position_of = torch.searchsorted(positions, places).masked_fill(~counted, 0)
+        indices = (rows[None] + 1 + steps).masked_fill(~counted, -1)
+        positions = torch.unique(indices[counted])
+        position_of = torch.searchsorted(positions, indices).masked_fill(~counted, 0)
         return cls(rows=rows, counted=counted, positions=positions, position_of=position_of)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..door.journal import Journal
 from ..door.names import at_home
-from ..evaluation.statistics import acceptance_length
+from ..evaluation.acceptance_length import acceptance_length
 from .far_end import FarEnd
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from torch.utils.data import get_worker_info
 
+from ..data.collators import EagleDataCollator
 from .feature_store import FeatureStore
 from .layout import Conversation, conversations_in
 
@@ -33,7 +34,7 @@ class StoredFeaturesCollator:
     a `DataLoader` is ahead anyway.
 
     Args:
-        collator: makes batches of the rows; one for media also has `tokens_only`, which leaves the media out.
+        collator: makes batches of the rows.
         store ([`FeatureStore`]): where the features are.
     """
 
@@ -42,16 +43,16 @@ class StoredFeaturesCollator:
         self._reader: ThreadPoolExecutor | None = None
 
     def __call__(self, rows: list[dict]) -> dict:
-        tokens_only, media = getattr(self.collator, "tokens_only", None), None
-        if tokens_only is None:
-            batch = self.collator(rows)
+        shows = isinstance(self.collator, EagleDataCollator) and self.collator.processor is not None
+        if not shows:
+            batch, media = self.collator(rows), None
         else:  # stored features need no images or videos, so do not load any
-            batch, media = tokens_only(rows), [row.get("media_fingerprint") or "" for row in rows]
+            batch, media = self.collator.tokens_only(rows), [row.get("media_fingerprint") or "" for row in rows]
 
         conversations, features = conversations_in(batch, media), None
         complete = all(conversation in self.store for _, _, conversation in conversations)
 
-        if tokens_only is not None and not complete:
+        if shows and not complete:
             batch = self.collator(rows)
 
         if complete:

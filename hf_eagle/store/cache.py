@@ -19,8 +19,8 @@ from ..data.collators import any_packed, documents_of, told_to_target
 from ..data.columns import read_batch
 from ..data.media import processor_fingerprint
 from ..drafts.vocabulary import tokenizer_fingerprint
-from ..targets.features import FullOutlook
-from ..targets.media import has_mrope
+from ..targets.features import HeadSummary
+from ..targets.media_inputs import has_mrope
 from ..targets.target import FrozenTarget, TargetFeatures
 from .batches import StoredFeaturesCollator
 from .dtypes import decode, encode
@@ -48,7 +48,7 @@ _SETTINGS = {
 
 
 class FeatureCache(TrainerCallback):
-    """The features of one run's data in a store; [`EagleTrainer`] takes it as `features`.
+    """The features of one run's data in a store; [`EagleTrainer`] takes it as `feature_cache`.
 
     Args:
         store ([`FeatureStore`]): opened.
@@ -56,8 +56,8 @@ class FeatureCache(TrainerCallback):
         writer ([`FeatureWriter`], *optional*): stores missing features. Without it a missing feature is an error.
 
     Example:
-        >>> features = open_cache(folder, target, tokenizer, [chats], tap_ids=draft.config.tap_ids, max_length=2048)
-        >>> trainer = EagleTrainer(draft, args, target, train_dataset=chats, features=features)
+        >>> cache = open_cache(folder, target, tokenizer, [chats], tap_ids=draft.config.tap_ids, max_length=2048)
+        >>> trainer = EagleTrainer(draft, args, target, train_dataset=chats, feature_cache=cache)
     """
 
     def __init__(self, store: FeatureStore, target: FrozenTarget, writer: FeatureWriter | None = None):
@@ -67,12 +67,12 @@ class FeatureCache(TrainerCallback):
         """Wrap a collator: the same batches, with what the store has of them."""
         return StoredFeaturesCollator(collator, self.store)
 
-    def __call__(self, inputs: dict, look: Callable[[], TargetFeatures]) -> TargetFeatures:
+    def __call__(self, inputs: dict, run_target: Callable[[], TargetFeatures]) -> TargetFeatures:
         """A batch's stored features; if some are missing, ask the target and store its features.
 
         Args:
             inputs: what the collator made.
-            look: asks the target.
+            run_target: asks the target.
 
         Raises:
             ValueError: if features are missing and there is no writer.
@@ -80,7 +80,7 @@ class FeatureCache(TrainerCallback):
         stored = inputs["stored"]
         features, device = stored.wait(), inputs["input_ids"].device
         if self._anywhere(features is None, device):
-            seen = self.look(stored.conversations, look)
+            seen = self.compute(stored.conversations, run_target)
             features = seen if features is None else features
         found = {
             name: decode({part: x.to(device, non_blocking=True) for part, x in parts.items()}, self.target.dtype)
@@ -89,13 +89,13 @@ class FeatureCache(TrainerCallback):
         }
 
         plain = {name: parts["values"].to(device) for name, parts in features.items() if name not in found}
-        outlook = None
+        head_summary = None
         if "top" in plain:
-            outlook = FullOutlook(plain["top"].long()[..., 0], plain["log_partition"][..., 0])
+            head_summary = HeadSummary(plain["top"].long()[..., 0], plain["log_partition"][..., 0])
 
         positions = plain["positions"].long().permute(2, 0, 1) if "positions" in plain else None
         return TargetFeatures(
-            taps=found.get("taps"), last_hidden=found["last_hidden"], position_ids=positions, outlook=outlook
+            taps=found.get("taps"), last_hidden=found["last_hidden"], position_ids=positions, head_summary=head_summary
         )
 
     def _anywhere(self, missing: bool, device: torch.device) -> bool:
@@ -104,12 +104,12 @@ class FeatureCache(TrainerCallback):
             return missing
         return bool(reduce(torch.tensor(float(missing), device=device), reduction="sum"))
 
-    def look(self, conversations: list, look: Callable[[], TargetFeatures]) -> dict:
+    def compute(self, conversations: list, run_target: Callable[[], TargetFeatures]) -> dict:
         """Ask the target about a batch and store what is missing. Returns features as the store will return them."""
         if self.writer is None:
             raise ValueError(f"`feature_store` {self.store.folder} lacks a conversation of this batch.")
 
-        features = self.encoded(look(), conversations)
+        features = self.encoded(run_target(), conversations)
         for row, start, conversation in conversations:
             place = slice(start, start + len(conversation.input_ids))
             own = {name: {part: x[row, place] for part, x in parts.items()} for name, parts in features.items()}
@@ -122,22 +122,22 @@ class FeatureCache(TrainerCallback):
         features = {"last_hidden": encode(seen.last_hidden, layout.dtype, layout.hidden)}
         if layout.taps:
             features["taps"] = encode(seen.taps, layout.dtype, layout.hidden)
-            features |= self._outlook(seen.last_hidden, conversations)
+            features |= self._head_summary(seen.last_hidden, conversations)
         if layout.axes:
             features["positions"] = {"values": _positions(seen, conversations)}
         return features
 
-    def _outlook(self, last_hidden: torch.Tensor, conversations: list) -> dict:
+    def _head_summary(self, last_hidden: torch.Tensor, conversations: list) -> dict:
         """The whole head's results at the places that the store keeps, `(batch, length, 1)`, zeros elsewhere."""
         shape = last_hidden.shape[:2]
-        places = [row * shape[1] + start + self.store.layout.places(c) for row, start, c in conversations]
-        places = torch.from_numpy(np.concatenate(places)).to(last_hidden.device)
-        outlook = self.target.outlook(last_hidden.flatten(0, 1)[places])
+        indices = [row * shape[1] + start + self.store.layout.places(c) for row, start, c in conversations]
+        indices = torch.from_numpy(np.concatenate(indices)).to(last_hidden.device)
+        head_summary = self.target.head_summary(last_hidden.flatten(0, 1)[indices])
 
         def on_grid(x: torch.Tensor) -> dict:
-            return {"values": x.new_zeros(shape.numel()).index_copy_(0, places, x).view(*shape, 1)}
+            return {"values": x.new_zeros(shape.numel()).index_copy_(0, indices, x).view(*shape, 1)}
 
-        return {"top": on_grid(outlook.top.int()), "log_partition": on_grid(outlook.log_partition)}
+        return {"top": on_grid(head_summary.top.int()), "log_partition": on_grid(head_summary.log_partition)}
 
     def sync(self) -> None:
         """Write what is waiting, and read what other ranks wrote. Call it on all ranks at once."""
@@ -301,7 +301,7 @@ def fill(
         asked = {name: x.to(target.device) for name, x in asked.items()}
 
         if place < len(batches):
-            cache.look(batch["stored"].conversations, lambda: target(**asked))  # noqa: B023
+            cache.compute(batch["stored"].conversations, lambda: target(**asked))  # noqa: B023
             tokens += int(batch["attention_mask"].sum())
         else:  # other ranks still need this one, since the target may be spread over all
             cache.encoded(target(**asked), batch["stored"].conversations)

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from .config_fields import read_field
-from .media import deepstack_layers
+from .media_inputs import deepstack_layers
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ Head = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass
-class FullOutlook:
+class HeadSummary:
     """What only the whole head knows of a place. With it, the head's rows of a draft vocabulary suffice.
 
     Attributes:
@@ -23,9 +23,9 @@ class FullOutlook:
     top: torch.Tensor
     log_partition: torch.Tensor
 
-    def at(self, places: torch.Tensor) -> "FullOutlook":
-        """Only of those flat places."""
-        return FullOutlook(self.top.flatten()[places], self.log_partition.flatten()[places])
+    def at(self, indices: torch.Tensor) -> "HeadSummary":
+        """Only of those flat indices."""
+        return HeadSummary(self.top.flatten()[indices], self.log_partition.flatten()[indices])
 
 
 @dataclass
@@ -40,7 +40,7 @@ class TargetFeatures:
         position_ids: `(3, batch, length)`, the target's positions for a batch with images (m-RoPE).
         embeddings: `(batch, length, hidden)` of a batch with images: the first layer's input, token embeddings and, in
             the images' places, the vision tower's output.
-        outlook: of every place, if already known, `(batch, length)` each.
+        head_summary: of every place, if already known, `(batch, length)` each.
     """
 
     taps: torch.Tensor | None
@@ -48,15 +48,15 @@ class TargetFeatures:
     past_key_values: Cache | None = None
     position_ids: torch.Tensor | None = None
     embeddings: torch.Tensor | None = None
-    outlook: FullOutlook | None = None
+    head_summary: HeadSummary | None = None
 
 
-def at_places(flat: TargetFeatures, places: torch.Tensor, shape: torch.Size) -> TargetFeatures:
-    """Features `(1, tokens, ...)` at their flat places of a `shape` batch, zeros elsewhere."""
+def at_indices(flat: TargetFeatures, indices: torch.Tensor, shape: torch.Size) -> TargetFeatures:
+    """Features `(1, tokens, ...)` at their flat indices of a `shape` batch, zeros elsewhere."""
 
     def spread(x: torch.Tensor) -> torch.Tensor:
-        if len(places) < shape.numel():
-            x = x.new_zeros(shape.numel(), x.shape[-1]).index_copy_(0, places, x[0])
+        if len(indices) < shape.numel():
+            x = x.new_zeros(shape.numel(), x.shape[-1]).index_copy_(0, indices, x[0])
         return x.view(*shape, -1)
 
     taps = None if flat.taps is None else spread(flat.taps)
@@ -80,14 +80,14 @@ class TargetDistribution:
     mass: torch.Tensor | None = None
 
 
-def full_outlook(head: Head, hidden: torch.Tensor, chunk: int) -> FullOutlook:
-    """The outlook of `hidden`, `(positions, hidden)`, from a head of all tokens."""
+def summarize_head(head: Head, hidden: torch.Tensor, chunk: int) -> HeadSummary:
+    """The summary of `hidden`, `(positions, hidden)`, from a head of all tokens."""
     parts = []
     for rows in hidden.split(chunk):
         logits = head(rows)
         parts.append((_top(logits), logits.float().logsumexp(-1)))
 
-    return FullOutlook(*_joined(parts))
+    return HeadSummary(*_joined(parts))
 
 
 def by_whole_head(
@@ -106,16 +106,16 @@ def by_whole_head(
 
 def by_draft_head(
     head: Head,
-    outlook: FullOutlook,
+    head_summary: HeadSummary,
     hidden: torch.Tensor,
     draft_ids: torch.Tensor,
     dtype: torch.dtype,
     with_mass: bool,
     chunk: int,
 ) -> TargetDistribution:
-    """The same from a head of `draft_ids` only, where the outlook of the places is known."""
-    parts, places = [], zip(*(x.split(chunk) for x in (hidden, outlook.top, outlook.log_partition)), strict=True)
-    for rows, top, log_partition in places:
+    """The same from a head of `draft_ids` only, where the summary of the places is known."""
+    parts, columns = [], (hidden, head_summary.top, head_summary.log_partition)
+    for rows, top, log_partition in zip(*(x.split(chunk) for x in columns), strict=True):
         parts.append(_part(head(rows), draft_ids, top, log_partition if with_mass else None, dtype))
     return TargetDistribution(*_joined(parts))
 
@@ -133,7 +133,7 @@ def _part(
     in_draft = torch.ones_like(argmax, dtype=torch.bool) if draft_ids is None else draft_ids[argmax] == top
     part = [seen.softmax(-1).to(dtype), argmax, in_draft]
 
-    # at most 1, except for features stored in eight bits, whose outlook is that of the unrounded ones
+    # at most 1, except for features stored in eight bits, whose summary is that of the unrounded ones
     if log_partition is not None:
         part.append(torch.exp(seen.logsumexp(-1) - log_partition).clamp(max=1))
     return part

@@ -52,8 +52,8 @@ class Segments:
         starts[1:] = (labels[1:] != labels[:-1]) | (rows[1:] != rows[:-1])
 
         first = starts.nonzero()[:, 0]
-        places = torch.arange(len(tokens))
-        positions = places - first[starts.cumsum(0) - 1]
+        indices = torch.arange(len(tokens))
+        positions = indices - first[starts.cumsum(0) - 1]
         return cls(tokens.to(device), positions.to(device), [*first.tolist(), len(tokens)])
 
     def flash_arguments(self) -> dict:
@@ -189,8 +189,8 @@ def documents_mask(config, documents: torch.Tensor, dtype: torch.dtype) -> torch
     Returns:
         `(batch, 1, length, length)`, or one for each type of layer if some of them slide.
     """
-    places = torch.arange(documents.shape[1], device=documents.device)
-    behind = places[:, None] - places
+    indices = torch.arange(documents.shape[1], device=documents.device)
+    behind = indices[:, None] - indices
     seen = (documents[:, None, :, None] == documents[:, None, None, :]) & (behind >= 0)
 
     def additive(seen: torch.Tensor) -> torch.Tensor:

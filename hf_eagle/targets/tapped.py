@@ -10,7 +10,7 @@ from transformers import Cache, PreTrainedModel
 from .architectures import check_tap_ids, find_decoder_parts
 from .features import TargetFeatures
 from .head import TargetHead, plain_embedding
-from .media import shows_media
+from .media_inputs import shows_media
 
 
 class TappedModel:

@@ -9,16 +9,16 @@ from transformers import Cache, PreTrainedModel
 
 from .architectures import check_returned, find_decoder
 from .features import (
-    FullOutlook,
+    HeadSummary,
     TargetDistribution,
     TargetFeatures,
-    at_places,
+    at_indices,
     by_draft_head,
     by_whole_head,
-    full_outlook,
+    summarize_head,
 )
 from .loading import load_causal_lm
-from .media import MEDIA, check_media, rope_index
+from .media_inputs import MEDIA, check_media, rope_index
 from .packed_attention import (
     CannotStandIn,
     Segments,
@@ -236,9 +236,9 @@ class FrozenTarget(TappedModel):
     def _packed_features(self, input_ids, position_ids, documents) -> TargetFeatures:
         """Features of documents, in the fastest way that this target's attention allows."""
         segments = Segments.of(documents)
-        places = segments.tokens
-        positions = segments.position_ids if position_ids is None else position_ids.expand_as(input_ids).take(places)
-        flat = {"input_ids": input_ids.take(places)[None], "position_ids": positions[None]}
+        indices = segments.tokens
+        positions = segments.position_ids if position_ids is None else position_ids.expand_as(input_ids).take(indices)
+        flat = {"input_ids": input_ids.take(indices)[None], "position_ids": positions[None]}
         by_flash = "flash" in self._attention  # kernels of the Hub too
 
         # the fast path first: it fails once, on the first batch, where the model's attention asks for more
@@ -248,18 +248,18 @@ class FrozenTarget(TappedModel):
                     features = self._forward(**flat, segments=segments)
                 if segments.attended < self.num_layers:  # a layer that ignores the switch leaks silently
                     raise CannotStandIn("a way around the attention interface")
-                return at_places(features, places, input_ids.shape)
+                return at_indices(features, indices, input_ids.shape)
             except CannotStandIn as asked:
                 self._by_segments = False
                 logger.warning("The target's attention asks for %s, so batches are masked and padded.", asked)
 
         if by_flash:
-            return at_places(self._forward(**flat, **segments.flash_arguments()), places, input_ids.shape)
+            return at_indices(self._forward(**flat, **segments.flash_arguments()), indices, input_ids.shape)
 
         # transformers derives masks from restarting positions, which leaks between documents in some models (gpt-oss)
         mask = documents_mask(self._decoder.config, documents, self.dtype)
         if position_ids is None:
-            position_ids = torch.zeros_like(input_ids).put_(places, segments.position_ids)
+            position_ids = torch.zeros_like(input_ids).put_(indices, segments.position_ids)
         return self._forward(input_ids, attention_mask=mask, position_ids=position_ids)
 
     def _recorded(self, entries: list[int], **arguments: Any):
@@ -284,9 +284,9 @@ class FrozenTarget(TappedModel):
         return self._head.for_training(ids)
 
     @torch.no_grad()
-    def outlook(self, hidden: torch.Tensor, chunk: int = 256) -> FullOutlook:
+    def head_summary(self, hidden: torch.Tensor, chunk: int = 256) -> HeadSummary:
         """What the whole head says of each place of `hidden`, `(positions, hidden)`; `chunk` as in `distribution`."""
-        return full_outlook(self.teacher_head(), hidden, chunk)
+        return summarize_head(self.teacher_head(), hidden, chunk)
 
     @torch.no_grad()
     def distribution(
@@ -296,7 +296,7 @@ class FrozenTarget(TappedModel):
         dtype: torch.dtype = torch.float32,
         with_mass: bool = False,
         chunk: int = 256,
-        outlook: FullOutlook | None = None,
+        head_summary: HeadSummary | None = None,
     ) -> TargetDistribution:
         """What the target predicts at each place, streamed in chunks of rows.
 
@@ -306,8 +306,8 @@ class FrozenTarget(TappedModel):
             dtype: in which the probabilities are kept.
             with_mass: also sum the full softmax, which costs another pass over the whole vocabulary.
             chunk: rows whose full logits exist at a time.
-            outlook: of these places, if known; then the head's rows outside the draft vocabulary are skipped.
+            head_summary: of these indices, if known; then the head's rows outside the draft vocabulary are skipped.
         """
-        if outlook is None or draft_ids is None:
+        if head_summary is None or draft_ids is None:
             return by_whole_head(self.teacher_head(), hidden, draft_ids, dtype, with_mass, chunk)
-        return by_draft_head(self.teacher_head(draft_ids), outlook, hidden, draft_ids, dtype, with_mass, chunk)
+        return by_draft_head(self.teacher_head(draft_ids), head_summary, hidden, draft_ids, dtype, with_mass, chunk)

@@ -4,9 +4,9 @@ import torch
 from transformers import TrainerCallback
 
 from ..evaluation.acceptance import DecodingSettings, decode_prompts
+from ..evaluation.acceptance_length import acceptance_length
 from ..evaluation.prompt_batches import PromptBatch
 from ..evaluation.prompts import Prompt
-from ..evaluation.statistics import acceptance_length
 from .distributed import whole_draft
 
 

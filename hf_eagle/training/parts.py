@@ -265,7 +265,7 @@ def _check_same_shape(held: DraftConfig, asked: DraftConfig, folder: str) -> Non
             )
 
 
-def stored_features(
+def feature_cache(
     target: FrozenTarget,
     tap_ids: list[int] | None,
     tokenizer: PreTrainedTokenizerBase,

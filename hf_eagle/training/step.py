@@ -1,4 +1,4 @@
-"""One batch, from its tokens to its loss, in order: plan, look, teach, unroll."""
+"""One batch, from its tokens to its loss, in order: plan, target's features, teach, unroll."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -28,7 +28,7 @@ class TrainingStep:
         target: the target.
         training: how the draft's kind is trained.
         dtype: of distributions kept between the target's part and the draft's.
-        features: gives features instead of the target.
+        feature_cache: gives features instead of the target.
     """
 
     def __init__(
@@ -36,9 +36,9 @@ class TrainingStep:
         target: FrozenTarget,
         training: DraftTraining,
         dtype: torch.dtype = torch.float32,
-        features: FeatureCache | None = None,
+        feature_cache: FeatureCache | None = None,
     ):
-        self.target, self.training, self.dtype, self.features = target, training, dtype, features
+        self.target, self.training, self.dtype, self.feature_cache = target, training, dtype, feature_cache
 
     def __call__(
         self,
@@ -64,7 +64,7 @@ class TrainingStep:
         """
         plan = self.plan(batch, draw)
         counts = plan.counts
-        seen = self.look(batch, plan)
+        seen = self.target_features(batch, plan)
         lesson = self.teach(draft or model, seen, plan, self.step_factors(counts, total, processes))
         return self.unroll(model, batch, plan, lesson), counts
 
@@ -80,11 +80,14 @@ class TrainingStep:
 
         return plan.to(batch["input_ids"].device)
 
-    def look(self, batch: Mapping[str, Any], plan: BatchPlan) -> TargetFeatures:
+    def target_features(self, batch: Mapping[str, Any], plan: BatchPlan) -> TargetFeatures:
         """What the target, or the store in its place, says of the batch."""
         asked = {name: x for name, x in batch.items() if name not in OWN_COLUMNS}
         asked |= told_to_target(batch, plan.documents, plan.packed)
-        seen = self.target(**asked) if self.features is None else self.features(batch, lambda: self.target(**asked))
+        if self.feature_cache is None:
+            seen = self.target(**asked)
+        else:
+            seen = self.feature_cache(batch, lambda: self.target(**asked))
 
         if not self.training.sees_embeddings:
             seen.embeddings = None  # as large as a tap

@@ -1,5 +1,6 @@
 """`EagleTrainer`: a `transformers.Trainer` whose `compute_loss` runs a frozen target and unrolls a draft."""
 
+import warnings
 from collections.abc import Iterator
 from functools import partial
 from itertools import count, islice
@@ -22,7 +23,7 @@ from ..drafts.modeling_base import EaglePreTrainedModel
 from ..drafts.vocabulary import tokenizer_fingerprint
 from ..store.cache import FeatureCache
 from ..targets.architectures import longest_context
-from ..targets.media import MEDIA
+from ..targets.media_inputs import MEDIA
 from ..targets.target import FrozenTarget
 from ..targets.teacher_check import check_teacher
 from .acceptance import AcceptanceLengthCallback
@@ -54,7 +55,7 @@ class EagleTrainer(StallMixin, StoppingMixin, SavingMixin, HealthMixin, Trainer)
             that the draft's vocabulary was made with it.
         peft_config ([`~peft.LoraConfig`], *optional*): train this adapter on the draft instead of the draft, and save
             the draft with the adapter merged in, see [`AdaptedDraft`].
-        features ([`FeatureCache`], *optional*): gives features instead of the target, whose head is still needed.
+        feature_cache ([`FeatureCache`], *optional*): gives features instead of the target, whose head is still needed.
         kwargs: as for `Trainer`. `train_dataset` has the columns `input_ids` and `loss_mask`; a stream must be one
             that all ranks read in the same order, or a [`RankStream`] of this rank's own examples.
 
@@ -77,9 +78,13 @@ class EagleTrainer(StallMixin, StoppingMixin, SavingMixin, HealthMixin, Trainer)
         processing_class: PreTrainedTokenizerBase | None = None,
         data_collator=None,
         peft_config: PeftConfig | None = None,
-        features: FeatureCache | None = None,
+        feature_cache: FeatureCache | None = None,
         **kwargs: Any,
     ):
+        if "features" in kwargs:
+            warnings.warn("`features` is now called `feature_cache`; version 0.2 takes only that.", FutureWarning, 2)
+            feature_cache = kwargs.pop("features")
+
         _check_fit(model, target, processing_class)
         refuse_other_methods(model.kind, args)
         training = model.kind.part("training").training_for(args, model.config)
@@ -92,22 +97,21 @@ class EagleTrainer(StallMixin, StoppingMixin, SavingMixin, HealthMixin, Trainer)
         kwargs |= {name: self._looked_at(x, name) for name, x in kwargs.items() if name.endswith("_dataset")}
 
         if data_collator is None:
-            pad = getattr(processing_class, "pad_token_id", None)
-            data_collator = EagleDataCollator(pad_token_id=0 if pad is None else pad)
+            data_collator = EagleDataCollator.of(processing_class)
 
         if peft_config is not None:
             if asked_to_shard(args):  # merging and resuming need whole tensors
                 raise ValueError("`use_peft` cannot train a sharded draft: leave out `fsdp` and `deepspeed`.")
             model = AdaptedDraft(model, peft_config)
 
-        self.features = features
-        if features is not None and model.config.image_embeddings != "token":
+        self.feature_cache = feature_cache
+        if feature_cache is not None and model.config.image_embeddings != "token":
             raise ValueError(
                 f"`image_embeddings` is {model.config.image_embeddings}, which a `feature_store` does not hold: leave "
                 "out one of the two."
             )
-        if features is not None:
-            data_collator = features.collator(data_collator)
+        if feature_cache is not None:
+            data_collator = feature_cache.collator(data_collator)
 
         seed = args.seed if args.data_seed is None else args.data_seed
         # every evaluation draws the same
@@ -134,18 +138,18 @@ class EagleTrainer(StallMixin, StoppingMixin, SavingMixin, HealthMixin, Trainer)
             )
 
         self._share_stream()
-        if features is not None:
-            self.add_callback(features)
+        if feature_cache is not None:
+            self.add_callback(feature_cache)
 
         self.target = target.to(self.args.device)
         self.target.tap_ids = model.config.tap_ids
-        if features is None:  # else the target may have lost its layers; the store's writer compared it
+        if feature_cache is None:  # else the target may have lost its layers; the store's writer compared it
             check_teacher(self.target)
         model.attach(target)
         if self.is_fsdp_enabled:
             shard_draft(model, self.accelerator)
 
-        self.step = TrainingStep(self.target, training, torch.bfloat16 if args.bf16 else torch.float32, features)
+        self.step = TrainingStep(self.target, training, torch.bfloat16 if args.bf16 else torch.float32, feature_cache)
         self._train_totals = StepTotals()
         self._eval_totals = StepTotals()
         self._dealing: Dealing | None = None

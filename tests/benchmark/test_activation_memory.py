@@ -80,7 +80,7 @@ def test_activations_are_those_of_a_real_step(sizes, checkpointing, autocast, sh
         draft.gradient_checkpointing_enable()
     step = Step(draft, None, 4, autocast)
     batch = chat_batch(sizes, 1, LENGTH, share, 1, device)
-    step.look(batch)
+    step.run_target(batch)
     features, teacher = step.target.features, step.target.teacher
     before = [*draft.parameters(), *draft.buffers(), features.taps, teacher.probs, teacher.argmax]
     with LiveBytes(before) as seen:
@@ -97,7 +97,7 @@ def test_what_an_accelerators_attention_keeps(sizes, monkeypatch):
     step = Step(draft, None, 4)
     step.attention = "flex_attention"
     batch = chat_batch(sizes, 1, 128, 1.0, 1, torch.device("cpu"))
-    step.look(batch)
+    step.run_target(batch)
     weights, kept = {p.untyped_storage().data_ptr() for p in draft.parameters()}, {}
 
     def keep(x):

@@ -37,7 +37,7 @@ def steps(shapes=SHAPES):
     batch = chat_batch(shapes, 2, 60, 0.4, 3, CPU)
     ways = [Step(draft, target, 4), Step(draft, target, 4, whole=True)]
     for step in ways:
-        step.look(batch)
+        step.run_target(batch)
     # the target's argmax is left out of the draft vocabulary in most rows here: judge those too
     ways[0].training_step.training.objective.oov_rows = "renormalize"
     return draft, batch, *ways
@@ -70,7 +70,7 @@ def test_padding_of_any_id_is_measured_as_it_is_trained(whole):
     losses = []
     for pad in (0, SHAPES.vocab_size, 10**6):
         batch = step.planned(EagleDataCollator(pad)(rows))
-        step.look(batch)
+        step.run_target(batch)
         losses.append(step.forward(batch).item())
     assert losses[0] == losses[1] == losses[2]
 
@@ -92,7 +92,7 @@ def test_needed_operations_of_eagle1_are_those_that_run():
     draft = new_draft(Eagle1Config.from_target(target.config), target.embedding_weight()).train()
     draft.attach(target)
     batch, step = chat_batch(SHAPES, 2, 60, 0.4, 3, CPU), Step(draft, target, 1)
-    step.look(batch)
+    step.run_target(batch)
     with FlopCounterMode(display=False) as counter:
         step.forward(batch).backward()
     needed = needed_flops(draft, step.plan)
@@ -106,7 +106,7 @@ def test_attention_needs_half_of_what_the_plain_way_computes(shapes):
     target = random_target(shapes, torch.float32, CPU, draft.config.tap_ids)
     batch = chat_batch(shapes, 1, 64, 0.999, 1, CPU)
     step, seen = Step(draft, target, 1), {}
-    step.look(batch)
+    step.run_target(batch)
     for implementation in ("eager", "sdpa"):
         step.attention = implementation
         with FlopCounterMode(display=False) as counter:
@@ -222,7 +222,7 @@ def test_rows_that_are_accepted_are_learned_from(length, turns, share, num_steps
         return
     step = Step(build_draft(SHAPES, CPU), None, num_steps)
     batch = step.planned(chat_batch(SHAPES, 1, length, share, turns, CPU))
-    step.look(batch)
+    step.run_target(batch)
     assert int(step.counts[0]) > 0 and math.isfinite(step.forward(batch).item())
 
 

@@ -15,7 +15,7 @@ from hf_eagle.drafts.costs_base import RunShapes
 from hf_eagle.drafts.eagle1.configuration import Eagle1Config
 from hf_eagle.drafts.eagle3.configuration import draft_config
 from hf_eagle.training.parts import config_of_draft
-from hf_eagle.training.recipe import Recipe
+from hf_eagle.training.run_arguments import RunArguments
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -58,7 +58,7 @@ def script():
 def test_every_recipe_is_dry_run_from_configs(recipe, script, tmp_path, capsys, caplog):
     """As the script does it, with a folder that holds the target's `config.json` and nothing else."""
     asked = ["--config", str(recipe), "--dry_run", "--world_size", world_of(recipe), "--device_memory_gb", "0.5"]
-    asked = Recipe.parse(asked)
+    asked = RunArguments.parse(asked)
     name = asked.target.target
     asked.target.target = str(write_config(name, tmp_path / "target"))
     script["print_dry_run"](asked)
@@ -91,7 +91,7 @@ def test_a_recipe_fits_the_devices_that_its_head_names(recipe, tmp_path):
     assert processes == int(world)
     assert f"--config training_args/{recipe.name}" in head
 
-    asked = Recipe.parse(["--config", str(recipe), "--dry_run", "--world_size", world])
+    asked = RunArguments.parse(["--config", str(recipe), "--dry_run", "--world_size", world])
     target = read_target_config(str(write_config(asked.target.target, tmp_path / "target")))
     config = config_of_draft(target, asked.target, asked.draft)
     steps = asked.draft.kind.part("training").training_for(asked.training, config).steps

@@ -8,9 +8,19 @@ import pyarrow as pa
 import pytest
 from datasets import Dataset
 from template_families import family_tokenizer
-from tiny_tokenizer import CHATML, LLAMA3, MARKED, MARKED_WIDELY, assistant, supervised_texts, tiny_tokenizer, user
+from tiny_tokenizer import (
+    CHATML,
+    LLAMA3,
+    MARKED,
+    MARKED_WIDELY,
+    assistant,
+    encode_conversation,
+    supervised_texts,
+    tiny_tokenizer,
+    user,
+)
 
-from hf_eagle.data.conversations import MaskOptions, build_dataset, build_stream, encode_conversation, load_records
+from hf_eagle.data.conversations import MaskOptions, build_dataset, build_stream, load_records
 
 
 RECORDS = [
@@ -20,17 +30,16 @@ RECORDS = [
 ]
 
 
-def test_encode_conversation_cuts_at_max_length():
+def test_a_conversation_is_cut_at_max_length():
     tokenizer = tiny_tokenizer(CHATML)
     messages = [user("a"), assistant("the answer is four")]
     whole = encode_conversation(messages, tokenizer)
-    cut = encode_conversation(messages, tokenizer, max_length=len(whole["input_ids"]) - 3)
+    (cut,) = build_dataset([{"messages": messages}], tokenizer, max_length=len(whole["input_ids"]) - 3)
     assert cut == {name: values[:-3] for name, values in whole.items()}
     assert sum(cut["loss_mask"]) == sum(whole["loss_mask"]) - 2  # the end of the turn, a token before it, a newline
-    unfinished = encode_conversation(messages, tokenizer, finish_reason=["length"])
+
+    (unfinished,) = build_dataset([{"messages": messages, "finish_reason": ["length"]}], tokenizer)
     assert supervised_texts(tokenizer, *unfinished.values()) == ["the answer is four"]
-    with pytest.raises(ValueError, match="`messages` is empty"):
-        encode_conversation([], tokenizer)
 
 
 def test_rows_equal_single_conversations(caplog):

@@ -15,9 +15,9 @@ from tiny_films import CODECS, FRAMES, write_film
 from tiny_vision import NAMES, SamplingVideoProcessor, chat, film, image, picture, text, vision_processor
 
 from hf_eagle.arguments.groups import DataArguments
+from hf_eagle.data.collators import EagleDataCollator
 from hf_eagle.data.frames import NoDecoder, load_film
 from hf_eagle.data.media import as_inputs, as_text, fingerprint, from_text, limit_media, processor_fingerprint
-from hf_eagle.data.vision_collator import DataCollatorForVisionEagle
 from hf_eagle.data.vision_dataset import build_vision_dataset
 from hf_eagle.hub.run_facts import changed_arguments
 
@@ -81,7 +81,7 @@ def test_ways_to_name_a_film(name, tmp_path):
     address = {"type": "video_url", "video_url": {"url": sources["data"]}}
     records += [{"messages": chat([address, text("hello")], "the cat")}]
     data = build_vision_dataset(records, processor)
-    collate = DataCollatorForVisionEagle(processor)
+    collate = EagleDataCollator.of(processor)
     batches = [collate([row]) for row in data]
     for batch in batches[1:]:
         assert batch.keys() == batches[0].keys() and all(torch.equal(batch[key], x) for key, x in batches[0].items())
@@ -107,7 +107,7 @@ def test_a_list_of_frames_in_every_form(name, tmp_path):
     ]
     forms += [torch.as_tensor(frames), frames.tolist(), str(tmp_path / "film.npy")]
     data = build_vision_dataset([shown(form) for form in forms], processor)
-    collate = DataCollatorForVisionEagle(processor)
+    collate = EagleDataCollator.of(processor)
     batches = [collate([row]) for row in data]
     for batch in batches:
         assert all(torch.equal(batch[key], x) for key, x in batches[0].items())
@@ -126,7 +126,7 @@ def test_limits_reach_what_is_shown(tmp_path):
         processor.video_processor.to_dict = lambda it=processor.video_processor: dict(vars(it), to_dict=None)
         limit_media(processor, **given_)
         data = build_vision_dataset(records, processor)
-        batch = DataCollatorForVisionEagle(processor)(list(data))
+        batch = EagleDataCollator.of(processor)(list(data))
         shapes.append((batch["image_grid_thw"].tolist(), batch["video_grid_thw"].tolist()))
         prints.append(processor_fingerprint(processor))
     assert shapes == [([[1, 8, 8]], [[2, 2, 4]]), ([[1, 4, 4]], [[3, 2, 4]])] and prints[0] != prints[1]
@@ -197,7 +197,7 @@ def test_without_a_decoder_one_sentence_says_what_to_install(tmp_path, monkeypat
     with pytest.raises(NoDecoder, match="`pip install av`"):
         build_vision_dataset([shown(path)], vision_processor(), **skip)
     with pytest.raises(NoDecoder, match="`pip install av`"):
-        DataCollatorForVisionEagle(vision_processor())([row])
+        EagleDataCollator.of(vision_processor())([row])
     assert len(build_vision_dataset([shown(list(FRAMES))], vision_processor())) == 1
 
 

@@ -15,13 +15,13 @@ from tiny_tokenizer import tiny_tokenizer
 from tiny_vision import NAMES, chat, picture, text, vision_processor
 
 from hf_eagle.data.carrying import to_text
+from hf_eagle.data.collators import EagleDataCollator
 from hf_eagle.data.conversations import build_dataset
 from hf_eagle.data.media import has_media, read_media_record
 from hf_eagle.data.messages import to_messages
 from hf_eagle.data.overlap import overlap_statistics
 from hf_eagle.data.records import load_records
 from hf_eagle.data.statistics import duplicate_statistics
-from hf_eagle.data.vision_collator import DataCollatorForVisionEagle
 from hf_eagle.data.vision_dataset import build_vision_dataset
 
 
@@ -32,7 +32,7 @@ def folder(tmp_path):
 
 def assert_shown_alike(found, wanted, processor):
     assert found["input_ids"] == wanted["input_ids"] and found["loss_mask"] == wanted["loss_mask"]
-    collate = DataCollatorForVisionEagle(processor)
+    collate = EagleDataCollator.of(processor)
     found, wanted = collate(list(found)), collate(list(wanted))
     assert found.keys() == wanted.keys() and "mm_token_type_ids" in wanted
     for key, x in wanted.items():

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 from tiny_files import write_tiny_target
-from tiny_tokenizer import CHATML, assistant, tiny_tokenizer, user
+from tiny_tokenizer import CHATML, assistant, encode_conversation, tiny_tokenizer, user
 from warm_python import warm_python
 
-from hf_eagle.data.conversations import encode_conversation
 from hf_eagle.data.preview import to_html, to_terminal, token_texts
 
 

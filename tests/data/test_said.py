@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from template_families import FAMILIES, family_tokenizer
-from tiny_tokenizer import CHATML, assistant, supervised_texts, tiny_tokenizer, user
+from tiny_tokenizer import CHATML, assistant, encode_conversation, supervised_texts, tiny_tokenizer, user
 
-from hf_eagle.data.conversations import build_dataset, encode_conversation
+from hf_eagle.data.conversations import build_dataset
 from hf_eagle.data.loss_mask import ConversationEncoder
 from hf_eagle.data.mask_check import check_loss_mask
 from hf_eagle.data.said import read_reasons

@@ -5,7 +5,7 @@ import logging
 
 import pytest
 import torch
-from tiny_tokenizer import supervised_texts, tiny_tokenizer
+from tiny_tokenizer import encode_conversation, supervised_texts, tiny_tokenizer
 from tiny_vision import (
     CHATS,
     NAMES,
@@ -19,10 +19,10 @@ from tiny_vision import (
     write_records,
 )
 
-from hf_eagle.data.conversations import MaskOptions, build_dataset, encode_conversation
+from hf_eagle.data.collators import EagleDataCollator
+from hf_eagle.data.conversations import MaskOptions, build_dataset
 from hf_eagle.data.media import has_media, read_media_record
 from hf_eagle.data.packing import pack_dataset
-from hf_eagle.data.vision_collator import DataCollatorForVisionEagle
 from hf_eagle.data.vision_dataset import build_vision_dataset
 
 
@@ -40,7 +40,7 @@ def test_batches_are_the_processors(name, records):
     processor = vision_processor(name)
     data = build_vision_dataset(records, processor)
     for side in ("right", "left"):
-        batch = DataCollatorForVisionEagle(processor, padding_side=side)(list(data))
+        batch = EagleDataCollator.of(processor, padding_side=side)(list(data))
         mask = batch.pop("loss_mask")
         wanted = processed(processor, CHATS, side)
         assert set(batch) == set(wanted)
@@ -61,7 +61,7 @@ def test_the_mask_of_text_is_that_of_text(records):
     last = build_vision_dataset(records, processor, options=MaskOptions(last_turn_only=True))
     said = supervised_texts(processor.tokenizer, last[2]["input_ids"], last[2]["loss_mask"])
     assert said == [ANSWERS[2][1] + "<|im_end|>"]
-    batch = DataCollatorForVisionEagle(processor)([data[1]])
+    batch = EagleDataCollator.of(processor)([data[1]])
     assert set(batch) == {"input_ids", "attention_mask", "loss_mask"}  # no image, no pixels
 
 
@@ -86,7 +86,7 @@ def test_too_long_ones_are_left_out_whole(records, caplog):
     with caplog.at_level(logging.WARNING):
         kept = build_vision_dataset(records, processor, max_length=limit)
     assert kept["input_ids"] == [ids for ids in whole["input_ids"] if len(ids) <= limit] and len(kept) == 2
-    batch = DataCollatorForVisionEagle(processor)(list(kept))
+    batch = EagleDataCollator.of(processor)(list(kept))
     short = [messages for messages, length in zip(CHATS, lengths, strict=True) if length <= limit]
     wanted = processed(processor, short)  # and no medium of the others
     assert all(torch.equal(batch[key], torch.as_tensor(x)) for key, x in wanted.items())
@@ -118,7 +118,7 @@ def test_bad_records_stop_or_are_counted(records, caplog):
 def test_what_changes_afterwards_stops(records, tmp_path):
     processor = vision_processor()
     data = list(build_vision_dataset(records, processor))
-    collate = DataCollatorForVisionEagle(processor)
+    collate = EagleDataCollator.of(processor)
     picture(9, 32, 32).save(tmp_path / "1.png")
     with pytest.raises(ValueError, match="images of a batch are .* tokens large, but its rows were made for"):
         collate(data)
@@ -136,7 +136,7 @@ def test_ways_to_name_media(tmp_path):
     rows = [build_vision_dataset([{"messages": messages}], vision_processor()) for messages in chats]
     by_column = {"messages": chat([{"type": "image", "image": None, "text": None}, text("a")], "b"), "images": [shown]}
     rows.append(build_vision_dataset([by_column], vision_processor()))
-    collate = DataCollatorForVisionEagle(vision_processor())
+    collate = EagleDataCollator.of(vision_processor())
     batches = [collate(list(data)) for data in rows]
     for batch in batches[1:]:
         assert all(torch.equal(batch[name], batches[0][name]) for name in batches[0])
@@ -163,8 +163,11 @@ def test_what_is_refused(records):
         build_dataset(records, tiny_tokenizer())
     with pytest.raises(ValueError, match="`packing`"):
         pack_dataset(build_vision_dataset(records, processor), 64)
+    row = build_vision_dataset(records, processor)[0]
     with pytest.raises(ValueError, match="`packing` puts conversations side by side"):
-        DataCollatorForVisionEagle(processor)([{"input_ids": [1], "loss_mask": [1], "document_lengths": [1]}])
+        EagleDataCollator.of(processor)([{**row, "document_lengths": [len(row["input_ids"])]}])
+    packed = [{"input_ids": [1, 2], "loss_mask": [0, 1], "document_lengths": [1, 1]}]  # without media, they can be
+    assert set(EagleDataCollator.of(processor)(packed)) == set(EagleDataCollator(0)(packed))
 
 
 def test_answers_are_trained_on_in_the_tokens_they_were_said_in(records):

@@ -155,7 +155,7 @@ def broken_evaluations(ranks: list[int], out: Path, fsdp2: bool) -> list:
     target, draft = PAIRS["eagle3"]()
     data = Dataset.from_list(random_chats(5, seed=9))
     trainer = EagleTrainer(model=draft, args=args, target=target, train_dataset=data, eval_dataset=data)
-    found, look = [], trainer.step.look
+    found, look = [], trainer.step.target_features
 
     def look_and_break(batch, plan):
         seen = look(batch, plan)
@@ -163,13 +163,13 @@ def broken_evaluations(ranks: list[int], out: Path, fsdp2: bool) -> list:
         return seen
 
     for rank in ranks:
-        trainer.step.look = look_and_break if args.process_index == rank else look
+        trainer.step.target_features = look_and_break if args.process_index == rank else look
         try:
             trainer.evaluate()
             said = None
         except FloatingPointError as problem:
             said = str(problem)
-        trainer.step.look = look
+        trainer.step.target_features = look
         found.append([said, trainer.evaluate()["eval_loss"]])
     return found
 

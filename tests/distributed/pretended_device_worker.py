@@ -61,14 +61,14 @@ def words(target: FrozenTarget, whole: FrozenTarget, seed: int) -> dict[str, flo
     """What the head makes of the same hidden states: by all of its rows, and by those of a draft's vocabulary."""
     hidden = torch.randn(9, whole.hidden_size, generator=torch.Generator().manual_seed(seed))
     rows = {"hidden": hidden, "draft_ids": draft_token_ids(tiny_mapping(40).d2t)}
-    outlook, known = target.outlook(hidden.to(NAME), chunk=4), whole.outlook(hidden)
+    head_summary, known = target.head_summary(hidden.to(NAME), chunk=4), whole.head_summary(hidden)
     found = {
-        "top": deviation(outlook.top, known.top),
+        "top": deviation(head_summary.top, known.top),
         "logits": deviation(target.logits(hidden.to(NAME)), whole.logits(hidden)),
     }
-    for name, of_target, of_whole in (("all rows", None, None), ("a draft's rows", outlook, known)):
-        seen = target.distribution(**moved(rows), with_mass=True, chunk=4, outlook=of_target)
-        wanted = whole.distribution(**rows, with_mass=True, outlook=of_whole)
+    for name, of_target, of_whole in (("all rows", None, None), ("a draft's rows", head_summary, known)):
+        seen = target.distribution(**moved(rows), with_mass=True, chunk=4, head_summary=of_target)
+        wanted = whole.distribution(**rows, with_mass=True, head_summary=of_whole)
         for part in ("probs", "argmax", "in_draft", "mass"):
             found[f"{part} by {name}"] = deviation(getattr(seen, part), getattr(wanted, part))
     return found

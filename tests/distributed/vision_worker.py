@@ -22,7 +22,7 @@ from checked_collectives import check_collectives  # noqa: E402
 from tiny_vision import CHATS, processed, vision_processor, write_records  # noqa: E402
 
 from hf_eagle import EagleTrainer, EagleTrainingArguments, FrozenTarget  # noqa: E402
-from hf_eagle.data.vision_collator import DataCollatorForVisionEagle  # noqa: E402
+from hf_eagle.data.collators import EagleDataCollator  # noqa: E402
 from hf_eagle.data.vision_dataset import build_vision_dataset  # noqa: E402
 from hf_eagle.decoding import speculative_generate  # noqa: E402
 from hf_eagle.drafts.build import new_draft  # noqa: E402
@@ -83,7 +83,7 @@ def main():
         target = FrozenTarget.from_pretrained(f"{spec['models']}/{name}-{files}", sharding=sharding)
         off = {"held": local_bytes(target.model) / local_bytes(whole.model)}
         for turn, rows in TURNS.items():
-            batch = DataCollatorForVisionEagle(processor)([data[row] for row in rows[rank]])
+            batch = EagleDataCollator.of(processor)([data[row] for row in rows[rank]])
             wanted, found = (unroll(t, args, batch) for t in (whole, target))
             for key, x in wanted.items():
                 assert x.abs().max() > 0

@@ -39,7 +39,7 @@ from hf_eagle.evaluation.prompts import Prompt, load_prompts
 from hf_eagle.hub.publish import contents
 from hf_eagle.serving.check import check_draft
 from hf_eagle.training.acceptance import AcceptanceLengthCallback
-from hf_eagle.training.recipe import Recipe
+from hf_eagle.training.run_arguments import RunArguments
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -139,14 +139,14 @@ def assert_same(first, second):
 
 def test_arguments_take_its_method_once_it_is_registered(capsys):
     asked = ["--target", "t", "--train_data", "d", "--output_dir", "o", "--report_to", "none", "--method"]
-    recipe = Recipe.parse([*asked, "block", "--draft_vocab_size", "48"])
+    recipe = RunArguments.parse([*asked, "block", "--draft_vocab_size", "48"])
     recipe.refuse_other_methods()
     assert recipe.draft.kind is KIND
     with pytest.raises(SystemExit):
-        Recipe.parse([*asked, "blocks"])
+        RunArguments.parse([*asked, "blocks"])
     assert "`method` must be one of eagle1, eagle2, eagle3, block, got 'blocks'." in capsys.readouterr().err
     with pytest.raises(ValueError, match="`ttt_steps` is 3, which means nothing to a Block draft"):
-        Recipe.parse([*asked, "block", "--ttt_steps", "3"]).refuse_other_methods()
+        RunArguments.parse([*asked, "block", "--ttt_steps", "3"]).refuse_other_methods()
 
 
 def test_names_of_other_kinds_are_refused():
@@ -456,7 +456,7 @@ def test_the_costs_are_those_that_pytorch_counts(trained, target, records):
 
     trainer, batch = trained, EagleDataCollator(pad_token_id=0)(records[:4])
     plan = trainer.step.plan(batch)
-    seen = trainer.step.look(batch, plan)
+    seen = trainer.step.target_features(batch, plan)
     lesson = trainer.step.teach(trainer.model, seen, plan, torch.ones(3))
     trainer.model.train()
     with FlopCounterMode(display=False) as counted:
@@ -484,7 +484,7 @@ def recipe(tmp_path_factory):
     write_tiny_target(folder / "target")
     write_chats(folder / "chats.jsonl")
     (folder / "asked.txt").write_text("red green\n")
-    return Recipe.parse(
+    return RunArguments.parse(
         [
             *("--method", "block", "--target", str(folder / "target"), "--train_data", str(folder / "chats.jsonl")),
             *("--draft_vocab_size", "24", "--tap_ids", "2", "5", "--oov_rows", "renormalize"),

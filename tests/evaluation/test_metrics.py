@@ -4,8 +4,8 @@ import random
 
 import pytest
 
+from hf_eagle.evaluation.acceptance_length import acceptance_length, confidence_interval
 from hf_eagle.evaluation.metrics import AcceptanceLength, StepAccuracy
-from hf_eagle.evaluation.statistics import acceptance_length, confidence_interval
 
 
 @pytest.fixture(autouse=True)

@@ -18,9 +18,9 @@ from hf_eagle import Eagle1Config, FrozenTarget
 from hf_eagle.drafts.build import new_draft
 from hf_eagle.drafts.eagle3.configuration import EagleConfig
 from hf_eagle.drafts.eagle3.configuration_latent import EagleMLAConfig
-from hf_eagle.drafts.kinds import KINDS, class_of
+from hf_eagle.drafts.kinds import KINDS, architectures_of, class_of
 from hf_eagle.hub import generate_entry
-from hf_eagle.hub.custom_generate import FOLDER, PACKAGE, bundle, write_custom_generate
+from hf_eagle.hub.custom_generate import FOLDER, PACKAGE, bundle
 
 
 ARCHITECTURES = [
@@ -37,6 +37,13 @@ AT_HOME = {
 }
 
 
+def put_beside(draft):
+    """Write a draft's `custom_generate/`, as publishing does in its repository."""
+    (draft / FOLDER).mkdir()
+    for name, source in bundle(architectures=architectures_of(draft)).items():
+        (draft / FOLDER / name).write_text(source)
+
+
 @pytest.fixture(scope="module")
 def pair():
     target = make_target()
@@ -49,7 +56,7 @@ def folders(pair, tmp_path_factory):
     target, draft = pair
     target.model.save_pretrained(folder / "target")
     draft.save_pretrained(folder / "draft")
-    write_custom_generate(folder / "draft")
+    put_beside(folder / "draft")
     return folder / "target", folder / "draft"
 
 
@@ -132,7 +139,7 @@ def carried(request, tmp_path_factory):
     """A target's model, a draft's folder, and `generate` of the files in it."""
     folder, (model, draft) = tmp_path_factory.mktemp("carried"), _draft_of(request.param)
     draft.save_pretrained(folder)
-    write_custom_generate(folder)
+    put_beside(folder)
     package = types.ModuleType(f"carried_{folder.name}")
     package.__path__ = [str(folder / FOLDER)]
     sys.modules[package.__name__] = package
@@ -174,10 +181,10 @@ def run(pair, folders, prompts=None, **arguments):
     return generate_entry.generate(pair[0].model, prompts, draft=str(folders[1]), **arguments)
 
 
-def test_plain_transformers_needs_nothing_else(tmp_path):
+def test_plain_transformers_needs_nothing_else(folders):
     """By transformers' own list of what a file imports, without which it refuses to load it."""
     needed = set()
-    for path in write_custom_generate(tmp_path).iterdir():
+    for path in (folders[1] / FOLDER).iterdir():
         needed |= set(get_imports(path))
     assert needed - sys.stdlib_module_names == {"torch", "transformers"}
 

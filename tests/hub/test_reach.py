@@ -9,7 +9,7 @@ from tiny import random_chats, tiny_pair
 
 from hf_eagle import EagleTrainer, EagleTrainingArguments
 from hf_eagle.hub.reach import check_reachable, reaching_hub
-from hf_eagle.training.recipe import Recipe
+from hf_eagle.training.run_arguments import RunArguments
 
 
 SAID = "`push_to_hub`: the Hub does not answer for me/tiny .*publish the draft afterwards"
@@ -52,7 +52,7 @@ def test_a_run_that_could_not_push_is_refused_before_it_begins(tmp_path, monkeyp
         check_reachable(None, tmp_path / "run")
     given = ["--target", "nowhere", "--train_data", "nothing", "--output_dir", str(tmp_path / "run")]
     with pytest.raises(OSError, match=SAID):
-        Recipe.parse(
+        RunArguments.parse(
             [*given, "--hub_token", "hf_x", "--push_to_hub", "true", "--hub_model_id", "me/tiny"]
         ).refuse_before_loading()
 

@@ -18,6 +18,6 @@ KIND = Kind(
     meaningless=(
         *("draft_attention", "draft_attn_implementation", "draft_rope", "image_embeddings", "fc_norm", "norm_output"),
         *LATENT_SIZES,
-        *("ttt_steps", "normalize_step_weights", "supervision", "regression_weight", "ce_weight", "feature_noise"),
+        *("ttt_steps", "supervision", "regression_weight", "ce_weight", "feature_noise"),
     ),
 )

@@ -45,7 +45,7 @@ class OutsideBlockDraft(EaglePreTrainedModel):
         return self.lm_head
 
     @torch.no_grad()
-    def start_from_target(self, weight: torch.Tensor) -> None:
+    def take_target_head(self, weight: torch.Tensor) -> None:
         """Start with the rows of the target's head, `(vocab_size, hidden)`."""
         self.lm_head.weight.copy_(weight if self.d2t is None else weight[self.draft_ids.to(weight.device)])
 

@@ -94,7 +94,7 @@ class BlockTraining(DraftTraining):
             draft.draft_ids,
             dtype=dtype,
             with_mass=self.objective.needs_mass,
-            outlook=None if seen.outlook is None else seen.outlook.at(positions),
+            head_summary=None if seen.head_summary is None else seen.head_summary.at(positions),
         )
         return Lesson(seen, self.objective.bind(plan.supervised, teacher, step_factors, draft.head_operands))
 

@@ -23,7 +23,7 @@ from warm_python import ROOT, WarmPython
 
 from hf_eagle.cli import VERBS
 from hf_eagle.door.sentences import is_sentence
-from hf_eagle.training.recipe import Recipe
+from hf_eagle.training.run_arguments import RunArguments
 
 
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -250,7 +250,7 @@ def test_every_argument_of_text_is_a_path_in_the_table_or_no_path(verb):
     from transformers import TrainingArguments
 
     script, told = script_of(verb), WALK[verb]
-    groups = getattr(script, "parser", Recipe.parser)().dataclass_types
+    groups = getattr(script, "parser", RunArguments.parser)().dataclass_types
     library = set(TrainingArguments.__dataclass_fields__) - {"output_dir", "resume_from_checkpoint"}
     for group in groups:
         hints = typing.get_type_hints(group)
@@ -309,7 +309,7 @@ def refused(script, argv: list[str], fault: str, capsys) -> str:
 @cache
 def python() -> WarmPython:
     """With no more than a door imports, which makes each of its many processes cheap."""
-    modules = ("hf_eagle.training.recipe", "hf_eagle.arguments.training", "hf_eagle.store.feature_store")
+    modules = ("hf_eagle.training.run_arguments", "hf_eagle.arguments.training", "hf_eagle.store.feature_store")
     return WarmPython(modules=modules, OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", CUDA_VISIBLE_DEVICES="")
 
 

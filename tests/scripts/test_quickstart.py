@@ -1,15 +1,16 @@
 """The quickstart's bookkeeping; its whole way is run by .ci/run, shortened."""
 
-import dataclasses
 import json
 import subprocess
 import sys
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
-import yaml
 
-from hf_eagle.training.recipe import Recipe
+from hf_eagle.hub.card_facts import CardFacts
+from hf_eagle.hub.model_card import render_model_card
+from hf_eagle.training.run_arguments import RunArguments
 
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
@@ -45,6 +46,7 @@ def test_an_interrupted_stage_is_taken_up_again_and_its_time_is_kept(tmp_path):
 def test_the_time_of_a_killed_stage_is_unknown_and_not_told(tmp_path):
     code = f"""
 import os, sys
+from dataclasses import fields, replace
 from pathlib import Path
 sys.path.insert(0, {str(SCRIPTS)!r})
 import quickstart
@@ -74,7 +76,7 @@ def test_other_settings_are_refused_and_nothing_is_lost(tmp_path):
 
 
 def test_the_short_way_changes_only_what_exists():
-    assert quickstart.SHORT.keys() <= {field.name for field in dataclasses.fields(quickstart.QuickstartArguments)}
+    assert quickstart.SHORT.keys() <= {field.name for field in fields(quickstart.QuickstartArguments)}
     quickstart.QuickstartArguments(**quickstart.SHORT)
     with pytest.raises(ValueError, match="`eval_prompts` must be at least 1, got 0"):
         quickstart.QuickstartArguments(eval_prompts=0)
@@ -98,19 +100,47 @@ except SystemExit as stop:
 def test_the_recipes_options_are_ones_that_training_knows():
     options = [*quickstart.SHORT["train_options"].split(), "--bf16", "False", "--target_dtype", "float32"]
     config = SCRIPTS.parent / quickstart.QuickstartArguments().train_config
-    recipe = Recipe.parse(["--config", str(config), *options])
-    assert (recipe.draft.draft_vocab_size, recipe.training.max_steps, recipe.training.bf16) == (256, 20, False)
-    target = recipe.target
+    run = RunArguments.parse(["--config", str(config), *options])
+    assert (run.draft.draft_vocab_size, run.training.max_steps, run.training.bf16) == (256, 20, False)
+    target = run.target
     assert target.target == "assets/smollm2-135m-instruct" and target.target_dtype == "float32"
 
 
-def test_the_card_tells_what_training_was_told(monkeypatch):
-    monkeypatch.chdir(SCRIPTS.parent)
+def test_the_card_of_training_is_completed_and_not_overwritten(tmp_path):
+    sources, statistics = tmp_path / "sources.json", tmp_path / "statistics.json"
+    source = {"file": "chats.json", "from": "https://example.com/chats", "license": "MIT"}
+    sources.write_text(json.dumps({"prompts/train.jsonl": {"from": {"chats": source}}}))
+    held = {"conversations": 9, "tokens": 90, "supervised_share": 0.5, "duplicates": 0, "overlap": {}}
+    held["overlap"]["mt_bench.jsonl"] = {"prompts": 80, "prompts_found": 0}
+    statistics.write_text(json.dumps(held))
+
+    draft = tmp_path / "draft"
+    draft.mkdir()
+    (draft / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLMEagle3"]}))
+    training = {"optimizer steps": 20, "processes": 1}
+    facts = CardFacts("draft", "target", data=["`answers.jsonl`, 9 records"], training=training)
+    render_model_card(draft, replace(facts, hyperparameters={"max_steps": 20}))
+    measured = {"acceptance_length": 1.25, "num_speculative_tokens": 3, "drafts": 8, "num_prompts": 4}
+    measured |= {"prompts": "mt_bench.jsonl", "accepted_per_position": [2, 0, 0]}
+    (draft / "acceptance.json").write_text(json.dumps(measured))
+
+    for _ in range(2):  # also when it is stopped and run again
+        quickstart.complete_card(draft, statistics, sources)
+    card = (draft / "README.md").read_text()
+    for told in ("| optimizer steps | 20 |", "| `max_steps` | `20` |", "`answers.jsonl`, 9 records", "**1.250**"):
+        assert told in card
+    assert "Of the 80 prompts in mt_bench.jsonl, 0 occur in the data" in card
+    assert card.count("prompts from [chats.json](https://example.com/chats), licence MIT") == 1
+
+    (draft / "README.md").write_text("edited by a person")
+    quickstart.complete_card(draft, statistics, sources)
+    assert (draft / "README.md").read_text() == "edited by a person"
+
+
+def test_the_command_of_training_is_one_that_training_takes():
     arguments = quickstart.QuickstartArguments(**quickstart.SHORT)
-    told = quickstart.recipe(quickstart.train_command(arguments, Path("assets/target"), Path("answers.jsonl")))
-    assert told["draft_vocab_size"] == 256 and told["max_steps"] == 20  # the options, over the file
-    file = yaml.safe_load(Path(arguments.train_config).read_text())
-    assert told["lr_scheduler_type"] == file["lr_scheduler_type"]  # "cosine", no enum's name
-    assert told["learning_rate"] == float(file["learning_rate"])
-    assert not {"target", "train_data", "output_dir", "config"} & told.keys()
-    assert "adam_epsilon" not in told  # nobody spoke of it
+    config = str(SCRIPTS.parent / arguments.train_config)
+    command = quickstart.train_command(replace(arguments, train_config=config), Path("target"), Path("answers.jsonl"))
+    run = RunArguments.parse(command)
+    assert run.target.base_model == quickstart.BASE_MODEL
+    assert (run.draft.draft_vocab_size, run.training.max_steps) == (256, 20)  # the options, over the file

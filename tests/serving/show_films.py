@@ -26,8 +26,8 @@ from transformers import (  # noqa: E402
 )
 from transformers.video_utils import VideoMetadata  # noqa: E402
 
+from hf_eagle.data.collators import EagleDataCollator  # noqa: E402
 from hf_eagle.data.media import limit_media  # noqa: E402
-from hf_eagle.data.vision_collator import DataCollatorForVisionEagle  # noqa: E402
 from hf_eagle.data.vision_dataset import build_vision_dataset  # noqa: E402
 from hf_eagle.targets.loading import load_processor  # noqa: E402
 
@@ -78,7 +78,7 @@ def main(folder: Path) -> None:
             limit_media(processor, **given)
             messages = chat([image(1, 16, 8), {"type": "video", "video": path}, text("hello")], "the cat")
             data = build_vision_dataset([{"messages": messages}], processor)
-            batch = DataCollatorForVisionEagle(processor)(list(data))
+            batch = EagleDataCollator.of(processor)(list(data))
             batch.pop("loss_mask")
             wanted = {key: torch.as_tensor(x) for key, x in theirs(processor, messages).items()}
             equal = {key: bool(torch.equal(batch[key], x)) for key, x in wanted.items()}

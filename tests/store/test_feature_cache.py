@@ -49,7 +49,7 @@ def filled(folder, target, data=DATA, dtype="float32", batch_size=1):
     cache.lock.release()
 
 
-def curve(out, target, draft, data=DATA, features=None, callbacks=None, resume=None, **fields):
+def curve(out, target, draft, data=DATA, feature_cache=None, callbacks=None, resume=None, **fields):
     """Every step's loss, the loss of an evaluation at the end, and a sum over the trained weights, bit for bit."""
     defaults = {
         "num_train_epochs": 2,
@@ -63,7 +63,7 @@ def curve(out, target, draft, data=DATA, features=None, callbacks=None, resume=N
         output_dir=str(out), report_to="none", disable_tqdm=True, **{**defaults, **steps, **fields}
     )
     trainer = EagleTrainer(
-        draft, args, target, train_dataset=data, eval_dataset=data, features=features, callbacks=callbacks
+        draft, args, target, train_dataset=data, eval_dataset=data, feature_cache=feature_cache, callbacks=callbacks
     )
     trainer.train(resume_from_checkpoint=resume)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
@@ -94,7 +94,7 @@ def test_the_curve_is_the_live_one_bit_for_bit(method, dtype, way, tmp_path):
     filled(tmp_path / "store", target, dtype=name, batch_size=size)
     cache = cache_of(tmp_path / "store", target, dtype=name)
     drop_layers(target)
-    assert curve(tmp_path / "stored", target, draft, features=cache, **fields) == live
+    assert curve(tmp_path / "stored", target, draft, feature_cache=cache, **fields) == live
     assert live[0] != live[1]
 
 
@@ -121,8 +121,8 @@ class Rounded(FrozenTarget):
     def __call__(self, *args, **kwargs):
         seen = super().__call__(*args, **kwargs)
         taps, last = (decode(encode(x, self.store_dtype, 32), x.dtype) for x in (seen.taps, seen.last_hidden))
-        outlook = self.outlook(seen.last_hidden.flatten(0, 1))
-        return TargetFeatures(taps, last, outlook=outlook)
+        head_summary = self.head_summary(seen.last_hidden.flatten(0, 1))
+        return TargetFeatures(taps, last, head_summary=head_summary)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float8"])
@@ -133,7 +133,10 @@ def test_a_narrower_store_is_live_training_on_rounded_features(dtype, tmp_path):
     live = curve(tmp_path / "live", rounded, draft)
     target, draft = pair()
     filled(tmp_path / "store", target, dtype=dtype)
-    assert curve(tmp_path / "stored", target, draft, features=cache_of(tmp_path / "store", target, dtype=dtype)) == live
+    assert (
+        curve(tmp_path / "stored", target, draft, feature_cache=cache_of(tmp_path / "store", target, dtype=dtype))
+        == live
+    )
     exact = curve(tmp_path / "exact", *pair(), max_steps=3)[:3]
     assert live[:3] != exact and live[:3] == pytest.approx(exact, rel=0.02)
 
@@ -146,13 +149,13 @@ def test_the_first_epoch_fills_the_store(tmp_path):
     cache = cache_of(tmp_path / "store", target, write=True)
     asked, forward = [], target._forward
     target._forward = lambda *args, **kwargs: asked.append(1) or forward(*args, **kwargs)
-    assert curve(tmp_path / "stored", target, draft, features=cache) == live
+    assert curve(tmp_path / "stored", target, draft, feature_cache=cache) == live
     assert len(asked) == 5
     cache.lock.release()
     target, draft = pair()
     cache = cache_of(tmp_path / "store", target)
     drop_layers(target)
-    assert curve(tmp_path / "again", target, draft, features=cache) == live
+    assert curve(tmp_path / "again", target, draft, feature_cache=cache) == live
 
 
 def test_ranks_agree_on_what_is_missing(tmp_path):
@@ -215,6 +218,14 @@ def test_every_mismatch_is_one_sentence(tmp_path):
     refused("a `target` of configuration", target=other(tiny_llama(rope_theta=5e5)))
 
 
+def test_the_old_name_of_the_argument_works_and_warns(tmp_path):
+    target, draft = pair()
+    cache = cache_of(tmp_path / "store", target, write=True)
+    args = EagleTrainingArguments(output_dir=str(tmp_path / "run"), report_to="none", disable_tqdm=True)
+    with pytest.warns(FutureWarning, match="`features` is now called `feature_cache`; version 0.2"):
+        assert EagleTrainer(draft, args, target, train_dataset=DATA, features=cache).feature_cache is cache
+
+
 def test_arguments_that_do_not_fit_are_one_sentence():
     with pytest.raises(ValueError, match="`store_dtype` is float8, but `feature_store` names no folder"):
         DataArguments(train_data=["chats.jsonl"], store_dtype="float8")
@@ -255,11 +266,11 @@ def test_an_interrupted_first_epoch_goes_on(tmp_path):
     target, draft = pair()
     cache = cache_of(tmp_path / "store", target, write=True)
     with pytest.raises(KeyboardInterrupt):
-        curve(tmp_path / "run", target, draft, features=cache, callbacks=[Stop()], **fields)
+        curve(tmp_path / "run", target, draft, feature_cache=cache, callbacks=[Stop()], **fields)
     assert len(FeatureStore(tmp_path / "store")) == 3
     cache.lock.release()
     target, draft = pair()
     cache = cache_of(tmp_path / "store", target, write=True)
-    resumed = curve(tmp_path / "run", target, draft, features=cache, resume="last", **fields)
+    resumed = curve(tmp_path / "run", target, draft, feature_cache=cache, resume="last", **fields)
     assert resumed == live
     assert len(FeatureStore(tmp_path / "store")) == len(DATA)

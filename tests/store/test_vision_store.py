@@ -6,8 +6,8 @@ from PIL import Image
 from test_vision_training import batch_of, make_trainer
 from tiny_vision import CHATS, vision_processor, write_records
 
+from hf_eagle.data.collators import EagleDataCollator
 from hf_eagle.data.media import processor_fingerprint
-from hf_eagle.data.vision_collator import DataCollatorForVisionEagle
 from hf_eagle.data.vision_dataset import build_vision_dataset
 from hf_eagle.store.cache import fill, open_cache
 from hf_eagle.store.feature_store import FeatureStore
@@ -30,7 +30,7 @@ def filled(folder, batch_size):
 
     def cache(target, processor, data, tap_ids):
         found = opened(folder, write=True)(target, processor, data, tap_ids)
-        fill(found, target, [data], DataCollatorForVisionEagle(processor), batch_size)
+        fill(found, target, [data], EagleDataCollator.of(processor), batch_size)
         found.lock.release()
         found = opened(folder)(target, processor, data, tap_ids)
         drop_layers(target)
@@ -89,8 +89,8 @@ def test_other_pictures_are_not_in_it(tmp_path):
     """A file that changed has the same name and as many tokens, and other features."""
     place = folder(tmp_path, "run")
     trainer, processor, data = make_trainer(place, cache=opened(place / "features", write=True))
-    fill(trainer.features, trainer.target, [data], DataCollatorForVisionEagle(processor), 2)
-    trainer.features.lock.release()
+    fill(trainer.feature_cache, trainer.target, [data], EagleDataCollator.of(processor), 2)
+    trainer.feature_cache.lock.release()
     arguments = (trainer.target, processor, data, trainer.model.config.tap_ids)
     opened(place / "features")(*arguments)
     records = write_records(place / "media", CHATS)
@@ -111,7 +111,7 @@ def test_what_is_refused(tmp_path):
         make_trainer(there, embeds="vision", cache=opened(there / "features", write=True))
     place = folder(tmp_path, "run")
     trainer, processor, data = make_trainer(place, cache=opened(place / "features", write=True))
-    trainer.features.lock.release()
+    trainer.feature_cache.lock.release()
     arguments = (trainer.target, processor, data, trainer.model.config.tap_ids)
     with pytest.raises(ValueError, match="hold images or videos: pass the `processor`"):
         opened(place / "features", processor=None)(*arguments)

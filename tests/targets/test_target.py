@@ -132,19 +132,19 @@ def test_a_known_outlook_leaves_the_rest_of_the_head_out(chunk):
         target.model.lm_head.weight[ids[-1]] = 9 * target.model.lm_head.weight[twin]
         target.model.lm_head.weight[twin] = target.model.lm_head.weight[ids[-1]]
         logits = target.model.lm_head(hidden)
-    outlook = target.outlook(hidden, chunk=chunk)
-    assert torch.equal(outlook.top, logits.argmax(-1))
-    torch.testing.assert_close(outlook.log_partition, logits.logsumexp(-1))
+    head_summary = target.head_summary(hidden, chunk=chunk)
+    assert torch.equal(head_summary.top, logits.argmax(-1))
+    torch.testing.assert_close(head_summary.log_partition, logits.logsumexp(-1))
 
-    seen = target.distribution(hidden, ids, with_mass=True, chunk=chunk, outlook=outlook)
+    seen = target.distribution(hidden, ids, with_mass=True, chunk=chunk, head_summary=head_summary)
     assert torch.equal(seen.in_draft, torch.isin(logits.argmax(-1), ids))
-    assert seen.in_draft.any() and not seen.in_draft.all() and (outlook.top == twin).any()
+    assert seen.in_draft.any() and not seen.in_draft.all() and (head_summary.top == twin).any()
     wanted = target.distribution(hidden, ids, with_mass=True)
     assert all(torch.equal(getattr(seen, name), getattr(wanted, name)) for name in ("probs", "argmax", "in_draft"))
     torch.testing.assert_close(seen.mass, wanted.mass)
     head = target.teacher_head
     target.teacher_head = lambda ids=None: head(ids) if ids is not None else pytest.fail("the whole head is asked")
-    target.distribution(hidden, ids, outlook=outlook)
+    target.distribution(hidden, ids, head_summary=head_summary)
 
 
 def test_the_target_is_frozen_and_keeps_no_hook():

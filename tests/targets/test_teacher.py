@@ -190,7 +190,7 @@ def test_a_head_that_is_no_linear_layer_teaches_what_it_says(name):
 
     ids = torch.tensor([3, 5, 40, 77])
     torch.testing.assert_close(target.distribution(hidden, ids).probs, own[:, ids].softmax(-1))
-    known = target.distribution(hidden, ids, with_mass=True, outlook=target.outlook(hidden))
+    known = target.distribution(hidden, ids, with_mass=True, head_summary=target.head_summary(hidden))
     torch.testing.assert_close(known.mass, own.softmax(-1)[:, ids].sum(-1))
     torch.testing.assert_close(target.head_weight(), model.lm_head.table())
 

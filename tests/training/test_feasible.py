@@ -6,7 +6,7 @@ from tiny import random_chats, tiny_eagle1_pair, tiny_pair
 from hf_eagle import EagleTrainer, EagleTrainingArguments
 from hf_eagle.drafts.kinds import KINDS
 from hf_eagle.training.feasible import METRICS
-from hf_eagle.training.recipe import Recipe
+from hf_eagle.training.run_arguments import RunArguments
 
 
 EVALUATED = ["--eval_strategy", "steps", "--eval_share", "0.1"]
@@ -14,7 +14,7 @@ EVALUATED = ["--eval_strategy", "steps", "--eval_share", "0.1"]
 
 def refuse(tmp_path, *words):
     given = ["--target", "nowhere", "--train_data", "nowhere", "--output_dir", str(tmp_path / "out"), *words]
-    return Recipe.parse(given).refuse_before_loading()
+    return RunArguments.parse(given).refuse_before_loading()
 
 
 @pytest.mark.parametrize(
@@ -71,12 +71,12 @@ def test_what_can_be_had(tmp_path, words):
 def test_a_null_is_no_folder(tmp_path, given):
     """The library would write into a folder of its own name."""
     (tmp_path / "run.yaml").write_text("target: nowhere\ntrain_data: nowhere\noutput_dir: null\n")
-    recipe = Recipe.parse(["--config", str(tmp_path / "run.yaml"), *given])
+    run = RunArguments.parse(["--config", str(tmp_path / "run.yaml"), *given])
     if given:
-        assert recipe.training.output_dir == "x"
+        assert run.training.output_dir == "x"
         return
     with pytest.raises(ValueError, match="`output_dir` names no folder: set it to"):
-        recipe.refuse_before_loading()
+        run.refuse_before_loading()
 
 
 @pytest.mark.parametrize("kind", ["eagle1", "eagle3"])

@@ -22,7 +22,7 @@ from hf_eagle.drafts.build import new_draft
 from hf_eagle.targets.target import FrozenTarget
 from hf_eagle.training.checkpoints import MANIFEST, read_manifest
 from hf_eagle.training.parts import conversations
-from hf_eagle.training.recipe import Recipe
+from hf_eagle.training.run_arguments import RunArguments
 from hf_eagle.training.stream_place import StreamPlace, check_same_data, check_stream_place, place_of
 
 
@@ -252,9 +252,9 @@ def test_a_recipe_that_reads_its_data_otherwise_is_refused_before_loading(writte
     command = ["--target", "nothing", "--train_data", "nothing", "--output_dir", str(tmp_path / "out"), "--use_cpu"]
     command += ["--resume_from_checkpoint", "last", "--max_steps", "4", "--report_to", "none"]
     command += (["--streaming"] if streaming else []) + (["--ignore_data_skip"] if skip else [])
-    recipe = Recipe.parse(command)
+    run = RunArguments.parse(command)
     if skip or written == "an earlier version" or (written == "stream") == streaming:
-        assert recipe.refuse_before_loading() == tmp_path / "out" / "checkpoint-2"
+        assert run.refuse_before_loading() == tmp_path / "out" / "checkpoint-2"
         return
 
     told = ("set", "whole data", "leave it out") if streaming else ("not set", "a stream", "set it")
@@ -262,7 +262,7 @@ def test_a_recipe_that_reads_its_data_otherwise_is_refused_before_loading(writte
         *told
     )
     with pytest.raises(ValueError, match=told):
-        recipe.refuse_before_loading()
+        run.refuse_before_loading()
 
 
 # ---- a stream of other data ----
@@ -296,14 +296,14 @@ def test_a_stream_of_other_data_is_refused_before_loading(known, skip, tmp_path)
     write_place(tmp_path, held[known])
     for data, more in (((good, table), {}), ((big,), {}), ((table, big), {}), ((big, table), {"data_weights": (1, 3)})):
         words = command(tmp_path, *data, **more, **({"ignore_data_skip": ()} if skip else {}))
-        recipe = Recipe.parse(words)
+        run = RunArguments.parse(words)
         if skip or known != "reads":
-            assert recipe.refuse_before_loading() == tmp_path / "out" / "checkpoint-2"
+            assert run.refuse_before_loading() == tmp_path / "out" / "checkpoint-2"
             continue
         with pytest.raises(
             ValueError, match="^`train_data` is .*checkpoint-2 was written by a run on big.jsonl"
         ) as told:
-            recipe.refuse_before_loading()
+            run.refuse_before_loading()
         assert "`ignore_data_skip`" in str(told.value) and data[0].name in str(told.value).partition(", but ")[0]
 
 
@@ -322,14 +322,14 @@ def test_the_same_data_go_on_under_another_configuration_and_from_elsewhere(more
     moved.parent.mkdir()
     for here in (big, moved):
         big.replace(here)
-        recipe = Recipe.parse(command(tmp_path, here, table, **more))
-        assert recipe.refuse_before_loading() == tmp_path / "out" / "checkpoint-2"
+        run = RunArguments.parse(command(tmp_path, here, table, **more))
+        assert run.refuse_before_loading() == tmp_path / "out" / "checkpoint-2"
 
 
 def test_a_checkpoint_notes_what_is_read(tmp_path):
     big, table, _ = write_data(tmp_path)
-    recipe = Recipe.parse(command(tmp_path, big, table, data_weights=(1, 3)))
-    stream, _ = conversations(TOKENIZER, recipe.data, recipe.training)
+    run = RunArguments.parse(command(tmp_path, big, table, data_weights=(1, 3)))
+    stream, _ = conversations(TOKENIZER, run.data, run.training)
     trainer = make(tmp_path, stream, max_steps=1)
     trainer.train()
     reads = what_is_read([str(big), str(table)], [1, 3])

@@ -16,7 +16,7 @@ from tiny_vision import CHATS, NAMES, chat, image, text, tiny_vision_model, vide
 from hf_eagle import EagleTrainer, EagleTrainingArguments, load_draft
 from hf_eagle.arguments.groups import DraftArguments
 from hf_eagle.arguments.objective import refuse_other_methods
-from hf_eagle.data.vision_collator import DataCollatorForVisionEagle
+from hf_eagle.data.collators import EagleDataCollator
 from hf_eagle.data.vision_dataset import build_vision_dataset
 from hf_eagle.drafts.build import new_draft
 from hf_eagle.drafts.eagle1.configuration import Eagle1Config
@@ -63,8 +63,8 @@ def make_trainer(folder, name="qwen3-vl", chats=CHATS, rope="mrope", embeds="tok
         train_dataset=data,
         eval_dataset=data,
         processing_class=processor.tokenizer,
-        data_collator=DataCollatorForVisionEagle(processor),
-        features=cache and cache(target, processor, data, config.tap_ids),
+        data_collator=EagleDataCollator.of(processor),
+        feature_cache=cache and cache(target, processor, data, config.tap_ids),
     )
     return trainer, processor, data
 

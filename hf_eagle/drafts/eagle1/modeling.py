@@ -93,7 +93,7 @@ class LlamaForCausalLMEagle(UnrolledDraft):
             )
         self.lm_head.weight = self._lent(weight)
 
-    start_from_target = set_target_head  # a new draft has no head of its own to initialise
+    take_target_head = set_target_head  # a new draft has no head of its own to initialise
 
     def freeze(self) -> None:
         super().freeze()

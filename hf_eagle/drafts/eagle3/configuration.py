@@ -9,7 +9,7 @@ from transformers import PreTrainedConfig
 from ...targets.architectures import check_tap_ids, default_tap_ids
 from ...targets.config_fields import read_field
 from ...targets.latent import has_latent_attention
-from ...targets.media import has_mrope
+from ...targets.media_inputs import has_mrope
 from ..configuration_base import DraftConfig, fields_of_target, written_for_servers
 from ..rope import draft_rope
 from .taps import describe_taps, sglang_counts_entries

@@ -67,7 +67,7 @@ class Eagle3Draft(UnrolledDraft):
         return self.lm_head
 
     @torch.no_grad()
-    def start_from_target(self, weight: torch.Tensor) -> None:
+    def take_target_head(self, weight: torch.Tensor) -> None:
         """Initialise from the target: the head from the rows of its head, `(vocab_size, hidden)`, and `fc` so that it
         passes the last tap through. Then the draft's residual stream starts as the target's, which the head expects."""
         self.lm_head.weight.copy_(weight if self.d2t is None else weight[self.draft_ids.to(weight.device)])

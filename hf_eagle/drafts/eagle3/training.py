@@ -18,8 +18,7 @@ class Eagle3Training(DraftTraining):
     Args:
         objective: the loss.
         num_steps: TTT steps.
-        step_weight: the weight of step s is `step_weight ** s`.
-        normalize: divide the weights by their sum.
+        step_weight: the weight of step s is `step_weight ** s`, divided by the sum of all weights.
         supervision: which rows count, see `supervised_steps`.
         sees_embeddings: see [`DraftTraining`].
     """
@@ -29,26 +28,25 @@ class Eagle3Training(DraftTraining):
         objective: DraftObjective,
         num_steps: int = DEFAULT_STEPS,
         step_weight: float = 0.8,
-        normalize: bool = True,
         supervision: str = "serving",
         sees_embeddings: bool = False,
     ):
         self.objective, self.supervision, self.sees_embeddings = objective, supervision, sees_embeddings
         weights = torch.tensor([step_weight**s for s in range(num_steps)])
-        self.step_weights = weights / weights.sum() if normalize else weights
+        self.step_weights = weights / weights.sum()
 
     def plan(self, batch, draw) -> UnrollPlan:
         return UnrollPlan.of(batch, self.steps, self.supervision)
 
     def teach(self, target, draft, seen, plan, step_factors, dtype) -> Lesson:
-        """The target's distributions over the draft's vocabulary, cheaper if the outlook of tokens is known."""
+        """The target's distributions over the draft's vocabulary, cheaper if the summary of the whole head is known."""
         positions = plan.supervised.positions
         teacher = target.distribution(
             seen.last_hidden.flatten(0, 1)[positions],
             draft.draft_ids,
             dtype=dtype,
             with_mass=self.objective.needs_mass,
-            outlook=None if seen.outlook is None else seen.outlook.at(positions),
+            head_summary=None if seen.head_summary is None else seen.head_summary.at(positions),
         )
 
         return Lesson(seen, self.objective.bind(plan.supervised, teacher, step_factors, draft.head_operands))
@@ -60,7 +58,6 @@ def training_for(args, config: EagleConfig) -> Eagle3Training:
         DraftObjective(args.loss, args.oov_rows, args.lk_scale, args.lk_decay),
         args.ttt_steps or DEFAULT_STEPS,
         args.step_weight,
-        args.normalize_step_weights,
         args.supervision,
         sees_embeddings=config.image_embeddings != "token",
     )

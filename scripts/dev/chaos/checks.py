@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hf_eagle.training.checkpoints import MANIFEST, checkpoints, last_complete_checkpoint, why_incomplete
 
-from .plan import SIGNALS, STEPS, Blow
+from .plan import STEPS, Blow
 from .processes import Ended
 
 
@@ -238,8 +238,3 @@ def _alike(value: float, wanted: float, exact: bool) -> bool:
 
 def _told(records: Counter) -> str:
     return ", ".join(map(str, sorted(records.elements()))) or "nothing"
-
-
-def ends_by_error(blow: Blow) -> bool:
-    """Whether the struck ranks say an error themselves."""
-    return blow.fault not in SIGNALS

@@ -25,7 +25,7 @@ _PARENT_DEATH_SIGNAL = 1  # of prctl(2)
 _GRACE = 15.0  # seconds in which the helpers of a rank that was killed find out
 _TORCHRUN_LOOKS = 0.1  # seconds between two looks of torchrun at its ranks
 LIBRARIES = (
-    *("hf_eagle.training.recipe", "hf_eagle.training.parts", "hf_eagle.training.trainer"),
+    *("hf_eagle.training.run_arguments", "hf_eagle.training.parts", "hf_eagle.training.trainer"),
     *("hf_eagle.training.acceptance", "hf_eagle.evaluation.plots", "hf_eagle.serving.check"),
     *("transformers.models.llama.modeling_llama", "transformers.trainer", "peft"),
     *("matplotlib.figure", "matplotlib.backends.backend_agg", "torch.distributed.fsdp"),

@@ -123,18 +123,18 @@ def _shard_on_a_cpu() -> None:
     from accelerate import PartialState
     from accelerate.utils import DistributedType
 
-    from hf_eagle.training.recipe import Recipe
+    from hf_eagle.training.run_arguments import RunArguments
 
-    parse = Recipe.parse
+    parse = RunArguments.parse
 
     def parse_and_meet(*args, **kwargs):
-        recipe = parse(*args, **kwargs)
+        run = parse(*args, **kwargs)
         if os.environ.get("ACCELERATE_USE_FSDP") == "true":
-            recipe.training.device  # noqa: B018  the processes meet
+            run.training.device  # noqa: B018  the processes meet
             PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
-        return recipe
+        return run
 
-    Recipe.parse = parse_and_meet
+    RunArguments.parse = parse_and_meet
 
 
 def _watch_training(saboteur: Saboteur) -> None:

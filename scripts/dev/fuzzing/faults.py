@@ -50,7 +50,6 @@ PATHS = [
 ]
 PATHS += ["target/model.safetensors", "out/../target", ".", "..", "/proc", "~no/such", "me/no-such-model", "a" * 300]
 VALUES = TEXTS + NUMBERS + PATHS
-INPUTS = ["chats.jsonl", "prompts.jsonl", "target", "run", "run/config.json", "other", "ids.json"]
 JSON_VALUES: list[Any] = [None, True, 0, -1, 10**30, 1.5, float("nan"), "", "text", [], {}, [None], {"a": []}, [[]]]
 JSON_VALUES += ["\ud800", [1] * 50, {"role": {}}, 10**6]
 ENDINGS = {".json", ".jsonl", ".yaml", ".safetensors", ".jinja", ".pt", ".bin", ".txt"}

@@ -17,7 +17,6 @@ from tiny_vision import CHATS, tiny_vision_model, vision_processor, write_record
 from hf_eagle import EagleConfig, EagleDataCollator, FrozenTarget, VocabularyMapping, new_draft, pack_dataset
 
 # the only modules that are not public: where they move, only these lines change
-from hf_eagle.data.vision_collator import DataCollatorForVisionEagle
 from hf_eagle.data.vision_dataset import build_vision_dataset
 from hf_eagle.store.cache import fill, open_cache
 
@@ -93,7 +92,7 @@ def on_stored_features(folder: Path) -> dict:
     fill(empty, target, datasets, EagleDataCollator(0), batch_size=4)
     empty.lock.release()
 
-    return {**parts, "features": open_cache(*run, **about)}
+    return {**parts, "feature_cache": open_cache(*run, **about)}
 
 
 def on_pictures(folder: Path) -> dict:
@@ -115,7 +114,7 @@ def on_pictures(folder: Path) -> dict:
         "train_dataset": data,
         "eval_dataset": data,
         "processing_class": processor.tokenizer,
-        "data_collator": DataCollatorForVisionEagle(processor),
+        "data_collator": EagleDataCollator.of(processor),
     }
 
 

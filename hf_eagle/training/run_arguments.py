@@ -1,4 +1,4 @@
-"""A recipe: the settings of a run, read from its YAML file and command line, and checked before anything is loaded.
+"""The settings of a run, read from its YAML file and command line, and checked before anything is loaded.
 
 Imports that load torch are inside the functions, so that `--help` does not wait for it.
 """
@@ -23,11 +23,11 @@ _GROUPS = (TargetArguments, DraftArguments, AdapterArguments, DataArguments, Dry
 
 
 @dataclass
-class Recipe:
+class RunArguments:
     """The arguments of scripts/train_eagle.py, one field per group.
 
     Example:
-        >>> Recipe.parse(["--config", "training_args/smollm2-135m-eagle3.yaml"]).draft.draft_vocab_size
+        >>> RunArguments.parse(["--config", "training_args/smollm2-135m-eagle3.yaml"]).draft.draft_vocab_size
         4096
     """
 
@@ -39,7 +39,7 @@ class Recipe:
     training: "EagleTrainingArguments"
 
     @classmethod
-    def parse(cls, args: list[str] | None = None, description: str | None = None) -> "Recipe":
+    def parse(cls, args: list[str] | None = None, description: str | None = None) -> "RunArguments":
         """Read a command line, including its `--config` file; `--help` loads no torch.
 
         Args:
