@@ -90,7 +90,8 @@ def test_files_of_a_form_that_is_not_read_are_named(ending, tmp_path, caplog):
         )
 
     (tmp_path / "a.jsonl").unlink()
-    with pytest.raises(ValueError, match=f"holds no .* file to use .*of an unsupported format.*sub/0{re.escape(ending)}"):
+    message = f"holds no .* file to use .*of an unsupported format.*sub/0{re.escape(ending)}"
+    with pytest.raises(ValueError, match=message):
         load_records(tmp_path)
 
 
@@ -168,5 +169,6 @@ def test_a_folder_that_changes_while_it_is_read_is_refused(tmp_path, monkeypatch
         raise OSError(22, "Invalid argument", "/proc/1/task/1/net")
 
     monkeypatch.setattr(Path, "rglob", vanished)
-    with pytest.raises(ValueError, match=r"cannot be read as a folder of data \(Invalid argument\): name a different one"):
+    message = r"cannot be read as a folder of data \(Invalid argument\): name a different one"
+    with pytest.raises(ValueError, match=message):
         files_of(tmp_path, "train")
