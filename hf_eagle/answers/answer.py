@@ -1,4 +1,4 @@
-"""One answer of the target: the tokens it said, and the message that they are parsed into."""
+"""One answer of the target: the tokens it generated, and the message that they are parsed into."""
 
 import hashlib
 import json
@@ -12,14 +12,14 @@ from ..data.said import opens_thought, read_tokens
 
 @dataclass(frozen=True)
 class Answer:
-    """What the target said to one prompt.
+    """The target's answer to one prompt.
 
     Args:
-        message: `content`, with `reasoning_content` and `tool_calls` where the template has a place for them.
-        finish_reason: why it ended, one of `ENDED` or `CUT` of `data/spans.py`.
+        message: `content`, with `reasoning_content` and `tool_calls` if the template renders them.
+        finish_reason: the reason why it ended, one of `ENDED` or `CUT` of `data/spans.py`.
         token_ids: all of its tokens, including the one that ended it; `None` if a server does not report them.
-        prompt_tokens: the number of its prompt's tokens.
-        continues: whether the prompt repeats the previous answer token by token and goes on from there.
+        prompt_tokens: the number of tokens in its prompt.
+        continues: whether the prompt repeats the previous answer token by token and continues from there.
         digest: hash of the tokens of prompt and answer.
     """
 
@@ -32,7 +32,7 @@ class Answer:
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing was said, or only white space: that is no answer.
+        """Whether the answer is blank, which does not count as an answer.
 
         Known tokens that were cut before their text began, such as the name of a channel, do count as an answer.
         """
@@ -41,7 +41,7 @@ class Answer:
         return not (content.strip() or began or any(self.message.get(name) for name in other))
 
     def as_row(self) -> dict:
-        """A row of a journal; `Answer(**row)` reads it."""
+        """Return the answer as a journal row; `Answer(**row)` reads it."""
         return asdict(self)
 
 
@@ -49,8 +49,8 @@ class AnswerReader:
     """Parses answers into messages of one tokenizer's chat template.
 
     Args:
-        tokenizer: with a chat template.
-        template_kwargs: further arguments of the template.
+        tokenizer: a tokenizer with a chat template.
+        template_kwargs: extra keyword arguments for the template.
     """
 
     def __init__(self, tokenizer, template_kwargs: dict | None = None):
@@ -65,7 +65,7 @@ class AnswerReader:
         self._ends = [token for token in self._special if token in self._after_an_answer()]
 
     def _after_an_answer(self) -> str:
-        """What the template writes behind an answer, up to the end of the next question."""
+        """Return the text that the template writes after an answer, up to the end of the next question."""
         chat = [{"role": role, "content": "x y z"} for role in ("user", "assistant", "user")]
         try:
             rendered = self.renderer.render(chat)
@@ -74,7 +74,7 @@ class AnswerReader:
         return rendered.partition("x y z")[2].partition("x y z")[2] + (self.tokenizer.eos_token or "")
 
     def message(self, prompt: list[int], ids: list[int]) -> dict:
-        """The message of an answer, from its tokens without the one that ended it."""
+        """Return the message of an answer, parsed from its tokens without the one that ended it."""
         found = read_tokens(self.tokenizer, ids, opens_thought(self.tokenizer, prompt))
         lost = (found.thoughts and not self._knows_thoughts) or (found.calls and not self.renderer.writes_calls)
         if found.plain or lost:
@@ -91,15 +91,15 @@ class AnswerReader:
         return message
 
     def ends_within(self, text: str) -> str | None:
-        """What is wrong with a text that holds a token that ends a turn; `None` for a sound one.
+        """Describe the problem of a text that contains a token that ends a turn; `None` if it contains none.
 
-        Training would read the rest as another turn, or as an end that the target did not say.
+        Training would read the rest as a new turn, or as an end that the target did not generate.
         """
         token = next((token for token in self._ends if token in text), None)
         return None if token is None else f"an answer whose text holds {token}, a special token that ends a turn"
 
     def unknown_id(self, ids: list[int]) -> int | None:
-        """The first token id that the tokenizer does not have, or `None`."""
+        """Return the first token id that the tokenizer does not have, or `None`."""
         return next((id for id in ids if not 0 <= id < self._vocabulary), None)
 
     def _plain(self, ids: list[int]) -> str:
@@ -114,7 +114,7 @@ class AnswerReader:
 def said_answer(
     message: dict, finish_reason: str, prompt: list[int], ids: list[int], before: Answer | None = None
 ) -> Answer:
-    """An answer whose tokens are known; `before` is the answer that its prompt ends behind, if any."""
+    """Return an answer whose tokens are known; `before` is the previous answer in its prompt, if any."""
     continues = True
     if before is not None and before.digest is not None:
         continues = digest(prompt[: before.prompt_tokens + len(before.token_ids)]) == before.digest
@@ -123,7 +123,7 @@ def said_answer(
 
 
 def add_answer(answers: list[Answer | None], answer: Answer, turns: list) -> None:
-    """Append an answer. After an empty one, or a tool call, which is not run here, the record ends (`None`)."""
+    """Append an answer. The record ends (`None`) after an empty answer or a tool call, since tools are not run."""
     answers.append(answer)
     if (answer.is_empty or answer.message.get("tool_calls")) and len(answers) < len(turns):
         answers.append(None)
@@ -138,5 +138,5 @@ def _can_be_written(message: dict) -> bool:
 
 
 def digest(ids: list[int]) -> str:
-    """A short hash of token ids."""
+    """Return a short hash of token ids."""
     return hashlib.sha256(np.asarray(ids, dtype=np.int64).tobytes()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""Ask an OpenAI-compatible server (vLLM, SGLang); decide which failures are retried, and which end a prompt or the run.
+"""Ask an OpenAI-compatible server (vLLM, SGLang); decide which failures are retried, or end a prompt or the run.
 
 Each thread has its own client. All requests of hf_eagle to servers go through `Connection`.
 """
@@ -26,8 +26,8 @@ from .replies import (
 
 
 FIRST_DELAY = 0.5  # seconds before the second attempt; each further attempt waits twice as long
-LONGEST_DELAY = 30.0  # but no longer than this, unless the server asks for it
-LONGEST_WAIT = 300.0  # nor may the server ask for more than this
+LONGEST_DELAY = 30.0  # the longest delay, unless the server asks for a longer one
+LONGEST_WAIT = 300.0  # the longest delay that a server may ask for
 MOST_RETRIES = 1000
 LONGEST_TIMEOUT = 86400.0
 
@@ -39,12 +39,12 @@ _ADVICE = {
     403: "give a key that may use it in the environment variable OPENAI_API_KEY",
     404: "`server_url` must be the address before `/v1/chat/completions`",
     405: "`server_url` must be the address before `/v1/chat/completions`",
-    **dict.fromkeys(range(300, 400), "redirects are not followed, so name in `server_url` where it leads to"),
+    **dict.fromkeys(range(300, 400), "redirects are not followed, so set `server_url` to the address it leads to"),
 }
 
 
 class ServerError(ValueError):
-    """An error that retrying cannot help: the run ends with this sentence."""
+    """An error that a retry would not solve: the run ends with this sentence."""
 
 
 class Unavailable(ServerError):
@@ -83,17 +83,18 @@ class ChatClient:
     """Sends one request at a time over a connection that is kept open.
 
     Args:
-        url (`str`): of the server, with or without `/v1`. A user and password in it are sent instead of the key.
+        url (`str`): address of the server, with or without `/v1`. A user and password in it replace the key.
         api_key (`str`, *optional*): sent as a bearer token.
-        timeout (`float`, *optional*, defaults to 600.0): seconds until an answer's last byte.
-        retries (`int`, *optional*, defaults to 12): attempts after the first; each waits twice as long (jittered).
+        timeout (`float`, *optional*, defaults to 600.0): timeout of one request in seconds, up to its last byte.
+        retries (`int`, *optional*, defaults to 12): maximum number of retries; each waits twice as long (jittered).
         stop (`threading.Event`, *optional*): once set, waiting ends with `Aborted`.
 
-    Retried: no connection, a dropped one, a timeout, a reply that is no chat answer, and the statuses 408, 425, 429
-    and 5xx, unless the server asks to wait for more than five minutes. `Refused`: 400, 413, 415, 422. `Broken`: an
-    answer above 64 MiB, or one that cannot be trained on. Every other status is a `ServerError`.
+    A request is retried if the connection fails or is dropped, if it times out, if the reply is not a chat answer, or
+    for the statuses 408, 425, 429 and 5xx, unless the server asks to wait for more than five minutes. 400, 413, 415
+    and 422 raise `Refused`. An answer above 64 MiB, or one that cannot be trained on, raises `Broken`. Every other
+    status raises a `ServerError`.
 
-    Raises a `ValueError` for an address, key, timeout or number of retries that cannot be used.
+    Raises a `ValueError` for an invalid address, key, timeout or number of retries.
     """
 
     def __init__(
@@ -117,19 +118,19 @@ class ChatClient:
         self._stop = stop or threading.Event()
 
     def models(self) -> list[ServedModel]:
-        """The models that the server lists."""
+        """Return the models that the server lists."""
         return self._ask("GET", "/v1/models", None, read_models)
 
     def chat(self, body: dict, retries: int | None = None) -> ChatAnswer:
-        """The answer to one chat completion request; `retries`, if given, replaces the client's."""
+        """Return the answer to one chat completion request; `retries` overrides the client's."""
         return self._ask("POST", "/v1/chat/completions", body, read_chat, retries)
 
     def complete(self, body: dict) -> ChatAnswer:
-        """The continuation of one prompt as it stands, without a template around it."""
+        """Return the continuation of one prompt, to which no chat template is applied."""
         return self._ask("POST", "/v1/completions", body, read_continuation)
 
     def prompt_ids(self, body: dict) -> list[int] | None:
-        """The token ids the server makes of a chat request; `None` if it does not report them (only vLLM does)."""
+        """Return the token ids of a chat request's prompt; `None` if the server does not report them (vLLM does)."""
         known = {key: body[key] for key in ("model", "messages", "tools", "chat_template_kwargs") if key in body}
         try:
             return self._ask("POST", "/tokenize", known, read_tokens_of, 0)
@@ -137,14 +138,14 @@ class ChatClient:
             return None
 
     def printable(self, text: str) -> str:
-        """Text of the server in the form that an error may show: short, in one line, and without the secrets sent."""
+        """Return a text of the server as an error may show it: short, on one line, and without the secrets sent."""
         return self._connection.hide(text[:1000])
 
     def close(self) -> None:
         self._connection.close()
 
     def abort(self) -> None:
-        """Called from another thread: end the request in flight, which the server then drops."""
+        """End the request in flight, which the server then drops. Other threads call this."""
         self._connection.abort()
 
     def _ask(self, method: str, path: str, body: dict | None, read: Callable, retries: int | None = None):
@@ -192,7 +193,7 @@ class ChatClient:
         raise ServerError(f"The server at {self.url} answers {method} {path} with {told}; {advice}.")
 
     def _read(self, reply: Reply, read: Callable):
-        """What a sound reply holds; turns each way of being unsound into its error."""
+        """Return the content of a valid reply; raise the error that belongs to each kind of invalid reply."""
         try:
             found = read(read_reply(reply.content))
             if self._connection.repeats_secret(f"{reply.content.decode(errors='replace')} {found}"):
@@ -224,6 +225,6 @@ class ChatClient:
 
 
 def _seconds(retry_after: str | None) -> float:
-    """What `Retry-After` asks for; dates, and anything else but a whole number of seconds, are ignored."""
+    """Return the seconds in a `Retry-After` header, 0 for anything but a whole number, such as a date."""
     wait = (retry_after or "").strip()
     return float(wait) if wait.isascii() and wait.isdigit() else 0.0

@@ -1,4 +1,4 @@
-"""Replace a data set's answers by the target's own: a draft must learn to predict its target, not somebody else."""
+"""Replace the answers in a data set by the target's answers, since a draft must learn to predict its target."""
 
 import logging
 import random
@@ -38,36 +38,36 @@ def regenerate_answers(
     progress: bool = True,
     template_kwargs: dict | None = None,
 ) -> Path:
-    """Answer the user turns of `records` with `model`, in order, and write one JSON line a record.
+    """Answer the user turns of `records` with `model`, in order, and write one JSON line per record.
 
     The answers of a record are dropped; the rest is answered turn by turn, and each turn sees the model's own earlier
     answers. All first turns are answered before the second ones. A line is `{"id": the record's own or its index,
     "messages": [...], "finish_reason": ["stop" or "length", ...], "answer_token_ids": [...], "prompt_tokens": [...]}`,
-    with `tools` where some are on offer; lines are in the order of the records. Training on a line is training on these
-    token ids after their prompt. A record takes several lines if a later prompt does not repeat an answer as it was
-    said: see `write_answered`. An answer that calls a tool ends its record. So does an empty one, or one of white space
-    only: that is no answer. A record without any answer is counted, but not written.
+    with `tools` where some are offered; lines are in the order of the records. Training on a line uses exactly these
+    token ids after their prompt. A record takes several lines if a later prompt does not repeat an earlier answer
+    exactly: see `write_answered`. An answer that calls a tool ends its record. So does a blank answer, which does not
+    count as one. A record without any answer is counted, but not written.
 
-    Finished batches go to `<output_path>.journal`. A run that was killed continues there, and its output does not
-    depend on where it was interrupted: a batch has the same rows and, when sampling, the same seed.
+    Finished batches go to `<output_path>.journal`. After an interruption the next call continues from there. Its output
+    does not depend on the interruption, since a batch has the same rows and, when sampling, the same seed.
 
     Args:
         model: a causal language model of transformers, on its device.
-        tokenizer: with a chat template.
+        tokenizer: the target's tokenizer, with its chat template.
         records (`datasets.Dataset` or list of dict): chat records of any form that `to_messages` reads.
-        output_path (`str` or `Path`): written completely or not at all.
-        max_new_tokens (`int`, *optional*, defaults to 128): greatest length of an answer.
+        output_path (`str` or `Path`): file to write, completely or not at all.
+        max_new_tokens (`int`, *optional*, defaults to 128): maximum number of tokens in an answer.
         batch_size (`int`, *optional*, defaults to 96): prompts answered together.
         temperature (`float`, *optional*, defaults to 0.0): 0 is greedy.
-        top_p (`float`, *optional*, defaults to 1.0): nucleus, when sampling.
-        seed (`int`, *optional*, defaults to 0): of the sampling and of the order of the batches.
-        time_limit (`float`, *optional*): in seconds; no batch starts later, but each call runs at least one. The file
-            then holds the records answered so far, and another call continues.
+        top_p (`float`, *optional*, defaults to 1.0): nucleus-sampling threshold, used if `temperature` is above 0.
+        seed (`int`, *optional*, defaults to 0): base seed for the sampling and for the order of the batches.
+        time_limit (`float`, *optional*): after this many seconds no new batch starts, but each call runs at least one.
+            The file then holds the records answered so far, and the next call continues.
         progress (`bool`, *optional*, defaults to `True`): show a progress bar.
-        template_kwargs (`dict`, *optional*): further arguments of the chat template, such as `{"enable_thinking":
-            False}`; train with the same. `tools` are on offer in every chat that brings none.
+        template_kwargs (`dict`, *optional*): extra keyword arguments for the chat template, such as
+            `{"enable_thinking": False}`; train with the same. `tools` are offered in every chat without its own.
 
-    A record that the chat template refuses ends there; a warning counts these and gives the first one's reason.
+    A record ends at a prompt that the chat template refuses; a warning counts these and gives the first reason.
 
     Returns the path. Raises a `ValueError` for a malformed record or one without a user turn, a template that refuses
     all of the first records or does not end, an argument out of range, and an `output_path` that holds something else
@@ -91,7 +91,7 @@ def regenerate_answers(
         "top_p": top_p,
         "seed": seed,
     }
-    # options and tools are part of the question: a run that has others cannot continue this journal
+    # options and tools are part of the question: a run with different ones cannot continue this journal
     asked_with = [encoder.template, template_kwargs or {}, tools]
     with open_journal(output_path, turns, settings, asked_with) as journal:
         answers = _run(generate, turns, tools, journal, batch_size, seed, time_limit, progress)
@@ -112,7 +112,8 @@ def _check_prompts(generate, turns: list, tools: list) -> None:
 
 
 def _run(generate, turns, tools, journal, batch_size, seed, time_limit, progress) -> list[list[Answer | None]]:
-    """The answers of each record; `None` ends one whose next prompt is too long or refused, or that calls a tool."""
+    """Return the answers of each record; `None` ends a record whose next prompt is too long or refused, or that calls
+    a tool."""
     answers = [[] for _ in turns]
     done = {(row["turn"], row["batch"]): row for row in journal.rows}
 
@@ -147,11 +148,11 @@ def _run(generate, turns, tools, journal, batch_size, seed, time_limit, progress
             bar.update(len(ids))
         bar.update(sum(len(turns[id]) - turn for id in waiting if id in early))
     bar.close()
-    _tell_early(early)
+    _log_early(early)
     return answers
 
 
-def _tell_early(early: dict[int, str | None]) -> None:
+def _log_early(early: dict[int, str | None]) -> None:
     """Log how many records end early, and why."""
     refused = {id: reason for id, reason in early.items() if reason is not None}
     if len(early) > len(refused):
@@ -168,7 +169,7 @@ def _tell_early(early: dict[int, str | None]) -> None:
 
 
 def _batches(generate, turns, tools, answers, waiting, batch_size, seed, early) -> Iterator[tuple[int, list]]:
-    """`(number, [(id, prompt ids)])` of each batch, the same in every run.
+    """Yield `(number, [(id, prompt ids)])` of each batch, the same in every run.
 
     A record ends if its prompt is too long, or refused by the template: it goes to `early`, and `None` to its answers.
     """
@@ -207,12 +208,12 @@ class _Generator:
         ends = [ends] if isinstance(ends, int) else list(ends or [])
         self.ends = sorted({*ends, *([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id])})
 
-        # padding is masked, so any id serves that the target has a row for; a tokenizer's own may lie beyond them
+        # padding is masked, so any id within the target's embeddings will do; the tokenizer's may lie beyond them
         rows = model.config.get_text_config().vocab_size
         self.pad = next(i for i in (tokenizer.pad_token_id, *self.ends, 0) if i is not None and 0 <= i < rows)
 
         sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
-        # every option is named, or the model's own generation_config would fill it in
+        # every option is set, or the model's generation_config would fill it in
         self.config = GenerationConfig(
             max_new_tokens=max_new_tokens,
             eos_token_id=self.ends or None,
@@ -227,11 +228,11 @@ class _Generator:
         if self.longest_prompt < 1:
             raise ValueError(
                 f"`max_new_tokens` is {max_new_tokens}, but `target` reads {length} tokens at most, prompts included: "
-                "lower it, or name another target."
+                "lower it, or name a different target."
             )
 
     def prompts(self, ids: list[int], chats: list, tools: list, refused: dict[int, str]) -> dict[int, list[int]]:
-        """The token ids of each record's prompt; records that the template refuses go to `refused`, with the reason."""
+        """Return the token ids of each record's prompt; put the reason into `refused` if the template refuses it."""
         texts = {}
         for id, messages, offered in zip(ids, chats, tools, strict=True):
             try:
@@ -251,7 +252,7 @@ class _Generator:
 
     @torch.no_grad()
     def __call__(self, prompts: list[list[int]], before: list[Answer | None], seed: int) -> list[Answer]:
-        """The answer to each prompt; `before` holds the answers that the prompts end behind."""
+        """Return the answer to each prompt; `before` holds the previous answer in each prompt, if any."""
         device, longest = self.model.device, max(map(len, prompts))
         ids = torch.tensor([[self.pad] * (longest - len(prompt)) + prompt for prompt in prompts], device=device)
         mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)

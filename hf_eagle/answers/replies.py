@@ -15,15 +15,15 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class Unreadable(ValueError):
-    """A reply that does not have the form of its path; the next one may be sound."""
+    """A reply that does not have the form that its path promises; the next reply may be valid."""
 
 
 class Unusable(ValueError):
-    """A reply of the right form that cannot be trained on; the same prompt would give it again."""
+    """A reply of the right form that cannot be trained on; the same prompt would return it again."""
 
 
 class SplitThoughts(ValueError):
-    """The server splits the target's thoughts off its answers, and does not report token ids."""
+    """The server separates the target's reasoning from its answers, and does not report token ids."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,9 @@ class ServedModel:
 
 @dataclass(frozen=True)
 class ChatAnswer:
-    """What a server said; counts and token ids are `None` if it gives none.
+    """A server's answer; counts and token ids are `None` if it does not report them.
 
-    If there are `token_ids`, only they are complete: the server may have split thoughts or calls off the text.
+    If there are `token_ids`, only they are complete: the text may lack reasoning or tool calls.
     """
 
     text: str
@@ -51,7 +51,7 @@ class ChatAnswer:
 
 
 def read_reply(content: bytes) -> dict:
-    """The JSON object that every reply must be."""
+    """Return a reply as the JSON object that it must be."""
     try:
         reply = json.loads(content)
     except (ValueError, RecursionError):
@@ -62,7 +62,7 @@ def read_reply(content: bytes) -> dict:
 
 
 def read_models(reply: dict) -> list[ServedModel]:
-    """All models that a server lists."""
+    """Return all models that a server lists."""
     _check(reply, {"data": [{"id": str, "root?": str | None}]})
     listed = []
     for model in reply["data"]:
@@ -72,12 +72,12 @@ def read_models(reply: dict) -> list[ServedModel]:
 
 
 def read_tokens_of(reply: dict) -> list[int]:
-    """The token ids that `/tokenize` returns."""
+    """Return the token ids in a reply of `/tokenize`."""
     return _ids(reply.get("tokens"))
 
 
 def read_chat(reply: dict) -> ChatAnswer:
-    """The first answer of a chat completion."""
+    """Return the first answer of a chat completion."""
     message = {"content": str | None, "reasoning_content?": object, "reasoning?": object}
     _check(reply, {"choices": [{"message": message}]})
     message = _first(reply)["message"]
@@ -85,20 +85,20 @@ def read_chat(reply: dict) -> ChatAnswer:
     answer = _answer(reply, message["content"] or "")
     if answer.token_ids is None and (message.get("reasoning_content") or message.get("reasoning")):
         raise SplitThoughts(
-            "The server splits the target's thinking off its answers; start it without its reasoning parser, since a "
-            "draft must learn all that the target says."
+            "The server separates the target's reasoning from its answers; start it without its reasoning parser, "
+            "since a draft must learn everything that the target generates."
         )
     return answer
 
 
 def read_continuation(reply: dict) -> ChatAnswer:
-    """The first answer of a plain completion."""
+    """Return the first answer of a plain completion."""
     _check(reply, {"choices": [{"text": str}]})
     return _answer(reply, _first(reply)["text"])
 
 
 def said(content: bytes) -> str:
-    """The server's explanation of an error: OpenAI's form, FastAPI's, or the beginning of the text."""
+    """Return the server's explanation of an error, in OpenAI's form or FastAPI's, else the beginning of the text."""
     try:
         reply = json.loads(content)
         error = reply.get("error", reply)
@@ -109,7 +109,7 @@ def said(content: bytes) -> str:
 
 
 def _answer(reply: dict, text: str) -> ChatAnswer:
-    """The text with what a reply says about it, on either of the two paths."""
+    """Return the text of a reply with its token ids and counts, for a chat or a plain completion."""
     choice, usage = _first(reply), reply.get("usage")
     usage = usage if isinstance(usage, dict) else {}
 
@@ -146,12 +146,12 @@ def _check_text(*texts: str) -> None:
 
 
 def _count(found: Any) -> int | None:
-    """A number of tokens; anything else becomes `None`, since only reports depend on it."""
+    """Return a number of tokens; anything else becomes `None`, since only logs depend on it."""
     whole = isinstance(found, int) and not isinstance(found, bool)
     return found if whole and 0 <= found <= _HIGHEST else None
 
 
 def _ids(found: Any) -> list[int]:
     if not isinstance(found, list) or not all(type(id) is int and 0 <= id <= _HIGHEST for id in found):
-        raise Unreadable("token ids that are none")
+        raise Unreadable("invalid token ids")
     return found

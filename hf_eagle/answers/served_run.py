@@ -17,15 +17,16 @@ from .turns import context, turn_seed
 
 logger = logging.getLogger(__name__)
 
-_TIMES, _LEAST = 4, 64  # tokens of a text, by those asked for, and how many are let through at any rate
-_CHARACTERS = 1024  # in a token: the longest are runs of white space
+# a text may have `_TIMES` times as many tokens as requested, and `_LEAST` in any case
+_TIMES, _LEAST = 4, 64
+_CHARACTERS = 1024  # most characters in one token: the longest tokens are runs of white space
 
-SYSTEMATIC = 10  # so many refusals in a row, without an answer between them, are not the prompts' fault
+SYSTEMATIC = 10  # so many consecutive refusals, without an answer between them, are not the prompts' fault
 
 
 @dataclass
 class Asked:
-    """What every record is asked, and how."""
+    """The questions of all records, and the options that they share."""
 
     turns: list
     tools: list
@@ -35,7 +36,7 @@ class Asked:
 
 @dataclass
 class Run:
-    """Workers that each take the next record and answer its turns in order; one thread writes the answers down."""
+    """Workers that each take the next record and answer its turns in order; one thread writes all answers to disk."""
 
     asked: Asked
     answers: list[list[Answer | None]]  # per record; `None` ends one that stops early
@@ -59,7 +60,7 @@ class Run:
             threading.Thread(target=self._work, args=(client,), daemon=True).start()
 
     def collect(self, journal, progress: bool) -> list[list]:
-        """Write answers down as they come, until every worker has ended; then raise the first failure."""
+        """Write answers to disk as they arrive, until every worker has ended; then raise the first failure."""
         early, failure, tokens, in_a_row, working = {}, None, 0, 0, len(self.clients)
         total = sum(map(len, self.turns))
         with tqdm(total=total, initial=self._done, unit="answer", desc="regenerating", disable=not progress) as bar:
@@ -73,7 +74,7 @@ class Run:
                     bar.update(len(rows))
                     working -= sum(event is None for event in events)
 
-                    # a record that ends early, an answer, or what broke a worker
+                    # a record that ends early, an answer, or the error that ended a worker
                     for event in events:
                         if isinstance(event, tuple):
                             early[event[0]] = event[1]
@@ -84,7 +85,7 @@ class Run:
                             failure = failure or event
 
                     if in_a_row >= SYSTEMATIC and failure is None:
-                        failure = ServerError(f"{in_a_row} prompts in a row fail; of record {first_of(early)}.")
+                        failure = ServerError(f"{in_a_row} consecutive prompts fail; record {first_of(early)}.")
                     if failure is not None:
                         self._abort()
             except BaseException:
@@ -95,11 +96,11 @@ class Run:
             raise failure
         if early and not any(answer for found in self.answers for answer in found):
             raise ServerError(f"No prompt was answered; record {first_of(early)}.")
-        tell_early(early)
+        _log_early(early)
         return self.answers
 
     def _next_events(self) -> list:
-        """All events that are there, so that they reach the disk together; none if none comes within half a second."""
+        """Return all waiting events, so that one write takes them all; none if none comes within half a second."""
         events = []
         try:
             events.append(self._events.get(timeout=0.5))
@@ -153,7 +154,7 @@ class Run:
         self._events.put({"id": id, "turn": turn, "tokens": told.completion_tokens, "answer": answer.as_row()})
 
     def _read(self, told: ChatAnswer, before: Answer | None) -> Answer:
-        """What was said, from its tokens if reported; raises `Broken` for what cannot be the answer."""
+        """Return the answer, read from its tokens if reported; raise `Broken` if it cannot be the target's."""
         most = self.served.fields["max_tokens"]
         problem = _too_long(told.text, most, self.reader)
         if problem is None and self.reader is not None and not told.token_ids:
@@ -166,13 +167,13 @@ class Run:
 
         said = told.token_ids
         if len(said) > most:
-            raise Broken(f"the server tells {len(said)} tokens of an answer that may have {most} (`max_new_tokens`)")
+            raise Broken(f"the server reports {len(said)} tokens of an answer that may have {most} (`max_new_tokens`)")
 
         message = {"content": told.text}
         if self.reader is not None:
-            stranger = self.reader.unknown_id([*told.prompt_ids, *said])
-            if stranger is not None:
-                raise Broken(f"the server tells the token id {stranger}, which the target's tokenizer does not have")
+            unknown = self.reader.unknown_id([*told.prompt_ids, *said])
+            if unknown is not None:
+                raise Broken(f"the server reports the token id {unknown}, which the target's tokenizer does not have")
 
             # an answer that was not cut includes the token that ended it
             ended = told.finish_reason not in CUT and said[-1] in self.reader.special_ids
@@ -181,11 +182,11 @@ class Run:
 
 
 def _too_long(text: str, most: int, reader: AnswerReader | None) -> str | None:
-    """What is wrong with a text of far more than `most` tokens; `None` for any that may have so few."""
-    if len(text) > _CHARACTERS * most:  # also keeps the tokenizer from megabytes
+    """Describe the problem of a text of far more than `most` tokens; `None` if it may have at most `most`."""
+    if len(text) > _CHARACTERS * most:  # also spares the tokenizer megabytes of text
         return f"{len(text):,} characters, of an answer that may have {most} tokens (`max_new_tokens`)"
 
-    # a text may be cut into other tokens than were said, but not into several times as many
+    # a text may be tokenized differently than it was generated, but not into several times as many tokens
     tokens = 0 if reader is None else len(reader.tokenizer(text, add_special_tokens=False)["input_ids"])
     if tokens > max(_TIMES * most, _LEAST):
         return f"a text of {tokens:,} tokens, of an answer that may have {most} (`max_new_tokens`)"
@@ -193,12 +194,12 @@ def _too_long(text: str, most: int, reader: AnswerReader | None) -> str | None:
 
 
 def first_of(early: dict[int, ServerError]) -> str:
-    """The first record that ended early and why; those that are too long come last."""
+    """Return the first record that ended early, and why; records that are too long come last."""
     id = min((id for id, problem in early.items() if not isinstance(problem, TooLong)), default=min(early))
     return f"{id}: {early[id]}"
 
 
-def tell_early(early: dict[int, ServerError]) -> None:
+def _log_early(early: dict[int, ServerError]) -> None:
     """Log how many records end early, and why."""
     too_long = [id for id, problem in early.items() if isinstance(problem, TooLong)]
     broken = {id: problem for id, problem in early.items() if isinstance(problem, Broken)}
@@ -211,17 +212,17 @@ def tell_early(early: dict[int, ServerError]) -> None:
             len(too_long),
         )
 
-    # these may be answered by the next call
+    # the next call may get an answer to these
     if broken:
         logger.warning(
-            "%d records end early, since an answer to them cannot be trained on; the same call asks them again. First, "
-            "record %s",
+            "%d records end early, since an answer to them cannot be trained on; the next call asks for them again. "
+            "First, record %s",
             len(broken),
             first_of(broken),
         )
     if failed:
         logger.warning(
-            "%d records end early, since the server fails on them; the same call asks them again. First, record %s",
+            "%d records end early, since the server fails on them; the next call asks for them again. First, record %s",
             len(failed),
             first_of(failed),
         )

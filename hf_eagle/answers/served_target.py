@@ -16,14 +16,14 @@ from .turns import context
 logger = logging.getLogger(__name__)
 
 _CHECKED = 4  # records whose prompts are compared
-# A server takes what a request leaves out from the model's generation_config.json; we want the target without it.
-# Only vLLM, SGLang and their kin know these fields; only vLLM reports token ids.
+# A server reads fields that a request leaves out from the model's generation_config.json; these undo its settings.
+# Only vLLM, SGLang and servers built on them know these fields; only vLLM reports token ids.
 _NEUTRAL = {"top_k": -1, "repetition_penalty": 1.0, "return_token_ids": True}
 
 
 @dataclass
 class ServedTarget:
-    """A target behind a server: its name there, the fields of every request, and whether ids are reported."""
+    """A target behind a server: its name there, the fields of every request, and whether token ids are reported."""
 
     client: ChatClient
     model: str
@@ -35,11 +35,11 @@ class ServedTarget:
         """Find the target on the server and ask it for one token.
 
         Args:
-            target: folder or Hub id, compared with what `/v1/models` lists.
-            server_model: the name to take instead of comparing, if given.
-            fields: sampling and length, as a chat completion request has them.
+            target: folder or Hub id, compared with the models that `/v1/models` lists.
+            server_model: the server's name for the target; if given, `target` is not compared.
+            fields: sampling and length, as fields of a chat completion request.
 
-        Raises a `ServerError` if the server serves something else or does not answer.
+        Raises a `ServerError` if the server runs a different model or does not answer.
         """
         model = _listed(client, target, server_model)
         length = model.max_model_len
@@ -62,17 +62,17 @@ class ServedTarget:
         raise ServerError(f"A chat of one word cannot be answered: {refusal}.")
 
     def body(self, messages: list[dict], seed: int | None = None, tools: list[dict] | None = None) -> dict:
-        """A chat completion request; the target sees `tools`, and the server leaves its tool calls in the text."""
+        """Return a chat completion request. The target sees `tools`; the server leaves its tool calls in the text."""
         body = {"model": self.model, "messages": [sent_message(message) for message in messages], **self.fields}
         body |= {"tools": tools, "tool_choice": "none"} if tools else {}
         return body if seed is None else {**body, "seed": seed}
 
     def greeting(self) -> dict:
-        """The shortest request."""
+        """Return the shortest request, which probes whether the server works."""
         return self.body([{"role": "user", "content": "Hi"}]) | {"max_tokens": 1}
 
     def is_there(self, client: ChatClient) -> bool:
-        """Whether the server answers a greeting at the first attempt."""
+        """Whether the server answers a probe request at the first attempt."""
         try:
             client.chat(self.greeting(), retries=0)
             return True
@@ -80,7 +80,7 @@ class ServedTarget:
             return False
 
     def fails_alone(self, problem: ServerError, client: ChatClient) -> bool:
-        """Whether this prompt alone is at fault: refused, or failing on a server that answers a greeting."""
+        """Whether this prompt alone is at fault: it is refused, or it fails while a probe request is answered."""
         if isinstance(problem, Unavailable):
             return not problem.busy and self.is_there(client)
         return isinstance(problem, Refused)
@@ -92,9 +92,9 @@ class ServedTarget:
         tools: list | None = None,
         template_kwargs: dict | None = None,
     ) -> None:
-        """Raises a `ServerError` if the server makes another prompt than the tokenizer for some of these chats.
+        """Raise a `ServerError` if the server renders or tokenizes some of these chats differently from the tokenizer.
 
-        The comparison is token by token if the server reports its prompts (vLLM), else by the number of tokens. Chats
+        Prompts are compared token by token if the server reports them (vLLM), else by their number of tokens. Chats
         with images are left out: only the server has their processor.
         """
         renderer = ChatRenderer(tokenizer, template_kwargs)
@@ -136,7 +136,8 @@ class ServedTarget:
 
 
 def sent_message(message: dict) -> dict:
-    """A message as OpenAI's API takes it: media by address, arguments of calls as JSON, thoughts by vLLM's name too."""
+    """Return a message as OpenAI's API takes it: media by address, arguments of tool calls as JSON text, and
+    reasoning also by vLLM's name."""
     if isinstance(message.get("content"), list):
         message = message | {"content": addressed(message["content"])}
     if message.get("reasoning_content"):
@@ -152,7 +153,7 @@ def sent_message(message: dict) -> dict:
 
 
 def _listed(client: ChatClient, target: str, server_model: str | None) -> ServedModel:
-    """The target's entry in the server's list."""
+    """Return the target's entry in the server's list."""
     models = client.models()
     for model in models:
         if server_model is None and (_same(target, model.id) or _same(target, model.root)):
@@ -180,7 +181,7 @@ def _around_difference(tokenizer, found: list[int], expected: list[int]) -> str:
 
     here = slice(max(0, place - 4), place + 8)
     highest = max(tokenizer.get_vocab().values())
-    stranger = next((id for id in found[here] if id > highest), None)
-    if stranger is not None:
-        return f"at token {place} it reads the id {stranger}, which the tokenizer does not have"
+    unknown = next((id for id in found[here] if id > highest), None)
+    if unknown is not None:
+        return f"at token {place} it reads the id {unknown}, which the tokenizer does not have"
     return f"at token {place} it reads {tokenizer.decode(found[here])!r}, not {tokenizer.decode(expected[here])!r}"

@@ -1,4 +1,4 @@
-"""What regeneration answers: user turns, the tools on offer in them, and the journal of their answers."""
+"""Read the user turns that regeneration answers, with the tools offered in them; open the journal of their answers."""
 
 import hashlib
 import json
@@ -19,17 +19,17 @@ _FORMAT = 2  # of a journal's lines; format 1 had no token ids
 
 
 def read_turns(records, content_parts: bool = False, media_root: str | None = None) -> list[list[list[dict]]]:
-    """For each record and answer, the messages since the previous answer.
+    """Return for each record and each of its answers the messages since the previous answer.
 
     The answers of a record are dropped. Consecutive messages of a user are one turn. A tool's message ends the
-    conversation, since the target may not have called that tool; a warning counts the turns behind it.
+    conversation, since the target may not have called that tool; a warning counts the user turns after it.
 
     Args:
         records: chat records of any form that `to_messages` reads.
         content_parts: keep contents of chats with images or other media as lists of typed parts.
-        media_root: where relative paths of media start; by default the folder of a record's file.
+        media_root: folder of relative media paths; by default the folder of a record's file.
 
-    Raises a `ValueError` that names the record if it is malformed or has no user's message.
+    Raises a `ValueError` that names the record if it is malformed or has no user message.
     """
     how = {"content_parts": content_parts, "media_root": media_root}
 
@@ -42,7 +42,7 @@ def read_turns(records, content_parts: bool = False, media_root: str | None = No
     left_out = [index for index, number in behind.items() if number]
     if left_out:
         logger.warning(
-            "User turns behind a tool's result are not answered, since the target may not have called that tool: %d "
+            "User turns after a tool's result are not answered, since the target may not have called that tool: %d "
             "in %d of %d records, first in record %d.",
             *(sum(behind.values()), len(left_out), len(turns), left_out[0]),
         )
@@ -50,7 +50,7 @@ def read_turns(records, content_parts: bool = False, media_root: str | None = No
 
 
 def _behind_a_tool(messages: list[dict]) -> int:
-    """The number of user turns behind the first message of a tool."""
+    """Return the number of user turns after the first message of a tool."""
     roles = [message["role"] for message in messages]
     behind = roles[roles.index("tool") :] if "tool" in roles else []
     return sum(role == "user" and before != "user" for before, role in zip(behind, behind[1:], strict=False))
@@ -85,19 +85,19 @@ def _turns(messages: list[dict], index: int) -> list[list[dict]]:
 
 
 def read_ids(records) -> list:
-    """What the lines of each record are known by: its own `id`, if that is a text or a whole number, else its index."""
+    """Return the `id` of each record's output lines: the record's `id` if it is a string or integer, else its index."""
     own = (record.get("id") for record in records)
     return [id if isinstance(id, str | int) else index for index, id in enumerate(own)]
 
 
 def read_offers(records, template_kwargs: dict | None = None) -> list[list[dict] | None]:
-    """For each record the tools on offer, as JSON schemas: its own, or those that every chat is given."""
+    """Return for each record the tools offered in it, as JSON schemas: its own, or else those of `template_kwargs`."""
     common = (template_kwargs or {}).get("tools")
     return [read_tools(record, index) or common for index, record in enumerate(records)]
 
 
 def context(turns: list[list[dict]], answers: list[Answer]) -> list[dict]:
-    """The conversation up to its next unanswered turn, with the answers of the turns before it."""
+    """Return the conversation up to its next unanswered turn, with the answers to the turns before it."""
     messages = []
     for turn, answer in zip(turns, answers, strict=False):
         messages += [*turn, {"role": "assistant", **answer.message}]
@@ -105,24 +105,24 @@ def context(turns: list[list[dict]], answers: list[Answer]) -> list[dict]:
 
 
 def open_journal(output_path: Path, turns: list, settings: dict, asked_with=None) -> Journal:
-    """The journal next to `output_path`, which belongs to these turns and settings.
+    """Open the journal next to `output_path`, which belongs to these turns and settings.
 
     Args:
-        asked_with: anything else that the questions depend on; a hash of it is kept.
+        asked_with: anything else that the questions depend on; the journal keeps a hash of it.
 
-    Raises a `ValueError` if `output_path` holds something else, or was begun with other settings.
+    Raises a `ValueError` if `output_path` holds something else, or was begun with different settings.
     """
     questions = hashlib.sha256(json.dumps([turns, asked_with]).encode()).hexdigest()[:16]
     return journal_beside(output_path, settings | {"format": _FORMAT, "records": len(turns), "questions": questions})
 
 
 def turn_seed(seed: int, id: int, turn: int = 0) -> int:
-    """The sampling seed of one answer."""
+    """Return the sampling seed of one answer."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{id}/{turn}".encode()).digest()[:4], "big") >> 1
 
 
 def check_arguments(counts: dict, temperature: float, top_p: float, seed: int, time_limit: float | None = None) -> None:
-    """Raises a `ValueError` for an argument out of range; `counts` are whole numbers from 1 up, by name."""
+    """Raise a `ValueError` if an argument is out of range; `counts` are whole numbers from 1 up, by name."""
     for name, value in counts.items():
         if value < 1:
             raise ValueError(f"`{name}` must be at least 1, got {value}.")

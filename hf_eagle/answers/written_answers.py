@@ -1,4 +1,4 @@
-"""Write answered conversations as records, each compared with what training will make of it."""
+"""Write answered conversations as records, each compared with the training example made from it."""
 
 import json
 import logging
@@ -29,15 +29,15 @@ def write_answered(
 ) -> None:
     """Write the finished conversations in order, completely or not at all, and log how many there are.
 
-    A later prompt may not repeat an earlier answer as it was said: templates leave past thoughts out. Then the record
-    becomes several lines, so that each answer stands once after the prompt that it was said to.
+    A later prompt may not repeat an earlier answer exactly: templates leave out past reasoning. Then the record becomes
+    several lines, so that each answer follows the prompt that it answers in one of them.
 
     Args:
-        turns: of all records.
-        answers: per record, one for each turn; `None` after them if the record ends early.
-        tools: per record those on offer, or `None`.
-        encoder: makes the rows of training; conversations whose row differs from what was said are left out.
-        ids: per record its `id` in the output, by default its number.
+        turns: the turns of each record.
+        answers: per record, one answer for each turn; `None` after them if the record ends early.
+        tools: per record the tools offered in it, or `None`.
+        encoder: makes training examples; conversations whose example differs from the answers are left out.
+        ids: per record its `id` in the output, by default its index.
 
     A record without an answer is not written.
 
@@ -52,7 +52,7 @@ def write_answered(
         why = f"{_counted(empty)}; " if empty else ""
         raise ValueError(
             f"None of the {len(finished)} records has an answer: {why}the warnings above say which prompts end early. "
-            f"Nothing is written to {output_path}; change what is asked or how."
+            f"Nothing is written to {output_path}; change the prompts or the sampling."
         )
 
     refused: dict[int, str] = {}
@@ -67,16 +67,16 @@ def write_answered(
 
     if empty:
         logger.warning("%s. Their records end before them. First, record %d.", _counted(empty), min(empty))
-    _tell(answered, answers, refused)
+    _log_exceptions(answered, answers, refused)
 
 
 def _given(answers: list[Answer | None]) -> list[Answer]:
-    """The answers of one record, without an empty one at its end."""
+    """Return the answers of one record, without an empty answer at its end."""
     return [answer for answer in answers if answer is not None and not answer.is_empty]
 
 
 def _counted(empty: dict[int, str]) -> str:
-    """How many answers are empty, and why they ended."""
+    """Say how many answers are empty, and why they ended."""
     reasons = ", ".join(f"{number} {reason}" for reason, number in sorted(Counter(empty.values()).items()))
     return f"{len(empty)} answers are empty or white space only (by `finish_reason`: {reasons}), which is no answer"
 
@@ -84,7 +84,7 @@ def _counted(empty: dict[int, str]) -> str:
 def conversations(
     id: int, turns: list, answers: list[Answer | None], tools: list | None
 ) -> Iterator[tuple[dict, Answer]]:
-    """The records of one answered conversation, each with its last answer."""
+    """Yield the records of one answered conversation, each with its last answer."""
     given = _given(answers)
     starts = [0, *(n for n, answer in enumerate(given) if n and not answer.continues), len(given)]
     for start, end in zip(starts, starts[1:], strict=False):
@@ -101,10 +101,11 @@ def conversations(
 
 
 def refusal(encoder: ConversationEncoder, record: dict, answer: Answer) -> str | None:
-    """Why training on a record would not be training on what was said; `None` if it would.
+    """Return the reason why training on a record would not train on the target's answers; `None` if it would.
 
-    With token ids, the row must begin with the prompt's and the answer's. Without, the texts are compared, except for
-    white space at the ends of answers. Records with media are not compared: only the target's processor renders them.
+    With token ids, the training example must begin with those of the prompt and the answer. Without, the texts are
+    compared, except for white space at the ends of answers. Records with media are not compared: only the target's
+    processor renders them.
     """
     if has_media(record):
         return None
@@ -118,12 +119,12 @@ def refusal(encoder: ConversationEncoder, record: dict, answer: Answer) -> str |
         return str(problem).removeprefix(f"Record {record['id']}: ")
 
     if digest(ids[: answer.prompt_tokens + len(answer.token_ids)]) != answer.digest:
-        return "its prompt is rendered to other tokens than were answered"
+        return "its prompt is rendered to different tokens from those that were answered"
     return None
 
 
 def _other_text(encoder: ConversationEncoder, messages: list[dict], tools) -> str | None:
-    """What the template makes of an answer, if it differs from the answer's text."""
+    """Describe how the template renders an answer if that differs from the answer's text."""
     try:
         text = encoder.render(messages, tools)
         for place, message in enumerate(messages):
@@ -151,16 +152,17 @@ def _lines(answered, turns, answers, tools, encoder, refused: dict[int, str], id
 
     if refused and not written:
         raise ValueError(
-            f"None of the {len(answered)} answered records can be trained on as it was said. Record {_first(refused)}."
+            f"None of the {len(answered)} answered records can be trained on exactly as answered. Record "
+            f"{_first(refused)}."
         )
 
 
-def _tell(answered: list[int], answers: list, refused: dict[int, str]) -> None:
-    """Log what happened to records that did not become one line each."""
+def _log_exceptions(answered: list[int], answers: list, refused: dict[int, str]) -> None:
+    """Log why records did not become one line each."""
     anew = sum(not answer.continues for id in answered for answer in _given(answers[id]))
     if anew:
         logger.info(
-            "%d later prompts do not repeat the answer before them as it was said, so each began a line of its own.",
+            "%d later prompts do not repeat the answer before them exactly, so each began a new line.",
             anew,
         )
 
@@ -174,8 +176,8 @@ def _tell(answered: list[int], answers: list, refused: dict[int, str]) -> None:
 
     if refused:
         logger.warning(
-            "%d records are left out, wholly or in part: they would not be trained on as they were said. First, record "
-            "%s",
+            "%d records are left out, wholly or in part: training would use other tokens than were answered. First, "
+            "record %s",
             len(refused),
             _first(refused),
         )

@@ -1,5 +1,5 @@
-"""Let the target write prompts itself, so that no data set is needed: it continues where its chat template opens the
-user's turn, and writes what users said in the data that it was tuned on (Magpie, https://arxiv.org/abs/2406.08464).
+"""Let the target write prompts itself, so that no data set is needed. It continues where its chat template opens the
+user's turn, and writes prompts like those it was tuned on (Magpie, https://arxiv.org/abs/2406.08464).
 """
 
 import json
@@ -48,34 +48,34 @@ def write_prompts(
     request_timeout: float = 600.0,
     progress: bool = True,
 ) -> Path:
-    """Sample what users might say, from the target itself; the file's lines are `{"messages": [a user's message]}`.
+    """Sample user prompts from the target itself; the file's lines are `{"messages": [a user message]}`.
 
-    Left out are prompts that were not finished within `max_new_tokens`, that hold a special token, or that were
-    written before; the log counts them, and those that the server fails on. Each prompt goes to
-    `<output_path>.journal` as it comes, and the same call asks only for the missing ones.
+    Prompts are left out if they were not finished within `max_new_tokens`, contain a special token, or repeat an
+    earlier prompt; the log counts these, and those that the server fails on. Each prompt goes to
+    `<output_path>.journal` as it arrives, so the next call asks only for the missing prompts.
 
     Args:
-        output_path (`str` or `Path`): written completely or not at all.
-        server_url (`str`): of a server with OpenAI's completion API (vLLM, SGLang) that runs the target.
-        target (`str`): folder or Hub id; the server must serve it.
-        tokenizer: the target's, with its chat template.
+        output_path (`str` or `Path`): file to write, completely or not at all.
+        server_url (`str`): address of a server with OpenAI's completion API (vLLM, SGLang) that runs the target.
+        target (`str`): folder or Hub id of the target, which must be the model behind `server_url`.
+        tokenizer: the target's tokenizer, with its chat template.
         num_prompts (`int`): prompts to ask for; a few per cent are left out.
-        template_kwargs (`dict`, *optional*): further arguments of the template; `tools` are on offer in every chat.
-        system_prompts (`list[str]`, *optional*): system messages to take in turn, which steer what is asked about;
-            they are not written. By default, what the template says if a chat has none.
-        server_model (`str`, *optional*): the server's name for the target, if that cannot be found by `target`.
+        template_kwargs (`dict`, *optional*): extra keyword arguments for the template; every chat offers its `tools`.
+        system_prompts (`list[str]`, *optional*): system messages to use in turn, which steer the topics; they are not
+            written. By default, the system message that the template adds to a chat without one, if any.
+        server_model (`str`, *optional*): the server's name for the target, if it cannot be derived from `target`.
         api_key (`str`, *optional*): sent as a bearer token.
-        max_new_tokens (`int`, *optional*, defaults to 256): greatest length of a prompt.
-        concurrency (`int`, *optional*, defaults to 64): requests in flight together.
+        max_new_tokens (`int`, *optional*, defaults to 256): maximum number of tokens in a prompt.
+        concurrency (`int`, *optional*, defaults to 64): maximum number of requests in flight.
         temperature (`float`, *optional*, defaults to 1.0): above 0, or all prompts would be the same.
-        top_p (`float`, *optional*, defaults to 0.95): nucleus.
-        seed (`int`, *optional*, defaults to 0): each prompt has its own, made from it.
-        retries (`int`, *optional*, defaults to 12): attempts after the first one, over two to three minutes.
-        request_timeout (`float`, *optional*, defaults to 600.0): seconds that a prompt may take.
+        top_p (`float`, *optional*, defaults to 0.95): nucleus-sampling threshold.
+        seed (`int`, *optional*, defaults to 0): base seed; each prompt derives its own seed from it.
+        retries (`int`, *optional*, defaults to 12): maximum number of retries; 12 take two to three minutes.
+        request_timeout (`float`, *optional*, defaults to 600.0): timeout of one request, in seconds.
         progress (`bool`, *optional*, defaults to `True`): show a progress bar.
 
     Returns the path. Raises a `ValueError` for an argument out of range, for a template that cannot be opened at the
-    user's turn, or if no prompt is left, and a `ServerError` (a `ValueError` too) as `regenerate_through_server` does.
+    user's turn, or if no prompt is left. Raises a `ServerError` (also a `ValueError`) as `regenerate_through_server`.
     """
     counts = {"num_prompts": num_prompts, "max_new_tokens": max_new_tokens, "concurrency": concurrency}
     check_arguments(counts, temperature, top_p, seed)
@@ -103,7 +103,7 @@ def write_prompts(
 
 @dataclass
 class _Writer:
-    """Lets the target write one prompt at a time, each with its own seed."""
+    """Let the target write one prompt at a time, each with its own seed."""
 
     served: ServedTarget
     openings: list[tuple[str, str]]
@@ -111,7 +111,7 @@ class _Writer:
     client: Callable[[], ChatClient]
 
     def __call__(self, id: int) -> dict | ServerError:
-        """The row of a prompt, or the server's error if only this prompt fails."""
+        """Return the journal row of a prompt, or the server's error if only this prompt fails."""
         opening, end = self.openings[id % len(self.openings)]
         body = {"model": self.served.model, "prompt": opening, "stop": [end], **self.served.fields}
         body |= {"seed": turn_seed(self.seed, id), "skip_special_tokens": False}
@@ -131,12 +131,12 @@ class _Writer:
 def _write_missing(
     journal: Journal, writer: _Writer, number: int, concurrency: int, stop: threading.Event, progress: bool
 ) -> None:
-    """Append the row of every id that the journal lacks, as they come; a failure ends the others."""
+    """Append the row of every id that the journal lacks, as rows arrive; a failure ends the other requests."""
     for row in journal.rows:
-        check_fields(row, _ROW, journal.path, "delete it to begin anew")
+        check_fields(row, _ROW, journal.path, "delete it to start over")
         if not 0 <= row["id"] < number:
             raise ValueError(
-                f"{journal.path} holds prompt {row['id']}, but there are {number}: delete it to begin anew."
+                f"{journal.path} holds prompt {row['id']}, but there are {number}: delete it to start over."
             )
     missing = sorted(set(range(number)) - {row["id"] for row in journal.rows})
 
@@ -154,9 +154,9 @@ def _write_missing(
                     in_a_row += 1
                 bar.update()
 
-                # one prompt may be at fault, but not so many in a row
+                # one prompt may be at fault, but not so many consecutive ones
                 if in_a_row >= SYSTEMATIC:
-                    raise ServerError(f"{in_a_row} prompts in a row cannot be written, the last one since {row}.")
+                    raise ServerError(f"{in_a_row} consecutive prompts cannot be written, the last one since {row}.")
         except BaseException:
             stop.set()
             pool.shutdown(wait=False, cancel_futures=True)
@@ -164,15 +164,15 @@ def _write_missing(
 
     if failed:
         logger.warning(
-            "%d prompts are missing, since the server fails on them; the same call asks for them again. One: %s",
+            "%d prompts are missing, since the server fails on them; the next call asks for them again. First: %s",
             *(len(failed), failed[0]),
         )
 
 
 def open_user_turn(tokenizer, system: str | None = None, template_kwargs: dict | None = None) -> tuple[str, str]:
-    """The text up to what the user says, and how the template continues after it: where a prompt ends.
+    """Return the template's text before a user's message, and the text right after it, where a prompt ends.
 
-    Raises a `ValueError` if the template does not write a user's message as it is, with something after it.
+    Raises a `ValueError` if the template changes a user's message, or writes nothing after it.
     """
     messages = [{"role": "system", "content": system}] * (system is not None) + [{"role": "user", "content": _MARK}]
     opening, mark, rest = ChatRenderer(tokenizer, template_kwargs).prompt(messages).partition(_MARK)
@@ -180,7 +180,7 @@ def open_user_turn(tokenizer, system: str | None = None, template_kwargs: dict |
 
     if not mark or not end or (system is not None and system.strip() not in opening):
         raise ValueError(
-            f"`target`'s chat template cannot be opened at the user's turn: of {messages} it makes "
+            f"`target`'s chat template cannot be opened at the user's turn: it renders {messages} as "
             f"{(opening + mark + rest)[:300]!r}."
         )
 
@@ -189,18 +189,18 @@ def open_user_turn(tokenizer, system: str | None = None, template_kwargs: dict |
 
 
 def _usable(rows: list[dict], tokenizer) -> list[str]:
-    """Finished prompts, each once; raises a `ValueError` if there are none."""
+    """Return the finished prompts without duplicates; raise a `ValueError` if there are none."""
     special = [token for token in tokenizer.all_special_tokens if token]
     finished = [row["text"] for row in rows if row["finish_reason"] == "stop" and row["text"]]
     plain = [text for text in finished if not any(token in text for token in special)]
     prompts = list(dict.fromkeys(plain))
     logger.info(
-        "%d prompts; of %d written ones %d were not finished, %d held a special token, %d came twice.",
+        "%d prompts; of %d written ones %d were not finished, %d held a special token, %d were duplicates.",
         *(len(prompts), len(rows), len(rows) - len(finished), len(finished) - len(plain), len(plain) - len(prompts)),
     )
 
     if not prompts:
-        raise ValueError("No prompt was finished: raise `max_new_tokens`, or see what the journal holds.")
+        raise ValueError("No prompt was finished: raise `max_new_tokens`, or look into the journal.")
     return prompts
 
 

@@ -1,6 +1,6 @@
-"""Parse what a target said, as text with all its special tokens, into the message that chat templates take.
+"""Parse a target's answer, a text with all its special tokens, into the message that chat templates take.
 
-Thoughts and tool calls have their own fields there. Only this module knows how each family marks them.
+Reasoning and tool calls have their own fields there. Only this module knows how each model family marks them.
 """
 
 import json
@@ -35,7 +35,7 @@ _CALLS = (
 
 @dataclass(frozen=True)
 class SaidAnswer:
-    """The parts of an answer; `text[:thought_end]` are its thoughts, and its calls begin at `calls_start`, if any.
+    """The parts of an answer. `text[:thought_end]` is its reasoning; its tool calls begin at `calls_start`, if any.
 
     If `plain`, no part is marked: the whole text is its content.
     """
@@ -52,8 +52,8 @@ def read_answer(text: str, opened: bool = False) -> SaidAnswer:
     """Parse an answer, which may be cut anywhere.
 
     Args:
-        text: all that was said, including special tokens, without the end of turn.
-        opened: whether the prompt opened a thought, as DeepSeek's prompts do.
+        text: the whole answer, including special tokens, without the end of turn.
+        opened: whether the prompt opened the reasoning, as DeepSeek's prompts do.
     """
     if "<|channel|>" in text:
         return _read_harmony(text)
@@ -88,12 +88,12 @@ def _read_harmony(text: str) -> SaidAnswer:
         else:
             contents.append(found["text"])
 
-    # a message that is cut before it begins says nothing yet, and is no content either
+    # a message that is cut before its text begins has no content
     return SaidAnswer("\n".join(contents), "\n".join(thoughts), calls, thought_end, calls_start)
 
 
 def _read_calls(text: str, start: int) -> tuple[int | None, list[dict]]:
-    """Where the calls begin and what they are; none unless all of them can be read, since the text would be lost."""
+    """Return start and list of the tool calls; none unless all can be parsed, or the others' text would be lost."""
     for form in _CALLS:
         found = list(form.finditer(text, start))
         if not found:
@@ -117,7 +117,7 @@ def _json_calls(text: str) -> list[dict | None]:
 
 
 def _call(name: str, arguments: str, id: str | None = None) -> dict | None:
-    """A tool call in OpenAI's form; `None` if its arguments are not an object."""
+    """Return a tool call in OpenAI's form; `None` if its arguments are not an object."""
     try:
         read = json.loads(arguments)
     except (ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""The cache files of `datasets`, and a disk that is too full for them."""
+"""Report a disk that is too full for the cache files of `datasets`."""
 
 import errno
 from collections.abc import Iterator
@@ -12,10 +12,10 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 @contextmanager
 def caching() -> Iterator[None]:
-    """Records are read into cache files in here; if the disk is full, the error becomes one sentence.
+    """Turn the error of a full disk into one sentence while the block writes cache files.
 
     Raises:
-        OSError: if there is no room.
+        OSError: if the disk is full or read-only.
     """
     try:
         yield
@@ -24,6 +24,6 @@ def caching() -> Iterator[None]:
             raise
         why = problem.strerror or problem
         raise OSError(
-            f"The cache of data sets {config.HF_DATASETS_CACHE} cannot be written ({why}): make room, or name another "
-            "folder in the environment variable HF_DATASETS_CACHE."
+            f"The cache of data sets {config.HF_DATASETS_CACHE} cannot be written ({why}): make room, or name a "
+            "different folder in the environment variable HF_DATASETS_CACHE."
         ) from problem

@@ -1,7 +1,7 @@
 """Carry records to training, each as a JSON text in one Arrow schema, so that no field changes its type.
 
-`datasets`, Arrow and pandas give every value of a column one type: texts become dates, objects get each other's keys,
-and a field that first appears late stops the run. A record that is carried as text stays as it was.
+`datasets`, Arrow and pandas give every value of a column one type. So strings become dates, objects get each other's
+keys, and a field that first appears late stops the run. A record that is carried as text does not change.
 """
 
 import base64
@@ -33,7 +33,7 @@ _BYTES = (bytes, bytearray, memoryview)
 
 
 def record_of(row: Mapping) -> dict:
-    """The record that a row of a data set stands for.
+    """Return the record in a row of a data set.
 
     A carried row is parsed, and gets its origin and, if it was named, its form. Any other row comes from a table, whose
     schema adds nulls: their keys are removed.
@@ -45,7 +45,7 @@ def record_of(row: Mapping) -> dict:
 
 
 def as_records(records: Dataset) -> Dataset:
-    """The data set with rows shown as the records that they stand for."""
+    """Return the data set with each row converted to its record on access."""
     return records.with_transform(_record_batch)
 
 
@@ -57,21 +57,21 @@ def _record_batch(batch: dict[str, list]) -> dict[str, list]:
 
 
 def without_empty_keys(value):
-    """A value without the keys whose value is `None`, which Arrow adds to objects of different shapes."""
+    """Return a value without keys whose value is `None`, which Arrow adds to objects with different keys."""
     if isinstance(value, Mapping):
         return {key: without_empty_keys(inner) for key, inner in value.items() if inner is not None}
     return [without_empty_keys(inner) for inner in value] if isinstance(value, list) else value
 
 
 def to_text(record: Any, where: str) -> str:
-    """A record as JSON text; pictures become base64, dates and decimals are written as text.
+    """Return a record as JSON text; images become base64, dates and decimals become strings.
 
     Bytes become the text that they hold in UTF-8. Bytes of media, and bytes that are not UTF-8 in a column that is not
     read as text, become base64.
 
     Raises:
-        ValueError: names `where`, for what JSON cannot hold, a lone surrogate, nesting above 100 levels, or bytes that
-            are not UTF-8 in a column of texts.
+        ValueError: names `where`, if the record holds a value that JSON cannot hold, a lone surrogate, nesting above
+            100 levels, or bytes that are not UTF-8 in a column of texts.
     """
     try:
         try:
@@ -95,14 +95,14 @@ def to_text(record: Any, where: str) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """The JSON counterpart of a value of a table."""
+    """Return a value that JSON can hold for a value of a table."""
     if isinstance(value, _BYTES):
         raise _HoldsBytes
     if isinstance(value, date | time | Decimal | UUID):
         return str(value)
-    if hasattr(value, "tolist"):  # of numpy
+    if hasattr(value, "tolist"):  # from numpy
         return value.tolist()
-    if hasattr(value, "save"):  # a picture
+    if hasattr(value, "save"):  # an image
         held = io.BytesIO()
         value.save(held, format="PNG")
         return base64.b64encode(held.getvalue()).decode()
@@ -110,7 +110,7 @@ def _plain(value: Any) -> Any:
 
 
 def holds_bytes(feature: Any) -> bool:
-    """Whether a feature of `datasets` holds bytes, which `to_text` must convert; those of pictures do not count."""
+    """Whether a feature of `datasets` holds bytes, which `to_text` must convert; those of images do not count."""
     if isinstance(feature, Mapping):
         return any(map(holds_bytes, feature.values()))
     if isinstance(feature, list | tuple):
@@ -129,14 +129,14 @@ class _NoText(ValueError):
 
 
 def _without_bytes(record: Any, where: str) -> Any:
-    """A record with its bytes turned into texts."""
+    """Return a record with its bytes converted to strings."""
     if not isinstance(record, Mapping):
         return _as_texts(record, "", where)
     return {name: _as_texts(value, name, where) for name, value in record.items()}
 
 
 def _as_texts(value: Any, column: str, where: str, key: str | None = None) -> Any:
-    """A value of a column, found in it under `key`, with texts in place of bytes."""
+    """Return a value of a column, found there under `key`, with its bytes converted to strings."""
     key = column if key is None else key
 
     if isinstance(value, Mapping):
@@ -160,9 +160,9 @@ def _as_texts(value: Any, column: str, where: str, key: str | None = None) -> An
 
 
 def carry(record: Any, origin: str, form: str | None = None) -> dict[str, str | None]:
-    """A record as a row of `CARRIED`; its nulls were in the data and stay.
+    """Return a record as a row of `CARRIED`; its nulls were in the data and stay.
 
-    Raises a `ValueError` that begins with `origin`, as `to_text` does, and for what is not an object.
+    Raises a `ValueError` that begins with `origin`, as `to_text` does, and if the record is not an object.
     """
     if not isinstance(record, Mapping):
         raise ValueError(f"{origin}: a record must be an object with messages or texts, got {type(record).__name__}.")
@@ -173,19 +173,19 @@ def carry(record: Any, origin: str, form: str | None = None) -> dict[str, str | 
 
 
 def carry_all(records: Iterable[Mapping]) -> Dataset:
-    """Records in memory as a data set in memory."""
+    """Return records in memory as a data set in memory."""
     rows = [carry(record, f"Record {index}") for index, record in enumerate(records)]
     return Dataset.from_list(rows, features=CARRIED)
 
 
 @caching()
 def carried_file(path: Path, fingerprint: str, rows: Callable[[], Iterable[dict]]) -> Dataset:
-    """The data set in the file `path`, which is first written if it is not there: completely or not at all.
+    """Return the data set in the file `path`. If the file is missing, write it first, completely or not at all.
 
     Args:
-        path: of an Arrow file.
-        fingerprint: of the data set.
-        rows: makes the rows of `CARRIED`; one batch of them is in memory at a time.
+        path: path of an Arrow file.
+        fingerprint: fingerprint of the data set.
+        rows: returns the rows of `CARRIED`; one batch of them is in memory at a time.
     """
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What the columns of rows and batches mean: checked once, on the CPU, before a batch is planned."""
+"""Check and read the columns of rows and batches, once, on the CPU, before a batch is planned."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -30,20 +30,19 @@ def check_data(**datasets: Any) -> None:
 
 
 def read_row(row: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """A row as a collator takes it: without padding, and with a mask of zeros and ones.
+    """Return a row as a collator takes it: without padding, and with a mask of zeros and ones.
 
     Args:
-        row: `input_ids` and `loss_mask`, where -100 is not supervised; `labels` may stand for the mask: -100 where
-            nothing is supervised, the token's own id elsewhere. `attention_mask`, if there is one, is 0 on padding,
-            which is cut off.
-        where: names the row in errors: `"row 3 of the batch"`.
+        row: `input_ids` and `loss_mask`, where -100 is not supervised. `labels` may replace the mask: -100 on tokens
+            that are not supervised, else the token's id. `attention_mask`, if given, is 0 on padding, which is cut off.
+        where: name of the row in errors: `"row 3 of the batch"`.
 
     Returns:
         The row, with `input_ids` and `loss_mask` as int64 `(length,)`.
 
     Raises:
-        ValueError: for a row that is no mapping, a missing column, values that are not whole numbers, columns of
-            different lengths, a mask or labels with other values, two of them that disagree, or padding between tokens.
+        ValueError: if the row is not a mapping, a column is missing, values are not whole numbers, columns differ in
+            length, mask or labels have invalid values or disagree, or there is padding between tokens.
     """
     if not isinstance(row, Mapping):
         raise ValueError(f"{where.capitalize()} is {shown(row)}: each row must be a dict of {COLUMNS}.")
@@ -70,17 +69,17 @@ def read_row(row: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def read_batch(batch: Mapping[str, Any], vocab_size: int) -> dict[str, Any]:
-    """A batch in the form that planning needs: ids of the vocabulary, and a mask of zeros and ones.
+    """Return a batch in the form that planning needs: ids of the vocabulary, and a mask of zeros and ones.
 
     Args:
-        batch: of any collator, on the CPU: `input_ids` and `loss_mask` or `labels`, `(batch, length)`, as in
+        batch: batch of any collator, on the CPU: `input_ids` and `loss_mask` or `labels`, `(batch, length)`, as in
             [`read_row`]. Padding, by `attention_mask` or `documents`, may hold any id and gets one of the vocabulary.
             A batch of nothing but padding gets a token, see [`with_a_token`].
-        vocab_size: of the target.
+        vocab_size: size of the target's vocabulary.
 
     Raises:
-        ValueError: for a missing column, columns of different shapes, a mask or labels with other values, two of them
-            that disagree, or a token beyond the vocabulary.
+        ValueError: if a column is missing, columns differ in shape, mask or labels have invalid values or disagree, or
+            a token is not in the vocabulary.
     """
     if lack := lacks(batch, word=""):
         raise ValueError(f"The batch has {lack}: its collator must give {COLUMNS}.")
@@ -93,7 +92,7 @@ def read_batch(batch: Mapping[str, Any], vocab_size: int) -> dict[str, Any]:
         if values.shape != ids.shape:
             raise ValueError(
                 f"`{name}` of the batch has the shape {tuple(values.shape)}, but `input_ids` has {tuple(ids.shape)}: "
-                "its collator must give one value a token."
+                "its collator must give one value per token."
             )
 
     padding = _padding(batch)
@@ -108,12 +107,12 @@ def read_batch(batch: Mapping[str, Any], vocab_size: int) -> dict[str, Any]:
 
 
 def with_a_token(batch: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The batch itself, or, if it is nothing but padding, one whose rows begin with a token that is not supervised.
+    """Return the batch. If it is nothing but padding, its rows begin with an unsupervised token instead.
 
-    So a batch of empty rows is a step without a supervised row: no model runs on nothing.
+    So a batch of empty rows is a step without a supervised row, and models never run on an empty input.
 
     Args:
-        batch: `input_ids`, `loss_mask` and what else a collator gives, each `(batch, length)`; the length may be 0.
+        batch: `input_ids`, `loss_mask` and a collator's other columns, each `(batch, length)`; the length may be 0.
     """
     shape, padding = batch["input_ids"].shape, _padding(batch)
     if not padding.all():
@@ -131,7 +130,7 @@ def with_a_token(batch: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def lacks(names: Iterable[str], word: str = "column ") -> str | None:
-    """What is missing among these names of columns, to be read after "has"; `None` if nothing is."""
+    """Describe the missing column, in words that continue "has"; `None` if none is missing."""
     names = list(names)
     if not names:
         return "no columns"
@@ -143,13 +142,13 @@ def lacks(names: Iterable[str], word: str = "column ") -> str | None:
 
 
 def _mask_columns(given: Mapping[str, Any]) -> list[str]:
-    """The columns that say what is supervised; one that is `None` says nothing if the other is there."""
+    """Return the columns that hold the supervision, without one that is `None` if the other is given."""
     names = [name for name in ("loss_mask", "labels") if name in given]
     return [name for name in names if given[name] is not None] or names[:1]
 
 
 def shown(value: Any) -> str:
-    """A value with its type, short enough for an error."""
+    """Describe a value and its type, briefly enough for an error."""
     if isinstance(value, torch.Tensor):
         return f"one of shape {tuple(value.shape)}"
     if value is None:
@@ -159,7 +158,7 @@ def shown(value: Any) -> str:
 
 
 def _whole_numbers(row: Mapping[str, Any], name: str, where: str) -> torch.Tensor:
-    """A column of a row, int64 `(length,)`."""
+    """Return a column of a row, int64 `(length,)`."""
     try:
         values = torch.as_tensor(row[name])
     except (TypeError, ValueError, RuntimeError):
@@ -167,7 +166,7 @@ def _whole_numbers(row: Mapping[str, Any], name: str, where: str) -> torch.Tenso
 
     whole = values is not None and values.dim() == 1 and not values.is_complex()
     if not whole or (values.is_floating_point() and not torch.equal(values, values.round())):
-        raise ValueError(f"`{name}` of {where} must be a list of whole numbers, one a token, got {shown(row[name])}.")
+        raise ValueError(f"`{name}` of {where} must be a list of whole numbers, one per token, got {shown(row[name])}.")
     return values.long()
 
 
@@ -175,7 +174,7 @@ def _read_mask(columns: Mapping[str, torch.Tensor], present: torch.Tensor | None
     """Zeros and ones, from `loss_mask`, `labels`, or both of a row or a batch.
 
     Args:
-        columns: these, and `input_ids`, of one shape.
+        columns: `loss_mask`, `labels` or both, and `input_ids`, of the same shape.
         present: bool, false on padding, whose labels are not compared; `None` without padding.
         where: names the row or the batch in errors.
     """
@@ -184,8 +183,8 @@ def _read_mask(columns: Mapping[str, torch.Tensor], present: torch.Tensor | None
         wrong = _first((labels != IGNORED) & (labels != ids), present)
         if wrong is not None:
             raise ValueError(
-                f"`labels` of {_named(wrong, ids, where)} holds {labels[wrong].item()} at place {wrong[-1]}, where "
-                f"`input_ids` holds {ids[wrong].item()}: labels must be {IGNORED} or the token's own id, not shifted; "
+                f"`labels` of {_named(wrong, ids, where)} holds {labels[wrong].item()} at position {wrong[-1]}, where "
+                f"`input_ids` holds {ids[wrong].item()}: labels must be {IGNORED} or the token's id, not shifted; "
                 "give a mask of zeros and ones as `loss_mask`."
             )
         by_labels = (labels != IGNORED).long()
@@ -196,7 +195,7 @@ def _read_mask(columns: Mapping[str, torch.Tensor], present: torch.Tensor | None
     apart = None if labels is None else _first(mask != by_labels, present)
     if apart is not None:
         raise ValueError(
-            f"`labels` and `loss_mask` of {_named(apart, ids, where)} disagree at place {apart[-1]}, where `labels` "
+            f"`labels` and `loss_mask` of {_named(apart, ids, where)} disagree at position {apart[-1]}, where `labels` "
             f"holds {labels[apart].item()} and `loss_mask` holds {columns['loss_mask'][apart].item()}: leave out one "
             "of them."
         )
@@ -204,20 +203,20 @@ def _read_mask(columns: Mapping[str, torch.Tensor], present: torch.Tensor | None
 
 
 def _first(found: torch.Tensor, present: torch.Tensor | None) -> tuple[int, ...] | None:
-    """The first place that is true, padding aside: `(place,)` of a row, `(row, place)` of a batch."""
+    """Return the first true position outside of padding: `(position,)` of a row, `(row, position)` of a batch."""
     found = found if present is None else found & present
     return tuple(found.nonzero()[0].tolist()) if found.any() else None
 
 
 def _named(found: tuple[int, ...], ids: torch.Tensor, where: str) -> str:
-    """The row that a place belongs to, with its first tokens: rows of a batch are shuffled."""
+    """Describe the row of a position, with its first tokens, since rows of a batch are shuffled."""
     *row, _ = found
     where = f"row {row[0]} of {where}" if row else where
     return f"{where}, which begins with {', '.join(map(str, ids[tuple(row)][:5].tolist()))},"
 
 
 def _of_loss_mask(values: torch.Tensor, where: str) -> torch.Tensor:
-    """Zeros and ones of a `loss_mask`, where -100 counts as zero."""
+    """Return the zeros and ones of a `loss_mask`, where -100 counts as zero."""
     wrong = (values != 0) & (values != 1)
     if not wrong.any():
         return values
@@ -233,24 +232,25 @@ def _of_loss_mask(values: torch.Tensor, where: str) -> torch.Tensor:
 
 def _check_length(values: torch.Tensor, ids: torch.Tensor, name: str, where: str) -> None:
     if len(values) != len(ids):
-        raise ValueError(f"`{name}` of {where} has {len(values)} values for {len(ids)} `input_ids`: give one a token.")
+        raise ValueError(
+            f"`{name}` of {where} has {len(values)} values for {len(ids)} `input_ids`: give one value per token."
+        )
 
 
 def _tokens_of(present: torch.Tensor, where: str) -> slice:
-    """Where the tokens of a padded row are."""
+    """Return the slice of a padded row that holds its tokens."""
     places = present.nonzero()[:, 0].tolist()
     if not places:
         return slice(0, 0)
     if places[-1] - places[0] + 1 != len(places):
         raise ValueError(
-            f"`attention_mask` of {where} is 0 between tokens: only padding in front of them or behind them can be "
-            "left out."
+            f"`attention_mask` of {where} is 0 between tokens: only padding before or after all tokens can be left out."
         )
     return slice(places[0], places[-1] + 1)
 
 
 def _padding(batch: Mapping[str, Any]) -> torch.Tensor:
-    """Bool `(batch, length)`."""
+    """Return a bool tensor `(batch, length)`, true on padding."""
     padding = torch.zeros_like(batch["input_ids"], dtype=torch.bool)
     mask, documents = batch.get("attention_mask"), batch.get("documents")
     if isinstance(mask, torch.Tensor) and mask.shape == padding.shape:
@@ -263,6 +263,6 @@ def _check_tokens(ids: torch.Tensor, beyond: torch.Tensor, vocab_size: int) -> N
     if found is None:
         return
     raise ValueError(
-        f"`input_ids` of {_named(found, ids, 'the batch')} holds the id {ids[found].item()} at place {found[-1]}, but "
-        f"the target's vocabulary has the ids 0 to {vocab_size - 1}: tokenise the data with the target's tokenizer."
+        f"`input_ids` of {_named(found, ids, 'the batch')} holds the id {ids[found].item()} at position {found[-1]}, "
+        f"but the target's vocabulary has the ids 0 to {vocab_size - 1}: tokenise the data with the target's tokenizer."
     )

@@ -1,4 +1,4 @@
-"""Encode a few records at a time to token ids and loss masks, and say what became of each."""
+"""Encode a few records at a time to token ids and loss masks, and note the outcome for each."""
 
 import logging
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from .said import Said, read_said
 
 logger = logging.getLogger(__name__)
 
-KEPT, CUT, CUT_TO_NOTHING, UNANSWERED, BAD = range(5)  # what became of a record; the first two are trained on
+KEPT, CUT, CUT_TO_NOTHING, UNANSWERED, BAD = range(5)  # outcomes of a record; the first two are trained on
 
 
 class Encoders:
@@ -38,14 +38,14 @@ def encode_records(
     skip: bool = False,
     bad: Bad | None = None,
 ) -> dict[str, list]:
-    """Columns `input_ids`, `loss_mask`, `outcome` (one of the constants above), and `blank`, the number of answers that
-    `blank_answers` counts.
+    """Return the columns `input_ids`, `loss_mask`, `outcome` (one of the constants above), and `blank`, the number of
+    answers that `blank_answers` counts.
 
     Args:
         records: chat records.
         indices: their numbers, for errors about records whose file is not known.
-        encoder: of conversations.
-        max_length: in tokens; longer rows are cut, rows left without a supervised token become empty.
+        encoder: encoder of conversations.
+        max_length: maximum tokens per row; longer rows are cut, rows left without a supervised token become empty.
         skip: records that cannot be read or rendered become empty and `BAD`, instead of raising an error.
         bad: called with the error of each record that is skipped.
     """
@@ -72,14 +72,14 @@ def encode_records(
 
 
 def blank_answers(messages: list[dict]) -> int:
-    """Count a conversation's answers that are empty or white space only: these are no answers, and not supervised."""
+    """Count a conversation's blank answers, which are not supervised."""
     answers = (message for message in messages if message["role"] == "assistant")
     other = ("reasoning_content", "tool_calls")
     return sum(not (m["content"].strip() or any(m.get(name) for name in other)) for m in answers)
 
 
 def check_sample(records: list[Mapping], indices: list[int], encoder: ConversationEncoder, skip: bool = False) -> None:
-    """Compare the masks of a few records with a second method, and warn of what the template leaves out.
+    """Compare the masks of a few records with a second method, and warn of answers that the template leaves out.
 
     Raises a `ValueError` as `check_loss_mask` does, or for a record that cannot be read, unless those are skipped.
     """
@@ -110,7 +110,7 @@ def check_sample(records: list[Mapping], indices: list[int], encoder: Conversati
 
 
 def _encoded(records: list[Mapping], indices: list[int], encoder: ConversationEncoder) -> list[tuple[list, list, int]]:
-    """Token ids, mask and number of blank answers of each record."""
+    """Return token ids, mask and number of blank answers of each record."""
     read = [_read(record, index) for record, index in zip(records, indices, strict=True)]
     conversations, reasons, tools, said = map(list, zip(*read, strict=True)) if read else ([], [], [], [])
 
@@ -125,7 +125,7 @@ def _encoded(records: list[Mapping], indices: list[int], encoder: ConversationEn
 
 
 def _read(record: Mapping, index: int) -> tuple[list[dict], list[str] | None, list[dict] | None, Said | None]:
-    """Messages, the reasons why answers ended, tools, and what is known about the answers' tokens."""
+    """Return messages, the reasons why answers ended, tools, and the answers' token ids if the record has them."""
     messages, reasons = read_record(record, index)
     return messages, reasons, read_tools(record, index), read_said(record, named(record, index))
 
@@ -142,7 +142,7 @@ def _or_none(
 
 
 def _with_origin(problem: ValueError, records, indices) -> ValueError:
-    """The error with the record's file, if known, in place of its index."""
+    """Return the error with the record's file, if known, in place of its index."""
     for record, index in zip(records, indices, strict=True):
         rest = str(problem).removeprefix(f"Record {index}")
         if rest != str(problem) and not rest[:1].isdigit():

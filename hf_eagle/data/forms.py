@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 
 
-# form -> what a record of it looks like; the first with a matching column is taken
+# form -> description of its records; the first form with a matching column is taken
 FORMS = {
     "preference": "`chosen`, with or without `prompt`",
     "messages": "`messages` (role, content)",
@@ -30,12 +30,12 @@ READ_AS_TEXT = {
     *SYSTEMS,
     *("context", "history", "tools", "functions", "finish_reason"),
 }
-# what `load_records` adds to a record: its file with its number there, and the form to read it in
+# columns that `load_records` adds to a record: its file with its number there, and the form to read it in
 ORIGIN, FORM = "record_origin", "record_form"
 
 
 def recognise_form(record: Mapping) -> str:
-    """The key of `FORMS` that `load_records` was given, else the one that a record's columns show.
+    """Return the form that `load_records` was given, else the form that a record's columns show, a key of `FORMS`.
 
     Raises a `ValueError` if they hold no conversation.
     """
@@ -53,9 +53,9 @@ def recognise_form(record: Mapping) -> str:
 
 
 def _speaks(column: str, record: Mapping) -> bool:
-    """Whether a column shows the form of a record; the names of two of them are also used for other things."""
+    """Whether a column shows the form of a record; the names `data` and `input` also have other uses."""
     value = record.get(column)
-    if column == "data":  # of UltraChat: texts of the user and the assistant in turn
+    if column == "data":  # from UltraChat: texts of user and assistant, alternating
         texts = isinstance(value, list) and value and all(isinstance(text, str) for text in value)
         return bool(texts) or isinstance(value, str) and value.lstrip().startswith('["')
 
@@ -65,7 +65,7 @@ def _speaks(column: str, record: Mapping) -> bool:
 
 
 def _hint_of_a_wrapper(record: Mapping) -> str:
-    """What to do with one object around all records of a file; empty if the record does not look like one."""
+    """Return advice if the record looks like one object around all records of a file, else an empty string."""
     lists = [name for name, value in record.items() if isinstance(value, list) and value]
     lists = [name for name in lists if all(isinstance(inner, Mapping) for inner in record[name])]
     if len(lists) != 1 or not isinstance(lists[0], str):
@@ -78,10 +78,10 @@ def _hint_of_a_wrapper(record: Mapping) -> str:
 
 
 def named(record: Mapping, index: int) -> str:
-    """How errors name a record: by its file, if that is known."""
+    """Return the name of a record in errors: its file and number, if known."""
     return record.get(ORIGIN) or f"Record {index}"
 
 
 def column_names(record: Mapping) -> list[str]:
-    """The columns of a record, sorted, without those that `load_records` adds."""
+    """Return the columns of a record, sorted, without those that `load_records` adds."""
     return sorted(str(name) for name in record if name not in (ORIGIN, FORM))

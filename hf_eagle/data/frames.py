@@ -1,4 +1,4 @@
-"""Media as pixels: pictures by PIL; films decoded by PyAV, or put together from their frames."""
+"""Load media as pixels: images by PIL; videos by PyAV, or from their frames."""
 
 import base64
 import io
@@ -10,18 +10,18 @@ import numpy as np
 
 
 class NoDecoder(ImportError):
-    """No decoder of films is installed."""
+    """No video decoder is installed."""
 
 
 @dataclass
 class Film:
-    """The frames of a film that a target is shown.
+    """The frames of a video that a target is shown.
 
     Attributes:
         frames: `(frames, height, width, 3)`, whole numbers from 0 to 255.
-        indices: which of the film's frames they are.
-        total: the number of frames in the film.
-        fps: frames per second of the film; `None` for a list of frames if it is not given.
+        indices: their indices in the video.
+        total: the number of frames in the video.
+        fps: frames per second of the video; `None` for a list of frames if it is not given.
     """
 
     frames: np.ndarray
@@ -30,7 +30,7 @@ class Film:
     fps: float | None
 
     def metadata(self):
-        """What a video processor needs besides the frames; new each time, since processors write into it."""
+        """Return the metadata that a video processor needs; new each time, since processors write into it."""
         from transformers.video_utils import VideoMetadata
 
         height, width = self.frames.shape[1:3]
@@ -39,10 +39,10 @@ class Film:
 
 
 def load_picture(source: str):
-    """A picture from a file, an address or base64, as RGB.
+    """Load an image from a file, an address or base64, as RGB.
 
     Raises:
-        OSError, ValueError: if it is not a picture.
+        OSError, ValueError: if it is not an image.
     """
     from transformers.image_utils import load_image
 
@@ -51,19 +51,19 @@ def load_picture(source: str):
 
 
 def load_film(source: str | list[str], video_processor: Any = None) -> Film:
-    """A film from a file, an address or base64; or from the files of its frames, in order.
+    """Load a video from a file, an address or base64; or from the files of its frames, in order.
 
-    The processor decides which frames of a film are taken, by its `fps`, `num_frames`, `min_frames` and `max_frames`. A
-    list of frames, or a `.npy` file of them, is taken as a whole, with the processor's `fps` as its frames per second.
-    If it has more than `max_frames`, that many are taken, evenly spread.
+    The processor selects the frames of a video, by its `fps`, `num_frames`, `min_frames` and `max_frames`. A list of
+    frames, or a `.npy` file of them, is used completely, with the processor's `fps` as its frames per second. If it
+    has more than `max_frames` frames, that many are used, evenly spaced.
 
     Args:
-        source: as `as_text` writes it.
-        video_processor: the target's; without one, every frame is taken.
+        source: source as `as_text` writes it.
+        video_processor: the target's video processor; without it, every frame is used.
 
     Raises:
         NoDecoder: if PyAV is missing.
-        OSError, ValueError: if it is not a film, or its frames differ in size.
+        OSError, ValueError: if it is not a video, or its frames differ in size.
     """
     if isinstance(source, list):
         return _of_frames([np.asarray(load_picture(frame)) for frame in source], video_processor)
@@ -75,10 +75,10 @@ def load_film(source: str | list[str], video_processor: Any = None) -> Film:
 
 
 def as_pixels(value: Any, axes: int) -> np.ndarray:
-    """An array, a tensor or nested lists as pixels with `axes` axes, the last one red, green and blue.
+    """Return an array, a tensor or nested lists as pixels with `axes` axes; the last axis is red, green and blue.
 
     Raises:
-        ValueError: for anything else.
+        ValueError: if the value cannot be pixels.
     """
     found = np.asarray(value)
     if (
@@ -90,7 +90,7 @@ def as_pixels(value: Any, axes: int) -> np.ndarray:
     ):
         frames = "frames, " if axes == 4 else ""
         raise ValueError(
-            f"an array must hold whole numbers from 0 to 255 and be ({frames}height, width, 3) large, got "
+            f"an array must hold whole numbers from 0 to 255 and have the shape ({frames}height, width, 3), got "
             f"{found.dtype} of {found.shape}."
         )
     return found.astype(np.uint8)
@@ -99,7 +99,7 @@ def as_pixels(value: Any, axes: int) -> np.ndarray:
 def _of_frames(frames: list[np.ndarray] | np.ndarray, video_processor: Any) -> Film:
     sizes = sorted({frame.shape[:2] for frame in frames})
     if len(sizes) != 1:
-        raise ValueError(f"the frames of a film must be of one size, got {len(sizes)}: {sizes[:3]}.")
+        raise ValueError(f"all frames of a video must have the same size, got {len(sizes)} sizes: {sizes[:3]}.")
 
     frames = as_pixels(np.stack(list(frames)), 4)
     indices = _enough(_spread(len(frames), video_processor), video_processor)
@@ -111,16 +111,16 @@ def _decoded(source: str, video_processor: Any) -> Film:
         import av
     except ImportError as problem:
         raise NoDecoder(
-            "The data hold films, and nothing here decodes them: `pip install av`, whose wheels bring FFmpeg's "
+            "The data hold videos, but no video decoder is installed: `pip install av`, which includes FFmpeg's "
             "libraries, or leave such records out."
         ) from problem
 
     opened = source if os.path.isfile(source) or "://" in source[:16] else io.BytesIO(_bytes_of(source))
     with av.open(opened) as container:
         if not container.streams.video:
-            raise ValueError("the file holds no film.")
+            raise ValueError("the file holds no video.")
         stream = container.streams.video[0]
-        # a header's count may be missing or wrong: packets are counted, which decodes nothing
+        # a header's count may be missing or wrong, so count packets, without decoding them
         total = sum(packet.size > 0 and not packet.is_discard for packet in container.demux(stream))
         fps = float(stream.average_rate or stream.guessed_rate or 0) or None
         size = {"width": stream.width, "height": stream.height}
@@ -137,16 +137,16 @@ def _decoded(source: str, video_processor: Any) -> Film:
                 break
 
     if len(found) < len(wanted):
-        raise ValueError(f"the film ends before its frame {min(wanted - found.keys())} of {total}.")
+        raise ValueError(f"the video ends before its frame {min(wanted - found.keys())} of {total}.")
     return Film(np.stack([found[place] for place in indices]), indices, total, fps)
 
 
 def _sampled(total: int, fps: float | None, size: dict, video_processor: Any) -> list[int]:
-    """The frames of a film that its processor takes."""
+    """Return the indices of the frames that the processor selects."""
     from transformers.video_utils import VideoMetadata
 
     if total == 0:
-        raise ValueError("the film has no frames.")
+        raise ValueError("the video has no frames.")
     if total == 1 or not getattr(video_processor, "do_sample_frames", False):
         return _spread(total, video_processor)
 
@@ -155,13 +155,13 @@ def _sampled(total: int, fps: float | None, size: dict, video_processor: Any) ->
 
 
 def _spread(total: int, video_processor: Any) -> list[int]:
-    """All frames, or `max_frames` of them, evenly spread."""
+    """Return the indices of all frames, or of `max_frames` of them, evenly spaced."""
     limit = getattr(video_processor, "max_frames", None) or total
     return np.linspace(0, total - 1, min(total, limit)).round().astype(int).tolist()
 
 
 def _enough(indices: list[int], video_processor: Any) -> list[int]:
-    """Repeat the last frame until there are as many as one token spans."""
+    """Repeat the last frame until there are as many frames as one token covers."""
     missing = getattr(video_processor, "temporal_patch_size", 1) - len(indices)
     return indices + indices[-1:] * max(0, missing)
 
@@ -174,5 +174,5 @@ def _check_there(source: str) -> None:
 
 
 def _bytes_of(source: str) -> bytes:
-    """The bytes of a base64 text, with or without a prefix such as `data:video/mp4;base64,`."""
+    """Return the bytes of a base64 text, with or without a prefix such as `data:video/mp4;base64,`."""
     return base64.b64decode(source.partition(",")[2] if source.startswith("data:") else source, validate=True)

@@ -1,6 +1,6 @@
-"""Data sets given to the trainer in Python: what they may be, and what their rows must hold.
+"""Check data sets that are given to the trainer in Python.
 
-Columns are checked again where rows are read, see [`read_row`]; here is what can be told before a run begins.
+[`read_row`] checks columns again when rows are read; these are the checks that are possible before a run begins.
 """
 
 import logging
@@ -22,21 +22,21 @@ logger = logging.getLogger(__name__)
 def look_at(data: Any, argument: str, longest: int | None = None, by_columns: bool = True) -> Any:
     """Check a data set that the trainer was given, and leave out rows without a token.
 
-    A `datasets.Dataset` and a list are looked at as a whole; rows of others are seen only when they are trained on.
+    All rows of a `datasets.Dataset` or a list are checked; rows of other data are read only when they are trained on.
 
     Args:
         data: a data set, a stream, a dict of several, or `None`.
-        argument: names it in errors.
-        longest: tokens that the target reads at most.
-        by_columns: whether [`EagleDataCollator`] will read the rows. A collator of the user's own may read other
-            columns, so then only the form is checked.
+        argument: name of the data in errors.
+        longest: maximum number of tokens that the target reads.
+        by_columns: whether [`EagleDataCollator`] will read the rows. The user's collator may read different columns,
+            so for that one only the form is checked.
 
     Returns:
-        The data set, or another one of its rows that hold a token; if none does, the data set itself.
+        The data set without rows that hold no token; if no row holds one, the data set itself.
 
     Raises:
-        ValueError: for anything else, a missing column, a row that is no mapping, or one with more tokens than
-            `longest`; documents of packed rows are taken one by one.
+        ValueError: if the data are no data set, a column is missing, or a row is not a mapping or has more tokens than
+            `longest`; in packed rows, each document counts separately.
     """
     if data is None:
         return None
@@ -59,12 +59,12 @@ def look_at(data: Any, argument: str, longest: int | None = None, by_columns: bo
 
 
 def _check_form(data: Any, argument: str) -> None:
-    """`ValueError` for what is no data set, or dict of data sets to evaluate on."""
+    """Raise a `ValueError` if the data are neither a data set nor a dict of data sets to evaluate on."""
     wanted = "give it a `datasets.Dataset`, a list of rows, or, to stream, a `datasets.IterableDataset`"
     if isinstance(data, Mapping) and ("input_ids" in data or not argument.startswith("eval")):
         held = ", ".join(f"`{name}`" for name in data) or "nothing"
         raise ValueError(
-            f"`{argument}` is a {type(data).__name__} of {held}, not a data set: make one of columns with "
+            f"`{argument}` is a {type(data).__name__} of {held}, not a data set: turn columns into a data set with "
             "`datasets.Dataset.from_dict`, or, if it holds data sets, give one of them."
         )
 
@@ -75,13 +75,13 @@ def _check_form(data: Any, argument: str) -> None:
 
 
 def _lengths_of_table(data: Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens of each row, and of its longest document."""
+    """Return the number of tokens of each row, and of its longest document."""
     names = [name for name in ("input_ids", "attention_mask", "document_lengths") if name in data.column_names]
     tokens, lengths = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
 
     for batch in data.select_columns(names).with_format("arrow").iter(batch_size=4096):
         if not all(map(_is_sound, batch.columns)):
-            size = longest = np.ones(len(batch), np.int64)  # [`read_row`] says what is wrong
+            size = longest = np.ones(len(batch), np.int64)  # [`read_row`] will report the error
         else:
             size = longest = pc.list_value_length(batch["input_ids"]).to_numpy()
             if "attention_mask" in names:
@@ -101,7 +101,7 @@ def _is_sound(column: pa.ChunkedArray) -> bool:
 
 
 def _of_each(column: pa.ChunkedArray, of: np.ufunc, read=lambda values: values) -> np.ndarray:
-    """`of` the values of each list, 0 for an empty one."""
+    """Reduce the values of each list by `of`; an empty list gives 0."""
     sizes = pc.list_value_length(column).to_numpy()
     values = read(pc.list_flatten(column).to_numpy()).astype(np.int64)
     found = np.zeros(len(sizes), np.int64)
@@ -112,7 +112,7 @@ def _of_each(column: pa.ChunkedArray, of: np.ufunc, read=lambda values: values) 
 
 
 def _lengths_of_rows(rows: Sequence, argument: str) -> tuple[np.ndarray, np.ndarray]:
-    """As `_lengths_of_table`, of a list."""
+    """Return `_lengths_of_table` of a list of rows."""
     tokens, lengths = np.ones(len(rows), np.int64), np.ones(len(rows), np.int64)
     for number, row in enumerate(rows):
         if not isinstance(row, Mapping):
@@ -121,7 +121,7 @@ def _lengths_of_rows(rows: Sequence, argument: str) -> tuple[np.ndarray, np.ndar
             raise ValueError(f"Row {number} of `{argument}` has {lack}: give it {COLUMNS}.")
 
         mask = row.get("attention_mask")
-        if hasattr(row["input_ids"], "__len__"):  # else [`read_row`] says what is wrong
+        if hasattr(row["input_ids"], "__len__"):  # else [`read_row`] will report the error
             tokens[number] = lengths[number] = len(row["input_ids"])
             if hasattr(mask, "__len__"):
                 tokens[number] = lengths[number] = int(np.count_nonzero(np.asarray(mask)))

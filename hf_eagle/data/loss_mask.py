@@ -1,6 +1,6 @@
 """Find the assistant's answers in a rendered conversation: their characters, and then their tokens.
 
-Supervised are an answer's content with its thoughts and tool calls, and its end-of-turn token. The header before it and
+An answer's content is supervised with its reasoning and tool calls, and its end-of-turn token. The header before it and
 the newline after it are not, and neither is an empty answer: there is nothing to draft in it.
 """
 
@@ -25,17 +25,17 @@ _NO_THOUGHTS = re.compile(r"\s*<think>\s*</think>\s*")
 class ConversationEncoder:
     """Token ids and loss masks of conversations, by one tokenizer and its chat template.
 
-    The template is rendered twice: as it is, and with unused characters around the parts of every answer or, if the
-    template has `{% generation %}` marks, around what those enclose. Without these characters it is the plain text
-    again, so their places are exact whatever the messages say. Offsets carry the places to tokens. All of it is linear
-    in the length.
+    The template is rendered twice: unchanged, and with unused characters, the marks, around the parts of every answer.
+    If the template has `{% generation %}` blocks, the marks stand around these. Without the marks, the second text
+    equals the first, so their positions are exact whatever the messages say. Offsets map the positions to tokens. All
+    of it is linear in the length.
 
     Args:
-        tokenizer: with a chat template.
+        tokenizer: a tokenizer with a chat template.
         options: which parts of the answers are supervised.
-        template_kwargs: further arguments of the template, such as `{"enable_thinking": False}`.
+        template_kwargs: extra keyword arguments for the template, such as `{"enable_thinking": False}`.
 
-    Raises a `ValueError` if the tokenizer has no chat template, or one that refuses a question with its answer.
+    Raises a `ValueError` if the tokenizer has no chat template, or its template refuses a question with its answer.
     """
 
     def __init__(self, tokenizer, options: MaskOptions | None = None, template_kwargs: dict | None = None):
@@ -58,21 +58,21 @@ class ConversationEncoder:
     def encode(
         self, conversations: list[list[dict]], finish_reasons=None, indices=None, tools=None, options=None, said=None
     ) -> list[tuple[list, list]]:
-        """`(input_ids, loss_mask)` of each conversation; ids are those of `apply_chat_template`.
+        """Return `(input_ids, loss_mask)` of each conversation; ids are those of `apply_chat_template`.
 
         Args:
             conversations: messages, as `to_messages` returns them.
             finish_reasons: per conversation `None` or, per answer, why it ended (a single text: the last answer). The
-                target did not say the end-of-turn token that the template puts after an answer cut at `"length"`, so
-                it is not supervised.
+                target did not generate the end-of-turn token that the template puts after an answer cut at `"length"`,
+                so it is not supervised.
             indices: numbers of the records, for errors.
-            tools: per conversation `None` or the JSON schemas of the tools on offer.
-            options: in place of the encoder's own.
-            said: per conversation `None` or its `Said`: then its row is the prompt's ids and those that were said, and
-                ends with the last answer.
+            tools: per conversation `None` or the JSON schemas of the tools offered.
+            options: options that replace the encoder's.
+            said: per conversation `None` or its `Said`: then its row is the prompt's ids followed by the generated ids,
+                and ends with the last answer.
 
-        Raises a `ValueError` if the template refuses a conversation or rewrites an answer past recognition, or if a
-        conversation is not what was said.
+        Raises a `ValueError` if the template refuses a conversation or rewrites an answer so that it cannot be found,
+        or if a conversation does not match its `Said`.
         """
         if said is not None and any(said):
             given = [finish_reasons, indices, tools, said]
@@ -89,7 +89,7 @@ class ConversationEncoder:
         ]
 
     def _encode_one(self, messages, reasons, index, tools, said: Said | None, options) -> tuple[list, list]:
-        """Ids and mask of one conversation, in the tokens it was said in if they are known."""
+        """Return ids and mask of one conversation, with the generated tokens if they are known."""
         where = None if index is None else [index]
         if said is None:
             return self.encode([messages], [reasons], where, [tools], options)[0]
@@ -102,7 +102,7 @@ class ConversationEncoder:
     def supervised_spans(
         self, conversations, finish_reasons=None, indices=None, tools=None, options: MaskOptions | None = None
     ) -> tuple[list[str], list[list[tuple[int, int]]]]:
-        """The rendered conversations and the supervised characters of each; arguments as for `encode`."""
+        """Return the rendered conversations and the supervised characters of each; arguments as for `encode`."""
         options = options or self.options
         texts, spans = [], []
         for place, messages in enumerate(conversations):
@@ -111,7 +111,7 @@ class ConversationEncoder:
             else:
                 try:
                     text, answers = self.answer_spans(messages, tools and tools[place], options)
-                except Exception as problem:  # jinja's own errors, and whatever a template itself raises
+                except Exception as problem:  # jinja's errors, and whatever a template itself raises
                     where = _name(indices, place)
                     raise ValueError(f"{where} does not fit the chat template of `tokenizer`: {problem}") from problem
 
@@ -125,7 +125,7 @@ class ConversationEncoder:
     def answer_spans(
         self, messages: list[dict], tools=None, options: MaskOptions | None = None
     ) -> tuple[str, list[AnswerSpan | None]]:
-        """The rendered text and the span of each answer in it; `None` for an answer that is empty or left out.
+        """Return the rendered text and the span of each answer in it; `None` for an answer that is empty or left out.
 
         With `{% generation %}` marks and without options, the spans are the marked blocks, however many there are.
         """
@@ -145,7 +145,7 @@ class ConversationEncoder:
         return text, self._aligned(text, blocks, self._places(text, marks, messages, tools), messages)
 
     def token_ids(self, messages: list[dict], tools=None, **kwargs) -> list[int]:
-        """The ids of `apply_chat_template(messages, tokenize=True)`."""
+        """Return the ids of `apply_chat_template(messages, tokenize=True)`."""
         return self._tokens(self.render(messages, tools, **kwargs))
 
     def tokenise(self, texts: list[str], **kwargs):
@@ -197,7 +197,7 @@ class ConversationEncoder:
         self._call_end = specials[-1] if specials else ""
 
     def _places(self, text: str, marks: dict[str, str], messages: list[dict], tools) -> Places:
-        """The places of the parts of all messages in the text."""
+        """Return the positions of the parts of all messages in the text."""
         for others in (True, False):  # a template may depend on how a question ends
             plain, places = take_out(self.render(mark_messages(messages, marks, others), tools), marks)
             if plain == text:
@@ -205,7 +205,7 @@ class ConversationEncoder:
         _not_as_they_are()
 
     def _found(self, text: str, places: Places, messages: list[dict]) -> list[AnswerSpan | None]:
-        """The spans of answers whose parts are marked: each begins after its header."""
+        """Return the spans of answers whose parts are marked: each begins after its header."""
         spans, floor = [], 0
         for number, message in enumerate(messages):
             if message["role"] != "assistant":
@@ -220,7 +220,7 @@ class ConversationEncoder:
             content_end, end = self._end(text, number, places, message)
             start, choices = self._after_header(text, floor, first, content_end)
 
-            # the opening mark is lost if a template leaves out the thoughts of an answer, or writes them anew
+            # the opening mark is lost if a template leaves out or rewrites the reasoning of an answer
             opened = any(number in places[kind] for kind in ("opening", "thinking", "call"))
             if not opened and choices > 1:
                 raise ValueError(
@@ -234,7 +234,7 @@ class ConversationEncoder:
         return spans
 
     def _own_beginning(self, text: str, floor: int, first: int, number: int, places: Places, message: dict) -> str:
-        """The text of an answer without a header before its first mark: the opening of a call, or white space."""
+        """Return the text before the first mark of an answer without a header: a call's opening, or white space."""
         if first in places["call"].get(number, ())[:1]:
             said = self._before_call
         else:
@@ -244,8 +244,8 @@ class ConversationEncoder:
         return said if text.endswith(said, floor, first) else ""
 
     def _end(self, text: str, number: int, places: Places, message: dict) -> tuple[int, int]:
-        """Where an answer's text ends, and where its turn ends."""
-        # a tool's answer may repeat the name of the call, and the marks with it
+        """Return the end of an answer's text, and the end of its turn."""
+        # a tool's result may repeat the name of the call, together with its marks
         calls = places["call"].get(number, ())[: count_call_marks(message)]
         content = places["closing"].get(number)
         if not calls and content:
@@ -258,10 +258,10 @@ class ConversationEncoder:
         return (place, place + len(wanted)) if place >= 0 else (last, last)
 
     def _with_parts(self, text: str, span: AnswerSpan, number: int, places: Places) -> AnswerSpan:
-        """The span with the end of its thoughts and the start of its tool calls."""
+        """Return the span with the end of its reasoning and the start of its tool calls."""
         thought = places["said"].get(number) or places["thought"].get(number)
         if thought:
-            # ends at the marks around thoughts, or at the end of the message of thoughts (gpt-oss)
+            # reasoning ends with its closing tag, or with its message (gpt-oss)
             after = _END_OF_THOUGHTS.match(text, thought[0])
             after = after or (self._turn_end.match(text, thought[0]) if number in places["thought"] else None)
             thought_end = after.end() if after else thought[0]
@@ -276,7 +276,7 @@ class ConversationEncoder:
         return replace(span, thought_end=min(thought_end, span.end), calls_start=calls_start)
 
     def _aligned(self, text: str, blocks: list, places: Places, messages: list[dict]) -> list[AnswerSpan | None]:
-        """One span for each answer: the `{% generation %}` block that its marks lie in, if any."""
+        """Return per answer the span of the `{% generation %}` block that contains its marks, if any."""
         blocks = [block for block in blocks if block is not None]
         starts, spans = [block.start for block in blocks], []
         for number in (number for number, message in enumerate(messages) if message["role"] == "assistant"):
@@ -287,7 +287,7 @@ class ConversationEncoder:
         return spans
 
     def _document(self, messages: list[dict]) -> tuple[str, list[tuple[int, int]]]:
-        """Plain text, all supervised; in a chat that is already rendered, only what follows the headers of answers."""
+        """Return a plain text, all supervised; if it is a rendered chat, only the text after headers of answers is."""
         text = "\n\n".join(message["content"] for message in messages)
         if self.header.strip() and self._end_text and self.header in text:
             spans, place = [], text.find(self.header)
@@ -306,9 +306,9 @@ class ConversationEncoder:
         return text, [(len(before), len(text))]
 
     def _after_header(self, text: str, floor: int, limit: int, content_end: int) -> tuple[int, int]:
-        """Where the header before `limit` ends, and how many headers there are; earlier ones are text of a message.
+        """Return the end of the header before `limit`, and the number of headers; earlier ones are part of a message.
 
-        A header may open a thought ("<think>"), which past answers do not have.
+        A header may open the reasoning ("<think>"), which past answers do not have.
         """
         for header in dict.fromkeys((self.header, self.header.split(_THINK)[0])):
             place = text.rfind(header, floor, limit) if header else -1
@@ -320,7 +320,7 @@ class ConversationEncoder:
         return limit, 0
 
     def _enclosed(self, text: str, places: Places) -> list[AnswerSpan | None]:
-        """Spans from `{% generation %}` marks, which often enclose part of the header, or a newline after the end."""
+        """Return spans of `{% generation %}` blocks, which often contain part of the header or a newline at the end."""
         blocks = []
         for start, end in zip(places["opening"][0], places["closing"][0], strict=True):
             if blocks and blocks[-1][1] == start:  # two blocks of one answer
@@ -341,7 +341,7 @@ class ConversationEncoder:
 
 def _not_as_they_are():
     raise ValueError(
-        "it does not leave the answers as they are, so their places cannot be found; put `{% generation %}` and "
+        "it changes the text of answers, so their positions cannot be found; put `{% generation %}` and "
         "`{% endgeneration %}` around them in the template."
     )
 

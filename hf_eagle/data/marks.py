@@ -1,6 +1,6 @@
-"""Put unused characters around the parts of messages, so that their places in the rendered text are exact.
+"""Put unused characters around the parts of messages, so that their positions in the rendered text are exact.
 
-Taken out of the text again they leave the plain text, whatever the messages say.
+Removing them gives the plain text again, whatever the messages say.
 """
 
 import re
@@ -12,21 +12,21 @@ from .messages import text_of
 GENERATION = re.compile(r"\{%(-?)\s*generation\s*(-?)%\}")
 _END_GENERATION = re.compile(r"\{%(-?)\s*endgeneration\s*(-?)%\}")
 _THOUGHTS = re.compile(r"(.*</think>\s*)?(.*)", re.DOTALL)
-# an answer's content, the end of thoughts in it, its thoughts if they are a separate field, strings of its tool calls,
-# and the end of a content that is no answer
+# in order: start of an answer's content, end of the reasoning in it, end of the content; start and end of the reasoning
+# in a separate field; strings of tool calls; the end of a content that is no answer
 _KINDS = ("opening", "said", "closing", "thinking", "thought", "call", "other")
 
-Places = dict[str, dict[int, list[int]]]  # kind -> number of the message -> place of each mark in the plain text
+Places = dict[str, dict[int, list[int]]]  # kind -> number of the message -> position of each mark in the plain text
 
 
 def unused_characters(*texts: str) -> dict[str, str]:
-    """A private-use character for each kind of mark, none of which occurs in the texts."""
+    """Return a private-use character for each kind of mark, none of which occurs in the texts."""
     free = (chr(code) for code in range(0xE000, 0xF900) if not any(chr(code) in text for text in texts))
     return {kind: next(free) for kind in _KINDS}
 
 
 def mark_messages(messages: list[dict], marks: dict[str, str], others: bool = True) -> list[dict]:
-    """Messages with marks that carry their numbers; contents that are no answers are marked if `others`."""
+    """Add marks that carry the numbers of messages; contents that are no answers are marked if `others`."""
     marked = []
     for number, message in enumerate(messages):
 
@@ -49,13 +49,13 @@ def mark_messages(messages: list[dict], marks: dict[str, str], others: bool = Tr
 
 
 def mark_template(template: str, marks: dict[str, str]) -> str:
-    """The template with `{% generation %}` blocks as `with` blocks (the same scope) that write the marks."""
+    """Return the template with `{% generation %}` blocks as `with` blocks (the same scope) that write the marks."""
     template = GENERATION.sub(rf"{{%\1 with %}}{marks['opening'] * 2}{{% if true \2%}}", template)
     return _END_GENERATION.sub(rf"{{%\1 endif %}}{marks['closing'] * 2}{{% endwith \2%}}", template)
 
 
 def take_out(marked: str, marks: dict[str, str]) -> tuple[str, Places]:
-    """The text without marks, and the places of all marks; those without a number count as number 0."""
+    """Return the text without marks, and the positions of all marks; a mark without a number counts as number 0."""
     kinds = {character: kind for kind, character in marks.items()}
     places: Places = {kind: defaultdict(list) for kind in marks}
     pieces, last, taken = [], 0, 0
@@ -68,7 +68,7 @@ def take_out(marked: str, marks: dict[str, str]) -> tuple[str, Places]:
 
 
 def count_call_marks(message: dict) -> int:
-    """The number of marks that a message's tool calls get."""
+    """Return the number of marks that a message's tool calls get."""
     calls = [call["function"] for call in message.get("tool_calls") or ()]
     return sum(2 + _strings(function["arguments"]) for function in calls)
 

@@ -1,4 +1,4 @@
-"""A second method for the loss mask, and the comparison of both."""
+"""Check the loss mask against a second method."""
 
 from .loss_mask import ConversationEncoder, MaskOptions
 from .messages import TEXT
@@ -15,14 +15,14 @@ def check_loss_mask(
 ) -> None:
     """Compare the masks of `conversations` with those found by incremental rendering.
 
-    Both must be equal; with `{% generation %}` marks, which may leave part of an answer out on purpose, no token
-    outside an answer may be marked. Whole answers are compared, whichever parts of them the encoder's options take.
-    Conversations without an answer, and plain texts, are skipped. If a conversation's token ids are known (`said`), it
-    is only checked that they are what was said: no template writes their answers.
+    Both must be equal; with `{% generation %}` blocks, which may leave part of an answer out on purpose, no token
+    outside an answer may be marked. Whole answers are compared, whichever parts of them the encoder's options select.
+    Conversations without an answer, and plain texts, are skipped. If a conversation's token ids are known (`said`),
+    only these are checked against the conversation, since no template renders its answers.
 
     Raises:
-        `ValueError`: the methods differ, nothing at all is supervised, or a conversation is not what was said; the
-            rendered text is shown.
+        `ValueError`: if the methods differ, nothing at all is supervised, or a conversation does not match its `Said`;
+            the rendered text is shown.
     """
     tools, said = tools or [None] * len(conversations), said or [None] * len(conversations)
     encoded = encoder.encode(conversations, indices=indices, tools=tools, options=MaskOptions(), said=said)
@@ -35,7 +35,7 @@ def check_loss_mask(
         wrong = any(m > e for m, e in zip(mask, expected, strict=True)) if encoder.has_marks else mask != expected
         if wrong:
             raise ValueError(
-                f"Record {index}: two ways to find the answers in the chat template of `tokenizer` differ; put "
+                f"Record {index}: two methods find different answers with the chat template of `tokenizer`; put "
                 "`{% generation %}` and `{% endgeneration %}` around the answers in the template.\n"
                 f"By marks:      {show_mask(encoder, ids, mask)!r}\n"
                 f"By increments: {show_mask(encoder, ids, expected)!r}"
@@ -54,11 +54,12 @@ def check_loss_mask(
 def incremental_mask(
     encoder: ConversationEncoder, messages: list[dict], ids: list[int], mask: list[int], tools: list | None = None
 ) -> list[int]:
-    """The mask found by rendering longer and longer parts of the conversation and comparing their token ids.
+    """Return the mask found by rendering longer and longer parts of the conversation and comparing their token ids.
 
     An answer begins where the messages before it end, with the generation prompt. It ends where the messages up to it
-    end, except for white space. A template may write a past answer differently (thoughts left out, another end
-    token): then `mask`'s own run is taken if it is the end of the answer as first written, or marked on purpose.
+    end, except for white space. A template may render a past answer differently (without reasoning, with a different
+    end token). Then `mask`'s tokens are accepted if they are the end of the answer as first rendered, or marked on
+    purpose.
     """
     found, floor = [0] * len(ids), 0
     for place, message in enumerate(messages):
@@ -95,7 +96,7 @@ def incremental_mask(
 
 
 def show_mask(encoder: ConversationEncoder, ids: list[int], mask: list[int], limit: int = 1000) -> str:
-    """The text of `ids` with the supervised runs in [[ ]]."""
+    """Return the text of `ids` with the supervised parts in [[ ]]."""
     pieces, run = [], []
     for n, (token, supervised) in enumerate(zip(ids, mask, strict=True)):
         run.append(token)

@@ -1,4 +1,4 @@
-"""Chats with images and videos: messages whose contents are lists of parts, and what those parts name."""
+"""Read chats with images and videos: messages whose contents are lists of parts, and the media that parts name."""
 
 import base64
 import copy
@@ -19,7 +19,7 @@ __all__ += ["processor_fingerprint", "read_media_record"]
 
 
 def own_tokenizer(processing):
-    """The tokenizer of a processor, with the processor's chat template; a tokenizer is returned as it is."""
+    """Return the tokenizer of a processor, with the processor's chat template; a tokenizer is returned unchanged."""
     tokenizer = getattr(processing, "tokenizer", processing)
     template = getattr(processing, "chat_template", None)
     if template and template != tokenizer.chat_template:
@@ -31,18 +31,17 @@ def own_tokenizer(processing):
 def read_media_record(
     record: Mapping, index: int, media_root: str | None = None
 ) -> tuple[list[dict], list[dict], list[str] | None]:
-    """Messages, their media in the order of their places, and each answer's `finish_reason`.
+    """Return messages, their media in order, and each answer's `finish_reason`.
 
     In a chat with media, a content that is a list stays a list, of `{"type": "text", "text": ...}`,
-    `{"type": "image"}` and `{"type": "video"}`; all else is read as by `to_messages`. `picture_forms` says how a record
-    may name its media.
+    `{"type": "image"}` and `{"type": "video"}`. Everything else is read as by `to_messages`. `picture_forms` says how a
+    record may name its media.
 
     Returns:
         Messages; media, `{"type": "image", "image": source}` each; reasons.
 
     Raises:
-        ValueError: naming the record, for a part without a medium or a medium without a part, and for media in an
-            answer.
+        ValueError: names the record, if a part has no medium, a medium has no part, or an answer holds media.
     """
     where = named(record, index)
     messages, reasons = read_record(record, index, content_parts=True, media_root=media_root)
@@ -54,7 +53,7 @@ def read_media_record(
             if any(map(kind_of, parts)):
                 raise ValueError(f"{where}: message {place} is an answer, which can hold text only.")
             message["content"] = text_of(parts)
-        elif parts:  # kept apart: the template has its own way to join them
+        elif parts:  # kept separate: the template joins them in its way
             message["content"] = [_part(part, media, where, place) for part in parts]
 
     return messages, media, reasons
@@ -71,28 +70,28 @@ def _part(part: dict, media: list[dict], where: str, place: int) -> dict:
     return {"type": kind}
 
 
-# ---- what a data set keeps ----
+# ---- media in a data set ----
 
 
 def as_text(media: list[dict]) -> str:
-    """Media as JSON: names as they are, media in memory as the content of a file; frames of a film as a list.
+    """Return media as JSON: names unchanged, media in memory as the content of a file; frames of a video as a list.
 
     Raises:
-        ValueError: for what is not a medium.
+        ValueError: if a value is not a medium.
     """
     return json.dumps([{"type": m["type"], m["type"]: _written(m[m["type"]], m["type"])} for m in media])
 
 
 def from_text(text: str, processor=None) -> dict[str, list[Any]]:
-    """The media of `as_text` by kind: pictures of PIL, and films as [`Film`].
+    """Load the media of `as_text`, by kind: images as PIL images, and videos as [`Film`].
 
     Args:
-        text: as `as_text` writes it.
-        processor: the target's, which decides which frames of a film are taken; without one, all are.
+        text: text of `as_text`.
+        processor: the target's processor, which selects the frames of a video; without it, all frames are used.
 
     Raises:
-        OSError, ValueError: for a medium that cannot be loaded.
-        NoDecoder: for a film, if no decoder is installed.
+        OSError, ValueError: if a medium cannot be loaded.
+        NoDecoder: if there is a video, but no decoder is installed.
     """
     found: dict[str, list[Any]] = {kind: [] for kind in KINDS}
     for medium in json.loads(text):
@@ -105,7 +104,7 @@ def from_text(text: str, processor=None) -> dict[str, list[Any]]:
 
 
 def as_inputs(loaded: dict[str, list[Any]]) -> dict[str, Any]:
-    """Arguments that show a processor the media of `from_text`."""
+    """Return the arguments that pass the media of `from_text` to a processor."""
     given: dict[str, Any] = {"images": loaded["image"]} if loaded["image"] else {}
 
     films = loaded["video"]
@@ -116,7 +115,7 @@ def as_inputs(loaded: dict[str, list[Any]]) -> dict[str, Any]:
 
 
 def fingerprint(loaded: dict[str, list[Any]]) -> str:
-    """A hash of the pixels of `from_text`'s media, 32 hex digits; `""` if there are none."""
+    """Return a hash of the pixels of `from_text`'s media, 32 hex digits; `""` if there are none."""
     if not any(loaded.values()):
         return ""
 
@@ -137,17 +136,17 @@ def limit_media(
     fps: float | None = None,
     max_frames: int | None = None,
 ) -> None:
-    """Change how much of a medium a target's processor shows; limits that are `None` stay as they are.
+    """Change how many pixels and frames a target's processor uses; a limit of `None` changes nothing.
 
     Args:
-        processor: its parts for images and videos are changed.
-        min_pixels, max_pixels: of an image, and of a video as the processor counts: of one frame in Qwen2.5-VL, of all
-            frames together in Qwen3-VL. Smaller or larger ones are resized.
-        fps: frames per second that are taken of a video.
-        max_frames: most frames that are taken of a video.
+        processor: the processor, whose parts for images and videos are changed.
+        min_pixels, max_pixels: limits of an image, and of a video as its processor counts: per frame in Qwen2.5-VL, for
+            all frames together in Qwen3-VL. Smaller or larger media are resized.
+        fps: frames per second to take from a video.
+        max_frames: maximum number of frames to take from a video.
 
     Raises:
-        ValueError: for a processor without such limits, or a minimum above a maximum.
+        ValueError: if the processor has no such limits, or a minimum exceeds a maximum.
     """
     images, videos = (getattr(processor, f"{kind}_processor", None) for kind in KINDS)
     given = {"shortest_edge": min_pixels, "longest_edge": max_pixels}
@@ -167,7 +166,7 @@ def limit_media(
         if least > most:
             raise ValueError(
                 f"`min_pixels` {least:,} is more than `max_pixels` {most:,} for {type(part).__name__}: give both, the "
-                "lesser one first."
+                "minimum first."
             )
         part.size = type(size)(shortest_edge=least, longest_edge=most)
 
@@ -179,21 +178,21 @@ def limit_media(
 
 
 def processor_fingerprint(processor) -> str:
-    """A hash of how a processor makes pixels, 16 hex digits: the settings of its parts for images and videos."""
+    """Return a hash, 16 hex digits, of the settings by which a processor prepares images and videos."""
     parts = [getattr(processor, f"{kind}_processor", None) for kind in KINDS]
     said = [part.to_dict() if hasattr(part, "to_dict") else type(part).__name__ for part in parts]
     return hashlib.blake2b(json.dumps(said, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
 
 
 def _written(source: Any, kind: str) -> Any:
-    if isinstance(source, Mapping) and source.get("bytes") is not None:  # as `datasets` keeps pictures
+    if isinstance(source, Mapping) and source.get("bytes") is not None:  # as `datasets` stores images
         source = source["bytes"]  # in a carried record, it is already base64
     if isinstance(source, Mapping) and isinstance(source.get("path"), str):
         source = source["path"]
 
     if isinstance(source, bytes):
         return base64.b64encode(source).decode()
-    if hasattr(source, "save"):  # a picture
+    if hasattr(source, "save"):  # an image
         held = io.BytesIO()
         source.save(held, format="PNG")
         return base64.b64encode(held.getvalue()).decode()

@@ -20,30 +20,30 @@ TEXT = "text"  # the role of a document that is not a chat
 
 
 def text_of(content: str | list[dict]) -> str:
-    """The text of a content, without its images and videos."""
+    """Return the text of a content, without its images and videos."""
     return content if isinstance(content, str) else "\n".join(part.get("text", "") for part in content)
 
 
 def to_messages(
     record: Mapping, form: str | None = None, content_parts: bool = False, media_root: str | None = None
 ) -> list[dict]:
-    """The conversation of one record as `[{"role": ..., "content": ...}]`, roles system, user, assistant and tool.
+    """Return the conversation of a record as `[{"role": ..., "content": ...}]`, roles system, user, assistant and tool.
 
-    An answer may also have `reasoning_content` (its thoughts) and `tool_calls`, whose arguments are an object; a tool's
-    message may have `name` and `tool_call_id`. An answer may be missing. A `system` or `system_prompt` text goes first.
-    A document of plain text is one message of the role `text`. Numbers and booleans in place of a text become their
-    JSON. Objects are taken as they are, with the nulls in them.
+    An answer may also have `reasoning_content` and `tool_calls`, whose arguments are an object; a tool's message may
+    have `name` and `tool_call_id`. An answer may be missing. A `system` or `system_prompt` text goes first. A document
+    of plain text is one message of the role `text`. Numbers and booleans in place of a text become their JSON. Objects
+    are kept unchanged, including their nulls.
 
     Args:
-        record: of any form in `FORMS`.
-        form: which one; by default the one that its columns show.
-        content_parts: keep contents that are lists of typed parts (text, images, videos) as they are, and add media of
-            columns (see `picture_forms`), instead of refusing media.
-        media_root: where relative paths of media start; by default the folder of the record's file.
+        record: record of any form in `FORMS`.
+        form: key of its form; by default the form that its columns show.
+        content_parts: keep contents that are lists of typed parts (text, images, videos), and add media of columns (see
+            `picture_forms`), instead of refusing media.
+        media_root: folder of relative media paths; by default the folder of the record's file.
 
     Raises:
-        `ValueError`: the record has none of these forms, no message, an unknown role, a content that is not text, or
-            media without a place.
+        `ValueError`: if the record has none of these forms, no message, an unknown role, a content that is not text, or
+            media that no part of a message shows.
     """
     if not isinstance(record, Mapping):
         raise ValueError(
@@ -75,10 +75,10 @@ def to_messages(
 def read_record(
     record: Mapping, index: int, form: str | None = None, content_parts: bool = False, media_root: str | None = None
 ) -> tuple[list[dict], list[str] | None]:
-    """Messages and, if regeneration wrote them, each answer's `finish_reason`.
+    """Return messages and, if regeneration wrote them, each answer's `finish_reason`.
 
-    Raises a `ValueError`, which names the record by its file or else its index, as `to_messages` does, and for an
-    invalid `finish_reason`.
+    Raises a `ValueError` as `to_messages` does, and for an invalid `finish_reason`. It names the record by its file, or
+    else by its index.
     """
     where = named(record, index) if isinstance(record, Mapping) else f"Record {index}"
     try:
@@ -92,9 +92,10 @@ def read_record(
 
 
 def read_tools(record: Mapping, index: int) -> list[dict] | None:
-    """The tools in the column `tools` (or `functions`), as JSON schemas: a list, a JSON text of it, or a list of texts.
+    """Return the tools of a record as JSON schemas, from the column `tools` (or `functions`).
 
-    Raises a `ValueError`, which names the record, for anything else.
+    The column holds a list, its JSON text, or a list of JSON texts. Anything else raises a `ValueError` that names the
+    record.
     """
     found = next((record[name] for name in ("tools", "functions") if record.get(name)), None)
     where = f"{named(record, index)}: `tools`"
@@ -110,7 +111,7 @@ def read_tools(record: Mapping, index: int) -> list[dict] | None:
 
 
 def _preference(record: dict, chosen) -> list:
-    """The better of two answers: a whole conversation, or only what follows the prompt."""
+    """Return the turns of a preference record: prompt and `chosen`, which may also hold the whole conversation."""
     if isinstance(chosen, str) and _SPEAKERS.match(chosen):  # "\n\nHuman: ...\n\nAssistant: ..."
         pieces = _SPEAKERS.split(chosen)[1:]
         return [{"from": who.lower(), "value": said} for who, said in zip(pieces[::2], pieces[1::2], strict=True)]
@@ -175,7 +176,7 @@ def _is_empty(value) -> bool:
 
 
 def _side(text, role: str) -> list:
-    """One side of a record: text, messages, or nothing."""
+    """Return one side of a record, a text, messages or nothing, as messages."""
     if _is_empty(text):
         return []
     return text if isinstance(text, list) else [{"role": role, "content": text}]
@@ -191,7 +192,7 @@ def _message(turn, place: int, content_parts: bool = False) -> dict | None:
     role = ROLES.get(said) if isinstance(said, str) else None
     content = turn.get("value") if content is None else content
     if role is None:
-        said = turn.get("role") or turn.get("from")  # in its own spelling
+        said = turn.get("role") or turn.get("from")  # in its original spelling
         raise ValueError(f"message {place} has the unknown role {said!r}; known are {', '.join(ROLES)}.")
 
     calls = _tool_calls(turn.get("tool_calls") or turn.get("function_call"), place)
@@ -214,7 +215,7 @@ def _message(turn, place: int, content_parts: bool = False) -> dict | None:
 
 
 def _thoughts_apart(content: list, thoughts, place: int) -> tuple[Any, list]:
-    """The thoughts of an answer and its other parts, if some parts are thoughts."""
+    """Separate an answer's reasoning parts, if it has any, from its other parts."""
     inside = [part for part in content if isinstance(part, Mapping) and part.get("type") in _THOUGHT_PARTS]
     if not inside:
         return thoughts, content
@@ -230,7 +231,7 @@ def _parts(content: list, place: int) -> list[dict]:
 
 
 def _text(content, place: int) -> str:
-    """A content as text; typed parts are joined by line breaks, as servers do for templates that take only text."""
+    """Return a content as text; typed parts are joined by line breaks, as servers do for templates of text only."""
     if isinstance(content, list) and all(isinstance(part, str | Mapping) for part in content):
         parts = [{"type": "text", "text": part} if isinstance(part, str) else part for part in content]
         for part in parts:
@@ -249,7 +250,7 @@ def _text(content, place: int) -> str:
 
 
 def _tool_calls(calls, place: int) -> list[dict]:
-    """OpenAI's tool calls, with arguments as objects, which templates take."""
+    """Return OpenAI's tool calls, with arguments as objects, as templates expect them."""
     try:
         calls = _parsed(calls)
         calls = [calls] if isinstance(calls, Mapping) else calls
@@ -271,7 +272,7 @@ def _call(call: Mapping) -> dict:
 
 
 def _call_in_text(content) -> list[dict]:
-    """The calls that ShareGPT's `function_call` holds as JSON; none if it holds something else."""
+    """Return the tool calls that ShareGPT's `function_call` holds as JSON; none if it holds something else."""
     try:
         calls = parse_json(content, "the call")
         return [_call(call) for call in (calls if isinstance(calls, list) else [calls])]

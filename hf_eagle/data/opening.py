@@ -17,10 +17,10 @@ _PASSED = 2**20  # bytes that are skipped at a time
 
 @contextmanager
 def opened(path: str | Path) -> Iterator[BinaryIO]:
-    """A file's bytes, decompressed for `.gz` and `.zst`; a `ValueError` names a file that cannot be read.
+    """Open a file's bytes, decompressed for `.gz` and `.zst`; raise a `ValueError` with its path if it is unreadable.
 
     Args:
-        path: of the file, or an address that `fsspec` reads, such as `hf://datasets/...`.
+        path: path of the file, or an address that `fsspec` reads, such as `hf://datasets/...`.
     """
     if is_special(path):
         raise ValueError(f"{path} is no ordinary file: name one that is.")

@@ -8,14 +8,14 @@ from functools import cache
 from .messages import read_record, text_of
 
 
-# 13 words in a row are an overlap, as the GPT-3 paper counts them for test sets. Scripts without spaces have no words
-# to count, but so many characters in a row say as much: a Chinese word has one or two of them, a Japanese one, with its
-# grammar in kana, two or three, and a Thai or Khmer word three or four, not counting marks.
+# 13 consecutive words are an overlap, as the GPT-3 paper counts them for test sets. In scripts without spaces, these
+# numbers of characters stand for 13 words: a Chinese word has one or two characters, a Japanese word, with its grammar
+# in kana, two or three, and a Thai or Khmer word three or four, not counting marks.
 _COUNTS = (13, 20, 26, 40)
 _OVERLAP = 520  # the size of an overlap, chosen so that each unit's share is a whole number
 _WORD, _IDEOGRAPH, _KANA, _LETTER = (_OVERLAP // count for count in _COUNTS)
 
-# the same rule in words, next to a count of overlaps
+# the same rule in words, to print next to a count of overlaps
 RULE = (
     "{0} words in a row, or all of a prompt of {4} to {5} words; a still shorter prompt only if it is the whole "
     "message; in scripts without spaces {1} Chinese characters, {2} kana or {3} letters count as {0} words"
@@ -38,15 +38,15 @@ _UNSEEN = re.compile(
 class HeldOut:
     """Prompts kept for evaluation, to be searched for in training data.
 
-    A prompt counts as found if a message holds 13 words of it in a row, in lower case and without punctuation; or, if
-    it has 7 to 12 words, all of it. A still shorter prompt occurs inside messages by chance: it counts if it is a whole
-    message. A prompt without words, such as an emoji, is compared as it is, with whole messages.
+    A prompt counts as found if a message holds 13 consecutive words of it, in lower case and without punctuation; or,
+    if it has 7 to 12 words, all of it. A still shorter prompt would be found inside messages by chance, so it counts
+    only if it is a whole message. A prompt without words, such as an emoji, is compared with whole messages.
 
     In scripts without spaces between words, 20 Chinese characters stand for 13 words, or 26 kana, or 40 letters of
     Thai, Lao, Khmer or Burmese, each with its marks, and half as many for 7 words; mixed texts are added up.
 
     Args:
-        prompts (`list[str]`): what users say in the evaluation.
+        prompts (`list[str]`): user messages of the evaluation.
     """
 
     def __init__(self, prompts: list[str]):
@@ -70,7 +70,7 @@ class HeldOut:
         self._longest_whole = max(map(len, self._whole), default=0)
 
     def found_in(self, texts: Iterable[str]) -> set[int]:
-        """Numbers of the prompts that occur in the messages of one conversation."""
+        """Return the numbers of the prompts that occur in the messages of one conversation."""
         found: set[int] = set()
         for text in texts:
             units = units_of(text)
@@ -103,7 +103,7 @@ def overlap_statistics(records: Iterable[dict], prompts: list[str], form: str | 
 
 
 def units_of(text: str) -> list[str]:
-    """The words of a text; in scripts without spaces, the characters, each with its marks.
+    """Return the words of a text; in scripts without spaces, the characters, each with its marks.
 
     Letters become lower case, and compatible forms are merged (NFKC): full-width letters, half-width kana, ligatures.
     Punctuation, spaces and invisible characters are left out.
@@ -116,14 +116,14 @@ def units_of(text: str) -> list[str]:
 
 
 def _signs_of(text: str) -> str:
-    """A text without words, such as an emoji, as it is compared: without spaces and invisible characters."""
+    """Return a text without words, such as an emoji, in a form to compare: no spaces or invisible characters."""
     return "".join(unicodedata.normalize("NFKC", _UNSEEN.sub("", text)).split())
 
 
 def overlap_runs(units: Sequence[str]) -> list[tuple[str, ...]]:
-    """The runs of a prompt's units that count as an overlap wherever they occur, each as short as possible.
+    """Return the runs of a prompt's units that count as an overlap wherever they occur, each as short as possible.
 
-    A prompt that is too short for one is a single run if it has at least half of an overlap; else it has none.
+    A prompt shorter than an overlap is a single run if it has at least half the size of one; else it has no run.
     """
     sizes = [_size(unit[0]) for unit in units]
     runs, end, size = [], 0, 0
@@ -141,13 +141,13 @@ def overlap_runs(units: Sequence[str]) -> list[tuple[str, ...]]:
 
 @cache
 def _size(first: str) -> int:
-    """The size of a unit, which its first character determines."""
+    """Return the size of a unit, which depends on its first character."""
     return next((size for block, size in _BLOCKS.items() if re.match(f"[{block}]", first)), _WORD)
 
 
 @cache
 def _pattern() -> re.Pattern:
-    """Matches a character of a script without spaces, or a word, with marks, which Python's `\\w` does not include."""
+    """Return the pattern of one unit with its marks, which Python's `\\w` does not include."""
     marks, first = [], None
     for code in range(0x20000):  # above are only ideographs, and selectors that are left out
         is_mark = unicodedata.category(chr(code))[0] == "M"

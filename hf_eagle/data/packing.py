@@ -16,20 +16,20 @@ from .columns import check_data, read_row
 
 logger = logging.getLogger(__name__)
 
-_FORMAT = 1  # part of the cache's key: raise it with each change of what is written
+_FORMAT = 1  # part of the cache's key: raise it whenever the written format changes
 _BATCH_TOKENS = 2**22  # tokens in memory at a time
 
 
 @caching()
 def pack_dataset(dataset: Dataset, max_length: int) -> Dataset:
-    """Rows of whole conversations, best fit decreasing; cached by `datasets` next to the data they are made of.
+    """Pack whole conversations into rows, best fit decreasing; `datasets` caches the rows next to their source.
 
-    The same data give the same rows in the same order. Conversations keep the data's order within a row, and rows
-    follow their first conversation.
+    The same data give the same rows in the same order. Conversations keep the data's order within a row, and rows are
+    in the order of their first conversations.
 
     Args:
         dataset (`datasets.Dataset`): columns `input_ids` and `loss_mask`, as `build_dataset` makes them;
-            [`EagleDataCollator`] says what else a row may have.
+            [`EagleDataCollator`] lists further columns that a row may have.
         max_length (`int`): tokens per row.
 
     Returns:
@@ -37,8 +37,8 @@ def pack_dataset(dataset: Dataset, max_length: int) -> Dataset:
         conversation in the row. `EagleDataCollator` keeps them apart.
 
     Raises:
-        `ValueError`: a column is missing, a conversation is empty or longer than `max_length`, or the data are already
-            packed, or hold media.
+        `ValueError`: if a column is missing, a conversation is empty or longer than `max_length`, or the data are
+            already packed or hold media.
 
     Example:
         >>> rows = pack_dataset(build_dataset(records, tokenizer, max_length=2048), max_length=2048)
@@ -139,7 +139,7 @@ def _lengths(dataset: Dataset) -> np.ndarray:
 
 
 def _fill_rows(batch: dict, dataset: Dataset, order: np.ndarray, bounds: np.ndarray, lengths: np.ndarray) -> pa.Table:
-    """The rows `batch["row"]`, which are consecutive: copies of flat arrays, without Python integers."""
+    """Return the rows `batch["row"]`, which are consecutive: copies of flat arrays, without Python integers."""
     rows = bounds[batch["row"][0] : batch["row"][-1] + 2]
     members = order[rows[0] : rows[-1]]
     sizes = lengths[members]

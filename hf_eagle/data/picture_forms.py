@@ -1,10 +1,10 @@
 """Read images and videos in every form in which chats name them, as typed parts of the messages.
 
-A medium stands in its part (transformers' `image` or `path`, OpenAI's `image_url`), or in a column of the record next
-to the messages: `image`, `images`, `video` or `videos`. A column's media are shown in order: at each part of their type
-that names none (TRL), and at each `<image>` or `<video>` in a text that is not an answer (LLaVA, LLaMA-Factory). The
-text around a mark stays as it is. If a record has only one medium, and no such place, it stands before the user's first
-text, as in LLaVA. Without a column, a mark is text.
+A part may name its medium (transformers' `image` or `path`, OpenAI's `image_url`). Or a column of the record does, next
+to the messages: `image`, `images`, `video` or `videos`. A column's media fill, in order, each part of their type that
+names no medium (TRL), and each `<image>` or `<video>` in a text that is not an answer (LLaVA, LLaMA-Factory). The text
+around such a mark does not change. If a record has only one medium, and no part or mark for it, the medium goes before
+the user's first text, as in LLaVA. Without a column, a mark is text.
 """
 
 import base64
@@ -22,12 +22,12 @@ from .reading import parse_json
 
 KINDS = ("image", "video")
 COLUMNS = {"image": ("image", "images"), "video": ("video", "videos")}
-# where a part names its medium, besides `image` and OpenAI's `image_url`; an object may stand there too
+# keys under which a part names its medium, besides `image` and OpenAI's `image_url`; their value may be an object
 _SOURCES = ("path", "url", "base64")
 _MARKS = re.compile("(<image>|<video>)")
 _PICTURE_FILES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 _PICTURE_STARTS = ("data:image/", "iVBORw0KGgo", "/9j/", "R0lGOD")  # the last three: base64 of PNG, JPEG and GIF
-_AXES = {"image": 3, "video": 4}  # of one medium as an array
+_AXES = {"image": 3, "video": 4}  # axes of one medium as an array
 
 
 @dataclass
@@ -48,25 +48,25 @@ def has_media(record: Mapping) -> bool:
 
 
 def folder_of(origin: str | None) -> str:
-    """The folder of the file that a record comes from, `""` if it is not known."""
+    """Return the folder of a record's file, `""` if it is not known."""
     return os.path.dirname((origin or "").rpartition(": Record ")[0])
 
 
 def with_media(record: Mapping, messages: list[dict], folder: str = "", taken: bool = True) -> list[dict]:
-    """Messages in which every medium of the record is a part that names it: `{"type": "image", "image": source}`.
+    """Return messages in which every medium is a part that names it: `{"type": "image", "image": source}`.
 
     Args:
-        record: the messages' own.
-        messages: as `to_messages` makes them of a record's turns.
-        folder: where relative paths start; what is not a file there stays as it is.
+        record: the record of the messages.
+        messages: messages as `to_messages` makes them from the record's turns.
+        folder: folder of relative paths; a source that is no file there does not change.
         taken: whether the target takes media.
 
     Raises:
-        ValueError: if places and media differ in number, two columns have one kind, or the target takes no media.
+        ValueError: if parts and media differ in number, two columns hold the same kind, or the target takes no media.
     """
     columns = {kind: column for kind in KINDS if (column := _column(record, kind))}
     if not columns and not any(map(parts_of, messages)):
-        return messages  # as for most records
+        return messages  # most records have no media
 
     refused = next((kind for kind, column in columns.items() if column.media and not taken), None)
     if refused is not None:
@@ -93,7 +93,7 @@ def with_media(record: Mapping, messages: list[dict], folder: str = "", taken: b
 
 
 def kind_of(part: Any) -> str | None:
-    """The key of `KINDS` that a part belongs to; `None` for a text or anything else."""
+    """Return the entry of `KINDS` that a part belongs to; `None` for a text or anything else."""
     if not isinstance(part, Mapping):
         return None
 
@@ -102,19 +102,19 @@ def kind_of(part: Any) -> str | None:
 
 
 def parts_of(turn: Any) -> list:
-    """The parts of a message, from `content` or ShareGPT's `value`; none for a text."""
+    """Return the parts of a message, from `content` or ShareGPT's `value`; none for a text."""
     content = (turn.get("content") or turn.get("value")) if isinstance(turn, Mapping) else None
     return content if isinstance(content, list) else []
 
 
 def source_of(part: Mapping, kind: str) -> Any:
-    """The medium that a part itself names: a path, an address, base64, bytes, a picture, an array; or `None`."""
+    """Return the medium that a part itself names: a path, an address, base64, bytes, an image, an array; or `None`."""
     found = next((x for name in (kind, f"{kind}_url", *_SOURCES) if (x := part.get(name)) is not None), None)
     return found["url"] if isinstance(found, Mapping) and "url" in found else found
 
 
 def axes_of(value: Any) -> int:
-    """The number of axes of an array or of nested lists of numbers; 0 for anything else."""
+    """Return the number of axes of an array or of nested lists of numbers; 0 for anything else."""
     if hasattr(value, "ndim"):
         return value.ndim
 
@@ -127,7 +127,7 @@ def axes_of(value: Any) -> int:
 
 
 def addressed(parts: list[dict]) -> list[dict]:
-    """Parts as servers take them: media as OpenAI's `image_url` and `video_url`, files as data URLs."""
+    """Return parts as servers take them: media as OpenAI's `image_url` and `video_url`, files as data URLs."""
     return [_addressed(part) for part in parts]
 
 
@@ -145,7 +145,7 @@ def _column(record: Mapping, kind: str) -> _Column | None:
 
 
 def _listed(value: Any, name: str, kind: str) -> list:
-    """The media of a cell: one, or a list; pictures side by side in a column of videos are the frames of one video."""
+    """Return the media of a cell, one or a list; a list of images in a column of videos is the frames of one video."""
     if isinstance(value, str) and value.lstrip().startswith("["):  # in CSV, for example
         value = parse_json(value, f"`{name}`")
 
@@ -158,7 +158,7 @@ def _listed(value: Any, name: str, kind: str) -> list:
 
 
 def _split(message: dict, columns: dict[str, _Column]) -> str | list:
-    """A content with every mark turned into a part, if its kind has a column."""
+    """Turn every mark in a content into a part, if its kind has a column."""
     content = message["content"]
     if isinstance(content, str):
         pieces = _pieces(content, columns)
@@ -186,7 +186,7 @@ def _pieces(text: str, columns: dict[str, _Column]) -> list[dict]:
 
 
 def _show_the_only_one(messages: list[dict], columns: dict[str, _Column]) -> None:
-    """If a record shows none of its media and has only one, put it before the user's first text."""
+    """Put a record's only medium before the user's first text, if no part or mark shows it."""
     kinds = [kind for kind, column in columns.items() for _ in column.media]
     first = next((message for message in messages if message["role"] == "user"), None)
     if len(kinds) != 1 or first is None or any(kind_of(part) for message in messages for part in parts_of(message)):
@@ -211,13 +211,13 @@ def _check_places(messages: list[dict], columns: dict[str, _Column]) -> None:
         if column is not None and len(column.media) != len(places):
             than = "more" if len(column.media) > len(places) else "fewer"
             raise ValueError(
-                f"`{column.name}` holds {than} than there are parts of the type {kind} without one, or `<{kind}>` in "
-                f"texts of the messages: {len(column.media)} for {len(places)}."
+                f"`{column.name}` holds {than} {kind}s than the messages have parts of the type {kind} that name none, "
+                f"or `<{kind}>` in texts: {len(column.media)} for {len(places)}."
             )
 
 
 def _filled(part: dict, rest: dict, folder: str) -> dict:
-    """A part that names its medium; a file by its full path."""
+    """Return a part that names its medium, a file by its full path."""
     kind = kind_of(part)
     if kind is None:
         return part
@@ -243,7 +243,7 @@ def _located(source: Any, folder: str) -> Any:
     return os.path.abspath(beside) if beside != source and os.path.isfile(beside) else source
 
 
-# ---- what values are ----
+# ---- recognise values ----
 
 
 def _a(kind: str) -> str:
@@ -251,14 +251,14 @@ def _a(kind: str) -> str:
 
 
 def _is_filled(value: Any) -> bool:
-    """Whether a cell of a column holds media; null, an empty text or list, 0 and false are none."""
+    """Whether a cell of a column holds media; null, an empty text or list, 0 and false hold none."""
     if hasattr(value, "ndim") or hasattr(value, "save"):
         return True
     return bool(value) and not (isinstance(value, str) and value.strip() in ("", "[]"))
 
 
 def _is_frame(value: Any) -> bool:
-    """Whether a value is a picture, as far as one can see without opening it."""
+    """Whether a value is an image, judged without opening it."""
     if hasattr(value, "save") or axes_of(value) == _AXES["image"]:
         return True
 
@@ -269,7 +269,7 @@ def _is_frame(value: Any) -> bool:
 
 
 def _turns(value: Any) -> list:
-    """What may be the messages of a record."""
+    """Return a value of a record as a list of messages, if it may hold messages."""
     if isinstance(value, Mapping):
         return [value]
 

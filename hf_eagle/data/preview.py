@@ -23,7 +23,7 @@ pre span:hover {{ outline: 1px solid #333; }}
 
 
 def token_texts(tokenizer, ids: list[int], mask: list[int]) -> list[tuple[str, int, list[int]]]:
-    """`(text, supervised, ids)` of each token; tokens that share a character are merged."""
+    """Return `(text, supervised, ids)` of each token; tokens that share a character are merged."""
     texts, waiting = [], []
     for place, token in enumerate(ids):
         waiting.append(token)
@@ -36,7 +36,7 @@ def token_texts(tokenizer, ids: list[int], mask: list[int]) -> list[tuple[str, i
 
 
 def to_terminal(tokenizer, ids: list[int], mask: list[int], limit: int = 2000) -> str:
-    """The text, supervised tokens on green, others dim; neighbours differ in shade."""
+    """Return the text for a terminal, supervised tokens on green, others dim; neighbours differ in shade."""
     shown, length = [], 0
     for number, (text, supervised, _) in enumerate(token_texts(tokenizer, ids, mask)):
         colour = (_SUPERVISED if supervised else _OTHER)[number % 2]
@@ -51,7 +51,7 @@ def to_terminal(tokenizer, ids: list[int], mask: list[int], limit: int = 2000) -
 
 
 def to_html(tokenizer, rows: list[dict], title: str) -> str:
-    """A page of rows with `input_ids` and `loss_mask`; it loads nothing from elsewhere."""
+    """Return an HTML page of rows with `input_ids` and `loss_mask`; it loads no other files."""
     shown = []
     for number, row in enumerate(rows):
         tokens = token_texts(tokenizer, row["input_ids"], row["loss_mask"])

@@ -1,4 +1,4 @@
-"""What a run on a stream reads, as its checkpoints note it: another run can tell whether it reads the same."""
+"""Describe the data that a run on a stream reads, for its checkpoints: a later run checks that it reads the same."""
 
 import os
 from pathlib import Path
@@ -12,15 +12,15 @@ _LISTED = 3  # files of a source that a sentence names
 
 
 def what_is_read(sources: list[str], weights: list[float] | None = None, split: str = "train") -> list[dict[str, Any]]:
-    """Each source with its share of the stream, and its files if it lies on this machine.
+    """Return each source with its share of the stream, and its files if it lies on this machine.
 
-    Files are known by their names below the source and their sizes in bytes, not by path: folders may be moved. What is
-    not on this machine is known by its name as given.
+    Files are identified by their names below the source and their sizes in bytes, not by path, since folders may be
+    moved. A source that is not on this machine is identified by its name as given.
 
     Args:
-        sources: as `load_records` takes them.
-        weights: one for each source.
-        split: of folders.
+        sources: sources as `load_records` takes them.
+        weights: one weight per source.
+        split: split of folders.
 
     Example:
         >>> what_is_read(["data/chats.jsonl", "org/chats"])
@@ -40,7 +40,7 @@ def what_is_read(sources: list[str], weights: list[float] | None = None, split: 
 
 
 def _files(path: Path, split: str) -> dict[str, int] | None:
-    """The size of each file that is read, by its name below `path`; `None` for what is not on this machine."""
+    """Return the size of each file that is read, by its name below `path`; `None` if `path` is not on this machine."""
     if os.path.isfile(path):
         return {path.name: path.stat().st_size}
     if not os.path.isdir(path):
@@ -64,7 +64,7 @@ def _known_by(source: dict) -> tuple:
 
 
 def told_reads(reads: list[dict], beside: list[dict]) -> str:
-    """What is read, for a sentence that compares it with something else: files that differ are named first."""
+    """Describe the data that are read, for a sentence that compares two runs: files that differ are named first."""
     others = {file for source in beside for file in source.get("files", {}).items()}
     uneven = len({source["share"] for source in reads}) > 1 or len({source["share"] for source in beside}) > 1
     return " and ".join(_told(source, others, uneven) for source in reads)

@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 _LOOKED_AT = 16  # first records of a file, from which the form is recognised
 _FILES_LOOKED_AT = 64  # of a source; each is opened once more for it
 _TOLD: set[str] = set()  # files of streams whose bad records were told of: once, not in every pass
-_FORMAT = 2  # part of the cache's key: raise it with each change of what is written
+_FORMAT = 2  # part of the cache's key: raise it whenever the written format changes
 
 
 def load_records(
@@ -52,39 +52,39 @@ def load_records(
     content_parts: bool = False,
     skip_bad_records: bool = False,
 ) -> Dataset | IterableDataset:
-    """Chat records. The log names the form of each source.
+    """Load chat records. The log names the form of each source.
 
-    A record is what its file says: nothing infers types, so a field may come, go or change its type anywhere. Besides
-    its own fields, each record has `record_origin`: its file, and its number there from 0.
+    A record is kept exactly as in its file: no types are inferred, so a field may be missing or change its type in any
+    record. Each record also has the field `record_origin`: its file, and its number there from 0.
 
     Args:
         sources (`str`, `Path` or a list of them):
-            `.json` (a list of objects, or one a line), `.jsonl`, `.csv` (every cell is text), all three also as `.gz`
-            or `.zst`, `.parquet` or `.arrow`, a folder of such files or of `save_to_disk`, or the id of a data set on
-            the Hub, where `id:split` takes another split and `id:subset:split` a subset, each also of `id@revision`.
-            The records of several sources follow each other.
+            A file: `.json` (a list of objects, or one per line), `.jsonl`, `.csv` (every cell is text), all three also
+            as `.gz` or `.zst`, `.parquet` or `.arrow`. A folder of such files or of `save_to_disk`. Or the id of a data
+            set on the Hub; `id:split` selects a different split, `id:subset:split` a subset, each also with
+            `id@revision`. The records of several sources follow each other.
         split (`str`, *optional*, defaults to `"train"`):
-            Split of a Hub data set, or of a folder: files whose names belong to another split are left out.
+            Split of a Hub data set, or of a folder: files whose names belong to a different split are left out.
         dataset_format (`str`, *optional*, defaults to `"auto"`):
-            A key of `hf_eagle.data.forms.FORMS`; `"auto"` goes by the columns of each record.
+            A key of `hf_eagle.data.forms.FORMS`; `"auto"` decides by the columns of each record.
         weights (`list[float]`, *optional*):
-            One for each source: how many times its records are taken. 0.5 takes a random half, 2 every record twice.
+            One weight per source: how many times its records are taken. 0.5 takes a random half, 2 every record twice.
             For streams, whose length is not known, they are the shares of the mixture.
         streaming (`bool`, *optional*, defaults to `False`):
             Read records as they are needed, and return an `IterableDataset`.
         seed (`int`, *optional*, defaults to 0):
             Seed of the random part that a weight takes, and of the mixture of streams.
         content_parts (`bool`, *optional*, defaults to `False`):
-            Let contents hold other parts than text, such as images.
+            Allow contents with parts other than text, such as images.
         skip_bad_records (`bool`, *optional*, defaults to `False`):
-            Leave out, and count, what cannot be read as a record, instead of stopping.
+            Leave out and count records that cannot be read, instead of stopping.
 
     Returns:
-        A data set of JSON texts that it shows as records; `with_format(None)` shows the texts, in order to save them.
+        A data set that stores JSON texts and returns records; `with_format(None)` returns the texts, to save them.
 
     Raises:
-        `ValueError`: a file is missing, holds a record that cannot be read, or no record; the Hub data set cannot be
-            read; its first records have no known form; the weights do not fit.
+        `ValueError`: if a file is missing, holds a record that cannot be read, or no record; if the Hub data set cannot
+            be read, its first records have no known form, or the weights do not fit.
     """
     sources = [sources] if isinstance(sources, str | Path) else list(sources)
     if not sources:
@@ -119,7 +119,7 @@ def load_records(
 
 
 def count_records(source: str | Path, split: str = "train") -> int:
-    """The number of records in one source that `load_records` can read."""
+    """Return the number of records in one source that `load_records` can read."""
     return len(_load_source(source, split, streaming=False, skip=True)[0])
 
 
@@ -134,7 +134,7 @@ def _checked_weights(weights: list[float] | None, sources: list) -> list[float]:
 
 
 def _take(records: Dataset, weight: float, seed: int) -> Dataset:
-    """Every record `weight` times; the remaining fraction is drawn at random and stays in order."""
+    """Take every record `weight` times; the remaining fraction is drawn at random and stays in order."""
     if weight == 1:
         return records
     times, rest = int(weight), round((weight - int(weight)) * len(records))
@@ -147,9 +147,9 @@ def _take(records: Dataset, weight: float, seed: int) -> Dataset:
 
 
 def _first_records(files: list[str | Path], form: str | None, skip: bool) -> Iterator[dict[str, str | None]]:
-    """The first records of further files, which may have other forms: of one file for each ending at least.
+    """Yield the first records of further files, which may have different forms, at least from one file per ending.
 
-    Files that are read over the network are left alone.
+    Files that are read over the network are skipped.
     """
     files = [file for file in files if "://" not in str(file)]
     firsts = {ending_of(file): file for file in reversed(files)}
@@ -161,7 +161,7 @@ def _first_records(files: list[str | Path], form: str | None, skip: bool) -> Ite
 def _tell_form(
     told: str, name: str, rows: Iterable[dict], dataset_format: str, content_parts: bool, skip_bad_records: bool
 ) -> None:
-    """Log `told` and the forms of a source's first records; `ValueError` if one is not a known one."""
+    """Log `told` and the forms of a source's first records; raise a `ValueError` if a form is unknown."""
     forms, bad = Counter(), None
     for index, row in enumerate(rows):
         record = record_of(row)
@@ -184,7 +184,7 @@ def _tell_form(
 
 
 def _as_carried(name: str, records: Dataset | IterableDataset, form: str | None) -> Dataset | IterableDataset:
-    """Records in the schema that all sources share."""
+    """Return records in the schema that all sources share."""
     if records.column_names == list(CARRIED):
         return records
 
@@ -197,8 +197,8 @@ def _as_carried(name: str, records: Dataset | IterableDataset, form: str | None)
 def _load_source(
     source: str | Path, split: str, streaming: bool, form: str | None = None, skip: bool = False
 ) -> tuple[Dataset | IterableDataset, list[str | Path]]:
-    """The records of a source, and the files that we read them from ourselves."""
-    # what is on this machine takes precedence over the Hub
+    """Return the records of a source, and its files if this package reads them without `datasets`."""
+    # files on this machine take precedence over the Hub
     path = at_home(source)
     if saved_form(path) is not None:
         return _load_saved(path, split, streaming), []
@@ -212,7 +212,7 @@ def _load_source(
     if ending_of(path) in KINDS or looks_like_a_path(str(source)):
         raise ValueError(f"The file {source} does not exist; give a file, a folder or the id of a Hub data set.")
 
-    # JSON and CSV we read ourselves, as they are; `datasets` reads any other form
+    # this package reads JSON and CSV, without inferring types; `datasets` reads any other form
     hub = HubSource.of(str(source), split)
     files = hub_files(hub, streaming)
     if files:
@@ -233,7 +233,7 @@ def _load_saved(path: Path, split: str, streaming: bool) -> Dataset | IterableDa
     except Exception as problem:  # whatever Arrow raises about the data, and Python about a broken description
         raise ValueError(
             f"The folder {path} holds a state.json or dataset_dict.json, but is no data set of `save_to_disk` "
-            f"({type(problem).__name__}: {problem}); write it anew, or remove that file."
+            f"({type(problem).__name__}: {problem}); write it again, or remove that file."
         ) from problem
 
     if isinstance(saved, DatasetDict):
@@ -253,7 +253,7 @@ def _load_files(
 
     content = _content_hash(files)
     key = Hasher.hash([_FORMAT, content, form])
-    # records carry the files' names, so the path depends on them; what is made of records does not, nor the fingerprint
+    # records carry the files' names, so the path depends on them; the fingerprint, and so later caches, do not
     held = Hasher.hash([key, list(map(str, files))])
     path = Path(datasets_config.HF_DATASETS_CACHE) / "hf_eagle_records" / f"{held}.arrow"
     records = carried_file(path, key, lambda: _carried(files, form, skip))
@@ -270,7 +270,7 @@ def _load_files(
 
 
 def _content_hash(files: list[str | Path]) -> list[tuple[str, str]]:
-    """The content of files, hashed; the time when they were written does not count."""
+    """Return hashes of the content of files, which do not depend on when the files were written."""
     found = []
     for file in files:
         with opened(file) as held:
@@ -279,7 +279,7 @@ def _content_hash(files: list[str | Path]) -> list[tuple[str, str]]:
 
 
 def _carried(files: list[str | Path], form: str | None, skip: bool) -> Iterator[dict[str, str | None]]:
-    """The rows of all files. Each record left out becomes a row after its file's, without text and with the reason."""
+    """Yield the rows of all files. After those of a file come rows for its skipped records: no text, but the reason."""
     for file in files:
         bad: list[ValueError] = []
         for number, text in read_texts(file, bad.append if skip else None):

@@ -1,6 +1,6 @@
-"""Render messages as text, with tool calls and thoughts in the shape that the chat template takes.
+"""Render messages as text, with tool calls and reasoning in the form that the chat template takes.
 
-Every stage renders here: training, regeneration, prompt files, measured acceptance, benchmarks of servers.
+Every stage uses this: training, regeneration, prompt files, measured acceptance, benchmarks of servers.
 """
 
 import json
@@ -20,11 +20,11 @@ PROBED_CALL = [{"role": "user", "content": "a"}, {"role": "assistant", "content"
 
 
 def check_template_kwargs(template_kwargs: dict, name: str = "template_kwargs") -> None:
-    """`ValueError` for a template option that `apply_chat_template` would take as an argument of its own.
+    """Raise a `ValueError` for a template option that is the name of an argument of `apply_chat_template`.
 
     Args:
-        template_kwargs: further arguments of a chat template.
-        name: of the argument that holds them, for the error.
+        template_kwargs: extra keyword arguments for a chat template.
+        name: name of the argument that holds them, for the error.
     """
     wrong = next((option for option in _RESERVED if option in template_kwargs), None)
     if wrong is not None:
@@ -35,19 +35,19 @@ def check_template_kwargs(template_kwargs: dict, name: str = "template_kwargs") 
 
 
 class ChatRenderer:
-    """Renders conversations by a tokenizer's chat template.
+    """Render conversations by a tokenizer's chat template.
 
-    Thoughts are passed under every name that the template mentions. Arguments of tool calls are objects, or texts if
-    the template refuses objects; ids of calls become nine digits if it asks for that (Mistral). A template that writes
-    no tool calls gets them as JSON in the answer's text.
+    Reasoning is passed under every name that the template mentions. Arguments of tool calls are objects, or strings if
+    the template refuses objects; ids of calls become nine digits if it requires that (Mistral). For a template that
+    writes no tool calls, they become JSON in the answer's text.
 
     Args:
-        tokenizer: with a chat template.
-        template_kwargs: further arguments of the template, such as `{"enable_thinking": False}`. `tools` are offered in
-            every conversation that brings none.
+        tokenizer: a tokenizer with a chat template.
+        template_kwargs: extra keyword arguments for the template, such as `{"enable_thinking": False}`. `tools` are
+            offered in every conversation without its own.
 
     Raises a `ValueError` if the tokenizer has no chat template, or for an option that no template sees, and a
-    `TemplateLimit` for a template that never ends.
+    `TemplateLimit` if the template never ends.
     """
 
     def __init__(self, tokenizer, template_kwargs: dict | None = None):
@@ -67,10 +67,10 @@ class ChatRenderer:
         self._probe_calls()
 
     def render(self, messages: list[dict], tools: list[dict] | None = None, **kwargs) -> str:
-        """The text of `apply_chat_template(..., tokenize=False)`.
+        """Return the text of `apply_chat_template(..., tokenize=False)`.
 
         Raises:
-            TemplateRefusal: for whatever the template raises, with its text.
+            TemplateRefusal: if the template raises an error, with its text.
             TemplateLimit: if it takes too long or makes too much.
         """
         options = {**self.template_kwargs, **kwargs}
@@ -81,20 +81,20 @@ class ChatRenderer:
             return self.tokenizer.apply_chat_template(self._prepared(messages), tokenize=False, **options)
         except TemplateLimit:
             raise
-        except Exception as problem:  # jinja's own errors, and whatever a template itself raises
+        except Exception as problem:  # jinja's errors, and whatever a template itself raises
             raise TemplateRefusal(_reason(problem)) from problem
         finally:
             stop_clock()
 
     def prompt(self, messages: list[dict], tools: list[dict] | None = None) -> str:
-        """A conversation up to the mark that opens the next answer; raises as `render` does, and if it is empty."""
+        """Return a conversation up to the header that opens the next answer; raise as `render`, and if it is empty."""
         text = self.render(messages, tools, add_generation_prompt=True)
         if not text:
             raise TemplateRefusal("it makes an empty prompt of the conversation")
         return text
 
     def fold_calls(self, messages: list[dict]) -> list[dict]:
-        """Tool calls as JSON in the answers' texts, if the template writes none; else the messages as they are."""
+        """Put tool calls as JSON into the answers' texts, if the template writes none; else change nothing."""
         if self.writes_calls or not any(message.get("tool_calls") for message in messages):
             return messages
 
@@ -118,11 +118,11 @@ class ChatRenderer:
             self.writes_calls = "value" in text and "name" in text
             return
 
-        # the template itself will say what it does not like about a call
+        # for a chat with calls, the template will raise its error
         self.arguments_as_text, self.short_ids, self.writes_calls = False, False, "tool_calls" in self.template
 
     def _prepared(self, messages: list[dict]) -> list[dict]:
-        ids: dict[str, str] = {}  # of calls, in order
+        ids: dict[str, str] = {}  # ids of calls, in order
         prepared = []
         for message in self.fold_calls(messages):
             if "reasoning_content" in message:
@@ -157,7 +157,7 @@ class ChatRenderer:
 
 
 def _reason(problem: Exception) -> str:
-    """What a template says when it refuses a conversation, or what went wrong in it."""
+    """Return the text with which a template refuses a conversation, or else its error with the error's type."""
     text = " ".join(str(problem).split())[:300]
     kind = type(problem).__name__
     return text if isinstance(problem, ValueError) or _of_jinja(problem) and text else f"{kind}: {text}".rstrip(": ")

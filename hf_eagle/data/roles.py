@@ -1,4 +1,4 @@
-"""Who speaks in a message, by the names that data sets use."""
+"""Read who speaks in a message, from the names that data sets use."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -26,12 +26,12 @@ CALLS = ("function_call", "tool_call")
 
 
 def role_of(turn: Mapping) -> str | None:
-    """Our name for a message's speaker; `None` if the speaker is not known."""
+    """Return our name for a message's speaker; `None` if the speaker is not known."""
     said = speaker(turn)
     return ROLES.get(said) if isinstance(said, str) else None
 
 
 def speaker(turn: Mapping) -> Any:
-    """A message's own name for its speaker; texts in lower case, since `User` and `ASSISTANT` are known too."""
+    """Return a message's name for its speaker, in lower case, since `User` and `ASSISTANT` are known too."""
     said = turn.get("role") or turn.get("from")
     return said.lower() if isinstance(said, str) else said

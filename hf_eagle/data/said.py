@@ -1,7 +1,7 @@
-"""Answers as a target said them, token by token, and the training rows that are made of them.
+"""Make training rows from the exact tokens that a target generated.
 
-A template may write an answer differently from how it was said: without thoughts, without white space, in other tokens.
-If a record carries the token ids, its row is the prompt's ids and these; no text is tokenised again.
+A template may render an answer differently: without reasoning, without white space, in different tokens. If a record
+carries the generated token ids, its row is the prompt's ids followed by these; no text is tokenised again.
 """
 
 import json
@@ -19,7 +19,7 @@ ANSWER_TOKEN_IDS, PROMPT_TOKENS = "answer_token_ids", "prompt_tokens"  # columns
 class Said:
     """For each answer of a conversation, its token ids and the number of tokens its prompt had.
 
-    An answer without ids (`None`) was said after another prompt than this conversation: it is read, but not supervised.
+    An answer without ids (`None`) answered a different prompt from this conversation's: it is read, but not supervised.
     """
 
     token_ids: list[list[int] | None]
@@ -27,9 +27,9 @@ class Said:
 
 
 def read_said(record: Mapping, where: str) -> Said | None:
-    """A record's columns `answer_token_ids` and `prompt_tokens`, or their JSON; `None` without token ids.
+    """Read a record's columns `answer_token_ids` and `prompt_tokens`, or their JSON; `None` without token ids.
 
-    Raises a `ValueError` that begins with `where`, the record, for anything else.
+    Raises a `ValueError` that begins with `where`, the record, if a column is invalid.
     """
     ids = _column(record, ANSWER_TOKEN_IDS, where)
     if not ids or all(own is None for own in ids):
@@ -50,11 +50,11 @@ def read_said(record: Mapping, where: str) -> Said | None:
 
 
 def read_reasons(found, answers: int, where: str) -> list[str | None] | None:
-    """Why each answer ended, from a record's `finish_reason`: one for each answer, or one text for the last answer.
+    """Read why each answer ended, from a record's `finish_reason`: one per answer, or one text for the last answer.
 
-    Reasons are those of `ENDED` and `CUT`, in any case.
+    Reasons are those of `ENDED` and `CUT`, in upper or lower case.
 
-    Raises a `ValueError` that begins with `where` for anything else.
+    Raises a `ValueError` that begins with `where` if they are invalid.
     """
     if isinstance(found, str) and found.lstrip().startswith("["):  # in CSV, for example
         try:
@@ -69,8 +69,8 @@ def read_reasons(found, answers: int, where: str) -> list[str | None] | None:
 
     if not isinstance(found, list) or not all(reason is None or isinstance(reason, str) for reason in found):
         raise ValueError(
-            f"{where}: `finish_reason` must be a text, which is of the last answer, or a list with one for each "
-            f"answer, got {found!r}."
+            f"{where}: `finish_reason` must be a text for the last answer, or a list with one for each answer, got "
+            f"{found!r}."
         )
     if len(found) != answers:
         raise ValueError(
@@ -99,21 +99,21 @@ def encode_said(
     options: MaskOptions,
     where: str = "The conversation",
 ) -> tuple[list[int], list[int]]:
-    """Ids and mask of a conversation in the tokens it was said in, up to its last answer with ids.
+    """Return ids and mask of a conversation in its generated tokens, up to its last answer with ids.
 
     Args:
-        tokenizer: the target's.
-        prompt_ids: gives the token ids of messages that wait for an answer.
-        messages: as `to_messages` returns them.
-        said: for all of the answers.
+        tokenizer: the target's tokenizer.
+        prompt_ids: returns the token ids of messages that wait for an answer.
+        messages: messages as `to_messages` returns them.
+        said: the generated tokens of all answers.
         options: which parts of the answers are supervised.
         where: the record, for errors.
 
-    Raises a `ValueError` that begins with `where` if the conversation is not what was said.
+    Raises a `ValueError` that begins with `where` if the conversation does not match its generated tokens.
     """
     try:
         ids, places = said_row(tokenizer, prompt_ids, messages, said)
-    except Exception as problem:  # including jinja's own errors
+    except Exception as problem:  # including jinja's errors
         raise ValueError(f"{where} cannot be trained on as it was said: {problem}") from problem
 
     spans = [place and _span(tokenizer, ids, *place, options) for place in places]
@@ -128,16 +128,16 @@ def encode_said(
 def said_row(
     tokenizer, prompt_ids: Callable[[list[dict]], list[int]], messages: list[dict], said: Said
 ) -> tuple[list[int], list[tuple[int, int] | None]]:
-    """The token ids of a conversation up to its last answer, and each answer's place among them.
+    """Return the token ids of a conversation up to its last answer with ids, and each answer's position among them.
 
     Args:
-        tokenizer: the target's.
-        prompt_ids: gives the token ids of messages that wait for an answer.
-        messages: as `to_messages` returns them.
-        said: for all of the answers.
+        tokenizer: the target's tokenizer.
+        prompt_ids: returns the token ids of messages that wait for an answer.
+        messages: messages as `to_messages` returns them.
+        said: the generated tokens of all answers.
 
-    Raises a `ValueError` if the conversation is not what was said: its prompt is rendered to other tokens, or an
-    answer's text is not in its tokens.
+    Raises a `ValueError` if the conversation does not match its generated tokens: its prompt is rendered to different
+    tokens, or an answer's text is not in its tokens.
     """
     places = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
     if len(places) != len(said.token_ids):
@@ -158,7 +158,7 @@ def said_row(
         spans.append(None if own is None else (start, start + len(own)))
         if own is not None and ids[start : start + len(own)] != own:
             raise ValueError(
-                f"its answer {number} is not rendered in the tokens it was said in; leave out the column "
+                f"its answer {number} is not rendered in the tokens that were generated; leave out the column "
                 f"`{ANSWER_TOKEN_IDS}`, or put null there for this answer."
             )
 
@@ -172,11 +172,11 @@ def read_tokens(tokenizer, ids: list[int], opened: bool) -> SaidAnswer:
 
 
 def token_parts(tokenizer, ids: list[int], opened: bool) -> tuple[int, int | None]:
-    """The number of tokens in an answer's thoughts, and the index of its tool calls' first token, or `None`."""
+    """Return the number of tokens in an answer's reasoning, and the index of its tool calls' first token, or `None`."""
     answer = read_tokens(tokenizer, ids, opened)
 
     def tokens(characters: int) -> int:
-        """The fewest tokens that hold so many characters, by bisection: decoding grows with every token."""
+        """Return how many tokens hold so many characters, by bisection: every further token costs more to decode."""
         low, high = 0, len(ids)
         while low < high:
             middle = (low + high) // 2
@@ -189,12 +189,12 @@ def token_parts(tokenizer, ids: list[int], opened: bool) -> tuple[int, int | Non
 
 
 def opens_thought(tokenizer, prompt: list[int]) -> bool:
-    """Whether a prompt ends inside a thought."""
+    """Whether a prompt opens the reasoning."""
     return tokenizer.decode(prompt[-8:]).rstrip().endswith("<think>")
 
 
 def _span(tokenizer, ids: list[int], start: int, end: int, options: MaskOptions) -> AnswerSpan:
-    """The tokens of an answer; its parts are searched for only if some are left out."""
+    """Return the span of an answer in tokens; its parts are located only if the options leave some out."""
     if options.thoughts and options.tool_calls:
         return AnswerSpan(start, end, end)
     thoughts, calls = token_parts(tokenizer, ids[start:end], opens_thought(tokenizer, ids[:start]))
@@ -202,7 +202,7 @@ def _span(tokenizer, ids: list[int], start: int, end: int, options: MaskOptions)
 
 
 def _check_text(tokenizer, answers: list[dict], said: Said) -> None:
-    """Raises if an answer's text is not in its tokens: they are another tokenizer's, or the text was edited."""
+    """Raise if an answer's text is not in its tokens: they are from a different tokenizer, or the text was edited."""
     for number, (message, ids) in enumerate(zip(answers, said.token_ids, strict=True)):
         if ids is None:
             continue

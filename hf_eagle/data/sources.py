@@ -1,4 +1,4 @@
-"""Which files belong to a source: those of its split, but no hidden ones, and none that are not data."""
+"""Find the files of a source: those of its split, without hidden files and files that are not data."""
 
 import logging
 import mimetypes
@@ -22,7 +22,7 @@ _SPLITS = {
     **dict.fromkeys(("validation", "valid", "dev", "val"), "validation"),
     **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
 }
-_COLON = re.compile(r":(?![^\[]*\])")  # except the one in `train[:100]`
+_COLON = re.compile(r":(?![^\[]*\])")  # except a colon in `train[:100]`
 _BETWEEN_WORDS = re.compile(r"[-._ 0-9]+")
 _NO_DATA = {
     "config.json",
@@ -40,31 +40,31 @@ _NO_DATA = {
 
 
 def saved_form(folder: Path) -> str | None:
-    """`"one"` or `"splits"` if a folder is a data set, or one of several splits, of `save_to_disk`; else `None`."""
+    """Return `"one"` or `"splits"` if `save_to_disk` wrote the folder, without or with several splits; else `None`."""
     if os.path.isfile(folder / "state.json"):
         return "one"
     return "splits" if os.path.isfile(folder / "dataset_dict.json") else None
 
 
 def files_of(folder: Path, split: str, tell: bool = True) -> list[Path]:
-    """The data files of a folder, sorted by name.
+    """Return the data files of a folder, sorted by name.
 
-    A file belongs to the split that the names of its folders mention, else its own name, else to `train`. Hidden files
-    and folders (`.name`, `__name__`) and JSON that describes something are not data, nor are other endings. One line of
-    the log names what is left out, except for media and texts about the data.
+    A file belongs to the split that the names of its folders mention, else its file name, else to `train`. Hidden files
+    and folders (`.name`, `__name__`), JSON files of metadata, and files with other endings are not data. One line of
+    the log names the files left out, except for media and texts about the data.
 
     Args:
-        folder: where to look, at any depth.
-        split: the one to take.
-        tell: log what is left out.
+        folder: folder to search, at any depth.
+        split: the split to return.
+        tell: log the files left out.
 
     Raises:
-        ValueError: no file is left.
+        ValueError: if no file is left.
     """
     try:
         there = sorted(file for file in folder.rglob("*") if os.path.isfile(file))
     except OSError as problem:
-        said = f"{folder} cannot be read as a folder of data ({problem.strerror}): name another."
+        said = f"{folder} cannot be read as a folder of data ({problem.strerror}): name a different one."
         raise ValueError(said) from problem
 
     names = {file: file.relative_to(folder) for file in there}
@@ -84,18 +84,18 @@ def files_of(folder: Path, split: str, tell: bool = True) -> list[Path]:
     other = [file for file in rest if file not in taken]
 
     said = (
-        (other, f"of another split than {split}"),
+        (other, f"of a different split from {split}"),
         (hidden, "hidden"),
-        (no_data, "no data"),
+        (no_data, "not data"),
         (twins, "also there without compression"),
-        (unread, "of a form that is not read, to be decompressed or converted first"),
+        (unread, "of an unsupported format, to be decompressed or converted first"),
     )
     left_out = "; ".join(f"{kind}: {_listed(names[file] for file in files)}" for files, kind in said if files)
-    advice = "; name a file itself to take it" if other or hidden or no_data or twins else ""
+    advice = "; to use a file, name the file itself" if other or hidden or no_data or twins else ""
     if not taken:
         raise ValueError(
             f"The folder {folder} holds no {', '.join(KINDS)} file"
-            + (f" to take ({left_out}){advice}." if left_out else ".")
+            + (f" to use ({left_out}){advice}." if left_out else ".")
         )
 
     if left_out and tell:
@@ -104,14 +104,14 @@ def files_of(folder: Path, split: str, tell: bool = True) -> list[Path]:
 
 
 def _may_hold_data(file: Path) -> bool:
-    """Whether a file that cannot be read may hold records; media, and texts about the data, do not."""
+    """Whether a file that cannot be read may hold records; media and texts about the data cannot."""
     about = file.stem.upper().startswith(("README", "LICENSE", "NOTICE"))
     medium = (mimetypes.guess_type(file.name)[0] or "").startswith(("image/", "video/", "audio/"))
     return ending_of(file) not in KINDS and not about and not medium
 
 
 def split_of(path: Path) -> str:
-    """The split that the names in a path below the data's folder mention; `train` if none does."""
+    """Return the split that the names in a path below the data's folder mention; `train` if none does."""
     for part in (*path.parts[:-1], path.name):
         splits = {_SPLITS[word] for word in _BETWEEN_WORDS.split(part.lower()) if word in _SPLITS}
         if splits:
@@ -130,7 +130,7 @@ class HubSource:
 
     @classmethod
     def of(cls, source: str, split: str = "train") -> "HubSource":
-        """`split` applies to a source that names none."""
+        """Parse a source; `split` is used if it names none."""
         whole_id, *named = _COLON.split(source, 2)
         hub_id, _, revision = whole_id.partition("@")
 
@@ -139,7 +139,7 @@ class HubSource:
 
     @property
     def named(self) -> dict[str, str]:
-        """Subset and revision, as `datasets` takes them."""
+        """Subset and revision as arguments of `datasets`."""
         given = {"name": self.subset, "revision": self.revision}
         return {name: value for name, value in given.items() if value is not None}
 
@@ -149,7 +149,7 @@ class HubSource:
 
 
 def hub_files(source: HubSource, remote: bool = False) -> list[str]:
-    """The files of a Hub data set's split if all are JSON or CSV, for which `datasets` would infer types.
+    """Return the files of a Hub data set's split if all are JSON or CSV, for which `datasets` would infer types.
 
     Args:
         source: the data set.
@@ -159,7 +159,7 @@ def hub_files(source: HubSource, remote: bool = False) -> list[str]:
         Paths or addresses; none if the data set has other files, or they cannot be listed.
 
     Raises:
-        ValueError: the data set has no such split.
+        ValueError: if the data set has no such split.
     """
     found = _seen_files(source)
     if found and source.split not in found and source.split.isidentifier() and source.split != "all":  # no slice
@@ -172,7 +172,7 @@ def hub_files(source: HubSource, remote: bool = False) -> list[str]:
 
 
 def _seen_files(source: HubSource) -> dict[str, list[str]]:
-    """The files of each split, as far as the Hub, or what was downloaded from it, shows."""
+    """Return the files of each split, as far as the Hub, or an earlier download, shows them."""
     try:
         found = load_dataset_builder(source.id, **source.named).config.data_files
     except Exception:  # whatever the Hub, the network or the data set raises; an earlier download may be there
@@ -187,7 +187,7 @@ def _seen_files(source: HubSource) -> dict[str, list[str]]:
 
 
 def why_not(source: HubSource, problem: Exception) -> str:
-    """Why a data set cannot be read, as the end of a sentence; `problem` is what the Hub, the network or it raised."""
+    """Say why a data set cannot be read, as the end of a sentence; `problem` is the error that reading it raised."""
     try:
         subsets = get_dataset_config_names(source.id, **source.revision_named)
     except Exception:  # for the same reasons as the data set itself

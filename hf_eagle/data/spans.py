@@ -1,11 +1,11 @@
-"""Spans of answers, in characters or tokens, and which parts of them are supervised."""
+"""Define spans of answers, in characters or tokens, and select the parts of them that are supervised."""
 
 from dataclasses import dataclass
 
 
 # why an answer ended, in the spelling of OpenAI's API, TGI, TensorRT-LLM, llama.cpp, Anthropic and Gemini
 ENDED = ("stop", "eos", "eos_token", "end_turn", "tool_calls", "tool_use", "function_call")
-# the target did not end it; a stop sequence that somebody else chose is no end of turn
+# the target did not end the answer; a stop sequence that a user chose is no end of turn
 CUT = (
     *("length", "max_tokens", "limit", "stop_sequence", "content_filter", "safety", "refusal", "repetition"),
     *("pause_turn", "abort", "cancelled", "timeout", "error"),
@@ -17,8 +17,8 @@ class MaskOptions:
     """Which parts of the answers are supervised.
 
     Args:
-        last_turn_only: only what follows the last user's message that has an answer, including all tool calls.
-        thoughts: thoughts, and the marks around them.
+        last_turn_only: only the answers after the last user message that has an answer, including all tool calls.
+        thoughts: reasoning, and the tags around it.
         tool_calls: tool calls; an answer without them ends with its text, and its end of turn is not supervised.
     """
 
@@ -32,7 +32,7 @@ class AnswerSpan:
     """One answer is the characters `start:end` of the rendered text; without its end of turn it ends at `content_end`.
     If token ids are known, the numbers count tokens instead of characters.
 
-    `start:thought_end` are its thoughts; its tool calls begin at `calls_start`, if it has any.
+    `start:thought_end` is its reasoning; its tool calls begin at `calls_start`, if it has any.
     """
 
     start: int
@@ -43,7 +43,7 @@ class AnswerSpan:
 
 
 def first_answer(messages: list[dict], spans: list[AnswerSpan | None], options: MaskOptions) -> int:
-    """The index, among the answers, of the first one that is supervised."""
+    """Return the index, among the answers, of the first supervised answer."""
     if not options.last_turn_only:
         return 0
 
@@ -54,7 +54,7 @@ def first_answer(messages: list[dict], spans: list[AnswerSpan | None], options: 
 
 
 def supervised(spans: list, reasons: list[str] | None, first: int, options: MaskOptions) -> list[tuple[int, int]]:
-    """The supervised parts of the answers, starting with the answer of index `first`."""
+    """Return the supervised parts of the answers, starting with the answer of index `first`."""
     cut = [reason in CUT for reason in reasons or []] + [False] * len(spans)
     found = []
     for span, was_cut in list(zip(spans, cut, strict=False))[first:]:

@@ -1,4 +1,4 @@
-"""What a set of tokenised conversations holds: lengths, supervised share, duplicates."""
+"""Describe tokenised conversations: lengths, supervised share, duplicates."""
 
 import hashlib
 from collections import Counter
@@ -43,7 +43,7 @@ def token_statistics(rows: Dataset) -> dict:
 
 
 def _counted(batch) -> tuple[np.ndarray, np.ndarray]:
-    """Two masks over a batch's concatenated rows: where there is a token, and where a supervised one."""
+    """Return two masks over a batch's concatenated rows: of all tokens, and of supervised tokens."""
     columns = {name: pc.list_flatten(batch[name]).to_numpy() for name in batch.column_names}
     present = columns.get("attention_mask", np.ones(len(columns["input_ids"]))) != 0
     marked = columns["loss_mask"] > 0 if "loss_mask" in columns else columns["labels"] != IGNORED
@@ -51,7 +51,7 @@ def _counted(batch) -> tuple[np.ndarray, np.ndarray]:
 
 
 def duplicate_statistics(rows: Dataset) -> dict[str, int]:
-    """`duplicates`: conversations with the same tokens, images and videos as an earlier one."""
+    """Count `duplicates`: conversations with the same tokens, images and videos as an earlier conversation."""
     seen = Counter()
     names = [name for name in ("input_ids", "media_fingerprint") if name in rows.column_names]
 

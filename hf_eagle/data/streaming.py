@@ -1,4 +1,4 @@
-"""Streams on several ranks: each reads its own examples; a rank that runs out joins in with empty batches."""
+"""Read a stream on several ranks: each rank reads different examples, and empty batches once it has no more."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -18,9 +18,9 @@ class RankStream(IterableDataset):
     examples as an equally large batch on one rank. An example without a row is `None`.
 
     Args:
-        stream (`IterableDataset`): of `datasets` or torch.
+        stream (`IterableDataset`): stream of `datasets` or torch.
         rank (`int`, *optional*, defaults to 0): this rank's number.
-        world (`int`, *optional*, defaults to 1): ranks that share the stream; 1 if it already belongs to one rank.
+        world (`int`, *optional*, defaults to 1): number of ranks that share the stream; 1 if it is one rank's already.
         reads (`list[dict]`, *optional*): the data behind the stream, as `what_is_read` describes them.
 
     Example:
@@ -58,15 +58,15 @@ class RankStream(IterableDataset):
         return getattr(self.stream, "keep_places", False)
 
     def shares_by_number(self, ranks: int) -> bool:
-        """Whether so many ranks take the same examples in a step as one rank would."""
+        """Whether `ranks` ranks together take the same examples in a step as one rank would."""
         return ranks in (1, self.world) or (self._keeps_places and self.stream.world == ranks)
 
     def pass_over(self, epoch: int, rows: int) -> None:
-        """In that pass, `None` may stand for this rank's first rows: they were trained on, and are not looked at."""
+        """Allow `None` in place of this rank's first rows in that pass: they were trained on, and are not read."""
         self._passed_over = (epoch, rows)
 
     def __len__(self) -> int:
-        # for the rank with the most, so that all ranks expect the same number of batches
+        # the length on the rank with most examples, so that all ranks expect the same number of batches
         return -(-len(self.stream) // self.world)
 
     @property
@@ -80,11 +80,11 @@ class RankStream(IterableDataset):
             self.stream.set_epoch(epoch)
 
     def state_dict(self) -> dict[str, Any]:
-        """The place after the example that was given last, if the stream knows its own."""
+        """Return the position after the last yielded example, if the stream knows its position."""
         return {"stream": self.stream.state_dict(), "number": self._number}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """The next iteration continues from there."""
+        """Continue the next iteration from a position of `state_dict`."""
         self.stream.load_state_dict(state["stream"])
         self._number, self._resumed = state["number"], True
         self._pass.fill_(-1)  # the loaded state decides the pass
@@ -103,6 +103,6 @@ def keep_rank_stream(loader: DataLoader) -> DataLoader:
 
 
 def empty_batch(device: torch.device) -> dict[str, torch.Tensor]:
-    """A batch of one token without a supervised row: it adds nothing to the loss, but all parameters get a gradient."""
+    """Return a batch of one unsupervised token: it adds nothing to the loss, but gives all parameters a gradient."""
     zero = torch.zeros(1, 1, dtype=torch.long, device=device)
     return {"input_ids": zero, "attention_mask": torch.ones_like(zero), "loss_mask": zero.clone()}

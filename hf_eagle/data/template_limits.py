@@ -1,8 +1,8 @@
-"""Chat templates are strangers' programs: limit how long a rendering takes and how much it makes.
+"""Limit the time and the output size of chat templates, which are programs from unknown authors.
 
-transformers compiles a template in a sandbox that limits a single `range`, but not nested loops, and no text. Here it
-is compiled in the same sandbox, with a check of the clock in each round of a loop and in each macro, and a check of the
-size of what is written, kept or passed on. The result of a filter, method or operator is sized before it is made. This
+transformers compiles a template in a sandbox that limits a single `range`, but neither nested loops nor texts. Here the
+same sandbox gets a check of the clock in each round of a loop and in each macro, and a check of the size of each text
+that is written, stored or passed on. The result of a filter, method or operator is sized before it is computed. This
 needs no signal and no thread, so it also works in threads and in the workers of `datasets`.
 """
 
@@ -13,21 +13,21 @@ from functools import cache, lru_cache, wraps
 from .template_sizes import FILTERS, checked_filter, checked_gathering, extent, formatted, made_by_call
 
 
-SECONDS = 10.0  # per rendering; real ones take milliseconds
-CHARACTERS = 2**26  # of a rendering, and of any intermediate text or list
-ALTOGETHER = 16 * CHARACTERS  # of all intermediate texts of one rendering
+SECONDS = 10.0  # limit per rendering; normal renderings take milliseconds
+CHARACTERS = 2**26  # limit of a rendering, and of any intermediate text or list
+ALTOGETHER = 16 * CHARACTERS  # limit of all intermediate texts of one rendering together
 _SMALL = 4096  # texts of fewer characters are not counted
-_POWER = 1000  # bits of the result of a power
+_POWER = 1000  # limit of the result of a power, in bits
 # filters with names that no template can write
 _SIZED, _CONCAT, _GATHERED = "within the limit of size", "joined within the limit of size", "made by the template"
 
 
 class TemplateRefusal(ValueError):
-    """A chat template does not take this conversation; the text is what it says about that."""
+    """A chat template refuses this conversation; the text is the template's."""
 
 
 class TemplateLimit(ValueError):
-    """A chat template takes too long or makes too much, so no other conversation is worth trying."""
+    """A chat template takes too long or makes too much text, so other conversations are not tried."""
 
 
 class _Clock(threading.local):
@@ -40,27 +40,27 @@ _clock = _Clock()
 
 
 def start_clock() -> None:
-    """From here to `stop_clock`, a rendering in this thread ends with `TemplateLimit` once its time is up."""
+    """Limit the time of a rendering in this thread until `stop_clock`; `TemplateLimit` ends it."""
     _take_over()
     _clock.deadline, _clock.made, _clock.gathered = time.monotonic() + SECONDS, 0, False
 
 
 def stop_clock() -> None:
-    """From here on, a rendering in this thread may take any time."""
+    """Let renderings in this thread take any time again."""
     _clock.deadline = float("inf")
 
 
 @cache
 def _take_over() -> None:
-    """transformers compiles every template with one function of its own; replace it by ours."""
-    from transformers.utils import chat_template_utils  # late: asking a server needs none of it
+    """Replace the function by which transformers compiles every template."""
+    from transformers.utils import chat_template_utils  # imported late: code that only asks a server does not need it
 
     make = chat_template_utils._cached_compile_jinja_template
     chat_template_utils._compile_jinja_template = lru_cache(lambda template: _compiled(make("").environment, template))
 
 
 def _compiled(environment, template: str):
-    """A template compiled with limits, in the sandbox that transformers makes for one."""
+    """Compile a template with limits, in the sandbox that transformers makes for it."""
     from jinja2 import Template
     from jinja2.runtime import Macro
 
@@ -81,21 +81,21 @@ def _compiled(environment, template: str):
         return _gathered(made) if isinstance(made, dict) else made
 
     def checked_round(*given, **named):
-        """For `map` and its kin, which are loops."""
+        """Check the clock for filters such as `map`, which are loops."""
         _tick()
         return _sized(call_filter(*given, **named))
 
     environment.call, environment.call_filter = checked_call, checked_round
     # nor are these operators computed at compile time: that alone could take all memory
     environment.intercepted_binops, environment.call_binop = frozenset({"*", "**", "%"}), _compute
-    environment.globals.pop("lipsum", None)  # writes as many paragraphs as it is asked for
+    environment.globals.pop("lipsum", None)  # writes any number of paragraphs
 
     tree = _with_looks(environment.parse(template))
     return Template.from_code(environment, environment.compile(tree), environment.make_globals(None))
 
 
 def _with_looks(tree):
-    """A template's syntax tree with a check of the clock in each round, and of the size of each sum that is kept."""
+    """Add checks to a template's syntax tree: of the clock in each loop round, and of the size of each stored sum."""
     from jinja2 import nodes
     from jinja2.visitor import NodeTransformer
 
@@ -104,7 +104,7 @@ def _with_looks(tree):
 
     class Looks(NodeTransformer):
         def visit_Output(self, node):
-            # what is written is sized when it is joined
+            # written texts are sized when they are joined
             node.nodes = [self.inside(part) if isinstance(part, sums) else self.visit(part) for part in node.nodes]
             return node
 
@@ -139,7 +139,7 @@ def _with_looks(tree):
 
 
 def _joined(pieces) -> str:
-    """What a template, macro or block wrote, unless all of it together is huge."""
+    """Join the texts that a template, macro or block wrote, unless the result is too large."""
     pieces = list(pieces)
     _check(sum(map(len, pieces)))
     return "".join(pieces)
@@ -151,7 +151,7 @@ def _tick() -> None:
 
 
 def _compute(context, operator: str, left, right):
-    """`*`, `**` or `%`, unless the result is huge."""
+    """Compute `*`, `**` or `%`, unless the result is too large."""
     if operator == "%":
         if isinstance(left, (str, bytes)):
             _check(formatted(left, right.values() if isinstance(right, dict) else _as_tuple(right)))
@@ -174,13 +174,13 @@ def _as_tuple(value) -> tuple:
 
 
 def _concatenated(parts: list) -> str:
-    """The result of `~`."""
+    """Compute `~`, unless the result is too large."""
     _check(sum([len(part) if type(part) is str else extent(part) for part in parts]))
     return "".join(map(str, parts))
 
 
 def _told(value):
-    """A value to be written, which becomes text."""
+    """Return a value that the template writes as text, unless it is too large."""
     if type(value) is str:
         return value
     if isinstance(value, (list, tuple, dict)):
@@ -202,7 +202,7 @@ def _gathered(made):
 
 
 def _gathering(run):
-    """A filter that makes a list; a list without repeated items is as harmless as what the template was given."""
+    """Wrap a filter that makes a list. A list without repeated items is as harmless as the template's input."""
 
     @wraps(run)
     def gathering(*given, **named):
@@ -214,7 +214,7 @@ def _gathering(run):
 
 
 def _only_if_gathered(run, checked):
-    """`tojson`: unless the template made a list, nothing repeats in its input, and sizing costs as much as `tojson`."""
+    """Wrap `tojson`, whose check costs as much as `tojson`: skip the check unless the template has made a list."""
 
     @wraps(run)
     def to_json(*given, **named):
@@ -225,7 +225,7 @@ def _only_if_gathered(run, checked):
 
 
 def _check(size: int) -> None:
-    """`TemplateLimit` for a text or list that is too large, or if all of them together are."""
+    """Raise `TemplateLimit` for a text or list that is too large, or if all of them together are."""
     if size > _SMALL:
         _clock.made += size
         if size > CHARACTERS or (_clock.made > ALTOGETHER and _clock.deadline != float("inf")):

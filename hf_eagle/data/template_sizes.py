@@ -1,7 +1,7 @@
-"""Estimate how long the text is that a filter, method or operator of a chat template would make, before it makes it.
+"""Estimate the length of a text before a filter, method or operator of a chat template makes it.
 
-One such call is enough to take all memory: `|replace`, `.ljust`, `'%999999999d' % 1`. Estimates are upper bounds, cheap
-compared with the call, and tight enough that no real template comes near a limit.
+One such call can take all memory: `|replace`, `.ljust`, `'%999999999d' % 1`. Estimates are upper bounds, cheap compared
+with the call, and tight enough that no real template comes near a limit.
 """
 
 import re
@@ -15,7 +15,7 @@ _KEPT = (str, bytes)
 
 
 def extent(value: Any, known: dict[int, int] | None = None) -> int:
-    """The approximate length of a value as text; what a list holds twice counts twice, but is visited once."""
+    """Return the approximate length of a value as text; a repeated item of a list counts twice, but is visited once."""
     if isinstance(value, _KEPT):
         return len(value)
     if not isinstance(value, (list, tuple, dict)):
@@ -30,7 +30,7 @@ def extent(value: Any, known: dict[int, int] | None = None) -> int:
 
 
 def formatted(text: Any, given: Iterable[Any]) -> int:
-    """The size for `%`, `format` and their kin: the widths that a text names, and the values put into it."""
+    """Return the size for `%`, `format` and the like, from the widths that a text names and the values put into it."""
     if not isinstance(text, _KEPT):
         return 0
     text, given = text if isinstance(text, str) else text.decode(errors="replace"), list(given)
@@ -111,7 +111,7 @@ FILTERS: dict[str, Callable[..., int]] = {
 
 
 def made_by_call(called: Any, given: tuple, named: dict) -> int:
-    """The size that a method makes of its text; 0 for methods that make nothing long."""
+    """Return the size of a method's result; 0 for methods that make no long text."""
     size = _METHODS.get(getattr(called, "__name__", None))
     if size is None:
         return 0
@@ -121,8 +121,8 @@ def made_by_call(called: Any, given: tuple, named: dict) -> int:
 
 
 def checked_filter(name: str, run: Callable, check: Callable[[int], None]) -> Callable:
-    """A filter that first passes to `check` the size it would make."""
-    first = int(hasattr(run, "jinja_pass_arg"))  # jinja passes something of its own before the value
+    """Wrap a filter so that it first passes the size of its result to `check`."""
+    first = int(hasattr(run, "jinja_pass_arg"))  # jinja passes a further argument before the value
     size = FILTERS[name]
 
     @wraps(run)
@@ -134,7 +134,7 @@ def checked_filter(name: str, run: Callable, check: Callable[[int], None]) -> Ca
 
 
 def checked_gathering(run: Callable, check: Callable[[int], None]) -> Callable:
-    """`join` or `sum`, which make one value of many: all items are collected, then sized."""
+    """Wrap `join` or `sum`, which make one value of many: all items are collected, then sized."""
 
     @wraps(run)
     def checked(context, items, *given, **named):
@@ -149,6 +149,6 @@ def checked_gathering(run: Callable, check: Callable[[int], None]) -> Callable:
 def _asked(size: Callable[..., int], value: Any, given: tuple, named: dict) -> int:
     try:
         found = size(value, *given, **named)
-    except (AttributeError, TypeError, ValueError):  # the call itself reports better what it does not take
+    except (AttributeError, TypeError, ValueError):  # the call itself reports a wrong argument better
         return 0
     return found if isinstance(found, int) else 0

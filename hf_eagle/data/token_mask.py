@@ -8,7 +8,7 @@ import numpy as np
 
 
 def mask_by_offsets(offsets: list[tuple[int, int]], spans: list[tuple[int, int]]) -> list[int]:
-    """0 or 1 for each token, by the characters that a fast tokenizer made it from.
+    """Return 0 or 1 for each token, by the characters that a fast tokenizer made it from.
 
     A token belongs to the span that it ends in: one that straddles a header's end is the answer's first token.
     """
@@ -22,7 +22,7 @@ def mask_by_offsets(offsets: list[tuple[int, int]], spans: list[tuple[int, int]]
 def mask_by_pieces(
     tokens: Callable[[str], list[int]], special: re.Pattern, text: str, spans: list[tuple[int, int]]
 ) -> tuple[list[int], list[int]]:
-    """Ids and mask by a tokenizer without offsets.
+    """Return ids and mask from a tokenizer without offsets.
 
     Special tokens cut the text, and only the piece in which a span begins or ends is tokenised again. So the work is
     linear in the text, whatever the number of turns.
@@ -42,7 +42,7 @@ def mask_by_pieces(
         counts.append(len(joined))
 
     def before(cut: int) -> int:
-        """Tokens that end at or before a character."""
+        """Return the number of tokens that end at or before a character."""
         if joined != ids:  # the tokenizer depends on the text before a piece
             return shared_length(tokens(text[:cut]), ids)
 
@@ -60,5 +60,5 @@ def mask_by_pieces(
 
 
 def shared_length(one: list[int], other: list[int]) -> int:
-    """Length of the longest common prefix."""
+    """Return the length of the longest common prefix."""
     return next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))

@@ -1,4 +1,4 @@
-"""Records that are shuffled and tokenised during training, and whose place can be saved and restored."""
+"""Shuffle and tokenise records during training; the position in the stream can be saved and restored."""
 
 import logging
 from collections.abc import Iterator, Mapping
@@ -21,23 +21,23 @@ logger = logging.getLogger(__name__)
 _CHECKED = 16  # conversations whose mask is compared with a second method's
 _BATCH = 64  # records that are tokenised together
 _LOOKED_AT = 1024  # first records, one of which must have an answer
-_NAMED = 3  # bad records that are named; others are counted
+_NAMED = 3  # bad records that are logged one by one; further ones are counted
 
 
 class ShuffledRecords(IterableDataset):
-    """Records of a stream in another order in each pass: files are shuffled, and records within a buffer.
+    """Records of a stream in a different order in each pass: files are shuffled, and records within a buffer.
 
-    `state_dict` holds the pass, the place in the files, and the buffer with its records: nothing is given twice, and
-    nothing is left out. [`TokenStream`] says when it is needed.
+    `state_dict` holds the pass, the position in the files, and the buffer with its records: no record is repeated, and
+    none is left out. [`TokenStream`] says when it is needed.
 
     Args:
-        records (`datasets.IterableDataset`): as `load_records` gives them.
+        records (`datasets.IterableDataset`): records as `load_records` returns them.
         seed (`int`, *optional*, defaults to 0): determines the order, together with the number of the pass.
         buffer_size (`int`, *optional*, defaults to 1000): number of records from which the next one is drawn.
     """
 
     def __init__(self, records, seed: int = 0, buffer_size: int = 1000):
-        # a buffer of one: this shuffles files, but not records
+        # with a buffer of one record, this shuffles files, but not records
         self.records = records.shuffle(seed=seed, buffer_size=1)
         self.seed, self.buffer_size, self.epoch = seed, buffer_size, 0
 
@@ -80,7 +80,7 @@ class ShuffledRecords(IterableDataset):
         self.records.set_epoch(epoch)
 
     def state_dict(self) -> dict[str, Any]:
-        """The place after the record that was given last."""
+        """Return the position after the last yielded record."""
         if self._resumed is not None:
             return self._resumed
 
@@ -97,16 +97,16 @@ class ShuffledRecords(IterableDataset):
 class TokenStream(IterableDataset):
     """Rows of `input_ids` and `loss_mask` of a stream of records; see `build_stream`.
 
-    Each of `world` ranks tokenises every `world`-th record. With `keep_places`, a record that gives no row keeps its
-    place, as `None`: the ranks together then give the same records in any number of rows as one rank, and rows can be
-    skipped by counting records.
+    Each of `world` ranks tokenises every `world`-th record. With `keep_places`, a record without a row yields `None`.
+    So the ranks together yield the same records in any number of rows as one rank, and rows can be skipped by counting
+    records.
 
     There are two ways to continue a stream. A training run counts: its checkpoint holds the pass and the steps (see
     `training/stream_place.py`), and the records of those steps are read again but not tokenised. That works with any
-    number of ranks, however far a data loader has read ahead. Other readers of the stream, also loaders that ask for
-    states as torchdata's `StatefulDataLoader` does, use `state_dict`: the place in the records where the current batch
-    of tokenisation begins, and how many of its rows were given. It reads nothing twice, but is valid only for this rank
-    and this number of ranks.
+    number of ranks, however far a data loader has read ahead. Other readers of the stream use `state_dict`, as do
+    loaders that save states, such as torchdata's `StatefulDataLoader`. It holds the position in the records where the
+    current batch of tokenisation begins, and how many of its rows were yielded. It reads nothing twice, but is valid
+    only for this rank and this number of ranks.
     """
 
     column_names = ["input_ids", "loss_mask"]
@@ -136,10 +136,10 @@ class TokenStream(IterableDataset):
         return self.rows()
 
     def rows(self, passed_over: int = 0) -> Iterator[dict[str, list[int]] | None]:
-        """The rows of this rank; `None` stands for each of the first ones, which are not tokenised.
+        """Yield the rows of this rank, with `None` in place of the first rows, which are not tokenised.
 
         Args:
-            passed_over: how many to skip, if places are kept.
+            passed_over: how many rows to skip, with `keep_places`.
         """
         state = dict(self._state) if self._resumed else self._beginning()
         self._resumed, given, blank = False, state["given"], 0
@@ -175,7 +175,7 @@ class TokenStream(IterableDataset):
         return whole if self.keep_places else [row for row in whole if row is not None]
 
     def set_epoch(self, epoch: int) -> None:
-        """The pass that is iterated next."""
+        """Set the pass that is iterated next."""
         if epoch != self.epoch:
             self.epoch, self._resumed = epoch, False
             self._state = self._beginning()
@@ -183,7 +183,7 @@ class TokenStream(IterableDataset):
             self.records.set_epoch(epoch)
 
     def state_dict(self) -> dict[str, Any]:
-        """The place after the row that was given last."""
+        """Return the position after the last yielded row."""
         return dict(self._state)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -193,9 +193,9 @@ class TokenStream(IterableDataset):
 
 
 class _LeftOut:
-    """Tells once in a run what a stream leaves out: the first bad records as they come, all of them after a pass.
+    """Log, once per run, the records that a stream leaves out: the first bad ones at once, their number after a pass.
 
-    A data loader's workers share what was told, and live for one pass only.
+    A data loader's workers share the state of the log, since they live for one pass only.
     """
 
     def __init__(self):
@@ -204,18 +204,18 @@ class _LeftOut:
         self._pass, self._number = 0, 0
 
     def begin(self, number: int) -> None:
-        """That pass begins."""
+        """Begin a pass."""
         self._pass, self._number = number, 0
 
     def add(self, problem: ValueError) -> None:
-        """A bad record, as its error names it, was left out."""
+        """Note that a bad record, named by its error, was left out."""
         self._number += 1
         if self._named < _NAMED and self._is_first_pass():
             self._named += 1
             logger.warning("A bad record is skipped: %s", problem)
 
     def end(self, blank: int) -> None:
-        """The pass is over; so many answers in it were blank."""
+        """End the pass, in which `blank` answers were blank."""
         if not self._is_first_pass():
             return
 
@@ -223,11 +223,11 @@ class _LeftOut:
             counted = "1 bad record of the stream was" if self._number == 1 else f"{self._number} bad records were"
             logger.warning("%s left out in this pass; later passes leave out the same.", counted)
         if blank:
-            logger.warning("%d answers are empty or white space only, which is no answer: not supervised.", blank)
+            logger.warning("%d answers are empty or white space only, and are not supervised.", blank)
         self._told_in.fill_(self._pass)
 
     def _is_first_pass(self) -> bool:
-        """Whether no other pass was told of."""
+        """Whether no other pass was logged."""
         return int(self._told_in) in (-1, self._pass)
 
 
@@ -244,13 +244,14 @@ def build_stream(
 ) -> TokenStream:
     """Do the same as `build_dataset`, but read and tokenise conversations during training.
 
-    Nothing is cached or counted. The first conversations' masks are checked at once, and one of the first 1,024 must
-    have an answer. All `world` ranks read the same records in the same order, and each tokenises every `world`-th one:
-    there may be few files, of any size. A record without a supervised token gives no row, or with `keep_places` a
-    `None`, so that a run can continue on another number of ranks; see [`TokenStream`].
+    Nothing is cached or counted. The first conversations' masks are checked at once. If none of the first 1,024 has an
+    answer, a warning says so; if there are no more, that is an error. All `world` ranks read the same records in the
+    same order, and each tokenises every `world`-th record: there may be few files, of any size. A record without a
+    supervised token yields no row, or with `keep_places` a `None`, so that a run can continue on a different number of
+    ranks; see [`TokenStream`].
 
     Raises:
-        `ValueError`: as `build_dataset`; for a later record, when it is read.
+        `ValueError`: as for `build_dataset`; for a later record, when it is read.
     """
     encoders = Encoders(tokenizer, options, template_kwargs)
     parts = (records, encoders, max_length, rank, world, skip_bad_records, keep_places)
@@ -287,7 +288,7 @@ def _place(records) -> Any:
 
 
 def _from_place(records, place: Any) -> Iterator:
-    """The records from a place of `state_dict` on; a loaded state is valid for this iteration only."""
+    """Yield the records after a position of `state_dict`; a loaded state is valid for this iteration only."""
     if hasattr(records, "load_state_dict"):
         records.load_state_dict(place)
     elif place is not None:
@@ -303,7 +304,7 @@ def _from_place(records, place: Any) -> Iterator:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Suppress the warning of `datasets` that its own buffer is lost; here that buffer holds nothing."""
+    """Suppress the warning of `datasets` that its buffer is lost, since that buffer holds nothing here."""
     told = logging.getLogger("datasets.iterable_dataset")
     level = told.level
 

@@ -1,1 +1,1 @@
-"""What a draft is worth: acceptance measured by decoding, and pictures of it."""
+"""Measure how good a draft is: its acceptance by decoding, and plots of it."""

@@ -19,24 +19,24 @@ from .summary import summarize
 
 @dataclass(frozen=True)
 class DecodingSettings:
-    """How prompts are decoded. The first fields are arguments of `speculative_generate`; `None` is its default.
+    """How prompts are decoded. The first fields are arguments of `speculative_generate`; `None` means its default.
 
     Args:
         method, num_speculative_tokens, depth, top_k, total_tokens:
-            What is drafted.
+            Which tokens are drafted.
         temperature, top_p, sampling_top_k:
             How the target chooses.
         max_new_tokens (`int`, *optional*, defaults to `64`):
-            The longest answer, in tokens.
+            Maximum number of tokens in an answer.
         batch_size (`int`, *optional*, defaults to `1`):
             Prompts that are decoded together.
         turns (`int`, *optional*, defaults to `1`):
-            Turns of a prompt that are decoded, if it has several; later ones follow the target's own answers.
+            Number of turns that are decoded, if a prompt has several; later turns follow the target's answers.
         seed (`int`, *optional*, defaults to `0`):
             Seed of random draws.
 
     Raises:
-        `ValueError`: for values out of range or without meaning given the others.
+        `ValueError`: if a value is out of range, or has no effect in combination with the others.
     """
 
     method: str = "chain"
@@ -64,7 +64,7 @@ class DecodingSettings:
         return DraftShape.of(self.method, self.num_speculative_tokens, self.depth, self.top_k, self.total_tokens)
 
     def choosing(self, device, batch: int) -> dict:
-        """Arguments that target and draft share, with a generator for this batch."""
+        """Return the arguments that target and draft share, with a generator for this batch."""
         names = ("temperature", "top_p", "sampling_top_k", "max_new_tokens")
         generator = torch.Generator(device).manual_seed(self.seed + batch) if self.temperature else None
         return {name: getattr(self, name) for name in names} | {"generator": generator}
@@ -89,17 +89,17 @@ class PromptRun:
 
 @dataclass
 class Measurement:
-    """All prompts, decoded with one choice of settings, and the seconds this took, prompts included.
+    """All prompts, decoded with one choice of settings, and the seconds this took, including the prompts' forward pass.
 
-    Seconds are summed over batches, each as measured in the run that decoded it.
+    Seconds are summed over batches, as measured in the run that decoded each batch.
     """
 
     settings: DecodingSettings
     runs: list[PromptRun] = field(default_factory=list)
     seconds: float = 0.0
-    rounds: int = 0  # target forwards after the prompts', each for a whole batch
+    rounds: int = 0  # forward passes of the target after those of the prompts, each for a whole batch
     draft_seconds: float = 0.0  # spent on drafting in these rounds
-    target_seconds: float = 0.0  # spent in the target's forward
+    target_seconds: float = 0.0  # spent in the target's forward passes
     target_only_seconds: float | None = None
 
     def add(self, decoded: dict, alone: dict | None, prompts: list[Prompt], turn: int, token_ids) -> None:
@@ -168,7 +168,7 @@ def sweep_speculative_tokens(
         counts: numbers of drafted tokens.
 
     Returns:
-        For each of `counts`, the lengths, speeds and seconds a round from `summarize`, without its token counts.
+        For each of `counts`, the lengths, speeds and seconds per round from `summarize`, without its token counts.
     """
     variants = [replace(settings, num_speculative_tokens=length) for length in counts]
     names = (
@@ -194,16 +194,16 @@ def decode_prompts(
     rendered: str | None = None,
 ) -> Measurement:
     """
-    Decodes every prompt with the draft and, in turn, with the target alone, so both run under the same conditions.
+    Decodes every prompt with the draft and with the target alone, in alternation, so both run under equal conditions.
 
     Args:
         target (`FrozenTarget`), draft:
-            The pair, on one device, the target with the draft's taps and the draft with the target's embeddings.
+            The two models on one device: the target with the draft's taps, the draft with the target's embeddings.
         tokenizer (`PreTrainedTokenizerBase` or `ProcessorMixin`):
-            The target's; its chat template renders the prompts, its end-of-sequence token stops an answer. Prompts with
-            images or videos need the processor.
+            The target's tokenizer or processor. Its chat template renders the prompts, and its end-of-sequence token
+            stops an answer. Prompts with images or videos need the processor.
         prompts (`list[Prompt]`):
-            What `load_prompts` returns.
+            Prompts from `load_prompts`.
         settings ([`DecodingSettings`]):
             How to decode them.
         compare_to_target (`bool`, *optional*, defaults to `True`):
@@ -211,14 +211,14 @@ def decode_prompts(
         progress (`bool`, *optional*, defaults to `True`):
             Show a progress bar with the acceptance length so far.
         template_kwargs (`dict`, *optional*):
-            Further arguments for the chat template, as in training: `{"enable_thinking": False}`.
+            Extra keyword arguments for the chat template, as in training: `{"enable_thinking": False}`.
         finished ([`Finished`], *optional*):
             Batches that an earlier run decoded, which are not decoded again. Also keeps those of this run.
         rendered (`str`, *optional*):
-            What `check_rendering` returned for these prompts. Then they are not rendered to check them.
+            The result of `check_rendering` for these prompts. If given, the check is not repeated.
 
     Raises:
-        `ValueError`: no prompts, a prompt that cannot be rendered, or a draft that does not fit the target.
+        `ValueError`: if there are no prompts, a prompt cannot be rendered, or the draft does not fit the target.
     """
     how = {"compare_to_target": compare_to_target, "progress": progress, "template_kwargs": template_kwargs}
     how |= {"finished": finished, "rendered": rendered}
@@ -238,7 +238,7 @@ def decode_variants(
     finished: Finished | None = None,
     rendered: str | None = None,
 ) -> list[Measurement]:
-    """As `decode_prompts`, with several settings that differ in what is drafted and take turns."""
+    """Decode prompts as `decode_prompts` does, alternating between settings that draft differently."""
     if not prompts:
         raise ValueError("`prompts` is empty; give at least one prompt to measure acceptance on.")
     check_draft_fits(target, draft)
@@ -248,12 +248,12 @@ def decode_variants(
     dialogues, batches = list(prompts), _batches(prompts, variants[0])
     encode = partial(PromptBatch.of, processing=processing, template_kwargs=template_kwargs)
 
-    # refuse what cannot be rendered before decoding anything
+    # refuse prompts that cannot be rendered before decoding anything
     if rendered is None:
         check_rendering(prompts, processing, template_kwargs, variants[0].turns)
     finished = finished or Finished()
 
-    # the first decoding in a process also pays for kernels and memory: run it before timing starts
+    # the first decoding in a process also loads kernels and allocates memory: run it before timing starts
     if any(finished.row(number) is None for number, *_ in batches):
         first = encode(prompts[:1], device=target.device)
         decoder.decode(first, [replace(settings, max_new_tokens=2) for settings in variants], 0)
@@ -277,7 +277,7 @@ def decode_variants(
 
 
 def _batches(prompts: list[Prompt], settings: DecodingSettings) -> list[tuple[int, int, list[int]]]:
-    """`(number from 1 on, turn, places of prompts)` of every batch, the same in every run."""
+    """Return `(number from 1 on, turn, indices of prompts)` of every batch, the same in every run."""
     asked = [[p for p, x in enumerate(prompts) if len(x.follow_ups) >= turn] for turn in range(settings.turns)]
     size = settings.batch_size
     batches = [(turn, x[i : i + size]) for turn, x in enumerate(asked) for i in range(0, len(x), size)]
@@ -285,7 +285,7 @@ def _batches(prompts: list[Prompt], settings: DecodingSettings) -> list[tuple[in
 
 
 def stop_token_ids(model, tokenizer) -> frozenset[int]:
-    """The tokens that end an answer: the tokenizer's and those of the generation config, as in vLLM."""
+    """Return the tokens that end an answer: the tokenizer's and those of the generation config, as in vLLM."""
     found = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     found = [] if found is None else [found] if isinstance(found, int) else list(found)
     own = tokenizer.eos_token_id
@@ -293,7 +293,7 @@ def stop_token_ids(model, tokenizer) -> frozenset[int]:
 
 
 class _Decoder:
-    """Decodes batches with every variant and by the target alone."""
+    """Decode batches with every variant and with the target alone."""
 
     def __init__(self, target, draft, eos_token_ids: frozenset[int], compare_to_target: bool):
         self.target, self.draft, self.eos_token_ids = target, draft, eos_token_ids
@@ -307,7 +307,7 @@ class _Decoder:
         """
         found: dict = {"variants": [None] * len(variants), "alone": None}
         who = [*range(len(variants)), *([None] if self.compare_to_target else [])]
-        # later ones find warmer caches, so the order rotates
+        # later decodings find warmer caches, so the order rotates
         shift = number % len(who)
         for place in who[shift:] + who[:shift]:
             settings = variants[place or 0]

@@ -9,18 +9,18 @@ CONFIDENCE, RESAMPLES = 0.95, 2000
 
 
 def acceptance_length(accepted: Sequence[int], drafts: Sequence[int]) -> float | None:
-    """Tokens that a target forward yields on average, 1 + accepted / drafts; `None` without drafts."""
+    """Return the average number of tokens per target forward pass, 1 + accepted / drafts; `None` without drafts."""
     return 1 + sum(accepted) / sum(drafts) if sum(drafts) else None
 
 
 def confidence_interval(accepted: Sequence[int], drafts: Sequence[int]) -> list[float] | None:
     """
-    A 95% interval of the acceptance length by the percentile bootstrap over prompts, with a fixed seed.
+    Return the 95% interval of the acceptance length by the percentile bootstrap over prompts, with a fixed seed.
 
     It draws prompts, not rounds, since rounds of one answer resemble each other.
 
     Args:
-        accepted, drafts: one number a prompt.
+        accepted, drafts: one number per prompt.
 
     Returns:
         `[low, high]`, or `None` with fewer than two prompts that drafted anything.

@@ -1,4 +1,4 @@
-"""Continue a measurement where it stopped: the batches already decoded, and what they depend on."""
+"""Continue a measurement where it stopped: keep decoded batches, with the settings that they depend on."""
 
 import hashlib
 import json
@@ -18,9 +18,9 @@ class Finished:
     """Decoded batches, each saved as soon as it is finished.
 
     Args:
-        journal ([`Journal`], *optional*): holds them, after the settings that they depend on; without one, nothing is
-            saved.
-        part (`str`, *optional*, defaults to `"main"`): tells several measurements in one journal apart.
+        journal ([`Journal`], *optional*): holds the batches, after the settings that they depend on; without a journal,
+            nothing is saved.
+        part (`str`, *optional*, defaults to `"main"`): name that distinguishes several measurements in one journal.
     """
 
     def __init__(self, journal: Journal | None = None, part: str = "main"):
@@ -29,7 +29,7 @@ class Finished:
         self._rows = {row["batch"]: row["decoded"] for row in rows if row["part"] == part}
 
     def row(self, batch: int) -> dict | None:
-        """The result of the batch of this number, `None` if it is not decoded yet."""
+        """Return the result of the batch with this number, `None` if it is not decoded yet."""
         return self._rows.get(batch)
 
     def keep(self, batch: int, decoded: dict) -> None:
@@ -39,12 +39,12 @@ class Finished:
 
 
 def depends_on(target, draft, processing, prompts: str, settings, **others) -> dict:
-    """Everything that determines the counts of a measurement, for the first line of its journal.
+    """Return everything that determines the counts of a measurement, for the first line of its journal.
 
     Args:
-        target ([`FrozenTarget`]), draft: the pair.
+        target ([`FrozenTarget`]), draft: the two models.
         processing: the target's tokenizer or processor.
-        prompts: as `check_rendering` returns it.
+        prompts: the result of `check_rendering`.
         settings ([`DecodingSettings`]): how to decode them.
         others: further settings by name, which JSON can hold.
     """
@@ -62,7 +62,7 @@ def depends_on(target, draft, processing, prompts: str, settings, **others) -> d
 
 
 def draft_fingerprint(draft) -> str:
-    """16 hex digits that depend on a draft's config and weights, without those that its target lends."""
+    """Return a hash, 16 hex digits, of a draft's config and weights, without the weights that its target lends."""
     config = {name: value for name, value in draft.config.to_diff_dict().items() if name != "_name_or_path"}
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
 

@@ -24,9 +24,9 @@ class AcceptanceLength(evaluate.Metric):
 
     def _info(self):
         return evaluate.MetricInfo(
-            description="Tokens that one forward of the target yields on average.",
+            description="Average number of tokens per forward pass of the target.",
             citation="https://arxiv.org/abs/2503.01840",
-            inputs_description="One entry a prompt: `accepted_tokens`, of all its drafts, and `drafts`, its rounds.",
+            inputs_description="One entry per prompt: `accepted_tokens`, of all its drafts, and `drafts`, its rounds.",
             features=datasets.Features({name: datasets.Value("int64") for name in ("accepted_tokens", "drafts")}),
         )
 
@@ -41,7 +41,7 @@ class StepAccuracy(evaluate.Metric):
     """
     Share of rows whose token the draft's step `s` predicts correctly, for every step, and an acceptance length.
 
-    Steps are teacher-forced (step `s` sees the right tokens before it), so the length is an estimate, as its name says.
+    Steps are teacher-forced (step `s` sees the right tokens before it), so the length is only an estimate.
 
     Example:
         >>> StepAccuracy().compute(predictions=[[5, 7], [5, 8]], references=[[5, 7], [6, 8]])
@@ -52,7 +52,7 @@ class StepAccuracy(evaluate.Metric):
         return evaluate.MetricInfo(
             description="Accuracy of a draft at each step of its training-time test.",
             citation="https://arxiv.org/abs/2503.01840",
-            inputs_description=f"Token ids, a list a row with one entry a step; references of {IGNORED} do not count.",
+            inputs_description=f"Token ids: per row a list, one entry per step; references of {IGNORED} do not count.",
             features=datasets.Features(
                 {name: datasets.List(datasets.Value("int64")) for name in ("predictions", "references")}
             ),

@@ -5,8 +5,8 @@ import re
 from pathlib import Path
 
 
-COMPARISON = "Runs compared by hf_eagle"  # title in the file of `plot_runs`, by which it is known again
-WIDTH, HEIGHT, DPI = 9.0, 3.4, 140  # inches, inches, dots an inch: legible in a card and in a terminal's viewer
+COMPARISON = "Runs compared by hf_eagle"  # title in the file of `plot_runs`, by which a later call recognises it
+WIDTH, HEIGHT, DPI = 9.0, 3.4, 140  # inches, inches, dots per inch: legible in a card and in a terminal's viewer
 TRAIN, EVAL = "#3b6fb6", "#d1793b"
 
 
@@ -16,7 +16,7 @@ def plot_training(log_history: list[dict], path: str | os.PathLike) -> Path | No
 
     Args:
         log_history (`list[dict]`):
-            The Trainer's: entries with `step` and any of `loss`, `eval_loss`, `accuracy_step_{s}`,
+            The Trainer's log: entries with `step` and any of `loss`, `eval_loss`, `accuracy_step_{s}`,
             `eval_accuracy_step_{s}` (teacher-forced shares, 0 to 1). Other entries are ignored.
         path (`str` or `os.PathLike`):
             The PNG to write; its folder must exist.
@@ -59,7 +59,7 @@ def plot_acceptance(acceptance: dict, path: str | os.PathLike) -> Path | None:
 
     Args:
         acceptance (`dict`):
-            What `measure_acceptance` returns: `drafts`, `accepted_per_position` (counts), `acceptance_length`, and
+            Result of `measure_acceptance`: `drafts`, `accepted_per_position` (counts), `acceptance_length`, and
             possibly `acceptance_length_by_category`.
         path (`str` or `os.PathLike`):
             The PNG to write; its folder must exist.
@@ -89,8 +89,8 @@ def plot_acceptance(acceptance: dict, path: str | os.PathLike) -> Path | None:
         bars = axes[1].barh(range(len(names)), lengths, color=colors, height=0.65)
         axes[1].set_yticks(range(len(names)), names, parse_math=False)  # a name may hold anything, or be "all"
         axes[1].bar_label(bars, fmt="%.2f", padding=3, fontsize=9)
-        # every forward yields the target's own token: bars start at 1
-        axes[1].set(xlabel="tokens a target forward", xlim=(1, 1 + 1.15 * max(max(lengths) - 1, 0.1)))
+        # every forward pass yields one token of the target: bars start at 1
+        axes[1].set(xlabel="tokens per target forward pass", xlim=(1, 1 + 1.15 * max(max(lengths) - 1, 0.1)))
         axes[1].set_title("Acceptance length by category")
     return _save(figure, path)
 
@@ -101,7 +101,7 @@ def plot_acceptance_history(log_history: list[dict], path: str | os.PathLike) ->
 
     Args:
         log_history (`list[dict]`):
-            The Trainer's: entries with `step` and `acceptance_length` or `eval_acceptance_length`, as
+            The Trainer's log: entries with `step` and `acceptance_length` or `eval_acceptance_length`, as
             `AcceptanceLengthCallback` logs them, and `eval_estimated_acceptance_length` of held-out data, or
             `estimated_acceptance_length` of the training data.
         path (`str` or `os.PathLike`):
@@ -127,7 +127,7 @@ def plot_acceptance_history(log_history: list[dict], path: str | os.PathLike) ->
 
     axis.plot(steps, lengths, color=EVAL, marker="o", markersize=4, linewidth=1.4, label="measured by decoding")
     axis.legend(frameon=False)
-    axis.set(xlabel="optimizer step", ylabel="tokens a target forward", title="Acceptance length")
+    axis.set(xlabel="optimizer step", ylabel="tokens per target forward pass", title="Acceptance length")
     return _save(figure, path)
 
 
@@ -137,7 +137,7 @@ def plot_sweep(sweep: list[dict], path: str | os.PathLike) -> Path | None:
 
     Args:
         sweep (`list[dict]`):
-            What `sweep_speculative_tokens` returns.
+            Result of `sweep_speculative_tokens`.
         path (`str` or `os.PathLike`):
             The PNG to write; its folder must exist.
 
@@ -157,12 +157,12 @@ def plot_sweep(sweep: list[dict], path: str | os.PathLike) -> Path | None:
     if None not in alone:
         left.plot(counts, alone, color=EVAL, linestyle="--", label="target alone")
     left.legend(frameon=False)
-    left.set(xlabel="drafted tokens K", ylabel="tokens a second", ylim=(0, None), title="Speed")
+    left.set(xlabel="drafted tokens K", ylabel="tokens per second", ylim=(0, None), title="Speed")
 
     measured = [(x["num_speculative_tokens"], x["acceptance_length"]) for x in sweep if x["acceptance_length"]]
     if measured:
         right.plot(*zip(*measured, strict=True), color=TRAIN, marker="o", markersize=4)
-    right.set(xlabel="drafted tokens K", ylabel="tokens a target forward", title="Acceptance length")
+    right.set(xlabel="drafted tokens K", ylabel="tokens per target forward pass", title="Acceptance length")
 
     for axis in (left, right):
         axis.set_xticks(counts)
@@ -175,7 +175,7 @@ def plot_serving(entries: list[dict], path: str | os.PathLike) -> Path:
 
     Args:
         entries (`list[dict]`):
-            What `hf_eagle.serving.speed.measure_serving` returns.
+            Result of `hf_eagle.serving.speed.measure_serving`.
         path (`str` or `os.PathLike`):
             The PNG to write; its folder must exist.
     """
@@ -194,7 +194,7 @@ def plot_serving(entries: list[dict], path: str | os.PathLike) -> Path:
 
     left.axhline(1, color="0.6", linewidth=0.8)
     left.set(xlabel="drafted tokens K (0: no draft)", ylabel="times as fast", title="Speed-up")
-    right.set(xlabel="drafted tokens K", ylabel="tokens a second", ylim=(0, None), title="Speed")
+    right.set(xlabel="drafted tokens K", ylabel="tokens per second", ylim=(0, None), title="Speed")
     for axis in (left, right):
         axis.set_xticks(counts)
     left.legend(frameon=False, fontsize=8)
@@ -234,7 +234,7 @@ def plot_growth(name: str, values: list[int], panels: dict[str, dict[str, list[f
 
     Args:
         name (`str`), values (`list[int]`):
-            What was varied, and its values.
+            Name and values of the quantity that was varied.
         panels (`dict[str, dict[str, list[float]]]`):
             Two panels by label, each with curves by name.
         path (`str` or `os.PathLike`):
@@ -252,7 +252,7 @@ def plot_growth(name: str, values: list[int], panels: dict[str, dict[str, list[f
 
 
 def series(log_history: list[dict], key: str) -> tuple[list[int], list[float]]:
-    """Steps and values of one logged quantity; if a resumed run logged a step again, the last value counts."""
+    """Return steps and values of one logged quantity; if a resumed run logged a step again, the last value counts."""
     found = {entry["step"]: entry[key] for entry in log_history if key in entry and "step" in entry}
     return sorted(found), [found[step] for step in sorted(found)]
 
@@ -273,7 +273,7 @@ def _figure(columns: int):
 
 
 def _shades(count: int) -> list:
-    """Dark for the first TTT step, light for the last."""
+    """Return colours from dark, for the first TTT step, to light, for the last."""
     from matplotlib import colormaps
 
     return [colormaps["viridis"](0.85 * index / max(count - 1, 1)) for index in range(count)]

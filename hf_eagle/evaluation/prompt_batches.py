@@ -1,4 +1,4 @@
-"""Prompts as a model takes them: token ids padded on the left and, of images and videos, what the processor makes."""
+"""Turn prompts into model inputs: token ids padded on the left, and the processor's tensors of images and videos."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ class PromptBatch:
     """Prompts to be decoded together.
 
     Attributes:
-        token_ids: of every prompt, those of media included.
+        token_ids: token ids of every prompt, including those of its media.
         inputs: `input_ids` `(batch, longest)`, `attention_mask` (`None` for a single prompt) and media, as
             `speculative_generate` takes them.
     """
@@ -33,13 +33,14 @@ class PromptBatch:
         """Render prompts and load their media.
 
         Args:
-            prompts: what `load_prompts` returns.
+            prompts: prompts from `load_prompts`.
             processing: the target's tokenizer, or its processor, which prompts with media need.
-            device: of the tensors.
-            template_kwargs: what else the chat template is given, as in training: `{"enable_thinking": False}`.
+            device: device of the tensors.
+            template_kwargs: extra keyword arguments for the chat template, as in training: `{"enable_thinking":
+                False}`.
 
         Raises:
-            ValueError: naming a prompt that the template refuses, or a medium that cannot be loaded or be shown.
+            ValueError: names a prompt that the template refuses, or a medium that cannot be loaded or shown.
         """
         tokenizer = own_tokenizer(processing)
         if tokenizer is processing:
@@ -62,7 +63,7 @@ class PromptBatch:
             made = processing(text=texts, **as_inputs(media), return_tensors="pt", padding=True, padding_side="left")
         except ImportError:  # something is to be installed
             raise
-        except Exception as problem:  # whatever a processor raises
+        except Exception as problem:  # a processor may raise anything
             names = ", ".join(repr(prompt.id) for prompt in prompts)
             raise ValueError(f"The processor refuses the media of the prompts {names}: {problem}") from problem
 
@@ -83,17 +84,17 @@ class PromptBatch:
 
 
 def check_rendering(prompts: list[Prompt], processing, template_kwargs: dict | None = None, turns: int = 1) -> str:
-    """Renders every turn that will be decoded, a word standing for each answer, and loads all media.
+    """Render every turn that will be decoded, with a word in place of each answer, and load all media.
 
     Args:
         prompts, processing, template_kwargs: as for [`PromptBatch.of`].
-        turns: that are decoded of a prompt, where it has several.
+        turns: number of turns that will be decoded, if a prompt has several.
 
     Returns:
-        16 hex digits of what came out, and of the prompts.
+        A hash of the resulting tensors and of the prompts, 16 hex digits.
 
     Raises:
-        ValueError: as [`PromptBatch.of`].
+        ValueError: as for [`PromptBatch.of`].
     """
     digest = hashlib.sha256()
     for prompt in prompts:
@@ -109,12 +110,12 @@ def check_rendering(prompts: list[Prompt], processing, template_kwargs: dict | N
 
 
 def _rendered(prompt: Prompt, renderer: ChatRenderer, processor) -> tuple[str, dict[str, list]]:
-    """A prompt as text, with a placeholder for each medium, and its media by kind."""
+    """Return a prompt's text, with a placeholder for each medium, and its media by kind."""
     messages, media, _ = read_media_record({"messages": prompt.messages}, prompt.id)
     try:
         loaded = from_text(as_text(media), processor)
     except NoDecoder:
         raise
-    except Exception as problem:  # whatever a decoder of images raises
+    except Exception as problem:  # a decoder of images may raise anything
         raise ValueError(f"A medium of prompt {prompt.id!r} cannot be loaded: {str(problem)[:200]}") from problem
     return render_chat(replace(prompt, messages=messages), renderer), loaded

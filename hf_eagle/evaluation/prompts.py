@@ -1,6 +1,6 @@
-"""Prompt files for measuring acceptance: read into `Prompt`s, rendered by the target's own chat template.
+"""Prompt files for measuring acceptance: read into `Prompt`s, rendered by the target's chat template.
 
-A record is read by what reads records of training data, and rendered by what renders them.
+Records are read and rendered by the same code as training data.
 """
 
 import io
@@ -30,18 +30,18 @@ class Prompt:
     """A conversation that waits for an answer."""
 
     messages: list[dict]  # as `to_messages` returns them, the last one not the assistant's
-    category: str | None  # MT-Bench's category, where the file gives one
-    id: str | int  # the record's own id, else its index in the file, from 0
-    follow_ups: tuple[str, ...] = ()  # what the user says next, after each answer
-    tools: list[dict] | None = None  # JSON schemas of the tools on offer
+    category: str | None  # MT-Bench's category, if the file gives one
+    id: str | int  # the record's id, else its index in the file, from 0
+    follow_ups: tuple[str, ...] = ()  # the user's later messages, one after each answer
+    tools: list[dict] | None = None  # JSON schemas of the tools offered
 
     @property
     def asked(self) -> list[str]:
-        """The texts of its last message and of all that follow it."""
+        """The texts of its last message and of all follow-ups."""
         return [text_of(self.messages[-1]["content"]), *self.follow_ups]
 
     def answered(self, answer: str) -> "Prompt":
-        """The dialogue behind the target's answer, waiting for the next one; without a follow-up nothing is asked."""
+        """Return the dialogue extended by the target's answer and by the next follow-up, if there is one."""
         messages = [*self.messages, {"role": "assistant", "content": answer}]
         if self.follow_ups:
             messages.append({"role": "user", "content": self.follow_ups[0]})
@@ -54,23 +54,23 @@ def load_prompts(path: str | Path, limit: int | None = None, media_root: str | N
 
     Every record is one of
     * MT-Bench's form, `{"question_id": 81, "category": "writing", "turns": ["...", "..."]}`: the first turn is the
-      prompt, the others follow up on the target's own answers;
+      prompt, the others follow up on the target's answers;
     * `{"messages": [{"role": "user", "content": "..."}, ...]}`, or any other form of a chat that training data may
-      have (see `to_messages`): ShareGPT's, `question`, `instruction`, with `tools`, thoughts, calls and media. The
-      assistant's messages at the end, which are answers, are left off;
+      have (see `to_messages`): ShareGPT's, `question`, `instruction`, with `tools`, reasoning, tool calls and media.
+      Assistant messages at the end are answers, and are dropped;
     * `{"prompt": "..."}` or `{"prompt": [messages]}`, which is HumanEval's form too (`task_id` is its id).
 
     Args:
         path (`str` or `Path`):
-            `.jsonl` (one record a line), `.json` (a list of records, or one a line), either also as `.gz`; or `.txt`,
-            one prompt a line. Blank lines are skipped.
+            `.jsonl` (one record per line), `.json` (a list of records, or one per line), either also as `.gz`; or
+            `.txt`, one prompt per line. Blank lines are skipped.
         limit (`int`, *optional*):
             Take the first `limit` prompts only.
         media_root (`str`, *optional*):
-            Where relative paths of images and videos start; by default the folder of the file.
+            Folder of relative image and video paths; by default the folder of the file.
 
     Raises:
-        `ValueError`: the file is missing, is not text, not JSON, holds a record of another form, or holds no prompt.
+        `ValueError`: if the file is missing, is not text or JSON, holds a record of an unknown form, or no prompt.
     """
     path = Path(path)
     if limit is not None and limit < 1:
@@ -85,14 +85,14 @@ def load_prompts(path: str | Path, limit: int | None = None, media_root: str | N
     records = list(islice(_lines(path) if ending == ".txt" else _records(path), limit))
     if not records:
         raise ValueError(f"The prompt file {str(path)!r} holds no prompt.")
-    # of records with media all keep their parts, as in training
+    # if any record has media, all records keep their parts, as in training
     parts = any(has_media(record) for _, record in records)
     root = (media_root or str(path.parent)) if parts else None
     return [_to_prompt(record, index, path, root) for index, record in records]
 
 
 def spread(prompts: list[Prompt], count: int) -> list[Prompt]:
-    """`count` of the prompts at equal distances, so that a file sorted by category gives some of each."""
+    """Return `count` of the prompts, evenly spaced, so that a file sorted by category gives some of each."""
     count = min(count, len(prompts))
     return [prompts[index * len(prompts) // count] for index in range(count)]
 
@@ -103,12 +103,12 @@ def holds_media(prompt: Prompt) -> bool:
 
 
 def encode_prompt(prompt: Prompt, tokenizer, template_kwargs: dict | None = None) -> list[int]:
-    """The prompt's token ids, up to and including the mark that opens the assistant's answer.
+    """Return the prompt's token ids, up to and including the header that opens the assistant's answer.
 
     Args:
-        prompt: of text alone.
-        tokenizer: with a chat template.
-        template_kwargs: what else the template is given, as in training: `{"enable_thinking": False}`.
+        prompt: a prompt without media.
+        tokenizer: a tokenizer with a chat template.
+        template_kwargs: extra keyword arguments for the template, as in training: `{"enable_thinking": False}`.
 
     Raises a `ValueError` when the tokenizer has no chat template, or the template refuses the messages.
     """
@@ -117,7 +117,7 @@ def encode_prompt(prompt: Prompt, tokenizer, template_kwargs: dict | None = None
 
 
 def render_prompt(prompt: Prompt, tokenizer, template_kwargs: dict | None = None) -> str:
-    """The text of `encode_prompt`."""
+    """Return the text that `encode_prompt` tokenizes."""
     if holds_media(prompt):
         raise ValueError(
             f"Prompt {prompt.id!r} holds images or videos, but the target takes text only: use a target that takes "
@@ -128,16 +128,16 @@ def render_prompt(prompt: Prompt, tokenizer, template_kwargs: dict | None = None
 
 
 def render_chat(prompt: Prompt, renderer: ChatRenderer) -> str:
-    """A prompt's text, its contents as they are; `ValueError` if the template or any tokenizer refuses it."""
+    """Return a prompt's text, its contents unchanged; raise a `ValueError` if template or tokenizer refuses it."""
     check_surrogates([prompt.messages, prompt.tools], f"Prompt {prompt.id!r}")
     try:
         return renderer.prompt(prompt.messages, prompt.tools)
-    except Exception as error:  # jinja's own errors, and whatever a template raises by itself
+    except Exception as error:  # jinja's errors, and whatever a template itself raises
         raise ValueError(f"The chat template of `tokenizer` refuses prompt {prompt.id!r}: {error}") from error
 
 
 def _lines(path: Path) -> Iterator[tuple[int, dict]]:
-    """A prompt a line, each read when it is asked for."""
+    """Yield one prompt per line, read when it is requested."""
     number = 0
     with opened(path) as file:
         try:
@@ -150,7 +150,7 @@ def _lines(path: Path) -> Iterator[tuple[int, dict]]:
 
 
 def _records(path: Path) -> Iterator[tuple[int, dict]]:
-    """The records of a JSON file, whose errors say that it is a prompt file."""
+    """Yield the records of a JSON file; an error says that it is a prompt file."""
     try:
         yield from read_json_records(path)
     except (OSError, ValueError) as error:
@@ -158,7 +158,7 @@ def _records(path: Path) -> Iterator[tuple[int, dict]]:
 
 
 def _to_prompt(record: Mapping, index: int, path: Path, root: str | None) -> Prompt:
-    """One record's prompt; `ValueError` naming file and record."""
+    """Return one record's prompt; raise a `ValueError` that names file and record if it has none."""
     where = f"Record {index} of the prompt file {str(path)!r}"
     try:
         chat, follow_ups = _first_turn(record) if record.get("turns") is not None else (record, ())
@@ -177,11 +177,11 @@ def _to_prompt(record: Mapping, index: int, path: Path, root: str | None) -> Pro
 
 
 class _NotAPrompt(ValueError):
-    """The rest of a sentence that begins with the record."""
+    """The end of an error's sentence, which begins with the record."""
 
 
 def _first_turn(record: Mapping) -> tuple[dict, tuple[str, ...]]:
-    """A record of MT-Bench's form as a chat of its first turn, and the turns that follow."""
+    """Split a record of MT-Bench's form into a chat of its first turn, and the later turns."""
     turns = record["turns"]
     if not isinstance(turns, list) or not turns or not all(isinstance(t, str) and t.strip() for t in turns):
         raise _NotAPrompt(f"has no readable prompt; write {FORMS}, every turn a text.")
@@ -190,7 +190,7 @@ def _first_turn(record: Mapping) -> tuple[dict, tuple[str, ...]]:
 
 
 def _check_form(record: Mapping) -> None:
-    """Raises when no column is one of a chat; a document of text asks for nothing."""
+    """Raise if no column holds a chat; a document of text asks for nothing."""
     try:
         form = recognise_form({key: value for key, value in record.items() if value is not None})
     except ValueError:
@@ -200,7 +200,7 @@ def _check_form(record: Mapping) -> None:
 
 
 def _check_contents(record: Mapping) -> None:
-    """Raises for a number where a prompt should be: as training data it may be an answer, but nobody asks one."""
+    """Raise for a number in place of a prompt: in training data it may be an answer, but it is no question."""
     column = next(record[name] for name in _CHATS if record.get(name) is not None)
     for place, turn in enumerate(column if isinstance(column, list) else [{"content": column}]):
         said = turn if isinstance(turn, Mapping) else {}
@@ -210,10 +210,10 @@ def _check_contents(record: Mapping) -> None:
 
 
 def _read_messages(record: Mapping, index: int, root: str | None) -> list[dict]:
-    """As training reads them, without the answers at the end; each medium in its place, whatever column it came in.
+    """Return messages as training reads them, without answers at the end, and with each medium at its position.
 
     Args:
-        root: where relative paths of media start, `None` if no prompt of the file has any.
+        root: folder of relative media paths, `None` if no prompt of the file has media.
     """
     if root is not None:
         messages, media, _ = read_media_record(record, index, root)
@@ -237,5 +237,5 @@ def _check_asks(messages: list[dict]) -> None:
 
 
 def _as_text(value) -> str:
-    """A category or an id, of whatever type the file has."""
+    """Return a category or an id as text, whatever its type in the file."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -15,15 +15,15 @@ def summarize(measurement) -> dict:
 
     Returns:
         `dict` with
-        * `acceptance_length`: tokens a target forward yields, 1 + accepted / drafts; `None` without drafts;
+        * `acceptance_length`: tokens per target forward pass, 1 + accepted / drafts; `None` without drafts;
           `acceptance_length_interval`: its 95% interval `[low, high]` by the bootstrap over prompts, or `None`;
         * `accepted_per_position`: counts at the first, second, ... drafted token (in a tree: level); `drafts`: rounds;
           `accepted_tokens`;
-        * `generated_tokens`: of all answers; `tokens_per_second`, `target_only_tokens_per_second`: prompt included, by
-          the seconds of all batches, each as measured in the run that decoded it;
-        * `draft_seconds_per_round`, `target_seconds_per_round`: time of drafting and of the target's forward in a
-          round, which serves a whole batch. `None` without a round;
-        * `identical_to_target`: whether every answer is the target's own, token for token, and `first_difference`:
+        * `generated_tokens`: tokens in all answers; `tokens_per_second`, `target_only_tokens_per_second`: these per
+          second over all batches, prompt included, as measured in the run that decoded each batch;
+        * `draft_seconds_per_round`, `target_seconds_per_round`: time of drafting and of the target's forward pass in
+          a round, which serves a whole batch. `None` without a round;
+        * `identical_to_target`: whether every answer equals the target's, token for token, and `first_difference`:
           `{"prompt": id, "token": index in the answer}` (and the `turn`, if not the first) or `None`. Both are `None`
           when sampling; if the target was not run alone, they and its speed are `None` too;
         * `acceptance_length_by_category`, if prompts have categories, and `acceptance_length_by_turn`, if several turns
@@ -38,8 +38,8 @@ def summarize(measurement) -> dict:
     difference = _first_difference(runs) if compared and greedy else None
     if difference is not None:
         logger.warning(
-            "The answer to prompt %r differs from the target's own from token %d on. In bfloat16 or float16 near-ties "
-            "cause that; in float32 it is an error.",
+            "The answer to prompt %r differs from the target's answer from token %d on. In bfloat16 or float16, "
+            "near-ties cause that; in float32 it is an error.",
             difference["prompt"],
             difference["token"],
         )
@@ -69,7 +69,7 @@ def summarize(measurement) -> dict:
 
 
 def _lengths(runs: list) -> dict:
-    """Acceptance length and its interval; all turns of a prompt are one draw of the bootstrap."""
+    """Return acceptance length and its interval; all turns of a prompt are one draw of the bootstrap."""
     accepted, drafts = {}, {}
     for run in runs:
         key = id(run.prompt)
@@ -87,7 +87,7 @@ def _by(name: str, runs: list, key: Callable) -> dict:
 
 
 def described(settings) -> dict:
-    """The settings that matter, with the defaults that replace missing values."""
+    """Return the settings that matter, with defaults in place of missing values."""
     shape = settings.shape
     described = {
         "method": settings.method,

@@ -1,4 +1,4 @@
-"""Turn the config of a foreign draft into ours: keep its sizes and RoPE, and refuse flags that would be lost."""
+"""Convert the config of a foreign draft into ours: keep its sizes and RoPE, and refuse flags that would be lost."""
 
 from typing import Any
 
@@ -11,13 +11,13 @@ from .kinds import ForeignKind
 
 # flag -> values that change nothing, and why no other value can be kept
 _FLAGS = {
-    "norm_before_residual": ((None, False), "vLLM runs it and SGLang does not"),
+    "norm_before_residual": ((None, False), "vLLM applies it and SGLang does not"),
     "norm_before_fc": ((None, False), "it is one norm over all taps, which the servers do not share"),
-    "parallel_drafting": ((None, False), "such a draft proposes all tokens in one forward"),
-    "parallel_draft_step": ((None, 0, 1), "such a draft proposes several tokens in one forward"),
-    "use_aux_hidden_state": ((None, True), "such a draft has no taps, but is none of EAGLE-1 either"),
+    "parallel_drafting": ((None, False), "such a draft proposes all tokens in one forward pass"),
+    "parallel_draft_step": ((None, 0, 1), "such a draft proposes several tokens in one forward pass"),
+    "use_aux_hidden_state": ((None, True), "such a draft has no taps, but is no EAGLE-1 draft either"),
     "use_mtp_layernorm": ((None, False), "the servers have no such norm"),
-    "use_last_layernorm": ((None, True), "the servers always norm what the head sees"),
+    "use_last_layernorm": ((None, True), "the servers always norm the head's input"),
     "hidden_act": ((None, "silu", "swish"), "the draft's MLP is SwiGLU"),
     "hidden_activation": ((None, "silu", "swish"), "the draft's MLP is SwiGLU"),
     "rope_interleave": ((None, True), "the servers rotate neighbouring pairs in latent attention"),
@@ -25,17 +25,17 @@ _FLAGS = {
     "logit_scale": ((None, 1, 1.0), "SGLang does not scale a draft's logits"),
 }
 _ROPE_TYPES = ("default", "linear", "llama3", "yarn")
-# what projects and LlamaConfig assume for missing fields
+# defaults of the projects and of LlamaConfig
 _DEFAULT_THETA = 10000.0
 _DEFAULT_EPS = 1e-6
 
 
 def flat_config(form: Form, config: dict[str, Any]) -> dict[str, Any]:
-    """One mapping of all fields; speculators keep those of the layer in a nested one."""
+    """Return all fields in one mapping; speculators keep those of the layer in a nested mapping."""
     if form.name != "speculators":
         return config
 
-    # it calls kinds as we do
+    # speculators uses our names of kinds
     said = config.get("speculators_model_type")
     if said not in form.kinds:
         raise ValueError(
@@ -55,7 +55,7 @@ def flat_config(form: Form, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_flags(form: Form, kind: ForeignKind, config: dict[str, Any]) -> None:
-    """`ValueError` for the first flag that neither our draft nor both servers could honour."""
+    """Raise a `ValueError` for the first flag that our draft or one of the servers could not honour."""
     for place in (config, config.get("eagle_config") or {}, _rope_fields(config)):
         for flag, (harmless, reason) in _FLAGS.items():
             if place.get(flag) not in harmless:
@@ -74,18 +74,18 @@ def draft_config(
     tap_ids: list[int] | None,
     rope_theta: float | None = None,
 ) -> DraftConfig:
-    """Our config of a foreign draft for its target.
+    """Return our config of a foreign draft for its target.
 
     Args:
-        kind: what the draft is.
-        config: its fields, flat.
-        target_config: its target's, which gives vocabulary, context length and special ids.
-        draft_vocab_size: rows of its head.
+        kind: kind of the draft.
+        config: fields of its config, flat.
+        target_config: config of its target, which gives vocabulary, context length and special ids.
+        draft_vocab_size: number of rows in its head.
         tap_ids: entry ids, for a kind with taps; `None` for the default.
-        rope_theta: replaces the one in its config.
+        rope_theta: value that replaces the one in its config.
 
     Raises:
-        ValueError: for RoPE that the servers would run differently, or sizes that do not fit the target.
+        ValueError: if the servers would run its RoPE differently, or its sizes do not fit the target.
     """
     rope = rope_parameters(config)
     if rope_theta is not None:
@@ -104,7 +104,7 @@ def draft_config(
 
 
 def rope_parameters(config: dict[str, Any]) -> dict[str, Any]:
-    """RoPE of a config in the spelling of transformers 5, whether the config uses the old one, the new one, or both."""
+    """Return RoPE of a config in the form of transformers 5; the config may use the old form, the new form, or both."""
     given = {k: v for k, v in _rope_fields(config).items() if v is not None}
     if any(isinstance(value, dict) for value in given.values()):
         raise ValueError("`rope_parameters` of this draft differ by kind of layer, but our drafts have one layer.")
@@ -115,7 +115,7 @@ def rope_parameters(config: dict[str, Any]) -> dict[str, Any]:
     if kind not in _ROPE_TYPES or "mrope_section" in given:
         seen = "mrope" if "mrope_section" in given else kind
         raise ValueError(
-            f"`rope_scaling` of this draft is of type {seen!r}, which each server runs in its own way: only "
+            f"`rope_scaling` of this draft is of type {seen!r}, which the servers run differently: only "
             f"{', '.join(_ROPE_TYPES)} can be imported."
         )
 
@@ -123,8 +123,8 @@ def rope_parameters(config: dict[str, Any]) -> dict[str, Any]:
     bases = {float(x) for x in (given.pop("rope_theta", None), config.get("rope_theta")) if x is not None}
     if len(bases) > 1:
         raise ValueError(
-            f"`rope_theta` of this draft is {' and '.join(map(str, sorted(bases)))} in one config, and the servers do "
-            "not read the same one: correct its config.json."
+            f"`rope_theta` of this draft is {' and '.join(map(str, sorted(bases)))} in one config, and the servers "
+            "read different ones: correct its config.json."
         )
 
     theta = bases.pop() if bases else _DEFAULT_THETA

@@ -19,7 +19,7 @@ _EMBEDDINGS = ("embed_tokens.weight", "wte.weight")
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
-    """The content of `config.json` of a folder or Hub id.
+    """Return the content of `config.json` of a folder or Hub id.
 
     Raises:
         ValueError: if it is not a JSON object.
@@ -29,12 +29,12 @@ def read_config(path: str | Path) -> dict[str, Any]:
         file = cached_file(str(path), "config.json")
 
     if file is None:
-        raise ValueError(f"`draft` {path} is no draft, it holds no config.json: name the folder of a draft.")
+        raise ValueError(f"`draft` {path} is not a draft, it holds no config.json: name the folder of a draft.")
     return read_part("draft", path, file, {})
 
 
 def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
-    """All tensors of a draft by name, on the CPU, as they are stored.
+    """Return all tensors of a draft by name, on the CPU, as they are stored.
 
     Args:
         path: folder or Hub id with safetensors or `pytorch_model.bin`, in one file or several.
@@ -50,19 +50,19 @@ def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
 
 
 def has_tokenizer(path: str | Path, argument: str) -> bool:
-    """Whether a tokenizer lies next to the weights; `AutoTokenizer` would make up an empty one from a config alone."""
+    """Whether a tokenizer lies next to the weights; from a config alone, `AutoTokenizer` would make an empty one."""
     with reading(argument, path):
         return any(cached_file(str(path), name, _raise_exceptions_for_missing_entries=False) for name in _TOKENIZER)
 
 
 def read_target_embedding(target: str | Path) -> torch.Tensor | None:
-    """The target's input embedding `(vocab_size, hidden)`; `None` if its safetensors are not on this machine.
+    """Return the target's input embedding `(vocab_size, hidden)`; `None` if its safetensors are not on this machine.
 
     It reads only this tensor of the target, and downloads nothing.
     """
     try:
         files = _weight_files(target, "target", local_files_only=True)
-    except (OSError, ValueError):  # loading the target reports what is wrong with it
+    except (OSError, ValueError):  # loading the target will report the problem
         return None
 
     with reading("target", target):
@@ -70,7 +70,7 @@ def read_target_embedding(target: str | Path) -> torch.Tensor | None:
             if file.suffix != ".safetensors" or not file.is_file():
                 continue
             with safe_open(file, "pt") as weights:
-                # a layer with its own embeddings is one for multi-token prediction
+                # layers for multi-token prediction have embeddings too
                 names = [name for name in weights.keys() if name.endswith(_EMBEDDINGS) and ".layers." not in name]
                 if len(names) == 1:
                     return weights.get_tensor(names[0])

@@ -1,4 +1,4 @@
-"""The forms in which projects publish drafts, how each is recognised, and what each calls its taps.
+"""Recognise the form in which a project published a draft, and read its taps.
 
 | form | project, and the files of it that this follows |
 |---|---|
@@ -26,15 +26,15 @@ TAP_IDS = "eagle_aux_hidden_state_layer_ids"
 
 @dataclass(frozen=True)
 class Form:
-    """How one project writes a draft.
+    """The form in which one project publishes drafts.
 
     Attributes:
         name: value of `--form`.
-        project: who writes it.
+        project: name of the project.
         kinds: rows of `kinds.py` that its folders may have; the first one whose marks are in a config applies.
         prefix: prefix of its tensor names.
         own_copies: tensors that only its training needs.
-        trains_on_default_base: whether it trains scaled RoPE with base 10000, whatever the config says.
+        trains_on_default_base: whether it trains scaled RoPE with base 10000 and ignores `rope_theta` in the config.
     """
 
     name: str
@@ -66,7 +66,7 @@ FORMS = {
 
 @dataclass(frozen=True)
 class Sign:
-    """The evidence of a form; all of it must be present.
+    """The evidence that a draft has a form; all of it must be present.
 
     Attributes:
         fields: fields of `config.json`.
@@ -83,7 +83,7 @@ class Sign:
     no_tensors: tuple[str, ...] = ()
 
     def is_in(self, config: dict[str, Any], names: list[str]) -> bool:
-        """Whether a draft with this config and these tensor names has all of it."""
+        """Whether a draft with this config and these tensor names shows all of this evidence."""
         said = (
             (self.fields, config),
             (self.in_eagle_config, config.get("eagle_config") or ()),
@@ -96,7 +96,7 @@ class Sign:
         )
 
 
-# the first sign that a draft has decides
+# the first sign found in a draft decides
 _SIGNS = (
     ("speculators", Sign(fields=("speculators_model_type",))),
     ("speculators", Sign(fields=("transformer_layer_config",))),
@@ -123,7 +123,7 @@ def _some_match(names: list[str], pattern: str) -> bool:
 
 
 def form_of(name: str, config: dict[str, Any], tensors: Iterable[str]) -> Form:
-    """The form called `name`; `"auto"` recognises it.
+    """Return the form called `name`; `"auto"` recognises it.
 
     Args:
         name: one of `FORMS`, or `"auto"`.
@@ -131,7 +131,7 @@ def form_of(name: str, config: dict[str, Any], tensors: Iterable[str]) -> Form:
         tensors: names of the tensors.
 
     Raises:
-        ValueError: for an unknown name, or a draft of an unknown form.
+        ValueError: if the name, or the draft's form, is unknown.
     """
     if name != "auto":
         if name not in FORMS:
@@ -143,7 +143,7 @@ def form_of(name: str, config: dict[str, Any], tensors: Iterable[str]) -> Form:
     if found is None:
         raise ValueError(
             f"The form of this draft is not known: `architectures` is {config.get('architectures')}, and it holds "
-            f"{', '.join(sorted(names)[:4])}, ... Name the `form` ({', '.join(FORMS)}) if it is one of these."
+            f"{', '.join(sorted(names)[:4])}, ... Name its `form` if it is one of {', '.join(FORMS)}."
         )
     return FORMS[found]
 
@@ -151,7 +151,7 @@ def form_of(name: str, config: dict[str, Any], tensors: Iterable[str]) -> Form:
 def stored_tap_ids(
     form: Form, config: dict[str, Any], tensors: Iterable[str], num_target_layers: int
 ) -> list[int] | None:
-    """Entry ids of the taps that a config names; `None` if it names none, which means the servers' default.
+    """Return the entry ids of the taps that a config names; `None` if it names none: the servers use their default.
 
     The top-level field, used by vLLM and speculators, counts layer ENTRIES. The one in `eagle_config`, used by SGLang,
     SpecForge and ModelOpt, counts layer OUTPUTS, each of which is the next layer's entry. Two signs show that it counts

@@ -1,4 +1,4 @@
-"""The kinds of draft that can be imported: one row each, with everything in which they differ.
+"""The kinds of draft that can be imported: one row per kind, with all their differences.
 
 | row | our class | how it differs |
 |---|---|---|
@@ -29,7 +29,7 @@ class ForeignKind:
     """How drafts of one kind are imported.
 
     Attributes:
-        name: of the row.
+        name: name of the row.
         config_class: config class of our drafts of this kind.
         layer: prefix of the layer's tensor names in our drafts.
         attention_fields: `(config, fields)` -> sizes of attention in our config, besides those in `fields`.
@@ -37,8 +37,8 @@ class ForeignKind:
         take_biases: `(tensors, drop_fc_bias)`: leave out biases or refuse them, in place.
         take_vocabulary: `(tensors, vocab_size)` -> number of draft tokens; sorts mapping and head in place.
         marks: fields that only a config of this kind has, among the kinds of the same form.
-        meaningless: option of `from_foreign` -> why it is refused; `{value}` and `{form}` stand for what was given.
-        trained_otherwise: form -> flag -> how the project's training differs from what both servers run.
+        meaningless: option of `from_foreign` -> why it is refused, with `{value}` and `{form}` to be filled in.
+        trained_otherwise: form -> flag -> how the project's training differs from decoding in both servers.
     """
 
     name: str
@@ -54,7 +54,7 @@ class ForeignKind:
 
 
 def kind_of(form: Form, config: dict[str, Any]) -> ForeignKind:
-    """The kind of a draft in a form: the form's first kind whose marks are all in the config."""
+    """Return the kind of a draft: its form's first kind whose marks are all in the config."""
     rows = [KINDS[name] for name in form.kinds]
     return next(row for row in rows if all(mark in config for mark in row.marks))
 
@@ -85,7 +85,7 @@ def _zero_fc_bias(tensors: dict[str, torch.Tensor], drop_fc_bias: bool) -> None:
     """Store the bias of `fc` as zeros: SGLang would leave a missing one random."""
     trained = (
         "`fc.bias` of this draft was trained: vLLM drops it and SGLang adds it, so the two run different drafts. "
-        "`drop_fc_bias` imports what vLLM runs."
+        "`drop_fc_bias` imports the draft that vLLM runs."
     )
 
     drop_biases(tensors, {"fc.bias": None if drop_fc_bias else trained})

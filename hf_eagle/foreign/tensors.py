@@ -1,4 +1,4 @@
-"""Turn the tensors of a foreign draft into ours: names, biases, the order of the draft vocabulary, embeddings."""
+"""Convert the tensors of a foreign draft into ours: names, biases, the order of the draft vocabulary, embeddings."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +10,7 @@ from ..drafts.vocabulary import VocabularyMapping, draft_token_ids
 from .forms import Form
 
 
-# what most projects call the one layer; some of our drafts use another name
+# most projects' name of the only layer; some of our drafts use a different name
 _LAYER = "layers.0."
 _SERVED = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -21,10 +21,10 @@ def renamed(form: Form, layer: str, tensors: dict[str, torch.Tensor]) -> dict[st
     Args:
         form: the draft's form.
         layer: prefix of the layer's tensor names in our drafts of its kind, with a dot at the end.
-        tensors: by the form's names.
+        tensors: tensors by the form's names.
 
     Raises:
-        ValueError: for several layers, or a number format that is not a plain one.
+        ValueError: if there are several layers, or a tensor is quantised.
     """
     found = {}
     for name, tensor in tensors.items():
@@ -39,23 +39,25 @@ def renamed(form: Form, layer: str, tensors: dict[str, torch.Tensor]) -> dict[st
     if more:
         raise ValueError(
             f"`num_hidden_layers` of this draft is {len(more) + 1}: vLLM and SGLang run a second layer differently, so "
-            "only drafts of one are imported."
+            "only drafts with one layer are imported."
         )
 
     if "mask_hidden" in found:
-        raise ValueError("`mask_hidden` shows `parallel_drafting`: such a draft proposes all tokens in one forward.")
+        raise ValueError(
+            "`mask_hidden` shows `parallel_drafting`: such a draft proposes all tokens in one forward pass."
+        )
 
     for name, tensor in found.items():
         if name not in ("d2t", "t2d") and tensor.dtype not in _SERVED:
             raise ValueError(
                 f"`{name}` is stored as {str(tensor.dtype).removeprefix('torch.')}: a quantised draft cannot be "
-                "imported, take the one that it was made from."
+                "imported, use the draft that it was made from."
             )
     return found
 
 
 def weights_dtype(tensors: dict[str, torch.Tensor]) -> torch.dtype:
-    """The narrowest dtype that holds all tensors without rounding, whatever the config says."""
+    """Return the narrowest dtype that holds all tensors without rounding, whatever the config says."""
     dtype = None
     for name, tensor in tensors.items():
         if name not in ("d2t", "t2d", "embed_tokens.weight"):
@@ -68,7 +70,7 @@ def drop_biases(tensors: dict[str, torch.Tensor], known: Mapping[str, str | None
     """Leave out biases that are zero, in place.
 
     Args:
-        tensors: by our names.
+        tensors: tensors by our names.
         known: name -> why this bias is refused if it is not zero; `None` drops it anyway.
 
     Raises:
@@ -92,8 +94,8 @@ def sort_vocabulary(tensors: dict[str, torch.Tensor], vocab_size: int) -> int:
     `d2t` holds offsets in every form. ModelOpt and NeMo order tokens by frequency, and ModelOpt stores no `t2d`.
 
     Args:
-        tensors: with `lm_head.weight` `(draft_vocab_size, hidden)`, maybe `d2t` and `t2d`.
-        vocab_size: the target's.
+        tensors: tensors with `lm_head.weight` `(draft_vocab_size, hidden)`, maybe `d2t` and `t2d`.
+        vocab_size: size of the target's vocabulary.
 
     Returns:
         The number of draft tokens.
@@ -103,9 +105,7 @@ def sort_vocabulary(tensors: dict[str, torch.Tensor], vocab_size: int) -> int:
     """
     head, d2t, t2d = tensors.get("lm_head.weight"), tensors.pop("d2t", None), tensors.pop("t2d", None)
     if head is None:
-        raise ValueError(
-            "`lm_head.weight` is missing in this draft: it proposes by a head that is not published with it."
-        )
+        raise ValueError("`lm_head.weight` is missing in this draft: its head was not published with it.")
 
     size = head.shape[0]
     if size == vocab_size and (d2t is None or not d2t.any()):
@@ -137,38 +137,38 @@ def sort_vocabulary(tensors: dict[str, torch.Tensor], vocab_size: int) -> int:
 
 
 def _check_rows(head: torch.Tensor, d2t: torch.Tensor) -> None:
-    """TorchSpec's converter prunes a head by `head[d2t]`, which gives neighbours with equal offsets one row."""
+    """Refuse a head pruned as `head[d2t]`, as TorchSpec's converter does: neighbours with equal offsets share a row."""
     pairs = (d2t[1:] == d2t[:-1]).nonzero()[:, 0]
     same = (head[pairs] == head[pairs + 1]).all(-1)
     if len(pairs) and bool(same.all()):
         raise ValueError(
             "`lm_head.weight` holds one row for every run of neighbouring tokens: it was pruned by the offsets in "
-            "`d2t` instead of by token ids, so its rows are other tokens'. Convert the draft without pruning, and "
-            "prune it here."
+            "`d2t` instead of by token ids, so its rows belong to other tokens. Convert the draft without pruning, "
+            "and prune it here."
         )
 
 
 def check_embedding(given: torch.Tensor, target: torch.Tensor) -> None:
-    """`ValueError` unless a draft's embeddings `(vocab_size, hidden)` are its target's, up to rounding in a copy."""
+    """Raise a `ValueError` if a draft's embeddings `(vocab_size, hidden)` are not its target's, up to rounding."""
     if given.shape != target.shape:
         raise ValueError(
-            f"`embed_tokens` of this draft is {list(given.shape)} but the target's is {list(target.shape)}: it belongs "
-            "to another target."
+            f"`embed_tokens` of this draft is {list(given.shape)} but the target's is {list(target.shape)}: the draft "
+            "belongs to a different target."
         )
 
     wrong = 0
-    for ours, theirs in zip(given.split(4096), target.split(4096), strict=True):  # both in float32 would be gigabytes
+    for ours, theirs in zip(given.split(4096), target.split(4096), strict=True):  # all at once would take gigabytes
         wrong += int((~torch.isclose(ours.float(), theirs.float(), rtol=2**-7, atol=1e-5).all(-1)).sum())
 
     if wrong:
         raise ValueError(
             f"`embed_tokens` of this draft differs from the target's in {wrong} of {len(given)} tokens: it was "
-            "trained, or is another target's, and a draft is served with its target's."
+            "trained, or is another target's, but servers run a draft with its target's embeddings."
         )
 
 
 def check_taps(fc: torch.Tensor | None, width: int, tap_ids: list[int]) -> None:
-    """`ValueError` unless `fc` `(hidden, taps * width)` takes as many taps as are named, if there are any."""
+    """Raise a `ValueError` if `fc` `(hidden, taps * width)` takes more or fewer taps than `tap_ids` names."""
     if tap_ids and fc is not None and fc.shape[-1] != width * len(tap_ids):
         raise ValueError(
             f"`fc.weight` of this draft takes {fc.shape[-1] / width:g} taps, but {len(tap_ids)} are known, {tap_ids}: "
@@ -177,7 +177,7 @@ def check_taps(fc: torch.Tensor | None, width: int, tap_ids: list[int]) -> None:
 
 
 def check_names(tensors: dict[str, torch.Tensor], wanted: dict[str, Any]) -> None:
-    """`ValueError` naming what is missing, unexpected, or of another shape than in `wanted`."""
+    """Raise a `ValueError` that names tensors that are missing, unexpected, or of a different shape from `wanted`."""
     shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
     wanted = {name: list(shape) for name, shape in wanted.items()}
     wrong = [f"`{name}` {what}" for name, what in misfits(shapes, wanted)]

@@ -1,4 +1,4 @@
-"""The facts that a card shows, of one run and of measurements, as they are stored in the draft's folder."""
+"""The facts that a model card shows, about a run and its measurements, as stored in the draft's folder."""
 
 import json
 import logging
@@ -13,9 +13,9 @@ from ..door.json_files import check_fields, read_json
 
 logger = logging.getLogger(__name__)
 
-# what a card was made from, next to it
+# the facts that a card was made from, stored next to it
 FACTS = "card_facts.json"
-# what a card shows of a measurement with our own decoding, and in addition of one with a draft tree
+# fields that a card shows of a measurement with our own decoding; `_TREE`: further ones if it used a draft tree
 _ACCEPTANCE = {
     "acceptance_length": float | None,
     "accepted_per_position": [int],
@@ -31,7 +31,7 @@ _ACCEPTANCE = {
     "plot?": str | None,
 }
 _TREE = {"total_tokens": int, "depth": int}
-# and of one in a server
+# fields that a card shows of a measurement in a server
 _ENTRY = {
     "num_speculative_tokens": int,
     "batch_size": int,
@@ -55,7 +55,7 @@ _STATISTICS = {
     "coverage?": {str: float},
     "overlap?": {str: {"prompts": int, "prompts_found": int}},
 }
-# what files of each kind, `KIND*.json`, hold; and the script that writes them
+# kind of file, `KIND*.json` -> a key that identifies it, and the script that writes it
 _MEASURED = {
     "acceptance": ("acceptance_length", "scripts/evaluate_draft.py"),
     "serving": ("entries", "scripts/benchmark_serving.py"),
@@ -65,7 +65,7 @@ _MEASURED = {
 @dataclass
 class CardFacts:
     """
-    What a card shows. All but the first two may be missing, and the card then leaves them out.
+    The facts that a card shows. All but the first two may be missing; the card then leaves them out.
 
     Args:
         name (`str`):
@@ -73,15 +73,15 @@ class CardFacts:
         target (`str`):
             The target as passed to a server: a Hub id or a folder.
         base_model (`str`, *optional*):
-            The target's Hub id, which a published card serves. By default `target`, unless that is a folder.
+            The target's Hub id, used in a published card's commands. By default `target`, unless that is a folder.
         draft (`str`, *optional*):
             The draft as passed to a server. By default the folder that the card is written to.
         kind (`str`, *optional*):
             hf_eagle's name of the draft's kind. By default read from the checkpoint, among the kinds that servers know.
         tap_ids (`list[int]`, *optional*):
-            Entry ids of the tapped layers, if config.json does not spell them as the servers read them.
+            Entry ids of the tapped layers, if config.json does not hold them in the form that servers read.
         title (`str`, *optional*):
-            The name for people of a kind that no server is known to run. By default its name.
+            A readable name for a kind that no server is known to run. By default `kind`.
         license (`str`, *optional*):
             The draft's licence, as the Hub spells it; usually the target's.
         license_name, license_link (`str`, *optional*):
@@ -89,15 +89,15 @@ class CardFacts:
         datasets (`list[str]`, *optional*):
             Hub ids of the training data.
         data (`list[str]`, *optional*):
-            A sentence for each source of training data: what, how much, which licence. Also what a draft vocabulary was
-            filled up with besides them.
+            A sentence for each source of training data: its name, size and licence. Also, if the draft vocabulary was
+            filled up with other tokens, a sentence about these.
         data_statistics (`dict`, *optional*):
-            Statistics of the data, as scripts/preview_data.py writes them with `--output_json`, or a part of them.
+            All or some of the statistics of the data that scripts/preview_data.py writes with `--output_json`.
         acceptance (`dict[str, dict]`, *optional*):
-            From the name of a prompt set to what `measure_acceptance` returned for it. `plot`, if given, names a
-            picture of it.
+            From the name of a prompt set to the result of `measure_acceptance` for it. `plot`, if given, names an
+            image file of it.
         serving (`dict[str, dict]`, *optional*):
-            From the name of a prompt set to what scripts/benchmark_serving.py wrote for it; `plot` as above.
+            From the name of a prompt set to the output of scripts/benchmark_serving.py for it; `plot` as above.
         training (`dict[str, object]`, *optional*):
             Rows of the training table: optimizer steps, time, machine.
         hyperparameters (`dict[str, object]`, *optional*):
@@ -105,7 +105,7 @@ class CardFacts:
         versions (`dict[str, str]`, *optional*):
             From package to version.
         training_plot, history_plot, sweep_plot (`str`, *optional*):
-            File names of pictures in the card's folder: loss and accuracy, acceptance length measured during training,
+            File names of images in the card's folder: loss and accuracy, acceptance length measured during training,
             speed against the number of drafted tokens.
         card_sha256 (`str`, *optional*):
             Digest of the card rendered from these facts; rendering sets it.
@@ -140,11 +140,11 @@ def facts_from(given: CardFacts | Mapping, where: str = "`facts`", mend: str = "
 
     Args:
         given: the facts, or a mapping of their names.
-        where: their name in an error.
-        mend: what to do about a mistake, an imperative.
+        where: name of the facts in errors.
+        mend: advice in errors, an imperative.
 
     Raises:
-        ValueError: for an unknown fact, or one that is missing or of another type.
+        ValueError: if a fact is unknown, missing or of the wrong type.
     """
     given = asdict(given) if isinstance(given, CardFacts) else given
     try:
@@ -168,16 +168,16 @@ def facts_from(given: CardFacts | Mapping, where: str = "`facts`", mend: str = "
 
 
 def read_facts(folder: str | os.PathLike) -> CardFacts:
-    """The facts next to a folder's card; a `ValueError` names the file if they cannot be read."""
+    """Return the facts next to a folder's card; raise a `ValueError` with the path if they cannot be read."""
     path, mend = Path(folder) / FACTS, "correct it, or remove it, which leaves the card as it is"
     return facts_from(read_json(path, {}, mend), str(path), mend)
 
 
 def measured_in(folder: str | os.PathLike, leave_out_broken: bool = False) -> dict[str, dict]:
-    """Every `acceptance*.json` and `serving*.json` in a draft's folder, with pictures, as fields of `CardFacts`.
+    """Return every `acceptance*.json` and `serving*.json` in a draft's folder, with plots, as fields of `CardFacts`.
 
-    Skip JSON that holds no measurement. One that lacks what a card shows is a `ValueError` with its path. With
-    `leave_out_broken` it is a warning, logged once: rendering a card must not end a training.
+    JSON that holds no measurement is skipped. A measurement that lacks fields of the card is a `ValueError` with its
+    path. With `leave_out_broken` it is a warning, logged once: rendering a card must not end a training run.
     """
     return {kind: _measured_in(Path(folder), kind, leave_out_broken) for kind in _MEASURED}
 
@@ -216,7 +216,7 @@ def _measured_in(folder: Path, kind: str, leave_out_broken: bool) -> dict[str, d
 
 
 def _read_measured(path: Path, kind: str) -> dict | None:
-    """A measurement that a card can show, `None` if a file holds something else; `ValueError` if it is broken."""
+    """Return a file's measurement, `None` if it holds something else; raise a `ValueError` if a card cannot show it."""
     key, script = _MEASURED[kind]
     mend = f"measure again with {script}, or move the file away"
     measured = read_json(path, mend=mend)

@@ -1,7 +1,7 @@
 """Put the decoding code beside a draft, so that plain transformers can use it: a repository's `custom_generate/`.
 
-The files are this package's own source, as far as decoding with this draft reaches it, see `reachable.py`. The modules
-of a room follow each other in one file. There is no second copy to keep up.
+The files are the part of this package's source that decoding with this draft needs, see `reachable.py`. The modules
+of a room follow each other in one file. So there is no second copy to maintain.
 """
 
 import re
@@ -17,11 +17,11 @@ from .reachable import Reachable
 PACKAGE = Path(__file__).resolve().parents[1]
 ENTRY = "hub.generate_entry"
 FOLDER = "custom_generate"
-# methods that torch and transformers call where a draft is loaded and decodes; training and saving have others
+# methods that torch and transformers call when a draft is loaded and decodes; training and saving call others
 CALLED = ("forward", "update", "get_seq_length", "get_mask_sizes", "_init_weights")
-# a draft is called to be trained: what it decodes with is `decode`
+# calling a draft is for training; decoding uses its method `decode`
 LEFT_OUT = ("UnrolledDraft.forward",)
-# the table of kinds looks its modules up by name, which nobody could follow to the files that are needed
+# the table of kinds looks up its modules by name, so its source does not show which files are needed
 TABLE = "drafts.kinds"
 _TABLE = '''def class_of(architectures):
     """The class of drafts that the first known one of these names; `None` if none is known."""
@@ -39,17 +39,18 @@ _LINE = 119
 
 
 def bundle(repo_id: str | None = None, architectures: Iterable[str] = ()) -> dict[str, str]:
-    """Sources by file name: `generate.py`, and a file for each room of this package that it needs.
+    """Return sources by file name: `generate.py`, and a file for each room of this package that it needs.
 
     Args:
-        repo_id: where the draft is published.
-        architectures: of the draft's config.json; the first known one is carried, and all are where none is known.
+        repo_id: repository that the draft is published in.
+        architectures: `architectures` of the draft's config.json; the code of the first known one is included, or of
+            all if none is known.
 
     Returns:
-        Nothing for a kind of draft that is no part of this package: its code lies elsewhere.
+        An empty `dict` for a kind of draft that is no part of this package.
 
     Raises:
-        ValueError: for source that cannot be bundled, in one sentence.
+        ValueError: if source cannot be bundled, in one sentence.
     """
     known = {name: kind for kind in KINDS.values() for name in kind.architectures}
     first = next((name for name in architectures if name in known), None)
@@ -68,7 +69,7 @@ def bundle(repo_id: str | None = None, architectures: Iterable[str] = ()) -> dic
 
 
 def joined_rooms(reached: Reachable) -> dict[str, str]:
-    """Sources by file name of what is reached, the modules of each room in one file.
+    """Return the reached sources by file name, the modules of each room in one file.
 
     Raises:
         ValueError: if a name means two things in a file.
@@ -91,26 +92,26 @@ def _joined(room: str, modules: dict[str, dict[str, set[str]]], reached: Reachab
                 _bind(bound, used, f"from .{other}", name)
                 rooms[f".{other}"].add(used)
 
-        # what several modules define alike, such as a logger, is there once
+        # a definition that several modules share, such as a logger, is written once
         new = {used: kept[used] for used in kept if _bind(bound, used, module.text({used: kept[used]}), name)}
         parts.append(module.text(new))
     origins = ", ".join(f"{name.replace('.', '/')}.py" for name in modules)
     header = "\n".join(wrap(f"{_HEADER}{origins}.", _LINE, subsequent_indent="# "))
     text = "\n\n".join(filter(None, [header, _imports(libraries, rooms), *parts])) + "\n"
-    # one blank line between definitions: this copy is read, and never edited
+    # one blank line between definitions keeps the copy short
     return re.sub(r"\n{3,}", "\n\n", text)
 
 
 def _bind(bound: dict[str, tuple[str, str]], name: str, meaning: str, module: str) -> bool:
-    """Whether the name is new in its file; `ValueError` if it means something else there."""
+    """Whether the name is new in its file; raise a `ValueError` if it already means something else there."""
     known, where = bound.setdefault(name, (meaning, module))
     if known != meaning:
-        raise ValueError(f"`{name}` means one thing in {where} and another in {module}: rename one of the two.")
+        raise ValueError(f"`{name}` means different things in {where} and {module}: rename one of the two.")
     return where == module
 
 
 def _imports(libraries: set[str], rooms: dict[str, set[str]]) -> str:
-    """Import statements, those from one module in one."""
+    """Return import statements, one per module."""
     names = defaultdict(set)
     for line in libraries:
         if line.startswith("from "):
@@ -132,7 +133,7 @@ def _room_of(module: str) -> str:
 
 
 def _table_of(carried: dict) -> str:
-    """The table of kinds as it travels: their classes, imported in plain sight."""
+    """Return the published table of kinds: their classes, with explicit imports."""
     imports = [
         f"from .{kind.package.removeprefix(f'{PACKAGE.name}.drafts.')}.{kind.architectures[name]} import {name}"
         for name, kind in carried.items()

@@ -1,9 +1,9 @@
-"""What `custom_generate/generate.py` of a published draft is made from: `generate` of a plain transformers model.
+"""The source of `custom_generate/generate.py` of a published draft, which extends `generate` of plain transformers.
 
     model.generate(**inputs, custom_generate="you/your-draft", trust_remote_code=True, max_new_tokens=256)
 
-`custom_generate.bundle` makes files of this function and all that it needs, to lie beside a draft, so that nobody needs
-hf_eagle to use it.
+`custom_generate.bundle` makes files of this function and all that it needs, next to a draft, so that users do not need
+hf_eagle.
 """
 
 from contextlib import contextmanager
@@ -19,7 +19,7 @@ from ..targets.tapped import TappedModel
 
 # the repository of this draft, written when it is published
 DRAFT = None
-# what changes the tokens of `generate` and is not done here, with the values that change nothing
+# unsupported options that change the tokens of `generate`, with the values that change nothing
 _NEUTRAL = {
     **dict.fromkeys(("num_beams", "num_beam_groups", "num_return_sequences"), (None, 1)),
     **dict.fromkeys(("repetition_penalty", "encoder_repetition_penalty", "typical_p"), (None, 1.0)),
@@ -49,27 +49,27 @@ def generate(
     **kwargs,
 ):
     """
-    As `model.generate`, with the same tokens when greedy and the same distribution when sampling, only in fewer
-    forwards of the model.
+    Generate as `model.generate` does, with the same tokens when greedy and the same distribution when sampling, but in
+    fewer forward passes of the model.
 
     Args:
         model (`PreTrainedModel`):
             The target that the draft was trained for.
         inputs, input_ids, attention_mask, generation_config, streamer, kwargs:
-            As for `generate`: prompts padded on the left, and `max_new_tokens`, `do_sample`, `temperature`, `top_p`,
-            `top_k`, `eos_token_id` and their kin.
+            As for `generate`: prompts padded on the left, and options such as `max_new_tokens`, `do_sample`,
+            `temperature`, `top_p`, `top_k` and `eos_token_id`.
         draft (`str`, *optional*):
             Folder or Hub id of a draft of the same kind. By default the repository that this file was published in.
         method (`str`, *optional*, defaults to `"chain"`):
-            `"chain"`, with `num_speculative_tokens` (3) drafted a round, or `"tree"`, with `depth` (5), `tree_top_k`
+            `"chain"`, with `num_speculative_tokens` (3) drafted per round, or `"tree"`, with `depth` (5), `tree_top_k`
             (8) and `total_tokens` (40).
 
     Returns:
         `torch.LongTensor`: `(batch, prompt + longest answer)`, as `generate` returns it.
 
     Raises:
-        ValueError: for an argument of `generate` that is not done here and would change the tokens, or a draft that was
-            made for another model.
+        ValueError: if an unsupported argument of `generate` would change the tokens, or the draft was made for a
+            different model.
     """
     ids = inputs if input_ids is None else input_ids
     if ids is None:
@@ -101,14 +101,14 @@ def generate(
 
 
 def _refuse(config: GenerationConfig, left: dict) -> None:
-    """Raises a `ValueError` for what would change the tokens and is not done here."""
+    """Raise a `ValueError` if an unsupported option would change the tokens."""
     changing = {name: value for name, value in left.items() if value is not None and value != [] and value is not False}
     for name, neutral in _NEUTRAL.items():
         if getattr(config, name, None) not in neutral:
             changing[name] = getattr(config, name)
     if changing:
         raise ValueError(
-            f"`{next(iter(changing))}` is not done with a draft: leave it out, or call `generate` without "
+            f"`{next(iter(changing))}` is not supported with a draft: leave it out, or call `generate` without "
             "`custom_generate`."
         )
 
@@ -141,7 +141,7 @@ def _as_list(ids) -> list[int]:
 
 def _draft_of(model: PreTrainedModel, target: TappedModel, name: str | None):
     if name is None:
-        raise ValueError("`draft` is missing: pass the folder or the Hub id of the draft that is to be used.")
+        raise ValueError("`draft` is missing: pass the folder or the Hub id of the draft to use.")
     known, draft = _loaded.get(model, (None, None))
     if known != name or draft.device != target.device or draft.dtype != target.dtype:
         draft = _loaded_draft(name, target)
@@ -150,7 +150,7 @@ def _draft_of(model: PreTrainedModel, target: TappedModel, name: str | None):
 
 
 def _loaded_draft(name: str, target: TappedModel):
-    """As its config names it; loading refuses whatever does not hold exactly the tensors of such a draft."""
+    """Load a draft as the class that its config names; loading refuses missing and unexpected tensors."""
     names = PreTrainedConfig.get_config_dict(name)[0].get("architectures") or []
     draft_class = class_of(names)
     if draft_class is None:
@@ -165,7 +165,7 @@ def _loaded_draft(name: str, target: TappedModel):
 
 @contextmanager
 def _left_as_it_was(model: PreTrainedModel):
-    """A target is frozen and put into evaluation mode; a model that is being trained goes on being trained."""
+    """Restore the model's mode and `requires_grad` on exit: decoding freezes it, but the caller may be training it."""
     training, trained = model.training, [p for p in model.parameters() if p.requires_grad]
     try:
         yield

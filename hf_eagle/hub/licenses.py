@@ -1,4 +1,4 @@
-"""Read licences from the cards of models and data sets: a draft has its target's."""
+"""Read licences from the cards of models and data sets: a draft inherits its target's licence."""
 
 import logging
 from functools import cache
@@ -13,18 +13,18 @@ logger = logging.getLogger(__name__)
 
 # for a licence that the Hub has no name for, `license` is `other`
 FIELDS = ("license", "license_name", "license_link")
-# origins of several files and folders, next to or above them, as scripts/fetch_assets.py writes it
+# file with the origins of files and folders next to or below it, written by scripts/fetch_assets.py
 SOURCES = "sources.json"
 
 
 def license_of(source: str, kind: Literal["model", "dataset"] = "model", revision: str | None = None) -> dict[str, str]:
-    """The licence of a model or a data set, if a card names it.
+    """Return the licence of a model or a data set, if a card names it.
 
     Args:
         source: a folder with a `README.md`; a file or folder named by a `sources.json` above it; or a Hub id, whose
             card is read from the Hub or, without a network, from the cache.
-        kind: what a Hub id refers to.
-        revision: of a Hub id.
+        kind: kind of repository, for a Hub id.
+        revision: revision, for a Hub id.
 
     Returns:
         `license` and, if the card has them, `license_name` and `license_link`, as the Hub spells them; empty if no card
@@ -44,11 +44,12 @@ def license_of(source: str, kind: Literal["model", "dataset"] = "model", revisio
 
 @cache
 def inherited_license(target: str, base_model: str | None = None) -> dict[str, str]:
-    """The `license_of` a target, which may be a folder, or else of its Hub id; warn once if there is none."""
+    """Return the `license_of` a target, which may be a folder, else of its Hub id; warn once if there is none."""
     found = license_of(target) or (license_of(base_model) if base_model not in (None, target) else {})
     if not found:
         logger.warning(
-            "The draft's card names no licence, because no card of %s names one: pass the draft's as `license`.",
+            "The draft's card names no licence, because no card of %s names one: pass the draft's licence as "
+            "`license`.",
             base_model or target,
         )
     return found
@@ -80,7 +81,7 @@ def _of_sources(path: Path) -> dict[str, str]:
 
 
 def _named(entry) -> list[str]:
-    """Every licence in an entry, which may be composed of other entries."""
+    """Return every licence in an entry, which may be composed of other entries."""
     if not isinstance(entry, dict):
         return []
     if isinstance(entry.get("license"), str):

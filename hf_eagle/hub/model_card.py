@@ -1,4 +1,4 @@
-"""The model card of a draft: facts of one run in the Jinja template `model_cards/eagle_draft_card.md`."""
+"""Render the model card of a draft: facts of one run in the Jinja template `model_cards/eagle_draft_card.md`."""
 
 import hashlib
 import json
@@ -40,13 +40,13 @@ def render_model_card(output_dir: str | os.PathLike, facts: CardFacts | dict) ->
         output_dir (`str` or `os.PathLike`):
             The draft's folder.
         facts (`CardFacts` or `dict`):
-            What to show; a `dict` holds the fields of `CardFacts`.
+            Facts to show; a `dict` holds the fields of `CardFacts`.
 
     Returns:
         `Path`: the README.md, replaced as a whole.
 
     Raises:
-        ValueError: for an unknown fact, or a plot that is not in the folder.
+        ValueError: if a fact is unknown, or a plot is not in the folder.
     """
     output_dir, facts = at_home(output_dir), facts_from(facts)
     plots = {name: getattr(facts, name) for name in CardFacts.__dataclass_fields__ if name.endswith("_plot")}
@@ -70,7 +70,7 @@ def render_model_card(output_dir: str | os.PathLike, facts: CardFacts | dict) ->
 
 
 def facts_of_card(folder: str | os.PathLike) -> CardFacts | None:
-    """The facts that the card of a folder was rendered from, `None` if a person wrote it or edited it since.
+    """Return the facts that a folder's card was rendered from, `None` if a person wrote it or edited it since.
 
     A missing card can be rendered again from the facts next to it. Moving or renaming the folder does not matter.
 
@@ -108,7 +108,7 @@ def _digest(card: bytes) -> str:
 
 
 def _named_once(facts: CardFacts) -> CardFacts:
-    """Facts that name every folder by its whole path, so that their meaning does not depend on the reader's disk."""
+    """Return facts with absolute paths, so that their meaning does not depend on the working directory."""
     target, draft, base_model = as_named(facts.target), facts.draft, facts.base_model
     if draft is not None and not is_hub_id(draft := as_named(draft)):
         draft = str(Path(draft).resolve())
@@ -123,7 +123,7 @@ def _named_once(facts: CardFacts) -> CardFacts:
 
 
 def card_text(output_dir: Path, facts: CardFacts, named: str | None = None) -> str:
-    """The card of the draft in `output_dir`, called `named`, from these facts and its checkpoint."""
+    """Return the card of the draft in `output_dir`, called `named`, from these facts and its checkpoint."""
     from huggingface_hub import ModelCard
 
     known, checkpoint = _known_of_its_kind(output_dir, facts), read_checkpoint(output_dir)
@@ -161,7 +161,7 @@ def card_text(output_dir: Path, facts: CardFacts, named: str | None = None) -> s
 
 
 def _target(facts: CardFacts, published: bool) -> tuple[str, str, bool]:
-    """The target as passed to a server, its name in the text, and whether the former stands for a reader's copy.
+    """Return the target as passed to a server, its name in the text, and whether the reader must fill in its path.
 
     A folder of this machine means nothing to the readers of a published card, so they see only its name.
     """
@@ -186,7 +186,7 @@ def _config(folder: Path) -> dict:
 
 
 def _known_of_its_kind(folder: Path, facts: CardFacts) -> dict:
-    """What a card shows of the draft's kind: from the servers' table, or else only what the facts say."""
+    """Return the card's fields about the draft's kind, from the servers' table, or else only from the facts."""
     config = _config(folder)
     rows = [kind_of(DraftFolder(folder, config))] if facts.kind is None else rows_of(facts.kind)
 
@@ -208,7 +208,7 @@ def _known_of_its_kind(folder: Path, facts: CardFacts) -> dict:
 
 
 def read_checkpoint(folder: Path) -> dict:
-    """Size, taps and vocabularies of the draft in `folder`, as far as its files show."""
+    """Return size, taps and vocabularies of the draft in `folder`, as far as its files show them."""
     config = _config(folder)
     found = {key: config.get(key) for key in ("draft_vocab_size", "vocab_size")}
     found["tap_ids"] = config.get("eagle_aux_hidden_state_layer_ids")
@@ -225,7 +225,7 @@ def read_checkpoint(folder: Path) -> dict:
 
 
 def _way(measured: dict) -> str:
-    """How a measurement decoded, in a few words: `greedy, K=3`."""
+    """Say how a measurement decoded, in a few words: `greedy, K=3`."""
     draws = f"temperature {measured['temperature']:g}" if measured.get("temperature") else "greedy"
     if measured.get("method") == "tree":
         return f"{draws}, tree of {measured['total_tokens']} tokens, depth {measured['depth']}"
@@ -250,7 +250,7 @@ def _card_data(facts: CardFacts, measurements: list[dict], tags: list[str]):
     base_model = facts.base_model if facts.base_model and is_hub_id(facts.base_model) else None
     return ModelCardData(
         base_model=base_model,
-        # the nearest of the relations that the Hub knows
+        # the closest of the relations that the Hub defines
         base_model_relation="finetune" if base_model else None,
         library_name="transformers",
         pipeline_tag="text-generation",

@@ -1,4 +1,4 @@
-"""Put a draft's folder on the Hub: what servers and readers need, and no training state."""
+"""Put a draft's folder on the Hub: the files that servers and readers need, and no training state."""
 
 import shutil
 from dataclasses import asdict, replace
@@ -26,7 +26,7 @@ def contents(
     leave_out_broken: bool = False,
 ) -> dict[str, Path | bytes]:
     """
-    The contents of a repository for this draft.
+    Return the contents of a repository for this draft.
 
     An unedited or missing card is rendered again: it names the repository as the draft, and shows every
     `acceptance*.json` in the folder. An edited card is sent as it is. The files of `custom_generate/` are made for this
@@ -69,7 +69,7 @@ def contents(
 def facts_to_publish(
     folder: str | Path, repo_id: str, facts: dict[str, object] | None = None, leave_out_broken: bool = False
 ) -> CardFacts | None:
-    """The facts for the card of `contents`, `None` if a person edited it; raises as `contents`."""
+    """Return the facts for the card of `contents`, `None` if a person edited it; raise as `contents` does."""
     folder, given = (
         at_home(folder),
         {name: value for name, value in (facts or {}).items() if value is not None},
@@ -95,7 +95,7 @@ def facts_to_publish(
 
 
 def files_of(folder: str | Path, include: tuple[str, ...] | list[str] = ()) -> dict[str, Path]:
-    """The part of `contents` that is sent unchanged from the folder; raises as `contents`."""
+    """Return the part of `contents` that is sent unchanged from the folder; raise as `contents` does."""
     folder = at_home(folder)
     missing = [name for name in ("config.json", "*.safetensors") if not any(folder.glob(name))]
     if missing:
@@ -106,7 +106,7 @@ def files_of(folder: str | Path, include: tuple[str, ...] | list[str] = ()) -> d
         try:
             more = [path for path in folder.glob(pattern) if path.is_file()]
             inside = ".." not in Path(pattern).parts
-        except (NotImplementedError, ValueError):  # an empty or an absolute one
+        except (NotImplementedError, ValueError):  # an empty or absolute pattern
             inside = False
 
         if not inside:
@@ -125,7 +125,7 @@ def files_of(folder: str | Path, include: tuple[str, ...] | list[str] = ()) -> d
 
 
 def check_card(folder: str | Path) -> None:
-    """`ValueError` for a README.md that the Hub would not take for a card."""
+    """Raise a `ValueError` if the Hub would not accept the README.md as a card."""
     from huggingface_hub.repocard import metadata_load
     from yaml import YAMLError
 
@@ -146,7 +146,7 @@ def check_card(folder: str | Path) -> None:
 
 
 def _freeze(files: dict[str, Path | bytes], folder: Path) -> dict[str, Path | bytes]:
-    """`contents` that are read from `folder`."""
+    """Link or copy the files of `contents` into `folder`, and return `contents` that are read from there."""
     frozen = {name: folder / name for name, content in files.items() if isinstance(content, Path)}
     for name, path in frozen.items():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -175,13 +175,13 @@ def publish_draft(
     Args:
         folder, include, facts, leave_out_broken: as for `contents`.
         repo_id (`str`):
-            Repository, made if it does not exist.
+            Repository, created if it does not exist.
         private (`bool`, *optional*):
             Whether a new repository is private.
         revision (`str`, *optional*):
-            Branch, made if it does not exist. By default `main`.
+            Branch, created if it does not exist. By default `main`.
         token (`str`, *optional*):
-            By default the one that `hf auth login` stored.
+            Token of the Hub. By default the one that `hf auth login` stored.
         commit_message (`str`, *optional*):
             Message of the commit.
         run_as_future (`bool`, *optional*, defaults to `False`):
@@ -199,7 +199,7 @@ def publish_draft(
     """
     from huggingface_hub import CommitOperationAdd, HfApi
 
-    # the client's HTTP library differs between releases, so take its error from where the client does
+    # the client's HTTP library differs between releases, so import its error as the client does
     from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
     # report errors in the folder before there is a repository
@@ -237,6 +237,6 @@ def publish_draft(
         raise OSError(f"The Hub refused {repo_id} ({problem}): nothing was committed, run it again.") from problem
     except (HTTPError, OSError, RuntimeError) as problem:
         raise OSError(
-            f"The connection to the Hub failed ({problem.__cause__ or problem}): nothing was committed. Run it again, "
-            "what has arrived is not sent twice."
+            f"The connection to the Hub failed ({problem.__cause__ or problem}): nothing was committed. Run it again; "
+            "files that have arrived are not sent twice."
         ) from problem

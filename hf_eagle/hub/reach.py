@@ -8,12 +8,12 @@ from ..door.sentences import first_line, is_sentence
 
 
 def check_reachable(repo_id: str | None, output_dir: str | Path, token: str | None = None) -> None:
-    """Raise `OSError` if the Hub does not answer; make nothing there.
+    """Raise an `OSError` if the Hub does not answer; create nothing there.
 
     Args:
-        repo_id: the draft's repository, `None` for one with the folder's name.
+        repo_id: the draft's repository, `None` if it has the folder's name.
         output_dir: folder of the run.
-        token: of the Hub.
+        token: token of the Hub.
     """
     from huggingface_hub import HfApi
 

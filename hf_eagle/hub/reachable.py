@@ -1,12 +1,12 @@
-"""What of this package's source a function needs: the definitions and methods that are reached from it by their names.
+"""Find the part of this package's source that a function needs: definitions and methods reached from it by name.
 
 The rule keeps too much rather than too little:
 
-* What stands at the top of a module is kept when kept code names it.
+* A definition at the top of a module is kept when kept code names it.
 * A method of a kept class is kept when its name is special (`__len__`), when kept code mentions it as an attribute of
-  whatever or spells it as a string, or when it is among the names that libraries call.
+  any object or as a string, or when it is among the names that libraries call.
 
-Relative imports are followed where they stand at the top of a module, by the names that they import.
+Relative imports at the top of a module are followed, by the names that they import.
 """
 
 import ast
@@ -16,11 +16,11 @@ from pathlib import Path
 
 
 class Module:
-    """A module's source: what is defined at its top and what is imported there, by name.
+    """A module's source: its top-level definitions and imports, by name.
 
     Attributes:
-        definitions: statements.
-        relative: from a name to the module of this package and the name there that it stands for.
+        definitions: from a name to the statement that defines it.
+        relative: from an imported name to the module of this package, and the original name there.
         absolute: from a name to the import of a library that binds it.
     """
 
@@ -55,7 +55,7 @@ class Module:
                 self.absolute[name] = f"{origin}import {ast.unparse(alias)}"
 
     def text(self, kept: Mapping[str, set[str]]) -> str:
-        """Its source with these definitions alone, each class with these methods.
+        """Return the source with these definitions alone, and in each class these methods alone.
 
         Args:
             kept: from the name of a definition to the names of methods that stay in it.
@@ -75,7 +75,7 @@ class Module:
         return re.sub(r"\n{3,}(?=[^\n ])", "\n\n\n", left)
 
     def _lines_of(self, statement: ast.stmt) -> set[int]:
-        """With the decorators and comments above it, and the blank lines above those."""
+        """Return a statement's lines, with decorators and comments above it, and the blank lines above those."""
         first = min([statement.lineno, *(x.lineno for x in getattr(statement, "decorator_list", ()))])
         while first > 1 and self.lines[first - 2].lstrip().startswith("#"):
             first -= 1
@@ -85,17 +85,17 @@ class Module:
 
 
 class Reachable:
-    """What is reached so far, see the head of this file.
+    """The definitions reached so far, by the rule at the head of this file.
 
     Args:
-        package: its folder.
+        package: the package's folder.
         called: names of methods that libraries call.
-        left_out: `Class.method` that is not kept all the same.
-        replaced: sources that stand for those of modules, by the module's name.
+        left_out: methods, as `Class.method`, that are never kept.
+        replaced: sources to use in place of modules, by module name.
 
     Attributes:
-        modules: what was looked at.
-        imported: from each module to the names that kept code has from imports.
+        modules: the modules that were parsed.
+        imported: from each module to the imported names that kept code uses.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class Reachable:
         """Reach a definition, and from there all that it needs.
 
         Raises:
-            ValueError: for source that cannot be followed, in one sentence.
+            ValueError: if source cannot be followed, in one sentence.
         """
         self._add(module, name)
         while ready := [x for x in self._waiting if x[2].name in self._mentioned]:
@@ -127,7 +127,7 @@ class Reachable:
                 self._follow(where, [method])
 
     def kept(self) -> dict[str, dict[str, set[str]]]:
-        """From each module to what is kept of it, as for [`Module.text`]; what a module needs comes before it."""
+        """Return the kept definitions of each module, as for [`Module.text`]; a module comes after those it needs."""
         seen, ordered = set(), {}
 
         def visit(module: str) -> None:
@@ -142,7 +142,7 @@ class Reachable:
         return ordered
 
     def module(self, name: str) -> Module:
-        """Parsed once."""
+        """Return a module, parsed only once."""
         if name not in self.modules:
             file = self.package.joinpath(*name.split(".")).with_suffix(".py")
             self.modules[name] = Module(name, self.replaced.get(name) or file.read_text())
@@ -167,7 +167,7 @@ class Reachable:
         rest = [statement]
         if isinstance(statement, ast.ClassDef):
             rest = [x for x in statement.body if x not in methods]
-            # an attribute may be another name of a method
+            # an attribute may be an alias of a method
             self._mentioned |= {x.id for part in rest for x in ast.walk(part) if isinstance(x, ast.Name)}
             rest += [*statement.bases, *statement.keywords, *statement.decorator_list]
         self._follow(module, rest)
@@ -200,6 +200,6 @@ class Reachable:
 
 
 def methods_of(statement: ast.stmt) -> list[ast.FunctionDef]:
-    """Of a class; of anything else there are none."""
+    """Return the methods of a class; none for any other statement."""
     body = statement.body if isinstance(statement, ast.ClassDef) else ()
     return [method for method in body if isinstance(method, ast.FunctionDef)]

@@ -13,7 +13,7 @@ from .licenses import inherited_license, license_of
 
 
 PACKAGES = ("torch", "transformers", "accelerate", "datasets")
-# pictures that training and measuring put next to the draft, if asked to
+# plots that training and measuring write next to the draft, if requested
 PICTURES = {"training": "training.png", "history": "acceptance_history.png", "sweep": "acceptance_sweep.png"}
 # paths and reporting are not hyperparameters
 _PRIVATE = ("output_dir", "overwrite", "resume_from_checkpoint", "report_to", "run_name", "use_cpu", "push_to_hub")
@@ -23,7 +23,7 @@ _PRIVATE += ("tools", "media_root")
 
 
 def machine() -> str:
-    """The system, its processor and accelerators."""
+    """Describe this machine: system, processor and accelerators."""
     import torch
 
     devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
@@ -32,12 +32,12 @@ def machine() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide what a run computes."""
+    """Return the versions of Python and of the packages that determine a run's results."""
     return {package: version(package) for package in PACKAGES} | {"Python": platform.python_version()}
 
 
 def changed_arguments(args) -> dict[str, object]:
-    """Arguments that differ from their defaults, without paths and reporting."""
+    """Return the arguments that differ from their defaults, without paths and reporting."""
     found = {}
     for known in (f for f in fields(args) if not f.name.startswith("hub_") and f.name not in _PRIVATE):
         value = getattr(args, known.name)
@@ -47,11 +47,11 @@ def changed_arguments(args) -> dict[str, object]:
 
 
 def argument_facts(run, train, filled: str | None = None) -> dict[str, object]:
-    """Fields of [`CardFacts`] from a run's arguments and data, which its trainer does not know.
+    """Return fields of [`CardFacts`] from a run's arguments and data, which its trainer does not know.
 
     Args:
         run ([`RunArguments`]): the arguments.
-        train (`Dataset` or `IterableDataset`): the data set made from them; a stream is not counted.
+        train (`Dataset` or `IterableDataset`): the training data; the rows of a stream are not counted.
         filled: a sentence about tokens of the draft vocabulary that these data do not hold.
     """
     data, groups = run.data, (run.draft, run.target, run.data, run.adapter)
@@ -76,7 +76,7 @@ def argument_facts(run, train, filled: str | None = None) -> dict[str, object]:
 
 
 def _described(source: str, weight: float, license: str | None, counted: bool) -> str:
-    """A source of training data: its name, how many records it has, and their licence if it is known."""
+    """Describe a source of training data: its name, its number of records, and their licence if it is known."""
     from ..data.records import count_records
 
     name, local = _id_of(source), _is_local(source)
@@ -94,12 +94,12 @@ def _is_local(source: str) -> bool:
 
 
 def _id_of(source: str) -> str:
-    """The id in `id@revision:subset:split`."""
+    """Return the id in `id@revision:subset:split`."""
     return source.partition(":")[0].partition("@")[0]
 
 
 def _counted(rows) -> dict[str, object]:
-    """The `token_statistics`, with the conversations of packed rows counted one by one."""
+    """Return the `token_statistics`, with each conversation in a packed row counted."""
     import pyarrow.compute as pc
 
     from ..data.statistics import token_statistics
@@ -113,7 +113,7 @@ def _counted(rows) -> dict[str, object]:
 
 
 def run_facts(trainer) -> CardFacts:
-    """Facts of a run: what it did, with what, on which machine, and the measurements in its folder."""
+    """Return the facts of a run: its steps, settings and machine, and the measurements in its folder."""
     args, state, folder = trainer.args, trainer.state, Path(trainer.args.output_dir)
     target, known = trainer.target.model.name_or_path, dict(trainer.card_facts)
     draft = trainer.accelerator.unwrap_model(trainer.model)

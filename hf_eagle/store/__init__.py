@@ -1,1 +1,1 @@
-"""Features at rest: layout, data types, writing, reading, and the cache of a run."""
+"""Features on disk: layout, data types, writing, reading, and the cache of a run."""

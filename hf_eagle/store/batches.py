@@ -1,4 +1,4 @@
-"""Batches that carry stored features, which are read during the previous step."""
+"""Batches with their stored features, which are read during the previous training step."""
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,30 +12,30 @@ from .layout import Conversation, conversations_in
 
 @dataclass
 class StoredBatch:
-    """What a store has for a batch.
+    """The part of a store that belongs to a batch.
 
     Attributes:
-        conversations: row in the batch, first place in the row, conversation.
-        features: what `FeatureStore.gather` returns, or a future of it; `None` if some features are not stored.
+        conversations: row in the batch, first position in the row, conversation.
+        features: the result of `FeatureStore.gather`, or a future of it; `None` if some features are not stored.
     """
 
     conversations: list[tuple[int, int, Conversation]]
     features: Future | dict | None
 
     def wait(self) -> dict | None:
-        """The features, once they are read."""
+        """Return the features, once they are read."""
         return self.features.result() if isinstance(self.features, Future) else self.features
 
 
 class StoredFeaturesCollator:
     """A collator whose batches also hold `stored`, a [`StoredBatch`].
 
-    The main process reads in a thread: its data loader is one batch ahead, so the disk works during a step. A worker of
-    a `DataLoader` is ahead anyway.
+    The main process reads in a thread: its data loader is one batch ahead, so the disk is read during a step. A worker
+    of a `DataLoader` is ahead anyway.
 
     Args:
         collator: makes batches of the rows.
-        store ([`FeatureStore`]): where the features are.
+        store ([`FeatureStore`]): the store of the features.
     """
 
     def __init__(self, collator, store: FeatureStore):

@@ -1,4 +1,4 @@
-"""Use stored features instead of the target's forward: fill a store, check it against a run, read it in training."""
+"""Use stored features instead of running the target: fill a store, check it against a run, read it in training."""
 
 import logging
 import shutil
@@ -32,7 +32,7 @@ from .layout import StoreLayout, conversations_of
 logger = logging.getLogger(__name__)
 
 _SPARE_BYTES = 2**26  # left free on the disk
-# what features depend on, in words
+# the settings that features depend on, as errors name them
 _SETTINGS = {
     "target_config": "a `target` of configuration",
     "target_dtype": "`target_dtype`",
@@ -51,9 +51,9 @@ class FeatureCache(TrainerCallback):
     """The features of one run's data in a store; [`EagleTrainer`] takes it as `feature_cache`.
 
     Args:
-        store ([`FeatureStore`]): opened.
-        target ([`FrozenTarget`]): whose features they are.
-        writer ([`FeatureWriter`], *optional*): stores missing features. Without it a missing feature is an error.
+        store ([`FeatureStore`]): the opened store.
+        target ([`FrozenTarget`]): the target of these features.
+        writer ([`FeatureWriter`], *optional*): stores missing features; without it, a missing feature is an error.
 
     Example:
         >>> cache = open_cache(folder, target, tokenizer, [chats], tap_ids=draft.config.tap_ids, max_length=2048)
@@ -64,15 +64,15 @@ class FeatureCache(TrainerCallback):
         self.store, self.writer, self.target = store, writer, target
 
     def collator(self, collator) -> StoredFeaturesCollator:
-        """Wrap a collator: the same batches, with what the store has of them."""
+        """Wrap a collator: its batches stay the same, and carry their stored features."""
         return StoredFeaturesCollator(collator, self.store)
 
     def __call__(self, inputs: dict, run_target: Callable[[], TargetFeatures]) -> TargetFeatures:
-        """A batch's stored features; if some are missing, ask the target and store its features.
+        """Return a batch's stored features; if some are missing, run the target and store its features.
 
         Args:
-            inputs: what the collator made.
-            run_target: asks the target.
+            inputs: the collator's batch.
+            run_target: runs the target on the batch.
 
         Raises:
             ValueError: if features are missing and there is no writer.
@@ -99,13 +99,13 @@ class FeatureCache(TrainerCallback):
         )
 
     def _anywhere(self, missing: bool, device: torch.device) -> bool:
-        """Whether to ask the target. All ranks ask at once, since the target may be spread over them."""
+        """Whether any rank must run the target. Then all do so at once, since the target may be sharded over them."""
         if self.writer is None or PartialState().num_processes == 1:
             return missing
         return bool(reduce(torch.tensor(float(missing), device=device), reduction="sum"))
 
     def compute(self, conversations: list, run_target: Callable[[], TargetFeatures]) -> dict:
-        """Ask the target about a batch and store what is missing. Returns features as the store will return them."""
+        """Run the target on a batch and store the missing features. Return features as the store will return them."""
         if self.writer is None:
             raise ValueError(f"`feature_store` {self.store.folder} lacks a conversation of this batch.")
 
@@ -117,7 +117,7 @@ class FeatureCache(TrainerCallback):
         return features
 
     def encoded(self, seen: TargetFeatures, conversations: list) -> dict:
-        """The target's features of a batch, encoded as the store keeps them, on the batch's grid. Call on all ranks."""
+        """Return the target's features of a batch, encoded for the store, on the batch's grid. Call on all ranks."""
         layout = self.store.layout
         features = {"last_hidden": encode(seen.last_hidden, layout.dtype, layout.hidden)}
         if layout.taps:
@@ -128,7 +128,7 @@ class FeatureCache(TrainerCallback):
         return features
 
     def _head_summary(self, last_hidden: torch.Tensor, conversations: list) -> dict:
-        """The whole head's results at the places that the store keeps, `(batch, length, 1)`, zeros elsewhere."""
+        """Return the whole head's results at the positions that the store keeps, `(batch, length, 1)`, else zeros."""
         shape = last_hidden.shape[:2]
         indices = [row * shape[1] + start + self.store.layout.places(c) for row, start, c in conversations]
         indices = torch.from_numpy(np.concatenate(indices)).to(last_hidden.device)
@@ -140,7 +140,7 @@ class FeatureCache(TrainerCallback):
         return {"top": on_grid(head_summary.top.int()), "log_partition": on_grid(head_summary.log_partition)}
 
     def sync(self) -> None:
-        """Write what is waiting, and read what other ranks wrote. Call it on all ranks at once."""
+        """Write waiting conversations, and read those that other ranks wrote. Call it on all ranks at once."""
         if self.writer is None:
             return
         self.writer.flush()
@@ -165,7 +165,7 @@ class FeatureCache(TrainerCallback):
 
 
 def _positions(seen: TargetFeatures, conversations: list) -> torch.Tensor:
-    """Positions of a batch's tokens, `(batch, length, 3)`: those the target used, or counted if it counted."""
+    """Return positions of a batch's tokens, `(batch, length, 3)`: the target's, or counted if it counts tokens."""
     if seen.position_ids is not None:
         return seen.position_ids.permute(1, 2, 0).int()
     positions = seen.last_hidden.new_zeros(*seen.last_hidden.shape[:2], 3, dtype=torch.int32)
@@ -190,19 +190,19 @@ def open_cache(
     """Open a run's store, check it against the run, and log how much disk space it will take.
 
     Args:
-        folder: the store. All ranks must see the same folder.
-        target: with all of its layers, on any device.
-        tokenizer: the target's.
+        folder: the store's folder. All ranks must see the same folder.
+        target: the target with all of its layers, on any device.
+        tokenizer: the target's tokenizer.
         datasets: the training and evaluation data, as the trainer takes them.
         tap_ids: the draft's taps, `None` for EAGLE-1.
         max_length: `max_length` of the data.
         dtype: `"bfloat16"`, `"float32"` or `"float8"`.
-        write: make the store if there is none, and add what is missing.
-        processor: what makes the pixels of data with media.
+        write: make the store if there is none, and add missing features.
+        processor: the processor that makes the pixels of data with media.
 
     Raises:
-        ValueError: if the store was made with other settings, lacks something, is being written by another run, or the
-            disk cannot hold it; or if data with media come without their processor.
+        ValueError: if the store was made with different settings, lacks features, is being written by another run, or
+            does not fit on the disk; or if data with media come without their processor.
     """
     shows = any("media" in data.column_names for data in datasets)
     if shows and processor is None:
@@ -229,7 +229,7 @@ def open_cache(
                 FeatureStore.create(folder, layout, settings)
         store = FeatureStore(folder)
 
-    state.wait_for_everyone()  # or a fast rank may write before a slow one lists what is missing
+    state.wait_for_everyone()  # or a fast rank may write before a slow one lists the missing conversations
     _check(store, {**settings, "dtype": dtype, "hidden": target.hidden_size})
     _check_space(store, datasets, write)
     cache = FeatureCache(store, target, FeatureWriter(store) if write else None)
@@ -243,12 +243,12 @@ def _check(store: FeatureStore, wanted: dict) -> None:
         if found.get(name) != wanted[name]:
             raise ValueError(
                 f"`feature_store` {store.folder} was made with {words} {found.get(name)}, this run has {wanted[name]}: "
-                "use the same, or another folder."
+                "use the same, or a different folder."
             )
 
 
 def _check_space(store: FeatureStore, datasets: list[Dataset], write: bool) -> None:
-    """Log the store's size; `ValueError` if it lacks something and may not grow, or the disk cannot hold it."""
+    """Log the store's size; raise a `ValueError` if it lacks features and `write` is off, or does not fit the disk."""
     conversations = {c.key: c for data in datasets for _, c in conversations_of(data)}.values()
     layouts = {dtype: replace(store.layout, dtype=dtype) for dtype in (store.layout.dtype, "float8")}
     needed = sum(map(store.layout.bytes_of, conversations))
@@ -256,7 +256,7 @@ def _check_space(store: FeatureStore, datasets: list[Dataset], write: bool) -> N
     more, smaller = (sum(map(layout.bytes_of, missing)) for layout in (store.layout, layouts["float8"]))
     free, tokens = shutil.disk_usage(store.folder).free, sum(len(c.input_ids) for c in conversations)
     logger.info(
-        "Features of %d different conversations, %d tokens: %.0f bytes a token, %.2f GiB in %s, %.2f of them to be "
+        "Features of %d different conversations, %d tokens: %.0f bytes per token, %.2f GiB in %s, %.2f of them to be "
         "written (%.1f GiB are free there).",
         *(len(conversations), tokens, needed / tokens, needed / 2**30, store.folder, more / 2**30, free / 2**30),
     )
@@ -264,27 +264,27 @@ def _check_space(store: FeatureStore, datasets: list[Dataset], write: bool) -> N
     if missing and not write:
         raise ValueError(
             f"`feature_store` {store.folder} lacks {len(missing)} of the run's {len(conversations)} different "
-            "conversations, or has them with other tokens or another loss mask: add them with "
+            "conversations, or has them with different tokens or a different loss mask: add them with "
             "scripts/cache_features.py and this run's arguments, or train with `--cache_mode first_epoch`."
         )
 
     if more + _SPARE_BYTES * bool(missing) > free:
         raise ValueError(
             f"`feature_store` {store.folder} needs another {more / 2**30:.2f} GiB but only {free / 2**30:.2f} GiB are "
-            f"free there: name a folder on another disk, or take `--store_dtype float8` ({smaller / 2**30:.2f} GiB)."
+            f"free there: name a folder on another disk, or use `--store_dtype float8` ({smaller / 2**30:.2f} GiB)."
         )
 
 
 def fill(
     cache: FeatureCache, target: FrozenTarget, datasets: list[Dataset], collator: Callable, batch_size: int
 ) -> int:
-    """Store what is not stored yet, on all ranks together.
+    """Store all missing features, on all ranks together.
 
     A batch has `batch_size` consecutive rows of its data set, whatever is stored already. So an interruption changes no
-    feature, and training on the same batches computes the same ones.
+    feature, and training on the same batches computes the same features.
 
     Returns:
-        Tokens that this rank passed to the target.
+        The number of tokens that this rank passed to the target.
     """
     state, collate = PartialState(), cache.collator(collator)
     batches = [batch for data in datasets for batch in _incomplete(cache.store, data, batch_size)]
@@ -310,7 +310,7 @@ def fill(
 
 
 def _incomplete(store: FeatureStore, dataset: Dataset, batch_size: int) -> list[tuple[Dataset, list[int]]]:
-    """The batches of a data set that are not completely stored."""
+    """Return the batches of a data set that are not completely stored."""
     starts = {
         row // batch_size * batch_size for row, conversation in conversations_of(dataset) if conversation not in store
     }

@@ -7,11 +7,11 @@ STORE_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float8": 
 
 
 def encode(x: torch.Tensor, dtype: str, width: int) -> dict[str, torch.Tensor]:
-    """Features as they are stored.
+    """Encode features for the store; `decode` is the inverse.
 
     Args:
         x: `(..., taps * width)`.
-        dtype: of `STORE_DTYPES`. `"float8"` is e4m3 with one float32 scale for each token and tap, which maps the
+        dtype: a key of `STORE_DTYPES`. `"float8"` is e4m3 with one float32 scale per token and tap, which maps the
             largest value to the format's largest.
         width: numbers in one tap, which share a scale.
 
@@ -31,7 +31,7 @@ def encode(x: torch.Tensor, dtype: str, width: int) -> dict[str, torch.Tensor]:
 
 
 def decode(stored: dict[str, torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
-    """`(..., taps * width)` in `dtype`, from what `encode` returned."""
+    """Return the result of `encode` as features `(..., taps * width)` in `dtype`."""
     values, scales = stored["values"], stored.get("scales")
     if scales is None:
         return values.to(dtype)
@@ -41,5 +41,5 @@ def decode(stored: dict[str, torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
 
 
 def bytes_a_token(dtype: str, width: int, taps: int) -> int:
-    """Bytes that `encode` makes of one token's `taps * width` numbers."""
+    """Return the number of bytes that `encode` needs for one token's `taps * width` numbers."""
     return taps * (width * STORE_DTYPES[dtype].itemsize + (4 if dtype == "float8" else 0))

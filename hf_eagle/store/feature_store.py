@@ -44,7 +44,7 @@ class FeatureStore:
     Args:
         folder (`str` or `Path`): the store.
 
-    `settings` holds what the features depend on, as given to `create`.
+    `settings` holds the settings that the features depend on, as given to `create`.
 
     Raises:
         ValueError: if the folder is not a store, or one of its shards cannot be read.
@@ -60,7 +60,7 @@ class FeatureStore:
         with naming("feature_store"):
             found = read_json(self.folder / SETTINGS, _SETTINGS_FIELDS, "make a new store")
         if found.pop("format") != _FORMAT:
-            raise ValueError(f"`feature_store` {folder} has another format than this program's: make a new one.")
+            raise ValueError(f"`feature_store` {folder} has a different format from this program's: make a new one.")
         with reading("feature_store", self.folder / SETTINGS):
             self.layout = StoreLayout(**found.pop("layout"))
 
@@ -88,7 +88,7 @@ class FeatureStore:
         return len(self._index)
 
     def refresh(self) -> None:
-        """Add the shards that any process has finished since."""
+        """Add the shards that any process has finished since the last refresh."""
         names = {p.name for p in self.folder.glob("features-*.safetensors")} - self._listed
         if names and not self._listed and (self.folder / INDEX).is_file():
             with reading("feature_store", self.folder / INDEX), pa.memory_map(str(self.folder / INDEX)) as source:
@@ -111,7 +111,7 @@ class FeatureStore:
         taps = hidden = 0
         for i, m, shown in zip(ids, masks, media, strict=True):
             conversation = Conversation(i.numpy(), m.numpy(), shown)
-            # another rank's shard may have the same row: the first one is read
+            # another rank's shard may hold the same conversation: the first one is read
             self._index.setdefault(conversation.key, (name, taps, conversation.kept, hidden))
             taps += conversation.kept if self.layout.taps else 0
             hidden += len(self.layout.places(conversation))
@@ -119,7 +119,7 @@ class FeatureStore:
         self._listed.add(name)
 
     def _open(self, name: str) -> dict[str, torch.Tensor]:
-        """A shard's tensors; they stay in the file until they are used."""
+        """Return a shard's tensors, whose data stay in the file until they are used."""
         if name not in self._shards:
             try:
                 with safe_open(self.folder / name, "pt") as file:
@@ -140,14 +140,14 @@ class FeatureStore:
         _to_disk(part, self.folder / INDEX)
 
     def gather(self, documents: list[tuple[int, int, Conversation]], shape: tuple[int, int]) -> dict[str, dict]:
-        """Features of a batch, zeros where none are kept.
+        """Return the features of a batch, zeros where none are stored.
 
         Args:
-            documents: row in the batch, first place in the row, and the conversation that begins there.
+            documents: row in the batch, first position in the row, and the conversation that begins there.
             shape: `(batch, length)`.
 
         Returns:
-            What `encode` returned, on the grid of the batch: `{"last_hidden": {"values": (batch, length, hidden)}}`,
+            The results of `encode`, on the batch's grid: `{"last_hidden": {"values": (batch, length, hidden)}}`,
             and, if stored, `"taps"`, `"positions"` `(batch, length, axes)`, and `"top"` and `"log_partition"` `(batch,
             length, 1)`.
         """
@@ -173,10 +173,10 @@ class FeatureStore:
 
 
 class FeatureWriter:
-    """Add conversations to a store. Each is in it once its shard is full, or after `flush`.
+    """Add conversations to a store. A conversation is on disk once its shard is full, or after `flush`.
 
     Args:
-        store ([`FeatureStore`]): the store. What it has already is not written again.
+        store ([`FeatureStore`]): the store. Conversations that it has already are not written again.
         shard_bytes (`int`): size of a shard.
     """
 
@@ -189,10 +189,10 @@ class FeatureWriter:
         return conversation.key in self._rows or conversation in self.store
 
     def add(self, conversation: Conversation, features: dict[str, dict[str, torch.Tensor]]) -> None:
-        """Keep what the layout stores, out of the features of all tokens.
+        """Keep the part of the features that the layout stores.
 
         Args:
-            features: as `gather` returns them, `(length, ...)` each.
+            features: features of all tokens as `gather` returns them, `(length, ...)` each.
         """
         if conversation in self:
             return
@@ -217,7 +217,7 @@ class FeatureWriter:
             self.flush()
 
     def flush(self) -> None:
-        """Write what was added since the last shard as a new one, and wait until it is on the disk."""
+        """Write the conversations added since the last shard as a new shard, and wait until it is on the disk."""
         if not self._rows:
             return
 
@@ -242,7 +242,7 @@ class FeatureWriter:
             part.unlink(missing_ok=True)
             raise OSError(
                 f"`feature_store`: {folder} could not be written ({problem}); "
-                f"{shutil.disk_usage(folder).free / 2**30:.1f} GiB are free there. What was finished is whole: make "
+                f"{shutil.disk_usage(folder).free / 2**30:.1f} GiB are free there. Finished shards are complete: make "
                 "room and run again."
             ) from problem
         self._rows, self._bytes = {}, 0
@@ -264,7 +264,7 @@ class StoreLock:
         if not is_free(self._file):
             self._file.close()
             raise ValueError(
-                f"`feature_store` {folder} is being written by another run: wait for it, or name another folder."
+                f"`feature_store` {folder} is being written by another run: wait for it, or name a different folder."
             )
 
         for part in folder.glob(_part("features-*")):
@@ -292,7 +292,9 @@ def check_store_to_write(folder: str | Path, reads: dict | None = None) -> None:
     unfinished = (LOCK, part_of(folder / SETTINGS).name)
     if folder.is_dir() and not (folder / SETTINGS).is_file():
         if any(path.name not in unfinished for path in folder.iterdir()):
-            raise ValueError(f"`feature_store` {folder} holds something other than a feature store: name another one.")
+            raise ValueError(
+                f"`feature_store` {folder} holds something other than a feature store: name a different folder."
+            )
 
 
 def _part(name: str) -> str:

@@ -10,16 +10,16 @@ from ..targets.sharding import gathered
 from ..targets.target import FrozenTarget
 
 
-_SAMPLES = 64  # numbers of each weight
+_SAMPLES = 64  # numbers hashed per weight
 # config fields that do not change what the model computes
 _NAMELESS = ("_name_or_path", "architectures", "transformers_version", "dtype", "torch_dtype", "use_cache")
 
 
 def target_fingerprints(target: FrozenTarget) -> dict[str, str]:
-    """16 hex digits each of a target's `config` and `weights`; it must still have its layers.
+    """Return hashes of a target's `config` and `weights`, 16 hex digits each; it must still have its layers.
 
-    The digits of `weights` depend on every weight's name, shape and 64 of its numbers, so another fine-tune of the same
-    model has different ones.
+    The hash of `weights` depends on every weight's name, shape and 64 of its numbers. So a different fine-tune of the
+    same model has a different hash.
     """
     config = {k: v for k, v in target.model.config.to_diff_dict().items() if k not in _NAMELESS}
 

@@ -16,11 +16,11 @@ from .dtypes import bytes_a_token
 
 @dataclass(frozen=True)
 class Conversation:
-    """One document as training sees it.
+    """One conversation as training reads it.
 
     Attributes:
         input_ids, loss_mask: `(length,)`, int32 and int8.
-        media: fingerprint of its images and videos, in hex digits; `""` for text.
+        media: fingerprint of its images and videos, in hex digits; `""` if it has none.
     """
 
     input_ids: np.ndarray
@@ -29,21 +29,21 @@ class Conversation:
 
     @cached_property
     def key(self) -> bytes:
-        """16 bytes that identify the conversation together with its mask and media."""
+        """A hash of 16 bytes that identifies the conversation together with its mask and media."""
         content = self.input_ids.tobytes() + self.loss_mask.tobytes() + bytes.fromhex(self.media)
         return hashlib.blake2b(content, digest_size=16).digest()
 
     @cached_property
     def kept(self) -> int:
-        """Tokens from the start whose features matter: training uses nothing after its last row."""
+        """Number of tokens, from the start, whose features matter: training uses nothing after its last row."""
         answered = np.flatnonzero(self.loss_mask)
         return min(int(answered[-1]) + 2, len(self.loss_mask)) if len(answered) else 0
 
     @cached_property
     def judged(self) -> np.ndarray:
-        """Places whose next-token distribution training may need: every answer's tokens, and the one after it.
+        """Positions whose next-token distribution training may need: every answer's tokens, and the one after it.
 
-        No number of TTT steps and no alignment of the supervision needs others.
+        No number of TTT steps and no alignment of the supervision needs more.
         """
         near = self.loss_mask.astype(bool)
         near[1:] |= near[:-1].copy()
@@ -52,15 +52,15 @@ class Conversation:
 
 @dataclass(frozen=True)
 class StoreLayout:
-    """What is stored of a conversation: the taps of `kept` tokens; for `judged` ones the last hidden states and two
-    results of the target's whole head, its most probable token and its log-sum-exp.
+    """The stored features of a conversation. For `kept` tokens these are the taps. For `judged` tokens they are the
+    last hidden states and two results of the target's whole head: its most probable token and its log-sum-exp.
 
     Args:
-        taps: taps of a token. 0 for a draft that uses last hidden states only: then those of all `kept` tokens are
+        taps: taps per token. 0 for a draft that uses last hidden states only: then those of all `kept` tokens are
             stored, and nothing of the head.
         hidden: width of one tap, and of the last hidden state.
-        dtype: of `STORE_DTYPES`.
-        axes: positions of a token. 3 for a target with m-RoPE and data with media, stored for `kept` tokens; 0 if
+        dtype: a key of `STORE_DTYPES`.
+        axes: positions per token. 3 for a target with m-RoPE and data with media, stored for `kept` tokens; 0 if
             tokens are simply counted.
     """
 
@@ -70,11 +70,11 @@ class StoreLayout:
     axes: int = 0
 
     def places(self, conversation: Conversation) -> np.ndarray:
-        """Places whose last hidden state and head results are stored, ascending."""
+        """Return the positions whose last hidden state and head results are stored, ascending."""
         return conversation.judged if self.taps else np.arange(conversation.kept)
 
     def bytes_of(self, conversation: Conversation) -> int:
-        """Bytes that a conversation takes on the disk, without file headers."""
+        """Return the bytes that a conversation takes on the disk, without file headers."""
         taps = conversation.kept * (bytes_a_token(self.dtype, self.hidden, self.taps) + 4 * self.axes)
         last = len(self.places(conversation)) * (bytes_a_token(self.dtype, self.hidden, 1) + 8 * bool(self.taps))
         return taps + last + 5 * len(conversation.input_ids) + 8
@@ -105,7 +105,7 @@ def conversations_of(dataset: Dataset) -> Iterator[tuple[int, Conversation]]:
 
         bounds = np.concatenate([[0], np.cumsum(sizes)]).tolist()
 
-        # one fingerprint a row will do: a row with media is never packed
+        # one fingerprint per row is enough: a row with media is never packed
         media = [""] * len(rows)
         if "media_fingerprint" in batch.column_names:
             media = batch["media_fingerprint"].to_pylist()
@@ -118,10 +118,10 @@ def conversations_of(dataset: Dataset) -> Iterator[tuple[int, Conversation]]:
 def conversations_in(
     batch: dict[str, torch.Tensor], media: Sequence[str] | None = None
 ) -> list[tuple[int, int, Conversation]]:
-    """The conversations of a collated batch: row, first place in the row, conversation.
+    """Return the conversations of a collated batch: row, first position in the row, conversation.
 
     Args:
-        batch: what a collator made.
+        batch: a collator's batch.
         media: fingerprint of each row's images and videos; `None` for text.
 
     Raises:

@@ -228,7 +228,10 @@ def test_records_that_are_not_what_was_said_are_refused(tmp_path):
         ({"answer_token_ids": [["a"], None]}, "must hold a list of token ids, or null, per answer"),
         ({"answer_token_ids": "[1"}, "`answer_token_ids` is no JSON"),
         ({"answer_token_ids": 3}, "must be a list with one entry per answer"),
-        ({"prompt_tokens": [1, line["prompt_tokens"][1]]}, "its answer 0 is not rendered in the tokens it was said in"),
+        (
+            {"prompt_tokens": [1, line["prompt_tokens"][1]]},
+            "its answer 0 is not rendered in the tokens that were generated",
+        ),
     ):
         with pytest.raises(ValueError, match=f"Record 0.*{message}"):
             build_dataset([line | change], tokenizer)
@@ -275,9 +278,14 @@ def test_all_refused_is_an_error_and_some_are_counted(tmp_path, caplog, monkeypa
     others = {"b"}
     lines, _ = regenerated(tmp_path, tokenizer, answers, records=records)
     assert [line["id"] for line in lines] == [0]
-    assert "1 records are left out" in caplog.text and "record 1: its prompt is rendered to other" in caplog.text
+    assert (
+        "1 records are left out" in caplog.text
+        and "record 1: its prompt is rendered to different tokens" in caplog.text
+    )
     others = {"a", "b"}
-    with pytest.raises(ValueError, match="None of the 2 answered records can be trained on as it was said. Record 0: "):
+    with pytest.raises(
+        ValueError, match="None of the 2 answered records can be trained on exactly as answered. Record 0: "
+    ):
         regenerated(tmp_path, tokenizer, answers, records=records)
 
 

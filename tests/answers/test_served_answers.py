@@ -200,7 +200,7 @@ def test_answers_that_cannot_be_trained_on_do_not_end_the_run(tmp_path, caplog):
     ("said", "message"),
     [
         (lambda tokenizer, most: [max(tokenizer.get_vocab().values()) + 1], "token id .* tokenizer does not have"),
-        (lambda tokenizer, most: [1] * (most + 1), "tells 13 tokens of an answer that may have 12"),
+        (lambda tokenizer, most: [1] * (most + 1), "reports 13 tokens of an answer that may have 12"),
     ],
 )
 def test_token_ids_that_cannot_be_the_targets_say_so(tmp_path, said, message):
@@ -295,7 +295,7 @@ def test_one_prompt_that_breaks_the_server_does_not_hold_up_the_run(tmp_path, ca
 
 def test_a_server_that_fails_everywhere_ends_the_run(tmp_path):
     cases = [
-        ((400, "no template"), r"1\d prompts in a row fail; of record \d+: .*no template"),
+        ((400, "no template"), r"1\d consecutive prompts fail; record \d+: .*no template"),
         ((500, "engine dead"), "failed 3 times in a row, the last time with: 500 .*engine dead"),
         ((429, "busy"), "429 .*busy. What was answered is kept; check the server or lower `concurrency`"),
         ((401, "who are you"), "OPENAI_API_KEY"),

@@ -45,7 +45,7 @@ def test_turns_behind_a_tool_are_counted(chats, told, caplog):
     turns = read_turns([{"messages": messages} for messages in chats])
     assert all(turns) and "tool" not in {message["role"] for own in turns for turn in own for message in turn}
     assert (told is None) == (not caplog.records)
-    assert told is None or (f": {told}" in caplog.text and "behind a tool's result are not answered" in caplog.text)
+    assert told is None or (f": {told}" in caplog.text and "after a tool's result are not answered" in caplog.text)
 
 
 def test_a_record_keeps_its_own_id():

@@ -134,7 +134,7 @@ def test_prompts_that_the_server_fails_on_are_counted_and_asked_again(tmp_path, 
 
 def test_a_server_that_fails_on_every_prompt_ends_the_run(tmp_path):
     with ChatServer(write=lambda body: ("\ud800", "stop")) as server:
-        with pytest.raises(ValueError, match=r"10 prompts in a row cannot be written, .*half a character"):
+        with pytest.raises(ValueError, match=r"10 consecutive prompts cannot be written, .*half a character"):
             write(tmp_path / "prompts.jsonl", server.url, retries=0)
     assert not (tmp_path / "prompts.jsonl").exists()
 

@@ -12,7 +12,7 @@ from hf_eagle.data.packing import pack_dataset
 from hf_eagle.data.records import load_records
 
 
-SAID = "The cache of data sets .* cannot be written .File too large.: make room, or name another folder in .*HF_"
+SAID = "The cache of data sets .* cannot be written .File too large.: make room, or name a different folder in .*HF_"
 
 
 @pytest.fixture

@@ -164,8 +164,8 @@ def test_labels_are_minus_100_or_the_tokens_own_ids(found):
     label, token = row["labels"][place], row["input_ids"][place]
     begins = ", ".join(map(str, row["input_ids"][:5]))
     wanted = (
-        f"`labels` of row 1 of the batch, which begins with {begins}, holds {label} at place {place}, where "
-        f"`input_ids` holds {token}: labels must be -100 or the token's own id"
+        f"`labels` of row 1 of the batch, which begins with {begins}, holds {label} at position {place}, where "
+        f"`input_ids` holds {token}: labels must be -100 or the token's id"
     )
     with pytest.raises(ValueError, match=wanted):
         EagleDataCollator(0)([ROW, row])
@@ -183,14 +183,15 @@ def test_labels_and_a_mask_that_disagree_are_refused():
         assert all(torch.equal(x, wanted[name]) for name, x in EagleDataCollator(0)([same]).items())
 
     message = (
-        "`labels` and `loss_mask` of row 1 of .* disagree at place 1, where `labels` holds -100 and `loss_mask` holds"
+        "`labels` and `loss_mask` of row 1 of .* disagree at position 1, where `labels` holds -100 and `loss_mask` "
+        "holds"
     )
     apart = {**both, "labels": [-100, -100, 7]}
     batch = {name: torch.tensor([both[name], apart[name]]) for name in apart}
     for read in (lambda: EagleDataCollator(0)([both, apart]), lambda: read_batch(batch, VOCAB)):
         with pytest.raises(ValueError, match=message):
             read()
-    with pytest.raises(ValueError, match="`labels` and `loss_mask` of row 1 of `dataset`, .* disagree at place 1"):
+    with pytest.raises(ValueError, match="`labels` and `loss_mask` of row 1 of `dataset`, .* disagree at position 1"):
         pack_dataset(Dataset.from_list([both, apart]), 8)
 
     hidden = {**apart, "attention_mask": [0, 0, 1]}  # padding tells nothing
@@ -238,9 +239,8 @@ def test_a_token_beyond_the_vocabulary_is_named_with_its_row(token):
     rows = random_chats(3)
     rows[2]["input_ids"][1] = token
     first = rows[2]["input_ids"][0]
-    message = (
-        f"`input_ids` of row 2 of the batch, which begins with {first}, {token}, .* id {token} at place 1, .* 0 to 95"
-    )
+    message = f"`input_ids` of row 2 of the batch, which begins with {first}, {token}, .* id {token} at position 1, "
+    message += ".* 0 to 95"
     with pytest.raises(ValueError, match=message):
         read_batch(EagleDataCollator(0)(rows), VOCAB)
 

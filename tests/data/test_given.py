@@ -57,7 +57,8 @@ NO_DATA = [
     (5, "is int 5, not a data set: give it a"),
     (
         COLUMNS,
-        "is a dict of `input_ids`, `loss_mask`, not a data set: make one of columns with `datasets.Dataset.from_d",
+        "is a dict of `input_ids`, `loss_mask`, not a data set: turn columns into a data set with "
+        "`datasets.Dataset.from_d",
     ),
     (
         BatchEncoding(COLUMNS),

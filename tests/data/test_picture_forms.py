@@ -90,21 +90,28 @@ def test_where_paths_start(folder, tmp_path_factory, monkeypatch):
 
 TYPED = chat([{"type": "image"}, text("hello")], SAID)
 REFUSED = {
-    "`images` holds more than there are parts of the type image without one, or `<image>` in texts.*: 2 for 1": {
-        "images": [A, B],
-        "messages": TYPED,
+    (
+        "`images` holds more images than the messages have parts of the type image that name none, or `<image>` in "
+        "texts.*: 2 for 1"
+    ): {"images": [A, B], "messages": TYPED},
+    "`images` holds fewer images than .*: 1 for 2": {"images": [A], "messages": chat("<image> and <image>", SAID)},
+    "`image` holds fewer images than .*: 1 for 3": {
+        "image": A,
+        "messages": chat("<image>", SAID, "<image> <image>", MORE),
     },
-    "`images` holds fewer than .*: 1 for 2": {"images": [A], "messages": chat("<image> and <image>", SAID)},
-    "`image` holds fewer than .*: 1 for 3": {"image": A, "messages": chat("<image>", SAID, "<image> <image>", MORE)},
-    "`images` holds more than .*: 2 for 0": {"images": [A, B], "messages": chat("hello", SAID)},
-    "`images` holds fewer than .*: 0 for 1": {"images": [], "messages": chat("<image>hello", SAID)},
-    "`videos` holds fewer than .*: 0 for 1": {"image": A, "videos": [], "messages": chat("<image> <video>", SAID)},
-    "`image` holds more than .*: 1 for 0": {"image": A, "messages": ONE},
-    "`video` holds more than .*: 1 for 0": {"video": FILM, "messages": ONE},
+    "`images` holds more images than .*: 2 for 0": {"images": [A, B], "messages": chat("hello", SAID)},
+    "`images` holds fewer images than .*: 0 for 1": {"images": [], "messages": chat("<image>hello", SAID)},
+    "`videos` holds fewer videos than .*: 0 for 1": {
+        "image": A,
+        "videos": [],
+        "messages": chat("<image> <video>", SAID),
+    },
+    "`image` holds more images than .*: 1 for 0": {"image": A, "messages": ONE},
+    "`video` holds more videos than .*: 1 for 0": {"video": FILM, "messages": ONE},
     "both `image` and `images` name images": {"image": A, "images": [B], "messages": TYPED},
     "message 0 holds an image part that names no image": {"messages": TYPED},
     "message 0 holds a video part that names no video": {"messages": chat([{"type": "video"}], SAID)},
-    "`images` holds more than .*: 1 for 0 *": {"images": [A], "text": "hello"},
+    "`images` holds more images than .*: 1 for 0 *": {"images": [A], "text": "hello"},
     "an image must be a path, .* got int": {"images": [7], "messages": TYPED},
     r"an array must hold whole numbers .* float64 of \(2, 2, 3\)": {"image": np.zeros((2, 2, 3)), "messages": TYPED},
 }
@@ -173,7 +180,7 @@ def test_a_medium_for_each_place_in_order(turns, more, typed):
 
     alone = more == 1 and not any(numbers.values())
     if more and (numbers["image"] + more > -1) and not alone:
-        with pytest.raises(ValueError, match="`images` holds (more|fewer) than"):
+        with pytest.raises(ValueError, match="`images` holds (more|fewer) images than"):
             to_messages(record, content_parts=True)
         return
     found = to_messages(record, content_parts=True)

@@ -36,7 +36,7 @@ def test_reasons(found, read):
 @pytest.mark.parametrize(
     ("found", "message"),
     [
-        (3, "Record 5: `finish_reason` must be a text, .* got 3"),
+        (3, "Record 5: `finish_reason` must be a text for the last answer, .* got 3"),
         ({"a": 1}, "must be a text"),
         ([1, 2], "must be a text"),
         (["length"], "has 1 entries for 2 answers; give one for each, or one text for the last"),

@@ -66,7 +66,7 @@ def test_what_is_left_out_is_said(tmp_path, caplog):
     (told,) = [r.getMessage() for r in caplog.records if r.name == "hf_eagle.data.sources"]
     for name in ("data/test.jsonl", "sub/dev-1.jsonl", ".ipynb_checkpoints/b.jsonl", "__MACOSX/c.jsonl"):
         assert name in told
-    assert "no data: dataset_info.json" in told and "train.jsonl" not in told
+    assert "not data: dataset_info.json" in told and "train.jsonl" not in told
     assert taken(tmp_path, streaming=True) == ["b.jsonl", "data/train.jsonl"]
     assert taken(tmp_path, split="test") == ["data/test.jsonl"]
     assert taken(tmp_path / "data/test.jsonl") == ["data/test.jsonl"]  # named itself, a file is taken
@@ -84,13 +84,14 @@ def test_files_of_a_form_that_is_not_read_are_named(ending, tmp_path, caplog):
         with caplog.at_level(logging.WARNING):
             assert taken(tmp_path, streaming=streaming) == ["a.jsonl"]
         (told,) = [r.getMessage() for r in caplog.records if r.name == "hf_eagle.data.sources"]
-        assert f"of a form that is not read, to be decompressed or converted first: sub/0{ending}, sub/1" in told
+        assert f"of an unsupported format, to be decompressed or converted first: sub/0{ending}, sub/1" in told
         assert "and 2 more" in told and not any(
             word in told for word in ("pictures", "mp4", "README", "LICENSE", "git")
         )
 
     (tmp_path / "a.jsonl").unlink()
-    with pytest.raises(ValueError, match=f"holds no .* file to take .*not read.*sub/0{re.escape(ending)}"):
+    message = f"holds no .* file to use .*of an unsupported format.*sub/0{re.escape(ending)}"
+    with pytest.raises(ValueError, match=message):
         load_records(tmp_path)
 
 
@@ -126,7 +127,9 @@ def test_a_name_of_the_hub_is_read_apart(rest, subset, split, revision):
 
 def test_a_folder_of_tests_alone_is_refused(tmp_path):
     fill(tmp_path, "test.jsonl", "dev.jsonl")
-    with pytest.raises(ValueError, match="of another split than train: dev.jsonl, test.jsonl.; name a file itself"):
+    with pytest.raises(
+        ValueError, match="of a different split from train: dev.jsonl, test.jsonl.; to use a file, name"
+    ):
         load_records(tmp_path)
 
 
@@ -166,5 +169,6 @@ def test_a_folder_that_changes_while_it_is_read_is_refused(tmp_path, monkeypatch
         raise OSError(22, "Invalid argument", "/proc/1/task/1/net")
 
     monkeypatch.setattr(Path, "rglob", vanished)
-    with pytest.raises(ValueError, match=r"cannot be read as a folder of data \(Invalid argument\): name another"):
+    message = r"cannot be read as a folder of data \(Invalid argument\): name a different one"
+    with pytest.raises(ValueError, match=message):
         files_of(tmp_path, "train")

@@ -154,7 +154,7 @@ def test_what_is_refused(records):
     for said, messages in refused.items():
         with pytest.raises(ValueError, match=said):
             build_vision_dataset([{"messages": messages}], processor)
-    with pytest.raises(ValueError, match="`images` holds more than there are parts"):
+    with pytest.raises(ValueError, match="`images` holds more images than the messages have parts"):
         read_media_record({"messages": CHATS[0], "images": [picture(1)]}, 0)
     with pytest.raises(ValueError, match="None of the 4 conversations is left"):
         build_vision_dataset(records, processor, max_length=4)

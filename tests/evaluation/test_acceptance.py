@@ -97,7 +97,7 @@ def test_speeds_are_tokens_over_seconds_and_the_first_difference_is_named(pair, 
         result = summarize(replace(found, runs=known))
         assert result["identical_to_target"] is False
         assert result["first_difference"] == {"prompt": f"p{first}", "token": at}
-        assert f"prompt 'p{first}' differs from the target's own from token {at} on" in caplog.text
+        assert f"prompt 'p{first}' differs from the target's answer from token {at} on" in caplog.text
 
 
 @pytest.mark.parametrize("shape", [{}, {"method": "tree", "depth": 3, "top_k": 3, "total_tokens": 9}])

@@ -56,6 +56,6 @@ def test_turns_with_a_picture(folder, tmp_path_factory):
 def test_a_picture_without_a_place_is_told_with_file_and_record(folder):
     (folder / "p.jsonl").write_text(json.dumps({"prompt": "hello", "images": ["a.png", "b.png"]}))
     with pytest.raises(
-        ValueError, match=r"Record 0 of the prompt file .*p.jsonl.* `images` holds more than .*: 2 for 0"
+        ValueError, match=r"Record 0 of the prompt file .*p.jsonl.* `images` holds more images than .*: 2 for 0"
     ):
         load_prompts(folder / "p.jsonl")

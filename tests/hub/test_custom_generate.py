@@ -234,9 +234,9 @@ def test_tokens_are_streamed(pair, folders):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"num_beams": 4}, "`num_beams` is not done with a draft"),
-        ({"repetition_penalty": 1.3}, "`repetition_penalty` is not done"),
-        ({"pixel_values": torch.zeros(1)}, "`pixel_values` is not done"),
+        ({"num_beams": 4}, "`num_beams` is not supported with a draft"),
+        ({"repetition_penalty": 1.3}, "`repetition_penalty` is not supported"),
+        ({"pixel_values": torch.zeros(1)}, "`pixel_values` is not supported"),
         ({"max_length": 4}, "`max_length` is 4, but the prompt has 5 tokens"),
     ],
 )

@@ -207,7 +207,8 @@ def test_a_card_is_completed_when_it_is_published(publish, draft):
         (draft / f"{name}.json").write_text(json.dumps({**measured, "num_prompts": 2, "prompts": f"{name}.jsonl"}))
     code, printed = publish(draft, "--repo_id", "me/tiny-draft", "--dry_run")
     assert code == 0 and "a folder of this machine: give `base_model`." in printed
-    assert printed.count("names no licence, because no card of ") == 1 and "pass the draft's as `license`" in printed
+    assert printed.count("names no licence, because no card of ") == 1
+    assert "pass the draft's licence as `license`" in printed
     facts = {"license": "mit", "base_model": "org/Tiny"}
     code, printed = publish(draft, "--repo_id", "me/tiny-draft", "--dry_run", "--license", "mit", "--base_model", "o/T")
     assert "license: mit\n" in printed and "base_model: o/T\n" in printed and "give `" not in printed

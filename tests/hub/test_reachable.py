@@ -155,11 +155,11 @@ def imported(folder, module):
 REFUSED = {
     "a name with two meanings": (
         {"low/sums.py": "from .shapes import Shape\nSIZE = 9\ndef total(shapes): return SIZE, Shape\n"},
-        "`SIZE` means one thing in low.shapes and another in low.sums",
+        "`SIZE` means different things in low.shapes and low.sums",
     ),
     "a library's name that is defined elsewhere": (
         {"low/sums.py": "from .shapes import Shape\nfrom sys import path as SIZE\ndef total(x): return SIZE, Shape\n"},
-        "`SIZE` means one thing in low.shapes and another in low.sums",
+        "`SIZE` means different things in low.shapes and low.sums",
     ),
     "an import in a function": (
         {"low/sums.py": "def total(shapes):\n    from .shapes import SIZE\n    return SIZE\n"},

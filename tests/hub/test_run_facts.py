@@ -102,7 +102,7 @@ def test_an_unknown_licence_is_warned_of_once(tmp_path, caplog):
         for _ in range(2):
             assert inherited_license(str(tmp_path / "target"), str(tmp_path)) == {}
     (record,) = caplog.records
-    assert "names no licence" in record.message and "pass the draft's as `license`" in record.message
+    assert "names no licence" in record.message and "pass the draft's licence as `license`" in record.message
     (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n")
     (tmp_path / "other").mkdir()
     assert inherited_license(str(tmp_path / "other"), str(tmp_path)) == {"license": "mit"}

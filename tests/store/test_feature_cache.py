@@ -200,7 +200,7 @@ def test_every_mismatch_is_one_sentence(tmp_path):
 
     refused("lacks 2 of the run's 8 different conversations")
     cut = DATA.map(lambda row: {name: x[:-1] for name, x in row.items()})
-    refused("lacks 8 of the run's 8 different .* other tokens or another loss mask", data=cut)
+    refused("lacks 8 of the run's 8 different .* different tokens or a different loss mask", data=cut)
     refused("was made with `max_length` 64, this run has 65", max_length=65)
     refused(r"was made with `tap_ids` \[2, 4, 5\], this run has \[2, 4, 6\]", tap_ids=[2, 4, 6])
     refused(r"`tap_ids` \[2, 4, 5\], this run has None", tap_ids=None)
