@@ -160,6 +160,14 @@ FORMS = {
         chat([vid(FILM), text("hello")], SAID),
         lambda f: {"videos": [Image.fromarray(x) for x in FILM], "prompt": "hello", "completion": SAID},
     ),
+    "LLaVA-Video": (
+        chat([vid(FILM), text("\nhello")], SAID),
+        lambda f: {"id": "1", "video": frames(f), "conversations": share("<image>\nhello", SAID)},
+    ),
+    "LLaVA-Video, behind the text, beside an empty column": (
+        chat([text("hello "), vid(FILM)], SAID),
+        lambda f: {"image": None, "videos": [frames(f)], "conversations": share("hello <image>", SAID)},
+    ),
     "a film as an array": (
         chat([vid(FILM), text("hello")], SAID),
         lambda f: {"video": FILM, "prompt": "hello", "completion": SAID},
@@ -176,4 +184,5 @@ def save_pictures(folder):
 
 IN_TABLES = ["LLaVA", "LLaVA, a list", "LLaMA-Factory", "TRL", "TRL, prompt and completion", "TRL, preference"]
 IN_TABLES += ["bytes alone", "a path, as `datasets` has it", "a film's pictures beside each other", "a film's pictures"]
+IN_TABLES += ["LLaVA-Video, behind the text, beside an empty column"]
 IN_FILES = [(form, "chats.jsonl") for form in FORMS] + [(form, "chats.parquet") for form in IN_TABLES]

@@ -23,6 +23,7 @@ from datasets.table import MemoryMappedTable
 from .caching import caching
 from .forms import FORM, ORIGIN, READ_AS_TEXT
 from .reading import check_nesting
+from .unread_media import READ
 
 
 TEXT = "record_json"
@@ -36,12 +37,12 @@ def record_of(row: Mapping) -> dict:
     """The record that a row of a data set stands for.
 
     A carried row is parsed, and gets its origin and, if it was named, its form. Any other row comes from a table, whose
-    schema adds nulls: their keys are removed.
+    schema adds nulls: their keys are removed, see `row_of_table`.
     """
     if TEXT in row:
         return {**json.loads(row[TEXT]), **{name: row[name] for name in (ORIGIN, FORM) if row.get(name)}}
 
-    return without_empty_keys(row)
+    return row_of_table(row)
 
 
 def as_records(records: Dataset) -> Dataset:
@@ -54,6 +55,11 @@ def _record_batch(batch: dict[str, list]) -> dict[str, list]:
 
     names = dict.fromkeys(name for row in rows for name in row)
     return {name: [row.get(name) for row in rows] for name in names}
+
+
+def row_of_table(row: Mapping) -> dict:
+    """A row without nulls, but for the columns of media: there, null says that the record has no medium."""
+    return {name: None for name in READ if name in row and row[name] is None} | without_empty_keys(row)
 
 
 def without_empty_keys(value):
