@@ -1,6 +1,7 @@
 """Records that name images and videos in every form in which people have them, and the typed parts they stand for."""
 
 import base64
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -37,6 +38,13 @@ def frames(folder) -> list[str]:
     for n, frame in enumerate(FILM):
         Image.fromarray(frame).save(folder / f"frame{n}.png")
     return [f"frame{n}.png" for n in range(len(FILM))]
+
+
+def gif(folder) -> str:
+    """The film as a GIF, which keeps every pixel: no frame has more than 256 colours."""
+    first, *rest = [Image.fromarray(frame).quantize(256) for frame in FILM]
+    first.save(folder / "film.gif", save_all=True, append_images=rest, duration=500, disposal=2)
+    return "film.gif"
 
 
 ONE = chat([img(A), text("\nhello")], SAID)
@@ -167,6 +175,24 @@ FORMS = {
     "LLaVA-Video, behind the text, beside an empty column": (
         chat([text("hello "), vid(FILM)], SAID),
         lambda f: {"image": None, "videos": [frames(f)], "conversations": share("hello <image>", SAID)},
+    ),
+    "a GIF in a list of films": (
+        chat([vid(FILM), text("hello")], SAID),
+        lambda f: {"videos": [gif(f)], "messages": chat("<video>hello", SAID)},
+    ),
+    "GIFs side by side": (
+        chat([vid(FILM), text("hello "), vid(FILM)], SAID),
+        lambda f: {"videos": [gif(f), (f / gif(f)).read_bytes()], "messages": chat("<video>hello <video>", SAID)},
+    ),
+    "a path of pathlib": (PLAIN, lambda f: {"image": Path("a.png"), "prompt": "hello", "completion": SAID}),
+    "a part with a path of pathlib": (PLAIN, lambda f: {"messages": chat([img(f / "a.png"), text("hello")], SAID)}),
+    "frames by paths of pathlib": (
+        chat([vid(FILM), text("hello")], SAID),
+        lambda f: {"videos": [Path(name) for name in frames(f)], "prompt": "hello", "completion": SAID},
+    ),
+    "a grey array": (
+        chat([img(A.convert("L").convert("RGB")), text("hello")], SAID),
+        lambda f: {"image": np.asarray(A.convert("L")), "prompt": "hello", "completion": SAID},
     ),
     "a film as an array": (
         chat([vid(FILM), text("hello")], SAID),

@@ -5,14 +5,13 @@ and a field that first appears late stops the run. A record that is carried as t
 """
 
 import base64
-import io
 import json
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import date, time
 from decimal import Decimal
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 from uuid import UUID
 
@@ -22,6 +21,7 @@ from datasets.table import MemoryMappedTable
 
 from .caching import caching
 from .forms import FORM, ORIGIN, READ_AS_TEXT
+from .frames import as_png
 from .reading import check_nesting
 from .unread_media import READ
 
@@ -93,7 +93,7 @@ def to_text(record: Any, where: str) -> str:
         ) from None
     except _NoText as problem:
         raise ValueError(str(problem)) from None
-    except (TypeError, ValueError, RecursionError) as problem:
+    except (OSError, TypeError, ValueError, RecursionError) as problem:
         raise ValueError(f"{where}: it cannot be written as JSON: {problem}.") from None
 
     check_nesting(text, f"{where}: it")
@@ -108,10 +108,10 @@ def _plain(value: Any) -> Any:
         return str(value)
     if hasattr(value, "tolist"):  # of numpy
         return value.tolist()
+    if isinstance(value, PurePath):
+        return str(value)
     if hasattr(value, "save"):  # a picture
-        held = io.BytesIO()
-        value.save(held, format="PNG")
-        return base64.b64encode(held.getvalue()).decode()
+        return base64.b64encode(as_png(value)).decode()
     raise TypeError(f"a value of the type {type(value).__name__} is neither text, number, list nor object")
 
 

@@ -153,8 +153,8 @@ def _listed(value: Any, name: str, kind: str) -> list:
         value = parse_json(value, f"`{name}`")
 
     axes = axes_of(value)
-    if axes:
-        return [value] if axes == _AXES[kind] else list(value)
+    if axes:  # with too few axes for pixels, it is refused where those are read
+        return [value] if 1 < axes <= _AXES[kind] else list(value)
     if not isinstance(value, list | tuple) or kind == "video" and all(map(_is_frame, value)):
         return [value]
     return list(value)
@@ -252,6 +252,8 @@ def _located(source: Any, folder: str) -> Any:
     if isinstance(source, Mapping) and source.get("bytes") is None:
         named = next((x for name in _SOURCES if isinstance(x := source.get(name), str)), None)
         return source if named is None else _located(named, folder)
+    if isinstance(source, os.PathLike):
+        source = os.fspath(source)
     if not isinstance(source, str):
         return source
 
@@ -276,14 +278,17 @@ def _is_filled(value: Any) -> bool:
 
 
 def _is_frame(value: Any) -> bool:
-    """Whether a value is a picture, as far as one can see without opening it."""
+    """Whether a value is a picture, as far as one can see without opening it; a GIF counts as a film."""
     if hasattr(value, "save") or axes_of(value) == _AXES["image"]:
         return True
 
     named = (value.get("path") or value.get("bytes")) if isinstance(value, Mapping) else value
     if isinstance(named, bytes):
         named = base64.b64encode(named[:12]).decode()
-    return isinstance(named, str) and (named.lower().endswith(PICTURE_FILES) or named.startswith(PICTURE_STARTS))
+    named = os.fspath(named) if isinstance(named, os.PathLike) else named
+    if not isinstance(named, str) or named.startswith("data:image/gif"):
+        return False
+    return named.lower().endswith(PICTURE_FILES) or named.startswith(PICTURE_STARTS)
 
 
 def _turns(value: Any) -> list:

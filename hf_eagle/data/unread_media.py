@@ -19,10 +19,10 @@ logger = logging.getLogger(__name__)
 
 READ = ("image", "images", "video", "videos")
 MARKS = re.compile("(<image>|<video>)")
-PICTURE_FILES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-PICTURE_STARTS = ("data:image/", "iVBORw0KGgo", "/9j/", "R0lGOD")  # the last three: base64 of PNG, JPEG and GIF
-_FILES = (*PICTURE_FILES, ".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".npy")
-_STARTS = (*PICTURE_STARTS, "data:video/")
+PICTURE_FILES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+PICTURE_STARTS = ("data:image/", "iVBORw0KGgo", "/9j/")  # the last two: base64 of PNG and JPEG
+_FILES = (*PICTURE_FILES, ".gif", ".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".npy")
+_STARTS = (*PICTURE_STARTS, "data:video/", "R0lGOD")
 _NAMES = re.compile("(image|img|picture|pic|photo|video)s?(path|url|uri|file|filename|data|bytes)?s?")
 
 

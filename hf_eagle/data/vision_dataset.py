@@ -108,6 +108,13 @@ class BadMedium(ValueError):
     """A medium that cannot be loaded, or that the processor refuses."""
 
 
+def _bad_medium(record, index: int, problem: Exception) -> BadMedium:
+    return BadMedium(
+        f"{named(record, index)}: a medium cannot be loaded ({str(problem)[:200]}): correct it, or leave such records "
+        "out with `skip_bad_media`."
+    )
+
+
 def _read(
     record, index: int, encoder: "VisionEncoder", media_root: str | None, marks: MarksAsText, check: bool
 ) -> tuple[str, dict[str, list], "EncodedChat"]:
@@ -120,16 +127,15 @@ def _read(
         written = as_text(media)
     except ValueError as problem:
         raise ValueError(f"{named(record, index)}: {problem}") from None
+    except Exception as problem:  # whatever PIL raises
+        raise _bad_medium(record, index, problem) from problem
 
     try:
         loaded = from_text(written, encoder.processor)
     except NoDecoder:
         raise
     except Exception as problem:  # whatever a decoder of media raises
-        raise BadMedium(
-            f"{named(record, index)}: a medium cannot be loaded ({str(problem)[:200]}): correct it, or leave such "
-            "records out with `skip_bad_media`."
-        ) from problem
+        raise _bad_medium(record, index, problem) from problem
 
     said = read_said(record, named(record, index))
     if check and said is None:  # tokens that were said are checked when they are encoded
