@@ -9,9 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset
 
-from .carrying import to_text, without_empty_keys
+from .carrying import row_of_table, to_text
 from .opening import COMPRESSED, opened
 from .reading import Bad, decoded, read_json_texts
+from .unread_media import READ
 
 
 _BATCH = 1000  # rows of a table in memory at a time
@@ -64,7 +65,7 @@ def _csv(path: str | Path, bad: Bad | None) -> Iterator[tuple[int, str]]:
                 if len(cells) > len(names):
                     _report(f"Line {rows.line_num} of {path} has {len(cells)} cells for {len(names)} columns.", bad)
                 else:
-                    row = {name: cell for name, cell in zip(names, cells, strict=False) if cell}
+                    row = {name: cell for name, cell in zip(names, cells, strict=False) if cell or name in READ}
                     yield number, json.dumps(row, ensure_ascii=False)
                 number += 1
         except csv.Error as problem:  # ends the file: where the next row begins is not known
@@ -108,7 +109,7 @@ def _arrow(path: str | Path, bad: Bad | None) -> Iterator[tuple[int, str]]:
 
 
 def _rows(path: str | Path, kind: str, batches: Callable, bad: Bad | None) -> Iterator[tuple[int, str]]:
-    """Yield each row with the types of its cells. Keys with null are left out: the columns' types add such keys.
+    """Yield each row with the types of its cells. Nulls are left out, see `row_of_table`.
 
     A file that Arrow cannot read raises even with `bad`, which is for single rows.
     """
@@ -118,7 +119,7 @@ def _rows(path: str | Path, kind: str, batches: Callable, bad: Bad | None) -> It
             # `Dataset` knows the types that `datasets` writes into a schema, such as images
             columns = Dataset(pa.Table.from_batches([batch]))[:]
             for cells in zip(*columns.values(), strict=True):
-                row = without_empty_keys(dict(zip(columns, cells, strict=True)))
+                row = row_of_table(dict(zip(columns, cells, strict=True)))
                 try:
                     yield number, to_text(row, f"{path}: Record {number}")
                 except ValueError as problem:

@@ -16,6 +16,7 @@ from ..data.messages import TEXT, read_tools, text_of, to_messages
 from ..data.picture_forms import COLUMNS
 from ..data.reading import check_surrogates, opened, read_json_records
 from ..data.rendering import ChatRenderer
+from ..data.unread_media import MarksAsText, unread_media
 
 
 FORMS = '{"turns": [...]}, {"messages": [...]}, {"conversations": [...]} or {"prompt": ...}'
@@ -88,7 +89,13 @@ def load_prompts(path: str | Path, limit: int | None = None, media_root: str | N
     # if any record has media, all records keep their parts, as in training
     parts = any(has_media(record) for _, record in records)
     root = (media_root or str(path.parent)) if parts else None
-    return [_to_prompt(record, index, path, root) for index, record in records]
+    prompts = [_to_prompt(record, index, path, root) for index, record in records]
+
+    marks = MarksAsText()
+    for (index, _), prompt in zip(records, prompts, strict=True):
+        marks.look(prompt.messages, f"Record {index} of the prompt file {str(path)!r}")
+    marks.tell(len(prompts))
+    return prompts
 
 
 def spread(prompts: list[Prompt], count: int) -> list[Prompt]:
@@ -185,7 +192,8 @@ def _first_turn(record: Mapping) -> tuple[dict, tuple[str, ...]]:
     turns = record["turns"]
     if not isinstance(turns, list) or not turns or not all(isinstance(t, str) and t.strip() for t in turns):
         raise _NotAPrompt(f"has no readable prompt; write {FORMS}, every turn a text.")
-    kept = {name: record[name] for name in ("system", *MEDIA_COLUMNS) if name in record}
+    other = unread_media(record)  # is told of where a mark asks for it
+    kept = {name: record[name] for name in ("system", *MEDIA_COLUMNS, other) if name in record}
     return kept | {"messages": [{"role": "user", "content": turns[0]}]}, tuple(turns[1:])
 
 
