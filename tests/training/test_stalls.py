@@ -178,4 +178,4 @@ def test_a_rank_that_is_gone_is_said_in_our_words(stage, recipe, tmp_path):
     printed = ended(tmp_path, recipe, away, at, "exit")
     said = next(line for line in printed.splitlines() if line.startswith("error: "))
     assert said.startswith(f"error: Rank {1 - away} of 2 lost another rank in {wanted}"), printed[-3000:]
-    assert said.endswith(f", {doing}: that rank has ended, and what it printed says why.")
+    assert said.endswith(f", {doing}: look at what that rank printed before it ended.")
