@@ -88,7 +88,7 @@ def test_only_what_collectives_raise_of_other_ranks_is_explained(problem, wanted
         assert found is None
         return
     assert found.startswith(wanted) and ", in step 5: " in found
-    mend = "that rank has ended, and what it printed" if "lost" in wanted else "raise `ddp_timeout` (4 s) if"
+    mend = "look at what that rank printed" if "lost" in wanted else "raise `ddp_timeout` (4 s) if"
     assert mend in found and found.endswith(".")
     assert not any(part in found for part in ("gloo", "[", "127.0.0.1", "NCCL", "GLHF"))  # the library's words
 
