@@ -1,19 +1,19 @@
-"""Which choice makes the better draft: variants of one recipe, each trained for the same time, measured by decoding.
+"""Compare variants of a recipe: train each for the same time, and measure the drafts by decoding.
 
     python scripts/ablate.py --recipe training_args/smollm2-135m-eagle3.yaml --variants variants.yaml \
         --prompts held_out.jsonl --minutes 4 --seeds 3 --output_dir outputs/ablation
 
-The file of variants names what each changes in the recipe, a line a variant:
+The file of variants holds one line per variant, with the arguments of the recipe that it changes:
 
     recipe: {}
     ttt 5: {ttt_steps: 5}
     eagle1: {method: eagle1, draft_vocab_size: null, ttt_steps: null, feature_store: outputs/features-eagle1}
 
-Two short runs of each variant tell how many steps fit into the time, the faster one counts, as it was disturbed less; a
-variant's learning rate schedule ends there. What a run left in `output_dir` is not done again, so an interrupted
-comparison goes on. The arguments of all variants are looked at before the first is trained; a run that fails later
-leaves the others alone. Choose `prompts` that are not those of the final measurement, which would no longer be a fair
-one.
+Two short runs of each variant show how many steps fit into the time (the faster run counts, as it was disturbed less);
+the variant's learning rate schedule ends at that step. Finished runs in `output_dir` are not repeated, so the same
+command continues an interrupted comparison. The arguments of all variants are checked before the first is trained; a
+run that fails later does not stop the others. Do not use the prompts of your final measurement as `prompts`, or that
+measurement will be biased.
 """
 
 import json
@@ -52,19 +52,19 @@ TRIAL_STEPS = 20  # enough for a step's time to within a few per cent: packed st
 
 @dataclass
 class AblationArguments:
-    recipe: str = field(metadata={"help": "Recipe of scripts/train_eagle.py that all variants start from."})
-    variants: str = field(metadata={"help": "YAML file: name of a variant -> arguments that it changes."})
+    recipe: str = field(metadata={"help": "Recipe of scripts/train_eagle.py that the variants change."})
+    variants: str = field(metadata={"help": "YAML file: for each variant's name, the arguments that it changes."})
     prompts: str = field(metadata={"help": "Prompts to measure acceptance on."})
-    output_dir: str = field(metadata={"help": "Folder for the drafts, what was measured, and the table."})
+    output_dir: str = field(metadata={"help": "Folder for the drafts, the measurements and the table."})
     minutes: Annotated[float, Bounds(above=0, most=100_000)] = field(
-        default=4.0, metadata={"help": "Training time of every run, data preparation apart."}
+        default=4.0, metadata={"help": "Training time of every run, not counting data preparation."}
     )
-    seeds: Repeats = field(default=1, metadata={"help": "Runs of every variant, with seeds from 0 on."})
-    num_prompts: Count = field(default=64, metadata={"help": "Take the first so many prompts."})
+    seeds: Repeats = field(default=1, metadata={"help": "Runs of every variant, with seeds 0, 1, ..."})
+    num_prompts: Count = field(default=64, metadata={"help": "Number of prompts to use, beginning with the first."})
     max_new_tokens: Count = field(default=64, metadata={"help": "Longest answer, in tokens."})
-    batch_size: Rows = field(default=16, metadata={"help": "Prompts that are decoded together."})
+    batch_size: Rows = field(default=16, metadata={"help": "Number of prompts decoded together."})
     jobs: Workers = field(
-        default=1, metadata={"help": "Runs at the same time, the machine's cores divided among them."}
+        default=1, metadata={"help": "Number of simultaneous runs, which share the machine's cores evenly."}
     )
 
     __post_init__ = check_numbers
@@ -124,7 +124,7 @@ def checked(args: AblationArguments, name: str, changes: dict):
 
 
 def check_measurements(args: AblationArguments, runs: list) -> None:
-    """`OSError` or `ValueError` for targets that cannot be read, or that do not take the prompts or the answers."""
+    """Raise `OSError` or `ValueError` for a target that cannot be read, or that cannot take prompts and answers."""
     from hf_eagle.door.inputs import naming
     from hf_eagle.evaluation.prompt_batches import check_rendering, holds_media
     from hf_eagle.evaluation.prompts import load_prompts
@@ -160,13 +160,13 @@ def main() -> None:
     wanted, done = args.seeds * len(variants), sum(map(len, results.values()))
     if done < wanted:
         raise RuntimeError(
-            f"`output_dir` {args.output_dir}: {wanted - done} of {wanted} runs failed, as said above; the same command "
-            "tries them again."
+            f"`output_dir` {args.output_dir}: {wanted - done} of {wanted} runs failed, with the errors above: the same "
+            "command tries them again."
         )
 
 
 def finished(pool: ThreadPoolExecutor, work: Callable, items: Iterable) -> Iterator[tuple]:
-    """`(item, work(item))` in order; a failure is told, and the others go on."""
+    """Yield `(item, work(item))` in order; print a failure, and go on with the others."""
     for item, future in [(item, pool.submit(work, item)) for item in items]:
         try:
             yield item, future.result()
@@ -175,7 +175,7 @@ def finished(pool: ThreadPoolExecutor, work: Callable, items: Iterable) -> Itera
 
 
 def read_variants(path: Path) -> dict[str, dict]:
-    """What each variant changes; `ValueError` for a file that names none, or two of which would share a folder."""
+    """Return what each variant changes; raise `ValueError` if there are none, or two would share a folder."""
     from hf_eagle.arguments.yaml_files import read_yaml
     from hf_eagle.door.inputs import check_file
 
@@ -198,7 +198,7 @@ def read_variants(path: Path) -> dict[str, dict]:
 
 
 def steps_of(args: AblationArguments, name: str, changes: dict) -> int:
-    """Optimizer steps of a variant that fit into the time."""
+    """Return how many optimizer steps of a variant fit into the time."""
     found = []
     for folder in (Path(args.output_dir) / slug(name) / f"trial-{n}" for n in range(TRIALS)):
         if not (folder / "train_results.json").exists():
@@ -209,7 +209,7 @@ def steps_of(args: AblationArguments, name: str, changes: dict) -> int:
 
 
 def measured(args: AblationArguments, run: tuple[str, int], changes: dict, steps: int) -> dict:
-    """What a run reached: its training's results and its acceptance."""
+    """Train and measure, unless that is done, and return the results of both."""
     name, seed = run
     folder = Path(args.output_dir) / slug(name) / str(seed)
     if not (folder / "acceptance.json").exists():
@@ -241,7 +241,7 @@ def train(args: AblationArguments, folder: Path, changes: dict, steps: int, seed
 
 
 def training_of(args: AblationArguments, folder: Path, changes: dict, steps: int, seed: int) -> str:
-    """The YAML file of a run."""
+    """Write the YAML file of a run and return its path."""
     import yaml
 
     run = {"output_dir": str(folder), "max_steps": steps, "seed": seed, "save_strategy": "no", "overwrite": True}
@@ -249,7 +249,7 @@ def training_of(args: AblationArguments, folder: Path, changes: dict, steps: int
 
 
 def call(args: AblationArguments, script: str, values: dict, log: Path) -> None:
-    """Runs one of our scripts; its own words are in the log."""
+    """Run one of our scripts; its output goes into the log."""
     command = [sys.executable, str(ROOT / "scripts" / script)]
     for name, value in values.items():
         command += [f"--{name}", json.dumps(value) if isinstance(value, dict) else str(value)]
@@ -264,7 +264,7 @@ def call(args: AblationArguments, script: str, values: dict, log: Path) -> None:
 
 
 def last_words(log: Path) -> str:
-    """The line in which a script said why it ended; its last one where it said nothing."""
+    """Return the line in which a script said why it ended, or else its last line."""
     lines = log.read_text(errors="replace").split("\n")
     told = [line for line in lines if line.startswith("error: ") or ": error: " in line] or [
         line for line in lines if line.strip()
@@ -284,7 +284,7 @@ def slug(name: str) -> str:
 
 
 def table(results: dict[str, list[dict]]) -> str:
-    """A Markdown table, best first; the spread is the standard deviation over seeds, of each variant and of all."""
+    """Return a Markdown table, best first, with the standard deviation over seeds, of each variant and of all."""
     lines = ["| variant | steps | minutes | estimate | acceptance length |", "|---|---|---|---|---|"]
     lengths = {name: [run["length"] for run in runs] for name, runs in results.items()}
     mean = {name: statistics.mean(found) for name, found in lengths.items()}

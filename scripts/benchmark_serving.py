@@ -1,19 +1,20 @@
-"""How much faster a real vLLM decodes with a draft: tokens a second for every K and batch size, beside no draft.
+"""Measure how much faster vLLM decodes with a draft: tokens per second with and without it, by K and batch size.
 
     python scripts/benchmark_serving.py --target assets/smollm2-135m-instruct --draft outputs/quickstart \
         --prompts assets/prompts/mt_bench.jsonl --num_speculative_tokens 1..6 --batch_sizes 1,2,4,8 \
         --output_json outputs/quickstart/serving.json
 
-Starts an engine for every K and one without a draft, all of them alive together, and lets each decode the same prompts
-in turn, greedily, for several rounds: what slows the machine slows all of them. Prints a table of medians and where the
-draft stops paying, and draws it beside the JSON. vLLM is found in the environment that `make test-serving` makes;
-`--serving_python` names another one. Run it on a machine that does nothing else.
+Starts one engine for every K and one without a draft, and keeps all of them running. Each decodes the same prompts in
+turn, greedily, for several rounds, so whatever slows the machine slows all of them. Prints a table of medians and the
+batch size from which the draft no longer pays, and draws the table next to the JSON. Uses the vLLM of the environment
+that `make test-serving` creates; `--serving_python` selects a different one. Run it on an otherwise idle machine.
 
-Prompts may show pictures, which are sent as a client sends them, in `image_url` parts with data addresses. Where
-prompts have a `category`, the acceptance of each is measured too.
+Prompts may contain images, which are sent as a client sends them, in `image_url` parts with data URLs. If prompts have
+a `category`, the acceptance length of each category is measured too.
 
-Interrupt it when you like: what all engines have decoded is in `<output_json>.journal`, and the same command goes on
-where it stopped. With other settings, or another draft, it refuses to; the journal is gone when the result is there.
+You can interrupt it at any time: `<output_json>.journal` holds what all engines have decoded, and the same command
+continues from there. It refuses to continue with different settings or a different draft. The journal is deleted once
+the result is written.
 """
 
 import hashlib
@@ -40,19 +41,17 @@ ROOT = Path(__file__).resolve().parents[1]
 class ServingArguments:
     target: str = field(metadata={"help": "Target model: a folder or a Hub id."})
     draft: str = field(metadata={"help": "The draft's checkpoint folder or Hub id."})
-    prompts: str = field(metadata={"help": "Prompts, in the forms that scripts/evaluate_draft.py takes."})
+    prompts: str = field(metadata={"help": "Prompts, in any form that scripts/evaluate_draft.py reads."})
     output_json: str = field(
-        metadata={
-            "help": "Where the result is written; `<output_json>.journal` beside it holds what is decoded until then."
-        }
+        metadata={"help": "JSON file for the result; until it is written, `<output_json>.journal` holds finished work."}
     )
     num_speculative_tokens: str = field(
-        default="3", metadata={"help": "Drafted tokens K to measure, as `1..6` or `1,2,4`."}
+        default="3", metadata={"help": "Numbers of drafted tokens (K) to measure, as `1..6` or `1,2,4`."}
     )
-    batch_sizes: str = field(default="1", metadata={"help": "Requests in flight to measure, as `1..4` or `1,2,4,8`."})
-    num_prompts: Count = field(default=16, metadata={"help": "Take so many prompts, evenly over the file."})
+    batch_sizes: str = field(default="1", metadata={"help": "Numbers of requests in flight, as `1..4` or `1,2,4,8`."})
+    num_prompts: Count = field(default=16, metadata={"help": "Number of prompts to use, spread evenly over the file."})
     max_new_tokens: Count = field(default=64, metadata={"help": "Longest answer, in tokens."})
-    rounds: Repeats = field(default=5, metadata={"help": "Runs of each way, in alternation; medians are shown."})
+    rounds: Repeats = field(default=5, metadata={"help": "Runs of each engine, in alternation; medians are shown."})
     dtype: Literal["bfloat16", "float16", "float32", "auto"] = field(
         default="bfloat16", metadata={"help": "Data type of target and draft."}
     )
@@ -60,12 +59,12 @@ class ServingArguments:
     engine_args: str = field(
         default='{"enforce_eager": true}',
         metadata={
-            "help": "More of vLLM's `LLM` arguments for every engine, as JSON; on a GPU, where several engines share "
-            'the memory: {"gpu_memory_utilization": 0.2}.'
+            "help": "Further arguments of vLLM's `LLM` for every engine, as JSON. On a GPU, whose memory the engines "
+            'share, for instance: {"gpu_memory_utilization": 0.2}.'
         },
     )
     serving_python: str = field(
-        default=str(ROOT / ".venv-serving/bin/python"), metadata={"help": "Interpreter that has vLLM."}
+        default=str(ROOT / ".venv-serving/bin/python"), metadata={"help": "Python interpreter that has vLLM."}
     )
 
     def __post_init__(self):
@@ -76,7 +75,7 @@ class ServingArguments:
         try:
             self.engine_args = json.loads(self.engine_args)
         except json.JSONDecodeError as problem:
-            raise ValueError(f"`engine_args` is no JSON: {problem}.") from None
+            raise ValueError(f"`engine_args` is not JSON: {problem}.") from None
         if not isinstance(self.engine_args, dict):
             raise ValueError(f"`engine_args` must be a JSON object, got {self.engine_args}.")
         if not Path(self.serving_python).exists():
@@ -92,7 +91,7 @@ def parser():
 
 
 def door(argv: list[str] | None = None):
-    """The arguments, once each path was looked at."""
+    """Return the arguments, after checking every path."""
     from hf_eagle.door.inputs import check_draft, check_file, check_target
     from hf_eagle.door.outputs import check_journal, check_output_file, check_pictures, holds_object_with
 
@@ -141,7 +140,7 @@ def main() -> None:
     output = Path(args.output_json)
     journal = Journal(journal_path(output), depends_on(args, source, template, prompts))
     if journal.rows:
-        print(f"going on behind the {len(journal.rows)} runs of all engines in {journal.path}", flush=True)
+        print(f"continuing after the {len(journal.rows)} runs of all engines in {journal.path}", flush=True)
     with naming("output_json", args.output_json), journal, going_on(), tempfile.TemporaryDirectory() as logs:
 
         def start(count: int) -> Engine:
@@ -173,27 +172,27 @@ def main() -> None:
 
 
 def depends_on(args: ServingArguments, source, template, prompts: list[list[int] | dict]) -> dict:
-    """What decides a run, for the first line of the journal."""
+    """Return the settings that a run depends on, for the first line of the journal."""
     from hf_eagle.hub.run_facts import machine
     from hf_eagle.serving.speed import model_identity
 
     asked = asdict(args) | asdict(source) | asdict(template)
     for name in ("output_json", "target", "draft", "prompts", "tools"):
-        del asked[name]  # what they hold is told from others, not how they are named
+        del asked[name]  # their contents identify them, not their names
     ids = hashlib.sha256(json.dumps(prompts).encode()).hexdigest()[:16]
     models = {f"{name}_weights": model_identity(getattr(args, name)) for name in ("target", "draft")}
     return {"machine": machine(), "prompts": ids, **models, **asked}
 
 
 def beside_pictures(python: str) -> dict[str, str]:
-    """Where vLLM finds torchvision if its environment has it apart, as the one for CPUs that `make` makes."""
+    """Return where vLLM finds torchvision if its environment keeps it apart, as that of `make` for CPUs does."""
     apart = Path(python).parents[1] / "torchvision"
     found = [ROOT / "tests" / "serving" / "without_cuda", apart] if apart.is_dir() else []
     return {"PYTHONPATH": os.pathsep.join(map(str, found))} if found else {}
 
 
 def served_target(target: str, source) -> dict:
-    """vLLM's arguments for the target; those that keep their default are left to `engine_args`."""
+    """Return vLLM's arguments for the target; `engine_args` may set those that keep their default."""
     found = {"model": target}
     if source.gguf_file:
         from transformers.utils import cached_file

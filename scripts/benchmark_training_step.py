@@ -1,19 +1,19 @@
-"""What a training step costs on this machine, and how that compares.
+"""Measure what a training step costs on this machine, and compare it with other ways of training.
 
     python scripts/benchmark_training_step.py --preset smollm2 --batch_size 1 --length 2048 --compare eager
     python scripts/benchmark_training_step.py --target your/model --data answers.jsonl --compare padded
     python scripts/benchmark_training_step.py --preset smollm2 --sweep length --output_json length.json
 
-Prints a table: seconds of a step in parts, supervised rows a second, memory added, FLOP/s and their share of what
-this machine's matrix products reach. Which rows of a batch count is planned before the clock starts, as a run does it
-where it collates. `--compare` also runs a second way, in alternation, and prints the ratios:
+Prints a table: the seconds of each part of a step, supervised rows per second, additional memory, FLOP/s, and their
+share of what this machine's matrix products reach. Which rows of a batch count is planned before the clock starts, as a
+run does while it collates. `--compare` also measures a second way, in alternation, and prints the ratios:
 
-    eager    every row unrolled, scores and whole-vocabulary logits of every row held (draft side only)
+    eager    unroll every row, and hold its attention scores and full-vocabulary logits (draft only)
     float32  the same step without mixed precision, for --dtype bfloat16
-    padded   the same chats in padded batches instead of packed rows, whole step; and the plain way: padded, with every
-             row of the draft and whole-vocabulary logits computed as under `eager`
+    padded   the same chats in padded batches instead of packed rows, whole step; and a naive version: padded, with
+             every row of the draft and full-vocabulary logits computed as under `eager`
     trainer  the same batches through EagleTrainer instead of a bare loop, whole step
-    live     epochs through EagleTrainer that ask the target, and epochs from a feature store that is made first
+    live     epochs through EagleTrainer that run the target, and epochs from a feature store that is made first
 """
 
 import json
@@ -45,12 +45,12 @@ class BenchmarkArguments:
     )
     batch_size: Rows = field(default=1, metadata={"help": "Rows of a batch."})
     length: Annotated[int, Bounds(least=4, most=LONGEST)] = field(
-        default=2048, metadata={"help": "Tokens of a row; with --data the longest chat or packed row."}
+        default=2048, metadata={"help": "Tokens per row; with --data the longest chat or packed row."}
     )
     supervised_share: Annotated[float, Bounds(above=0, below=1)] = field(
-        default=0.4, metadata={"help": "Share of a turn that is the answer."}
+        default=0.4, metadata={"help": "Share of each turn that is the answer."}
     )
-    turns: Turns | None = field(default=None, metadata={"help": "Turns of a row; one every 512 tokens by default."})
+    turns: Turns | None = field(default=None, metadata={"help": "Turns per row; one per 512 tokens by default."})
     ttt_steps: Depth = field(default=7, metadata={"help": "Steps of the training-time test."})
     hidden_size: Width | None = field(default=None, metadata={"help": "This and the next seven override the preset."})
     intermediate_size: Width | None = field(default=None, metadata={"help": "Width of the MLP."})
@@ -59,15 +59,15 @@ class BenchmarkArguments:
     head_dim: Width | None = field(default=None, metadata={"help": "Width of a head."})
     vocab_size: Vocabulary | None = field(default=None, metadata={"help": "The target's vocabulary."})
     draft_vocab_size: Vocabulary | None = field(
-        default=None, metadata={"help": "The draft's; with --data all by default."}
+        default=None, metadata={"help": "The draft's vocabulary; with --data the whole one by default."}
     )
     num_hidden_layers: Layers | None = field(default=None, metadata={"help": "The target's layers."})
     kv_lora_rank: Width | None = field(
-        default=None, metadata={"help": "This and the next four override a preset with latent attention in the draft."}
+        default=None, metadata={"help": "This and the next four override a preset whose draft has latent attention."}
     )
     q_lora_rank: Rank | None = field(default=None, metadata={"help": "Rank of the queries' bottleneck."})
-    qk_nope_head_dim: Width | None = field(default=None, metadata={"help": "Part of a head's key that is not rotated."})
-    qk_rope_head_dim: Width | None = field(default=None, metadata={"help": "Part of a key that is rotated."})
+    qk_nope_head_dim: Width | None = field(default=None, metadata={"help": "Width of a head's unrotated key."})
+    qk_rope_head_dim: Width | None = field(default=None, metadata={"help": "Width of the rotated key."})
     v_head_dim: Width | None = field(default=None, metadata={"help": "Width of a head's value."})
     dtype: Literal["float32", "bfloat16"] = field(
         default="float32", metadata={"help": "bfloat16: mixed precision of the draft, and the target's dtype."}
@@ -75,36 +75,36 @@ class BenchmarkArguments:
     target: str = field(
         default="none",
         metadata={
-            "help": "`none`: random features, to look at the draft's side alone; `random`: a Llama of the preset's "
-            "shapes with random weights; with --data a folder or hub id."
+            "help": "`none`: random features, to measure the draft alone; `random`: a Llama of the preset's shapes "
+            "with random weights; with --data: a folder or Hub id."
         },
     )
     data: str | None = field(default=None, metadata={"help": "Real chats instead of random tokens; needs a --target."})
-    num_chats: Count = field(default=64, metadata={"help": "How many of them, drawn at random."})
+    num_chats: Count = field(default=64, metadata={"help": "How many chats of `data` to use, drawn at random."})
     compare: Literal["none", "eager", "float32", "padded", "trainer", "live"] = field(
-        default="none", metadata={"help": "What else to run, in alternation, to compare with."}
+        default="none", metadata={"help": "What to compare with, in alternation."}
     )
     store_dtype: Literal["bfloat16", "float32", "float8"] = field(
-        default="bfloat16", metadata={"help": "--compare live: numbers of the feature store."}
+        default="bfloat16", metadata={"help": "--compare live: number format of the feature store."}
     )
     store_dir: str | None = field(
-        default=None, metadata={"help": "--compare live: where it is made; the system's folder for such by default."}
+        default=None, metadata={"help": "--compare live: folder for the feature store; a temporary one by default."}
     )
     sweep: Literal["none", "length", "ttt", "batch"] = field(
-        default="none", metadata={"help": "Measure at several values of one of them and draw how the cost grows."}
+        default="none", metadata={"help": "Measure at several values of this, and draw how the cost grows."}
     )
-    repeats: Repeats = field(default=5, metadata={"help": "Runs of each way; medians are shown."})
-    device: str | None = field(default=None, metadata={"help": "cpu, cuda, ...; cuda where there is one."})
+    repeats: Repeats = field(default=5, metadata={"help": "Runs of each way of training; medians are shown."})
+    device: str | None = field(default=None, metadata={"help": "cpu, cuda, ...; by default cuda if there is one."})
     output_json: str | None = field(
-        default=None, metadata={"help": "Where the numbers are written; a sweep's picture lies next to it."}
+        default=None, metadata={"help": "JSON file for the numbers; a sweep's plot is written next to it."}
     )
 
     def __post_init__(self):
         check_numbers(self)
         if self.compare in ("padded", "trainer", "live") and self.data is None:
-            raise ValueError(f"`compare` {self.compare} is about real chats: name a `data` file and a `target`.")
+            raise ValueError(f"`compare` {self.compare} needs real chats: name a `data` file and a `target`.")
         if self.data is not None and self.target in ("none", "random"):
-            raise ValueError("`data` needs the `target` whose tokenizer and features go with it.")
+            raise ValueError("`data` needs a tokenizer and features: name a `target`.")
         if self.data is None and self.target not in ("none", "random"):
             raise ValueError(
                 f"`target` {self.target} is measured on real chats: name a `data` file, or take `random` or `none`."
@@ -138,7 +138,7 @@ def parser():
 
 
 def door(argv: list[str] | None = None) -> BenchmarkArguments:
-    """The arguments, once each path was looked at."""
+    """Return the arguments, after checking every path."""
     from hf_eagle.door.inputs import check_data, check_target
     from hf_eagle.door.outputs import check_output_file, check_output_folder, check_pictures, holds_object_with
 

@@ -1,13 +1,14 @@
-"""Compute the target's features of a recipe's data once, to train on them for many epochs without asking it again.
+"""Compute the target's features of a recipe's data once, to train for many epochs without running the target again.
 
     python scripts/cache_features.py --config recipe.yaml --feature_store DIR [--any_field value ...]
     torchrun --nproc-per-node 8 scripts/cache_features.py --config recipe.yaml --feature_store DIR
     python scripts/train_eagle.py --config recipe.yaml --feature_store DIR
 
-Takes the recipe and the arguments of scripts/train_eagle.py and stores exactly what training with them reads, held-out
-data too. What it takes on the disk is said before anything is computed. An interrupted run goes on where it was.
+Takes the recipe and the arguments of scripts/train_eagle.py, and stores exactly what training with them reads,
+including held-out data. It prints the disk space that the features need before it computes anything. The same command
+continues an interrupted run.
 
-`--store_dtype float8` halves the store. `per_device_train_batch_size` rows are computed together.
+`--store_dtype float8` halves the space. `per_device_train_batch_size` rows are computed together.
 """
 
 import logging
@@ -29,10 +30,10 @@ logger = logging.getLogger("hf_eagle")
 
 
 def door(argv: list[str] | None = None) -> RunArguments:
-    """The run, once each path was looked at."""
+    """Return the run, after checking every path."""
     run = RunArguments.parse(argv, description=__doc__)
     if run.data.feature_store is None:
-        raise ValueError("Name the folder that features are stored in: `--feature_store DIR`.")
+        raise ValueError("`feature_store` is not set: name the folder with `--feature_store DIR`.")
     run.refuse_other_methods()
     run.refuse_missing_kernels()
     run.check_paths(writes_features=True)
@@ -84,7 +85,7 @@ def main() -> None:
     collator = EagleDataCollator.of(processor or tokenizer)
     with going_on():
         tokens = fill(cache, target, datasets, collator, args.per_device_train_batch_size)
-    logger.info("%d tokens a second on this rank.", tokens / (time.perf_counter() - begun))
+    logger.info("%d tokens per second on this rank.", tokens / (time.perf_counter() - begun))
     logger.info("%s holds features of %d conversations.", data_args.feature_store, len(cache.store))
     leave()
 

@@ -1,12 +1,13 @@
-"""Would vLLM and SGLang load this draft, and run the one that was trained? Exit status 0 if so, 1 if not.
+"""Check whether vLLM and SGLang load a draft and run it as it was trained: exit status 0 if so, else 1.
 
     python scripts/check_draft.py outputs/my-draft --target your/model
     python scripts/check_draft.py outputs/my-draft --target your/model --fix outputs/my-mended-draft
 
-A line for each thing that is wrong, with its fix. Servers load much of what is wrong in silence, and only acceptance
-tells. With `--target` taps, context length and vocabulary are checked against it too, and the draft is run on random
-features, by hf_eagle and as the server would: the logits must agree. `--fix` writes a copy in which is mended what can
-be mended, and checks that one.
+Prints one line per finding, with its fix: a fault, or at level `limit` that a server does not support this kind of
+draft, or at level `note` what is worth knowing but harmless. Servers silently load many faulty drafts; only a low
+acceptance length shows it. With `--target`, taps, context length and vocabulary are checked against the target, and the
+draft runs on random features both in hf_eagle and as the server would run it: the logits must agree. `--fix` writes a
+copy with everything mended that can be, and checks that copy.
 """
 
 import sys
@@ -22,15 +23,15 @@ from hf_eagle.door.printer import run_verb
 
 @dataclass
 class CheckArguments:
-    draft: str = field(metadata={"help": "Folder of the draft; may stand first without its name."})
+    draft: str = field(metadata={"help": "Folder of the draft; may also come first, without its flag."})
     target: str | None = field(
-        default=None, metadata={"help": "The target that it will be served beside, a folder or a Hub id."}
+        default=None, metadata={"help": "The target that it will be served with, a folder or a Hub id."}
     )
     fix: str | None = field(
         default=None,
-        metadata={"help": "New folder for a mended copy; taps and context length are mended with `target` alone."},
+        metadata={"help": "New folder for a mended copy; mending taps and context length needs `target`."},
     )
-    probe: bool = field(default=True, metadata={"help": "With `target`: compare logits, for which it is read."})
+    probe: bool = field(default=True, metadata={"help": "With `target`: compare logits; this reads its embeddings."})
     trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with the target's config."})
 
 
@@ -41,7 +42,7 @@ def parser():
 
 
 def door(argv: list[str] | None = None) -> CheckArguments:
-    """The arguments, once each path was looked at."""
+    """Return the arguments, after checking every path."""
     from hf_eagle.door.inputs import check_folder, check_model
     from hf_eagle.door.outputs import check_new_folder
 
@@ -73,7 +74,7 @@ def main() -> int:
 
 
 def kind_named_in(draft: str) -> str | None:
-    """The kind of draft that a folder names; without one it is taken for one that servers know."""
+    """Return the kind of draft that a folder names; `None` if it names none, which is checked as a known kind."""
     from hf_eagle.drafts.kinds import kind_of_folder
 
     kind = kind_of_folder(draft)
@@ -81,7 +82,7 @@ def kind_named_in(draft: str) -> str | None:
 
 
 def report(draft: str, target: str | None, target_config, wants_probe: bool) -> int:
-    """Print what is wrong with a folder; 1 if anything is."""
+    """Print what is wrong with a folder, and return 1 if anything is, else 0."""
     from hf_eagle.serving.check import check_draft
     from hf_eagle.serving.probe import probe
 
@@ -94,7 +95,7 @@ def report(draft: str, target: str | None, target_config, wants_probe: bool) -> 
         print(finding)
     if not wrong:
         print(
-            f"{draft}: vLLM and SGLang serve it as it was trained" + ("." if target else ", as far as it alone tells.")
+            f"{draft}: vLLM and SGLang serve it as it was trained" + ("." if target else ", as far as it alone shows.")
         )
     return int(bool(wrong))
 

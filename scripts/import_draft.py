@@ -1,12 +1,12 @@
-"""Import a draft that another project published: it becomes a draft folder like any other, with the same function.
+"""Import a draft that another project published: write an ordinary draft folder that computes the same.
 
     python scripts/import_draft.py DRAFT --target TARGET --output_dir OUT
     python scripts/import_draft.py DRAFT --target TARGET --output_dir OUT --form modelopt
 
 Forms: SafeAILab's EAGLE-1 and EAGLE-3, SpecForge, NVIDIA's ModelOpt and NeMo Automodel, vLLM's speculators, TorchSpec.
-The form is recognised and printed. What the servers would not run, or would run differently, is refused with its name.
-Nothing that comes with the draft is run; of the target only config, tokenizer and, where it is on this machine, the
-embedding are read.
+The form is recognised and printed. The script refuses, and names, anything that the servers would not run or would run
+differently. It runs no code that comes with the draft, and reads only the target's config, tokenizer and, if they are
+on this machine, its embeddings.
 """
 
 import logging
@@ -30,22 +30,22 @@ from hf_eagle.foreign.forms import FORMS
 
 @dataclass
 class ImportArguments:
-    draft: str = field(metadata={"help": "Draft to import, a folder or a Hub id; may stand first without its name."})
+    draft: str = field(metadata={"help": "Draft to import, a folder or a Hub id; may come first, without its flag."})
     target: str = field(metadata={"help": "The draft's target, a folder or a Hub id."})
     output_dir: str = field(metadata={"help": "New folder for the imported draft."})
     form: str = field(default="auto", metadata={"help": "Project that wrote the draft.", "choices": ["auto", *FORMS]})
     tap_ids: list[Whole] | None = field(
         default=None,
         metadata={
-            "help": "Layers whose inputs the draft was trained on, as vLLM counts them, where its files do not say; "
-            "others than they say are refused."
+            "help": "Layers whose inputs the draft was trained on, as vLLM counts them, if its files do not say. "
+            "Values that differ from its files are refused."
         },
     )
     rope_theta: Annotated[float, Bounds(above=1, most=1e15)] | None = field(
-        default=None, metadata={"help": "RoPE base that the draft was trained with, where its config names another."}
+        default=None, metadata={"help": "RoPE base that the draft was trained with, if its config states another."}
     )
     drop_fc_bias: bool = field(
-        default=False, metadata={"help": "Leave out the trained bias of an EAGLE-1 draft's fc, as vLLM does."}
+        default=False, metadata={"help": "Drop the trained bias of an EAGLE-1 draft's `fc`, as vLLM does."}
     )
     trust_remote_code: bool = field(
         default=False, metadata={"help": "Run code that comes with the target's config or tokenizer."}
@@ -57,7 +57,7 @@ def parser() -> EagleArgumentParser:
 
 
 def door(argv: list[str] | None = None) -> ImportArguments:
-    """The arguments, once each path was looked at."""
+    """Return the arguments, after checking every path."""
     (args,) = parser().parse_args_and_config(argv, first="draft")
     check_draft("draft", args.draft)
     check_model("target", args.target, "config.json")

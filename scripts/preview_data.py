@@ -1,12 +1,13 @@
-"""Show what a draft would be trained on: supervised tokens in colour, and what the data hold.
+"""Show what a draft would be trained on: conversations with supervised tokens in colour, and statistics of the data.
 
     python scripts/preview_data.py --config training_args/smollm2-135m-eagle3.yaml --html masks.html
     python scripts/preview_data.py --target TARGET --train_data chats.jsonl --output_json data.json \
         --overlap_prompts assets/prompts/mt_bench.jsonl
 
 It takes every argument of scripts/train_eagle.py, so the same YAML file and options show exactly what training sees; no
-model is loaded. Printed, and written to `--output_json` for the model card, are lengths, the share of supervised
-tokens, what draft vocabularies of several sizes could propose, duplicates, and the overlap with evaluation prompts.
+model is loaded. The statistics, which `--output_json` also writes for the model card, are lengths, the share of
+supervised tokens, the share that draft vocabularies of several sizes cover, duplicates, and the overlap with evaluation
+prompts.
 """
 
 import json
@@ -35,13 +36,13 @@ from hf_eagle.door.writing import write_output
 
 @dataclass
 class PreviewArguments:
-    """What to show, and where."""
+    """Arguments that say what to show, and where."""
 
     _argument_group_name = "preview"
 
-    num_previews: Shown = _arg(3, "Conversations shown in the terminal.")
+    num_previews: Shown = _arg(3, "Number of conversations shown in the terminal.")
     html: str | None = _arg(None, "Page of masks to write.")
-    html_conversations: Shown = _arg(50, "Conversations on the page, spread over the data.")
+    html_conversations: Shown = _arg(50, "Number of conversations on the page, spread over the data.")
     output_json: str | None = _arg(None, "File for the statistics, which the model card takes as `data_statistics`.")
     overlap_prompts: list[str] | None = _arg(
         None, f"Evaluation prompts (.jsonl, .json, .txt) to look for in the data: {RULE}."
@@ -58,12 +59,12 @@ def parser(for_help: bool = False) -> EagleArgumentParser:
 
 
 def door(argv: list[str] | None = None):
-    """The arguments, once each path was looked at."""
+    """Return the arguments, after checking every path."""
     given = sys.argv[1:] if argv is None else argv
     parsed = parser(for_help="--help" in given or "-h" in given).parse_args_and_config(given)
     preview, target, data, draft, args = parsed
     if data.streaming:
-        raise ValueError("`streaming` data are never there as a whole, which statistics need: leave it out.")
+        raise ValueError("`streaming` never has all data at once, which statistics need: leave it out.")
 
     check_data_paths(target, data)
     for path in preview.overlap_prompts or ():
@@ -117,13 +118,13 @@ def main() -> None:
 
 
 def spread(total: int, number: int) -> list[int]:
-    """So many places, from the first to the last."""
+    """Return so many indices, evenly from the first to the last."""
     number = min(total, number)
     return [n * (total - 1) // max(1, number - 1) for n in range(number)]
 
 
 def refused_vocabulary(counts, tokenizer, draft: DraftArguments) -> str | None:
-    """Why training would refuse `draft_vocab_size` for these data, if it would."""
+    """Return why training would refuse `draft_vocab_size` for these data, if it would."""
     from hf_eagle.drafts.vocabulary import VocabularyMapping, frequent_ids
 
     if draft.draft_vocab_size is None:
@@ -137,7 +138,7 @@ def refused_vocabulary(counts, tokenizer, draft: DraftArguments) -> str | None:
 
 
 def measure(rows, counts, tokenizer, data, asked: dict[str, list[str]]) -> dict:
-    """All statistics, as the JSON file holds them; `asked` are texts of evaluation prompts by the names of files."""
+    """Return all statistics for the JSON file; `asked` are the texts of evaluation prompts, by file name."""
     from hf_eagle.data.overlap import overlap_statistics
     from hf_eagle.data.records import load_records
     from hf_eagle.data.statistics import duplicate_statistics, token_statistics
@@ -157,13 +158,13 @@ def measure(rows, counts, tokenizer, data, asked: dict[str, list[str]]) -> dict:
 
 
 def told(statistics: dict) -> str:
-    """The statistics as lines for a reader."""
+    """Return the statistics as lines of text."""
     s = statistics
     lines = [
         f"{s['conversations']:,} conversations, {s['tokens']:,} tokens, {s['supervised_tokens']:,} of them supervised "
         f"({s['supervised_share']:.1%})",
         *(
-            f"tokens a conversation{', supervised' if name == 'supervised' else ''}: "
+            f"tokens per conversation{', supervised' if name == 'supervised' else ''}: "
             + ", ".join(f"{key} {value:,}" for key, value in s[name].items())
             for name in ("length", "supervised")
         ),
@@ -173,7 +174,7 @@ def told(statistics: dict) -> str:
     ]
     for name, found in s.get("overlap", {}).items():
         lines.append(
-            f"{name}: {found['prompts_found']:,} of {found['prompts']:,} prompts lie in "
+            f"{name}: {found['prompts_found']:,} of {found['prompts']:,} prompts occur in "
             f"{found['conversations_found']:,} conversations ({RULE})"
         )
     return "\n".join(lines)

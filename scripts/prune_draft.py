@@ -1,11 +1,11 @@
-"""Cut the vocabulary of a trained draft, for a faster head; the logits of the tokens that stay do not change.
+"""Prune the vocabulary of a trained draft, for a faster head; the logits of the remaining tokens do not change.
 
     python scripts/prune_draft.py DRAFT --output_dir OUT --token_ids ids.json
     python scripts/prune_draft.py DRAFT --output_dir OUT --counts_from chats.jsonl --target TARGET --draft_vocab_size N
 
-`ids.json` is a list of the target's token ids to keep. With `--counts_from` the N tokens that are supervised most often
-in these chats are kept, special tokens always, and the share of what is said that drafts of several sizes could propose
-is printed; without `--draft_vocab_size` nothing but that happens. OUT is a draft folder like any other.
+`ids.json` is a list of the target's token ids to keep. `--counts_from` keeps the N tokens that are supervised most
+often in these chats, always including special tokens. It also prints the share of the supervised tokens that draft
+vocabularies of several sizes cover; without `--draft_vocab_size`, it does only that. OUT is an ordinary draft folder.
 """
 
 import sys
@@ -29,7 +29,7 @@ from hf_eagle.door.writing import output_folder
 
 @dataclass
 class PruneArguments:
-    draft: str = field(metadata={"help": "Draft to prune, a folder or a Hub id; may stand first without its name."})
+    draft: str = field(metadata={"help": "Draft to prune, a folder or a Hub id; may come first, without its flag."})
     output_dir: str | None = _arg(None, "Folder for the pruned draft.")
     token_ids: str | None = _arg(None, "JSON file with a list of the target's token ids to keep.")
     counts_from: list[str] | None = _arg(
@@ -38,12 +38,12 @@ class PruneArguments:
     draft_vocab_size: Count | None = _arg(None, "How many of the most frequent tokens to keep.")
     fill_vocabulary: bool = _arg(
         False,
-        "Fill up a `draft_vocab_size` above the different tokens that the chats hold, with the tokenizer's most "
-        "frequent ones, the lowest ids first. Unset: such a size is refused.",
+        "If the chats hold fewer different tokens than `draft_vocab_size`, add the tokenizer's most frequent ones, the "
+        "lowest ids first. Unset: refuse such a size.",
     )
     target: str | None = _arg(None, "The draft's target, a folder or a Hub id: `counts_from` needs its tokenizer.")
-    max_length: Count = _arg(2048, "Longest chat in tokens; what is longer is cut, as in training.")
-    overwrite: bool = _arg(False, "Replace a draft that is in `output_dir` already.")
+    max_length: Count = _arg(2048, "Longest chat in tokens; longer ones are truncated, as in training.")
+    overwrite: bool = _arg(False, "Replace a draft that `output_dir` already holds.")
 
     def __post_init__(self):
         if self.token_ids and (self.counts_from or self.draft_vocab_size is not None):
@@ -58,11 +58,11 @@ class PruneArguments:
                 "`fill_vocabulary` is set, but `draft_vocab_size` is not: say how many tokens to fill up to."
             )
         if not self.token_ids and not self.counts_from:
-            raise ValueError("Say what to keep: `token_ids`, or `counts_from` and `draft_vocab_size`.")
+            raise ValueError("Nothing says what to keep: give `token_ids`, or `counts_from` and `draft_vocab_size`.")
         if self.counts_from and not self.target:
             raise ValueError("`counts_from` needs the tokenizer of the draft's target: name it with `target`.")
         if self.output_dir is None and (self.token_ids or self.draft_vocab_size is not None):
-            raise ValueError("Name an `output_dir` for the pruned draft.")
+            raise ValueError("`output_dir` is not set: name a folder for the pruned draft.")
 
 
 def parser() -> EagleArgumentParser:
@@ -70,7 +70,7 @@ def parser() -> EagleArgumentParser:
 
 
 def door(argv: list[str] | None = None):
-    """The arguments, once each path was looked at, and the ids in `token_ids`."""
+    """Return the arguments, after checking every path, and the ids in `token_ids`."""
     args, source, template = parser().parse_args_and_config(argv, first="draft")
     check_draft("draft", args.draft)
     if args.target is not None:
@@ -115,7 +115,7 @@ def main() -> None:
 
 
 def read_token_ids(path: str) -> list[int]:
-    """The ids in a JSON file; `ValueError` where it holds anything else."""
+    """Return the ids in a JSON file; raise `ValueError` if it holds anything else."""
     from hf_eagle.data.reading import read_json
 
     try:
@@ -128,7 +128,7 @@ def read_token_ids(path: str) -> list[int]:
 
 
 def check_known(path: str, ids: list[int], vocab_size: int) -> None:
-    """`ValueError` for an id that the target does not have."""
+    """Raise `ValueError` for an id that the target does not have."""
     unknown = [i for i in ids if not 0 <= i < vocab_size]
     if unknown:
         raise ValueError(
@@ -137,7 +137,7 @@ def check_known(path: str, ids: list[int], vocab_size: int) -> None:
 
 
 def counted(draft, args: PruneArguments, source: dict, template_kwargs: dict):
-    """Print what drafts of several sizes cover; the ids of the most frequent tokens, `None` without a size."""
+    """Print what vocabularies of several sizes cover; return the most frequent ids, `None` without a size."""
     from hf_eagle.data.conversations import build_dataset
     from hf_eagle.data.records import load_records
     from hf_eagle.drafts.prune import coverage, most_frequent

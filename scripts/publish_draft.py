@@ -3,10 +3,11 @@
     python scripts/publish_draft.py outputs/my-draft --repo_id you/your-draft --dry_run
     python scripts/publish_draft.py outputs/my-draft --repo_id you/your-draft [--private] [--revision v2]
 
-One commit holds the config, the weights, the card, its pictures and measurements, and `custom_generate/`, with which
-plain transformers decodes. Checkpoints, optimizer states and `training_args.bin` stay at home unless `--include` names
-them. A folder that servers would not run as it was trained is refused, see scripts/check_draft.py. `--dry_run` checks
-too, lists the files with their sizes and prints the card. An interrupted upload goes on when run again.
+One commit uploads the config, the weights, the model card with its plots and measurements, and `custom_generate/`, with
+which plain transformers decodes. Checkpoints, optimizer states and `training_args.bin` are not uploaded unless
+`--include` names them. A folder that servers would not run as it was trained is refused, see scripts/check_draft.py.
+`--dry_run` makes the same checks, lists the files with their sizes and prints the card. The same command continues an
+interrupted upload.
 """
 
 import sys
@@ -31,8 +32,8 @@ class PublishArguments:
     repo_id: str = field(metadata={"help": "Repository on the Hub, `you/your-draft`; made if it does not exist."})
     target: str | None = _arg(None, "The target, a folder or a Hub id, to check taps, context and vocabulary against.")
     publish_anyway: bool = _arg(False, "Publish a folder that servers would not run as it was trained.")
-    license: str | None = _arg(None, "Licence of the draft, where its card names none; as the Hub spells it.")
-    base_model: str | None = _arg(None, "Hub id of the target, where the card knows only a folder of this machine.")
+    license: str | None = _arg(None, "Licence of the draft, as the Hub spells it, if its card states none.")
+    base_model: str | None = _arg(None, "Hub id of the target, if the card names only a folder on this machine.")
     private: bool = _arg(False, "Make a new repository private.")
     revision: str | None = _arg(None, "Branch to commit to, made if it does not exist. Unset: main.")
     include: list[str] = field(
@@ -48,7 +49,7 @@ def parser() -> EagleArgumentParser:
 
 
 def door(argv: list[str] | None = None) -> PublishArguments:
-    """The arguments, once each path was looked at."""
+    """Return the arguments, after checking every path."""
     (args,) = parser().parse_args_and_config(argv, first="draft")
     args.token = read_key(args.token, "`token`")
     check_branch("revision", args.revision)
@@ -111,7 +112,7 @@ def _own_card(draft: str) -> str:
 
 
 def check(draft: str, target: str | None) -> bool:
-    """Print what servers trip over; whether they would run another draft than the one that was trained."""
+    """Print what is wrong for servers; return whether they would not run the draft as it was trained."""
     from hf_eagle.drafts.kinds import kind_of_folder
     from hf_eagle.serving.check import check_draft
     from hf_eagle.targets.loading import load_config

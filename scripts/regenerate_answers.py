@@ -1,19 +1,19 @@
-"""Let the target answer the prompts of a data set itself; train the draft on what it says.
+"""Generate the target's own answers to the prompts of a data set, to train the draft on.
 
     python scripts/regenerate_answers.py --target TARGET --data prompts.jsonl --output answers.jsonl
     python scripts/regenerate_answers.py --target TARGET --data prompts.jsonl --output answers.jsonl \
         --server_url http://localhost:8000
 
-User turns are answered in order, with the model's own earlier answers in view; answers in the data are dropped. A tool
-is not run: a chat ends before its first tool result, and the log counts the user turns behind it.
+User turns are answered in order, each after the model's own earlier answers; answers in the data are dropped. Tools are
+not run: a chat ends before its first tool result, and the log counts the user turns after it.
 
-The output holds `messages`, ready for `train_data` of scripts/train_eagle.py, with the token ids of each answer: they
-are what is trained on, whatever the chat template leaves out of an answer. A record's own `id` is kept. Interrupt it
-when you like: the same command goes on where it stopped.
+The output holds `messages`, ready for `train_data` of scripts/train_eagle.py, with the token ids of each answer.
+Training uses these ids, whatever the chat template leaves out of an answer. A record's own `id` is kept. You can
+interrupt it at any time: the same command continues where it stopped.
 
-The first line runs the target in this process, the second asks a server that runs it: vLLM, SGLang, or another one that
-speaks OpenAI's chat API (a key is taken from the environment variable OPENAI_API_KEY). A server can answer prompts with
-images.
+The first command runs the target in this process. The second uses a server that runs it: vLLM, SGLang, or any other
+with OpenAI's chat API (the key is read from the environment variable OPENAI_API_KEY). A server can also answer prompts
+with images.
 """
 
 import logging
@@ -47,38 +47,38 @@ SERVED = {"server_model": None, "concurrency": 64, "retries": 12, "request_timeo
 
 @dataclass
 class RegenerationArguments:
-    target: str = field(metadata={"help": "Target model: a folder or a Hub id, also of a PEFT adapter."})
+    target: str = field(metadata={"help": "Target model, or a PEFT adapter of it: a folder or a Hub id."})
     data: list[str] = field(
         metadata={
             "help": "Chats whose user turns are answered: JSON, JSONL, Parquet or CSV files, folders, or Hub ids."
         }
     )
-    output: str = field(metadata={"help": "JSONL file to write; `<output>.journal` beside it holds finished work."})
-    num_records: Count | None = _arg(None, "Take the first so many records only.")
+    output: str = field(metadata={"help": "JSONL file to write; `<output>.journal` next to it holds finished work."})
+    num_records: Count | None = _arg(None, "Number of records to use, beginning with the first.")
     held_out: list[str] | None = _arg(
         None,
         f"Evaluation prompts (.jsonl, .json, .txt): records that hold one are left out ({RULE}).",
     )
     media_root: str | None = _arg(None, MEDIA_ROOT)
-    max_new_tokens: Count = _arg(128, "Length of an answer at most, in tokens.")
+    max_new_tokens: Count = _arg(128, "Longest answer, in tokens.")
     temperature: Temperature = _arg(0.0, "0 is greedy.")
     top_p: Mass = _arg(1.0, "Nucleus, when sampling.")
     seed: Seed = _arg(0, "Seed of sampling.")
     time_limit: Annotated[float, Bounds(least=0, most=1_000_000)] | None = _arg(
-        None, "Minutes after which nothing further is begun; another call goes on."
+        None, "Minutes after which nothing new is started; the same command continues later."
     )
-    batch_size: Rows | None = _arg(None, "In process: prompts answered together. Default 96.")
+    batch_size: Rows | None = _arg(None, "Without a server: number of prompts answered together. Default 96.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = _arg(
-        None, "In process: data type the target runs in. Default auto, its own."
+        None, "Without a server: data type that the target runs in. Default auto, its own."
     )
-    device: str | None = _arg(None, "In process: device of the target. Default cuda if there is one, else cpu.")
-    server_url: str | None = _arg(None, "Ask the server here, such as http://localhost:8000, which runs the target.")
-    server_model: str | None = _arg(None, "Server: its name for the target, where that cannot be told from `target`.")
-    concurrency: Workers | None = _arg(None, "Server: requests under way together. Default 64.")
+    device: str | None = _arg(None, "Without a server: device of the target. Default cuda if there is one, else cpu.")
+    server_url: str | None = _arg(None, "Address of a server that runs the target, such as http://localhost:8000.")
+    server_model: str | None = _arg(None, "Server: its name for the target, if it differs from `target`.")
+    concurrency: Workers | None = _arg(None, "Server: largest number of requests in flight. Default 64.")
     retries: Annotated[int, Bounds(least=0, most=1000)] | None = _arg(
-        None, "Server: attempts after a failed first one, ever later. Default 12, two to three minutes."
+        None, "Server: retries of a failed request, at growing intervals. Default 12, two to three minutes."
     )
-    request_timeout: Seconds | None = _arg(None, "Server: seconds that an answer may take. Default 600.")
+    request_timeout: Seconds | None = _arg(None, "Server: longest time of one request, in seconds. Default 600.")
 
     def __post_init__(self):
         idle, way = (SERVED, "without") if self.server_url is None else (IN_PROCESS, "with")
@@ -92,7 +92,7 @@ def parser() -> EagleArgumentParser:
 
 
 def door(argv: list[str] | None = None):
-    """The arguments, once each path was looked at."""
+    """Return the arguments, after checking every path."""
     args, source, template = parser().parse_args_and_config(argv)
     check_target("target", args.target, source.gguf_file)
     check_data("data", args.data)
@@ -148,7 +148,7 @@ def main() -> None:
 
 
 def without(held_out: list[str], records):
-    """The records in which no evaluation prompt was found; a line of the log says how many are left out."""
+    """Return the records without an evaluation prompt; log how many are left out."""
     from hf_eagle.data.messages import read_record, text_of
     from hf_eagle.data.overlap import HeldOut
     from hf_eagle.evaluation.prompts import load_prompts
@@ -190,7 +190,7 @@ def ask_server(args: RegenerationArguments, records, tokenizer, common: dict) ->
 
 
 def given(args: RegenerationArguments, defaults: dict) -> dict:
-    """The options of one way, with its defaults where they were left out."""
+    """Return the options of one way, with or without a server; its defaults stand in for those left out."""
     return {name: default if getattr(args, name) is None else getattr(args, name) for name, default in defaults.items()}
 
 

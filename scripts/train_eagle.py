@@ -4,12 +4,12 @@
     torchrun --nproc-per-node 8 scripts/train_eagle.py --config ...
     accelerate launch --config_file training_args/accelerate/ddp.yaml scripts/train_eagle.py --config ...
 
-The YAML file holds `argument: value` lines; the command line overrides it. What is left in `--output_dir` is the
-folder that vLLM and SGLang load. An interrupted run goes on with `--resume_from_checkpoint last`, which leaves a
-finished one as it is. With `--dry_run --world_size 8 --device_memory_gb 80`, a run only reports whether it fits its
-devices, and reads no weights.
+The YAML file holds `argument: value` lines; the command line overrides it. The result in `--output_dir` is a folder
+that vLLM and SGLang load. `--resume_from_checkpoint last` continues an interrupted run, and leaves a finished one as it
+is. `--dry_run --world_size 8 --device_memory_gb 80` only reports whether a run fits into the memory of its devices, and
+reads no weights.
 
-Besides the arguments below, every argument of `transformers.TrainingArguments` is taken (`--help_all` lists them):
+Besides the arguments below, you can give every argument of `transformers.TrainingArguments` (`--help_all` lists them):
 --output_dir, --learning_rate, --num_train_epochs, --max_steps, --per_device_train_batch_size, --bf16, --save_steps,
 --report_to, --push_to_hub.
 """
@@ -34,7 +34,7 @@ logger = logging.getLogger("hf_eagle")
 
 
 def door(argv: list[str] | None = None) -> RunArguments:
-    """The run, once each path was looked at."""
+    """Return the run, after checking every path."""
     run = RunArguments.parse(argv, description=__doc__)
     run.refuse_other_methods()
     run.check_paths()
@@ -85,12 +85,12 @@ def main() -> None:
 
 
 def build_trainer(run: RunArguments, resume: Path | None, prompts: list | None):
-    """The trainer of the run, with its target, its data and its draft.
+    """Return the trainer of the run, with its target, its data and its draft.
 
     Args:
         run: the run.
-        resume: the checkpoint to go on from, `None` for a new run.
-        prompts: what is decoded while it trains, to measure the acceptance length.
+        resume: the checkpoint to continue from, `None` for a new run.
+        prompts: the prompts to decode while it trains, to measure the acceptance length.
     """
     from hf_eagle.data.collators import EagleDataCollator
     from hf_eagle.hub.run_facts import argument_facts
@@ -139,7 +139,7 @@ def build_trainer(run: RunArguments, resume: Path | None, prompts: list | None):
 
 
 def print_dry_run(run: RunArguments) -> None:
-    """What every rank of the run would hold, and whether it fits."""
+    """Print how much memory every rank of the run would need, and whether that fits."""
     from hf_eagle.benchmark.dry_run import dry_run, read_target_config, shapes_of
     from hf_eagle.targets.architectures import check_length
     from hf_eagle.training.parts import config_of_draft
@@ -167,7 +167,7 @@ def measure_acceptance(trainer, tokenizer, prompts, run: RunArguments) -> None:
 
 
 def leave_results(trainer, result) -> None:
-    """The draft, what was measured, and pictures of it, in `output_dir`."""
+    """Write the draft, the measurements, and plots of them into `output_dir`."""
     from hf_eagle.evaluation.plots import plot_acceptance_history, plot_training
     from hf_eagle.serving.check import serves
 

@@ -1,12 +1,13 @@
-"""Let the target write prompts itself, where there is no data set of them (Magpie).
+"""Let the target write prompts itself, if you have no data set of prompts (Magpie).
 
     make serve-target TARGET=your/model        (in another terminal, or any server with OpenAI's completion API)
     python scripts/write_prompts.py --target your/model --server_url http://localhost:8000 --num_prompts 5000 \
         --output prompts.jsonl
 
-The target goes on where its chat template opens the user's turn, so it writes what users said in the data that it was
-tuned on. `--system_prompts` steers it, several in turn: "You help with Python." Then scripts/regenerate_answers.py lets
-the target answer. Interrupt it when you like: the same command goes on where it stopped.
+The target continues from the point where its chat template opens the user's turn, so it writes what users said in its
+own training data. `--system_prompts`, used in turn, steer it: "You help with Python." After that,
+scripts/regenerate_answers.py generates the answers. You can interrupt it at any time: the same command continues where
+it stopped.
 """
 
 import os
@@ -34,21 +35,21 @@ from hf_eagle.door.printer import going_on, run_verb
 class WritingArguments:
     target: str = field(metadata={"help": "Target model: a folder or a Hub id."})
     server_url: str = field(metadata={"help": "Server that runs the target, such as http://localhost:8000."})
-    output: str = field(metadata={"help": "JSONL file to write; `<output>.journal` beside it holds finished work."})
+    output: str = field(metadata={"help": "JSONL file to write; `<output>.journal` next to it holds finished work."})
     num_prompts: Annotated[int, Bounds(least=1, most=10_000_000)] = _arg(
-        1000, "Prompts to ask for; unfinished and repeated ones are left out."
+        1000, "Number of prompts to ask for; unfinished and repeated ones are left out."
     )
     system_prompts: list[str] | None = _arg(
-        None, "System messages, taken in turn, which steer what is asked about; they are not written."
+        None, "System messages, used in turn, that steer the topics; they are not written to the output."
     )
-    max_new_tokens: Count = _arg(256, "Length of a prompt at most, in tokens.")
+    max_new_tokens: Count = _arg(256, "Longest prompt, in tokens.")
     temperature: Annotated[float, Bounds(above=0, most=100)] = _arg(1.0, "Of the sampling.")
     top_p: Mass = _arg(0.95, "Nucleus.")
     seed: Seed = _arg(0, "Seed of the sampling.")
-    server_model: str | None = _arg(None, "The server's name for the target, where that cannot be told from `target`.")
-    concurrency: Workers = _arg(64, "Requests under way together.")
-    retries: Annotated[int, Bounds(least=0, most=1000)] = _arg(12, "Attempts after a failed first one, ever later.")
-    request_timeout: Seconds = _arg(600.0, "Seconds that a prompt may take.")
+    server_model: str | None = _arg(None, "The server's name for the target, if it differs from `target`.")
+    concurrency: Workers = _arg(64, "Largest number of requests in flight.")
+    retries: Annotated[int, Bounds(least=0, most=1000)] = _arg(12, "Retries of a failed request, at growing intervals.")
+    request_timeout: Seconds = _arg(600.0, "Longest time of one request, in seconds.")
 
 
 def parser() -> EagleArgumentParser:
@@ -56,7 +57,7 @@ def parser() -> EagleArgumentParser:
 
 
 def door(argv: list[str] | None = None):
-    """The arguments, once each path was looked at."""
+    """Return the arguments, after checking every path."""
     args, source, template = parser().parse_args_and_config(argv)
     check_target("target", args.target, source.gguf_file)
     check_journaled_file("output", args.output, {"target": args.target, "tools": template.tools})

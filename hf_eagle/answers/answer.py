@@ -3,11 +3,25 @@
 import hashlib
 import json
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 
 from ..data.rendering import ChatRenderer
 from ..data.said import opens_thought, read_tokens
+from ..door.json_files import check_fields
+
+
+# the fields of an `Answer` in a journal; lists of token ids are long, so their items are not looked at
+_FIELDS = {
+    "message": {"content?": str | None, "reasoning_content?": str | None, "tool_calls?": list | None},
+    "finish_reason": str,
+    "token_ids?": list | None,
+    "prompt_tokens?": int | None,
+    "continues?": bool,
+    "digest?": str | None,
+}
+BEGIN_ANEW = "delete it to begin anew"  # what to do about a damaged journal
 
 
 @dataclass(frozen=True)
@@ -41,7 +55,7 @@ class Answer:
         return not (content.strip() or began or any(self.message.get(name) for name in other))
 
     def as_row(self) -> dict:
-        """Return the answer as a journal row; `Answer(**row)` reads it."""
+        """Return the answer as a part of a journal row, which `read_answer` reads."""
         return asdict(self)
 
 
@@ -120,6 +134,15 @@ def said_answer(
         continues = digest(prompt[: before.prompt_tokens + len(before.token_ids)]) == before.digest
 
     return Answer(message, finish_reason, ids, len(prompt), continues, digest(prompt + ids))
+
+
+def read_answer(row: dict, journal: Path) -> Answer:
+    """Return the `answer` of a journal's row; raise `ValueError` naming the journal if it has another form."""
+    check_fields(row, {"answer": _FIELDS}, journal, BEGIN_ANEW)
+    unknown = row["answer"].keys() - Answer.__dataclass_fields__.keys()
+    if unknown:
+        raise ValueError(f"{journal} holds the unknown field `{min(unknown)}` of an answer: {BEGIN_ANEW}.")
+    return Answer(**row["answer"])
 
 
 def add_answer(answers: list[Answer | None], answer: Answer, turns: list) -> None:

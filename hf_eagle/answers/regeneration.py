@@ -12,13 +12,17 @@ from transformers import GenerationConfig
 
 from ..data.loss_mask import ConversationEncoder
 from ..data.rendering import TemplateLimit, TemplateRefusal
-from .answer import Answer, AnswerReader, add_answer, said_answer
+from ..door.journal import Journal
+from ..door.json_files import check_fields
+from .answer import BEGIN_ANEW, Answer, AnswerReader, add_answer, read_answer, said_answer
 from .turns import check_arguments, context, open_journal, read_ids, read_offers, read_turns
 from .written_answers import write_answered
 
 
 logger = logging.getLogger(__name__)
 
+# a batch: when it was answered, and `[record, answer]` of each of its prompts
+_JOURNAL_ROW = {"turn": int, "batch": int, "answers": [list]}
 _SAMPLE = 10  # first records to try: a template that refuses them all fits none
 _WINDOW = 16  # batches whose prompts are sorted by length together: little padding, and no batch waits for all prompts
 
@@ -115,7 +119,7 @@ def _run(generate, turns, tools, journal, batch_size, seed, time_limit, progress
     """Return the answers of each record; `None` ends a record whose next prompt is too long or refused, or that calls
     a tool."""
     answers = [[] for _ in turns]
-    done = {(row["turn"], row["batch"]): row for row in journal.rows}
+    done = _batches_in(journal)
 
     started, fresh, tokens = time.monotonic(), 0, 0
     early: dict[int, str | None] = {}  # the template's reason, `None` for a prompt too long
@@ -127,29 +131,43 @@ def _run(generate, turns, tools, journal, batch_size, seed, time_limit, progress
             ids = [id for id, _ in prompts]
 
             # answered before an interruption, or now
-            row = done.get((turn, number))
-            if row is None:
+            said = done.get((turn, number))
+            if said is None:
                 if time_limit is not None and fresh and time.monotonic() - started > time_limit:
                     bar.close()
                     return answers
                 before = [answers[id][-1] if answers[id] else None for id in ids]
                 found = generate([prompt for _, prompt in prompts], before, seed + 1_000_003 * turn + number)
                 tokens += sum(len(answer.token_ids) for answer in found)
-                rows = [[id, answer.as_row()] for id, answer in zip(ids, found, strict=True)]
-                row = {"turn": turn, "batch": number, "answers": rows}
-                journal.append(row)
+                said = list(zip(ids, found, strict=True))
+                rows = [[id, answer.as_row()] for id, answer in said]
+                journal.append({"turn": turn, "batch": number, "answers": rows})
                 fresh += 1
                 bar.set_postfix_str(f"{tokens / (time.monotonic() - started):.0f} tokens/s", refresh=False)
 
-            if [id for id, _ in row["answers"]] != ids:  # an earlier version continued after empty answers
+            if [id for id, _ in said] != ids:  # an earlier version continued after empty answers
                 raise ValueError(f"{journal.path} holds other records in batch {number} of turn {turn}; delete it.")
-            for id, answer in row["answers"]:
-                add_answer(answers[id], Answer(**answer), turns[id])
+            for id, answer in said:
+                add_answer(answers[id], answer, turns[id])
             bar.update(len(ids))
         bar.update(sum(len(turns[id]) - turn for id in waiting if id in early))
     bar.close()
     _log_early(early)
     return answers
+
+
+def _batches_in(journal: Journal) -> dict[tuple[int, int], list[tuple[int, Answer]]]:
+    """Return the answers of earlier runs, by turn and batch; raise `ValueError` for a row of another form."""
+    batches = {}
+    for row in journal.rows:
+        check_fields(row, _JOURNAL_ROW, journal.path, BEGIN_ANEW)
+        said = []
+        for pair in row["answers"]:
+            named = dict(zip(("id", "answer"), pair, strict=False))
+            check_fields(named, {"id": int, "answer": dict}, journal.path, BEGIN_ANEW)
+            said.append((named["id"], read_answer(named, journal.path)))
+        batches[row["turn"], row["batch"]] = said
+    return batches
 
 
 def _log_early(early: dict[int, str | None]) -> None:

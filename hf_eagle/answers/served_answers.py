@@ -7,7 +7,7 @@ from pathlib import Path
 from ..data.loss_mask import ConversationEncoder
 from ..door.journal import Journal
 from ..door.json_files import check_fields
-from .answer import Answer, AnswerReader, add_answer
+from .answer import BEGIN_ANEW, Answer, AnswerReader, add_answer, read_answer
 from .chat_client import ChatClient
 from .served_run import Asked, Run
 from .served_target import ServedTarget
@@ -17,17 +17,7 @@ from .written_answers import write_answered
 
 logger = logging.getLogger(__name__)
 
-# the fields of an `Answer` in a journal; lists of token ids are long, so their items are not looked at
-_ANSWER = {
-    "message": {"content?": str | None, "reasoning_content?": str | None, "tool_calls?": list | None},
-    "finish_reason": str,
-    "token_ids?": list | None,
-    "prompt_tokens?": int | None,
-    "continues?": bool,
-    "digest?": str | None,
-}
-_JOURNAL_ROW = {"id": int, "turn": int, "answer": _ANSWER}
-_MEND = "delete it to begin anew"
+_JOURNAL_ROW = {"id": int, "turn": int, "answer": dict}
 
 
 def regenerate_through_server(
@@ -151,17 +141,14 @@ def _answers_in(journal: Journal, turns: list) -> list[list[Answer | None]]:
     """Return the answers of earlier runs, per record; raise `ValueError` for a row that belongs to no open turn."""
     answers: list[list[Answer | None]] = [[] for _ in turns]
     for row in journal.rows:
-        check_fields(row, _JOURNAL_ROW, journal.path, _MEND)
+        check_fields(row, _JOURNAL_ROW, journal.path, BEGIN_ANEW)
         id, turn = row["id"], row["turn"]
         if not 0 <= id < len(turns):
-            raise ValueError(f"{journal.path} answers record {id}, but there are {len(turns)} records: {_MEND}.")
+            raise ValueError(f"{journal.path} answers record {id}, but there are {len(turns)} records: {BEGIN_ANEW}.")
         if answers[id][-1:] == [None]:  # older versions of hf_eagle asked on after an empty answer
             continue
 
         if turn != len(answers[id]) or turn >= len(turns[id]):
-            raise ValueError(f"{journal.path} holds turn {turn} of record {id} out of order: {_MEND}.")
-        unknown = row["answer"].keys() - Answer.__dataclass_fields__.keys()
-        if unknown:
-            raise ValueError(f"{journal.path} holds the unknown field `{min(unknown)}` of an answer: {_MEND}.")
-        add_answer(answers[id], Answer(**row["answer"]), turns[id])
+            raise ValueError(f"{journal.path} holds turn {turn} of record {id} out of order: {BEGIN_ANEW}.")
+        add_answer(answers[id], read_answer(row, journal.path), turns[id])
     return answers

@@ -85,7 +85,9 @@ class Run:
                             failure = failure or event
 
                     if in_a_row >= SYSTEMATIC and failure is None:
-                        failure = ServerError(f"{in_a_row} consecutive prompts fail; record {first_of(early)}.")
+                        failure = ServerError(
+                            f"{in_a_row} prompts failed in a row, for instance that of record {first_of(early)}."
+                        )
                     if failure is not None:
                         self._abort()
             except BaseException:

@@ -9,10 +9,10 @@ _PACKAGES = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn
 
 
 def device_of(name: str | None) -> str:
-    """The device that an argument `device` names. If unset: CUDA's if there is one, else the CPU.
+    """Return the device that an argument `device` names; if it is unset, CUDA's if there is one, else the CPU.
 
     Raises:
-        ValueError: if nothing can be computed there.
+        ValueError: if this device cannot compute anything.
     """
     import torch
 
@@ -20,14 +20,14 @@ def device_of(name: str | None) -> str:
         return "cuda" if torch.cuda.is_available() else "cpu"
 
     if not re.fullmatch(r"[a-z]+(:\d{1,3})?", name):
-        raise ValueError(f"`device` is {name!r}, which names none: give cpu, cuda or cuda:1, for instance.")
+        raise ValueError(f"`device` is {name!r}, which is not a device: give cpu, cuda or cuda:1, for instance.")
 
     try:
         torch.ones(1, device=name).sum().item()
     except Exception as problem:
         text = (str(problem).strip().splitlines() or [""])[0].rstrip(".")
         said = text if len(text) < 100 else f"{text[:100]}..."
-        raise ValueError(f"`device` {name} cannot be used here ({said}): name another, or leave it out.") from problem
+        raise ValueError(f"`device` {name} cannot be used here ({said}): choose another, or leave it out.") from problem
 
     return name
 

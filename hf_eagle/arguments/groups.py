@@ -25,37 +25,38 @@ class TargetArguments(TargetSourceArguments):
 
     target: str = field(
         metadata={
-            "help": "Target model: a folder or a Hub id, also of a PEFT adapter, which is merged into its base. None "
-            "of its files are changed."
+            "help": "Target model, or a PEFT adapter, which is merged into its base model: a folder or a Hub id. Its "
+            "files are not changed."
         }
     )
-    base_model: str | None = _arg(None, "Hub id of the target for the draft's card. Unset: `target`, if it is one.")
+    base_model: str | None = _arg(None, "Hub id of the target, for the model card. Unset: `target`, if it is one.")
     target_dtype: Literal["auto", "float32", "bfloat16", "float16"] = _arg(
-        "auto", "Data type the target runs in; `auto` keeps its checkpoint's."
+        "auto", "Data type that the target runs in; `auto` keeps that of its checkpoint."
     )
     tap_ids: list[Whole] | None = _arg(
         None,
-        "Tapped layers as ascending entry ids (id k is the input of layer k, id N the final norm's). Unset: 2, N//2, "
-        "N-3, as both servers assume.",
+        "Layers to tap, as ascending entry ids: id k is the input of layer k, id N that of the final norm. Unset: 2, "
+        "N//2, N-3, as both servers assume.",
     )
     tap_method: Literal["hooks", "output_hidden_states"] = _arg(
         "hooks", "How taps are recorded; `output_hidden_states` is for models whose layers cannot be hooked."
     )
     attn_implementation: str | None = _arg(None, "Attention implementation of the target, as in transformers.")
     compile_target: bool = _arg(
-        False, "`torch.compile` the target: takes a minute or two at the start, then each forward is a little faster."
+        False, "Compile the target with `torch.compile`: a slow start (a minute or two), then a little faster steps."
     )
     target_sharding: Literal["none", "fsdp2", "tensor", "expert"] = _arg(
         "none",
-        "Spread the target over the ranks, each of which loads only its share: `fsdp2` gathers a layer while it runs, "
-        "`tensor` splits each layer's work, `expert` spreads a mixture's experts and treats the rest as `fsdp2`.",
+        "Spread the target over the ranks, each of which loads only its share: `fsdp2` gathers each layer while it "
+        "runs, `tensor` splits the work of each layer, `expert` spreads the experts of a mixture-of-experts model and "
+        "treats the rest as `fsdp2` does.",
     )
     target_shard_size: Count | None = _arg(
         None,
-        "Ranks that together hold one whole target, for instance those of a machine; others hold further copies. "
-        "Unset: all.",
+        "Number of ranks that hold one whole target between them, for instance those of one machine; the other ranks "
+        "hold further copies. Unset: all ranks.",
     )
-    target_cpu_offload: bool = _arg(False, "`fsdp2`: keep the shards in main memory, and gather layers from there.")
+    target_cpu_offload: bool = _arg(False, "`fsdp2`: keep the shards in main memory and gather layers from there.")
 
     def __post_init__(self):
         check_numbers(self)
@@ -68,7 +69,7 @@ class TargetArguments(TargetSourceArguments):
 
     @property
     def sharding(self) -> dict[str, str | int | bool | None]:
-        """How the target is spread, as `FrozenTarget.from_pretrained` takes it."""
+        """Return how the target is spread, as arguments of `FrozenTarget.from_pretrained`."""
         sizes = {"shard_size": self.target_shard_size, "cpu_offload": self.target_cpu_offload}
         return {"sharding": self.target_sharding, **sizes}
 
@@ -81,19 +82,19 @@ class DraftArguments:
 
     method: str = _arg(
         "eagle3",
-        "`eagle3`; or `eagle1`, which predicts the target's last hidden states and has neither taps nor its own "
-        "vocabulary; `eagle2` trains the same draft as `eagle1`, to be decoded with a dynamic tree; or your own kind, "
-        "registered before.",
+        "Kind of draft: `eagle3`; `eagle1`, which predicts the target's last hidden states and has neither taps nor a "
+        "vocabulary of its own; `eagle2`, which trains the same draft as `eagle1`, to be decoded with a dynamic tree; "
+        "or a kind that you have registered.",
     )
     draft_vocab_size: Count | None = _arg(
         None,
-        "Number of tokens the draft can propose, the most frequent of the supervised ones. Unset, or `none`: the whole "
-        "vocabulary.",
+        "Number of tokens that the draft can propose: those supervised most often in the data. Unset, or `none`: the "
+        "whole vocabulary.",
     )
     fill_vocabulary: bool = _arg(
         False,
-        "If `draft_vocab_size` exceeds the number of different tokens in the data, fill it up with the tokenizer's "
-        "most frequent ones: those with the lowest ids, as tokenizers number their merges. Unset: refuse such a size.",
+        "If the data hold fewer different tokens than `draft_vocab_size`, add the tokenizer's most frequent ones: "
+        "those with the lowest ids, since tokenizers number their merges by frequency. Unset: refuse such a size.",
     )
     draft_attention: Literal["auto", "llama", "mla"] = _arg(
         "auto",
@@ -102,46 +103,46 @@ class DraftArguments:
     )
     q_lora_rank: Annotated[int, Bounds(least=0, most=2**17)] | None = _arg(
         None,
-        "`mla`: rank of the queries' bottleneck, 0 for none (no server loads such a draft yet). Unset, as the next "
-        "four: the target's, or DeepSeek-V3's for a target without latent attention.",
+        "`mla`: rank of the queries' bottleneck, 0 for none (no server loads such a draft yet). If this or one of the "
+        "next four is unset: the target's value, or DeepSeek-V3's for a target without latent attention.",
     )
     kv_lora_rank: Width | None = _arg(None, "`mla`: width of the latent that keys and values are made from.")
-    qk_nope_head_dim: Width | None = _arg(None, "`mla`: part of a head's key that is not rotated.")
-    qk_rope_head_dim: Width | None = _arg(None, "`mla`: part of a key that is rotated, shared by all heads.")
+    qk_nope_head_dim: Width | None = _arg(None, "`mla`: width of the part of a head's key that is not rotated.")
+    qk_rope_head_dim: Width | None = _arg(None, "`mla`: width of the rotated part of a key, which all heads share.")
     v_head_dim: Width | None = _arg(None, "`mla`: width of a head's value.")
     draft_rope: Literal["1d", "mrope"] = _arg(
         "1d",
-        "Positions of the draft if the target has m-RoPE (Qwen-VL): one per token, counted over all tokens, or the "
-        "target's three.",
+        "Positions of the draft if the target has m-RoPE (Qwen-VL): one per token, counting all tokens (`1d`), or the "
+        "target's three per token (`mrope`).",
     )
     draft_rope_scaling: str | None = _arg(
         None,
-        'RoPE scaling of the draft instead of the target\'s, as JSON: `{"rope_type": "yarn", "factor": 4.0, '
+        'RoPE scaling of the draft, if it differs from the target\'s, as JSON: `{"rope_type": "yarn", "factor": 4.0, '
         '"original_max_position_embeddings": 8192}`. Types are default, linear, llama3 and yarn, with the fields that '
-        "both servers read; `rope_theta` is the target's unless given.",
+        "both servers read. Unless given, `rope_theta` is the target's.",
     )
     image_embeddings: Literal["token", "vision"] = _arg(
         "token",
-        "What the draft embeds at an image or a video: its token, as vLLM does, or the output of the target's vision "
-        "tower, as SGLang does.",
+        "The draft's input embedding at an image or a video: that of its token, as in vLLM, or the output of the "
+        "target's vision tower, as in SGLang.",
     )
-    fc_norm: bool = _arg(False, "EAGLE-3.1: one RMSNorm per tap in front of `fc`.")
+    fc_norm: bool = _arg(False, "EAGLE-3.1: apply an RMSNorm to each tap before `fc`.")
     norm_output: bool = _arg(False, "EAGLE-3.1: feed the normed output back instead of the residual stream.")
     draft_init: Literal["target", "random"] = _arg(
-        "target", "Start with the target's rows in the head and its last tap passed through `fc`, or at random."
+        "target", "Start with the target's rows in the head and an `fc` that passes the last tap on, or at random."
     )
     init_from: str | None = _arg(
         None,
-        "Draft to start from, a folder or a Hub id: of the same shapes and taps, with any draft vocabulary. Rows of "
-        "its head are carried over by token; rows of new tokens start as `draft_init` says. Has no effect on resuming, "
-        "except with `use_peft`: the adapter is added to it.",
+        "Draft to start from, a folder or a Hub id. Its shapes and taps must be the same; its draft vocabulary may "
+        "differ: rows of its head are copied by token, rows of new tokens start as `draft_init` says. Ignored on "
+        "resuming, except with `use_peft`, whose adapter is added to it.",
     )
     license: str | None = _arg(
-        None, "Licence of the draft for its card, as the Hub spells it. Unset: the target's, if its card names one."
+        None, "Licence of the draft for its model card, as the Hub spells it. Unset: that in the target's card, if any."
     )
     draft_attn_implementation: Literal["sdpa", "eager", "flex_attention"] = _arg(
         "sdpa",
-        "Attention of the training-time test: `sdpa` uses the fused kernel of the device, `eager` is the slow "
+        "Attention implementation of the draft in training: `sdpa` uses the device's fused kernel, `eager` is the slow "
         "reference.",
     )
 
@@ -165,17 +166,17 @@ class DraftArguments:
 
     @property
     def rope_scaling(self) -> dict[str, Any] | None:
-        """The RoPE scaling that was asked for, as a draft's config takes it."""
+        """Return the requested RoPE scaling, in the form of a draft's config; `None` without one."""
         return self._rope_scaling
 
     @property
     def kind(self) -> Kind:
-        """The kind of draft that is trained."""
+        """Return the kind of draft that is trained."""
         return kind_of_method(self.method)
 
     @property
     def latent_sizes(self) -> dict[str, int | None]:
-        """The sizes of latent attention that were set, as a draft's config takes them."""
+        """Return those sizes of latent attention that were set, as fields of a draft's config."""
         sizes = {name: getattr(self, name) for name in LATENT_SIZES if getattr(self, name) is not None}
         return {**sizes, "q_lora_rank": None} if self.q_lora_rank == 0 else sizes
 
@@ -188,19 +189,19 @@ class AdapterArguments:
 
     use_peft: bool = _arg(
         False,
-        "Train a LoRA adapter on the draft that `init_from` names, instead of the draft itself. Saves the draft with "
-        "the adapter merged in and, in `adapter/`, the adapter.",
+        "Train a LoRA adapter on the draft that `init_from` names, instead of the draft itself. The draft is saved "
+        "with the adapter merged in, and the adapter alone in `adapter/`.",
     )
     lora_r: Width = _arg(16, "Rank of the adapter's matrices.")
     lora_alpha: Count = _arg(32, "The adapter is added with the factor `lora_alpha / lora_r`.")
-    lora_dropout: Share = _arg(0.0, "Share of the adapter's inputs that is dropped in training.")
+    lora_dropout: Share = _arg(0.0, "Dropout probability of the adapter's inputs in training.")
     lora_target_modules: list[str] | None = _arg(
         None,
         "Projections that get an adapter, by the last parts of their names. Unset: those of the draft's layer and "
         "`fc`; add `lm_head` for the head.",
     )
     lora_modules_to_save: list[str] | None = _arg(
-        None, "Modules that are trained fully next to the adapter, such as `lm_head` or `norm` (every norm)."
+        None, "Modules that are trained in full besides the adapter, such as `lm_head` or `norm` (every norm)."
     )
 
     def __post_init__(self):
@@ -214,7 +215,7 @@ class AdapterArguments:
                     )
 
     def peft_config(self):
-        """The [`~peft.LoraConfig`] that `EagleTrainer` takes; `None` without `use_peft`."""
+        """Return the [`~peft.LoraConfig`] that `EagleTrainer` takes; `None` without `use_peft`."""
         if not self.use_peft:
             return None
 
@@ -237,38 +238,39 @@ class DataArguments(TemplateArguments, MediaArguments):
 
     train_data: list[str] = field(
         metadata={
-            "help": "Chats to train on: JSON, JSONL, Parquet, CSV or Arrow files, folders, or Hub data sets, where "
-            "`id:split` takes another split than train, `id:subset:split` a subset, and `id@revision` another commit."
+            "help": "Chats to train on: JSON, JSONL, Parquet, CSV or Arrow files, folders, or Hub data sets. Of these, "
+            "`id` reads the split `train`, `id:split` another one, `id:subset:split` that of a subset, and "
+            "`id@revision` another commit."
         }
     )
     data_weights: list[Annotated[float, Bounds(above=0, most=1_000_000)]] | None = _arg(
         None,
-        "One number for each of `train_data`: how often its records are taken. 0.5 is a random half, 2 is each twice; "
-        "with `streaming`, shares of the mixture.",
+        "One number for each source in `train_data`: how often its records are used (0.5: a random half of them, 2: "
+        "each twice). With `streaming`: the sources' shares of the mixture.",
     )
     data_licenses: list[str] | None = _arg(
-        None, "Licence of each of `train_data`, for the card. Unset: those named by their own cards."
+        None, "Licence of each source in `train_data`, for the model card. Unset: those that their own cards state."
     )
     dataset_format: Literal["auto", "messages", "sharegpt", "alpaca", "prompt_completion", "preference", "text"] = _arg(
         "auto",
-        "Form of the records; `auto` goes by their columns. `preference` takes the chosen answers; `text` is "
-        "supervised as a whole or, if it is a rendered chat, after the headers of its answers.",
+        "Form of the records; `auto` recognises it by their columns. `preference` uses the chosen answers. `text` is "
+        "supervised as a whole or, if it is a rendered chat, after the header of each answer.",
     )
     eval_data: list[str] | None = _arg(None, "Chats to evaluate on.")
     eval_share: Share = _arg(0.0, "Share of the training chats to hold out for evaluation when `eval_data` is unset.")
     max_length: Annotated[int, Bounds(least=4)] = _arg(
-        2048, "Longest sequence in tokens, at most what the target reads; longer ones are cut and counted."
+        2048, "Longest sequence in tokens, no longer than the target can read. Longer ones are truncated, and counted."
     )
     packing: bool = _arg(
         False,
-        "Put whole conversations side by side in rows of `max_length` tokens instead of padding each. The loss stays "
-        "that of the conversations; `per_device_train_batch_size` and `per_device_eval_batch_size` then count rows.",
+        "Put whole conversations side by side in rows of `max_length` tokens instead of padding each. The loss does "
+        "not change; `per_device_train_batch_size` and `per_device_eval_batch_size` then count such rows.",
     )
     streaming: bool = _arg(
         False,
-        "Read and tokenise conversations during training, shuffled within 1,000, for data too large to prepare "
-        "first. Needs `max_steps`; nothing can be packed, grouped by length, held out, stored as features or counted "
-        "for a draft vocabulary. A batch counts records: one without an answer takes its place and adds nothing.",
+        "Read and tokenise conversations during training, shuffled among 1,000 at a time: for data too large to "
+        "prepare first. Needs `max_steps`, and excludes packing, grouping by length, held-out data, stored features "
+        "and counting tokens for a draft vocabulary. A record without an answer still counts in its batch.",
     )
     skip_bad_media: bool = _arg(
         False, "Leave out, and count, conversations with media that cannot be loaded, instead of stopping."
@@ -276,29 +278,29 @@ class DataArguments(TemplateArguments, MediaArguments):
     skip_bad_records: bool = _arg(
         False, "Leave out, and count, records that cannot be read or rendered, instead of stopping."
     )
-    last_turn_only: bool = _arg(False, "Train only on what follows the last user's message, not on every answer.")
-    train_on_thoughts: bool = _arg(True, "Also train on the thoughts of answers, if the template writes them.")
+    last_turn_only: bool = _arg(False, "Train only on what follows the last user message, instead of on every answer.")
+    train_on_thoughts: bool = _arg(True, "Also train on the reasoning in answers, if the chat template writes it.")
     train_on_tool_calls: bool = _arg(True, "Also train on the tool calls of answers.")
-    preprocessing_workers: Workers | None = _arg(None, "Number of processes that tokenise.")
+    preprocessing_workers: Workers | None = _arg(None, "Number of processes that tokenise the data.")
     feature_store: str | None = _arg(
         None,
-        "Folder of the target's features, made by scripts/cache_features.py: training reads them instead of running "
-        "the target.",
+        "Folder of the target's features, as scripts/cache_features.py stores them: training reads these instead of "
+        "running the target.",
     )
     cache_mode: Literal["read", "first_epoch"] = _arg(
-        "read", "`feature_store` must hold everything; or is filled during the first epoch, and read after it."
+        "read", "`read`: `feature_store` must be complete; `first_epoch`: it is filled in the first epoch, then read."
     )
     store_dtype: Literal["bfloat16", "float32", "float8"] = _arg(
         "bfloat16", "Number format of `feature_store`; `float8` is e4m3 with a scale for each token and tap."
     )
     acceptance_prompts: str | None = _arg(
         None,
-        "Prompts (.jsonl, .json, .txt) to decode during training, and at evaluations, to measure acceptance.",
+        "Prompts (.jsonl, .json, .txt) to decode during training and at evaluations, to measure the acceptance length.",
     )
     acceptance_steps: Count | None = _arg(
-        None, "Optimizer steps between measurements of acceptance; unset: only at evaluations."
+        None, "Optimizer steps between measurements of the acceptance length. Unset: only at evaluations."
     )
-    acceptance_num_prompts: Count = _arg(16, "Number of `acceptance_prompts` to take, from the first on.")
+    acceptance_num_prompts: Count = _arg(16, "Number of `acceptance_prompts` to use, beginning with the first.")
 
     def __post_init__(self):
         super().__post_init__()
@@ -314,13 +316,13 @@ class DataArguments(TemplateArguments, MediaArguments):
 
         if not self.streaming and max(self.data_weights or [0]) > 1000:
             raise ValueError(
-                f"`data_weights` holds {max(self.data_weights):g}, so each record would be taken so often: give at "
-                "most 1000; only with `streaming` are they shares."
+                f"`data_weights` holds {max(self.data_weights):g}, so each record would be used that many times: give "
+                "at most 1000 (only with `streaming` are the weights shares)."
             )
 
         wrong = next((name for name in ("packing", "eval_share", "feature_store") if getattr(self, name)), None)
         if self.streaming and wrong:
-            raise ValueError(f"`{wrong}` needs the whole data, which `streaming` never has: leave one of them out.")
+            raise ValueError(f"`{wrong}` needs all data at once, which `streaming` never has: leave one of them out.")
 
         for name, default in (("cache_mode", "read"), ("store_dtype", "bfloat16")):
             if self.feature_store is None and getattr(self, name) != default:
@@ -332,19 +334,19 @@ class DataArguments(TemplateArguments, MediaArguments):
 
 @dataclass
 class DryRunArguments:
-    """Report what a run would hold, instead of running it."""
+    """Report how much memory a run would need, instead of running it."""
 
     _argument_group_name = "dry run"
 
     dry_run: bool = _arg(
         False,
-        "Print what every rank would hold, from the configs alone, and stop. `target` may then be a folder with "
-        "only its `config.json`.",
+        "Print how much memory every rank would need, computed from the configs alone, and stop. `target` may then be "
+        "a folder with only its `config.json`.",
     )
     world_size: Annotated[int, Bounds(least=1, most=2**20)] = _arg(1, "`dry_run`: number of ranks.")
     device_memory_gb: Positive | None = _arg(None, "`dry_run`: warn if a rank needs more GiB than this.")
     supervised_share: Mass = _arg(
-        1.0, "`dry_run`: share of a batch's tokens that belong to an answer; 1 is the most there can be."
+        1.0, "`dry_run`: share of a batch's tokens that belong to an answer; 1 is the worst case."
     )
 
     def __post_init__(self):
@@ -352,4 +354,6 @@ class DryRunArguments:
         for other in fields(self):
             value = getattr(self, other.name)
             if not self.dry_run and value != other.default:
-                raise ValueError(f"`{other.name}` is {value}, but only `dry_run` reads it: leave it out, or set that.")
+                raise ValueError(
+                    f"`{other.name}` is {value}, but only `dry_run` uses it: leave it out, or set `dry_run`."
+                )

@@ -19,29 +19,30 @@ class EagleArguments:
 
     ttt_steps: Depth | None = _arg(
         None,
-        "Steps of the training-time test: how deep the draft is unrolled on its own output. Unset: 7; EAGLE-1 has one.",
+        "Steps of the training-time test (TTT): how far the draft is unrolled on its own output. Unset: 7, but 1 for "
+        "EAGLE-1.",
     )
     step_weight: Mass = _arg(0.8, "Weight of TTT step s is `step_weight ** s`, divided by the sum of all weights.")
     supervision: Literal["serving", "reference"] = _arg(
-        "serving", "Rows that count: those a server drafts from, or the official code's alignment (one row late)."
+        "serving", "Rows that the loss counts: those that servers draft from, or the official code's (one row later)."
     )
     loss: Literal["ce", "lk_alpha", "lk_lambda"] = _arg("ce", "Soft cross-entropy, or an LK loss (arXiv 2602.23881).")
     oov_rows: Literal["mask", "renormalize"] = _arg(
-        "mask", "Rows whose target token is outside the draft vocabulary: left out of the loss, or kept."
+        "mask", "Rows whose target token is not in the draft vocabulary: leave them out of the loss, or keep them."
     )
-    lk_scale: Weight = _arg(1.0, "`lk_lambda`: share of cross-entropy is `lk_scale * exp(-lk_decay * mean alpha)`.")
+    lk_scale: Weight = _arg(1.0, "`lk_lambda`: cross-entropy has the share `lk_scale * exp(-lk_decay * mean alpha)`.")
     lk_decay: Weight = _arg(3.0, "`lk_lambda`: see `lk_scale`.")
-    regression_weight: Weight = _arg(1.0, "EAGLE-1: weight of the smooth L1 loss of the predicted feature.")
-    ce_weight: Weight = _arg(0.1, "EAGLE-1: weight of the cross-entropy behind the target's head.")
+    regression_weight: Weight = _arg(1.0, "EAGLE-1: weight of the smooth L1 loss on the predicted features.")
+    ce_weight: Weight = _arg(0.1, "EAGLE-1: weight of the cross-entropy of what the target's head predicts.")
     feature_noise: Literal["none", "uniform", "gaussian"] = _arg(
-        "uniform", "EAGLE-1: noise on the target's features in training, as in the official code."
+        "uniform", "EAGLE-1: noise added to the target's features in training, as in the official code."
     )
 
     def __post_init__(self):
         check_numbers(self)
 
         if self.regression_weight + self.ce_weight == 0:
-            raise ValueError("`regression_weight` and `ce_weight` must not both be 0: one of them is what is learned.")
+            raise ValueError("`regression_weight` and `ce_weight` must not both be 0, or nothing is learned.")
 
         for choice in (f for f in fields(EagleArguments) if get_origin(f.type) is Literal):
             allowed, value = get_args(choice.type), getattr(self, choice.name)
@@ -53,11 +54,11 @@ def refuse_other_methods(kind: Kind, *groups) -> None:
     """Refuse arguments that are set but have no meaning for a kind of draft.
 
     Args:
-        kind: of the draft.
-        groups: argument groups, of any class of arguments.
+        kind: the kind of draft.
+        groups: instances of any classes of arguments.
 
     Raises:
-        ValueError: naming the first of them.
+        ValueError: naming the first such argument.
     """
     for group in groups:
         for known in (f for f in fields(group) if f.name in kind.meaningless):

@@ -45,7 +45,7 @@ _RANKS = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"
 
 
 def refuse_unfit(args: TrainingArguments) -> None:
-    """`ValueError` for an option that cannot work on any machine; called before the library checks the arguments."""
+    """Raise `ValueError` for an option that works on no machine; called before the library checks the arguments."""
     _refuse_other_choices(args)
 
     if args.neftune_noise_alpha == 0:  # no noise, but the library would ask a draft for embeddings to add it to
@@ -100,7 +100,7 @@ def refuse_unfit(args: TrainingArguments) -> None:
 
 
 def _refuse_other_choices(args: TrainingArguments) -> None:
-    """`ValueError` for a text that is not one of the values its option takes."""
+    """Raise `ValueError` for a text that is not one of the values its option takes."""
     choices = dict(_CHOICES)
     for name, hint in get_type_hints(TrainingArguments).items():
         kinds = [kind for kind in (hint, *get_args(hint)) if inspect.isclass(kind) and issubclass(kind, Enum)]
@@ -123,7 +123,7 @@ def _refuse_other_choices(args: TrainingArguments) -> None:
 
 
 def _check_json(name: str, value: Any) -> None:
-    """`ValueError` for a text that is neither a JSON object nor, if allowed, the name of a file."""
+    """Raise `ValueError` for a text that is neither a JSON object nor, if allowed, the name of a file."""
     if not isinstance(value, str):
         return
 
@@ -152,7 +152,7 @@ def complete(args: TrainingArguments) -> None:
     try:
         TrainingArguments.__post_init__(args)
     except DistError as problem:
-        said = "This rank lost another one while they met: that rank has ended, and what it printed says why."
+        said = "This rank lost another rank while they connected: look at what that one printed before it ended."
         raise ConnectionError(said) from problem
     except (ArithmeticError, AttributeError, ImportError, LookupError, OSError, TypeError, ValueError) as problem:
         said = _of(problem)
@@ -169,7 +169,7 @@ def _was_set(args: TrainingArguments, known) -> bool:
 
 
 def refuse_unavailable(args: TrainingArguments) -> None:
-    """`ValueError` for an option that needs what this machine lacks, or that its own library refuses.
+    """Raise `ValueError` for an option that needs something this machine lacks, or that its own library refuses.
 
     The library itself is tried with the option, as it will be when training begins.
     """
@@ -184,7 +184,7 @@ def refuse_unavailable(args: TrainingArguments) -> None:
         from huggingface_hub import constants, get_token
 
         if constants.HF_HUB_OFFLINE:
-            raise ValueError("`push_to_hub` cannot reach the Hub: HF_HUB_OFFLINE is set; unset it, or leave that out.")
+            raise ValueError("`push_to_hub` cannot work while HF_HUB_OFFLINE is set: unset that, or leave this out.")
         if args.hub_token is None and get_token() is None:
             raise ValueError("`push_to_hub` needs a token of the Hub: run `hf auth login`, or give `hub_token`.")
 
@@ -227,7 +227,7 @@ def _check_schedule(args: TrainingArguments) -> None:
         for factor in getattr(schedule, "lr_lambdas", ()):  # some options are used only later on
             for step in range(11):
                 if not math.isfinite(factor(step)):
-                    raise ValueError(f"the rate of step {step} is no finite number")
+                    raise ValueError(f"the rate of step {step} is not a finite number")
     except Exception as problem:
         raise ValueError(
             f"`lr_scheduler_type` {args.lr_scheduler_type.value} does not go with `lr_scheduler_kwargs` {options}: "
@@ -236,5 +236,5 @@ def _check_schedule(args: TrainingArguments) -> None:
 
 
 def _of(problem: Exception) -> str:
-    """What a library says, in one line."""
+    """Return a library's error text as one line."""
     return " ".join(str(problem).split()).rstrip(".") or type(problem).__name__

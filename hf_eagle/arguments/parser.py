@@ -16,12 +16,12 @@ from .yaml_files import read_words
 
 
 def argument(default: Any, help: str) -> Any:
-    """A field of a dataclass of arguments: its default, and its text for `--help`."""
+    """Return a field of a dataclass of arguments, with its default and its text for `--help`."""
     return field(default=default, metadata={"help": help})
 
 
 def parse_counts(name: str, text: str, most: int = 64) -> list[int]:
-    """`1..4` or `1,2,3,4` -> the numbers; `ValueError` naming the argument for anything else."""
+    """Return the numbers of `1..4` or `1,2,3,4`; raise `ValueError` naming the argument for anything else."""
     first, _, last = text.partition("..")
     parts = [part.strip() for part in ([first, last] if last else text.split(","))]
     counts = [int(part) if part.isdecimal() and len(part) < 10 else 0 for part in parts]
@@ -92,13 +92,13 @@ class EagleArgumentParser(HfArgumentParser):
         self.add_argument("--config", metavar="FILE", help="YAML file of arguments, or a recipe's name.")
 
     def parse_args_and_config(self, args: list[str] | None = None, first: str | None = None) -> tuple[Any, ...]:
-        """One instance of each dataclass, in order.
+        """Parse the arguments, and return one instance of each dataclass, in order.
 
         Args:
             args: the command line, `sys.argv[1:]` when `None`.
-            first: the argument that the first word may stand for, without its name.
+            first: the argument whose value may come first, without its name.
 
-        Exits with a usage message for an unknown name, a value that does not fit, or an unreadable file.
+        Exits with a message for an unknown name, a value that is not allowed, or an unreadable file.
         """
         args = [_at_home(word) for word in (sys.argv[1:] if args is None else args)]
         if first is not None and args and not args[0].startswith("-"):
@@ -151,14 +151,14 @@ class EagleArgumentParser(HfArgumentParser):
         return parsed, unknown
 
     def _tokens(self, path: str) -> list[str]:
-        """The file's values as words of a command line."""
+        """Return the file's values as words of a command line."""
         actions = {}
         for action in self._actions:
             actions.setdefault(action.dest, action)  # the first: a later one, `--no_X`, means the opposite
 
         def takes(name: str) -> tuple[type, bool]:
             if name in ("config", "help"):
-                raise ValueError(f"{path}: `{name}` belongs on the command line, not into a file: leave it out.")
+                raise ValueError(f"{path}: `{name}` belongs on the command line, not in a file: leave it out.")
             if name not in actions:
                 raise ValueError(f"{path}: {self._unknown(f'--{name}')}")
             action = actions[name]

@@ -10,12 +10,12 @@ from ..drafts.kinds import kind_of_folder
 from .groups import DataArguments, DraftArguments, TargetArguments
 
 
-# next to a config.json that says nothing, these may belong to somebody
+# if these lie beside a config.json that cannot be read, the folder may hold a model worth keeping
 _WORTH_KEEPING = ("*.safetensors", "pytorch_model*.bin", "*.gguf", "checkpoint-*")
 
 
 def paths_read(target: TargetArguments, data: DataArguments, draft: DraftArguments | None = None) -> dict[str, object]:
-    """The paths that a recipe reads, by argument, so that they are not overwritten."""
+    """Return the paths that a recipe reads, by argument, so that none of them is overwritten."""
     return {
         "target": target.target,
         **{name: getattr(data, name) for name in ("train_data", "eval_data", "acceptance_prompts", "tools")},
@@ -24,7 +24,7 @@ def paths_read(target: TargetArguments, data: DataArguments, draft: DraftArgumen
 
 
 def check_data_paths(target: TargetArguments, data: DataArguments) -> None:
-    """`ValueError` naming the first argument for target or data whose path does not exist, or cannot be read."""
+    """Raise `ValueError` naming the first argument for target or data whose path does not exist, or cannot be read."""
     check_target("target", target.target, target.gguf_file)
     check_data("train_data", data.train_data)
     check_data("eval_data", data.eval_data or [])
@@ -44,7 +44,7 @@ def check_training_paths(data: DataArguments, draft: DraftArguments) -> None:
 def check_draft_folder(
     argument: str, path: str, reads: dict[str, object] | None = None, overwrite: bool = False
 ) -> None:
-    """`FileExistsError` or `ValueError` unless a draft can be saved here without destroying anything."""
+    """Raise `FileExistsError` or `ValueError` unless a draft can be saved here without destroying anything."""
     if not overwrite:
         refuse_torn_config(argument, path)
     check_output_folder(
@@ -53,12 +53,12 @@ def check_draft_folder(
 
 
 def is_draft(folder: Path) -> bool:
-    """Whether a folder holds a draft of a known kind, or a run of one: a full disk may have cut its config."""
+    """Return whether a folder holds a draft of a known kind, or a run of one: a full disk may have cut its config."""
     return any(kind_of_folder(place) is not None for place in (folder, *folder.glob("checkpoint-*")))
 
 
 def holds_torn_config(folder: str | Path) -> bool:
-    """Whether a folder holds nothing of a model except a config.json that is not JSON.
+    """Return whether a folder holds nothing of a model except a config.json that is not JSON.
 
     A run leaves one if it is killed, or finds the disk full, while it saves a draft before any checkpoint exists.
     """
@@ -74,9 +74,9 @@ def holds_torn_config(folder: str | Path) -> bool:
 
 
 def refuse_torn_config(argument: str, folder: str | Path) -> None:
-    """`FileExistsError` for a folder that `holds_torn_config`."""
+    """Raise `FileExistsError` for a folder that `holds_torn_config`."""
     if holds_torn_config(folder):
         raise FileExistsError(
-            f"`{argument}` {folder} holds a config.json that cannot be read as JSON, as a run leaves one that was "
-            "ended while it saved its draft: replace it with `--overwrite`, or name another folder."
+            f"`{argument}` {folder} holds a config.json that is not JSON, probably from a run that ended while it "
+            "saved its draft: replace it with `--overwrite`, or name another folder."
         )

@@ -10,7 +10,7 @@ from .parser import argument as _arg
 
 
 # one declaration for every verb that reads records
-MEDIA_ROOT = "Where relative paths of images and videos start; unset: the folder of the file that names them."
+MEDIA_ROOT = "Folder that relative paths of images and videos start from. Unset: that of the file that names them."
 
 
 @dataclass(kw_only=True)
@@ -20,12 +20,12 @@ class TargetSourceArguments:
     _argument_group_name = "source of the target"
 
     target_revision: str = _arg("main", "Revision of the target on the Hub.")
-    gguf_file: str | None = _arg(None, "Name of a GGUF file inside `target`, if it is one.")
+    gguf_file: str | None = _arg(None, "Name of the GGUF file in the folder `target`, if the target has that format.")
     trust_remote_code: bool = _arg(False, "Run code that comes with the target.")
 
     @property
     def source(self) -> dict[str, str | bool]:
-        """As the functions of `targets/loading` take it: `load_tokenizer(target, **source)`."""
+        """Return this as arguments of the functions in `targets/loading`: `load_tokenizer(target, **source)`."""
         gguf = {"gguf_file": self.gguf_file} if self.gguf_file else {}
         return {"revision": self.target_revision, "trust_remote_code": self.trust_remote_code, **gguf}
 
@@ -37,7 +37,7 @@ class TemplateArguments:
     _argument_group_name = "chat template"
 
     chat_template_kwargs: str | None = _arg(
-        None, 'Further arguments of the chat template, as JSON: `{"enable_thinking": false}`. Serve with the same.'
+        None, 'Further arguments of the chat template, as JSON: `{"enable_thinking": false}`. Serve with the same ones.'
     )
     tools: str | None = _arg(
         None, "JSON file with a list of tools, each a JSON schema: offered in every conversation that brings none."
@@ -48,7 +48,7 @@ class TemplateArguments:
 
     @property
     def template_kwargs(self) -> dict:
-        """Arguments of the chat template besides messages; `tools` are for conversations that bring none."""
+        """Return the chat template's arguments besides messages; `tools` are for conversations that bring none."""
         return dict(self._template_kwargs)
 
     def _read(self) -> dict:
@@ -62,7 +62,7 @@ class TemplateArguments:
 
 @dataclass(kw_only=True)
 class MediaArguments:
-    """Where images and videos are, and how much of them the target is shown."""
+    """Where images and videos are, and how many pixels and frames of them the target sees."""
 
     _argument_group_name = "images and videos"
 
@@ -71,22 +71,22 @@ class MediaArguments:
         None,
         "Fewest pixels of an image, and of a video as the target's processor counts them. Unset: the processor's own.",
     )
-    max_pixels: Count | None = _arg(None, "Most pixels, likewise. Serve with the same.")
+    max_pixels: Count | None = _arg(None, "Most pixels, counted the same way. Set the same in the server.")
     fps: Positive | None = _arg(
         None,
-        "Frames per second taken of a video; for a list of frames, its frame rate. Unset: the processor's own.",
+        "Frames per second sampled from a video; for a list of frames, its frame rate. Unset: the processor's own.",
     )
-    max_frames: Count | None = _arg(None, "Most frames taken of a video. Unset: the processor's own.")
+    max_frames: Count | None = _arg(None, "Most frames sampled from a video. Unset: the processor's own.")
 
     @property
     def media_limits(self) -> dict[str, float]:
-        """The limits that were given, as `limit_media` takes them."""
+        """Return those limits that were set, as `limit_media` takes them."""
         named = {name: getattr(self, name) for name in ("min_pixels", "max_pixels", "fps", "max_frames")}
         return {name: value for name, value in named.items() if value is not None}
 
 
 def _tools_in(path: str) -> list[dict]:
-    """The tools of a JSON file; `ValueError` naming it if it holds none."""
+    """Return the tools in a JSON file; raise `ValueError` naming it if it holds none."""
     try:
         found = read_json(path)
     except ValueError as problem:

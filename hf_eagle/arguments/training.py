@@ -22,7 +22,7 @@ class EagleTrainingArguments(EagleArguments, TrainingArguments):
     all of them at every step), and no hiding of a NaN loss.
 
     Raises:
-        ValueError: for a value that does not fit, before any work is done.
+        ValueError: for a value that is not allowed, before any work is done.
 
     Example:
         >>> EagleTrainingArguments(output_dir="outputs/draft", ttt_steps=5, bf16=True)
@@ -35,25 +35,23 @@ class EagleTrainingArguments(EagleArguments, TrainingArguments):
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning rate schedule."})
     adam_beta2: float = field(default=0.95, metadata={"help": "Beta2 of AdamW."})
     max_grad_norm: float = field(default=0.5, metadata={"help": "Gradient clipping."})
-    logging_steps: float = field(default=10, metadata={"help": "Log every so many steps (below 1: share of all)."})
-    ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "A draft uses all of them."})
-    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "A NaN loss stops the run."})
+    logging_steps: float = field(default=10, metadata={"help": "Log every so many steps (below 1: share of the run)."})
+    ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "Off: a draft uses all of them."})
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Off: a NaN loss is shown."})
     resume_from_checkpoint: str | None = field(
         default=None,
-        metadata={
-            "help": "`last` continues from the newest complete checkpoint in `output_dir`, or a checkpoint folder."
-        },
+        metadata={"help": "Checkpoint folder to continue from, or `last`: the newest complete one in `output_dir`."},
     )
     ignore_missing_state: bool = field(
         default=False,
-        metadata={"help": "Resume from a checkpoint without optimizer or schedule, which begin anew; this is logged."},
+        metadata={"help": "Resume from a checkpoint without optimizer or schedule, which start over; this is logged."},
     )
-    overwrite: bool = field(default=False, metadata={"help": "Delete what another run left in `output_dir` first."})
+    overwrite: bool = field(default=False, metadata={"help": "First delete what another run left in `output_dir`."})
     max_unsupervised_steps: Count = field(
         default=100,
         metadata={
-            "help": "Stop after so many steps in a row without a supervised row, if the data are a stream. With other "
-            "data, stop after a whole epoch."
+            "help": "With `streaming`, stop after so many consecutive steps without a supervised row. Other data: "
+            "after a whole epoch without one."
         },
     )
 

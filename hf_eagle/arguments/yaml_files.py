@@ -21,11 +21,11 @@ MOST_LEVELS = 50
 
 
 def read_yaml(path: str | Path, argument: str) -> dict:
-    """The mapping of names to values in a YAML file; `no` and `yes` stay words, since no type is known here.
+    """Return the names and values in a YAML file; `no` and `yes` stay words, since no type is known here.
 
     Args:
-        path: of the file.
-        argument: that named it, for errors.
+        path: the file.
+        argument: the argument that named it, for errors.
 
     Raises:
         ValueError: naming the argument and the file, if it cannot be read, is not a mapping, or is too large.
@@ -49,13 +49,13 @@ _Words.add_implicit_resolver(
 
 
 def read_words(path: str | Path, argument: str, kind_of: Callable[[str], tuple[type, bool]]) -> dict[str, list[str]]:
-    """A YAML file as words of a command line, by the names of the arguments; nulls are left out.
+    """Return the values in a YAML file as words of a command line, by argument; nulls are left out.
 
     Args:
-        path: of the file, which maps names of arguments to values.
-        argument: that named it, for errors.
-        kind_of: what an argument takes: the type of its values, `str` for text, and whether it takes several; raises
-            `ValueError` for an unknown argument.
+        path: the file, which maps names of arguments to values.
+        argument: the argument that named it, for errors.
+        kind_of: returns the type of an argument's values (`str` for text), and whether it takes several of them;
+            raises `ValueError` for an unknown argument.
 
     Raises:
         ValueError: as `read_yaml`, and naming an argument whose value it cannot take.
@@ -67,7 +67,7 @@ def read_words(path: str | Path, argument: str, kind_of: Callable[[str], tuple[t
     for key, value in node.value:
         name = loader.construct_object(key, deep=True)
         if not isinstance(name, str):
-            raise ValueError(f"{where} must hold names of arguments, but has {name!r} for one.")
+            raise ValueError(f"{where} must map names of arguments to values, but {name!r} is not a name.")
         kind, several = kind_of(name)
 
         # a list becomes several words, a mapping one word of JSON, and anything else the word as written
@@ -88,7 +88,7 @@ def read_words(path: str | Path, argument: str, kind_of: Callable[[str], tuple[t
 def _composed(
     path: str | Path, argument: str, kind: type[yaml.SafeLoader] = yaml.SafeLoader
 ) -> tuple[yaml.SafeLoader, yaml.MappingNode]:
-    """A file's nodes, if there are not too many, and the loader that constructs values from them."""
+    """Return a file's nodes, and the loader that constructs values from them; refuse too many nodes."""
     where = f"`{argument}` {path}"
     if is_special(path):
         raise ValueError(f"{where} cannot be read: it is no ordinary file; name another.")
@@ -98,7 +98,7 @@ def _composed(
         size = Path(path).stat().st_size
         if size > MOST_BYTES:
             raise ValueError(
-                f"{where} has {size:,} bytes, more than any recipe (at most {MOST_BYTES:,}): name another."
+                f"{where} has {size:,} bytes, more than any recipe (at most {MOST_BYTES:,}): name another file."
             )
         loader = kind(Path(path).read_text(encoding="utf-8-sig"))
         node = loader.get_single_node()
@@ -107,7 +107,7 @@ def _composed(
             _refuse_repeated(node, where)
             loader.flatten_mapping(node)
     except FileNotFoundError:
-        raise ValueError(f"{where} cannot be read: it names a file which does not exist.") from None
+        raise ValueError(f"{where} cannot be read: there is no such file.") from None
     except OSError as problem:
         raise ValueError(f"{where} cannot be read: {problem.strerror or problem}.") from None
     except (UnicodeError, yaml.YAMLError) as problem:
@@ -123,7 +123,7 @@ def _composed(
 
 
 class _TooMuch(Exception):
-    """What a file holds too much of."""
+    """A file has too many values or levels; the text says which."""
 
 
 def _count(node: yaml.Node, known: dict[int, int], levels: int) -> int:
@@ -148,7 +148,7 @@ def _count(node: yaml.Node, known: dict[int, int], levels: int) -> int:
 
 
 def _refuse_repeated(node: yaml.Node, where: str) -> None:
-    """`ValueError` for a name that stands twice in a mapping: YAML would let the last one win without a word."""
+    """Raise `ValueError` for a name that stands twice in a mapping: YAML would let the last one win without a word."""
     if isinstance(node, yaml.ScalarNode):
         return
 
@@ -166,7 +166,7 @@ def _refuse_repeated(node: yaml.Node, where: str) -> None:
 
 
 def _constructed(loader: yaml.SafeLoader, node: yaml.Node, where: str) -> Any:
-    """The value of a node; an error if it has none, such as 2024-99-99."""
+    """Return the value of a node; raise `ValueError` if it has none, such as the date 2024-99-99."""
     try:
         return loader.construct_object(node, deep=True)
     except (ValueError, TypeError, OverflowError, yaml.YAMLError) as problem:
@@ -174,7 +174,7 @@ def _constructed(loader: yaml.SafeLoader, node: yaml.Node, where: str) -> Any:
 
 
 def _in_a_line(problem: Exception) -> str:
-    """What the YAML parser says, with the place but without its excerpt of the text."""
+    """Return the YAML parser's message, with line and column but without its excerpt of the file."""
     if not isinstance(problem, yaml.MarkedYAMLError) or problem.problem_mark is None:
         return " ".join(str(problem).split())
 
@@ -183,7 +183,7 @@ def _in_a_line(problem: Exception) -> str:
 
 
 def _word(loader: yaml.SafeLoader, node: yaml.Node, kind: type, where: str) -> str:
-    """One value as a word of a command line."""
+    """Return one value as a word of a command line."""
     if not isinstance(node, yaml.ScalarNode) or node.tag.endswith(":null"):
-        raise ValueError(f"{where} must be one text or number, but is none.")
+        raise ValueError(f"{where} must be one text or number, but is a list, a mapping or null.")
     return node.value if kind is str else str(_constructed(loader, node, where))

@@ -1,4 +1,4 @@
-"""The host's side of decoding: which tokens are the answers, which rows still decode, and how long the rounds took."""
+"""Keep a batch's answers on the host while they are decoded: their tokens, the unfinished rows, and times."""
 
 import time
 from collections.abc import Collection
@@ -30,10 +30,10 @@ class Answers:
             streamer.put(input_ids.cpu())  # as `generate` does; a streamer may skip the prompt
 
     def extend(self, found: list[list[int]]) -> list[int] | None:
-        """Appends new tokens to the unfinished answers, up to their ends.
+        """Append new tokens to the unfinished answers, up to their ends.
 
         Returns:
-            The places in the batch of the answers that go on, or `None` when all of them do.
+            The batch indices of the answers that continue, or `None` if all of them do.
         """
         kept = [
             place
@@ -50,7 +50,7 @@ class Answers:
         return kept
 
     def _extend_row(self, answer: list[int], found: list[int]) -> bool:
-        """Whether the answer's end is reached."""
+        """Return whether the answer's end is reached."""
         before, finished = len(answer), False
         for token in found:
             answer.append(token)
@@ -89,7 +89,7 @@ class RoundClock:
         self.marks.append((start, drafted, verified))
 
     def seconds(self) -> tuple[float, float]:
-        """Seconds of drafting and of the target, summed. Call it after the last transfer to the host."""
+        """Return the total seconds of drafting and of the target. Call it after the last transfer to the host."""
         return tuple(
             sum(m[i].elapsed_time(m[i + 1]) / 1000 if self.cuda else m[i + 1] - m[i] for m in self.marks) + 0.0
             for i in (0, 1)

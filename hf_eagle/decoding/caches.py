@@ -1,4 +1,4 @@
-"""Key-value caches for decoding: allocated ahead, every row of a batch with a length of its own.
+"""Key-value caches for decoding: allocated ahead, with a separate length for every row of a batch.
 
 Row `b` keeps its keys at the slots `0 .. length - 1`: a verified token's slot is its position, and padding takes no
 slot. A forward writes after each row's length and moves nothing. Then the lengths grow over what was verified; the
@@ -38,13 +38,13 @@ class Lengths:
         return Lengths([self.host[row] for row in kept], self.device[kept_on_device])
 
     def slots(self, count: int, skip: int = 0) -> torch.Tensor:
-        """The `count` slots after `skip` others: `(rows, count)`, or `(1, count)` when they are equal in all rows."""
+        """Return `count` slots after skipping `skip`: `(rows, count)`, or `(1, count)` if all rows have the same."""
         if self.uniform:
             return torch.arange(self.high + skip, self.high + skip + count, device=self.device.device)[None]
         return self.device[:, None] + torch.arange(skip, skip + count, device=self.device.device)
 
     def visible(self, seen: torch.Tensor) -> torch.Tensor:
-        """Which slots new tokens see: all verified ones, and those new ones that `seen` marks.
+        """Return which slots new tokens see: all verified ones, and those new ones that `seen` marks.
 
         Args:
             seen: bool `(rows or 1, n, m)`, whether new token `i` sees the `j`-th slot after the verified ones.
@@ -168,12 +168,12 @@ class _SlotLayer(DynamicLayer):
 
 
 def check_cache(target) -> None:
-    """Raises a `ValueError` for a target that keeps more than keys and values, since that cannot be rolled back."""
+    """Raise `ValueError` for a target that keeps more than keys and values, since that cannot be rolled back."""
     model = target.model
     layers = DynamicCache(config=target.config).layers
     other = sorted({type(x).__name__ for x in layers if type(x) not in (DynamicLayer, DynamicSlidingWindowLayer)})
     if other or getattr(model, "_is_stateful", False):
         raise ValueError(
             f"`target` is a {type(model).__name__}, which keeps {', '.join(other) or 'a recurrent state'} between "
-            "tokens, and rejected tokens cannot be taken out of that; use a target whose layers are all attention."
+            "tokens, and rejected tokens cannot be removed from that: use a target whose layers are all attention."
         )

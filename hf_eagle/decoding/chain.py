@@ -29,7 +29,7 @@ class DraftRun:
         self.prompt_positions, self.moved = (prompt_positions, moved) if follows else (None, None)
 
     def catch_up(self, features: torch.Tensor, next_ids: torch.Tensor, lengths: Lengths, embeddings=None):
-        """Runs the newly verified tokens, whose keys are kept.
+        """Run the newly verified tokens, and keep their keys.
 
         Args:
             features: `(rows, n, ...)` of the target at the tokens that the draft has not seen; what a row holds
@@ -63,7 +63,7 @@ class DraftRun:
         return normed.gather(1, last), feedback.gather(1, last)
 
     def step(self, tokens: torch.Tensor, feedback: torch.Tensor, level: int, seen: torch.Tensor | None = None):
-        """Runs drafted tokens on the draft's own hidden states; their keys last until the next `catch_up`.
+        """Run drafted tokens on the draft's own hidden states; their keys last until the next `catch_up`.
 
         Args:
             tokens: `(rows, n)` target ids, all `level` places after the newest verified token.
@@ -102,7 +102,7 @@ class DraftRun:
 
 def propose_chain(run: DraftRun, normed: torch.Tensor, feedback: torch.Tensor, count: int) -> torch.Tensor:
     """
-    Drafts a chain of `count` tokens, each the draft's most probable one (EAGLE-3, arXiv 2503.01840, without its tree).
+    Draft a chain of `count` tokens, each the draft's most probable one (EAGLE-3, arXiv 2503.01840, without its tree).
 
     Args:
         run ([`DraftRun`]): the draft, caught up with the target.

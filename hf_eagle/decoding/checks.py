@@ -1,4 +1,4 @@
-"""Reject before decoding: arguments that do not fit together, and drafts of other targets."""
+"""Refuse, before decoding, arguments that do not fit together and drafts of different targets."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ DEFAULTS = {"chain": {"num_speculative_tokens": 3}, "tree": {"depth": 5, "top_k"
 
 @dataclass(frozen=True)
 class DraftShape:
-    """What is drafted in a round.
+    """The shape of the chain or tree that is drafted in a round.
 
     Attributes:
         tree: whether it is a tree.
@@ -81,11 +81,11 @@ class DraftShape:
 
     @property
     def drafted(self) -> int:
-        """The most tokens after the newest verified one for which target or draft makes keys in a round."""
+        """Return the largest number of tokens after the newest verified one that get keys in a round."""
         return max(self.total_tokens, (self.depth - 1) * self.top_k) + 1
 
     def check_vocabulary(self, draft) -> None:
-        """Raises a `ValueError` when a node cannot have so many children."""
+        """Raise `ValueError` when a node cannot have so many children."""
         if self.top_k > draft.config.draft_vocab_size:
             raise ValueError(
                 f"`top_k` is {self.top_k}, but the draft can propose only {draft.config.draft_vocab_size} different "
@@ -94,7 +94,7 @@ class DraftShape:
 
 
 def check_sampling(temperature: float, top_p: float, top_k: int | None, name: str = "sampling_top_k") -> None:
-    """Raises a `ValueError` for a value out of range, or for one that greedy decoding would ignore."""
+    """Raise `ValueError` for a value out of range, or for one that greedy decoding would ignore."""
     if temperature < 0:
         raise ValueError(f"`temperature` must not be negative, but is {temperature}; 0 decodes greedily.")
     if not 0 < top_p <= 1:
@@ -104,21 +104,21 @@ def check_sampling(temperature: float, top_p: float, top_k: int | None, name: st
 
     if temperature == 0 and (top_p < 1 or top_k is not None):
         ignored = "top_p" if top_p < 1 else name
-        raise ValueError(f"`{ignored}` is set, but `temperature` is 0, which decodes greedily; set `temperature` too.")
+        raise ValueError(f"`{ignored}` is set, but `temperature` is 0, which decodes greedily: set `temperature` too.")
 
 
 def check_draws(target, temperature: float, generator: torch.Generator | None) -> None:
-    """Raises a `ValueError` when the ranks that share one target would each draw tokens of their own."""
+    """Raise `ValueError` when the ranks that share one target would each draw tokens of their own."""
     if temperature > 0 and generator is None and target.sharding is not None:
         raise ValueError(
             f"`generator` is None and `temperature` is {temperature}, but the target is spread over ranks, each of "
-            "which would draw other tokens and then wait for the others: give every rank a `torch.Generator` on the "
+            "which would draw different tokens and then hang: give every rank a `torch.Generator` on the "
             "target's device, all with the same seed."
         )
 
 
 def check_prompts(input_ids: torch.Tensor, attention_mask: torch.Tensor | None, max_new_tokens: int, streamer) -> None:
-    """Raises a `ValueError` for prompts that are not a left-padded batch, or that cannot be streamed."""
+    """Raise `ValueError` for prompts that are not a left-padded batch, or that cannot be streamed."""
     if max_new_tokens < 1:
         raise ValueError(f"`max_new_tokens` must be at least 1, but is {max_new_tokens}.")
     if input_ids.ndim != 2 or 0 in input_ids.shape:
@@ -147,7 +147,7 @@ def check_prompts(input_ids: torch.Tensor, attention_mask: torch.Tensor | None, 
 
 
 def check_prompt_media(input_ids: torch.Tensor, media: dict) -> None:
-    """Raises a `TypeError` for arguments that are not media. The target itself refuses media that it does not take."""
+    """Raise `TypeError` for arguments that are not media. The target itself refuses media that it does not take."""
     unknown = next((name for name in media if name not in MEDIA), None)
     if unknown is not None:
         raise TypeError(f"`{unknown}` is not an argument of decoding; media are {', '.join(MEDIA)}.")
@@ -160,7 +160,7 @@ def check_prompt_media(input_ids: torch.Tensor, media: dict) -> None:
 
 
 def check_draft_fits(target, draft) -> None:
-    """Raises a `ValueError` when the draft was made for a target of another vocabulary, hidden size or taps."""
+    """Raise `ValueError` when the draft was made for a target of another vocabulary, hidden size or taps."""
     config = draft.config
     if config.vocab_size != target.vocab_size:
         raise ValueError(

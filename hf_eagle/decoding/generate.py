@@ -1,14 +1,14 @@
-"""Lossless speculative decoding: a draft proposes a chain or a tree of tokens, one target forward verifies them.
+"""Lossless speculative decoding: a draft proposes a chain or a tree of tokens, one target forward pass verifies them.
 
 The output is the target's own, token for token when greedy and in distribution when sampling; the draft only decides
-how many tokens a target forward yields. The order of work is vLLM's, and so are the counts:
+how many tokens a forward pass of the target yields. The order of work and the counts are vLLM's:
 
-* The prompt's forward yields the first new token. Nothing is drafted before it, nothing is counted for it.
-* Every later target forward is one round: it verifies K drafted tokens (a tree: `depth` levels of them) and counts as
-  one draft. This holds for the last round too, however few tokens are still wanted.
+* The prompt's forward pass yields the first new token. Nothing is drafted before it, nothing is counted for it.
+* Every later forward pass of the target is one round: it verifies K drafted tokens (in a tree, `depth` levels of them)
+  and counts as one draft. This holds for the last round too, however few tokens remain.
 * A round's accepted tokens are the leading ones that equal the target's choices. They are counted *before* the output
   is cut at an end-of-sequence token or at `max_new_tokens`: tokens accepted after the cut count.
-* An answer that is finished by its first token has no round.
+* An answer that ends with its first token has no round.
 
 vLLM 0.32.0 counts by this rule (`Scheduler.update_from_output`, `SpecDecodingStats.observe_draft`) as long as prompt,
 answer and 2K more tokens fit in its `max_model_len`; nearer to that end it verifies zeros, or fewer than K tokens.
@@ -29,16 +29,15 @@ from .verification import Sampling, judge
 
 @dataclass(frozen=True)
 class SpeculativeOutput:
-    """What `speculative_generate` returns; lists have one entry a prompt.
+    """The result of `speculative_generate`; lists have one entry per prompt.
 
     Attributes:
         sequences: `(batch, prompt + longest answer)`, the prompt first, as `generate` returns it.
         answers: new token ids, cut at an end-of-sequence token or at `max_new_tokens`.
         drafts: rounds.
         accepted_per_position: rounds that accepted at least k + 1 drafted tokens (in a tree: levels), for every k.
-        rounds: target forwards after the prompt's, all prompts of the batch together.
-        draft_seconds, target_seconds: spent in these rounds on drafting and on the target's forward. Neither includes
-            the prompt's forward.
+        rounds: forward passes of the target after the prompts' own; one serves all prompts of the batch.
+        draft_seconds, target_seconds: time of these rounds for drafting and for the target's forward passes.
     """
 
     sequences: torch.Tensor
@@ -72,11 +71,11 @@ def speculative_generate(
     **media: torch.Tensor,
 ) -> SpeculativeOutput:
     """
-    Decodes prompts with a draft, losslessly.
+    Decode prompts with a draft, losslessly.
 
     Args:
         target (`FrozenTarget`):
-            The model that decides; its taps must be those the draft was trained on.
+            The model that verifies; its taps must be those that the draft was trained on.
         draft:
             The draft, with the target's embeddings attached, on the target's device.
         input_ids (`torch.Tensor`):
@@ -88,7 +87,7 @@ def speculative_generate(
         method (`str`, *optional*, defaults to `"chain"`):
             `"chain"`, or `"tree"` for EAGLE-2's dynamic tree.
         num_speculative_tokens (`int`, *optional*, defaults to `3`):
-            Chain: K, the tokens drafted a round.
+            Chain: K, the tokens drafted per round.
         depth, top_k, total_tokens (`int`, *optional*, default to `5`, `8` and `40`):
             Tree: its levels, the nodes expanded on each and the children of each, and the nodes that are verified.
             With `top_k` 1 and `depth` K it is the chain of K.
@@ -99,13 +98,13 @@ def speculative_generate(
         top_p (`float`, *optional*, defaults to `1.0`), sampling_top_k (`int`, *optional*):
             Draw from the nucleus of this mass, and from this number of most probable tokens.
         generator (`torch.Generator`, *optional*):
-            Where draws come from, on the target's device. A target that is spread over ranks needs one, seeded alike on
-            all of them.
+            The source of randomness, on the target's device. A target that is spread over ranks needs one, with the
+            same seed on all of them.
         streamer (`transformers` streamer, *optional*):
             Receives the prompt by `put`, then the tokens of every round as they come; one prompt only.
         media:
-            What else a processor makes of prompts with images or videos (`pixel_values`, `image_grid_thw`,
-            `mm_token_type_ids`, ...), for the prompts' forward.
+            The processor's other outputs for prompts with images or videos (`pixel_values`, `image_grid_thw`,
+            `mm_token_type_ids`, ...), for the prompts' forward pass.
 
     Raises:
         `ValueError`: an argument out of range or without meaning given the others, a draft that was made for a target
@@ -169,7 +168,7 @@ class _Decoding:
             self.embeddings = rolled.scatter(1, last[..., None].expand_as(own), own)
 
     def round(self) -> list[list[int]]:
-        """Drafts and verifies once. Returns a list a row: the number of accepted drafted tokens, then its tokens."""
+        """Draft and verify once; return a list per row: the number of accepted drafted tokens, then its new tokens."""
         start = self.clock.mark()
         embeddings, self.embeddings = self.embeddings, None  # only the prompts have media
         proposal = self.proposer.propose(self.features, self.next_ids, self.target_run.lengths, embeddings)
@@ -223,7 +222,7 @@ def target_generate(
     **media: torch.Tensor,
 ) -> list[list[int]]:
     """
-    Decodes with the target alone, the baseline for a draft's speed.
+    Decode with the target alone, the baseline for a draft's speed.
 
     This is `model.generate` without what a `generation_config` may add (a repetition penalty changes greedy output),
     and without its work per token. Speeds compare fairly: it uses the model's plain forward, and the same caches and

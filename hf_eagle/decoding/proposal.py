@@ -1,4 +1,4 @@
-"""What a draft proposes in a round: its form, and how drafts that propose one token at a time build it."""
+"""The form of a draft's proposal in a round, and how drafts that propose one token at a time build it."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ class Proposal:
 
 
 class Proposer(ABC):
-    """The draft's side of decoding a batch: what a draft has seen of it, and what it proposes next."""
+    """The draft's side of decoding a batch: it takes in verified tokens, and proposes the next ones."""
 
     @abstractmethod
     def propose(
@@ -36,7 +36,7 @@ class Proposer(ABC):
         lengths: Lengths,
         embeddings: torch.Tensor | None = None,
     ) -> Proposal:
-        """Take in what was verified since the last round, and propose what follows.
+        """Take in the tokens verified since the last round, and propose the next ones.
 
         Args:
             features: `(rows, n, ...)`, what the draft's `select_features` returns for the tokens that are new to it;

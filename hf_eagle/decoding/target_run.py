@@ -1,4 +1,4 @@
-"""The target's side of decoding: its cache, the lengths of the rows, one forward a round."""
+"""The target's side of decoding: its cache, the lengths of the rows, one forward pass per round."""
 
 import inspect
 from weakref import WeakKeyDictionary
@@ -31,7 +31,7 @@ class TargetRun:
         lengths: verified tokens of every row, prompt included. The newest token of an answer is not counted: it is the
             first of the next round's window.
         prompt_positions: `(3, rows, length)` of prompts with media for a target with m-RoPE, else `None`.
-        moved: `(rows,)`, what a target with m-RoPE adds to the places of tokens after the prompt, else `None`.
+        moved: `(rows,)`, the offset that a target with m-RoPE adds to positions after the prompt, else `None`.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class TargetRun:
         return hidden.gather(1, index)
 
     def _place_window(self, size: int, tree: DraftTree | None = None) -> dict:
-        """Where a window of `size` tokens stands and what it sees: further arguments of the target's forward.
+        """Return arguments of the target's forward: the positions of a window of `size` tokens, and what it sees.
 
         A chain after rows of one length needs no mask. Without m-RoPE it needs no positions either: the target's own
         are right.
@@ -118,7 +118,7 @@ class TargetRun:
         if sharding is None:
             return self.target.model(**inputs).logits
 
-        # all ranks of a group need the same logits: one tie rounded in two ways would part them for good
+        # all ranks of a group need the same logits: a tie rounded in two ways would part them for good
         output = sharding.run(self.target.model, inputs)
         sharding.release()
         return output.logits
@@ -171,7 +171,7 @@ def _without_left_padding(input_ids: torch.Tensor, attention_mask: torch.Tensor 
 
 
 def check_target(target: TappedModel, needs_masks: bool) -> None:
-    """Raises a `ValueError` when this target cannot verify: its cache cannot be rolled back, or it ignores 4-D masks.
+    """Raise `ValueError` when this target cannot verify: its cache cannot be rolled back, or it ignores 4-D masks.
 
     Draft trees and batches need a mask; a chain for one prompt works without.
     """
@@ -198,7 +198,7 @@ def check_target(target: TappedModel, needs_masks: bool) -> None:
 
 @torch.no_grad()
 def _obeys_masks(target: TappedModel) -> bool:
-    """Whether a masked token acts like an absent one. Takes three forwards of up to three tokens, once a model."""
+    """Return whether a masked token acts like an absent one. Takes three short forward passes, once per model."""
     # the second and third token are siblings: the third must not see the second
     ids = torch.tensor([[1, 2, 3]], device=target.device) % target.vocab_size
     positions = torch.tensor([[0, 1, 1]], device=target.device)

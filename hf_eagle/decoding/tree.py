@@ -43,7 +43,7 @@ def propose_tree(
     run: DraftRun, normed: torch.Tensor, feedback: torch.Tensor, depth: int, top_k: int, total_tokens: int
 ) -> DraftTree:
     """
-    Grows a tree of `depth` levels and keeps its best nodes.
+    Grow a tree of `depth` levels and keep its best nodes.
 
     A node's score is the sum of the draft's log-probabilities from the root to it. Each level expands the `top_k` best
     new nodes, every one into its `top_k` most probable tokens. The `total_tokens` best of all scored nodes are kept.

@@ -51,7 +51,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a round yields.
+    """The result of a round.
 
     Attributes:
         accepted: `(rows,)`, drafted tokens that were kept.
@@ -70,7 +70,7 @@ def judge(
     logits: torch.Tensor, window: torch.Tensor, tree: DraftTree | None, deepest: int, sampling: Sampling
 ) -> Verdict:
     """
-    Judges a round by the target's logits.
+    Verify a round by the target's logits.
 
     Args:
         logits: `(rows, n + 1, vocabulary)` of the window.

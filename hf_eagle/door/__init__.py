@@ -1,1 +1,1 @@
-"""What every verb passes through: how it ends, what files it reads, what it writes and may not overwrite."""
+"""Code that every verb runs: how it ends, which files it reads, and which it writes and must not overwrite."""

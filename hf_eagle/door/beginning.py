@@ -32,7 +32,7 @@ def _begin() -> None:
 
     if in_scripts and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
         for number in _SAID:
-            if signal.getsignal(number) != signal.SIG_IGN:  # ignored under `nohup`, or behind `&`
+            if signal.getsignal(number) != signal.SIG_IGN:  # ignored under `nohup`, or in the background (`&`)
                 signal.signal(number, _end)
 
 

@@ -1,4 +1,4 @@
-"""The numbers of a model's config.json that no layer computes with, though classes of configs accept them."""
+"""Refuse numbers in a model's config.json that no layer can use, although config classes accept them."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -7,20 +7,20 @@ from typing import Any
 
 
 def wrong_numbers(config: Mapping[str, Any], may_be_null: bool = False) -> Iterator[str]:
-    """What is wrong with the numbers that a layer computes with, each as "`field` is ..., and must be ...".
+    """Yield each number that no layer can use, as "`field` is ..., and must be ...".
 
-    Config classes accept these values, and the model then gives NaN, or positions that mean nothing.
+    Config classes accept these values, but the model then computes NaN or meaningless positions.
 
     Args:
         config: the content of a config.json, or a config's `to_dict()`.
-        may_be_null: whether `rms_norm_eps` may be `null`: some targets take the dtype's own for it, and
+        may_be_null: whether `rms_norm_eps` may be `null`: some targets then use the dtype's own epsilon, and
             transformers refuses it for the others.
     """
     eps = config.get("rms_norm_eps", 0)
     if not (eps is None and may_be_null) and not (_is_number(eps) and eps >= 0):
         yield f"`rms_norm_eps` is {_as_written(eps)}, and must be a number of at least 0"
 
-    # each type of layer may have RoPE of its own
+    # each type of layer may have its own RoPE
     rope = config.get("rope_parameters")
     by_type = rope.items() if isinstance(rope, Mapping) else ()
     places = {"": config, "rope_parameters.": rope} | {f"rope_parameters.{kind}.": fields for kind, fields in by_type}
@@ -31,13 +31,13 @@ def wrong_numbers(config: Mapping[str, Any], may_be_null: bool = False) -> Itera
 
 
 def check_config_numbers(argument: str, path: Any, config: Mapping[str, Any], may_be_null: bool = False) -> None:
-    """`ValueError` for the first of [`wrong_numbers`] in a model's config.json.
+    """Raise `ValueError` for the first of [`wrong_numbers`] in a model's config.json.
 
     Args:
-        argument, path: that named the model.
+        argument, path: the argument that named the model, and its value.
     """
     for wrong in wrong_numbers(config, may_be_null):
-        raise ValueError(f"`{argument}` {path}: in its config.json {wrong}: restore what it was trained with.")
+        raise ValueError(f"`{argument}` {path}: in its config.json {wrong}: restore that of its training.")
 
 
 def _is_number(value: Any) -> bool:

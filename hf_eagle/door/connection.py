@@ -1,9 +1,9 @@
 """HTTP to a server that need not be trusted: each request has a deadline, each reply a size limit, no error a secret.
 
-The client is the standard library's. Of our dependencies, huggingface_hub brings httpx in its version 1 and httpx2 in
-its version 2, so neither is there on every version that this package supports. All of these, and requests, limit the
-wait for each piece that arrives: a server that sends a byte a second keeps them waiting for ever. Here, the reader of
-the socket knows the deadline of the whole request.
+The client is the standard library's. huggingface_hub 1 depends on httpx and huggingface_hub 2 on httpx2, so neither is
+installed with every version that this package supports. Besides, their timeouts (like that of requests) only limit the
+wait for the next piece of a reply: a server that sends one byte per second keeps them waiting forever. Here, the reader
+of the socket knows the deadline of the whole request.
 
 The connection is direct: proxies named in the environment are not used. Redirects are not followed, so the key goes to
 no other host.
@@ -27,12 +27,12 @@ _ECHO = 8  # a reply that repeats a secret of this length or more is refused; sh
 
 
 class ReplyTooLarge(ValueError):
-    """A reply of more than `LARGEST_REPLY` bytes; nothing of it is kept."""
+    """A reply has more than `LARGEST_REPLY` bytes; nothing of it is kept."""
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where a server is. `shown` is the address without user and password, the only form that is printed."""
+    """The address of a server. `shown` leaves out user and password, and is the only form that is printed."""
 
     shown: str
     host: str
@@ -43,7 +43,7 @@ class Address:
 
     @classmethod
     def read(cls, url: str) -> "Address":
-        """Raises a `ValueError` that names `server_url` if it is not the address of a server."""
+        """Raise `ValueError` that names `server_url` if it is not the address of a server."""
         shown = _without_user(url)
         try:
             parts = urlsplit(url.strip())
@@ -61,7 +61,7 @@ class Address:
         try:
             host.encode("idna")
         except UnicodeError:
-            raise ValueError(f"`server_url` names a host that cannot be one, {shown!r}: correct it.") from None
+            raise ValueError(f"`server_url` {shown!r} has an invalid host name: correct it.") from None
 
         user = None if parts.username is None else f"{unquote(parts.username)}:{unquote(parts.password or '')}"
         return cls(shown, host, port, parts.scheme == "https", parts.path.rstrip("/").removesuffix("/v1"), user)
@@ -76,10 +76,10 @@ def read_key(
 
     Args:
         key: as it was given.
-        argument: what an error calls it.
+        argument: its name in an error.
 
     Raises:
-        ValueError: if no header can hold the key, which the sentence does not show.
+        ValueError: if no header can hold the key; the message does not show it.
     """
     key = (key or "").strip()
     if not _is_plain(key):
@@ -91,14 +91,14 @@ def read_key(
 
 
 def check_server(url: str, key: str | None) -> None:
-    """Raises a `ValueError` for an address or a key that cannot be used."""
+    """Raise `ValueError` for an address or a key that cannot be used."""
     Address.read(url)
     read_key(key)
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What a server sent, of any status."""
+    """A server's reply, whatever its status."""
 
     status: int
     reason: str
@@ -110,11 +110,11 @@ class Connection:
     """One request at a time over a connection that is kept open.
 
     Args:
-        address (`Address`): of the server. Its user and password are sent instead of the key, if it has them.
+        address (`Address`): the server's. If it has user and password, these are sent instead of the key.
         key (`str`, *optional*): sent as a bearer token.
         timeout (`float`): seconds that one request may take altogether, from connecting to the last byte.
 
-    `send` raises an `OSError` or an `http.client.HTTPException` when no reply came, and `ReplyTooLarge`.
+    `send` raises `OSError` or `http.client.HTTPException` if no reply came, and `ReplyTooLarge`.
     """
 
     def __init__(self, address: Address, key: str | None, timeout: float):
@@ -158,22 +158,22 @@ class Connection:
             self._http = None
 
     def abort(self) -> None:
-        """Called from another thread: end the request in flight, which the server then drops."""
+        """End the request in flight, from a different thread; the server then drops it."""
         connection = self._http
         try:
             if connection is not None and connection.sock is not None:
                 connection.sock.shutdown(socket.SHUT_RDWR)
         except OSError:
-            pass  # it ended by itself
+            pass  # the request has ended already
 
     def hide(self, text: str) -> str:
-        """What a server said, as one printable line without the secrets that were sent to it."""
+        """Return a server's text as one printable line, without the secrets that were sent to it."""
         for secret in self._secrets:
             text = text.replace(secret, "***") if secret else text
         return "".join(letter if letter.isprintable() else " " for letter in text)
 
     def repeats_secret(self, text: str) -> bool:
-        """Whether a reply repeats a secret that was sent, so that it must not be written anywhere."""
+        """Return whether a reply repeats a secret that was sent, so that it must not be written anywhere."""
         return any(len(secret) >= _ECHO and secret in text for secret in self._secrets)
 
     def _send(self, method: str, path: str, payload: bytes | None, deadline: float) -> Reply:
@@ -191,7 +191,7 @@ class Connection:
         except ReplyTooLarge:
             raise
         except ValueError as problem:  # a chunk with a negative length
-            raise http.client.HTTPException(f"a reply that is no HTTP ({type(problem).__name__})") from None
+            raise http.client.HTTPException(f"a reply that is not HTTP ({type(problem).__name__})") from None
 
         if response.will_close:
             self.close()
@@ -208,7 +208,7 @@ class Connection:
 
 
 class _Timed(io.RawIOBase):
-    """What a socket receives, until a deadline and up to a number of bytes."""
+    """A socket's input, until a deadline and up to a number of bytes."""
 
     def __init__(self, sock, deadline: float, most: int):
         self._sock, self._deadline, self._left = sock, deadline, most
@@ -236,7 +236,7 @@ class _Timed(io.RawIOBase):
 
 
 def _content(response: http.client.HTTPResponse) -> bytes:
-    """The body, read in pieces, because the length that a server claims is not to be believed."""
+    """Read the body in pieces: the length that a server claims cannot be trusted."""
     if (response.length or 0) > LARGEST_REPLY:
         raise _too_large()
 
@@ -255,7 +255,7 @@ def _too_large() -> ReplyTooLarge:
 
 
 def _left(deadline: float) -> float:
-    """Seconds until the deadline; raises a `TimeoutError`, as sockets do, when there are none."""
+    """Return the seconds until the deadline; raise `TimeoutError`, as sockets do, if there are none left."""
     left = deadline - time.monotonic()
     if left <= 0:
         raise TimeoutError("timed out")
@@ -267,7 +267,7 @@ def _is_plain(text: str) -> bool:
 
 
 def _without_user(url: str) -> str:
-    """An address without its user and password, even if it is malformed: a password may hold any character."""
+    """Return an address without user and password, even if it is malformed: a password may hold any character."""
     scheme, mark, rest = url.partition("://") if "://" in url else ("", "", url)
     before, _, shown = rest.rpartition("@")
 

@@ -1,4 +1,4 @@
-"""Known traps among the installed packages, found in their metadata without importing them, and what they end in."""
+"""Warn of combinations of installed packages that are known to fail, by their metadata, and explain the failures."""
 
 import logging
 import traceback
@@ -28,7 +28,7 @@ def tell_traps() -> None:
 
 
 def traps() -> Iterator[str]:
-    """A sentence for each known trap, with what to do about it."""
+    """Yield a sentence for each known trap, with what to do about it."""
     torch = _version("torch")
     if torch is not None:
         yield from _slow_convolution(torch)
@@ -83,14 +83,14 @@ def _slow_convolution(torch: Version) -> Iterator[str]:
     name, cudnn = found[0]
     if torch.release[:3] == (2, 9, 0):
         yield (
-            f"torch {torch} runs Conv3d without cuDNN, which makes targets that look at pictures or films slow and "
-            f"eats memory: install torch 2.10 or later, or torch 2.9.1 with {name} 9.15 or later."
+            f"torch {torch} runs Conv3d without cuDNN, which makes targets with images or videos slow and "
+            f"wastes memory: install torch 2.10 or later, or torch 2.9.1 with {name} 9.15 or later."
         )
     elif cudnn < Version("9.15"):
         yield (
             f"torch {torch} runs Conv3d without cuDNN where that is older than 9.15 ({name} is {cudnn}), which makes "
-            f"targets that look at pictures or films slow and eats memory: `pip install '{name}>=9.15'`, whatever pip "
-            "says about torch's own pin, or install torch 2.10 or later."
+            f"targets with images or videos slow and wastes memory: `pip install '{name}>=9.15'`, ignoring pip's "
+            "warning about the version that torch pins, or install torch 2.10 or later."
         )
 
 
@@ -122,7 +122,7 @@ def _other_torchcodec(torch: Version) -> Iterator[str]:
 def _other(package: str, built_for: str, torch: Version) -> str:
     return (
         f"{package} {_version(package)} was built for torch {built_for}, and torch {torch} is installed: it may fail "
-        f"to load, and pictures or films with it; {how_to_install(package, torch)}."
+        f"to load, and then images or videos do too; {how_to_install(package, torch)}."
     )
 
 
@@ -131,7 +131,7 @@ def _generation(known: Version) -> str:
 
 
 def _version(package: str) -> Version | None:
-    """Version of an installed package; `None` if it is absent or its version cannot be read."""
+    """Return the version of an installed package; `None` if it is absent or its version cannot be read."""
     try:
         return Version(version(package))
     except (PackageNotFoundError, InvalidVersion, TypeError):

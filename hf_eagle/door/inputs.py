@@ -13,7 +13,7 @@ DATA_FILES = (".json", ".jsonl", ".parquet", ".csv", ".arrow")
 
 
 def check_file(argument: str, path: str | os.PathLike) -> None:
-    """`ValueError` unless this is a readable file."""
+    """Raise `ValueError` unless this is a readable file."""
     if os.path.isdir(path):
         raise ValueError(f"`{argument}` {path} is a folder: name a file.")
 
@@ -22,7 +22,7 @@ def check_file(argument: str, path: str | os.PathLike) -> None:
 
 
 def check_folder(argument: str, path: str | os.PathLike, *files: str) -> None:
-    """`ValueError` unless this is a readable folder of this machine that holds one of these files."""
+    """Raise `ValueError` unless this is a readable folder of this machine that holds one of these files."""
     _check_exists(argument, path, "correct the path")
 
     if not os.path.isdir(path):
@@ -32,7 +32,7 @@ def check_folder(argument: str, path: str | os.PathLike, *files: str) -> None:
 
 
 def check_model(argument: str, path: str, *files: str) -> None:
-    """`ValueError` unless this is a folder with one of these files, or may be a Hub id; the Hub is not asked."""
+    """Raise `ValueError` unless this is a folder with one of these files, or may be a Hub id; the Hub is not asked."""
     if os.path.isdir(path):
         return _check_inside(argument, path, files)
 
@@ -54,7 +54,7 @@ def check_draft(argument: str, path: str) -> None:
 
 
 def check_data(argument: str, sources: list[str]) -> None:
-    """`ValueError` for a source of records that is neither a readable file or folder nor a possible Hub id."""
+    """Raise `ValueError` for a source of records that is neither a readable file or folder nor a possible Hub id."""
     for source in sources:
         _check_named(argument, source)
         if os.path.isdir(source):
@@ -67,11 +67,11 @@ def check_data(argument: str, sources: list[str]) -> None:
 
 @contextmanager
 def naming(argument: str, path: str | os.PathLike | None = None) -> Iterator[None]:
-    """Put the argument in front of an error of ours that is raised in here, unless the error begins with one.
+    """Prefix the package's own errors in this block with the argument's name, unless they begin with one.
 
     Args:
-        argument: that named the file.
-        path: of the file. If given, only errors that mention it are changed; others pass as they are.
+        argument: the argument that named the file.
+        path: the file. If given, only errors that mention it are changed.
     """
     try:
         yield
@@ -84,7 +84,7 @@ def naming(argument: str, path: str | os.PathLike | None = None) -> Iterator[Non
 
 
 def _check_named(argument: str, path: str | os.PathLike) -> None:
-    if not str(path).strip():  # as a shell leaves of a variable that is not set
+    if not str(path).strip():  # as from an unset shell variable
         raise ValueError(f"`{argument}` is empty: name what to read, or leave it out.")
 
 
@@ -123,4 +123,4 @@ def _readable(argument: str, path: str | os.PathLike) -> Iterator[None]:
         yield
     except OSError as problem:
         why = problem.strerror or str(problem)
-        raise ValueError(f"`{argument}` {path} cannot be read ({why}): name another, or make it readable.") from problem
+        raise ValueError(f"`{argument}` {path} cannot be read ({why}): make it readable, or name another.") from problem

@@ -1,4 +1,4 @@
-"""An append-only file of finished work: every line that was written completely survives a kill."""
+"""An append-only file of finished work: every completely written line survives a kill."""
 
 import json
 import os
@@ -14,13 +14,14 @@ class Journal:
         path (`Path`):
             Created when missing; its folder too.
         settings (`dict`):
-            What the lines depend on. A journal that was begun with other settings is refused,
-            unless it has no lines yet: then it is begun anew.
+            The settings that the lines depend on. A journal that was begun with different settings
+            is refused, unless it has no lines yet: then it starts over.
 
     `rows` holds the lines of earlier runs. A last line that a kill tore is cut off.
 
     Raises:
-        `ValueError`: the file is no journal, was begun with other settings, or another process is writing it.
+        `ValueError`: the file is not a journal, was begun with different settings, or is being written by another
+            process.
     """
 
     def __init__(self, path: Path, settings: dict):
@@ -65,7 +66,7 @@ class Journal:
         except OSError as problem:
             why = problem.strerror or problem
             raise OSError(
-                f"{self.path} cannot be written ({why}): make room, and the same command goes on where it stopped."
+                f"{self.path} cannot be written ({why}): make room, then the same command continues where it stopped."
             ) from problem
 
         self.rows += rows
@@ -83,14 +84,14 @@ class Journal:
 
 
 def journal_path(output_path: Path) -> Path:
-    """Where the journal of a file lies: `<output_path>.journal`."""
+    """Return the path of a file's journal: `<output_path>.journal`."""
     return output_path.with_name(output_path.name + ".journal")
 
 
 def journal_beside(output_path: Path, settings: dict) -> Journal:
-    """The journal of a file that is written only when all its work is done, see `journal_path`; both are kept.
+    """Open the journal of a file that is written only when all its work is done, see `journal_path`; both are kept.
 
-    Raises a `ValueError` if the file exists without its journal, so holds something else, and as `Journal` does.
+    Raises `ValueError` as `Journal` does, and if the file exists without its journal: then something else wrote it.
     """
     path = journal_path(output_path)
     if output_path.exists() and not path.exists():
@@ -103,7 +104,7 @@ def journal_beside(output_path: Path, settings: dict) -> Journal:
 
 
 def _complete_lines(path: Path) -> tuple[list, int]:
-    """The readable lines and their length in bytes."""
+    """Return the readable lines and their length in bytes."""
     if not path.exists():
         return [], 0
 
@@ -132,5 +133,5 @@ def _compare(path: Path, found, settings: dict) -> None:
         changes = ", ".join(f"`{key}` {found.get(key)!r} (now {wanted.get(key)!r})" for key in differing)
         raise ValueError(
             f"{path} was begun with {changes}; go on with the same, choose another output path, or delete the file to "
-            "begin anew."
+            "start over."
         )

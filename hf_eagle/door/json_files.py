@@ -1,4 +1,4 @@
-"""Read JSON and check its form: it holds what it should, or an error names the file and the field."""
+"""Read JSON and check its form; errors name the file and the field."""
 
 import json
 import os
@@ -22,15 +22,15 @@ _NAMES = {
 def read_json(
     path: str | os.PathLike, fields: Mapping[str, Any] | None = None, mend: str = "restore it, or write it anew"
 ) -> Any:
-    """What a JSON file holds.
+    """Return the value in a JSON file.
 
     Args:
         path: the file.
-        fields: of the object that it must hold, as for `check_fields`; without them, any value is accepted.
+        fields: the fields of the object that it must hold, as for `check_fields`; without them, any value is accepted.
         mend: what to do about a broken file, an imperative.
 
     Raises:
-        ValueError: if the file cannot be read, or does not hold these fields; the sentence names its path.
+        ValueError: if the file cannot be read, or does not hold these fields; the message names its path.
     """
     if is_special(path):
         raise ValueError(f"{path} is no ordinary file: {mend}.")
@@ -56,7 +56,7 @@ def read_json(
 
 
 def is_special(path: str | os.PathLike) -> bool:
-    """Whether this is a pipe, a device or the like, from which a read may never return."""
+    """Return whether this is a pipe, a device or the like, from which a read may never return."""
     return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
 
 
@@ -66,15 +66,15 @@ def check_fields(
     """Check that `found`, as parsed from JSON, is an object with these fields; it may hold others.
 
     Args:
-        found: what was read.
-        fields: from the name of a field to the form of what it holds; a field whose name ends in `?` may be missing. A
-            form is a type or a union of types, `[form]` for a list, `{str: form}` for an object with any names, or
-            fields again for an object with these. `float` takes whole numbers as well, `object` takes anything.
-        where: what names it in an error, for instance the file.
+        found: the value.
+        fields: the form of each field, by name; a field whose name ends in `?` may be missing. A form is a type or a
+            union of types, `[form]` for a list, `{str: form}` for an object with any names, or fields again for an
+            object with these. `float` accepts whole numbers too, `object` accepts anything.
+        where: the value's name in an error, for instance its file.
         mend: what to do about the error, an imperative.
 
     Raises:
-        ValueError: names the fields that are missing, or the first that holds something else.
+        ValueError: naming the missing fields, or the first field with a value of the wrong form.
 
     Example:
         >>> check_fields({"steps": [{"loss": "low"}]}, {"steps": [{"loss": float, "rate?": float}]}, "state.json")
@@ -86,7 +86,7 @@ def check_fields(
 
 
 def _problem(value: Any, form: Any, place: str) -> str | None:
-    """What keeps a value from having a form, as the rest of a sentence; `None` if it has it."""
+    """Return why a value does not have a form, as the rest of a sentence; `None` if it has."""
     if get_origin(form) in (Union, UnionType):
         fitting = [part for part in get_args(form) if _is_a(value, part)]
         return _problem(value, fitting[0], place) if fitting else _wrong(value, form, place)
@@ -121,9 +121,9 @@ def _wrong(value: Any, form: Any, place: str) -> str:
 
 
 def _is_a(value: Any, form: Any) -> bool:
-    """Whether a value has the type of a form; its contents are not checked."""
+    """Return whether a value has the type of a form; its contents are not checked."""
     outer = _outer(form)
-    if isinstance(value, bool):  # to Python a whole number
+    if isinstance(value, bool):  # to Python, a bool is an int
         return outer in (bool, object)
     return isinstance(value, (int, float) if outer is float else outer)
 
@@ -135,7 +135,7 @@ def _outer(form: Any) -> type:
 
 
 def _inner(form: Any) -> Any:
-    """The form of each item in a list, or of each value in an object with any names."""
+    """Return the form of a list's items, or of the values in an object with any names; `None` for other forms."""
     if isinstance(form, list):
         return form[0]
     return form.get(str) if isinstance(form, Mapping) else next(reversed(get_args(form)), None)

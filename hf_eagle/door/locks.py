@@ -7,7 +7,7 @@ except ImportError:  # Windows
 
 
 def is_free(file) -> bool:
-    """Lock an open file or folder until it is closed, or the process ends in any way; `False` if another has it.
+    """Lock an open file or folder until it is closed or the process ends; return `False` if another process has it.
 
     Where the system or the file system has no locks, everything is free.
 

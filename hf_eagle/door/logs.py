@@ -1,4 +1,4 @@
-"""What a verb's log shows: this package's lines, but not a line for each request of the Hub's client."""
+"""Set up a verb's log: it shows this package's lines, but not one per request to the Hub."""
 
 import logging
 from typing import Any
@@ -14,7 +14,7 @@ def show_log(level: int = logging.INFO, **options: Any) -> None:
     """Show lines of this level and above, without secrets; of HTTP clients, warnings only.
 
     Args:
-        level: of the lines.
+        level: the lowest level to show.
         options: as for `logging.basicConfig`.
     """
     handler = logging.StreamHandler()

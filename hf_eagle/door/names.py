@@ -1,4 +1,4 @@
-"""What a name means: a repository on the Hub, or a folder of this machine."""
+"""Tell a repository on the Hub from a folder on this machine, by its name."""
 
 import os
 import re
@@ -10,7 +10,7 @@ _NO_BRANCH = re.compile(r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//|^[/-]|[/.]$|(^|/)
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether a name has the form of a repository's, `owner/name` or `name`; the disk is not looked at."""
+    """Return whether a name has the form `owner/name` or `name`, as repositories have; ignore what is on the disk."""
     from huggingface_hub.utils import HFValidationError, validate_repo_id
 
     try:
@@ -21,7 +21,7 @@ def is_hub_id(name: str) -> bool:
 
 
 def at_home(name: str | os.PathLike) -> Path:
-    """A path with `~` expanded; that of a user whom this machine does not know is a folder of this name."""
+    """Return a path with `~` expanded; `~name` of an unknown user stays as it is."""
     return Path(os.path.expanduser(name))
 
 
@@ -35,7 +35,7 @@ def as_named(name: str | os.PathLike) -> str:
 
 
 def check_hub_id(argument: str, name: str) -> None:
-    """`ValueError` for what is no Hub id, or is a folder of this machine: a card could not link to it."""
+    """Raise `ValueError` for a name that is not a Hub id, or is a folder on this machine: a card cannot link to it."""
     if not is_hub_id(as_named(name)):
         is_path = name.startswith((".", "/", "~")) or name and os.path.exists(name)
         what = "a folder of this machine" if is_path else "which is no Hub id"
@@ -46,6 +46,6 @@ def check_hub_id(argument: str, name: str) -> None:
 
 
 def check_branch(argument: str, name: str | None) -> None:
-    """`ValueError` for what git takes for no branch; `None` is the main one."""
+    """Raise `ValueError` for a name that git does not accept for a branch; `None` is the main branch."""
     if name is not None and _NO_BRANCH.search(name):
-        raise ValueError(f"`{argument}` {name!r} is no name of a branch: give one like `v2`, or leave it out for main.")
+        raise ValueError(f"`{argument}` {name!r} is not a valid branch name: give one like `v2`, or leave it out.")

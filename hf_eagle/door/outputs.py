@@ -20,22 +20,22 @@ def check_output_file(
     """Check that this file can be written at the end without a loss. Its folder is made if the one above exists.
 
     Args:
-        argument: that named it.
+        argument: the argument that named it.
         path: the file.
-        reads: what the verb reads, by argument: paths, Hub ids, lists of them, or `None`.
+        reads: the verb's inputs, by argument: paths, Hub ids, lists of them, or `None`.
         ours: whether an existing file is an earlier output of this verb, which may be replaced. Without it, any
             existing file may be, unless the verb reads it.
-        levels: how many folders may have to be made for it, `None` for any number.
+        levels: how many missing folders above it are accepted, `None` for any number.
 
     Raises:
-        ValueError: if it cannot be written, is an input, or holds something else.
+        ValueError: if it cannot be written, is an input, or was not written by this verb.
     """
     if os.path.isdir(path) or str(path).endswith(("/", os.sep)):
         raise ValueError(f"`{argument}` {path} is a folder: name a file.")
 
     _check_name(argument, path)
     if os.path.exists(path) and not os.path.isfile(path):
-        raise ValueError(f"`{argument}` {path} is no ordinary file: name another one.")
+        raise ValueError(f"`{argument}` {path} is no ordinary file: choose another path.")
 
     path = Path(path)
     _check_folder_above(argument, path, levels)
@@ -43,14 +43,12 @@ def check_output_file(
     is_ours = ours is not None and os.path.exists(path) and ours(path)
     for other, read in _paths(reads):
         if _same(path, read):
-            raise ValueError(f"`{argument}` {path} is what `{other}` names, which is read: name another file.")
+            raise ValueError(f"`{argument}` {path} is also the input `{other}`: name another file.")
         if os.path.exists(path) and not is_ours and os.path.isdir(read) and _lies_in(path, read):
-            raise ValueError(
-                f"`{argument}` {path} is a file of `{other}` {read}, which is read: name a file that is not there."
-            )
+            raise ValueError(f"`{argument}` {path} is a file of the input `{other}` {read}: name a file outside of it.")
 
     if ours is not None and os.path.exists(path) and path.stat().st_size and not is_ours:
-        raise ValueError(f"`{argument}` {path} holds something else than this verb writes: name another file.")
+        raise ValueError(f"`{argument}` {path} exists and was not written by this verb: name another file.")
 
     _try_writing(argument, path, Path(os.path.realpath(path)).parent)
 
@@ -65,7 +63,7 @@ def check_output_folder(
     """Check that a model can be written into this folder at the end without a loss. The folder is not made yet.
 
     Args:
-        argument: that named it.
+        argument: the argument that named it.
         path: the folder, existing or not.
         reads: as for [`check_output_file`].
         overwrite: whether an existing model of ours may be replaced.
@@ -84,10 +82,10 @@ def check_output_folder(
 
     for other, read in _paths(reads):
         if _same(path, read):
-            raise ValueError(f"`{argument}` {path} is what `{other}` names, which is read: name another folder.")
+            raise ValueError(f"`{argument}` {path} is also the input `{other}`: name another folder.")
         if _in_checkpoint_of(path, read):
             raise ValueError(
-                f"`{argument}` {path} lies in a checkpoint of `{other}` {read}, which is read: name another folder."
+                f"`{argument}` {path} lies in a checkpoint of the input `{other}` {read}: name another folder."
             )
 
     with writing(argument, path):
@@ -97,7 +95,7 @@ def check_output_folder(
             raise FileExistsError(f"`{argument}` {path} holds somebody else's model or config: name another folder.")
         if not overwrite:
             raise FileExistsError(
-                f"`{argument}` {path} holds a draft already: name another folder, or replace it with `--overwrite`."
+                f"`{argument}` {path} already holds a draft: name another folder, or replace it with `--overwrite`."
             )
 
     _try_writing(argument, path, Path(os.path.realpath(path)))
@@ -107,7 +105,7 @@ def check_new_folder(argument: str, path: str | os.PathLike, reads: Mapping[str,
     """[`check_output_folder`] for a folder that must be new or empty."""
     check_output_folder(argument, path, reads, overwrite=True, ours=lambda folder: True)
     if os.path.isdir(path) and any(Path(path).iterdir()):
-        raise FileExistsError(f"`{argument}` {path} holds something already: name a new or an empty folder.")
+        raise FileExistsError(f"`{argument}` {path} is not empty: name a new or an empty folder.")
 
 
 def check_journaled_file(argument: str, path: str | os.PathLike, reads: Mapping[str, object] | None = None) -> None:
@@ -134,21 +132,21 @@ def check_pictures(
     """[`check_output_file`] for PNG files that are drawn next to an output."""
     for picture in pictures:
         if os.path.realpath(picture) == os.path.realpath(path):
-            raise ValueError(f"`{argument}` {path} is where its picture is drawn: name a file that ends otherwise.")
+            raise ValueError(f"`{argument}` {path} is also the file of its plot: name a file with a different ending.")
         check_output_file(argument, picture, reads, is_png)
 
 
 def check_apart(outputs: Mapping[str, str | None]) -> None:
-    """`ValueError` if two arguments name the same output."""
+    """Raise `ValueError` if two arguments name the same output."""
     seen: dict[str, str] = {}
     for argument, path in outputs.items():
         other = argument if path is None else seen.setdefault(os.path.realpath(path), argument)
         if other != argument:
-            raise ValueError(f"`{argument}` {path} is what `{other}` names, which is written too: name another file.")
+            raise ValueError(f"`{argument}` {path} is also the output `{other}`: name another file.")
 
 
 def holds_object_with(*fields: str) -> Callable[[Path], bool]:
-    """A test of a file: is it a JSON object with these fields, or a list of such, so an earlier output of the verb?"""
+    """Return a test of files: is it a JSON object with these fields, or a list of them, as the verb writes?"""
 
     def holds(path: Path) -> bool:
         try:
@@ -163,7 +161,7 @@ def holds_object_with(*fields: str) -> Callable[[Path], bool]:
 
 
 def begins_with(signature: bytes) -> Callable[[Path], bool]:
-    """A test of a file: does it begin with its format's signature?"""
+    """Return a test of files: does it begin with its format's signature?"""
 
     def begins(path: Path) -> bool:
         try:
@@ -185,10 +183,10 @@ def _is_of_model(name: str) -> bool:
 def _check_name(argument: str, path: str | os.PathLike) -> None:
     """Refuse a name that no file can have, whether the final one or the one used while writing."""
     if not str(path).strip():
-        raise ValueError(f"`{argument}` is empty: name a place to write to.")
+        raise ValueError(f"`{argument}` is empty: name a path to write to.")
 
     if os.path.abspath(path) == os.path.dirname(os.path.abspath(path)):
-        raise ValueError(f"`{argument}` {path} is the root of a file system: name a place in it.")
+        raise ValueError(f"`{argument}` {path} is the root of a file system: name a path in it.")
 
     for name in (Path(path), part_of(Path(path).absolute())):
         try:
@@ -197,7 +195,7 @@ def _check_name(argument: str, path: str | os.PathLike) -> None:
             continue  # reported together with what is wrong above it
         except (OSError, ValueError) as problem:
             why = why_not_written(problem)
-            raise ValueError(f"`{argument}` {path} cannot be written ({why}): name another place.") from None
+            raise ValueError(f"`{argument}` {path} cannot be written ({why}): choose another path.") from None
 
 
 def _check_folder_above(argument: str, path: Path, levels: int | None) -> None:
@@ -209,7 +207,7 @@ def _check_folder_above(argument: str, path: Path, levels: int | None) -> None:
         above = above.parent
 
     if not os.path.isdir(above):
-        raise ValueError(f"`{argument}` {path} lies under {above}, which is no folder: name another place.")
+        raise ValueError(f"`{argument}` {path} lies under {above}, which is not a folder: choose another path.")
 
     if levels is not None and len(missing) > levels:
         raise ValueError(f"`{argument}` {path}: there is no folder {missing[-1]}: make it first, or correct the path.")
@@ -238,14 +236,14 @@ def _paths(reads: Mapping[str, object] | None) -> Iterator[tuple[str, Path]]:
 
 
 def _same(path: Path, other: Path) -> bool:
-    """Whether two paths lead to the same place, also through links."""
+    """Return whether two paths lead to the same place, also through links."""
     if os.path.exists(path) and os.path.exists(other):
         return os.path.samefile(path, other)
     return os.path.realpath(path) == os.path.realpath(other)
 
 
 def _in_checkpoint_of(path: Path, folder: Path) -> bool:
-    """Whether a run that is read would lose a checkpoint, or get one that it did not write."""
+    """Return whether a run that is read would lose a checkpoint, or get one that it did not write."""
     path, folder = path.resolve(), folder.resolve()
     inside = path.relative_to(folder).parts if path.is_relative_to(folder) else ()
     return bool(inside) and inside[0].startswith("checkpoint-")

@@ -1,7 +1,7 @@
-"""Every verb ends here in one way: with its result, or with one line that says why not.
+"""End a verb: with its result, or with one line that says why there is none.
 
-A sentence that our own code raised is printed as it is. Anything else is unforeseen and becomes one line with place and
-type; `HF_EAGLE_TRACEBACK=1` prints its traceback.
+Errors that our own code raised are printed as they are. Any other error is unforeseen and becomes one line with its
+location and type; `HF_EAGLE_TRACEBACK=1` prints its traceback.
 """
 
 import os
@@ -39,13 +39,13 @@ class Terminated(SystemExit):
 def run_verb(main: Callable[[], object], error_status: int = 1) -> None:
     """Run the `main` of a verb. Report whatever goes wrong in one line, and end the process with a status above 0.
 
-    Status 2 is a command line that cannot be read; 130 and 143 are the end by Ctrl-C and by SIGTERM. If several ranks
-    fail alike, one speaks. If the reader of the output has gone, as with `head`, nothing is printed, and the status is
-    141.
+    Status 2 means a command line that cannot be parsed; 130 and 143 mean Ctrl-C and SIGTERM. If several ranks fail in
+    the same way, only one prints. If the reader of the output has gone, as with `head`, nothing is printed and the
+    status is 141.
 
     Args:
-        main: of the verb, without arguments.
-        error_status: for any other error.
+        main: the verb's function, which takes no arguments.
+        error_status: the status for any other error.
     """
     status, line = 0, None
     with _terminated_by_signal():
@@ -76,7 +76,7 @@ def run_verb(main: Callable[[], object], error_status: int = 1) -> None:
 
 @contextmanager
 def going_on() -> Iterator[None]:
-    """Inside, work is kept as it is done: who interrupts it reads that the same command goes on."""
+    """Say on an interruption that the same command continues: the work in this block is kept as it is done."""
     said = "{}: the same command goes on from here"
     try:
         yield
@@ -127,14 +127,14 @@ def _flush() -> None:
 
 
 def unprinted(problem: OSError) -> OSError:
-    """What to raise if a text could not be printed; what is left to print is thrown away."""
+    """Return the error for a text that could not be printed; discard the output that is still buffered."""
     _throw_away()
     why = problem.strerror or problem
-    return OSError(f"What is printed cannot be written ({why}): make room where standard output goes.")
+    return OSError(f"Standard output cannot be written ({why}): make room where it goes.")
 
 
 def _nobody_reads() -> bool:
-    """Whether the reader of standard output has gone; if so, throw away what is left to print."""
+    """Return whether the reader of standard output has gone; if so, discard the output that is still buffered."""
     try:
         asking = select.poll()
         asking.register(sys.stdout.fileno(), 0)  # no event needs asking for: a closed reader is always reported
@@ -154,7 +154,7 @@ def _throw_away() -> None:
 
 
 def _end_progress_bars() -> None:
-    """End the line of each progress bar: else a sentence stands behind it, and it is drawn again when Python ends."""
+    """Close all progress bars: otherwise a message appears after one on its line, and Python's end redraws it."""
     tqdm = sys.modules.get("tqdm")  # without it there is no bar
     for bar in list(getattr(getattr(tqdm, "tqdm", None), "_instances", ())):
         with suppress(Exception):

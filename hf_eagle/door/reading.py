@@ -58,7 +58,7 @@ def reading(argument: str, path: str | os.PathLike, file: str | None = None) -> 
 
 
 def check_ordinary(argument: str, path: str | os.PathLike) -> None:
-    """`ValueError` for a pipe, a device or the like, or for a folder that directly holds one: a read may never end."""
+    """Raise `ValueError` for a pipe or a device, or a folder that directly holds one: a read may never end."""
     if is_special(path):
         raise ValueError(f"`{argument}` {path} is no ordinary file: name another.")
     if not os.path.isdir(path):
@@ -153,7 +153,7 @@ def _key_of(folder: str | os.PathLike, problem: Exception) -> str | None:
 
 
 def looks_like_a_path(path: str | os.PathLike) -> bool:
-    """Whether a text cannot be a Hub id, which has at most one slash and begins with no dot."""
+    """Return whether a text cannot be a Hub id, which has at most one slash and begins with no dot."""
     text = str(path)
     owner_and_name, _, revision = text.partition("@")
     if revision and owner_and_name.count("/") == 1:  # a revision of a data set may hold slashes, as `refs/pr/1`

@@ -22,7 +22,7 @@ _OF_LOADER = re.compile(r"Caught \w+ in DataLoader worker process \d+\.\nOrigina
 
 
 def is_sentence(problem: BaseException) -> bool:
-    """Whether our own code raised this error in order to say something: its text names an argument or a file."""
+    """Return whether our own code raised this error in order to say something: its text names an argument or a file."""
     return sentence_of(problem) is not None
 
 
@@ -43,7 +43,7 @@ def sentence_of(problem: BaseException) -> str | None:
 
 
 def is_ours(file: str) -> bool:
-    """Whether a source file is one of this package, or one of its scripts."""
+    """Return whether a source file is one of this package, or one of its scripts."""
     try:
         path = Path(file).resolve()
     except OSError:  # `<frozen runpy>`, in a current folder that was deleted

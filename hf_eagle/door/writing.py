@@ -1,4 +1,4 @@
-"""Write outputs next to their place and then move them there, so that each is either the old one or complete."""
+"""Write outputs to a temporary path, then move them: each path holds either the old output or a complete new one."""
 
 import os
 import shutil
@@ -12,7 +12,7 @@ from .sentences import first_line, is_sentence
 
 # how `torch.save` reports that a file cannot be written
 _TORCH_SAYS = ("PytorchStreamWriter", "inline_container", "iostream error", "unexpected pos")
-_MEND = "make room, or name another place"
+_MEND = "make room, or choose another path"
 
 
 def write_atomically(path: Path, lines: Iterable[str]) -> None:
@@ -50,7 +50,7 @@ def output(argument: str, path: str | os.PathLike) -> Iterator[Path]:
 
 @contextmanager
 def replaced(path: str | os.PathLike) -> Iterator[Path]:
-    """A path next to `path` to write to; at the end it replaces `path`, after an error it is deleted.
+    """Yield a path next to `path` to write to; at the end it replaces `path`, after an error it is deleted.
 
     If nothing was written, `path` stays as it is. If `path` is a link, the file it leads to is replaced.
     """
@@ -67,12 +67,12 @@ def replaced(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def part_of(path: Path) -> Path:
-    """Where a file is written before it is moved to its place."""
+    """Return the path that a file is written to before it is moved to `path`."""
     return path.with_name(f".{path.stem}-part{path.suffix}")  # libraries go by the suffix
 
 
 def link_or_copy(source: str | os.PathLike, path: str | os.PathLike) -> None:
-    """Give a file a second name that stays when the first one is deleted or replaced; where that cannot be, a copy."""
+    """Hard-link a file, so that it survives when `source` is deleted or replaced; copy it if that fails."""
     try:
         os.link(source, path)
     except OSError:  # another disk, or a file system without links
@@ -81,7 +81,7 @@ def link_or_copy(source: str | os.PathLike, path: str | os.PathLike) -> None:
 
 @contextmanager
 def output_folder(argument: str, path: str | os.PathLike) -> Iterator[Path]:
-    """A new folder next to `path` to write a model to; its files are moved to `path` once all are written.
+    """Yield a new folder next to `path` to write a model to; its files are moved to `path` once all are written.
 
     Other files in `path` stay, except weights, which would be mixed with the new ones.
     """
@@ -111,7 +111,7 @@ def _move_into(part: Path, path: Path) -> None:
 
 @contextmanager
 def writing(argument: str, path: str | os.PathLike) -> Iterator[None]:
-    """Turn whatever prevents writing a file in here into one sentence with the argument that named the output.
+    """Turn any error that prevents writing a file in this block into one sentence with the output's argument.
 
     Raises:
         OSError: such as `output_json` out/a.json cannot be written (No space left on device).
@@ -125,7 +125,7 @@ def writing(argument: str, path: str | os.PathLike) -> Iterator[None]:
 
 
 def is_write_error(problem: BaseException) -> bool:
-    """Whether the file system refused a file, as Python, safetensors and torch report it."""
+    """Return whether the file system refused a file, as Python, safetensors and torch report it."""
     if isinstance(problem, (ConnectionError, TimeoutError)) or is_sentence(problem):
         return False
     if isinstance(problem, OSError):
@@ -136,5 +136,5 @@ def is_write_error(problem: BaseException) -> bool:
 
 
 def why_not_written(problem: Exception) -> str:
-    """The reason, in a few words."""
+    """Return the reason, in a few words."""
     return getattr(problem, "strerror", None) or first_line(problem)

@@ -1,4 +1,8 @@
-"""Would vLLM and SGLang load this folder, and run the draft that was trained? (contract section 5)"""
+"""Check whether vLLM and SGLang load a folder and run the draft as it was trained (contract section 5).
+
+A finding has one of three levels. A `fault` keeps the draft from being served as it was trained. A `limit` means that a
+server does not support this kind of draft, though nothing is wrong with the folder. A `note` is harmless.
+"""
 
 import logging
 from pathlib import Path
@@ -18,7 +22,7 @@ logger = logging.getLogger(__name__)
 def check_draft(
     path: str | Path, target_config: Any = None, values: bool = True, kind: str | None = None
 ) -> list[Finding]:
-    """What is wrong with a draft folder, by the rules of both servers.
+    """Find what is wrong with a draft folder, by the rules of both servers.
 
     Args:
         path: the folder.
@@ -30,7 +34,7 @@ def check_draft(
             finding says so. Without it the folder is assumed to be of a kind that servers know.
 
     Returns:
-        Findings, none for a folder that is served as it was trained. Those of level `note` do no harm.
+        Findings; none for a folder that is served as it was trained. The module's docstring explains their levels.
 
     Raises:
         ValueError: if there is no draft in the folder.
@@ -57,7 +61,7 @@ def check_draft(
 
 
 def _number_findings(folder: DraftFolder) -> list[Finding]:
-    """Numbers with which no reader computes anything."""
+    """Find numbers in the config that no reader can compute with."""
     fix = "write what it was trained with"
     return [Finding(rules_folder.READER, f"in config.json {one}.", fix) for one in wrong_numbers(folder.config)]
 
@@ -65,16 +69,16 @@ def _number_findings(folder: DraftFolder) -> list[Finding]:
 def _unserved(kind: str) -> Finding:
     return Finding(
         "Servers",
-        f"This is a draft of kind `{kind}`, which no server is known to run: nothing of it was checked.",
+        f"This is a draft of kind `{kind}`, which no server is known to run, so it was not checked.",
         "decode with hf_eagle, which needs no server",
         level="limit",
     )
 
 
 def require_servable(path: str | Path, target_config: Any, kind: str | None = None) -> None:
-    """The fast part of the check, for a draft that has just been saved.
+    """Run the fast part of the check on a draft that has just been saved.
 
-    For a kind of draft that a server does not serve it only warns, since the user asked to train it.
+    For a kind of draft that a server does not support it only warns, since the user asked to train it.
 
     Args:
         path: the draft's folder.
@@ -85,7 +89,7 @@ def require_servable(path: str | Path, target_config: Any, kind: str | None = No
         ValueError: lists everything that keeps the folder from being served as it was trained.
     """
     if not (Path(path) / "config.json").is_file():
-        return  # nothing that a server would load, for example only a draft's adapter
+        return  # no server loads this folder; it may hold only a draft's adapter
 
     found = check_draft(path, target_config, values=False, kind=kind)
     for limit in (finding for finding in found if finding.level == "limit"):

@@ -8,7 +8,7 @@ from .kinds import ServedKind, rows_of, serves
 
 
 def served_as(kind: str) -> ServedKind:
-    """What servers call one of hf_eagle's kinds of draft. All rows of a kind have the same names.
+    """Return the servers' names for one of hf_eagle's kinds of draft, which all rows of the kind share.
 
     Raises:
         ValueError: if no server is known to run it.
@@ -22,7 +22,7 @@ def served_as(kind: str) -> ServedKind:
 
 
 def serve_commands(target: str, draft: str, num_speculative_tokens: int = 3, kind: str = "eagle3") -> dict[str, str]:
-    """Shell commands that serve `target` with `draft`, by server; SGLang drafts the same chain as vLLM.
+    """Return shell commands that serve `target` with `draft`, by server; SGLang drafts the same chain as vLLM.
 
     Args:
         target, draft: folders or Hub ids; expands a `~`, since servers do not and the shell does not in quotes.

@@ -63,7 +63,7 @@ class DraftFolder:
         """
         path = Path(path)
         if not (path / "config.json").is_file():
-            raise ValueError(f"{path} is no draft folder, it holds no config.json: name the folder of a draft.")
+            raise ValueError(f"{path} holds no config.json, so it is not a draft: name the folder of a draft.")
 
         folder = cls(path, read_json(path / "config.json", {}))
         files = sorted(path.glob("*.safetensors"))
@@ -80,18 +80,18 @@ class DraftFolder:
         return folder
 
     def tensor(self, name: str) -> torch.Tensor:
-        """The values of one tensor, on the CPU."""
+        """Read the values of one tensor, onto the CPU."""
         with safe_open(self.files[name], "pt") as tensors:
             return tensors.get_tensor(name)
 
     @cached_property
     def prefixed(self) -> bool:
-        """Whether all tensors except head and vocabulary are named `model.*`, as in a whole language model."""
+        """Return whether all tensors except head and vocabulary are named `model.*`, as in a whole language model."""
         others = [name for name in self.shapes if not name.endswith(("lm_head.weight", "d2t", "t2d"))]
         return bool(others) and all(name.startswith("model.") for name in others)
 
     def spelt(self, name: str) -> str:
-        """A name of layer 0 as this folder spells it: `layers.0.` or `midlayer.`; servers accept both."""
+        """Return a name of layer 0 in this folder's spelling, `layers.0.` or `midlayer.`; servers accept both."""
         midlayer = any("midlayer." in known for known in self.shapes)
         return name.replace("layers.0.", "midlayer.") if midlayer else name
 
@@ -104,7 +104,7 @@ class DraftFolder:
 
 @dataclass(frozen=True)
 class TargetFacts:
-    """What a server knows of the target that it runs a draft with."""
+    """The properties of a target that a server uses when it runs a draft."""
 
     model_type: str
     latent: bool
@@ -140,7 +140,7 @@ def named(names: Iterable[str], shown: int = 4) -> str:
 def shape_findings(
     reader: str, folder: DraftFolder, wanted: Mapping[str, Shape], given: Mapping[str, Shape]
 ) -> Iterator[Finding]:
-    """Tensors whose shape differs from that of the reader's parameter of that name."""
+    """Find tensors whose shape differs from that of the reader's parameter of the same name."""
     for name in sorted(wanted.keys() & given.keys()):
         if wanted[name] != given[name]:
             yield Finding(

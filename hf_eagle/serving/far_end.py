@@ -15,17 +15,17 @@ _LONGEST_LINE = 64 * 2**20  # characters; an answer is token ids of a batch
 
 
 class FarEnd:
-    """Such a script in a process of its own; `with` waits until it is ready and ends it.
+    """A script in a process of its own; `with` waits until it is ready, and ends it at the end of the block.
 
     Args:
         python: interpreter that has vLLM.
         script: takes its settings as JSON and prints a line when it is ready.
-        settings: what it is given.
-        log: file for what it and vLLM print.
-        environment: variables that it has besides those of this process.
+        settings: its settings.
+        log: file for the output of the script and of vLLM.
+        environment: variables that it gets in addition to those of this process.
 
-    Raises a `RuntimeError` that names `serving_python` when it cannot be run, or ends without a word; one with the end
-    of the log when it ends by itself, says nothing for too long, or answers with something else than JSON.
+    Raises `RuntimeError` that names `serving_python` if the script cannot be run, or ends without any output. Raises it
+    with the end of the log if the script ends early, sends nothing for too long, or answers with anything but JSON.
     """
 
     def __init__(self, python: str | Path, script: Path, settings: dict, log: Path, environment=None):
@@ -54,11 +54,11 @@ class FarEnd:
             self.process.wait()  # not for its output, which children of its own may keep open
 
     def ask(self, request):
-        """What it answers to a line."""
+        """Send a line and return the script's answer."""
         return self._exchange(json.dumps(request) + "\n", ANSWER_WITHIN)
 
     def _exchange(self, asked: str, seconds: float):
-        """Write a line, or none, and wait for one; in a thread, since neither end of a pipe knows a deadline."""
+        """Write a line, or none, and wait for one; in a thread, since reading a pipe has no timeout."""
         answers = queue.SimpleQueue()
 
         def exchange() -> None:
@@ -75,19 +75,19 @@ class FarEnd:
         except queue.Empty:
             self.process.kill()
             raise RuntimeError(
-                f"vLLM says nothing for {seconds:g} seconds, and was ended; its last words:\n{self._last_words()}"
+                f"vLLM sent nothing for {seconds:g} seconds and was ended; its last output:\n{self._last_words()}"
             ) from None
         if not line:
             self.process.wait()
             said = self._last_words()
             if not said.strip():
-                raise RuntimeError(f"`serving_python` {self.process.args[0]} ended and said nothing: {_NAME_ONE}.")
-            raise RuntimeError(f"vLLM ended; its last words:\n{said}")
+                raise RuntimeError(f"`serving_python` {self.process.args[0]} ended without any output: {_NAME_ONE}.")
+            raise RuntimeError(f"vLLM ended; its last output:\n{said}")
         try:
             return json.loads(line)
         except (ValueError, RecursionError):
             raise RuntimeError(
-                f"{self.script} printed {line[:100]!r}, which is no line of JSON; its last words:\n{self._last_words()}"
+                f"{self.script} printed {line[:100]!r}, which is not JSON; its last output:\n{self._last_words()}"
             ) from None
 
     def _last_words(self) -> str:

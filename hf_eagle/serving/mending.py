@@ -20,8 +20,8 @@ class Draft:
         config: content of `config.json`, changed by the steps.
         tensors: by their names in the file, changed by the steps.
         num_layers: number of layers that have tensors.
-        target: what is known of the target; `None` if it was not named.
-        done: a line for each thing that was mended.
+        target: the target's properties; `None` if no target was named.
+        done: one line per repair.
     """
 
     config: dict[str, Any]
@@ -49,7 +49,7 @@ def rename(draft: Draft, new_name: Callable[[str], str], why: str) -> None:
 
 def names(draft: Draft) -> None:
     """Remove the prefix of a whole language model."""
-    rename(draft, lambda name: name.removeprefix("model."), "`model.` is off the names of tensors")
+    rename(draft, lambda name: name.removeprefix("model."), "`model.` was removed from the names of tensors")
 
 
 def drop_surplus(draft: Draft, wanted: Collection[str]) -> None:
@@ -61,7 +61,7 @@ def drop_surplus(draft: Draft, wanted: Collection[str]) -> None:
             continue  # training may have used it, and without it the draft computes something else
 
         del draft.tensors[name]
-        draft.done.append(f"`{name}` is gone: no server has a place for it")
+        draft.done.append(f"`{name}` was removed: no server has a parameter for it")
 
 
 def classes(draft: Draft, architectures: Sequence[str], model_types: Sequence[str]) -> None:
@@ -97,7 +97,7 @@ def rope(draft: Draft) -> None:
 
 
 def dtypes(draft: Draft) -> None:
-    """Convert all tensors to one dtype, that of most numbers."""
+    """Convert all tensors to the dtype that most of the numbers have."""
     held: dict[torch.dtype, int] = {}
     for tensor in draft.tensors.values():
         if tensor.is_floating_point():
@@ -107,13 +107,13 @@ def dtypes(draft: Draft) -> None:
     for name, tensor in draft.tensors.items():
         if tensor.is_floating_point() and tensor.dtype != most:
             draft.tensors[name] = tensor.to(most)
-            draft.done.append(f"`{name}` is of the others' dtype")
+            draft.done.append(f"`{name}` was converted to the others' dtype")
     for name in ("dtype", "torch_dtype"):
         draft.write(name, str(most).removeprefix("torch."))
 
 
 def fields(draft: Draft) -> None:
-    """Remove from the config what no draft has."""
+    """Remove fields from the config that no draft has."""
     config = draft.config
     draft.write("tie_word_embeddings", False)
     for name in ("attention_bias", "mlp_bias", "bias", "qkv_bias"):
@@ -122,4 +122,4 @@ def fields(draft: Draft) -> None:
     for name in ("use_cache", "logit_scale"):
         if name in config and config[name] in (False, None):
             del config[name]
-            draft.done.append(f"`{name}` is gone")
+            draft.done.append(f"`{name}` was removed")

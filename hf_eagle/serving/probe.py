@@ -22,7 +22,7 @@ TOLERANCE = 1e-4
 
 
 def probe(path: str | Path, target: str | Path, target_config: PreTrainedConfig) -> list[Finding]:
-    """Run the draft on random features through the target's embeddings, by our code and as vLLM would.
+    """Run the draft on random features with the target's embeddings, in hf_eagle's code and as vLLM would.
 
     Args:
         path: the draft's folder, free of other faults.
@@ -38,7 +38,7 @@ def probe(path: str | Path, target: str | Path, target_config: PreTrainedConfig)
     folder = DraftFolder.read(path)
     rope = folder.config.get("rope_parameters") or {}
     if rope.get("rope_type", "default") not in RESTATED_ROPES:
-        text = f"RoPE of type {rope['rope_type']!r} is not restated here, so logits were not compared."
+        text = f"RoPE of type {rope['rope_type']!r} is not covered by this check, so logits were not compared."
         return [Finding(READER, text, "compare acceptance in the server with `hf-eagle evaluate`", level="note")]
 
     embedding, head = lent_weights(target, target_config)
@@ -48,13 +48,13 @@ def probe(path: str | Path, target: str | Path, target_config: PreTrainedConfig)
     try:
         ours = _ours(path, _Lender(embedding, head), ids, features)
     except ValueError as problem:
-        text = f"hf_eagle cannot load what the servers can, so logits were not compared ({problem})."
+        text = f"hf_eagle cannot load this draft, though the servers can, so logits were not compared ({problem})."
         return [Finding(READER, text, "write a copy with `--fix`, which takes hf_eagle's names", level="note")]
 
     theirs = _theirs(served, ids, features)
     finite = theirs.isfinite()  # minus infinity marks tokens that cannot be drafted
     if not torch.equal(finite, ours.isfinite()):
-        return [Finding(READER, "other tokens can be drafted by the server than by hf_eagle.", "restore `d2t`")]
+        return [Finding(READER, "the server can draft different tokens from hf_eagle.", "restore `d2t`")]
     worst = float((ours - theirs)[finite].abs().max() / theirs[finite].abs().max().clamp_min(1e-9))
     if worst < TOLERANCE:
         return []

@@ -30,7 +30,7 @@ def repair_draft(
             that servers know.
 
     Returns:
-        What was mended, a line each. `check_draft` still finds what could not be mended.
+        One line per repair. `check_draft` still finds the faults that could not be mended.
 
     Raises:
         FileExistsError: if `output_dir` is not empty.
@@ -38,12 +38,12 @@ def repair_draft(
     """
     if kind is not None and not serves(kind):
         raise ValueError(
-            f"{path} is a draft of kind `{kind}`, which no server is known to run: there are no rules to mend it by."
+            f"{path} is a draft of kind `{kind}`, which no server is known to run, so there are no rules to mend it by."
         )
 
     output_dir, folder = Path(output_dir), DraftFolder.read(path)
     if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
-        raise FileExistsError(f"`fix` {output_dir} is not an empty folder: name a new one, nothing is overwritten.")
+        raise FileExistsError(f"`fix` {output_dir} is not an empty folder, and nothing is overwritten: name a new one.")
     if not any(name.endswith("fc.weight") for name in folder.shapes):
         raise ValueError(f"{path} holds no `fc.weight`, which every draft has: it is another kind of model.")
     missing = [name for name in SIZES if not isinstance(folder.config.get(name), int)]

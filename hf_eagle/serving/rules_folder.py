@@ -1,4 +1,4 @@
-"""What every reader of a draft folder relies on, whichever server it is: sizes, vocabulary, spellings, values.
+"""Check what every reader of a draft folder relies on, whichever server it is: sizes, vocabulary, spellings, values.
 
 Each rule takes a folder and yields what is wrong with it. `kinds/` says which rules apply to a kind of draft.
 """
@@ -19,7 +19,7 @@ _OFFSETS = "`j + d2t[j]` must be the target's id of draft id j"
 
 
 def other_model(folder: DraftFolder) -> list[Finding]:
-    """Whether the folder holds a whole model under no draft's name: its own table of tokens, and no `fc`.
+    """Return whether the folder holds a whole model under no draft's name: its own table of tokens, and no `fc`.
 
     No other rule means anything then. Drafts under a wrong name have the `fc` that every kind has.
     """
@@ -30,7 +30,7 @@ def other_model(folder: DraftFolder) -> list[Finding]:
 
     if drafted or has_fc or not has_table:
         return []
-    text = f"this is no draft, its `architectures` are {names} and no tensor of it is an `fc`."
+    text = f"this is not a draft: its `architectures` are {names}, and it has no tensor `fc`."
     return [Finding(READER, text, "name the folder of a draft, and this one as `target` if it is the target")]
 
 
@@ -55,13 +55,13 @@ def spellings(folder: DraftFolder) -> Iterator[Finding]:
     if not new and "rope_theta" in old:
         yield Finding(
             READER,
-            "RoPE is written in the old spelling alone, `rope_theta` and `rope_scaling`.",
+            "RoPE is written only in the old spelling, `rope_theta` and `rope_scaling`.",
             "write `rope_parameters` too",
         )
     if new and "rope_theta" not in old:
         yield Finding(
             READER,
-            "RoPE is written in the new spelling alone, `rope_parameters`: older readers silently use base 10000.",
+            "RoPE is written only in the new spelling, `rope_parameters`: older readers silently use base 10000.",
             "write `rope_theta` and `rope_scaling` too",
         )
 
@@ -92,8 +92,8 @@ def dtypes(folder: DraftFolder) -> Iterator[Finding]:
         verb = "is" if len(whole) == 1 else "are"
         yield Finding(
             READER,
-            f"{named(whole)} {verb} of type {folder.dtypes[whole[0]]}: readers take them for rounded weights.",
-            "restore the weights in a type of float",
+            f"{named(whole)} {verb} of type {folder.dtypes[whole[0]]}: readers treat them as rounded weights.",
+            "restore the weights in a floating-point type",
         )
 
     held = sorted({DTYPES[dtype] for dtype in folder.dtypes.values() if dtype in DTYPES})
@@ -185,7 +185,7 @@ def _marked(ids: torch.Tensor, t2d: torch.Tensor | None, vocab: int) -> Iterator
 
 
 def looks_absolute(d2t: torch.Tensor, t2d: torch.Tensor | None, vocab: int) -> bool:
-    """Whether `d2t` holds target ids, not offsets: they equal the marked ids, or are too large to be offsets."""
+    """Return whether `d2t` holds target ids, not offsets: they equal the marked ids, or are too large to be offsets."""
     if d2t.numel() == 0 or d2t.unique().numel() != d2t.numel() or not 0 <= int(d2t.min()) <= int(d2t.max()) < vocab:
         return False
     if t2d is not None and int(t2d.sum()) == d2t.numel():
@@ -200,4 +200,4 @@ def numbers(folder: DraftFolder) -> Iterator[Finding]:
     """All weights are finite numbers. Reads every tensor."""
     for name, dtype in folder.dtypes.items():
         if dtype in DTYPES and not torch.isfinite(folder.tensor(name)).all():
-            yield Finding(READER, f"`{name}` holds NaN or infinity.", "train again from a checkpoint without")
+            yield Finding(READER, f"`{name}` holds NaN or infinity.", "train again from a checkpoint without them")

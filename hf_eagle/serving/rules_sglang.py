@@ -1,4 +1,4 @@
-"""What SGLang 0.5 makes of a draft folder, restated from its source and independently of how hf_eagle writes one.
+"""How SGLang 0.5 reads a draft folder, restated from its source and independently of how hf_eagle writes one.
 
 Sources (0.5.23): `models/llama_eagle.py`, `llama_eagle3.py`, `kimi_k25_eagle3.py`, `set_eagle3_layers_to_capture` of
 the targets, `model_runner_components/spec_aux_hidden_state.py`, `configs/model_config.py`.
@@ -72,7 +72,7 @@ def hidden_size(folder: DraftFolder, target: TargetFacts | None) -> Iterator[Fin
 
 
 def counts_entries(target: TargetFacts) -> bool:
-    """Whether this target's class reads ids as ENTRY ids (unless the first is 1), not as OUTPUT ids."""
+    """Return whether this target's class reads ids as ENTRY ids (unless the first is 1), not as OUTPUT ids."""
     return target.latent and not target.model_type.startswith(_LATENT_BUT_COUNTS_OUTPUTS)
 
 

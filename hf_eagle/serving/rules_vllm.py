@@ -1,4 +1,4 @@
-"""What vLLM 0.32 makes of a draft folder, restated from its source and independently of how hf_eagle writes one.
+"""How vLLM 0.32 reads a draft folder, restated from its source and independently of how hf_eagle writes one.
 
 Sources: `config/speculative.py`, `transformers_utils/configs/eagle.py`, `models/llama_eagle.py`, `llama_eagle3.py`,
 `deepseek_eagle3.py`, `models/utils.py` (`AutoWeightsLoader`), `v1/worker/gpu_model_runner.py`.
@@ -45,10 +45,10 @@ def architecture(
 
     model_type = folder.config.get("model_type")
     if model_type not in model_types:
-        what = "is turned into a multi-token prediction head" if model_type == "deepseek_v3" else "is not read as one"
+        what = "makes vLLM build a multi-token prediction head" if model_type == "deepseek_v3" else "is not supported"
         yield Finding(
             READER,
-            f"`model_type` {model_type!r} of such a draft {what}.",
+            f"`model_type` {model_type!r} for such a draft {what}.",
             f"set it to {' or '.join(map(repr, model_types))}",
         )
 

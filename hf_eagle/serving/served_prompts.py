@@ -1,4 +1,4 @@
-"""Prompts as `offline_engine` takes them: token ids, and chats with pictures as a client would send them."""
+"""Prompts in the form of `offline_engine`: token ids, and chats with images as a client would send them."""
 
 from collections.abc import Iterable
 
@@ -11,14 +11,14 @@ from ..evaluation.prompts import Prompt
 def served_prompts(
     prompts: Iterable[Prompt], processing, template_kwargs: dict | None = None
 ) -> tuple[list[list[int] | dict], int]:
-    """What an engine is asked, and the tokens of the longest prompt, those of pictures included.
+    """Return an engine's prompts, and the tokens of the longest one, including those of images.
 
     Args:
         prompts, processing, template_kwargs: as for [`PromptBatch.of`].
 
     Returns:
-        Of each prompt its token ids; of one with pictures its `messages`, whose pictures are `image_url` parts with
-        data addresses, its `tools` and `chat_template_kwargs`: the server renders it.
+        The token ids of each prompt. For one with images, which the server renders: its `messages`, with images as
+        `image_url` parts with data URLs, its `tools` and its `chat_template_kwargs`.
 
     Raises:
         ValueError: as [`PromptBatch.of`], and for a video.
@@ -28,7 +28,7 @@ def served_prompts(
         kinds = kinds_of(prompt)
         if "video" in kinds:
             raise ValueError(
-                f"Prompt {prompt.id!r} shows a video, but servers are measured with pictures: leave it out."
+                f"Prompt {prompt.id!r} contains a video, but servers are measured with images only: leave it out."
             )
         (ids,) = PromptBatch.of([prompt], processing, template_kwargs=template_kwargs).token_ids
         longest = max(longest, len(ids))
@@ -44,9 +44,9 @@ def kinds_of(prompt: Prompt) -> list[str]:
 
 
 def engine_arguments(prompts: Iterable[Prompt]) -> dict:
-    """What vLLM must be started with for the pictures of these prompts; nothing for text.
+    """Return the arguments that vLLM needs for the images of these prompts; none for text.
 
-    Without a cache of processed pictures every round processes them, as if it were asked for the first time.
+    The cache of processed images is off, so that every round processes them as if it saw them for the first time.
     """
     most = max(map(len, map(kinds_of, prompts)), default=0)
     return {"limit_mm_per_prompt": {"image": most, "video": 0}, "mm_processor_cache_gb": 0} if most else {}

@@ -1,4 +1,4 @@
-"""Measure how much faster a real vLLM decodes with a draft: all engines live at once, and their runs alternate."""
+"""Measure how much faster vLLM decodes with a draft: all engines run at once, and their measurements alternate."""
 
 import hashlib
 import statistics
@@ -17,7 +17,7 @@ _BLOCK, _BLOCKS = 2**20, 256  # bytes of a model's file that are read at once, a
 
 
 class Engine(FarEnd):
-    """A vLLM with these `LLM` arguments, see `FarEnd`."""
+    """A vLLM engine with these `LLM` arguments, see `FarEnd`."""
 
     def __init__(self, python: str | Path, log: Path, environment: dict[str, str] | None = None, **arguments):
         super().__init__(python, Path(__file__).with_name("offline_engine.py"), arguments, log, environment)
@@ -38,14 +38,14 @@ def measure_serving(
     journal: Journal | None = None,
     categories: Sequence[str | None] = (),
 ) -> list[dict]:
-    """Speed without a draft and with drafts of each length, at each number of requests in flight.
+    """Measure the speed without a draft and with each number of drafted tokens, by number of requests in flight.
 
-    All engines live at the same time. In every round each decodes the same prompts in turn, so a machine that slows
+    All engines run at the same time. In every round each decodes the same prompts in turn, so a machine that slows
     down slows all of them.
 
     Args:
-        start: starts the engine that drafts this number of tokens a round, 0 without a draft.
-        prompts: token ids, and chats with pictures, see `served_prompts`.
+        start: starts the engine that drafts this number of tokens per round, 0 without a draft.
+        prompts: token ids, and chats with images, see `served_prompts`.
         counts: drafted tokens K to measure, from 1 on.
         batch_sizes: requests in flight.
         rounds: runs of each; results are medians over them.
@@ -111,13 +111,13 @@ def _decode(start, first: list, counts: tuple[int, ...], missing: list[tuple], d
 
 
 def _counted(run: dict) -> dict:
-    """Of one run of an engine with a draft: `acceptance_length`, `drafts` and `accepted_per_position`."""
+    """Return `acceptance_length`, `drafts` and `accepted_per_position` of one run of an engine with a draft."""
     length = acceptance_length([run["accepted_tokens"]], [run["drafts"]])
     return {"acceptance_length": length, **{name: run[name] for name in ("drafts", "accepted_per_position")}}
 
 
 def _summary(count: int, size: int, runs: list[dict], alone: list[dict]) -> dict:
-    """One entry of the table.
+    """Return one entry of the table.
 
     Returns:
         * `num_speculative_tokens` (0: no draft), `batch_size`;
@@ -152,7 +152,7 @@ def _tokens(run: dict) -> int:
 
 
 def table(entries: list[dict]) -> str:
-    """Tokens a second and speed-ups as a Markdown table: a row a K, a column a batch size."""
+    """Return tokens per second and speedups as a Markdown table: one row per K, one column per batch size."""
     sizes = sorted({entry["batch_size"] for entry in entries})
     found = {(entry["num_speculative_tokens"], entry["batch_size"]): entry for entry in entries}
     lines = ["| K | acceptance length | " + " | ".join(f"batch {size}" for size in sizes) + " |"]
@@ -170,7 +170,7 @@ def table(entries: list[dict]) -> str:
 
 
 def table_of_categories(entries: list[dict]) -> str:
-    """Acceptance lengths as a Markdown table: a row a K, a column a category; empty where there is none."""
+    """Return acceptance lengths as a Markdown table: one row per K, one column per category; empty without any."""
     rows = {entry["num_speculative_tokens"]: entry["categories"] for entry in entries if entry.get("categories")}
     if not rows:
         return ""
@@ -196,7 +196,7 @@ def verdict(entries: list[dict]) -> str:
 
 
 def model_identity(name: str) -> str:
-    """What identifies a model: its Hub id, or 16 hex digits of the content of its folder's files.
+    """Return a model's identity: its Hub id, or 16 hex digits of a hash of the files in its folder.
 
     Of a larger file, 256 MiB are read, spread evenly over it.
     """

@@ -1,4 +1,4 @@
-"""Run a real vLLM behind its OpenAI-compatible API, for as long as it is needed."""
+"""Run a vLLM server, with its OpenAI-compatible API, for as long as it is needed."""
 
 import os
 import signal
@@ -33,7 +33,7 @@ def vllm_server(
         ready_within: seconds within which it must answer.
         options: vLLM's own: `max_num_seqs=8` becomes `--max-num-seqs 8`, and `True` a flag without a value.
 
-    Raises a `RuntimeError` with the end of the log if the server does not start.
+    Raises `RuntimeError` with the end of the log if the server does not start.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -71,7 +71,7 @@ def _wait_until_ready(server: subprocess.Popen, url: str, deadline: float, log: 
     while not _is_ready(url):
         if server.poll() is not None or time.monotonic() > deadline:
             last_words = log.read_text(errors="replace")[-3000:]
-            raise RuntimeError(f"The server did not come up; its last words:\n{last_words}")
+            raise RuntimeError(f"The server did not start; its last output:\n{last_words}")
         time.sleep(0.2)
 
 

@@ -1,4 +1,4 @@
-"""What is known of target families, and how to find the parts of any target that taps are taken from.
+"""Known properties of target families, and how to find the parts of any target that taps are taken from.
 
 Targets are tapped by discovery: no family needs a path, arguments or default taps of its own. `FAMILIES` holds what
 the model cannot show: what the servers do with it. Tests build, tap, pack and train on each row.

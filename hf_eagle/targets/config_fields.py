@@ -7,7 +7,7 @@ _NEEDED = object()
 
 
 def has_field(config, name: str) -> bool:
-    """Whether a config has a field, `null` or not, for all layers or one a layer."""
+    """Return whether a config has a field, `null` or not, for all layers or one a layer."""
     try:
         return hasattr(config, name)
     except RuntimeError:  # as in `read_field`
@@ -15,7 +15,7 @@ def has_field(config, name: str) -> bool:
 
 
 def read_field(config, name: str, default: Any = _NEEDED) -> Any:
-    """A field of a (text) config that is the same for all layers; `null` counts as absent if there is a default.
+    """Return a field of a (text) config that is the same for all layers; `null` counts as absent given a default.
 
     A list of equal values, one a layer, is read as that value.
 

@@ -1,4 +1,4 @@
-"""What a target says about a batch: features of its tokens, and next-token distributions in chunks of rows."""
+"""A target's output for a batch: features of its tokens, and next-token distributions in chunks of rows."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ class HeadSummary:
 
 @dataclass
 class TargetFeatures:
-    """What a target says about a batch. Values at padding mean nothing.
+    """A target's output for a batch. Values at padding are meaningless.
 
     Attributes:
         taps: residual streams at the tapped entries, before any norm, `(batch, length, taps * hidden)`, ascending ids;

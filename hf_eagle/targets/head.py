@@ -82,7 +82,7 @@ class TargetHead:
 
 
 def _is_linear(module: nn.Module) -> bool:
-    """Whether a head is an `nn.Linear` with a weight of plain numbers."""
+    """Return whether a head is an `nn.Linear` with a weight of plain numbers."""
     weight = getattr(module, "weight", None)
     if type(module).forward is not nn.Linear.forward or not isinstance(weight, torch.Tensor):
         return False

@@ -8,5 +8,5 @@ LATENT_SIZES = ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head
 
 
 def has_latent_attention(config) -> bool:
-    """Whether a (text) config has multi-head latent attention (DeepSeek, Kimi), with all of its sizes."""
+    """Return whether a (text) config has multi-head latent attention (DeepSeek, Kimi), with all of its sizes."""
     return all(has_field(config, name) for name in LATENT_SIZES)

@@ -76,7 +76,7 @@ def load_config(
 
 
 def takes_media(name_or_path: str, revision: str = "main", **options: Any) -> bool:
-    """Whether a target needs `AutoModelForImageTextToText`; arguments as in [`load_tokenizer`]."""
+    """Return whether a target needs `AutoModelForImageTextToText`; arguments as in [`load_tokenizer`]."""
     if options.get("gguf_file"):
         return False
     _, name, revision = _to_the_base(name_or_path, revision)
@@ -137,7 +137,7 @@ def _whole_model(name_or_path: str, revision: str, argument: str, options: dict[
 
 
 def _check_kind(argument: str, name_or_path: str, config: PreTrainedConfig) -> None:
-    """`ValueError` for a model that does not generate token by token."""
+    """Raise `ValueError` for a model that does not generate token by token."""
     known = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
     # `AutoModelForCausalLM` loads these too, though they attend to later tokens
     masked = type(config) in MODEL_FOR_MASKED_LM_MAPPING and getattr(config, "is_decoder", True) is False
@@ -150,7 +150,7 @@ def _check_kind(argument: str, name_or_path: str, config: PreTrainedConfig) -> N
 
 
 def _check_generation_config(argument: str, name_or_path: str, revision: str) -> None:
-    """`ValueError` for a generation_config.json that transformers would ignore: it says what ends an answer."""
+    """Raise `ValueError` for a generation_config.json that transformers would ignore: it says what ends an answer."""
     file = cached_file(str(name_or_path), "generation_config.json", revision=revision, **_OPTIONAL)
     if file is not None:
         read_part(argument, name_or_path, file, _GENERATION_FIELDS)
@@ -249,7 +249,7 @@ def _no_videos(*args, **kwargs):
 
 
 def is_adapter(name_or_path: str, revision: str = "main") -> bool:
-    """Whether a target is a PEFT adapter rather than a whole model."""
+    """Return whether a target is a PEFT adapter rather than a whole model."""
     with reading("target", name_or_path):
         return find_adapter_config_file(str(name_or_path), revision=revision) is not None
 

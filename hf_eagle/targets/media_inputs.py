@@ -42,17 +42,17 @@ def check_media(model: PreTrainedModel, names) -> None:
             raise ValueError(
                 f"The batch holds `{name}`, which the forward of {type(model).__name__} does not take "
                 f"({'it takes ' + ', '.join(taken) if taken else 'it takes no media'}): the target would train a draft "
-                "on what it never saw. Use a target and a processor that belong together."
+                "on media that it never saw. Use a target and a processor that belong together."
             )
 
 
 def shows_media(inputs: dict) -> bool:
-    """Whether a forward's arguments hold an image or a video."""
+    """Return whether a forward's arguments hold an image or a video."""
     return any(inputs.get(name) is not None for name in _GRIDS)
 
 
 def has_mrope(config) -> bool:
-    """Whether a (text) config rotates by three positions a token."""
+    """Return whether a (text) config rotates by three positions a token."""
     rope = getattr(config.get_text_config(), "rope_parameters", None) or {}
     return bool(rope.get("mrope_section"))
 

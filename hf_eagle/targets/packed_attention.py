@@ -81,7 +81,7 @@ def check_documents_stay_apart(decoder: PreTrainedModel) -> None:
 
 
 def stands_in_for(decoder: PreTrainedModel) -> bool:
-    """Whether the decoder's attention is `softmax(q k) v`, causal, with at most a sliding window.
+    """Return whether the decoder's attention is `softmax(q k) v`, causal, with at most a sliding window.
 
     Models with sinks, soft caps, chunks or recurrent layers keep their own attention.
     """

@@ -1,4 +1,4 @@
-"""How many tokens a target reads, read from its config before its weights are loaded."""
+"""Check how many tokens a target can read, from its config, before its weights are loaded."""
 
 from typing import Any
 

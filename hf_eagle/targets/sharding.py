@@ -198,7 +198,7 @@ def refuse_zeroed_loading() -> None:
 
 
 def check_weights(model: PreTrainedModel) -> None:
-    """Refuse a target that would silently teach nonsense.
+    """Refuse a target that would silently train a draft on nonsense.
 
     Raises:
         ValueError: for weights on the meta device, zeroed ones, or ones that are only in part distributed.
@@ -300,7 +300,7 @@ class TargetSharding:
 
     @property
     def replica(self) -> int:
-        """Which copy of the target this rank holds a part of."""
+        """Return the index of the copy of the target that this rank holds a part of."""
         return dist.get_rank() // self.size
 
     @property

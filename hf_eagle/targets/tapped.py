@@ -1,4 +1,4 @@
-"""A running target: taps of its layers, the last hidden states, and what its head makes of them."""
+"""Run a target: tap its layers, read its last hidden states, and apply its head to them."""
 
 import inspect
 from contextlib import contextmanager

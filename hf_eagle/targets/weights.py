@@ -123,7 +123,7 @@ def _refuse_integers(argument: str, path: str | Path, dtypes: Mapping[str, str])
 
 
 def all_numbers(tensor: torch.Tensor) -> bool:
-    """Whether no value is NaN or infinite; for a sharded tensor, of this rank's part."""
+    """Return whether no value is NaN or infinite; for a sharded tensor, of this rank's part."""
     tensor = tensor.to_local() if isinstance(tensor, DTensor) else tensor
     if not tensor.numel():
         return True
@@ -235,7 +235,7 @@ def _load_whole(auto_class: type, name_or_path: str, argument: str, options: dic
 
 
 def refuse_random(model: PreTrainedModel, info: Mapping[str, Any], argument: str, path: str | Path) -> None:
-    """`ValueError` if a model was loaded without some of its tensors.
+    """Raise `ValueError` if a model was loaded without some of its tensors.
 
     Args:
         info: of `from_pretrained(..., output_loading_info=True)`; transformers has left out what is tied.

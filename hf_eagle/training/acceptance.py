@@ -12,7 +12,7 @@ from .distributed import whole_draft
 
 class AcceptanceLengthCallback(TrainerCallback):
     """
-    Decodes prompts with the draft every few steps and at every evaluation, and logs the acceptance length.
+    Decode prompts with the draft every few steps and at every evaluation, and log the acceptance length.
 
     Measurements every `every_steps` steps are logged as `acceptance_length`. Evaluations log `eval_acceptance_length`,
     which `metric_for_best_model="acceptance_length"`, `load_best_model_at_end` and `EarlyStoppingCallback` can use.
@@ -32,7 +32,7 @@ class AcceptanceLengthCallback(TrainerCallback):
         method (`str`, *optional*, defaults to `"chain"`):
             `"chain"`, or `"tree"` for EAGLE-2's dynamic draft tree of the default shape; both greedy.
         num_speculative_tokens (`int`, *optional*, defaults to `3`):
-            Chain: K, the tokens drafted a round.
+            Chain: K, the tokens drafted per round.
         max_new_tokens (`int`, *optional*, defaults to `64`):
             The longest answer, in tokens.
         batch_size (`int`, *optional*, defaults to `8`):
@@ -100,7 +100,7 @@ class AcceptanceLengthCallback(TrainerCallback):
         self._latest = None  # the best checkpoint may have been loaded
 
     def measure(self) -> float:
-        """The draft's acceptance length as it is now; call this on all ranks at once.
+        """Measure the draft's current acceptance length; call this on all ranks at once.
 
         Raises:
             `ValueError`: if no answer has a second token, so that nothing was drafted.
@@ -144,7 +144,7 @@ class AcceptanceLengthCallback(TrainerCallback):
         length = acceptance_length([accepted], [drafts])
         if length is None:
             raise ValueError(
-                "`prompts` got only answers of one token from the target, so nothing was drafted; give other prompts, "
+                "The target answered all `prompts` with one token, so nothing was drafted; give different prompts, "
                 "or a larger `max_new_tokens`."
             )
 

@@ -18,15 +18,15 @@ def writing_alone(argument: str, folder: str | Path, rank: int = 0) -> Iterator[
     """Hold the lock of a folder that a run writes into; it ends with the process, however that ends.
 
     The first rank takes it for all, and all refuse together. The lock is on the folder itself, so no file is left.
-    Where there is no folder, it is made, and removed if it is empty at the end.
+    A missing folder is made, and removed if it is empty at the end.
 
     Args:
-        argument: that named the folder.
-        folder: of the run.
-        rank: of this process; all ranks must enter.
+        argument: the argument that named the folder.
+        folder: the folder of the run.
+        rank: this process's rank; all ranks must enter.
 
     Raises:
-        ValueError: if another process holds it.
+        ValueError: if another process holds the lock.
     """
     folder = Path(folder)
     is_new = not folder.exists()
@@ -47,7 +47,7 @@ def writing_alone(argument: str, folder: str | Path, rank: int = 0) -> Iterator[
 
 
 def _take(argument: str, folder: Path) -> tuple[int | None, str | None]:
-    """The lock's descriptor, `None` without one; and why it is refused, `None` if it is not."""
+    """Return the lock's descriptor, `None` without one; and why it was refused, `None` if it was not."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = os.open(folder, os.O_RDONLY)
@@ -73,7 +73,7 @@ def _from_first_rank(refusal: str | None) -> str | None:
 
 
 def _leave_locks_to_parent() -> None:
-    """A worker that outlives its killed parent for seconds must not keep the folder from the run that goes on."""
+    """Close the lock in a forked worker: it may outlive its killed parent, and would block the resumed run."""
     for lock in _HELD:
         with suppress(OSError):
             os.close(lock)

@@ -72,7 +72,7 @@ def read_manifest(folder: str | Path) -> dict:
 
 
 def why_incomplete(folder: str | Path, without_states: bool = False) -> str | None:
-    """What is wrong with a checkpoint folder, `None` if every file that resuming needs is complete.
+    """Return what is wrong with a checkpoint folder; `None` if every file that resuming needs is complete.
 
     Args:
         without_states: require only the weights and the position in the run, not the states.
@@ -96,7 +96,7 @@ def why_incomplete(folder: str | Path, without_states: bool = False) -> str | No
 
 
 def missing_states(folder: str | Path) -> list[str]:
-    """Files of `STATES` that are missing or incomplete in a checkpoint."""
+    """Return the files of `STATES` that are missing or incomplete in a checkpoint."""
     folder = Path(folder)
     if any(folder.glob("global_step*")):  # of DeepSpeed
         return []
@@ -142,13 +142,13 @@ def begin_checkpoint(folder: str | Path) -> None:
 
 
 def checkpoints(output_dir: str | Path) -> list[Path]:
-    """The `checkpoint-*` folders of a run, by step, complete or not."""
+    """Return the `checkpoint-*` folders of a run, by step, complete or not."""
     found = [p for p in Path(output_dir).glob("checkpoint-*") if p.is_dir() and _CHECKPOINT.match(p.name)]
     return sorted(found, key=lambda p: int(_CHECKPOINT.match(p.name).group(1)))
 
 
 def last_complete_checkpoint(output_dir: str | Path) -> Path | None:
-    """The newest complete checkpoint."""
+    """Return the newest complete checkpoint; `None` without one."""
     return next((p for p in reversed(checkpoints(output_dir)) if why_incomplete(p) is None), None)
 
 
@@ -173,7 +173,7 @@ def explain_write_errors(folder: str | Path, remove: bool = False) -> Iterator[N
 
 
 def write_failure(folder: str | Path, problem: Exception) -> OSError:
-    """The error for a checkpoint that could not be written: the space left, and the last complete checkpoint."""
+    """Return the error for a checkpoint that could not be written, with free space and last complete checkpoint."""
     run = Path(folder).parent if _CHECKPOINT.match(Path(folder).name) else Path(folder)
     last = last_complete_checkpoint(run)
 

@@ -21,7 +21,7 @@ def check_evaluations(data: DataArguments, training: "EagleTrainingArguments", o
     """Check that requested evaluations have data, and that they measure what the run selects checkpoints by.
 
     Args:
-        own: further metrics, those of a kind of draft.
+        own: the metrics that this kind of draft adds.
 
     Raises:
         ValueError: naming the argument that asks for them.
@@ -54,13 +54,11 @@ def check_evaluations(data: DataArguments, training: "EagleTrainingArguments", o
 
 
 def _check_metric(training: "EagleTrainingArguments", known: list[str]) -> None:
-    """`ValueError` for a metric that no evaluation gives."""
+    """Raise `ValueError` for a metric that no evaluation gives."""
     metric = training.metric_for_best_model
     if metric is None:
         if training.save_strategy == "best":
-            raise ValueError(
-                "`save_strategy` is best, but `metric_for_best_model` does not say by what: name a metric."
-            )
+            raise ValueError("`save_strategy` is best, but `metric_for_best_model` is not set: name a metric.")
         return
 
     name = metric.removeprefix("eval_")
@@ -71,13 +69,13 @@ def _check_metric(training: "EagleTrainingArguments", known: list[str]) -> None:
 
     if name not in known and not _ACCURACY.fullmatch(name):
         raise ValueError(
-            f"`metric_for_best_model` is {metric}, which no evaluation gives: name one of {', '.join(known)}, or "
+            f"`metric_for_best_model` is {metric}, which no evaluation measures: name one of {', '.join(known)}, or "
             "accuracy_step_0."
         )
 
 
 def check_draft_attention(draft: DraftArguments, training: "EagleTrainingArguments") -> None:
-    """`ValueError` for attention that the draft cannot be trained with on the device of a run."""
+    """Raise `ValueError` for attention that the draft cannot be trained with on the device of a run."""
     if draft.draft_attn_implementation == "flex_attention" and training.device.type == "cpu":
         raise ValueError(
             "`draft_attn_implementation` is flex_attention, which has no backward on a CPU: set it to sdpa or eager."

@@ -1,4 +1,4 @@
-"""What a run prints while it trains: one line per log, with the step, the number of steps, and the epoch."""
+"""Print one line per log while a run trains: the step, the number of steps, the epoch, and the values."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,7 +7,7 @@ from transformers import PrinterCallback, ProgressCallback, Trainer
 
 
 def log_line(logs: Mapping[str, Any], step: int, of: int) -> str:
-    """`step 20 of 600, epoch 0.6667: loss 3.60412, learning_rate 9.33013e-05`.
+    """Return a line such as `step 20 of 600, epoch 0.6667: loss 3.60412, learning_rate 9.33013e-05`.
 
     Args:
         logs: what is logged, by name.
@@ -25,7 +25,7 @@ def log_line(logs: Mapping[str, Any], step: int, of: int) -> str:
 
 
 def _written(value: Any) -> str:
-    """Six digits, or all before the point of a large number."""
+    """Return a number with six digits, or more if it is large: all before its decimal point."""
     if not isinstance(value, float):
         return str(value)
     return f"{value:.0f}" if 1e6 <= abs(value) < 1e15 else f"{value:.6g}"

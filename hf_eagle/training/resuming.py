@@ -1,4 +1,4 @@
-"""What a run continues from, what it refuses to overwrite, and what it finds finished."""
+"""Find the checkpoint that a run continues from, refuse to overwrite other runs, and recognise finished ones."""
 
 import shutil
 from pathlib import Path
@@ -24,21 +24,21 @@ from .stream_place import StreamPlace, check_stream_place
 
 
 def is_last(resume: str | bool | None) -> bool:
-    """Whether `resume_from_checkpoint` asks for the newest checkpoint, rather than a named one."""
+    """Return whether `resume_from_checkpoint` asks for the newest checkpoint, rather than a named one."""
     return resume in (True, "last", "true")
 
 
 def resolve_resume(
     output_dir: str | Path, resume: str | bool | None, ignore_missing_state: bool = False
 ) -> Path | None:
-    """The folder to resume from: a path is checked, `True` or `"last"` finds the newest complete one.
+    """Return the folder to resume from: a path is checked, `True` or `"last"` finds the newest complete checkpoint.
 
-    A checkpoint that was killed while being written has no manifest, and counts as absent. One that was finished, but
-    has lost something since, is not skipped if there is no other: a new run would take its place.
+    A checkpoint whose writing was interrupted has no manifest, and counts as absent. One that was finished, but has
+    lost files since, is not skipped if there is no other, or a new run would overwrite it.
 
     Args:
         output_dir: folder of the run.
-        resume: of `resume_from_checkpoint`.
+        resume: the value of `resume_from_checkpoint`.
         ignore_missing_state: accept a checkpoint without the states of optimizer and schedule.
 
     Returns:
@@ -68,14 +68,14 @@ def resolve_resume(
 
 
 def _last(output_dir: str | Path, ignore_missing_state: bool) -> Path | None:
-    """The newest complete checkpoint; else the newest that was once complete, to be refused or accepted as it is."""
+    """Return the newest complete checkpoint; else the newest that was once complete, for the caller to judge."""
     finished = [p for p in reversed(checkpoints(output_dir)) if (p / MANIFEST).is_file()]
     usable = [p for p in finished if ignore_missing_state and why_incomplete(p, without_states=True) is None]
     return last_complete_checkpoint(output_dir) or next(iter([*usable, *finished]), None)
 
 
 def _other_ways(folder: Path, resume: str | bool, mendable: bool) -> str:
-    """What to do about a checkpoint that is not complete."""
+    """Return what the user can do about an incomplete checkpoint."""
     last = None if is_last(resume) else last_complete_checkpoint(folder.parent)
     if last:
         ways = f"The newest complete one next to it is {last}."
@@ -117,8 +117,8 @@ def check_step(folder: str | Path, rows_per_step: int, stream: StreamPlace | Non
     if before not in (None, rows_per_step):
         raise ValueError(
             "`per_device_train_batch_size` x `gradient_accumulation_steps` x processes is "
-            f"{rows_per_step} rows a step, but {folder} was written with {before}: keep the product, or the run would "
-            "continue at another place in the data (`ignore_data_skip` starts the data over)."
+            f"{rows_per_step} rows per step, but {folder} was written with {before}: keep the product, or the run "
+            "would continue at a different place in the data (`ignore_data_skip` starts the data over)."
         )
 
 
@@ -167,7 +167,7 @@ def clear_run(output_dir: str | Path) -> None:
 
 
 def was_written_to_the_end(output_dir: str | Path, step: int) -> bool:
-    """Whether a run that stood at this step left all its results in its folder; its state is what it writes last."""
+    """Return whether a run at this step has left all its results in its folder; it writes its state last."""
     output_dir = Path(output_dir)
     if not (output_dir / TRAINER_STATE_NAME).is_file() or not any(output_dir.glob("*.safetensors")):
         return False
@@ -198,6 +198,6 @@ def check_tensors(model: PreTrainedModel, folder: str | Path) -> None:
 
     if wrong:
         raise ValueError(
-            f"The checkpoint {folder} does not fit this draft: {'; '.join(wrong[:6])}. Was it trained with another "
-            "target, vocabulary size or code?"
+            f"The checkpoint {folder} does not fit this draft: {'; '.join(wrong[:6])}. Was it trained with a different "
+            "target, vocabulary size or version of hf_eagle?"
         )

@@ -1,6 +1,6 @@
-"""SIGTERM and Ctrl-C as requests to stop: who hears them, for how long, and what a second one does.
+"""Receive SIGTERM and Ctrl-C as requests to stop; a second one ends the process at once.
 
-A scheduler sends SIGTERM before it kills, a person presses Ctrl-C. What a trainer does then is in `stopping.py`.
+A scheduler sends SIGTERM before it kills, a person presses Ctrl-C. `stopping.py` then stops the trainer.
 """
 
 import os
@@ -29,7 +29,7 @@ def ending(number: int, message: str) -> BaseException:
 
 
 class StopSignals:
-    """Catches SIGTERM and Ctrl-C for a time, and keeps the first as a request.
+    """Catch SIGTERM and Ctrl-C inside a block, and keep the first as a request.
 
     A second one that does not merely repeat the first stops at once. A single process raises it on the spot. One of
     several ranks may be inside a collective, where Python runs no handler: there a thread ends the process.
@@ -122,7 +122,7 @@ class StopSignals:
             if number not in self._earlier:
                 continue
 
-            # the first one is never the second, however late this thread sees it
+            # the first signal must not count as the second one, however late this thread sees it
             if self._take(number) and not first:
                 os.write(2, f"{self._at_once(number)}\n".encode() if self.tells else b"")
                 os._exit(128 + number)

@@ -71,12 +71,12 @@ def _is_ours(file: str) -> bool:
 
 
 def why_stopped(problem: BaseException, doing: str, timeout: float) -> str | None:
-    """The message for an error that a collective raised because another rank did not come or is gone; else `None`.
+    """Return a message if a collective failed because another rank did not join it or has ended; else `None`.
 
-    The library's own text helps no user: addresses of C++ code and of machines.
+    The library's own text, with addresses of C++ code and of machines, helps no user.
 
     Args:
-        doing: what this rank was doing, as "in step 3".
+        doing: this rank's activity, such as "in step 3".
         timeout: seconds that a collective waits.
     """
     problem = next((each for each in _causes(problem) if _is_of_collective(each)), None)
@@ -93,15 +93,15 @@ def why_stopped(problem: BaseException, doing: str, timeout: float) -> str | Non
     where = f"in {collective_of(frames) or 'a collective'} (called at {place_of(frames, lines)})"
 
     if gone:
-        return f"lost another rank {where}, {doing}: that rank has ended, and what it printed says why."
+        return f"lost another rank {where}, {doing}: look at what that rank printed before it ended."
     return (
-        f"waited {where} for a rank that did not come, {doing}: look at what the others printed, or raise "
+        f"waited {where} for a rank that did not join, {doing}: look at what the others printed, or raise "
         f"`ddp_timeout` ({timeout:g} s) if they only need longer."
     )
 
 
 def _causes(problem: BaseException | None) -> Iterator[BaseException]:
-    """An error and what it was raised from: code that reads files may wrap a collective's error as a file's."""
+    """Yield an error and its causes: code that reads files may wrap a collective's error as a file's."""
     while problem is not None:
         yield problem
         problem = problem.__cause__

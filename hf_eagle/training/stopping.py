@@ -1,7 +1,7 @@
-"""Stop a trainer when a signal asks for it: finish and save the step under way, then end the run.
+"""Stop a trainer when a signal asks for it: finish the current step, save a checkpoint, then end the run.
 
-All ranks learn of it from a reduction that each step makes anyway. So they stop after the same step, whichever of them
-got the signal.
+All ranks learn of the signal from a reduction that each step makes anyway. So they stop after the same step, whichever
+rank got the signal.
 """
 
 import signal
@@ -17,11 +17,11 @@ from .signals import NAMES, SIGNALS, StopSignals, ending, leave_signals_to_paren
 
 
 class StopHere(Exception):
-    """The evaluation or the step under way is given up, because the run must stop."""
+    """The run must stop, so its current evaluation, or a step that has only begun, is abandoned."""
 
 
 def _random_states(device: torch.device) -> dict[torch.device, torch.Tensor]:
-    """The states that a forward draws from."""
+    """Return the states of the random generators that a forward pass uses."""
     cpu = {torch.device("cpu"): torch.get_rng_state()}
     return cpu if device.type == "cpu" else cpu | {device: torch.get_device_module(device).get_rng_state(device)}
 
@@ -38,7 +38,7 @@ class StoppingMixin:
     """Stops a run after a step, and saves it, when a signal asks for it; place it before [`SavingMixin`].
 
     Attributes:
-        stops ([`StopSignals`]): what this rank has heard.
+        stops ([`StopSignals`]): the signals that this rank has received.
     """
 
     def __init__(self, *args, **kwargs):
@@ -55,7 +55,7 @@ class StoppingMixin:
         self.saved_step = self.ended_pass_at = -1
 
     def train(self, *args, **kwargs):
-        """As in `Trainer`; SIGTERM and Ctrl-C end it after the step under way, with a checkpoint.
+        """As in `Trainer`; SIGTERM and Ctrl-C end it after the current step, with a checkpoint.
 
         Raises:
             KeyboardInterrupt: for Ctrl-C, with a sentence about what was saved.
@@ -85,14 +85,14 @@ class StoppingMixin:
 
         return loader
 
-    # ---- what the ranks know ----
+    # ---- whether a rank must stop ----
 
     def _flags(self, device: torch.device) -> torch.Tensor:
-        """Whether this rank was asked to stop, `(signals,)`; the sum over ranks says whether any was."""
+        """Return whether this rank was asked to stop, `(signals,)`; the sum over ranks says whether any was."""
         return torch.tensor([self.stops.asked == number for number in SIGNALS], dtype=torch.long, device=device)
 
     def _learn(self, sums: torch.Tensor) -> None:
-        """Note the sum of all ranks' flags."""
+        """Keep the sum of all ranks' flags."""
         self._known = next((x for x, asked in zip(SIGNALS, sums.tolist(), strict=True) if asked), self._known)
 
     def with_flags(self, counts: torch.Tensor) -> torch.Tensor:
@@ -120,7 +120,7 @@ class StoppingMixin:
         self.stop_in_front_of_step()
 
     def _to_stop(self) -> signal.Signals | None:
-        """The signal that stops the run now, the same on all ranks."""
+        """Return the signal that stops the run now, the same on all ranks; `None` without one."""
         if self.stops.alone:
             self._known = self.stops.asked  # newer than any reduction
         elif self._stop_sums is not None:
@@ -131,7 +131,7 @@ class StoppingMixin:
     # ---- where a run stops ----
 
     def give_up_evaluation(self) -> None:
-        """End an evaluation during training, after a batch; call this on all ranks at once.
+        """Abandon an evaluation during training, after a batch; call this on all ranks at once.
 
         Raises:
             StopHere: if a rank was asked to stop.
@@ -147,13 +147,13 @@ class StoppingMixin:
     def _maybe_log_save_evaluate(self, tr_loss, grad_norm, model, trial, *args, **kwargs):
         given_up, self._last_step = False, ((tr_loss, grad_norm, model, trial, *args), kwargs)
         if self._to_stop() is not None:
-            # log the loss of these steps in this run: the resumed one begins a new window
+            # log the loss of these steps now: the resumed run averages over new ones
             self.control.should_log = self.args.logging_strategy != "no"
 
         try:
             super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, trial, *args, **kwargs)
         except StopHere:
-            given_up = True  # `control.should_evaluate` stays set, and the checkpoint keeps it
+            given_up = True  # `control.should_evaluate` stays set in the checkpoint: the resumed run evaluates first
 
         if self._to_stop() is None:
             return
@@ -163,7 +163,7 @@ class StoppingMixin:
             self._stop(model, trial, given_up)
 
     def _before_end_of_pass(self) -> bool:
-        """Whether the last step of a pass is done, but not yet the work at the end of a pass."""
+        """Return whether the last step of a pass is done, but not yet the work at the end of a pass."""
         return self.ended_pass_at != self.state.global_step and float(self.state.epoch).is_integer()
 
     def _stop(self, model, trial, given_up: bool) -> None:
@@ -171,7 +171,7 @@ class StoppingMixin:
             self._save_checkpoint(model, trial)
             self.control = self.callback_handler.on_save(self.args, self.state, self.control)
 
-        # when one rank ends, a launcher ends the others: not before the checkpoint is finished
+        # a launcher ends all ranks as soon as one has ended, so wait until the checkpoint is finished
         self.accelerator.wait_for_everyone()
         self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
         raise ending(self._known, self._what_was_saved(trial, given_up))
@@ -186,7 +186,7 @@ class StoppingMixin:
         states = self.args.save_only_model
         without = " without its states (`save_only_model`)" if states else ""
         more = " --ignore_missing_state" if states else ""
-        later = ", which begins with the evaluation that was given up" if given_up else ""
+        later = ", which begins with the interrupted evaluation" if given_up else ""
 
         return (
             f"{stopped}; {self._checkpoint_folder(trial)} is saved{without}: go on with "
@@ -194,7 +194,7 @@ class StoppingMixin:
         )
 
     def make_up_evaluation(self) -> None:
-        """Do the evaluation that was given up at a checkpoint; call this on all ranks at once."""
+        """Run the evaluation that the stop before this resumption interrupted; call this on all ranks at once."""
         kept = self.state.stateful_callbacks.get("TrainerControl", {}).get("args", {})
         if not (self.resumed and kept.get("should_evaluate") and self.args.eval_strategy != "no"):
             return
@@ -204,7 +204,7 @@ class StoppingMixin:
 
 
 class _Stopping(TrainerCallback):
-    """Notes in a trainer the events that its signals depend on."""
+    """Tell a trainer of the events that its reaction to signals depends on."""
 
     def __init__(self, trainer: StoppingMixin):
         self.trainer = trainer

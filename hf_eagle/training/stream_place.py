@@ -39,7 +39,7 @@ class StreamPlace:
 
     @classmethod
     def beginning(cls, stream, args, batch: int) -> "StreamPlace | None":
-        """The place at the start of a run on this stream; `None` for other data.
+        """Return the place at the start of a run on this stream; `None` for data that are not a stream.
 
         Args:
             stream: the training data.
@@ -72,7 +72,7 @@ class StreamPlace:
         """
         before = place_of(folder)
         if before is None:
-            logger.warning("%s does not hold its place in the stream: it is derived from steps and `epoch`.", folder)
+            logger.warning("%s does not state its place in the stream: it is derived from steps and `epoch`.", folder)
             self.number, self.steps = _place_by_epoch(folder, steps_a_pass)
         else:
             self.number, self.steps = before.number, before.steps
@@ -84,7 +84,7 @@ class StreamPlace:
 
 
 def place_of(folder: str | Path) -> StreamPlace | None:
-    """The place that a checkpoint holds; `None` for a run on other data, or an old checkpoint."""
+    """Return the place that a checkpoint holds; `None` for data that are not a stream, or an old checkpoint."""
     held = read_manifest(folder).get("stream")
     if held is None:
         return None
@@ -92,7 +92,7 @@ def place_of(folder: str | Path) -> StreamPlace | None:
 
 
 def _place_by_epoch(folder: str | Path, steps_a_pass: int | None) -> tuple[int, int]:
-    """Pass and steps in it, for a checkpoint from before places were saved."""
+    """Return the pass and the steps in it, for a checkpoint of a version that did not save places."""
     state = read_state(folder)
     if steps_a_pass is not None:
         return divmod(state.global_step, steps_a_pass)

@@ -1,10 +1,10 @@
-"""From a file of chats to tokenised data: the reader of `hf_eagle.data` beside the JSON loader of `datasets`.
+"""Compare the reader of `hf_eagle.data` with the JSON loader of `datasets`: from a file of chats to tokenised data.
 
     python scripts/dev/benchmark_reading.py --target assets/smollm2-135m-instruct --num_records 100000
 
 Writes a JSONL file, and reads and tokenises it both ways in alternation, each time in a fresh process with empty
-caches. What follows the loader is the same both ways. Prints seconds, processor seconds and peak memory (without files
-that are mapped into it), and their ratios: below 1 our reader takes less.
+caches. After the loader, both are the same. Prints seconds, processor seconds and peak memory (without memory-mapped
+files), and their ratios: below 1, our reader takes less.
 """
 
 import json
@@ -34,10 +34,10 @@ MEASURES = {"seconds": "s", "processor_seconds": "s", "peak_mb": "MB"}
 class BenchmarkArguments:
     target: str = field(metadata={"help": "Folder or Hub id of a model whose tokenizer is used."})
     num_records: Count = field(default=100_000, metadata={"help": "Chats in the file."})
-    words: Count = field(default=60, metadata={"help": "Words of a message on average."})
+    words: Count = field(default=60, metadata={"help": "Average number of words per message."})
     max_length: Count = field(default=2048, metadata={"help": "Longest row in tokens."})
     rounds: Count = field(default=3, metadata={"help": "Runs of each way, in alternation; medians are shown."})
-    only_read: bool = field(default=False, metadata={"help": "Read the records as messages, and do not tokenise them."})
+    only_read: bool = field(default=False, metadata={"help": "Only read the records; do not tokenise them."})
     output_json: str | None = field(default=None, metadata={"help": "Where the numbers are written."})
 
     __post_init__ = check_numbers

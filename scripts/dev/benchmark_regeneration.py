@@ -1,10 +1,10 @@
-"""How fast answers come through a real vLLM server, beside vLLM's own offline `LLM.chat` on the same prompts.
+"""Compare the speed of answers through a vLLM server with vLLM's offline `LLM.chat` on the same prompts.
 
     python scripts/dev/benchmark_regeneration.py --target assets/smollm2-135m-instruct --data assets/prompts/train.jsonl
 
 Starts both in the server's environment (`make test-serving` makes it) with the same settings, runs them in alternation,
-and prints generated tokens a second and their ratio. Through the server means all of it: the check of the target, the
-requests, the journal on the disk, the file.
+and prints generated tokens per second and their ratio. The time through the server includes everything: the check of
+the target, the requests, the journal on the disk, the output file.
 """
 
 import json
@@ -27,9 +27,9 @@ class BenchmarkArguments:
     target: str = field(metadata={"help": "Target model: a folder or a Hub id."})
     data: str = field(metadata={"help": "Chats; their first user turns are answered."})
     num_prompts: Count = field(default=96, metadata={"help": "The first so many."})
-    max_new_tokens: Count = field(default=128, metadata={"help": "Length of an answer at most, in tokens."})
+    max_new_tokens: Count = field(default=128, metadata={"help": "Longest answer, in tokens."})
     max_num_seqs: Count = field(default=48, metadata={"help": "Prompts that vLLM decodes together, both ways."})
-    concurrency: Count = field(default=64, metadata={"help": "Requests under way together."})
+    concurrency: Count = field(default=64, metadata={"help": "Largest number of requests in flight."})
     max_model_len: int = field(default=2048, metadata={"help": "Context length, both ways."})
     dtype: str = field(default="bfloat16", metadata={"help": "Data type, both ways."})
     rounds: Count = field(default=2, metadata={"help": "Runs of each way, in alternation; medians are shown."})
@@ -73,7 +73,7 @@ def main() -> None:
         result = compare(args, chats, tokenizer, engine, url, Path(folder))
     served, offline = (statistics.median(result[way]) for way in ("served", "offline"))
     result["ratio"] = served / offline
-    print(f"{len(chats)} prompts, tokens a second, medians of {args.rounds}")
+    print(f"{len(chats)} prompts, tokens per second, medians of {args.rounds}")
     for name, value in (("through the server", served), ("LLM.chat, offline", offline), ("ratio", served / offline)):
         print(f"{name:20}{value:8.2f}")
     if args.output_json:

@@ -2,7 +2,7 @@
 
     python scripts/dev/build_docs.py [FOLDER]         (or: make docs, which writes outputs/docs)
 
-Whatever pdoc would warn of is an error. That every docstring is there is what `make lint` looks at.
+Warnings of pdoc are errors. Missing docstrings are found by `make lint` instead.
 """
 
 import builtins

@@ -1,15 +1,15 @@
-"""Strike runs of training with faults, let them go on, and compare them with undisturbed ones.
+"""Inject faults into training runs, resume them, and compare them with undisturbed ones.
 
     python scripts/dev/chaos.py --minutes 60 --seed 7          trials until the time is over
     python scripts/dev/chaos.py --seed 7 --trial 41            one of them alone; its folder is kept
-    python scripts/dev/chaos.py --trials 12                    the first so many, which meet every fault
+    python scripts/dev/chaos.py --trials 12                    the first 12, which cover every fault
 
 A trial is a random configuration of scripts/train_eagle.py on tiny models, a fault, and another configuration with
 which the run goes on. Afterwards its losses are the undisturbed run's (and its weights, to the last bit, where ranks
 and accumulation are the same), every record was seen as often as it should be, no checkpoint is torn, no process is
 left, nothing hung, and whoever ended with an error said one sentence. `hf_eagle/docs/chaos.md` tells more.
 
-Prints a line a trial and a summary, writes `report.json` into `--out`, and ends with 1 when a trial failed. Linux only.
+Prints one line per trial and a summary, writes `report.json` into `--out`, and ends with 1 if one failed. Linux only.
 """
 
 import argparse
@@ -29,10 +29,10 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=2.0, help="Begin no trial after so many minutes.")
-    parser.add_argument("--trials", type=int, help="Make so many trials, however long they take.")
+    parser.add_argument("--minutes", type=float, default=2.0, help="Start no new trial after so many minutes.")
+    parser.add_argument("--trials", type=int, help="Run so many trials, however long they take.")
     parser.add_argument("--seed", type=int, default=0, help="Of the trials.")
-    parser.add_argument("--trial", type=int, help="Make only the trial of this number.")
+    parser.add_argument("--trial", type=int, help="Run only the trial with this number.")
     parser.add_argument("--out", type=Path, help="Folder for the report and for trials that failed; unset: a new one.")
     asked = parser.parse_args()
 

@@ -1,4 +1,4 @@
-"""Measure how hf_eagle is built, and hold its walls.
+"""Measure the structure of hf_eagle's code, and enforce its walls (import rules and limits).
 
     python scripts/dev/count_house.py                 one table: before, now, limit
     python scripts/dev/count_house.py --list          and every place that was counted, with file and line

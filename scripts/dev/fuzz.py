@@ -1,4 +1,4 @@
-"""Give every verb bad arguments, files, servers, outputs and disks, and look at how it ends.
+"""Give every verb bad arguments, files, servers, outputs and disks, and check how it ends.
 
     python scripts/dev/fuzz.py --minutes 60 --seed 7
     python scripts/dev/fuzz.py --seed 7 --trial 123                    one trial again, and keep its folder
@@ -86,9 +86,9 @@ def attempt(seed: int, number: int, sound: Path, folder: Path, python: WarmPytho
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=2.0, help="after which no trial begins")
+    parser.add_argument("--minutes", type=float, default=2.0, help="start no new trial after so many minutes")
     parser.add_argument("--seed", type=int, default=0, help="draws everything")
-    parser.add_argument("--trial", type=int, default=None, help="this one alone; its folder is kept")
+    parser.add_argument("--trial", type=int, default=None, help="run only this trial, and keep its folder")
     parser.add_argument("--trials", type=int, default=None, help="so many at most")
     parser.add_argument("--start", type=int, default=0, help="number of the first trial")
     parser.add_argument("--seconds", type=int, default=60, help="that a verb may take")

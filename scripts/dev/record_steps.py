@@ -7,7 +7,7 @@
 Of each configuration it keeps the loss of every micro batch and the gradient norm of every step, the loss of every
 batch of an evaluation, a hash of every tensor of the last checkpoint (weights, optimizer, random state), its config and
 the names of its files, and what was logged but for times and rates. Floats are written as `float.hex()`. A comparison
-prints one line a configuration, `equal` or the first difference, and ends with 1 if there was one.
+prints one line per configuration, `equal` or the first difference, and ends with 1 if there was one.
 
 Both recordings must come from the same machine and the same libraries: another processor rounds differently.
 """

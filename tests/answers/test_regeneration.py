@@ -168,6 +168,37 @@ def test_other_settings_are_refused(greedy, tmp_path):
     assert (tmp_path / "mine.jsonl").read_text() == "precious"
 
 
+SAID = {"message": {"content": "x"}, "finish_reason": "stop"}
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (7, "must hold an object"),
+        ({"turn": 0, "batch": 0}, "lacks `answers`"),
+        ({"turn": "0", "batch": 0, "answers": []}, "must hold a whole number as `turn`"),
+        ({"turn": 0, "batch": 0, "answers": [7]}, r"must hold a list as `answers\[0\]`"),
+        ({"turn": 0, "batch": 0, "answers": [[]]}, "lacks `id`, `answer`"),
+        ({"turn": 0, "batch": 0, "answers": [[0]]}, "lacks `answer`"),
+        ({"turn": 0, "batch": 0, "answers": [["0", SAID]]}, "must hold a whole number as `id`"),
+        ({"turn": 0, "batch": 0, "answers": [[0, 7]]}, "must hold an object as `answer`"),
+        ({"turn": 0, "batch": 0, "answers": [[0, {"finish_reason": "stop"}]]}, "lacks `answer.message`"),
+        ({"turn": 0, "batch": 0, "answers": [[0, SAID | {"mood": 1}]]}, "holds the unknown field `mood` of an answer"),
+        ({"turn": 9, "batch": 0, "answers": [[0, SAID | {"token_ids": "x"}]]}, "must hold a list or null as `answer.t"),
+    ],
+)
+def test_a_damaged_journal_row_is_named(row, message, tmp_path, monkeypatch):
+    """Before anything is generated: it would end the run with an error that names no file."""
+    monkeypatch.setattr("hf_eagle.answers.regeneration._Generator.__call__", lambda *_: pytest.fail("generates"))
+    output, journal = tmp_path / "answers.jsonl", tmp_path / "answers.jsonl.journal"
+    with pytest.raises(pytest.fail.Exception, match="generates"):
+        regenerate(output)
+
+    journal.write_text(journal.read_text() + json.dumps(row) + "\n")
+    with pytest.raises(ValueError, match=f"answers.jsonl.journal {message}.*: delete it to begin anew"):
+        regenerate(output)
+
+
 def test_lines_are_known_by_the_ids_of_their_records(tmp_path, caplog):
     tokenizer = tiny_tokenizer(CHATML)
     chats = [

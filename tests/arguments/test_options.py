@@ -48,7 +48,7 @@ REFUSED = [
     ({"ddp_backend": "nccl"}, "`ddp_backend` is nccl, but this is one process"),
     ({"hub_model_id": "a/b/c"}, "`hub_model_id` 'a/b/c' is no name of a repository"),
     ({"hub_model_id": ""}, "`hub_model_id` '' is no name"),
-    ({"hub_revision": "../x y"}, "`hub_revision` '../x y' is no name of a branch"),
+    ({"hub_revision": "../x y"}, "`hub_revision` '../x y' is not a valid branch name"),
     # what the library says by itself is told with the name
     ({"logging_steps": 2.5}, "`logging_steps` cannot be as given"),
     ({"save_steps": 2.5, "save_strategy": "steps"}, "`save_steps` cannot be as given"),
@@ -66,7 +66,7 @@ UNAVAILABLE = [
     ({"lr_scheduler_type": "cosine_with_min_lr"}, "`lr_scheduler_type` cosine_with_min_lr does not go with"),
     ({"lr_scheduler_type": "warmup_stable_decay"}, "`lr_scheduler_type` warmup_stable_decay does not go with"),
     ({"fsdp": True}, "`fsdp` shards a draft over ranks, but this is one process"),
-    ({"push_to_hub": True}, "`push_to_hub` (cannot reach the Hub|needs a token)"),
+    ({"push_to_hub": True}, "`push_to_hub` (cannot work while|needs a token)"),
 ]
 
 

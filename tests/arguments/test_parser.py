@@ -96,9 +96,9 @@ def test_data_options(parse):
         (["--eval_share", "1.5"], FILE, "`eval_share` must be at least 0 and below 1, got 1.5"),
         (["--max_length", "2"], FILE, "`max_length` must be at least 4, got 2"),
         (["--data_weights", "1"], FILE, "`data_weights` has 1 values for the 2 sources of `train_data`"),
-        (["--streaming", "--packing"], FILE, "`packing` needs the whole data, which `streaming` never has"),
-        (["--streaming", "--eval_share", "0.1"], FILE, "`eval_share` needs the whole data"),
-        (["--streaming", "--feature_store", "features"], FILE, "`feature_store` needs the whole data"),
+        (["--streaming", "--packing"], FILE, "`packing` needs all data at once, which `streaming` never has"),
+        (["--streaming", "--eval_share", "0.1"], FILE, "`eval_share` needs all data at once"),
+        (["--streaming", "--feature_store", "features"], FILE, "`feature_store` needs all data at once"),
         (["--dataset_format", "chatml"], FILE, "-format: invalid choice: 'chatml'"),
         (["--chat_template_kwargs", "{thinking: no}"], FILE, "`chat_template_kwargs` is not JSON"),
         (["--chat_template_kwargs", "[1]"], FILE, "`chat_template_kwargs` must be a JSON object, got [1]"),
@@ -245,5 +245,5 @@ def test_help_that_cannot_be_printed_is_told(monkeypatch):
             raise OSError("none")
 
     monkeypatch.setattr("sys.stdout", Full())
-    with pytest.raises(OSError, match="^What is printed cannot be written .No space left on device.: make room where"):
+    with pytest.raises(OSError, match="^Standard output cannot be written .No space left on device.: make room where"):
         EagleArgumentParser(DataArguments).parse_args_and_config(["--help"])

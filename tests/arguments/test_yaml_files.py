@@ -61,7 +61,7 @@ def parse(tmp_path):
         ("run_name: [a, b]", None, "gives `run_name` a list, but it takes one value"),
         ("chat_template_kwargs: {a: 2024-05-06}", None, "gives `chat_template_kwargs` values that JSON does not have"),
         ("max_length: 2024-99-99", None, "cannot be read as YAML"),
-        ("1: 2", None, "must hold names of arguments, but has 1 for one"),
+        ("1: 2", None, "must map names of arguments to values, but 1 is not a name"),
         ("run_name: !!python/name:os.system ''", "run_name", ""),
         ("learning_rate: !!python/name:os.system ''", None, "cannot be read as YAML"),
         ("config: other.yaml", None, "`config` belongs on the command line"),
@@ -174,7 +174,7 @@ def test_a_name_that_stands_twice_is_refused_with_its_lines(tmp_path, text, name
 def test_what_only_the_command_line_takes_is_told_so(parse, capsys, name):
     with pytest.raises(SystemExit):
         parse(f"{name}: other.yaml")
-    assert f"`{name}` belongs on the command line, not into a file" in capsys.readouterr().err
+    assert f"`{name}` belongs on the command line, not in a file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device"])

@@ -182,7 +182,7 @@ def test_data_that_are_nothing_are_named(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"compare": "padded"}, "`compare` padded is about real chats: name a `data` file and a `target`"),
+        ({"compare": "padded"}, "`compare` padded needs real chats: name a `data` file and a `target`"),
         ({"compare": "float32"}, "`compare` float32 needs `dtype` bfloat16"),
         ({"v_head_dim": 8}, "`v_head_dim` is 8, but the draft of `preset` smollm2 has no latent attention"),
         ({"length": 0}, "`length` must be at least 4"),
@@ -199,7 +199,7 @@ def test_data_that_are_nothing_are_named(tmp_path):
         ({"turns": 1000, "sweep": "length"}, "`turns` must be at most 128 in rows of `length` 512, got 1000"),
         ({"target": "random", "hidden_size": 577}, "`hidden_size` 577 must be a multiple of `num_attention_heads` 9"),
         ({"target": "random", "num_hidden_layers": 6}, "`num_hidden_layers` must be at least 7"),
-        ({"data": "chats.jsonl"}, "`data` needs the `target`"),
+        ({"data": "chats.jsonl"}, "`data` needs a tokenizer and features: name a `target`"),
         ({"target": "a/model"}, "`target` a/model is measured on real chats: name a `data` file"),
         ({"data": "chats.jsonl", "target": "a/model", "compare": "eager"}, "`data` goes with `compare` none, padded"),
         ({"data": "chats.jsonl", "target": "a/model", "sweep": "ttt"}, "and without a `sweep`"),

@@ -111,5 +111,5 @@ def test_what_cannot_be_shown_is_refused_first(tmp_path, monkeypatch, capsys):
     with pytest.raises(ValueError, match="`html` nowhere/at/masks.html: there is no folder .*nowhere: make it first,"):
         preview_data.main()
     monkeypatch.setattr("sys.argv", [*command, "--streaming"])
-    with pytest.raises(ValueError, match="`streaming` data are never there as a whole"):
+    with pytest.raises(ValueError, match="`streaming` never has all data at once"):
         preview_data.main()

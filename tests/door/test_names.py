@@ -28,7 +28,7 @@ def test_a_folder_whose_name_begins_with_a_tilde_goes_through_all_rooms(tmp_path
     "name", ["../x y", "", " ", "a b", "a..b", "/a", "a/", "a//b", ".a", "a/.b", "a.lock", "a~1", "-a"]
 )
 def test_what_git_takes_for_no_branch_is_named(name):
-    with pytest.raises(ValueError, match="^`revision` .* is no name of a branch: give one like `v2`"):
+    with pytest.raises(ValueError, match="^`revision` .* is not a valid branch name: give one like `v2`"):
         check_branch("revision", name)
 
 

@@ -38,7 +38,7 @@ def folder(tmp_path):
 def test_an_earlier_output_may_be_replaced_and_somebody_elses_file_may_not(folder):
     for name in ("ours.json", "empty.json", "new.json", "new/a.json"):
         check_output_file("output_json", folder / name, {}, ours)
-    with pytest.raises(ValueError, match="`output_json` .*mine.json holds something else than this verb writes"):
+    with pytest.raises(ValueError, match="`output_json` .*mine.json exists and was not written by this verb"):
         check_output_file("output_json", folder / "mine.json", {}, ours)
 
 
@@ -47,7 +47,7 @@ def test_in_a_folder_that_is_read_only_an_earlier_output_may_be_replaced(folder)
     check_output_file("output_json", folder / "model" / "ours.json", reads, ours)
     check_output_file("output_json", folder / "model" / "new.json", reads, ours)
     for check in (ours, None):
-        with pytest.raises(ValueError, match="`output_json` .*config.json is a file of `draft` .*, which is read"):
+        with pytest.raises(ValueError, match="`output_json` .*config.json is a file of the input `draft` .*: name a"):
             check_output_file("output_json", folder / "model" / "config.json", reads, check)
 
 
@@ -58,7 +58,7 @@ def test_whichever_way_leads_to_an_input(way, folder):
     (folder / "link").symlink_to("mine.json")
     (folder / "hard").hardlink_to(folder / "mine.json")
     (folder / "above").symlink_to(folder)
-    with pytest.raises(ValueError, match="`output` .* is what `data` names, which is read: name another file"):
+    with pytest.raises(ValueError, match="`output` .* is also the input `data`: name another file"):
         check_output_file("output", ways[way], {"other": None, "data": ["x/y", str(folder / "mine.json")]})
 
 
@@ -71,7 +71,7 @@ def test_whichever_way_leads_to_an_input(way, folder):
         ("a\0b", "cannot be written .*null"),
         ("model", "is a folder: name a file"),
         ("new/", "is a folder: name a file"),
-        ("mine.json/a.json", "lies under .*mine.json, which is no folder"),
+        ("mine.json/a.json", "lies under .*mine.json, which is not a folder"),
         ("no/such/a.json", "there is no folder .*no: make it first"),
         ("pipe", "is no ordinary file"),
     ],
@@ -95,11 +95,11 @@ def test_models_of_others_are_never_replaced(folder):
     for overwrite in (False, True):
         with pytest.raises(FileExistsError, match="`output_dir` .* holds somebody else's model or config"):
             check_output_folder("output_dir", folder / "model", overwrite=overwrite, ours=lambda path: False)
-    with pytest.raises(FileExistsError, match="holds a draft already: .* replace it with `--overwrite`"):
+    with pytest.raises(FileExistsError, match="already holds a draft: .* replace it with `--overwrite`"):
         check_output_folder("output_dir", folder / "model", ours=lambda path: True)
     check_output_folder("output_dir", folder / "model", overwrite=True, ours=lambda path: True)
     check_output_folder("output_dir", folder / "some" / "new" / "folder")
-    with pytest.raises(FileExistsError, match="`fix` .* holds something already: name a new or an empty folder"):
+    with pytest.raises(FileExistsError, match="`fix` .* is not empty: name a new or an empty folder"):
         check_new_folder("fix", folder)
 
 
@@ -108,7 +108,7 @@ def test_journals(folder):
     with pytest.raises(ValueError, match="`output` .*mine.json exists, but not its journal mine.json.journal"):
         check_journaled_file("output", folder / "mine.json")
     (folder / "new.jsonl.journal").write_text("my diary")
-    with pytest.raises(ValueError, match="`output` .*journal holds something else than this verb writes"):
+    with pytest.raises(ValueError, match="`output` .*journal exists and was not written by this verb"):
         check_journaled_file("output", folder / "new.jsonl")
     (folder / "other.jsonl.journal").mkdir()
     with pytest.raises(ValueError, match="`output` .*journal is a folder: name a file"):
@@ -117,13 +117,13 @@ def test_journals(folder):
 
 def test_pictures_and_outputs_stand_apart(folder):
     check_pictures("output_json", [folder / "a.png"], folder / "a.json")
-    with pytest.raises(ValueError, match="`output_json` .*a.png is where its picture is drawn"):
+    with pytest.raises(ValueError, match="`output_json` .*a.png is also the file of its plot"):
         check_pictures("output_json", [folder / "a.png"], folder / "a.png")
     (folder / "mine.png").write_text("no picture")
-    with pytest.raises(ValueError, match="`output_json` .*mine.png holds something else"):
+    with pytest.raises(ValueError, match="`output_json` .*mine.png exists and was not written by this verb"):
         check_pictures("output_json", [folder / "mine.png"], folder / "mine.json")
     check_apart({"one": str(folder / "a"), "two": None, "three": str(folder / "b")})
-    with pytest.raises(ValueError, match="`two` .*a is what `one` names, which is written too"):
+    with pytest.raises(ValueError, match="`two` .*a is also the output `one`"):
         check_apart({"one": str(folder / "a"), "two": str(folder / "model" / ".." / "a")})
 
 
@@ -155,12 +155,12 @@ def test_no_folder_is_written_into_a_checkpoint_of_what_is_read(tmp_path, place)
     (tmp_path / "run" / "checkpoint-4").mkdir(parents=True)
     (tmp_path / "run" / "link").symlink_to("checkpoint-4")
     reads = {"draft": str(tmp_path / "run")}
-    with pytest.raises(ValueError, match="`output_dir` .* lies in a checkpoint of `draft` .*run, which is read"):
+    with pytest.raises(ValueError, match="`output_dir` .* lies in a checkpoint of the input `draft` .*run: name"):
         check_output_folder("output_dir", tmp_path / "run" / place, reads, overwrite=True, ours=lambda path: True)
     check_output_folder("output_dir", tmp_path / "run" / "less", reads)
 
 
 @pytest.mark.parametrize("root", ["/", "//", "/tmp/.."])
 def test_the_root_of_a_file_system_is_no_output(root):
-    with pytest.raises(ValueError, match=f"^`output_dir` {root} is the root of a file system: name a place in it."):
+    with pytest.raises(ValueError, match=f"^`output_dir` {root} is the root of a file system: name a path in it."):
         check_output_folder("output_dir", root)

@@ -184,9 +184,7 @@ def test_output_into_a_full_disk_is_told():
         process = start("run_verb(lambda: print('a result'))", stdout=full)
     _, printed = process.communicate()
     assert process.returncode == 1
-    assert printed == (
-        "error: What is printed cannot be written (No space left on device): make room where standard output goes.\n"
-    )
+    assert printed == ("error: Standard output cannot be written (No space left on device): make room where it goes.\n")
 
 
 def test_of_several_ranks_one_speaks(tmp_path):

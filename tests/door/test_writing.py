@@ -51,7 +51,7 @@ def test_a_full_disk_names_the_argument_and_leaves_the_earlier_file(write, tmp_p
         with output("output_json", tmp_path / "a.bin") as part:
             write(part)
     assert str(problem.value).startswith(f"`output_json` {tmp_path / 'a.bin'} cannot be written (")
-    assert str(problem.value).endswith("): make room, or name another place.")
+    assert str(problem.value).endswith("): make room, or choose another path.")
     assert [path.name for path in tmp_path.iterdir()] == ["a.bin"]
     assert (tmp_path / "a.bin").read_text() == "earlier"
 

@@ -164,7 +164,7 @@ def test_the_script_counts_prunes_and_refuses(draft_of_folder, folder, tmp_path)
     assert code == 0 and f"{size} of the draft's" in printed and "it was filled up with" in printed, problems
 
     code, _, problems = run(draft_of_folder, *options, "--draft_vocab_size", 8, "--output_dir", out)
-    assert code == 1 and "holds a draft already" in problems and "Traceback" not in problems
+    assert code == 1 and "already holds a draft" in problems and "Traceback" not in problems
     (tmp_path / "ids.json").write_text(json.dumps(kept[:5]))
     code, printed, problems = run(out, "--token_ids", tmp_path / "ids.json", "--output_dir", tmp_path / "less")
     assert code == 0 and "5 of the draft's 12 tokens" in printed, problems
@@ -174,13 +174,13 @@ def test_the_script_counts_prunes_and_refuses(draft_of_folder, folder, tmp_path)
     ("options", "message"),
     [
         (["--draft_vocab_size", "8", "--output_dir", "out"], "which tokens are frequent is not known"),
-        (["--output_dir", "out"], "Say what to keep"),
+        (["--output_dir", "out"], "Nothing says what to keep: give `token_ids`"),
         (["--counts_from", "x", "--target", "t", "--fill_vocabulary"], "`fill_vocabulary` is set, but"),
-        (["--token_ids", "ids.json"], "Name an `output_dir`"),
+        (["--token_ids", "ids.json"], "`output_dir` is not set: name a folder"),
         (["--token_ids", "ids.json", "--counts_from", "x", "--output_dir", "out"], "`token_ids` says what to keep"),
         (["--counts_from", "x", "--draft_vocab_size", "8", "--output_dir", "out"], "name it with `target`"),
         (["--token_ids", __file__, "--output_dir", "out"], "cannot be read as JSON"),
-        (["--token_ids", "ids.json", "--output_dir", "draft"], "is what `draft` names, which is read"),
+        (["--token_ids", "ids.json", "--output_dir", "draft"], "is also the input `draft`: name"),
     ],
 )
 def test_the_scripts_errors_are_one_sentence(options, message):

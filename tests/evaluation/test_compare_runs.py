@@ -65,7 +65,7 @@ def test_no_picture_of_a_run_is_replaced_but_an_earlier_comparison_is(tmp_path):
     def pass_door(picture):
         compare_runs.door(["--runs", one, two, "--output_png", str(picture)])
 
-    with pytest.raises(ValueError, match="`output_png` .*training.png is a file of `runs` .*two, which is read"):
+    with pytest.raises(ValueError, match="`output_png` .*training.png is a file of the input `runs` .*two: name a"):
         pass_door(f"{two}/training.png")
 
     pass_door(f"{two}/curves.png")

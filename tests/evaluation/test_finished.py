@@ -199,7 +199,7 @@ class TestScript:
         self.interrupt_behind(monkeypatch, 7)  # in the sweep
         capsys.readouterr()
         self.run(monkeypatch, "result.json")
-        assert "going on behind the 7 batches in result.json.journal" in capsys.readouterr().out
+        assert "continuing after the 7 batches in result.json.journal" in capsys.readouterr().out
         found, whole = (json.loads(Path(name).read_text()) for name in ("result.json", "whole.json"))
         speeds = [f"{who}_per_second" for who in ("tokens", "target_only_tokens")]
         speeds += [f"{who}_seconds_per_round" for who in ("draft", "target")]

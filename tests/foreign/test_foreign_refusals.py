@@ -245,7 +245,7 @@ def test_the_script_imports_and_never_overwrites(target_folder, embedding, tmp_p
     before = (out / "model.safetensors").read_bytes()
 
     code, _, problems = run(*options)
-    assert code and "`output_dir`" in problems and "holds something already" in problems
+    assert code and "`output_dir`" in problems and "is not empty" in problems
     assert "Traceback" not in problems and (out / "model.safetensors").read_bytes() == before
 
     config = json.loads((tmp_path / "foreign" / "config.json").read_text())

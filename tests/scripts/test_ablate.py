@@ -98,7 +98,7 @@ def test_the_spread_is_of_each_variant_and_of_all():
 
 def test_a_variant_that_fails_late_is_told_in_a_line_and_the_others_go_on(folder, monkeypatch, capsys):
     (folder / "wrong.yaml").write_text("deep: {tap_ids: [1, 900]}\nrecipe: {}\n")
-    with pytest.raises(RuntimeError, match="^`output_dir` .*: 1 of 2 runs failed, as said above"):
+    with pytest.raises(RuntimeError, match="^`output_dir` .*: 1 of 2 runs failed, with the errors above"):
         run(folder, monkeypatch, capsys, variants=folder / "wrong.yaml", output_dir=folder / "mixed")
     printed = capsys.readouterr()
     told = [line for line in printed.err.splitlines() if line.startswith("deep: ")]
@@ -184,7 +184,7 @@ def test_weights_that_are_cut_are_told_in_one_sentence(folder, monkeypatch, caps
     weights = target / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-5])
     (folder / "cut.yaml").write_text(f"cut: {{target: {target}}}\n")
-    with pytest.raises(RuntimeError, match="^`output_dir` .*: 1 of 1 runs failed, as said above"):
+    with pytest.raises(RuntimeError, match="^`output_dir` .*: 1 of 1 runs failed, with the errors above"):
         run(folder, monkeypatch, capsys, variants=folder / "cut.yaml", output_dir=tmp_path / "out")
     told = capsys.readouterr().err.strip()
     assert "model.safetensors is cut" in told and f"`target` {target}" in told and len(told.splitlines()) == 1

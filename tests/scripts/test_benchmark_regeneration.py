@@ -12,7 +12,7 @@ from hf_eagle.serving.vllm_server import vllm_server
 
 def test_a_server_that_does_not_come_up_says_why(tmp_path):
     """This environment has no vLLM."""
-    with pytest.raises(RuntimeError, match=re.compile("did not come up; its last words:.*No module named", re.DOTALL)):
+    with pytest.raises(RuntimeError, match=re.compile("did not start; its last output:.*No module named", re.DOTALL)):
         with vllm_server("target", tmp_path / "log", max_num_seqs=2, enforce_eager=True):
             pass
 

@@ -194,7 +194,7 @@ def test_pictures_are_sent_as_a_client_sends_them(tmp_path):
 def test_a_film_is_not_sent(tmp_path):
     record = {"messages": [{"role": "user", "content": [{"type": "video", "video": "1.mp4"}]}], "id": "film"}
     (tmp_path / "prompts.jsonl").write_text(json.dumps(record))
-    with pytest.raises(ValueError, match="Prompt 'film' shows a video, but servers are measured with pictures"):
+    with pytest.raises(ValueError, match="Prompt 'film' contains a video, but servers are measured with images"):
         served_prompts(load_prompts(tmp_path / "prompts.jsonl"), vision_processor())
 
 
@@ -254,7 +254,7 @@ def test_the_same_command_goes_on_and_another_is_refused(engines, tmp_path, monk
         assert (tmp_path / "result.json.journal").read_bytes() == left
     before = len(engines.log)
     command(draft=tmp_path / "draft")
-    assert "going on behind the 1 runs of all engines" in capsys.readouterr().out
+    assert "continuing after the 1 runs of all engines" in capsys.readouterr().out
     assert len(engines.log) == before + 3 and len(json.loads((tmp_path / "result.json").read_text())["entries"]) == 3
     assert not (tmp_path / "result.json.journal").exists()
 
@@ -276,7 +276,7 @@ def test_a_folder_is_known_by_what_it_holds(tmp_path, name, monkeypatch):
 
 def test_an_engine_that_does_not_start_says_why(tmp_path):
     """This environment has no vLLM."""
-    with pytest.raises(RuntimeError, match="(?s)vLLM ended; its last words:.*No module named 'vllm'"):
+    with pytest.raises(RuntimeError, match="(?s)vLLM ended; its last output:.*No module named 'vllm'"):
         with Engine(sys.executable, tmp_path / "log", model="target"):
             pass
 

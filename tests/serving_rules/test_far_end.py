@@ -16,12 +16,12 @@ READY = "import sys\nprint('last words', file=sys.stderr, flush=True)\nprint('1'
 @pytest.mark.parametrize(
     ("script", "message"),
     [
-        ("raise SystemExit(1)", "^`serving_python` .* ended and said nothing: name the python of an environment"),
-        ("raise SystemExit('no vLLM here')", "vLLM ended; its last words:\nno vLLM here"),
-        ("print('INFO 12:00 loading', flush=True); input()", "printed 'INFO 12:00 loading.*no line of JSON"),
-        ("print('[' * 100000, flush=True); input()", "which is no line of JSON"),
-        (READY, "vLLM ended; its last words:\nlast words"),
-        (READY + "input()\nprint('{', flush=True)\n", "printed '{.*which is no line of JSON.*\nlast words"),
+        ("raise SystemExit(1)", "^`serving_python` .* ended without any output: name the python of an environment"),
+        ("raise SystemExit('no vLLM here')", "vLLM ended; its last output:\nno vLLM here"),
+        ("print('INFO 12:00 loading', flush=True); input()", "printed 'INFO 12:00 loading.*which is not JSON"),
+        ("print('[' * 100000, flush=True); input()", "which is not JSON"),
+        (READY, "vLLM ended; its last output:\nlast words"),
+        (READY + "input()\nprint('{', flush=True)\n", "printed '{.*which is not JSON.*\nlast words"),
     ],
 )
 def test_whatever_is_no_answer_is_told_with_the_last_words(tmp_path, script, message):
@@ -50,7 +50,7 @@ def test_silence_has_a_deadline(tmp_path, script, monkeypatch):
     monkeypatch.setattr(far_end, "ANSWER_WITHIN", 0.2)
     (tmp_path / "far.py").write_text(script)
     engine = FarEnd(sys.executable, tmp_path / "far.py", {}, tmp_path / "log")
-    with pytest.raises(RuntimeError, match=r"vLLM says nothing for 0\.2 seconds, and was ended; its last words:"):
+    with pytest.raises(RuntimeError, match=r"vLLM sent nothing for 0\.2 seconds and was ended; its last output:"):
         engine.__enter__()
         engine.ask({"prompts": [[1] * 200_000]})  # more than a pipe holds
     assert engine.process.wait() < 0

@@ -222,8 +222,8 @@ PLANTED = {
     "no head": ("eagle3", tensor("lm_head.weight", lambda x: None), "`lm_head.weight` is missing", False),
     "model. prefix": ("eagle3", prefix, "loading fails. Fix: take `model.` off", True),
     "tied": ("eagle3", put(tie_word_embeddings=True), "`tie_word_embeddings` is true", True),
-    "new rope alone": ("eagle3", put(rope_theta=..., rope_scaling=...), "new spelling alone", True),
-    "old rope alone": ("eagle3", put(rope_parameters=...), "old spelling alone", True),
+    "new rope alone": ("eagle3", put(rope_theta=..., rope_scaling=...), "only in the new spelling", True),
+    "old rope alone": ("eagle3", put(rope_parameters=...), "only in the old spelling", True),
     "theta lost": ("eagle3", put(rope_theta=..., rope_parameters={"rope_type": "default"}), "no RoPE base", False),
     "two bases": ("eagle3", put(rope_theta=5e5), "two spellings of RoPE disagree", False),
     "vLLM's taps one up": ("eagle3", put(eagle_aux_hidden_state_layer_ids=[3, 5, 6]), "vLLM records [3, 5, 6]", True),
@@ -311,7 +311,7 @@ PLANTED = {
     ),
     "EAGLE-1 for one server": ("eagle1", put(architectures=["LlamaForCausalLMEagle"]), "none of which runs", True),
     "logit_scale null": ("eagle1", put(logit_scale=None), "logits are multiplied by it", True),
-    "deepseek_v3": ("mla", put(model_type="deepseek_v3"), "turned into a multi-token prediction head", True),
+    "deepseek_v3": ("mla", put(model_type="deepseek_v3"), "build a multi-token prediction head", True),
     "no bottleneck of queries": ("mla", put(q_lora_rank=None), "`q_lora_rank` is null", False),
     "layers of a latent target": ("mla", put(num_hidden_layers=61), "exactly one, or is refused", True),
     "rope in halves": ("mla", put(rope_interleave=False), "halves are rotated", False),
@@ -418,7 +418,7 @@ def test_limits_of_a_server_are_told_from_faults(tmp_path):
 
 
 def test_what_is_no_draft_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="is no draft folder, it holds no config.json"):
+    with pytest.raises(ValueError, match="holds no config.json, so it is not a draft"):
         check_draft(tmp_path)
     for content, word in (("[]", "must hold an object, but holds a list"), ("{oops", "cannot be read as JSON")):
         (tmp_path / "config.json").write_text(content)
@@ -438,7 +438,7 @@ def test_what_is_no_draft_is_refused(tmp_path):
 
 def test_a_whole_model_is_no_draft_and_nothing_else_is_said(target_folder):
     (found,) = check_draft(target_folder)
-    assert "this is no draft, its `architectures` are ['LlamaForCausalLM']" in found.text
+    assert "this is not a draft: its `architectures` are ['LlamaForCausalLM']" in found.text
 
 
 @pytest.mark.parametrize(
@@ -468,7 +468,7 @@ def test_weights_of_whole_numbers_are_a_finding(dtype, tmp_path):
     tensors = load_file(tmp_path / "model.safetensors")
     whole = {name: x.to(dtype) if x.is_floating_point() else x for name, x in tensors.items()}
     save_file(whole, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    assert any("readers take them for rounded weights" in line for line in faults(tmp_path))
+    assert any("readers treat them as rounded weights" in line for line in faults(tmp_path))
 
 
 def test_nothing_is_overwritten(drafts, tmp_path):
@@ -495,7 +495,7 @@ def test_another_name_of_the_layer_is_the_servers_too_and_mended_for_hf_eagle(dr
     damaged(folder, tmp_path / "draft", rename)
     assert faults(tmp_path / "draft", target) == []
     (found,) = probe(tmp_path / "draft", target_folder, target.config)
-    assert found.level == "note" and "hf_eagle cannot load what the servers can" in found.text
+    assert found.level == "note" and "hf_eagle cannot load this draft, though the servers can" in found.text
     assert repair_draft(tmp_path / "draft", tmp_path / "mended") == ["layer 0 is named `midlayer`"]
     assert torch.equal(logits(tmp_path / "mended", target), whole)
 

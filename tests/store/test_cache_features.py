@@ -79,7 +79,11 @@ def test_two_ranks_fill_and_read_it(folder):
 @pytest.mark.parametrize(
     ("script", "args", "message"),
     [
-        ("cache_features.py", [], "Name the folder that features are stored in: `--feature_store DIR`."),
+        (
+            "cache_features.py",
+            [],
+            "`feature_store` is not set: name the folder with `--feature_store DIR`.",
+        ),
         ("cache_features.py", ["--feature_store", "."], "holds something other than a feature store"),
         ("train_eagle.py", ["--feature_store", "nowhere"], "`feature_store` nowhere is not a feature store"),
         (

@@ -114,7 +114,7 @@ class TestErrors:
 
     def test_nothing_to_draft(self, tmp_path):
         callback = self.call(tmp_path, every_steps=1, max_new_tokens=1)
-        with pytest.raises(ValueError, match="`prompts` got only answers of one token"):
+        with pytest.raises(ValueError, match="The target answered all `prompts` with one token"):
             callback.measure()
 
     def test_a_draft_in_training_is_in_training_afterwards(self, tmp_path):

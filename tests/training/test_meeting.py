@@ -20,4 +20,4 @@ def test_a_rank_that_is_lost_while_they_meet_is_told(tmp_path):
     lost = DistNetworkError("Connection reset by peer")
     with patch.object(TrainingArguments, "__post_init__", side_effect=lost), pytest.raises(ConnectionError) as problem:
         EagleTrainingArguments(output_dir=str(tmp_path))
-    assert is_sentence(problem.value) and "lost another one while they met" in str(problem.value)
+    assert is_sentence(problem.value) and "lost another rank while they connected" in str(problem.value)

@@ -190,5 +190,5 @@ def test_smollm2(run, smollm2_runs):
 def test_another_number_of_rows_a_step_is_refused(runs, tmp_path):
     shutil.copytree(runs / "alone" / "run" / "checkpoint-3", tmp_path / "other" / "run" / "checkpoint-3")
     spec = {"out": str(tmp_path / "other"), "target": str(runs / "llama_tied"), "records": 20, "args": args(2)}
-    with pytest.raises(AssertionError, match="2 rows a step, but .*checkpoint-3 was written with 4: keep the product"):
+    with pytest.raises(AssertionError, match="2 rows per step, but .*checkpoint-3 was written with 4: keep the"):
         launch(tmp_path, "ddp", 1, [{**spec, "resume": "last"}])

@@ -36,7 +36,9 @@ def test_a_weight_that_takes_no_record_is_named_as_it_was_given(weight, tmp_path
 
 @pytest.mark.parametrize("weight", [1001.0, 1e6])
 def test_a_weight_that_no_memory_holds(weight, tmp_path):
-    with pytest.raises(ValueError, match="^`data_weights` holds .*, so each record would be taken so often: give at"):
+    with pytest.raises(
+        ValueError, match="^`data_weights` holds .*, so each record would be used that many times: give"
+    ):
         prepared(tmp_path, data_weights=[weight])
     assert DataArguments(train_data=["x"], streaming=True, data_weights=[weight]).data_weights == [weight]
     with pytest.raises(ValueError, match="^`data_weights` must be above 0 and at most 1,000,000, got"):

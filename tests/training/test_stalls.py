@@ -88,7 +88,7 @@ def test_only_what_collectives_raise_of_other_ranks_is_explained(problem, wanted
         assert found is None
         return
     assert found.startswith(wanted) and ", in step 5: " in found
-    mend = "that rank has ended, and what it printed" if "lost" in wanted else "raise `ddp_timeout` (4 s) if"
+    mend = "look at what that rank printed" if "lost" in wanted else "raise `ddp_timeout` (4 s) if"
     assert mend in found and found.endswith(".")
     assert not any(part in found for part in ("gloo", "[", "127.0.0.1", "NCCL", "GLHF"))  # the library's words
 
@@ -178,4 +178,4 @@ def test_a_rank_that_is_gone_is_said_in_our_words(stage, recipe, tmp_path):
     printed = ended(tmp_path, recipe, away, at, "exit")
     said = next(line for line in printed.splitlines() if line.startswith("error: "))
     assert said.startswith(f"error: Rank {1 - away} of 2 lost another rank in {wanted}"), printed[-3000:]
-    assert said.endswith(f", {doing}: that rank has ended, and what it printed says why.")
+    assert said.endswith(f", {doing}: look at what that rank printed before it ended.")

@@ -267,7 +267,7 @@ def test_an_adapter_on_no_draft_or_in_its_place_is_refused(trained, folder, monk
     args = ["--config", folder / "recipe.yaml", "--use_peft", "--overwrite"]
     for more, message in (
         (["--output_dir", folder / "new"], "`use_peft` trains an adapter on an existing draft: name that draft"),
-        (["--output_dir", trained, "--init_from", f"{trained}/"], "is what `init_from` names, which is read: name"),
+        (["--output_dir", trained, "--init_from", f"{trained}/"], "is also the input `init_from`: name"),
     ):
         monkeypatch.setattr(sys, "argv", ["train_eagle.py", *map(str, args + more)])
         with pytest.raises(ValueError, match=message):

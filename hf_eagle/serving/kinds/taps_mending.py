@@ -89,7 +89,7 @@ def _vocabulary(draft: Draft) -> None:
         tensors["lm_head.weight"], ids = head[order], ids[order]
 
     if len(ids) == vocab:
-        draft.done.append("`d2t` is gone: the draft has the whole vocabulary")
+        draft.done.append("`d2t` was removed: the draft has the whole vocabulary")
         del tensors["d2t"]
         return
 

@@ -47,7 +47,7 @@ def first_step(ended: Ended) -> int | None:
 
 
 def struck(ended: Ended) -> bool:
-    """Whether the fault struck."""
+    """Return whether the fault struck."""
     return any("struck" in line for rank in ended.journals for line in rank)
 
 
@@ -104,7 +104,7 @@ def _wrong_codes(ended: Ended, blow: Blow | None, refused: bool, launcher: bool)
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether every file of a checkpoint is there in full, read in the plainest way."""
+    """Return whether every file of a checkpoint is there in full, read in the plainest way."""
     try:
         files = json.loads((folder / MANIFEST).read_text())["files"]
     except (OSError, ValueError, KeyError):
@@ -179,7 +179,7 @@ def weights_by_step(output_dir: Path) -> dict[int, str]:
 
 
 def wrong_counts(steps: Steps, records: int) -> list[str]:
-    """Whether passes over so many records saw each of them once: all counts are `n`, or `n` and `n + 1`."""
+    """Return whether passes over so many records saw each of them once: all counts are `n`, or `n` and `n + 1`."""
     total = sum(steps.records.values(), Counter())
     counts = {record: total.get(record, 0) for record in range(records)}
     least = sum(counts.values()) // records
@@ -222,7 +222,7 @@ def wrong_results(output_dir: Path, wanted_dir: Path, exact: bool) -> list[str]:
 
 
 def wrong_acceptance(output_dir: Path, steps: list[int]) -> list[str]:
-    """Whether acceptance was measured at these steps, once each."""
+    """Return whether acceptance was measured at these steps, once each."""
     found = [entry["step"] for entry in _history(output_dir) if "acceptance_length" in entry]
     return [f"acceptance was measured at the steps {found} instead of {steps}"] if found != steps else []
 

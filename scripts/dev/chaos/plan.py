@@ -83,7 +83,7 @@ class Configuration:
 
     @property
     def adds_in_one_order(self) -> bool:
-        """Whether a resumed run adds gradients in the order in which the undisturbed one does.
+        """Return whether a resumed run adds gradients in the order in which the undisturbed one does.
 
         DDP arranges its buckets anew after the first step of a process. Which rank's part of a sum comes first depends
         on the place in a bucket, so three ranks and more round otherwise in that step.

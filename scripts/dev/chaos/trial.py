@@ -282,7 +282,7 @@ class _TrialAtWork:
         return ended
 
     def _is_refused(self, name: str) -> bool:
-        """Whether going on has to be refused: a checkpoint was finished, and none is whole any more."""
+        """Return whether going on has to be refused: a checkpoint was finished, and none is whole any more."""
         finished = any((path / MANIFEST).is_file() for path in self.out.glob("checkpoint-*"))
         return name != "struck" and finished and checks.newest_whole(self.out) is None
 

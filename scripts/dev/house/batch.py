@@ -69,7 +69,7 @@ class Recorder:
 
 
 def _is_batch(value: object) -> bool:
-    """Whether a value is a batch, or what it has become as a whole."""
+    """Return whether a value is a batch, or what it has become as a whole."""
     if isinstance(value, dict):
         return "input_ids" in value
     return type(value).__name__ in CARRIERS

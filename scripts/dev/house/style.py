@@ -63,7 +63,7 @@ def _defines(node: ast.AST) -> bool:
 
 
 def _is_text(node: ast.stmt) -> bool:
-    """Whether a statement is a docstring."""
+    """Return whether a statement is a docstring."""
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
 
 

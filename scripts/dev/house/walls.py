@@ -93,7 +93,7 @@ def serving_wall(package: Package) -> list[str]:
 
 
 def is_restated(module: Module) -> bool:
-    """Whether a module says what servers do: `serving/rules*`, `serving/kinds*` and `serving/served_math*`."""
+    """Return whether a module says what servers do: `serving/rules*`, `serving/kinds*` and `serving/served_math*`."""
     parts = module.path.split("/")
     return module.room == "serving" and parts[2].startswith(RESTATED)
 
