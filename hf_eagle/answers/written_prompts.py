@@ -133,10 +133,10 @@ def _write_missing(
 ) -> None:
     """Append the row of every id that the journal lacks, as rows arrive; a failure ends the other requests."""
     for row in journal.rows:
-        check_fields(row, _ROW, journal.path, "delete it to start over")
+        check_fields(row, _ROW, journal.path, START_OVER)
         if not 0 <= row["id"] < number:
             raise ValueError(
-                f"{journal.path} holds prompt {row['id']}, but there are {number}: delete it to start over."
+                f"{journal.path} holds prompt {row['id']}, but there are {number}: {START_OVER}."
             )
     missing = sorted(set(range(number)) - {row["id"] for row in journal.rows})
 
