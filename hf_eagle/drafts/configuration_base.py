@@ -6,7 +6,7 @@ from transformers import LlamaConfig, PreTrainedConfig
 
 from ..targets.architectures import family_of
 from ..targets.config_fields import read_field
-from .rope import draft_rope, positions_for
+from .rope import check_mscales, draft_rope, positions_for
 from .vocabulary import check_draft_vocab_size
 
 
@@ -39,6 +39,8 @@ class DraftConfig(LlamaConfig):
     # an unknown model_type fails in vLLM; Llama-style drafts are "llama" for both servers
     model_type = "llama"
     ignore_keys_at_rope_validation = {"mrope_section", "mrope_interleaved"}
+    # whether servers read YaRN's `mscale` and `mscale_all_dim` in such a draft
+    reads_mscale = False
 
     num_hidden_layers: int = 1
     rms_norm_eps: float = 1e-5
@@ -58,6 +60,9 @@ class DraftConfig(LlamaConfig):
 
         super().__post_init__(**kwargs)
         self._check()
+
+    def _validate_yarn_rope_parameters(self, *args, **kwargs) -> None:
+        """Do not warn where the context is not `factor` times the original one: it is the target's, see `rope.py`."""
 
     def _check(self) -> None:
         """`ValueError` for what a draft of this kind cannot be."""
@@ -103,19 +108,25 @@ def mlp_width(config) -> int:
     return read_field(text, "intermediate_size_mlp", default=0) or read_field(text, "intermediate_size")
 
 
-def fields_of_target(target_config: PreTrainedConfig, rope: dict[str, Any] | None = None) -> dict[str, Any]:
+def fields_of_target(
+    target_config: PreTrainedConfig, rope: dict[str, Any] | None = None, reads_mscale: bool = False
+) -> dict[str, Any]:
     """What every draft copies from its target: widths, heads, RoPE, context length and special ids.
 
     Args:
         target_config: the target's (text) config.
         rope: `rope_parameters` of the draft, those of `draft_rope` if `None`.
+        reads_mscale: see [`DraftConfig`].
 
     Raises:
-        ValueError: if the target's layers differ in one of these, or its config lacks it; the message names it.
+        ValueError: for RoPE that servers would not run so, and if the target's layers differ in one of these, or its
+            config lacks it; the message names it.
     """
     text = target_config.get_text_config()
     hidden, heads = read_field(text, "hidden_size"), read_field(text, "num_attention_heads")
-    rope = draft_rope(text) if rope is None else rope
+    rope = draft_rope(text, reads_mscale=reads_mscale) if rope is None else rope
+    if not reads_mscale:
+        check_mscales(rope)
 
     return {
         "vocab_size": read_field(text, "vocab_size"),

@@ -35,6 +35,7 @@ from ..drafts.warm_start import start_from
 from ..store.cache import FeatureCache, open_cache
 from ..store.fingerprints import drop_layers
 from ..targets.architectures import check_length
+from ..targets.config_fields import read_field
 from ..targets.loading import files_of_processor, is_adapter, load_processor, load_tokenizer, takes_media
 from ..targets.merged_folder import save_merged
 from ..targets.room import config_before_loading
@@ -193,7 +194,9 @@ def config_of_draft(
     options = {**vars(draft_args), "latent_sizes": draft_args.latent_sizes, "tap_ids": target_args.tap_ids}
 
     if draft_args.rope_scaling is not None:
-        fields["rope_parameters"] = scaled_rope(target_config.get_text_config(), draft_args.rope_scaling)
+        text = target_config.get_text_config()
+        positions = read_field(text, "max_position_embeddings")
+        fields["rope_parameters"] = scaled_rope(text, draft_args.rope_scaling, positions)
     return draft_args.kind.part("configuration").config_for(target_config, options, **fields)
 
 
