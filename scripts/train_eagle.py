@@ -6,8 +6,8 @@
 
 The YAML file holds `argument: value` lines; the command line overrides it. What is left in `--output_dir` is the
 folder that vLLM and SGLang load. An interrupted run goes on with `--resume_from_checkpoint last`, which leaves a
-finished one as it is. With `--dry_run --world_size 8 --device_memory_gb 80`, a run only reports whether it fits its
-devices, and reads no weights.
+finished one as it is. With `--dry_run --launch_config fsdp2 --device_memory_gb 80`, a run only reports whether it fits
+the devices that this launch config starts it on. It reads no weights and needs no launcher.
 
 Besides the arguments below, every argument of `transformers.TrainingArguments` is taken (`--help_all` lists them):
 --output_dir, --learning_rate, --num_train_epochs, --max_steps, --per_device_train_batch_size, --bf16, --save_steps,
@@ -151,7 +151,8 @@ def print_dry_run(recipe: Recipe) -> None:
     steps = recipe.draft.kind.part("training").training_for(args, config).steps
 
     run = dry_run(target_config, config, shapes_of(target_config, target_args, data_args, dry_args, args, steps))
-    print(run.describe())
+    if args.process_index == 0:
+        print(run.describe())
     warning = run.warning(dry_args.device_memory_gb)
     if warning is not None:
         logger.warning("%s", warning)

@@ -341,7 +341,14 @@ class DryRunArguments:
         "Print what every rank would hold, from the configs alone, and stop. `target` may then be a folder with "
         "only its `config.json`.",
     )
-    world_size: Annotated[int, Bounds(least=1, most=2**20)] = _arg(1, "`dry_run`: number of ranks.")
+    launch_config: str | None = _arg(
+        None,
+        "`dry_run`: launch config of accelerate, a file or one of ours by name (`fsdp2`), which says how many ranks there "
+        "are and whether the draft is sharded. Unset: as this process was launched.",
+    )
+    world_size: Annotated[int, Bounds(least=1, most=2**20)] | None = _arg(
+        None, "`dry_run`: number of ranks. Unset: that of `launch_config`."
+    )
     device_memory_gb: Positive | None = _arg(None, "`dry_run`: warn if a rank needs more GiB than this.")
     supervised_share: Mass = _arg(
         1.0, "`dry_run`: share of a batch's tokens that belong to an answer; 1 is the most there can be."

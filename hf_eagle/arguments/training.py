@@ -48,6 +48,15 @@ class EagleTrainingArguments(EagleArguments, TrainingArguments):
         default=False,
         metadata={"help": "Resume from a checkpoint without optimizer or schedule, which begin anew; this is logged."},
     )
+    # transformers has this name since 5.24, and warns of the older one
+    activation_checkpointing: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Keep less for the backward pass, and compute it again there: one checkpoint a TTT step.",
+            "nargs": "?",
+            "const": True,
+        },
+    )
     overwrite: bool = field(default=False, metadata={"help": "Delete what another run left in `output_dir` first."})
     max_unsupervised_steps: Count = field(
         default=100,
@@ -66,6 +75,8 @@ class EagleTrainingArguments(EagleArguments, TrainingArguments):
         self.names_output_dir = bool(self.output_dir)  # the library would name a folder of its own
         # the library refuses bf16 on a machine without an accelerator unless `use_cpu` is set
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
+        if self.activation_checkpointing is not None:
+            self.gradient_checkpointing = self.activation_checkpointing
         complete(self)
 
         if self.accelerator_config.dispatch_batches is None:

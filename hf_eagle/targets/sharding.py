@@ -62,7 +62,7 @@ def layout_of(
     if world < 2:
         raise ValueError(
             f"`target_sharding` is {mode}, but this run has one process: start it with `torchrun` or `accelerate "
-            "launch`, or set it to none."
+            "launch`, which without an accelerator starts one process only, or set it to none."
         )
     size = world if size is None else size
     if size < 2 or world % size:
