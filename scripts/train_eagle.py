@@ -131,8 +131,7 @@ def build_trainer(recipe: Recipe, resume: Path | None, prompts: list | None):
     if recipe.adapter.use_peft:
         logger.info("The adapter has %d parameters to train.", trainer.model.get_nb_trainable_parameters()[0])
     if trainer.is_world_process_zero():
-        filled = parts.told_filled(draft, tokenizer, train) if recipe.draft.fill_vocabulary else None
-        trainer.card_facts = recipe_facts(recipe, train, filled)
+        trainer.card_facts = recipe_facts(recipe, train)
     if prompts:
         measure_acceptance(trainer, processor or tokenizer, prompts, recipe)
     return trainer

@@ -343,8 +343,8 @@ class DryRunArguments:
     )
     launch_config: str | None = _arg(
         None,
-        "`dry_run`: launch config of accelerate, a file or one of ours by name (`fsdp2`), which says how many ranks there "
-        "are and whether the draft is sharded. Unset: as this process was launched.",
+        "`dry_run`: launch config of accelerate, a file or one of ours by name (`fsdp2`), which says how many ranks "
+        "there are and whether the draft is sharded. Unset: as this process was launched.",
     )
     world_size: Annotated[int, Bounds(least=1, most=2**20)] | None = _arg(
         None, "`dry_run`: number of ranks. Unset: that of `launch_config`."

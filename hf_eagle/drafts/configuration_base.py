@@ -31,6 +31,9 @@ class DraftConfig(LlamaConfig):
             What the draft embeds at a medium: its `"token"`, as vLLM does, or the output of the target's `"vision"`
             tower, as SGLang does. Neither server reads this field; decoding and checks do.
         tokenizer_fingerprint (`str`, *optional*): identity of the tokenizer of the vocabulary mapping.
+        filled_tokens (`int`, *optional*):
+            Tokens of the draft vocabulary that the data it was made from do not supervise. No server reads this field;
+            cards say it.
 
     Raises:
         ValueError: for a draft vocabulary that does not fit.
@@ -49,6 +52,7 @@ class DraftConfig(LlamaConfig):
     eagle_aux_hidden_state_layer_ids: list[int] | tuple[int, ...] | None = None
     image_embeddings: str = "token"
     tokenizer_fingerprint: str | None = None
+    filled_tokens: int | None = None
 
     def __post_init__(self, **kwargs):
         if self.draft_vocab_size is None:
@@ -161,6 +165,7 @@ def written_for_servers(config: DraftConfig, written: dict[str, Any]) -> dict[st
     for name in ("attention_bias", "mlp_bias", "bos_token_id", "eos_token_id", "pad_token_id"):
         written[name] = getattr(config, name)
 
-    if written.get("tokenizer_fingerprint") is None:
-        written.pop("tokenizer_fingerprint", None)
+    for name in ("tokenizer_fingerprint", "filled_tokens"):
+        if written.get(name) is None:
+            written.pop(name, None)
     return written

@@ -27,9 +27,10 @@ from ..drafts.rope import scaled_rope
 from ..drafts.vocabulary import (
     VocabularyMapping,
     count_supervised_tokens,
+    count_unseen,
     frequent_ids,
     tokenizer_fingerprint,
-    told_unseen,
+    told_filled,
 )
 from ..drafts.warm_start import start_from
 from ..store.cache import FeatureCache, open_cache
@@ -233,9 +234,9 @@ def draft_for(
         sizes = (config.draft_vocab_size, config.vocab_size, 100 * mapping.coverage)
         logger.info("Draft vocabulary: %d of %d tokens, %.2f%% of the supervised tokens.", *sizes)
 
-        filled = told_unseen(mapping.t2d.nonzero()[:, 0], counts, tokenizer.all_special_ids)
-        if filled is not None:
-            logger.info("%s", filled)
+        config.filled_tokens = count_unseen(mapping.t2d.nonzero()[:, 0], counts, tokenizer.all_special_ids) or None
+        if config.filled_tokens:
+            logger.info("%s", told_filled(config.filled_tokens))
 
     head = target.head_weight() if draft_args.draft_init == "target" else None
     draft = new_draft(config, target.embedding_weight(), mapping, head, draft_args.draft_attn_implementation)
@@ -246,15 +247,6 @@ def draft_for(
         logger.info("Started from %s, with %d of its tokens among the draft's %d.", *told)
 
     return draft
-
-
-def told_filled(draft: EaglePreTrainedModel, tokenizer: PreTrainedTokenizerBase, train: Dataset) -> str | None:
-    """A sentence about tokens of a draft's vocabulary that its data never supervise; `None` if there are none."""
-    if draft.draft_ids is None:
-        return None
-
-    counts = count_supervised_tokens(train, draft.config.vocab_size)
-    return told_unseen(draft.draft_ids.cpu(), counts, tokenizer.all_special_ids)
 
 
 def _check_same_shape(held: DraftConfig, asked: DraftConfig, folder: str) -> None:
