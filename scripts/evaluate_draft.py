@@ -78,6 +78,9 @@ class EvaluationArguments(MediaArguments):
     num_prompts: Count | None = field(
         default=None, metadata={"help": "Take the first so many prompts; all by default."}
     )
+    skip_bad_records: bool = field(
+        default=False, metadata={"help": "Leave out, and count, records that are no prompts, instead of stopping."}
+    )
     dtype: Literal["float32", "bfloat16", "float16"] = field(
         default="float32",
         metadata={"help": "Of target and draft. Below float32, near-ties flip and the output need not be identical."},
@@ -191,7 +194,7 @@ def load(args: EvaluationArguments, source: dict, template_kwargs: dict, setting
 
     device = device_of(args.device)
     with naming("prompts"):
-        prompts = load_prompts(args.prompts, args.num_prompts, args.media_root)
+        prompts = load_prompts(args.prompts, args.num_prompts, args.media_root, args.skip_bad_records)
 
     import torch
 

@@ -68,7 +68,9 @@ def main() -> None:
     resume = recipe.refuse_before_loading()
     with naming("acceptance_prompts"):
         prompts = data_args.acceptance_prompts and load_prompts(
-            data_args.acceptance_prompts, limit=data_args.acceptance_num_prompts
+            data_args.acceptance_prompts,
+            limit=data_args.acceptance_num_prompts,
+            skip_bad_records=data_args.skip_bad_records,
         )
 
     with writing_alone("output_dir", args.output_dir, args.process_index):

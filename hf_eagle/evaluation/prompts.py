@@ -5,6 +5,7 @@ A record is read by what reads records of training data, and rendered by what re
 
 import io
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -14,9 +15,11 @@ from ..data.forms import recognise_form
 from ..data.media import has_media, read_media_record
 from ..data.messages import TEXT, read_tools, text_of, to_messages
 from ..data.picture_forms import COLUMNS
-from ..data.reading import check_surrogates, opened, read_json_records
+from ..data.reading import Bad, check_surrogates, opened, read_json_records
 from ..data.rendering import ChatRenderer
 
+
+logger = logging.getLogger(__name__)
 
 FORMS = '{"turns": [...]}, {"messages": [...]}, {"conversations": [...]} or {"prompt": ...}'
 _CHATS = ("chosen", "messages", "conversations", "conversation", "instruction", "prompt", "question", "query")
@@ -48,7 +51,9 @@ class Prompt:
         return replace(self, messages=messages, follow_ups=self.follow_ups[1:])
 
 
-def load_prompts(path: str | Path, limit: int | None = None, media_root: str | None = None) -> list[Prompt]:
+def load_prompts(
+    path: str | Path, limit: int | None = None, media_root: str | None = None, skip_bad_records: bool = False
+) -> list[Prompt]:
     """
     Reads a file of prompts.
 
@@ -68,6 +73,8 @@ def load_prompts(path: str | Path, limit: int | None = None, media_root: str | N
             Take the first `limit` prompts only.
         media_root (`str`, *optional*):
             Where relative paths of images and videos start; by default the folder of the file.
+        skip_bad_records (`bool`, *optional*, defaults to `False`):
+            Leave out records that are no prompts, instead of raising an error; a warning counts them.
 
     Raises:
         `ValueError`: the file is missing, is not text, not JSON, holds a record of another form, or holds no prompt.
@@ -82,13 +89,35 @@ def load_prompts(path: str | Path, limit: int | None = None, media_root: str | N
     if not path.is_file():
         raise ValueError(f"The prompt file {str(path)!r} does not exist.")
 
-    records = list(islice(_lines(path) if ending == ".txt" else _records(path), limit))
+    root, bad = media_root or str(path.parent), []
+    records = _lines(path) if ending == ".txt" else _records(path, bad.append if skip_bad_records else None)
+    if skip_bad_records:
+        records = _sound(records, path, root, bad)
+
+    records = list(islice(records, limit))
+    if bad and not records:
+        raise bad[0]
+    if bad:
+        logger.warning("%d records of %s are no prompts and were left out; the first: %s", len(bad), path, bad[0])
     if not records:
         raise ValueError(f"The prompt file {str(path)!r} holds no prompt.")
+
     # of records with media all keep their parts, as in training
     parts = any(has_media(record) for _, record in records)
-    root = (media_root or str(path.parent)) if parts else None
-    return [_to_prompt(record, index, path, root) for index, record in records]
+    return [_to_prompt(record, index, path, root if parts else None) for index, record in records]
+
+
+def _sound(
+    records: Iterator[tuple[int, dict]], path: Path, root: str, bad: list[ValueError]
+) -> Iterator[tuple[int, dict]]:
+    """The records that are prompts; what is wrong with the others goes to `bad`."""
+    for index, record in records:
+        try:
+            _to_prompt(record, index, path, root if has_media(record) else None)
+        except ValueError as problem:
+            bad.append(problem)
+        else:
+            yield index, record
 
 
 def spread(prompts: list[Prompt], count: int) -> list[Prompt]:
@@ -149,10 +178,10 @@ def _lines(path: Path) -> Iterator[tuple[int, dict]]:
             raise ValueError(f"The prompt file {str(path)!r} cannot be read as UTF-8 text: {error}.") from error
 
 
-def _records(path: Path) -> Iterator[tuple[int, dict]]:
-    """The records of a JSON file, whose errors say that it is a prompt file."""
+def _records(path: Path, bad: Bad | None = None) -> Iterator[tuple[int, dict]]:
+    """The records of a JSON file, whose errors say that it is a prompt file; `bad` as for `read_json_records`."""
     try:
-        yield from read_json_records(path)
+        yield from read_json_records(path, bad)
     except (OSError, ValueError) as error:
         raise ValueError(f"A prompt file cannot be read: {error}") from None
 
