@@ -213,7 +213,10 @@ def load(args: EvaluationArguments, source: dict, template_kwargs: dict, setting
     if shows:
         limit_media(processing, **args.media_limits)
     with naming("prompts"):
-        rendered = check_rendering(prompts, processing, template_kwargs, settings.turns)
+        try:
+            rendered = check_rendering(prompts, processing, template_kwargs, settings.turns)
+        except ValueError as problem:
+            raise ValueError(f"{args.prompts}: {problem}") from problem
 
     dtype = getattr(torch, args.dtype)
     draft = load_draft(args.draft, dtype=dtype)

@@ -214,6 +214,8 @@ def _first_turn(record: Mapping) -> tuple[dict, tuple[str, ...]]:
     turns = record["turns"]
     if not isinstance(turns, list) or not turns or not all(isinstance(t, str) and t.strip() for t in turns):
         raise _NotAPrompt(f"has no readable prompt; write {FORMS}, every turn a text.")
+    if has_media(record) and any(f"<{kind}>" in turn for kind in COLUMNS for turn in turns[1:]):
+        raise _NotAPrompt("shows a medium in a later one of its `turns`: only the first turn can, so move it there.")
     kept = {name: record[name] for name in ("system", *MEDIA_COLUMNS) if name in record}
     return kept | {"messages": [{"role": "user", "content": turns[0]}]}, tuple(turns[1:])
 
