@@ -14,6 +14,7 @@ from ..drafts.rope import check_rope_scaling
 from ..targets.latent import LATENT_SIZES
 from .bounds import Bounds, Count, Mass, Positive, Share, Whole, Width, Workers, check_numbers
 from .parser import argument as _arg
+from .parser import is_none
 from .sources import MediaArguments, TargetSourceArguments, TemplateArguments
 
 
@@ -36,7 +37,7 @@ class TargetArguments(TargetSourceArguments):
     tap_ids: list[Whole] | None = _arg(
         None,
         "Tapped layers as ascending entry ids (id k is the input of layer k, id N the final norm's). Unset: 2, N//2, "
-        "N-3, as both servers assume.",
+        "N-3, as both servers assume; on Qwen3-VL 4, N//2, N-3, behind the layers that add the picture's features.",
     )
     tap_method: Literal["hooks", "output_hidden_states"] = _arg(
         "hooks", "How taps are recorded; `output_hidden_states` is for models whose layers cannot be hooked."
@@ -118,7 +119,7 @@ class DraftArguments:
         None,
         'RoPE scaling of the draft instead of the target\'s, as JSON: `{"rope_type": "yarn", "factor": 4.0, '
         '"original_max_position_embeddings": 8192}`. Types are default, linear, llama3 and yarn, with the fields that '
-        "both servers read; `rope_theta` is the target's unless given.",
+        "both servers read; `rope_theta` is the target's unless given. Unset, or `none`: the target's.",
     )
     image_embeddings: Literal["token", "vision"] = _arg(
         "token",
@@ -154,6 +155,8 @@ class DraftArguments:
                 "`fill_vocabulary` is set, but `draft_vocab_size` is not: say how many tokens to fill up to."
             )
 
+        if self.draft_rope_scaling is not None and is_none(self.draft_rope_scaling):
+            self.draft_rope_scaling = None
         given = self.draft_rope_scaling
         self._rope_scaling = None if given is None else check_rope_scaling(parse_json(given, "`draft_rope_scaling`"))
 

@@ -168,10 +168,16 @@ def loading_arguments(
     if not {*layout, "ep_implementation"} <= known:
         raise ValueError(f"`target_sharding` {sharding} needs transformers 5.24 or newer, or set it to none.")
 
+    # transformers warns of rules of a plan that name nothing in this model; `check_weights` sees what was spread
+    logging.getLogger("transformers.distributed.mixin").addFilter(_is_no_idle_rule)
     recognise_turned_shares(config)
     if sharding == "tensor":
         refuse_turned_experts(config, name_or_path, hub.get("revision", "main"))
     return {"distributed_config": DistributedConfig(**layout)}
+
+
+def _is_no_idle_rule(record: logging.LogRecord) -> bool:
+    return "`fsdp_plan` rules" not in record.getMessage()
 
 
 def world_size() -> int:

@@ -255,9 +255,15 @@ def _check_same_shape(held: DraftConfig, asked: DraftConfig, folder: str) -> Non
     for name in [*wanted, *(name for name in found if name not in wanted)]:
         if wanted.get(name) != found.get(name):
             raise ValueError(
-                f"`{name}` is {wanted.get(name)} but {folder} was trained with {found.get(name)}: keep it, or start a "
-                "new draft in another `output_dir`."
+                f"`{name}` is {_as_given(name, wanted, asked)} but {folder} was trained with "
+                f"{_as_given(name, found, held)}: keep it, or start a new draft in another `output_dir`."
             )
+
+
+def _as_given(name: str, values: dict, config: DraftConfig) -> str:
+    """A value of a draft's shape, as its argument says it: the whole vocabulary is `none`."""
+    whole = name == "draft_vocab_size" and values.get(name) == config.vocab_size
+    return f"none (all {config.vocab_size} tokens)" if whole else str(values.get(name))
 
 
 def stored_features(
