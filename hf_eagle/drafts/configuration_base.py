@@ -31,9 +31,7 @@ class DraftConfig(LlamaConfig):
             What the draft embeds at a medium: its `"token"`, as vLLM does, or the output of the target's `"vision"`
             tower, as SGLang does. Neither server reads this field; decoding and checks do.
         tokenizer_fingerprint (`str`, *optional*): identity of the tokenizer of the vocabulary mapping.
-        filled_tokens (`int`, *optional*):
-            Tokens of the draft vocabulary that the data it was made from do not supervise. No server reads this field;
-            cards say it.
+        filled_tokens (`int`, *optional*): tokens of its vocabulary that its data do not supervise; only cards read it.
 
     Raises:
         ValueError: for a draft vocabulary that does not fit.

@@ -18,7 +18,7 @@ PACKAGE = Path(__file__).resolve().parents[1]
 ENTRY = "hub.generate_entry"
 FOLDER = "custom_generate"
 # methods that torch and transformers call where a draft is loaded and decodes; training and saving have others
-CALLED = ("forward", "update", "get_seq_length", "get_mask_sizes", "_init_weights")
+CALLED = ("forward", "update", "get_seq_length", "get_mask_sizes", "_init_weights", "_validate_yarn_rope_parameters")
 # a draft is called to be trained: what it decodes with is `decode`
 LEFT_OUT = ("UnrolledDraft.forward",)
 # the table of kinds looks its modules up by name, which nobody could follow to the files that are needed
