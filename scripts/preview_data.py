@@ -25,6 +25,7 @@ from hf_eagle.arguments.parser import EagleArgumentParser
 from hf_eagle.arguments.parser import argument as _arg
 from hf_eagle.arguments.paths import check_data_paths, paths_read
 from hf_eagle.data.overlap import RULE
+from hf_eagle.door.environment import tell_traps
 from hf_eagle.door.inputs import check_file, naming
 from hf_eagle.door.logs import show_log
 from hf_eagle.door.outputs import begins_with, check_apart, check_output_file, holds_object_with
@@ -86,6 +87,7 @@ def main() -> None:
     from hf_eagle.training.parts import conversations, processor_of, tokenizer_of
 
     show_log()
+    tell_traps()
     # read first: a prompt file that cannot be read is told of before anything is tokenised
     with naming("overlap_prompts"):
         asked = {

@@ -33,6 +33,7 @@ from hf_eagle.arguments.parser import argument as _arg
 from hf_eagle.arguments.sources import MEDIA_ROOT, TargetSourceArguments, TemplateArguments
 from hf_eagle.data.overlap import RULE
 from hf_eagle.door.connection import check_server
+from hf_eagle.door.environment import tell_traps
 from hf_eagle.door.inputs import check_data, check_file, check_folder, check_target, naming
 from hf_eagle.door.logs import show_log
 from hf_eagle.door.outputs import check_journaled_file
@@ -123,6 +124,7 @@ def main() -> None:
         args.device = device_of(args.device)
     check_room(args.target, "max_new_tokens", args.max_new_tokens, beside=1, **source.source)
     show_log()
+    tell_traps()
     served = args.server_url is not None
     parts = {"content_parts": served, "media_root": args.media_root}
     with naming("data"):

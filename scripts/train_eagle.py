@@ -114,7 +114,7 @@ def build_trainer(recipe: Recipe, resume: Path | None, prompts: list | None):
 
     # an adapter's base is the draft that its training began with, on resuming too
     existing = recipe.draft.init_from if recipe.adapter.use_peft else resume
-    draft = parts.draft_for(target, tokenizer, train, target_args, recipe.draft, existing)
+    draft = parts.draft_for(target, tokenizer, train, target_args, recipe.draft, existing, args.seed)
     features = data_args.feature_store and parts.stored_features(
         target, draft.config.tap_ids, tokenizer, train, held_out, data_args, bool(prompts), processor
     )

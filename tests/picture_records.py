@@ -1,6 +1,7 @@
 """Records that name images and videos in every form in which people have them, and the typed parts they stand for."""
 
 import base64
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -37,6 +38,13 @@ def frames(folder) -> list[str]:
     for n, frame in enumerate(FILM):
         Image.fromarray(frame).save(folder / f"frame{n}.png")
     return [f"frame{n}.png" for n in range(len(FILM))]
+
+
+def gif(folder) -> str:
+    """The film as a GIF, which keeps every pixel: no frame has more than 256 colours."""
+    first, *rest = [Image.fromarray(frame).quantize(256) for frame in FILM]
+    first.save(folder / "film.gif", save_all=True, append_images=rest, duration=500, disposal=2)
+    return "film.gif"
 
 
 ONE = chat([img(A), text("\nhello")], SAID)
@@ -160,6 +168,32 @@ FORMS = {
         chat([vid(FILM), text("hello")], SAID),
         lambda f: {"videos": [Image.fromarray(x) for x in FILM], "prompt": "hello", "completion": SAID},
     ),
+    "LLaVA-Video": (
+        chat([vid(FILM), text("\nhello")], SAID),
+        lambda f: {"id": "1", "video": frames(f), "conversations": share("<image>\nhello", SAID)},
+    ),
+    "LLaVA-Video, behind the text, beside an empty column": (
+        chat([text("hello "), vid(FILM)], SAID),
+        lambda f: {"image": None, "videos": [frames(f)], "conversations": share("hello <image>", SAID)},
+    ),
+    "a GIF in a list of films": (
+        chat([vid(FILM), text("hello")], SAID),
+        lambda f: {"videos": [gif(f)], "messages": chat("<video>hello", SAID)},
+    ),
+    "GIFs side by side": (
+        chat([vid(FILM), text("hello "), vid(FILM)], SAID),
+        lambda f: {"videos": [gif(f), (f / gif(f)).read_bytes()], "messages": chat("<video>hello <video>", SAID)},
+    ),
+    "a path of pathlib": (PLAIN, lambda f: {"image": Path("a.png"), "prompt": "hello", "completion": SAID}),
+    "a part with a path of pathlib": (PLAIN, lambda f: {"messages": chat([img(f / "a.png"), text("hello")], SAID)}),
+    "frames by paths of pathlib": (
+        chat([vid(FILM), text("hello")], SAID),
+        lambda f: {"videos": [Path(name) for name in frames(f)], "prompt": "hello", "completion": SAID},
+    ),
+    "a grey array": (
+        chat([img(A.convert("L").convert("RGB")), text("hello")], SAID),
+        lambda f: {"image": np.asarray(A.convert("L")), "prompt": "hello", "completion": SAID},
+    ),
     "a film as an array": (
         chat([vid(FILM), text("hello")], SAID),
         lambda f: {"video": FILM, "prompt": "hello", "completion": SAID},
@@ -176,4 +210,5 @@ def save_pictures(folder):
 
 IN_TABLES = ["LLaVA", "LLaVA, a list", "LLaMA-Factory", "TRL", "TRL, prompt and completion", "TRL, preference"]
 IN_TABLES += ["bytes alone", "a path, as `datasets` has it", "a film's pictures beside each other", "a film's pictures"]
+IN_TABLES += ["LLaVA-Video, behind the text, beside an empty column"]
 IN_FILES = [(form, "chats.jsonl") for form in FORMS] + [(form, "chats.parquet") for form in IN_TABLES]

@@ -5,14 +5,13 @@ and a field that first appears late stops the run. A record that is carried as t
 """
 
 import base64
-import io
 import json
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import date, time
 from decimal import Decimal
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 from uuid import UUID
 
@@ -22,7 +21,9 @@ from datasets.table import MemoryMappedTable
 
 from .caching import caching
 from .forms import FORM, ORIGIN, READ_AS_TEXT
+from .frames import as_png
 from .reading import check_nesting
+from .unread_media import READ
 
 
 TEXT = "record_json"
@@ -36,12 +37,12 @@ def record_of(row: Mapping) -> dict:
     """The record that a row of a data set stands for.
 
     A carried row is parsed, and gets its origin and, if it was named, its form. Any other row comes from a table, whose
-    schema adds nulls: their keys are removed.
+    schema adds nulls: their keys are removed, see `row_of_table`.
     """
     if TEXT in row:
         return {**json.loads(row[TEXT]), **{name: row[name] for name in (ORIGIN, FORM) if row.get(name)}}
 
-    return without_empty_keys(row)
+    return row_of_table(row)
 
 
 def as_records(records: Dataset) -> Dataset:
@@ -54,6 +55,11 @@ def _record_batch(batch: dict[str, list]) -> dict[str, list]:
 
     names = dict.fromkeys(name for row in rows for name in row)
     return {name: [row.get(name) for row in rows] for name in names}
+
+
+def row_of_table(row: Mapping) -> dict:
+    """A row without nulls, but for the columns of media: there, null says that the record has no medium."""
+    return {name: None for name in READ if name in row and row[name] is None} | without_empty_keys(row)
 
 
 def without_empty_keys(value):
@@ -87,7 +93,7 @@ def to_text(record: Any, where: str) -> str:
         ) from None
     except _NoText as problem:
         raise ValueError(str(problem)) from None
-    except (TypeError, ValueError, RecursionError) as problem:
+    except (OSError, TypeError, ValueError, RecursionError) as problem:
         raise ValueError(f"{where}: it cannot be written as JSON: {problem}.") from None
 
     check_nesting(text, f"{where}: it")
@@ -102,10 +108,10 @@ def _plain(value: Any) -> Any:
         return str(value)
     if hasattr(value, "tolist"):  # of numpy
         return value.tolist()
+    if isinstance(value, PurePath):
+        return str(value)
     if hasattr(value, "save"):  # a picture
-        held = io.BytesIO()
-        value.save(held, format="PNG")
-        return base64.b64encode(held.getvalue()).decode()
+        return base64.b64encode(as_png(value)).decode()
     raise TypeError(f"a value of the type {type(value).__name__} is neither text, number, list nor object")
 
 

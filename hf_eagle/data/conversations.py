@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 _CHECKED = 16  # conversations whose mask is compared with a second method's
 _COUNTED = {"outcome": Value("int8"), "blank": Value("int32")}  # reported, and not given to training
 _ROWS = Features({"input_ids": List(Value("int32")), "loss_mask": List(Value("int8")), **_COUNTED})
-_FORMAT = 4  # part of the cache's key: raise it with each change of what is written
+_FORMAT = 5  # part of the cache's key: raise it with each change of what is written
 
 
 def encode_conversation(

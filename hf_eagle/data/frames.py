@@ -50,6 +50,23 @@ def load_picture(source: str):
     return load_image(source)
 
 
+def as_png(picture: Any) -> bytes:
+    """A picture of PIL as a PNG file, seen as `load_picture` sees a file of it: upright by its EXIF data, and RGB.
+
+    Raises:
+        OSError: if its pixels cannot be read, or cannot become RGB.
+    """
+    from PIL import ImageOps
+
+    held = io.BytesIO()
+    try:
+        upright = ImageOps.exif_transpose(picture) if hasattr(picture, "getexif") else picture
+        upright.convert("RGB").save(held, format="PNG")
+    except ValueError as problem:
+        raise OSError(f"a picture of the mode {picture.mode} cannot be shown in RGB: {problem}") from problem
+    return held.getvalue()
+
+
 def load_film(source: str | list[str], video_processor: Any = None) -> Film:
     """A film from a file, an address or base64; or from the files of its frames, in order.
 
@@ -66,7 +83,7 @@ def load_film(source: str | list[str], video_processor: Any = None) -> Film:
         OSError, ValueError: if it is not a film, or its frames differ in size.
     """
     if isinstance(source, list):
-        return _of_frames([np.asarray(load_picture(frame)) for frame in source], video_processor)
+        return _of_frames([_frame_of(name) for name in source], video_processor)
 
     _check_there(source)
     if source.endswith(".npy"):
@@ -77,10 +94,14 @@ def load_film(source: str | list[str], video_processor: Any = None) -> Film:
 def as_pixels(value: Any, axes: int) -> np.ndarray:
     """An array, a tensor or nested lists as pixels with `axes` axes, the last one red, green and blue.
 
+    A grey picture, `(height, width)`, may stand for one with three equal colours.
+
     Raises:
         ValueError: for anything else.
     """
     found = np.asarray(value)
+    if axes == 3 and found.ndim == 2:
+        found = np.stack([found] * 3, axis=-1)
     if (
         found.ndim != axes
         or found.shape[-1] != 3
@@ -94,6 +115,22 @@ def as_pixels(value: Any, axes: int) -> np.ndarray:
             f"{found.dtype} of {found.shape}."
         )
     return found.astype(np.uint8)
+
+
+def _frame_of(source: str) -> np.ndarray:
+    """A frame of a film that is named by its frames; `ValueError` if it moves by itself, which would be cut off."""
+    from PIL import Image
+
+    _check_there(source)
+    if "://" not in source[:16]:
+        with Image.open(source if os.path.isfile(source) else io.BytesIO(_bytes_of(source))) as opened:
+            frames = getattr(opened, "n_frames", 1)
+        if frames > 1:
+            raise ValueError(
+                f"a frame of a film is itself a film of {frames} frames: name it as the film, in place of the list; "
+                "what is no GIF, as a film file such as .mp4."
+            )
+    return np.asarray(load_picture(source))
 
 
 def _of_frames(frames: list[np.ndarray] | np.ndarray, video_processor: Any) -> Film:
@@ -132,13 +169,18 @@ def _decoded(source: str, video_processor: Any) -> Film:
     with av.open(opened) as container:
         for place, frame in enumerate(container.decode(video=0)):
             if place in wanted:
-                found[place] = frame.to_ndarray(format="rgb24")
+                found[place] = _upright(frame)
             if len(found) == len(wanted):
                 break
 
     if len(found) < len(wanted):
         raise ValueError(f"the film ends before its frame {min(wanted - found.keys())} of {total}.")
     return Film(np.stack([found[place] for place in indices]), indices, total, fps)
+
+
+def _upright(frame: Any) -> np.ndarray:
+    """The pixels of PyAV's frame, turned as its film says (phones film sideways), as players and servers show it."""
+    return np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
 
 
 def _sampled(total: int, fps: float | None, size: dict, video_processor: Any) -> list[int]:

@@ -3,13 +3,12 @@
 import base64
 import copy
 import hashlib
-import io
 import json
 from collections.abc import Mapping
 from typing import Any
 
 from .forms import named
-from .frames import as_pixels, load_film, load_picture
+from .frames import as_pixels, as_png, load_film, load_picture
 from .messages import read_record, text_of
 from .picture_forms import KINDS, axes_of, has_media, kind_of, parts_of, source_of
 
@@ -79,6 +78,7 @@ def as_text(media: list[dict]) -> str:
 
     Raises:
         ValueError: for what is not a medium.
+        OSError: for a picture whose pixels cannot be read.
     """
     return json.dumps([{"type": m["type"], m["type"]: _written(m[m["type"]], m["type"])} for m in media])
 
@@ -194,9 +194,7 @@ def _written(source: Any, kind: str) -> Any:
     if isinstance(source, bytes):
         return base64.b64encode(source).decode()
     if hasattr(source, "save"):  # a picture
-        held = io.BytesIO()
-        source.save(held, format="PNG")
-        return base64.b64encode(held.getvalue()).decode()
+        return base64.b64encode(as_png(source)).decode()
 
     axes = axes_of(source)
     if axes and kind == "video":

@@ -50,7 +50,7 @@ def to_messages(
             f"a record must be an object with {', or '.join(FORMS.values())}, got {type(record).__name__}."
         )
 
-    record = {key: value for key, value in record.items() if value is not None}
+    whole, record = record, {key: value for key, value in record.items() if value is not None}
     form = form or recognise_form(record)
     column = next((name for name in COLUMNS[form] if name in record), None)
     if column is None:
@@ -65,7 +65,7 @@ def to_messages(
     if not messages:
         raise ValueError("the conversation is empty; remove the record, or give it at least one message.")
 
-    messages = with_media(record, messages, media_root or folder_of(record.get(ORIGIN)), content_parts)
+    messages = with_media(whole, messages, media_root or folder_of(record.get(ORIGIN)), content_parts)
     system = next((record[name] for name in SYSTEMS if isinstance(record.get(name), str) and record[name]), None)
     if system is not None and messages[0]["role"] not in ("system", TEXT):
         messages.insert(0, {"role": "system", "content": system})

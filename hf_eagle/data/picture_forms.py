@@ -3,30 +3,29 @@
 A medium stands in its part (transformers' `image` or `path`, OpenAI's `image_url`), or in a column of the record next
 to the messages: `image`, `images`, `video` or `videos`. A column's media are shown in order: at each part of their type
 that names none (TRL), and at each `<image>` or `<video>` in a text that is not an answer (LLaVA, LLaMA-Factory). The
-text around a mark stays as it is. If a record has only one medium, and no such place, it stands before the user's first
-text, as in LLaVA. Without a column, a mark is text.
+text around a mark stays as it is. If a record has films, no pictures and no `<video>`, its `<image>` are their places
+(LLaVA-Video). If it has only one medium, and no such place, it stands before the user's first text, as in LLaVA.
+Without a column, a mark is text, see `unread_media`.
 """
 
 import base64
 import mimetypes
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from .reading import parse_json
+from .unread_media import MARKS, PICTURE_FILES, PICTURE_STARTS, check_unread, marks_in
 
 
 KINDS = ("image", "video")
 COLUMNS = {"image": ("image", "images"), "video": ("video", "videos")}
 # where a part names its medium, besides `image` and OpenAI's `image_url`; an object may stand there too
 _SOURCES = ("path", "url", "base64")
-_MARKS = re.compile("(<image>|<video>)")
-_PICTURE_FILES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-_PICTURE_STARTS = ("data:image/", "iVBORw0KGgo", "/9j/", "R0lGOD")  # the last three: base64 of PNG, JPEG and GIF
 _AXES = {"image": 3, "video": 4}  # of one medium as an array
 
 
@@ -56,15 +55,18 @@ def with_media(record: Mapping, messages: list[dict], folder: str = "", taken: b
     """Messages in which every medium of the record is a part that names it: `{"type": "image", "image": source}`.
 
     Args:
-        record: the messages' own.
+        record: the messages' own, with its nulls: a column that is null names no medium for its marks.
         messages: as `to_messages` makes them of a record's turns.
         folder: where relative paths start; what is not a file there stays as it is.
         taken: whether the target takes media.
 
     Raises:
-        ValueError: if places and media differ in number, two columns have one kind, or the target takes no media.
+        ValueError: if places and media differ in number, two columns have one kind, the target takes no media, or a
+            mark stands beside a column of media that is not read.
     """
     columns = {kind: column for kind in KINDS if (column := _column(record, kind))}
+    if not any(column.media for column in columns.values()) and not any(_names_one(messages)):
+        check_unread(record, messages)
     if not columns and not any(map(parts_of, messages)):
         return messages  # as for most records
 
@@ -75,13 +77,14 @@ def with_media(record: Mapping, messages: list[dict], folder: str = "", taken: b
             "leave such records out."
         )
 
+    marks = _kinds_of_marks(messages, columns)
     messages = [
-        message if message["role"] in ("assistant", "text") else message | {"content": _split(message, columns)}
+        message if message["role"] in ("assistant", "text") else message | {"content": _split(message, marks)}
         for message in messages
     ]
 
     _show_the_only_one(messages, columns)
-    _check_places(messages, columns)
+    _check_places(messages, columns, marks)
 
     rest = {kind: iter(column.media) for kind, column in columns.items()}
     return [
@@ -135,7 +138,7 @@ def addressed(parts: list[dict]) -> list[dict]:
 
 
 def _column(record: Mapping, kind: str) -> _Column | None:
-    named = [name for name in COLUMNS[kind] if record.get(name) is not None]
+    named = [name for name in COLUMNS[kind] if name in record]
     filled = [name for name in named if _is_filled(record[name])]
     if len(filled) > 1:
         raise ValueError(f"both `{filled[0]}` and `{filled[1]}` name {kind}s: leave one of the columns out.")
@@ -150,34 +153,48 @@ def _listed(value: Any, name: str, kind: str) -> list:
         value = parse_json(value, f"`{name}`")
 
     axes = axes_of(value)
-    if axes:
-        return [value] if axes == _AXES[kind] else list(value)
+    if axes:  # with too few axes for pixels, it is refused where those are read
+        return [value] if 1 < axes <= _AXES[kind] else list(value)
     if not isinstance(value, list | tuple) or kind == "video" and all(map(_is_frame, value)):
         return [value]
     return list(value)
 
 
-def _split(message: dict, columns: dict[str, _Column]) -> str | list:
-    """A content with every mark turned into a part, if its kind has a column."""
+def _names_one(messages: list[dict]) -> Iterator[bool]:
+    """For each part of messages, whether it is a medium and names it."""
+    for part in (part for message in messages for part in parts_of(message)):
+        kind = kind_of(part)
+        yield kind is not None and source_of(part, kind) is not None
+
+
+def _kinds_of_marks(messages: list[dict], columns: dict[str, _Column]) -> dict[str, str]:
+    """Mark -> the kind of medium whose place it is; marks that are text have none."""
+    filled = [kind for kind, column in columns.items() if column.media]
+    if filled == ["video"] and "<image>" in (marks := marks_in(messages)) and "<video>" not in marks:
+        return {"<image>": "video"}  # LLaVA-Video
+    return {f"<{kind}>": kind for kind in columns}
+
+
+def _split(message: dict, marks: dict[str, str]) -> str | list:
+    """A content with every mark turned into a part, if it is the place of a medium."""
     content = message["content"]
     if isinstance(content, str):
-        pieces = _pieces(content, columns)
+        pieces = _pieces(content, marks)
         return content if all(kind_of(piece) is None for piece in pieces) else pieces
 
     found = []
     for part in content:
         is_text = kind_of(part) is None and isinstance(part.get("text"), str)
-        pieces = _pieces(part["text"], columns) if is_text else [part]
+        pieces = _pieces(part["text"], marks) if is_text else [part]
         found += pieces if any(map(kind_of, pieces)) else [part]
     return found
 
 
-def _pieces(text: str, columns: dict[str, _Column]) -> list[dict]:
+def _pieces(text: str, marks: dict[str, str]) -> list[dict]:
     pieces: list[dict] = []
-    for piece in filter(None, _MARKS.split(text)):
-        kind = piece[1:-1]
-        if _MARKS.fullmatch(piece) and kind in columns:
-            pieces.append({"type": kind})
+    for piece in filter(None, MARKS.split(text)):
+        if piece in marks:
+            pieces.append({"type": marks[piece]})
         elif pieces and "text" in pieces[-1]:  # continues after a mark that is text
             pieces[-1]["text"] += piece
         else:
@@ -196,7 +213,8 @@ def _show_the_only_one(messages: list[dict], columns: dict[str, _Column]) -> Non
     first["content"] = [{"type": kinds[0]}, *said]
 
 
-def _check_places(messages: list[dict], columns: dict[str, _Column]) -> None:
+def _check_places(messages: list[dict], columns: dict[str, _Column], marks: dict[str, str]) -> None:
+    written = {kind: mark for mark, kind in marks.items()}
     for kind in KINDS:
         places = [
             place
@@ -211,8 +229,8 @@ def _check_places(messages: list[dict], columns: dict[str, _Column]) -> None:
         if column is not None and len(column.media) != len(places):
             than = "more" if len(column.media) > len(places) else "fewer"
             raise ValueError(
-                f"`{column.name}` holds {than} than there are parts of the type {kind} without one, or `<{kind}>` in "
-                f"texts of the messages: {len(column.media)} for {len(places)}."
+                f"`{column.name}` holds {than} than there are parts of the type {kind} without one, or "
+                f"`{written.get(kind, f'<{kind}>')}` in texts of the messages: {len(column.media)} for {len(places)}."
             )
 
 
@@ -234,6 +252,8 @@ def _located(source: Any, folder: str) -> Any:
     if isinstance(source, Mapping) and source.get("bytes") is None:
         named = next((x for name in _SOURCES if isinstance(x := source.get(name), str)), None)
         return source if named is None else _located(named, folder)
+    if isinstance(source, os.PathLike):
+        source = os.fspath(source)
     if not isinstance(source, str):
         return source
 
@@ -258,14 +278,17 @@ def _is_filled(value: Any) -> bool:
 
 
 def _is_frame(value: Any) -> bool:
-    """Whether a value is a picture, as far as one can see without opening it."""
+    """Whether a value is a picture, as far as one can see without opening it; a GIF counts as a film."""
     if hasattr(value, "save") or axes_of(value) == _AXES["image"]:
         return True
 
     named = (value.get("path") or value.get("bytes")) if isinstance(value, Mapping) else value
     if isinstance(named, bytes):
         named = base64.b64encode(named[:12]).decode()
-    return isinstance(named, str) and (named.lower().endswith(_PICTURE_FILES) or named.startswith(_PICTURE_STARTS))
+    named = os.fspath(named) if isinstance(named, os.PathLike) else named
+    if not isinstance(named, str) or named.startswith("data:image/gif"):
+        return False
+    return named.lower().endswith(PICTURE_FILES) or named.startswith(PICTURE_STARTS)
 
 
 def _turns(value: Any) -> list:

@@ -30,6 +30,7 @@ from .messages import read_record, read_tools, to_messages
 from .opening import opened
 from .sources import HubSource, files_of, hub_files, saved_form, why_not
 from .tables import KINDS, ending_of, read_texts
+from .unread_media import tell_unread
 
 
 __all__ = ["load_records", "read_record", "read_tools", "to_messages"]
@@ -39,7 +40,7 @@ logger = logging.getLogger(__name__)
 _LOOKED_AT = 16  # first records of a file, from which the form is recognised
 _FILES_LOOKED_AT = 64  # of a source; each is opened once more for it
 _TOLD: set[str] = set()  # files of streams whose bad records were told of: once, not in every pass
-_FORMAT = 2  # part of the cache's key: raise it with each change of what is written
+_FORMAT = 3  # part of the cache's key: raise it with each change of what is written
 
 
 def load_records(
@@ -162,12 +163,15 @@ def _tell_form(
     told: str, name: str, rows: Iterable[dict], dataset_format: str, content_parts: bool, skip_bad_records: bool
 ) -> None:
     """Log `told` and the forms of a source's first records; `ValueError` if one is not a known one."""
-    forms, bad = Counter(), None
+    forms, bad, unread = Counter(), None, False
     for index, row in enumerate(rows):
         record = record_of(row)
         try:
             form = recognise_form(record) if dataset_format == "auto" else dataset_format
-            read_media_record(record, index) if has_media(record) else to_messages(record, form, content_parts)
+            shows = has_media(record)
+            read_media_record(record, index) if shows else to_messages(record, form, content_parts)
+            if not shows and not unread:  # told once a source
+                unread = tell_unread(record, index)
         except ValueError as problem:
             where = named(record, index)
             said = str(problem).removeprefix(f"{where}: ")

@@ -9,9 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset
 
-from .carrying import to_text, without_empty_keys
+from .carrying import row_of_table, to_text
 from .opening import COMPRESSED, opened
 from .reading import Bad, decoded, read_json_texts
+from .unread_media import READ
 
 
 _BATCH = 1000  # rows of a table in memory at a time
@@ -64,7 +65,7 @@ def _csv(path: str | Path, bad: Bad | None) -> Iterator[tuple[int, str]]:
                 if len(cells) > len(names):
                     _tell(f"Line {rows.line_num} of {path} has {len(cells)} cells for {len(names)} columns.", bad)
                 else:
-                    row = {name: cell for name, cell in zip(names, cells, strict=False) if cell}
+                    row = {name: cell for name, cell in zip(names, cells, strict=False) if cell or name in READ}
                     yield number, json.dumps(row, ensure_ascii=False)
                 number += 1
         except csv.Error as problem:
@@ -104,13 +105,13 @@ def _arrow(path: str | Path, bad: Bad | None) -> Iterator[tuple[int, str]]:
 
 
 def _rows(path: str | Path, kind: str, batches: Callable, bad: Bad | None) -> Iterator[tuple[int, str]]:
-    """Rows with their own types; a null that a column's type adds to a row is absent."""
+    """Rows with their own types; nulls are absent, see `row_of_table`."""
     number = 0
     try:
         for batch in batches():
             columns = Dataset(pa.Table.from_batches([batch]))[:]  # `Dataset` understands what `datasets` has written
             for cells in zip(*columns.values(), strict=True):
-                row = without_empty_keys(dict(zip(columns, cells, strict=True)))
+                row = row_of_table(dict(zip(columns, cells, strict=True)))
                 try:
                     yield number, to_text(row, f"{path}: Record {number}")
                 except ValueError as problem:

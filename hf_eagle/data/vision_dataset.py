@@ -1,6 +1,7 @@
 """Encode chats with images and videos to token ids and loss masks, with the processor's tokens for each medium."""
 
 import logging
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 
@@ -13,9 +14,10 @@ from .frames import NoDecoder
 from .loss_mask import ConversationEncoder, MaskOptions
 from .mask_check import check_loss_mask
 from .media import KINDS, as_inputs, as_text, fingerprint, from_text, has_media, own_tokenizer, read_media_record
-from .messages import read_tools
+from .messages import read_record, read_tools
 from .said import Said, encode_said, read_said
 from .token_mask import mask_by_offsets
+from .unread_media import MarksAsText, may_hold_marks
 
 
 logger = logging.getLogger(__name__)
@@ -63,12 +65,13 @@ def build_vision_dataset(
     encoder = VisionEncoder(processor, options, template_kwargs)
     records = as_records(records.with_format(None)) if isinstance(records, Dataset) else records
 
+    marks = MarksAsText()
     rows, counts, first = [], dict.fromkeys(("bad", "malformed", "long", "unanswered"), 0), None
     checked = max(1, len(records) // _CHECKED)
 
     for index, record in enumerate(records):
         try:
-            written, loaded, encoded = _read(record, index, encoder, media_root, check=index % checked == 0)
+            written, loaded, encoded = _read(record, index, encoder, media_root, marks, check=index % checked == 0)
         except BadMedium as problem:
             if not skip_bad_media:
                 raise
@@ -88,6 +91,7 @@ def build_vision_dataset(
             row = {"input_ids": encoded.input_ids, "loss_mask": encoded.loss_mask}
             rows.append({**row, "media": written, "media_fingerprint": fingerprint(loaded)})
 
+    marks.tell(len(records))
     if any(counts.values()):
         logger.warning(
             "Of %d conversations %d were left out whole because they are longer than `max_length`=%d tokens, %d "
@@ -115,27 +119,34 @@ class BadMedium(ValueError):
     """A medium that cannot be loaded, or that the processor refuses."""
 
 
+def _bad_medium(record, index: int, problem: Exception) -> BadMedium:
+    return BadMedium(
+        f"{named(record, index)}: a medium cannot be loaded ({str(problem)[:200]}): correct it, or leave such records "
+        "out with `skip_bad_media`."
+    )
+
+
 def _read(
-    record, index: int, encoder: "VisionEncoder", media_root: str | None, check: bool
+    record, index: int, encoder: "VisionEncoder", media_root: str | None, marks: MarksAsText, check: bool
 ) -> tuple[str, dict[str, list], "EncodedChat"]:
-    """One record's media, as text and loaded, and its tokens; checks the mask if `check` is set."""
+    """One record's media, as text and loaded, and its tokens; counts `marks`, and checks the mask if `check` is set."""
     messages, media, reasons = read_media_record(record, index, media_root)
+    marks.look(messages, named(record, index))
     tools = read_tools(record, index)
 
     try:
         written = as_text(media)
     except ValueError as problem:
         raise ValueError(f"{named(record, index)}: {problem}") from None
+    except Exception as problem:  # whatever PIL raises
+        raise _bad_medium(record, index, problem) from problem
 
     try:
         loaded = from_text(written, encoder.processor)
     except NoDecoder:
         raise
     except Exception as problem:  # whatever a decoder of media raises
-        raise BadMedium(
-            f"{named(record, index)}: a medium cannot be loaded ({str(problem)[:200]}): correct it, or leave such "
-            "records out with `skip_bad_media`."
-        ) from problem
+        raise _bad_medium(record, index, problem) from problem
 
     said = read_said(record, named(record, index))
     try:
@@ -148,15 +159,25 @@ def _read(
 
 
 def holds_media(records) -> bool:
-    """Whether any record has an image or a video. In a stream only the first ones are looked at, and none may have any.
+    """Whether any record has an image or a video. If none has, a warning counts the marks that ask for one.
+
+    In a stream only the first records are looked at, and none may have any.
 
     Raises:
         ValueError: for a stream with media.
     """
-    if hasattr(records, "__len__"):
-        return any(map(has_media, records))
-    if any(map(has_media, islice(records, _CHECKED))):
-        raise ValueError("`streaming` reads text, but the data hold images or videos: leave it out.")
+    in_stream, marks, index = not hasattr(records, "__len__"), MarksAsText(), -1
+    for index, record in enumerate(islice(records, _CHECKED) if in_stream else records):
+        if has_media(record) and in_stream:
+            raise ValueError("`streaming` reads text, but the data hold images or videos: leave it out.")
+        if has_media(record):
+            return True
+
+        if may_hold_marks(record):
+            with suppress(ValueError):  # what cannot be read is told where it is encoded
+                marks.look(read_record(record, index)[0], named(record, index))
+
+    marks.tell(index + 1)
     return False
 
 

@@ -1,11 +1,14 @@
-"""Known traps among the installed packages, found in their metadata without importing them."""
+"""Known traps among the installed packages, found in their metadata without importing them, and what they end in."""
 
 import logging
+import traceback
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, requires, version
 
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.version import InvalidVersion, Version
+
+from .sentences import first_line
 
 
 logger = logging.getLogger(__name__)
@@ -31,6 +34,44 @@ def traps() -> Iterator[str]:
         yield from _slow_convolution(torch)
         yield from _other_torchvision(torch)
         yield from _other_torchcodec(torch)
+
+
+def broken_torchvision(problem: BaseException) -> str | None:
+    """What to do if an import failed because torchvision does not fit torch; `None` for any other error.
+
+    transformers imports torchvision wherever it is installed, so text needs one that fits, too. Its error names
+    neither: the cause is at the end of the chain.
+    """
+    chain = [problem]
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and cause not in chain:
+        chain.append(cause)
+    if not isinstance(problem, ImportError) or not _passed_through("torchvision", chain[-1]):
+        return None
+
+    torch, vision = _version("torch"), _version("torchvision")
+    return (
+        f"torchvision {vision} cannot be imported next to torch {torch} ({first_line(chain[-1])}): "
+        f"{how_to_install('torchvision', torch)}, or uninstall it, which leaves films alone unread."
+    )
+
+
+def how_to_install(package: str, torch: Version | None = None) -> str:
+    """How to install the build of a package that belongs to an installed torch; its own by default."""
+    torch = torch or _version("torch")
+    build = torch and torch.local
+    index = build if build and (build == "cpu" or build.startswith(("cu", "rocm", "xpu"))) else None
+    if index is None:
+        return f"install the {package} that belongs to your torch, from where torch came from"
+    return (
+        f"install the {package} that belongs to your torch, `pip install {package} --index-url "
+        f"https://download.pytorch.org/whl/{index}`"
+    )
+
+
+def _passed_through(package: str, problem: BaseException) -> bool:
+    """Whether an error was raised in a package's code, or while it was called."""
+    files = [frame.filename for frame in traceback.extract_tb(problem.__traceback__)]
+    return any(f"/{package}/" in file.replace("\\", "/") for file in files)
 
 
 def _slow_convolution(torch: Version) -> Iterator[str]:
@@ -61,8 +102,14 @@ def _other_torchvision(torch: Version) -> Iterator[str]:
         return
 
     pins = [pin.version for one in needed if one.name == "torch" for pin in one.specifier if pin.operator == "=="]
+    vision = _version("torchvision")
     if pins and _generation(Version(pins[0].removesuffix(".*"))) != _generation(torch):
         yield _other("torchvision", pins[0], torch)
+    elif torch.local == "cpu" and vision is not None and vision.local is None:  # PyPI has CUDA builds alone, on Linux
+        yield (
+            f"torchvision {vision} is PyPI's build, for torch with CUDA, and torch {torch} is installed: it may fail "
+            f"to load, and every verb with it; {how_to_install('torchvision', torch)}."
+        )
 
 
 def _other_torchcodec(torch: Version) -> Iterator[str]:
@@ -75,7 +122,7 @@ def _other_torchcodec(torch: Version) -> Iterator[str]:
 def _other(package: str, built_for: str, torch: Version) -> str:
     return (
         f"{package} {_version(package)} was built for torch {built_for}, and torch {torch} is installed: it may fail "
-        f"to load, and pictures or films with it; install the {package} that belongs to your torch."
+        f"to load, and pictures or films with it; {how_to_install(package, torch)}."
     )
 
 

@@ -93,6 +93,12 @@ def told(problem: BaseException) -> str:
     if sentence is not None:
         return sentence
 
+    from .environment import broken_torchvision
+
+    broken = broken_torchvision(problem)
+    if broken is not None:
+        return broken
+
     text = first_line(problem)
     kind = type(problem).__name__
     return f"{_verb()} failed in {place_of(problem)} with {kind}{f': {text}' if text else ''} ({TRACEBACK}=1 shows all)"

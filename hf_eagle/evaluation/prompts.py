@@ -17,6 +17,7 @@ from ..data.messages import TEXT, read_tools, text_of, to_messages
 from ..data.picture_forms import COLUMNS
 from ..data.reading import Bad, check_surrogates, opened, read_json_records
 from ..data.rendering import ChatRenderer
+from ..data.unread_media import MarksAsText, unread_media
 
 
 logger = logging.getLogger(__name__)
@@ -104,7 +105,13 @@ def load_prompts(
 
     # of records with media all keep their parts, as in training
     parts = any(has_media(record) for _, record in records)
-    return [_to_prompt(record, index, path, root if parts else None) for index, record in records]
+    prompts = [_to_prompt(record, index, path, root if parts else None) for index, record in records]
+
+    marks = MarksAsText()
+    for (index, _), prompt in zip(records, prompts, strict=True):
+        marks.look(prompt.messages, f"Record {index} of the prompt file {str(path)!r}")
+    marks.tell(len(prompts))
+    return prompts
 
 
 def _sound(
@@ -216,7 +223,8 @@ def _first_turn(record: Mapping) -> tuple[dict, tuple[str, ...]]:
         raise _NotAPrompt(f"has no readable prompt; write {FORMS}, every turn a text.")
     if has_media(record) and any(f"<{kind}>" in turn for kind in COLUMNS for turn in turns[1:]):
         raise _NotAPrompt("shows a medium in a later one of its `turns`: only the first turn can, so move it there.")
-    kept = {name: record[name] for name in ("system", *MEDIA_COLUMNS) if name in record}
+    other = unread_media(record)  # is told of where a mark asks for it
+    kept = {name: record[name] for name in ("system", *MEDIA_COLUMNS, other) if name in record}
     return kept | {"messages": [{"role": "user", "content": turns[0]}]}, tuple(turns[1:])
 
 

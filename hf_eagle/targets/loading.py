@@ -28,6 +28,7 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.utils import cached_file, find_adapter_config_file
 
 from ..door.config_numbers import check_config_numbers
+from ..door.environment import how_to_install
 from ..door.reading import read_part, reading
 from .weights import check_sizes, check_stored_dtypes, load_whole, stored_shapes
 
@@ -242,8 +243,8 @@ def _processor_of_images(name_or_path: str, revision: str, argument: str, **opti
 
 def _no_videos(*args, **kwargs):
     raise ImportError(
-        "The data hold a video, for which transformers' video processors need torchvision: install the one for "
-        "your torch, and PyAV (`pip install av`), which decodes files."
+        "The data hold a video, for which transformers' video processors need torchvision: "
+        f"{how_to_install('torchvision')}, and PyAV (`pip install av`), which decodes files."
     )
 
 

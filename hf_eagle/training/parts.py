@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
-from transformers import PreTrainedConfig, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase, ProcessorMixin, set_seed
 
 from ..arguments.groups import DataArguments, DraftArguments, TargetArguments
 from ..arguments.training import EagleTrainingArguments
@@ -208,8 +208,10 @@ def draft_for(
     target_args: TargetArguments,
     draft_args: DraftArguments,
     existing: str | None,
+    seed: int,
 ) -> EaglePreTrainedModel:
     """The draft to train: the one in the folder `existing` with its vocabulary mapping, or a new one for these data."""
+    set_seed(seed)  # whatever loading drew: an adapter draws random numbers, the folder that it is merged to does not
     fingerprint = tokenizer_fingerprint(tokenizer)
     config = config_of_draft(target.config, target_args, draft_args, tokenizer_fingerprint=fingerprint)
     if existing is not None:

@@ -2,7 +2,9 @@
 
 import base64
 import logging
+import struct
 import sys
+from pathlib import Path
 
 import av
 import numpy as np
@@ -37,6 +39,39 @@ def test_what_was_cut_off_is_no_frame(tmp_path):
     """Of a trimmed film, whose header and packets still count it."""
     found = load_film(write_film(tmp_path / "a.mp4", cut=5))
     assert found.total == 19 and np.array_equal(found.frames, FRAMES[5:])
+
+
+# quarter turns to the right -> the first four numbers of the matrix in an MP4's track header, by ISO 14496-12
+TURNS = {1: (0, 1, -1, 0), 2: (-1, 0, 0, -1), 3: (0, -1, 1, 0)}
+
+
+@pytest.mark.parametrize("turns", TURNS)
+def test_a_film_that_was_taken_sideways_is_shown_upright(turns, tmp_path):
+    """As players and vLLM's reader show it; its limits and its size are those of what is shown."""
+    path = tmp_path / "a.mp4"
+    raw = bytearray(Path(write_film(path)).read_bytes())
+    place = raw.index(b"tkhd") + 44  # behind the header's times, number, length, layer and volume
+    a, b, c, d = (number * 65536 for number in TURNS[turns])
+    raw[place : place + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    path.write_bytes(raw)
+    found = load_film(str(path))
+    assert np.array_equal(found.frames, np.rot90(FRAMES, -turns, axes=(1, 2)))
+    assert (found.metadata().height, found.metadata().width) == found.frames.shape[1:3]
+
+
+def animated(folder, kind: str) -> str:
+    first, *rest = map(Image.fromarray, FRAMES[:4])
+    first.save(folder / f"a.{kind}", save_all=True, append_images=rest, duration=500, lossless=True)
+    return str(folder / f"a.{kind}")
+
+
+@pytest.mark.parametrize("kind", ["gif", "webp", "png"])
+def test_a_frame_that_moves_is_never_cut_to_its_first_picture(kind, tmp_path):
+    """In a list of frames, by its path or its content."""
+    path = animated(tmp_path, kind)
+    for source in ([path], [path, path], [Path(path).read_bytes()]):
+        with pytest.raises(ValueError, match="a medium cannot be loaded .*is itself a film of 4 frames: name it"):
+            build_vision_dataset([shown(source)], vision_processor())
 
 
 @settings(deadline=None, max_examples=20)

@@ -99,6 +99,12 @@ REFUSED = {
     "`images` holds more than .*: 2 for 0": {"images": [A, B], "messages": chat("hello", SAID)},
     "`images` holds fewer than .*: 0 for 1": {"images": [], "messages": chat("<image>hello", SAID)},
     "`videos` holds fewer than .*: 0 for 1": {"image": A, "videos": [], "messages": chat("<image> <video>", SAID)},
+    "`image` holds fewer than .*: 0 for 1": {"image": None, "messages": chat("what is <image>", SAID)},
+    "`videos` holds fewer than .*: 0 for 1 *": {"videos": None, "prompt": "<video>", "completion": SAID},
+    "`video` holds fewer than .* `<image>` in texts.*: 1 for 2": {
+        "video": FILM,
+        "messages": chat("<image><image>hello", SAID),
+    },
     "`image` holds more than .*: 1 for 0": {"image": A, "messages": ONE},
     "`video` holds more than .*: 1 for 0": {"video": FILM, "messages": ONE},
     "both `image` and `images` name images": {"image": A, "images": [B], "messages": TYPED},
@@ -124,7 +130,7 @@ def test_what_does_not_fit_is_refused_and_counted(said, caplog):
 def test_a_target_of_text_is_never_trained_without_the_picture(form, folder, caplog):
     """Refused in a sentence that names the column or the part; counted where asked for."""
     record = FORMS[form][1](folder)
-    column = next((name for name in ("image", "images", "video", "videos") if name in record), "content")
+    column = next((name for name in ("image", "images", "video", "videos") if record.get(name) is not None), "content")
     told = f"Record 0: .*(`{column}` names|the content of message 0).*leave such records out"
     with pytest.raises(ValueError, match=told):
         build_dataset([record], tiny_tokenizer())
