@@ -34,7 +34,7 @@ def test_help_lists_the_verbs_and_loads_no_torch():
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (
-        "\n  prune              Cut the vocabulary of a trained draft" in done.stdout
+        "\n  prune              Prune the vocabulary of a trained draft" in done.stdout
         and recipe_names()[0] in done.stdout
     )
 

@@ -66,7 +66,7 @@ def test_a_redirect_carries_no_key():
     with ChatServer(hostile=lambda path: reached.append(path)) as other:
         fault = (307, "elsewhere", {"Location": f"{other.url}/v1/chat/completions"})
         with ChatServer(fault=lambda *_: fault) as server:
-            with pytest.raises(ServerError, match="with 307 .*redirects are not followed, so name in `server_url`"):
+            with pytest.raises(ServerError, match="with 307 .*redirects are not followed, so set `server_url`"):
                 ChatClient(server.url, "sk-planted-secret", retries=0).chat(HI)
     assert reached == []
 

@@ -287,7 +287,7 @@ def test_an_engine_that_does_not_start_says_why(tmp_path):
         ("--batch_sizes=4..1", "`batch_sizes` must be numbers from 1 to 1024, as `1..8` or `1,2,4`, but is '4..1'"),
         ("--rounds=0", "`rounds` must be at least 1 and at most 1000, got 0"),
         ("--engine_args=[1]", "`engine_args` must be a JSON object, got [1]"),
-        ("--engine_args={", "`engine_args` is no JSON"),
+        ("--engine_args={", "`engine_args` is not JSON"),
         (
             "--serving_python=/nowhere/python",
             "`serving_python` /nowhere/python does not exist",
