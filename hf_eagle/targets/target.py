@@ -162,9 +162,9 @@ class FrozenTarget(TappedModel):
         """Features of a batch, see `features`; all ranks of a sharded target must call it, each with its own batch."""
         inputs |= {"input_ids": input_ids, "attention_mask": attention_mask}
         inputs |= {"position_ids": position_ids, "documents": documents}
-        if self.sharding is None:
-            return self.features(segments=segments, **inputs)
-        return self.sharding.run(self.features, inputs)  # sends tensors only
+        if self.sharding is None or self.sharding.mode != "tensor":  # there ranks send each other tensors only
+            inputs["segments"] = segments
+        return self.features(**inputs) if self.sharding is None else self.sharding.run(self.features, inputs)
 
     @torch.no_grad()
     def features(
