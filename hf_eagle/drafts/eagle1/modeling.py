@@ -135,12 +135,12 @@ class LlamaForCausalLMEagle(UnrolledDraft):
         if num_steps != 1:
             raise ValueError(f"`num_steps` of an EAGLE-1 draft must be 1, got {num_steps}.")
 
-    def _unroll(self, input_ids, features, position_ids, layout, num_steps: int, embeddings=None) -> torch.Tensor:
+    def _unroll(self, input_ids, features, position_ids, plan, embeddings=None) -> torch.Tensor:
         """The next feature of every row; rows before them get only a key and a value."""
         predict = self._predict
         if self.gradient_checkpointing and self.training:
             predict = partial(self._gradient_checkpointing_func, predict)
-        return predict(input_ids, features, position_ids, layout)[None]
+        return predict(input_ids, features, position_ids, plan.layout)[None]
 
     def _predict(self, input_ids, features, position_ids, layout: RowLayout) -> torch.Tensor:
         """Next features of the rows `layout.rows`, `(N, hidden)`."""
