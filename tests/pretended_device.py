@@ -8,6 +8,7 @@ taken back: [`pretend`] is for a process that does nothing else.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -157,6 +158,9 @@ class _Module(backend_registration._DummyBackendModule):
 
     def current_stream(self, device: torch.device | int | None = None) -> _Done:
         return _Done()
+
+    def get_device_properties(self, device: torch.device | int | None = None) -> SimpleNamespace:
+        return SimpleNamespace(total_memory=80 * 2**30)
 
     @contextmanager
     def stream(self, stream: _Done) -> Iterator[None]:
