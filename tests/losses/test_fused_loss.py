@@ -236,3 +236,18 @@ def test_a_second_backward_is_refused():
     total.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="run the draft again instead of a second `backward`"):
         total.backward()
+
+
+@pytest.mark.parametrize("loss", ["ce", "lk_alpha", "lk_lambda"])
+def test_gradients_of_float16_equal_autograd_behind_a_loss_scaler(loss):
+    """Each row is one of 40,000, so that its gradient is too small for float16 until the backward pass brings the
+    scaler's factor, which itself is too large for float16."""
+    normed, weight, rows = rows_to_judge(loss)
+    normed, rows.factor = normed.detach().half().requires_grad_(), rows.factor.add(0.5) / 40_000
+    with torch.autocast("cpu", torch.float16):
+        total, *_ = FusedHeadLoss.apply(normed, weight, rows, True)
+    grads = torch.autograd.grad(2.0**16 * total, (normed, weight))
+    exact = normed.detach().float().requires_grad_()
+    wanted = torch.autograd.grad(2.0**16 * plain(exact, weight, rows)[0], (exact, weight))
+    for ours, theirs in zip(grads, wanted, strict=True):
+        assert (ours.float() - theirs).norm() < 0.003 * theirs.norm()
