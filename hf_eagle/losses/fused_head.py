@@ -114,11 +114,12 @@ class FusedHeadLoss(torch.autograd.Function):
     """`(normed (M, hidden), head weight (draft_vocab, hidden)) -> (total, losses (M,), hits (M,))`.
 
     Only `total`, the sum of `factor * loss`, carries a gradient; a row is a hit when its argmax is the target's. The
-    backward pass hands out the gradients that the forward pass made, uncopied, so it runs once.
+    backward pass hands out the gradients that the forward pass made, uncopied, so it runs once. Who has the
+    weight in autocast's dtype already passes it as `cast`.
     """
 
     @staticmethod
-    def forward(ctx, normed, weight, rows: LossRows | StreamedRows, with_grad: bool):
+    def forward(ctx, normed, weight, rows: LossRows | StreamedRows, with_grad: bool, cast: torch.Tensor | None = None):
         wants_x, wants_w = (with_grad and wanted for wanted in ctx.needs_input_grad[:2])
         dx = torch.empty_like(normed) if wants_x else None
         # the first chunk fills it
@@ -129,7 +130,7 @@ class FusedHeadLoss(torch.autograd.Function):
         losses = torch.empty(len(normed), dtype=torch.float32, device=normed.device)
         hits = torch.empty(len(normed), dtype=torch.bool, device=normed.device)
 
-        for chunk, x, w, logits in _chunks(normed, weight):
+        for chunk, x, w, logits in _chunks(normed, weight if cast is None else cast):
             seen = rows.chunk(chunk)
             judge = _judge if seen.transform is None else _judge_transformed
             for block, piece in _blocks(logits):
@@ -160,7 +161,13 @@ class FusedHeadLoss(torch.autograd.Function):
             dx.mul_((ctx.factor * grad.float())[:, None])
         if dw is not None:
             dw.mul_(ctx.largest * grad.float())
-        return dx, dw, None, None
+        return dx, dw, None, None, None
+
+
+def in_autocast(x: torch.Tensor) -> torch.Tensor:
+    """In autocast's dtype, if autocast is on."""
+    device = x.device.type
+    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
 
 
 @torch.no_grad()
@@ -201,10 +208,8 @@ def _adds_to_float32(device: torch.device, dtype: torch.dtype) -> bool:
 
 def _chunks(normed, weight) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor, torch.Tensor]]:
     """Yield slices of rows, those rows, the weight and their logits, in autocast's dtype if it is on."""
-    device = normed.device.type
-    if torch.is_autocast_enabled(device):
-        normed, weight = (t.to(torch.get_autocast_dtype(device)) for t in (normed, weight))
-    with torch.autocast(device, enabled=False):
+    normed, weight = in_autocast(normed), in_autocast(weight)
+    with torch.autocast(normed.device.type, enabled=False):
         size = chunk_rows(len(weight), memory_of(normed.device))
         for start in range(0, len(normed), size):
             chunk = slice(start, min(start + size, len(normed)))

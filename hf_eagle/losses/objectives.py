@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ..targets.features import TargetDistribution
-from .fused_head import FusedHeadLoss, LossRows, acceptance_rates
+from .fused_head import FusedHeadLoss, LossRows, acceptance_rates, in_autocast
 from .output import EagleOutput, Objective
 from .supervision import SupervisionPlan
 
@@ -83,12 +83,14 @@ class DraftObjective:
                 factor=step_factors.float()[step],
             )
 
+            cast = None
             if self.loss == "lk_lambda":
-                alphas = acceptance_rates(x, weight, rows)
+                cast = in_autocast(weight.detach())  # once for both runs of the head
+                alphas = acceptance_rates(x, cast, rows)
                 mean = _sums(alphas, step, steps) / kept.sum(1).clamp_min(1)
                 rows.ce_share = (self.lk_scale * torch.exp(-self.lk_decay * mean))[step]
 
-            loss, losses, hits = FusedHeadLoss.apply(x, weight, rows, torch.is_grad_enabled())
+            loss, losses, hits = FusedHeadLoss.apply(x, weight, rows, torch.is_grad_enabled(), cast)
             hits = hits & teacher.in_draft[rows.where]
             return EagleOutput(loss=loss, loss_sums=_sums(losses, step, steps), correct=_sums(hits, step, steps))
 
