@@ -14,6 +14,8 @@ from functools import lru_cache
 import torch
 from torch.nn.functional import linear
 
+from ..regions import region
+
 
 # logits that exist at one time on a CPU, and those that fit in a core's cache while they are worked on
 CHUNK_ELEMENTS = 2**25
@@ -227,34 +229,39 @@ def _blocks(logits: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
 
 def _judge(logits: torch.Tensor, rows: LossRows, block: slice, with_grad: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """Losses and hits of a block of rows; with `with_grad`, `logits` become `d loss / d logits`."""
-    where = rows.where[block]
+    share = None if rows.ce_share is None else rows.ce_share[block]
+    compared = (rows.probs, rows.argmax, rows.mass, rows.where[block], share)
+    return _judged(logits, *compared, rows.loss, with_grad)
+
+
+@region
+def _judged(logits, probs, argmax, mass, where, share, loss: str, with_grad: bool) -> tuple[torch.Tensor, torch.Tensor]:
     # of equal logits the first, like `argmax` and the servers; `argmax` of bfloat16 costs 7x as much
     best, place = logits.max(-1)
-    hits = place == rows.argmax[where]
+    hits = place == argmax[where]
 
-    p = rows.probs.index_select(0, where)
+    p = probs.index_select(0, where)
     q = logits.softmax(-1, dtype=torch.float32)
 
     # log-sum-exp minus <p, logits>: cross-entropy, since p sums to one (up to the rounding of its dtype)
     log_partition = best.float() - q.amax(-1).log()
-    ce = log_partition - torch.linalg.vecdot(p.to(logits.dtype), logits).float() if rows.loss != "lk_alpha" else None
-    if rows.loss == "ce":
+    ce = log_partition - torch.linalg.vecdot(p.to(logits.dtype), logits).float() if loss != "lk_alpha" else None
+    if loss == "ce":
         if with_grad:
             torch.sub(q, p, out=logits)
         return ce, hits
 
-    p_full = p.float() * rows.mass[where, None]
+    p_full = p.float() * mass[where, None]
     alpha = torch.minimum(p_full, q).sum(-1)
     # only probabilities below the target's change the minimum
     q_below = torch.where(q < p_full, q, 0.0)
     d_alpha = q_below - q * q_below.sum(-1, keepdim=True)
-    if rows.loss == "lk_alpha":
+    if loss == "lk_alpha":
         alpha = alpha.clamp_min(torch.finfo(alpha.dtype).tiny)  # an alpha of 0 would make the loss infinite
         if with_grad:
             logits.copy_(d_alpha / -alpha[:, None])
         return -alpha.log(), hits
 
-    share = rows.ce_share[block]
     if with_grad:
         logits.copy_((q - p) * share[:, None] - d_alpha * (1 - share)[:, None])
     return share * ce + (1 - share) * (1 - alpha), hits
