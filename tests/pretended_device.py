@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -271,6 +272,9 @@ class _Module(backend_registration._DummyBackendModule):
 
     def current_stream(self, device: torch.device | int | None = None) -> _Done:
         return _Done()
+
+    def get_device_properties(self, device: torch.device | int | None = None) -> SimpleNamespace:
+        return SimpleNamespace(total_memory=80 * 2**30)
 
     @contextmanager
     def stream(self, stream: _Done) -> Iterator[None]:

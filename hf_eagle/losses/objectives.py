@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ..targets.features import TargetDistribution
-from .fused_head import FusedHeadLoss, LossRows, acceptance_rates
+from .fused_head import FusedHeadLoss, LossRows, acceptance_rates, in_autocast
 from .output import EagleOutput, Objective
 from .supervision import SupervisionPlan
 
@@ -85,12 +85,14 @@ class DraftObjective:
             def summed(values: torch.Tensor) -> torch.Tensor:
                 return _sums(values if taught is None else values.masked_fill(~taught, 0), step, steps)
 
+            cast = None
             if self.loss == "lk_lambda":
-                alphas = acceptance_rates(x, weight, rows)
+                cast = in_autocast(weight.detach())  # once for both runs of the head
+                alphas = acceptance_rates(x, cast, rows)
                 mean = summed(alphas) / summed(torch.ones_like(step)).clamp_min(1)
                 rows.ce_share = (self.lk_scale * torch.exp(-self.lk_decay * mean))[step]
 
-            loss, losses, hits = FusedHeadLoss.apply(x, weight, rows, torch.is_grad_enabled())
+            loss, losses, hits = FusedHeadLoss.apply(x, weight, rows, torch.is_grad_enabled(), cast)
             hits = hits & teacher.in_draft[rows.where]
             return EagleOutput(loss=loss, loss_sums=summed(losses), correct=_sums(hits, step, steps))
 

@@ -91,7 +91,8 @@ def test_a_recipe_fits_the_devices_that_its_head_names(recipe, tmp_path):
     assert processes == int(world)
     assert f"--config training_args/{recipe.name}" in head
 
-    asked = RunArguments.parse(["--config", str(recipe), "--dry_run", "--world_size", world])
+    asked = ["--config", str(recipe), "--dry_run", "--world_size", world, "--device_memory_gb", memory]
+    asked = RunArguments.parse(asked)
     target = read_target_config(str(write_config(asked.target.target, tmp_path / "target")))
     config = config_of_draft(target, asked.target, asked.draft)
     steps = asked.draft.kind.part("training").training_for(asked.training, config).steps

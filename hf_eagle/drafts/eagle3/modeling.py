@@ -9,6 +9,7 @@ from torch.nn.functional import linear
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from ..attention import DraftAttention, EagleAttention, side_by_side
+from ..cast_weights import CastWeights
 from ..layers import DraftLayer, EagleRMSNorm
 from ..modeling_unrolled import UnrolledDraft
 from ..mrope import EagleMRotaryEmbedding
@@ -88,14 +89,17 @@ class Eagle3Draft(UnrolledDraft):
         Step 0 makes a key and a value for every row that is looked at; all else is computed only for the unrolled rows.
         That is exact in a draft of one layer: later steps see only step-0 keys and their own row.
         """
-        layout, run = plan.layout, TTTUnroll(self, input_ids, position_ids, plan, embeddings)
-        hidden = self.combine_features(features[layout.keys])
-        key, value = run.context(hidden)
+        casts, layout = CastWeights(self.midlayer), plan.layout  # all else is used once
+        with casts:
+            run = TTTUnroll(self, input_ids, position_ids, plan, embeddings)
+            hidden = self.combine_features(features[layout.keys])
+            key, value = run.context(hidden)
+
         hidden, own_keys, own_values, normed = hidden[layout.row_in_keys], [], [], []
 
-        step_function = run.step
+        step_function = casts.around(run.step)
         if self.gradient_checkpointing and self.training:
-            step_function = partial(self._gradient_checkpointing_func, run.step)
+            step_function = partial(self._gradient_checkpointing_func, step_function)
 
         for step in range(plan.num_steps):
             result, hidden, own_key, own_value = step_function(step, hidden, key, value, own_keys, own_values)
@@ -203,16 +207,15 @@ class TTTUnroll:
 
 
 def halves(projections: list[nn.Module], width: int) -> tuple[Projection, Projection]:
-    """The concatenated projections of `cat(first, second)`, as one function of each half; add the two results."""
+    """The concatenated projections of `cat(first, second)`, as one function of each half; add the two results.
+
+    Inside [`CastWeights`]: autocast would cast a part of a weight at every use.
+    """
     if not all(type(projection) is nn.Linear for projection in projections):  # an adapter is more than its weight
         return (
             lambda first: side_by_side(projections, torch.cat([first, torch.zeros_like(first)], dim=-1)),
             lambda second: side_by_side(projections, torch.cat([torch.zeros_like(second), second], dim=-1)),
         )
 
-    weight = torch.cat([projection.weight for projection in projections])
-    if torch.is_autocast_enabled(weight.device.type):  # autocast casts a part of a weight at every use
-        weight = weight.to(torch.get_autocast_dtype(weight.device.type))
-
-    first, second = weight.split(width, dim=1)
+    first, second = torch.cat([projection.weight for projection in projections]).split(width, dim=1)
     return lambda x: linear(x, first), lambda x: linear(x, second)
