@@ -74,6 +74,9 @@ class EvaluationArguments(MediaArguments):
     num_prompts: Count | None = field(
         default=None, metadata={"help": "Number of prompts to use, beginning with the first; all by default."}
     )
+    skip_bad_records: bool = field(
+        default=False, metadata={"help": "Leave out, and count, records that are no prompts, instead of stopping."}
+    )
     dtype: Literal["float32", "bfloat16", "float16"] = field(
         default="float32",
         metadata={"help": "Data type of target and draft. Below float32, near-ties may flip and change the output."},
@@ -187,7 +190,7 @@ def load(args: EvaluationArguments, source: dict, template_kwargs: dict, setting
 
     device = device_of(args.device)
     with naming("prompts"):
-        prompts = load_prompts(args.prompts, args.num_prompts, args.media_root)
+        prompts = load_prompts(args.prompts, args.num_prompts, args.media_root, args.skip_bad_records)
 
     import torch
 
@@ -204,9 +207,13 @@ def load(args: EvaluationArguments, source: dict, template_kwargs: dict, setting
     shows = any(map(holds_media, prompts)) and takes_media(args.target, **source)
     processing = (load_processor if shows else load_tokenizer)(args.target, **source)
     if shows:
+        tell_other_limits(args)
         limit_media(processing, **args.media_limits)
     with naming("prompts"):
-        rendered = check_rendering(prompts, processing, template_kwargs, settings.turns)
+        try:
+            rendered = check_rendering(prompts, processing, template_kwargs, settings.turns)
+        except ValueError as problem:
+            raise ValueError(f"{args.prompts}: {problem}") from problem
 
     dtype = getattr(torch, args.dtype)
     draft = load_draft(args.draft, dtype=dtype)
@@ -219,6 +226,29 @@ def load(args: EvaluationArguments, source: dict, template_kwargs: dict, setting
     draft.to(device).eval()
     draft.attach(target)
     return target, draft, processing, prompts, rendered
+
+
+def tell_other_limits(args: EvaluationArguments) -> None:
+    """Warn if media are shown otherwise than in the draft's training, as far as the facts in its folder say."""
+    import logging
+
+    from hf_eagle.hub.card_facts import FACTS, read_facts
+
+    if not (Path(args.draft) / FACTS).is_file():
+        return
+    try:
+        facts = read_facts(args.draft)
+    except ValueError:
+        return  # whoever renders the card is told
+    trained, asked = facts.media_limits, args.media_limits
+    other = [name for name in {**trained, **asked} if trained.get(name) != asked.get(name)]
+
+    for name in other if facts.hyperparameters else ():
+        now, then = (f"{held[name]:g}" if name in held else "unset" for held in (asked, trained))
+        logging.getLogger("hf_eagle").warning(
+            "`%s` is %s here and was %s in the draft's training, so media are shown otherwise: give the same.",
+            *(name, now, then),
+        )
 
 
 def open_journal(args: EvaluationArguments, models, template_kwargs: dict, settings, rendered: str):
@@ -251,6 +281,7 @@ def measure(
         result["sweep"] = sweep_speculative_tokens(*models, args.sweep_tokens, settings, **how)
     told = {"target": args.target, "draft": args.draft, "prompts": Path(args.prompts).name}
     told |= {"template_kwargs": template_kwargs, "dtype": args.dtype, "device": str(models[0].device)}
+    told |= args.media_limits
     return result | told, found.runs
 
 

@@ -98,13 +98,15 @@ def main() -> None:
     show_log()
     draft = load_draft(args.draft)
     before = draft.config.draft_vocab_size
+    filled = None
     if args.counts_from:
-        token_ids = counted(draft, args, source.source, template.template_kwargs)
+        token_ids, filled = counted(draft, args, source.source, template.template_kwargs)
     if token_ids is None:
         return
     if args.token_ids:
         check_known(args.token_ids, token_ids, draft.config.vocab_size)
     mapping = prune_vocabulary(draft, torch.as_tensor(token_ids, dtype=torch.long))
+    draft.config.filled_tokens = filled  # of ids that were given, nobody knows where they come from
     ends = draft.config.eos_token_id
     lost = [i for i in (ends if isinstance(ends, list) else [ends]) if i is not None and not mapping.t2d[i]]
     if lost:
@@ -137,11 +139,17 @@ def check_known(path: str, ids: list[int], vocab_size: int) -> None:
 
 
 def counted(draft, args: PruneArguments, source: dict, template_kwargs: dict):
-    """Print what vocabularies of several sizes cover; return the most frequent ids, `None` without a size."""
+    """Print what vocabularies of several sizes cover; return the ids to keep, or `None`, and how many fill it up."""
     from hf_eagle.data.conversations import build_dataset
     from hf_eagle.data.records import load_records
     from hf_eagle.drafts.prune import coverage, most_frequent
-    from hf_eagle.drafts.vocabulary import count_supervised_tokens, frequent_ids, tokenizer_fingerprint, told_unseen
+    from hf_eagle.drafts.vocabulary import (
+        count_supervised_tokens,
+        count_unseen,
+        frequent_ids,
+        tokenizer_fingerprint,
+        told_filled,
+    )
     from hf_eagle.targets.loading import load_tokenizer
 
     tokenizer = load_tokenizer(args.target, **source)
@@ -155,13 +163,13 @@ def counted(draft, args: PruneArguments, source: dict, template_kwargs: dict):
     for size, share in coverage(draft, counts, special).items():
         print(f"{size:>9,} tokens cover {share:7.2%} of what is said")
     if args.draft_vocab_size is None:
-        return None
+        return None, None
     fill = frequent_ids(tokenizer) if args.fill_vocabulary else ()
     kept = most_frequent(draft, counts, args.draft_vocab_size, special, fill)
-    filled = told_unseen(kept, counts, special)
-    if filled is not None:
-        print(filled)
-    return kept
+    filled = count_unseen(kept, counts, special) or None
+    if filled:
+        print(told_filled(filled))
+    return kept, filled
 
 
 if __name__ == "__main__":

@@ -60,6 +60,9 @@ class RegenerationArguments:
         f"Evaluation prompts (.jsonl, .json, .txt): records that hold one are left out ({RULE}).",
     )
     media_root: str | None = _arg(None, MEDIA_ROOT)
+    skip_bad_records: bool = _arg(
+        False, "Leave out, and count, records that cannot be read or ask nothing, instead of stopping."
+    )
     max_new_tokens: Count = _arg(128, "Longest answer, in tokens.")
     temperature: Temperature = _arg(0.0, "0 is greedy.")
     top_p: Mass = _arg(1.0, "Nucleus, when sampling.")
@@ -110,6 +113,7 @@ def door(argv: list[str] | None = None):
 def main() -> None:
     args, source, template = door()
 
+    from hf_eagle.answers.turns import answerable
     from hf_eagle.arguments.devices import device_of
     from hf_eagle.data.records import load_records
     from hf_eagle.data.template_check import check_template
@@ -121,15 +125,17 @@ def main() -> None:
     check_room(args.target, "max_new_tokens", args.max_new_tokens, beside=1, **source.source)
     show_log()
     tell_traps()
+    served = args.server_url is not None
+    parts = {"content_parts": served, "media_root": args.media_root}
     with naming("data"):
-        records = load_records(args.data, content_parts=args.server_url is not None)
+        records = load_records(args.data, content_parts=served, skip_bad_records=args.skip_bad_records)
+        records = answerable(records, **parts) if args.skip_bad_records else records
     if args.num_records is not None:
         records = records.select(range(min(args.num_records, len(records))))
     if args.held_out:
         with naming("held_out"):
             records = without(args.held_out, records)
     tokenizer = load_tokenizer(args.target, **source.source)
-    parts = {"content_parts": args.server_url is not None, "media_root": args.media_root}
     with naming("data"):
         check_template(tokenizer, records, template.template_kwargs, **parts)
     common = {

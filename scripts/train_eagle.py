@@ -6,8 +6,8 @@
 
 The YAML file holds `argument: value` lines; the command line overrides it. The result in `--output_dir` is a folder
 that vLLM and SGLang load. `--resume_from_checkpoint last` continues an interrupted run, and leaves a finished one as it
-is. `--dry_run --world_size 8 --device_memory_gb 80` only reports whether a run fits into the memory of its devices, and
-reads no weights.
+is. With `--dry_run --launch_config fsdp2 --device_memory_gb 80` a run only reports whether it fits into the memory of
+the devices that this launch config starts it on. It reads no weights and needs no launcher.
 
 Besides the arguments below, you can give every argument of `transformers.TrainingArguments` (`--help_all` lists them):
 --output_dir, --learning_rate, --num_train_epochs, --max_steps, --per_device_train_batch_size, --bf16, --save_steps,
@@ -68,7 +68,9 @@ def main() -> None:
     resume = run.refuse_before_loading()
     with naming("acceptance_prompts"):
         prompts = data_args.acceptance_prompts and load_prompts(
-            data_args.acceptance_prompts, limit=data_args.acceptance_num_prompts
+            data_args.acceptance_prompts,
+            limit=data_args.acceptance_num_prompts,
+            skip_bad_records=data_args.skip_bad_records,
         )
 
     with writing_alone("output_dir", args.output_dir, args.process_index):
@@ -131,8 +133,7 @@ def build_trainer(run: RunArguments, resume: Path | None, prompts: list | None):
     if run.adapter.use_peft:
         logger.info("The adapter has %d parameters to train.", trainer.model.get_nb_trainable_parameters()[0])
     if trainer.is_world_process_zero():
-        filled = parts.told_filled(draft, tokenizer, train) if run.draft.fill_vocabulary else None
-        trainer.card_facts = argument_facts(run, train, filled)
+        trainer.card_facts = argument_facts(run, train)
     if prompts:
         measure_acceptance(trainer, processor or tokenizer, prompts, run)
     return trainer
@@ -151,7 +152,8 @@ def print_dry_run(run: RunArguments) -> None:
     steps = run.draft.kind.part("training").training_for(args, config).steps
 
     report = dry_run(target_config, config, shapes_of(target_config, target_args, data_args, dry_args, args, steps))
-    print(report.describe())
+    if args.process_index == 0:
+        print(report.describe())
     warning = report.warning(dry_args.device_memory_gb)
     if warning is not None:
         logger.warning("%s", warning)

@@ -12,6 +12,7 @@ import pytest
 
 from hf_eagle.cli import VERBS
 from hf_eagle.docs import PAGES, read_page
+from hf_eagle.shipped import recipe_names
 from hf_eagle.training.run_arguments import RunArguments
 
 
@@ -99,6 +100,11 @@ def test_every_path_exists():
         told = re.findall(r"(?:hf_eagle|scripts|tests|training_args|model_cards)/[\w./-]*\w", text)
         missing = [path for path in told if not (ROOT / path).exists() and not (ROOT / f"{path}.py").exists()]
         assert not [path for path in missing if "<" not in path and not path.endswith("_")], name
+
+
+def test_the_page_of_kinds_lists_every_recipe():
+    section = TEXTS["kinds"].partition("## Recipes")[2].partition("Which choice")[0]
+    assert sorted(re.findall(r"`([^`/]+-eagle[^`]*)`", section)) == recipe_names()
 
 
 def test_pages_name_pages_that_exist():

@@ -10,7 +10,7 @@ WORKERS = Path(__file__).parent / "distributed"
 
 
 def run_worker(out: Path, ranks: int = 1, expect_kill: bool = False, worker: str = "train_worker.py", **spec) -> dict:
-    """Run a worker and return its spec; raises with what its ranks printed unless it ended as expected."""
+    """Run a worker; its spec, and what it `printed`. Raises with what its ranks printed unless it ended as expected."""
     out.mkdir(parents=True, exist_ok=True)
     spec = {"out": str(out), **spec}
     path = out / "spec.json"
@@ -20,7 +20,7 @@ def run_worker(out: Path, ranks: int = 1, expect_kill: bool = False, worker: str
         assert done.returncode == -9, f"ended with {done.returncode}, not by SIGKILL\n{done.stdout}\n{done.stderr}"
     else:
         assert done.returncode == 0, f"ended with {done.returncode}\n{done.stdout[-4000:]}\n{done.stderr[-8000:]}"
-    return spec
+    return {**spec, "printed": done.stdout + done.stderr}
 
 
 def losses(out: Path) -> dict[int, float]:

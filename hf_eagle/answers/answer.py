@@ -21,7 +21,7 @@ _FIELDS = {
     "continues?": bool,
     "digest?": str | None,
 }
-BEGIN_ANEW = "delete it to begin anew"  # what to do about a damaged journal
+START_OVER = "delete it to start over"  # what to do about a damaged journal
 
 
 @dataclass(frozen=True)
@@ -138,10 +138,10 @@ def said_answer(
 
 def read_answer(row: dict, journal: Path) -> Answer:
     """Return the `answer` of a journal's row; raise `ValueError` naming the journal if it has another form."""
-    check_fields(row, {"answer": _FIELDS}, journal, BEGIN_ANEW)
+    check_fields(row, {"answer": _FIELDS}, journal, START_OVER)
     unknown = row["answer"].keys() - Answer.__dataclass_fields__.keys()
     if unknown:
-        raise ValueError(f"{journal} holds the unknown field `{min(unknown)}` of an answer: {BEGIN_ANEW}.")
+        raise ValueError(f"{journal} holds the unknown field `{min(unknown)}` of an answer: {START_OVER}.")
     return Answer(**row["answer"])
 
 

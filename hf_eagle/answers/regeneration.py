@@ -14,7 +14,7 @@ from ..data.loss_mask import ConversationEncoder
 from ..data.rendering import TemplateLimit, TemplateRefusal
 from ..door.journal import Journal
 from ..door.json_files import check_fields
-from .answer import BEGIN_ANEW, Answer, AnswerReader, add_answer, read_answer, said_answer
+from .answer import START_OVER, Answer, AnswerReader, add_answer, read_answer, said_answer
 from .turns import check_arguments, context, open_journal, read_ids, read_offers, read_turns
 from .written_answers import write_answered
 
@@ -160,11 +160,11 @@ def _batches_in(journal: Journal) -> dict[tuple[int, int], list[tuple[int, Answe
     """Return the answers of earlier runs, by turn and batch; raise `ValueError` for a row of another form."""
     batches = {}
     for row in journal.rows:
-        check_fields(row, _JOURNAL_ROW, journal.path, BEGIN_ANEW)
+        check_fields(row, _JOURNAL_ROW, journal.path, START_OVER)
         said = []
         for pair in row["answers"]:
             named = dict(zip(("id", "answer"), pair, strict=False))
-            check_fields(named, {"id": int, "answer": dict}, journal.path, BEGIN_ANEW)
+            check_fields(named, {"id": int, "answer": dict}, journal.path, START_OVER)
             said.append((named["id"], read_answer(named, journal.path)))
         batches[row["turn"], row["batch"]] = said
     return batches

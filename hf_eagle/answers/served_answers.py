@@ -7,7 +7,7 @@ from pathlib import Path
 from ..data.loss_mask import ConversationEncoder
 from ..door.journal import Journal
 from ..door.json_files import check_fields
-from .answer import BEGIN_ANEW, Answer, AnswerReader, add_answer, read_answer
+from .answer import START_OVER, Answer, AnswerReader, add_answer, read_answer
 from .chat_client import ChatClient
 from .served_run import Asked, Run
 from .served_target import ServedTarget
@@ -141,14 +141,14 @@ def _answers_in(journal: Journal, turns: list) -> list[list[Answer | None]]:
     """Return the answers of earlier runs, per record; raise `ValueError` for a row that belongs to no open turn."""
     answers: list[list[Answer | None]] = [[] for _ in turns]
     for row in journal.rows:
-        check_fields(row, _JOURNAL_ROW, journal.path, BEGIN_ANEW)
+        check_fields(row, _JOURNAL_ROW, journal.path, START_OVER)
         id, turn = row["id"], row["turn"]
         if not 0 <= id < len(turns):
-            raise ValueError(f"{journal.path} answers record {id}, but there are {len(turns)} records: {BEGIN_ANEW}.")
+            raise ValueError(f"{journal.path} answers record {id}, but there are {len(turns)} records: {START_OVER}.")
         if answers[id][-1:] == [None]:  # older versions of hf_eagle asked on after an empty answer
             continue
 
         if turn != len(answers[id]) or turn >= len(turns[id]):
-            raise ValueError(f"{journal.path} holds turn {turn} of record {id} out of order: {BEGIN_ANEW}.")
+            raise ValueError(f"{journal.path} holds turn {turn} of record {id} out of order: {START_OVER}.")
         add_answer(answers[id], read_answer(row, journal.path), turns[id])
     return answers

@@ -5,11 +5,16 @@ import json
 import logging
 import math
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from ..data.forms import named
 from ..data.messages import read_record, read_tools, text_of
 from ..door.journal import Journal, journal_beside
 from .answer import Answer
 
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +41,7 @@ def read_turns(records, content_parts: bool = False, media_root: str | None = No
     turns, behind = [], {}
     for index, record in enumerate(records):
         messages = _joined(read_record(record, index, **how)[0])
-        turns.append(_turns(messages, index))
+        turns.append(_turns(messages, named(record, index)))
         behind[index] = _behind_a_tool(messages)
 
     left_out = [index for index, number in behind.items() if number]
@@ -47,6 +52,33 @@ def read_turns(records, content_parts: bool = False, media_root: str | None = No
             *(sum(behind.values()), len(left_out), len(turns), left_out[0]),
         )
     return turns
+
+
+def answerable(records: "Dataset", content_parts: bool = False, media_root: str | None = None) -> "Dataset":
+    """The records that can be read and have a turn to answer; a warning counts the others, with the first one's reason.
+
+    Args:
+        records, content_parts, media_root: as for [`read_turns`].
+
+    Raises:
+        ValueError: the first one's reason, if none is left.
+    """
+    kept, bad = [], []
+    for index, record in enumerate(records):
+        try:
+            messages, _ = read_record(record, index, content_parts=content_parts, media_root=media_root)
+            _turns(_joined(messages), named(record, index))
+            read_tools(record, index)
+        except ValueError as problem:
+            bad.append(problem)
+        else:
+            kept.append(index)
+
+    if bad and not kept:
+        raise bad[0]
+    if bad:
+        logger.warning("%d of %d records are bad and were left out; the first: %s", len(bad), len(records), bad[0])
+    return records.select(kept)
 
 
 def _behind_a_tool(messages: list[dict]) -> int:
@@ -65,7 +97,7 @@ def _joined(messages: list[dict]) -> list[dict]:
     return [message | {"content": text_of(message["content"])} for message in messages]
 
 
-def _turns(messages: list[dict], index: int) -> list[list[dict]]:
+def _turns(messages: list[dict], name: str) -> list[list[dict]]:
     turns, following = [], []
     for place, message in enumerate(messages):
         if message["role"] == "tool":
@@ -80,7 +112,7 @@ def _turns(messages: list[dict], index: int) -> list[list[dict]]:
             following = []
 
     if not turns:
-        raise ValueError(f"Record {index} has no user turn to answer.")
+        raise ValueError(f"{name} has no user turn to answer.")
     return turns
 
 

@@ -16,6 +16,7 @@ from ..data.rendering import ChatRenderer
 from ..door.journal import Journal, journal_beside
 from ..door.json_files import check_fields
 from ..door.writing import write_atomically
+from .answer import START_OVER
 from .chat_client import ChatClient, ServerError
 from .served_run import SYSTEMATIC
 from .served_target import ServedTarget
@@ -133,11 +134,9 @@ def _write_missing(
 ) -> None:
     """Append the row of every id that the journal lacks, as rows arrive; a failure ends the other requests."""
     for row in journal.rows:
-        check_fields(row, _ROW, journal.path, "delete it to start over")
+        check_fields(row, _ROW, journal.path, START_OVER)
         if not 0 <= row["id"] < number:
-            raise ValueError(
-                f"{journal.path} holds prompt {row['id']}, but there are {number}: delete it to start over."
-            )
+            raise ValueError(f"{journal.path} holds prompt {row['id']}, but there are {number}: {START_OVER}.")
     missing = sorted(set(range(number)) - {row["id"] for row in journal.rows})
 
     failed, in_a_row = [], 0

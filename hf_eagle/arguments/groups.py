@@ -14,6 +14,7 @@ from ..drafts.rope import check_rope_scaling
 from ..targets.latent import LATENT_SIZES
 from .bounds import Bounds, Count, Mass, Positive, Share, Whole, Width, Workers, check_numbers
 from .parser import argument as _arg
+from .parser import is_none
 from .sources import MediaArguments, TargetSourceArguments, TemplateArguments
 
 
@@ -36,7 +37,7 @@ class TargetArguments(TargetSourceArguments):
     tap_ids: list[Whole] | None = _arg(
         None,
         "Layers to tap, as ascending entry ids: id k is the input of layer k, id N that of the final norm. Unset: 2, "
-        "N//2, N-3, as both servers assume.",
+        "N//2, N-3, as both servers assume; on Qwen3-VL 4, N//2, N-3, after the layers that add image features.",
     )
     tap_method: Literal["hooks", "output_hidden_states"] = _arg(
         "hooks", "How taps are recorded; `output_hidden_states` is for models whose layers cannot be hooked."
@@ -119,7 +120,7 @@ class DraftArguments:
         None,
         'RoPE scaling of the draft, if it differs from the target\'s, as JSON: `{"rope_type": "yarn", "factor": 4.0, '
         '"original_max_position_embeddings": 8192}`. Types are default, linear, llama3 and yarn, with the fields that '
-        "both servers read. Unless given, `rope_theta` is the target's.",
+        "both servers read. Unless given, `rope_theta` is the target's. Unset, or `none`: the target's.",
     )
     image_embeddings: Literal["token", "vision"] = _arg(
         "token",
@@ -160,6 +161,8 @@ class DraftArguments:
                 "`fill_vocabulary` is set, but `draft_vocab_size` is not: say how many tokens to fill up to."
             )
 
+        if self.draft_rope_scaling is not None and is_none(self.draft_rope_scaling):
+            self.draft_rope_scaling = None
         given = self.draft_rope_scaling
         self._rope_scaling = None if given is None else check_rope_scaling(parse_json(given, "`draft_rope_scaling`"))
 
@@ -348,7 +351,14 @@ class DryRunArguments:
         "Print how much memory every rank would need, computed from the configs alone, and stop. `target` may then be "
         "a folder with only its `config.json`.",
     )
-    world_size: Annotated[int, Bounds(least=1, most=2**20)] = _arg(1, "`dry_run`: number of ranks.")
+    launch_config: str | None = _arg(
+        None,
+        "`dry_run`: launch config of accelerate, a file or one of ours by name (`fsdp2`), which says how many ranks "
+        "there are and whether the draft is sharded. Unset: as this process was launched.",
+    )
+    world_size: Annotated[int, Bounds(least=1, most=2**20)] | None = _arg(
+        None, "`dry_run`: number of ranks. Unset: that of `launch_config`."
+    )
     device_memory_gb: Positive | None = _arg(None, "`dry_run`: warn if a rank needs more GiB than this.")
     supervised_share: Mass = _arg(
         1.0, "`dry_run`: share of a batch's tokens that belong to an answer; 1 is the worst case."

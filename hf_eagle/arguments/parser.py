@@ -31,16 +31,20 @@ def parse_counts(name: str, text: str, most: int = 64) -> list[int]:
     return list(range(counts[0], counts[1] + 1)) if last else counts
 
 
+def is_none(word: str) -> bool:
+    """Whether a word of a command line unsets what its file has set, as null does in YAML."""
+    return word.lower() in ("none", "null")
+
+
 def _int_or_none(word: str) -> int | None:
-    return None if word.lower() in _NONE else int(word)
+    return None if is_none(word) else int(word)
 
 
 def _float_or_none(word: str) -> float | None:
-    return None if word.lower() in _NONE else float(word)
+    return None if is_none(word) else float(word)
 
 
-# readers of numbers that may be unset: a command line can unset what its file has set
-_NONE = ("none", "null")
+# readers of numbers that may be unset
 _OR_NONE = {int: _int_or_none, float: _float_or_none}
 for _kind, _reader in _OR_NONE.items():
     _reader.__name__ = _kind.__name__  # argparse shows it in errors

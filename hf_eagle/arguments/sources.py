@@ -9,6 +9,8 @@ from .bounds import Count, Positive
 from .parser import argument as _arg
 
 
+# how much of a medium is shown
+MEDIA_LIMITS = ("min_pixels", "max_pixels", "fps", "max_frames")
 # one declaration for every verb that reads records
 MEDIA_ROOT = "Folder that relative paths of images and videos start from. Unset: that of the file that names them."
 
@@ -80,8 +82,8 @@ class MediaArguments:
 
     @property
     def media_limits(self) -> dict[str, float]:
-        """Return those limits that were set, as `limit_media` takes them."""
-        named = {name: getattr(self, name) for name in ("min_pixels", "max_pixels", "fps", "max_frames")}
+        """Return the limits that were set, as `limit_media` takes them."""
+        named = {name: getattr(self, name) for name in MEDIA_LIMITS}
         return {name: value for name, value in named.items() if value is not None}
 
 

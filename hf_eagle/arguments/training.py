@@ -46,6 +46,15 @@ class EagleTrainingArguments(EagleArguments, TrainingArguments):
         default=False,
         metadata={"help": "Resume from a checkpoint without optimizer or schedule, which start over; this is logged."},
     )
+    # transformers has this name since 5.24, and warns of the older one
+    activation_checkpointing: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Keep less for the backward pass, and compute it again there: one checkpoint per TTT step.",
+            "nargs": "?",
+            "const": True,
+        },
+    )
     overwrite: bool = field(default=False, metadata={"help": "First delete what another run left in `output_dir`."})
     max_unsupervised_steps: Count = field(
         default=100,
@@ -64,6 +73,8 @@ class EagleTrainingArguments(EagleArguments, TrainingArguments):
         self.names_output_dir = bool(self.output_dir)  # the library would name a folder of its own
         # the library refuses bf16 on a machine without an accelerator unless `use_cpu` is set
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
+        if self.activation_checkpointing is not None:
+            self.gradient_checkpointing = self.activation_checkpointing
         complete(self)
 
         if self.accelerator_config.dispatch_batches is None:

@@ -16,6 +16,7 @@ from ..drafts.kinds import find_kind
 from ..targets.architectures import find_decoder_parts
 from ..targets.loading import auto_class, load_config
 from ..targets.sharding import layout_of
+from ..training.launching import launch_of
 
 
 GIB = 2**30
@@ -99,9 +100,21 @@ def read_target_config(name_or_path: str, revision: str = "main", trust_remote_c
 
 
 def shapes_of(target_config: PreTrainedConfig, target_args, data_args, dry_args, args, steps: int) -> RunShapes:
-    """The run that a script's argument groups describe; `steps` of the training-time test."""
-    sharding, ranks = (target_args.target_sharding, target_args.target_shard_size), dry_args.world_size
-    layout_of(target_config, *sharding, world=ranks)  # refuses a target that cannot be spread this way
+    """The run that a script's argument groups describe; `steps` of the training-time test.
+
+    Raises:
+        ValueError: for a launch config that cannot be read, and a target that cannot be spread over so many ranks.
+    """
+    launched, sharded = launch_of(dry_args.launch_config, args)
+    ranks = dry_args.world_size or launched
+
+    mode = target_args.target_sharding
+    if mode != "none" and ranks < 2:
+        raise ValueError(
+            f"`target_sharding` is {mode}, but this `dry_run` counts one rank: give the number of ranks with "
+            "`--world_size`, or the launch config with `--launch_config`; no launcher is needed."
+        )
+    layout_of(target_config, mode, target_args.target_shard_size, world=ranks)
 
     dtype = target_args.target_dtype
     if dtype == "auto":
@@ -113,10 +126,10 @@ def shapes_of(target_config: PreTrainedConfig, target_args, data_args, dry_args,
         ttt_steps=steps,
         supervised_share=dry_args.supervised_share,
         bf16=args.bf16,
-        checkpointing=bool(args.gradient_checkpointing or getattr(args, "activation_checkpointing", False)),
-        draft_sharded=bool(args.fsdp),
+        checkpointing=bool(args.gradient_checkpointing),
+        draft_sharded=sharded and ranks > 1,
         target_dtype=dtype if isinstance(dtype, torch.dtype) else getattr(torch, dtype),
-        target_sharding=target_args.target_sharding,
+        target_sharding=mode,
         target_shard_size=target_args.target_shard_size,
         **({} if dry_args.device_memory_gb is None else {"memory": round(dry_args.device_memory_gb * GIB)}),
     )

@@ -97,7 +97,7 @@ def check_sample(records: list[Mapping], indices: list[int], encoder: Conversati
     try:
         check_loss_mask(encoder, conversations, indices, tools, said)
     except ValueError as problem:
-        raise _with_origin(problem, records, indices) from problem.__cause__
+        raise with_origin(problem, records, indices) from problem.__cause__
 
     # an answer whose tokens are known is trained on as it was said: no template needs to write it
     written = [chat for chat, known in zip(conversations, said, strict=True) if known is None]
@@ -117,7 +117,7 @@ def _encoded(records: list[Mapping], indices: list[int], encoder: ConversationEn
     try:
         rows = encoder.encode(conversations, reasons, indices, tools, said=said) if read else []
     except ValueError as problem:
-        raise _with_origin(problem, records, indices) from problem.__cause__
+        raise with_origin(problem, records, indices) from problem.__cause__
 
     # an answer whose tokens are known is supervised as it was said
     blank = [0 if own else blank_answers(messages) for messages, own in zip(conversations, said, strict=True)]
@@ -141,7 +141,7 @@ def _or_none(
         return None
 
 
-def _with_origin(problem: ValueError, records, indices) -> ValueError:
+def with_origin(problem: ValueError, records, indices) -> ValueError:
     """Return the error with the record's file, if known, in place of its index."""
     for record, index in zip(records, indices, strict=True):
         rest = str(problem).removeprefix(f"Record {index}")

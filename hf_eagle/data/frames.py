@@ -212,7 +212,7 @@ def _check_there(source: str) -> None:
     """Raise an error for the name of a file that does not exist; otherwise it would be taken for base64."""
     is_name = len(source) < 4096 and "." in source and "://" not in source and not source.startswith("data:")
     if is_name and not os.path.isfile(source):
-        raise ValueError(f"there is no file {source}")
+        raise ValueError(f"there is no file {source}; relative paths start beside the data file, or in `media_root`")
 
 
 def _bytes_of(source: str) -> bytes:

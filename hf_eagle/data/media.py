@@ -209,5 +209,6 @@ def _written(source: Any, kind: str) -> Any:
         return [_written(frame, "image") for frame in source]
     raise ValueError(
         f"{'an image' if kind == 'image' else 'a video'} must be a path, an address, base64, bytes, an array or "
-        f"{'a picture' if kind == 'image' else 'a list of frames'}, got {type(source).__name__}."
+        f"{'a picture' if kind == 'image' else 'a list of frames'}, got {type(source).__name__}: correct it, or leave "
+        "such records out with `skip_bad_records`."
     )

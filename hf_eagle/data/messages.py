@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .forms import ANSWERS, COLUMNS, FORM, FORMS, ORIGIN, SYSTEMS, column_names, named, recognise_form
-from .picture_forms import folder_of, with_media
+from .picture_forms import folder_of, kind_of, with_media
 from .reading import parse_json
 from .roles import CALLS, ROLES, role_of, speaker
 from .said import read_reasons
@@ -236,10 +236,7 @@ def _text(content, place: int) -> str:
         parts = [{"type": "text", "text": part} if isinstance(part, str) else part for part in content]
         for part in parts:
             if not isinstance(part.get("text"), str):
-                raise ValueError(
-                    f"the content of message {place} must be text, but holds a part of the type {part.get('type')!r}: "
-                    "images and videos need a target that takes them; leave such records out."
-                )
+                raise ValueError(f"the content of message {place} must be text, but holds {_no_text(part)}")
         return "\n".join(part["text"] for part in parts)
 
     if isinstance(content, bool | int | float):
@@ -247,6 +244,20 @@ def _text(content, place: int) -> str:
     if not isinstance(content, str):
         raise ValueError(f"the content of message {place} must be text, got {type(content).__name__}.")
     return content
+
+
+def _no_text(part: Mapping) -> str:
+    """What a part is that holds no text, and what to do, as the end of a sentence."""
+    kind = part.get("type")
+    if kind_of(part):
+        way = "images and videos need a target that takes them, and no `streaming`; leave such records out."
+        return f"a part of the type {kind!r}: {way}"
+    if kind is None:
+        return "a part without a `type` and a text: name its type, or leave such records out."
+    return (
+        f"a part of the type {kind!r}, which is not known: a medium is of the type image, video, image_url or "
+        "video_url; correct it, or leave such records out."
+    )
 
 
 def _tool_calls(calls, place: int) -> list[dict]:

@@ -8,6 +8,7 @@ from itertools import islice
 from datasets import Dataset, Features, List, Value
 
 from .carrying import as_records
+from .encoding import with_origin
 from .forms import named
 from .frames import NoDecoder
 from .loss_mask import ConversationEncoder, MaskOptions
@@ -65,21 +66,21 @@ def build_vision_dataset(
     records = as_records(records.with_format(None)) if isinstance(records, Dataset) else records
 
     marks = MarksAsText()
-    rows, counts = [], dict.fromkeys(("bad", "malformed", "long", "unanswered"), 0)
+    rows, counts, first = [], dict.fromkeys(("bad", "malformed", "long", "unanswered"), 0), None
     checked = max(1, len(records) // _CHECKED)
 
     for index, record in enumerate(records):
         try:
             written, loaded, encoded = _read(record, index, encoder, media_root, marks, check=index % checked == 0)
-        except BadMedium:
+        except BadMedium as problem:
             if not skip_bad_media:
                 raise
-            counts["bad"] += 1
+            counts["bad"], first = counts["bad"] + 1, first or problem
             continue
-        except ValueError:
+        except ValueError as problem:
             if not skip_bad_records:
                 raise
-            counts["malformed"] += 1
+            counts["malformed"], first = counts["malformed"] + 1, first or problem
             continue
 
         if len(encoded.input_ids) > max_length:
@@ -98,10 +99,20 @@ def build_vision_dataset(
             *(len(records), counts["long"], max_length, counts["bad"], counts["malformed"], counts["unanswered"]),
         )
     if not rows:
-        raise ValueError(
-            f"None of the {len(records)} conversations is left: raise `max_length` {max_length}, or look at `records`."
-        )
+        raise _nothing_left(len(records), counts, max_length, first)
     return Dataset.from_list(rows, features=_ROWS)
+
+
+def _nothing_left(number: int, counts: dict[str, int], max_length: int, first: ValueError | None) -> ValueError:
+    """The error about data of which no conversation is left: what became of them, and what to do."""
+    became = {
+        "long": f"longer than `max_length` {max_length}: raise it",
+        "bad": "with a medium that cannot be loaded: look at the first",
+        "malformed": "that cannot be read: look at the first",
+        "unanswered": "without an answer: add some",
+    }
+    told = "; ".join(f"{counts[name]} {why}" for name, why in became.items() if counts[name])
+    return ValueError(f"None of the {number} conversations is left ({told})" + (f". {first}" if first else "."))
 
 
 class BadMedium(ValueError):
@@ -138,10 +149,13 @@ def _read(
         raise _bad_medium(record, index, problem) from problem
 
     said = read_said(record, named(record, index))
-    if check and said is None:  # tokens that were said are checked when they are encoded
-        check_loss_mask(encoder.text, [messages], [index], [tools])
-
-    return written, loaded, encoder.encode(messages, loaded, reasons, tools, index, said)
+    try:
+        if check and said is None:  # tokens that were said are checked when they are encoded
+            check_loss_mask(encoder.text, [messages], [index], [tools])
+        return written, loaded, encoder.encode(messages, loaded, reasons, tools, index, said)
+    except ValueError as problem:
+        found = with_origin(problem, [record], [index])
+        raise (BadMedium(str(found)) if isinstance(problem, BadMedium) else found) from problem.__cause__
 
 
 def holds_media(records) -> bool:

@@ -116,7 +116,7 @@ def _complete_lines(path: Path) -> tuple[list, int]:
             lines.append(json.loads(line))
         except ValueError:
             raise ValueError(
-                f"Line {len(lines) + 1} of the journal {path} cannot be read; delete the file to begin anew."
+                f"Line {len(lines) + 1} of the journal {path} cannot be read; delete the file to start over."
             ) from None
         complete += len(line)
 

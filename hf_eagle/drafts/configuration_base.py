@@ -6,7 +6,7 @@ from transformers import LlamaConfig, PreTrainedConfig
 
 from ..targets.architectures import family_of
 from ..targets.config_fields import read_field
-from .rope import draft_rope, positions_for
+from .rope import check_mscales, draft_rope, positions_for
 from .vocabulary import check_draft_vocab_size
 
 
@@ -31,6 +31,7 @@ class DraftConfig(LlamaConfig):
             What the draft embeds at a medium: its `"token"`, as vLLM does, or the output of the target's `"vision"`
             tower, as SGLang does. Neither server reads this field; decoding and checks do.
         tokenizer_fingerprint (`str`, *optional*): identity of the tokenizer of the vocabulary mapping.
+        filled_tokens (`int`, *optional*): tokens of its vocabulary that its data do not supervise; only cards read it.
 
     Raises:
         ValueError: for a draft vocabulary that does not fit.
@@ -39,6 +40,8 @@ class DraftConfig(LlamaConfig):
     # an unknown model_type fails in vLLM; Llama-style drafts are "llama" for both servers
     model_type = "llama"
     ignore_keys_at_rope_validation = {"mrope_section", "mrope_interleaved"}
+    # whether servers read YaRN's `mscale` and `mscale_all_dim` in such a draft
+    reads_mscale = False
 
     num_hidden_layers: int = 1
     rms_norm_eps: float = 1e-5
@@ -47,6 +50,7 @@ class DraftConfig(LlamaConfig):
     eagle_aux_hidden_state_layer_ids: list[int] | tuple[int, ...] | None = None
     image_embeddings: str = "token"
     tokenizer_fingerprint: str | None = None
+    filled_tokens: int | None = None
 
     def __post_init__(self, **kwargs):
         if self.draft_vocab_size is None:
@@ -58,6 +62,9 @@ class DraftConfig(LlamaConfig):
 
         super().__post_init__(**kwargs)
         self._check()
+
+    def _validate_yarn_rope_parameters(self, *args, **kwargs) -> None:
+        """Do not warn where the context is not `factor` times the original one: it is the target's, see `rope.py`."""
 
     def _check(self) -> None:
         """`ValueError` for what a draft of this kind cannot be."""
@@ -103,19 +110,25 @@ def mlp_width(config) -> int:
     return read_field(text, "intermediate_size_mlp", default=0) or read_field(text, "intermediate_size")
 
 
-def fields_of_target(target_config: PreTrainedConfig, rope: dict[str, Any] | None = None) -> dict[str, Any]:
+def fields_of_target(
+    target_config: PreTrainedConfig, rope: dict[str, Any] | None = None, reads_mscale: bool = False
+) -> dict[str, Any]:
     """What every draft copies from its target: widths, heads, RoPE, context length and special ids.
 
     Args:
         target_config: the target's (text) config.
         rope: `rope_parameters` of the draft, those of `draft_rope` if `None`.
+        reads_mscale: see [`DraftConfig`].
 
     Raises:
-        ValueError: if the target's layers differ in one of these, or its config lacks it; the message names it.
+        ValueError: for RoPE that servers would not run so, and if the target's layers differ in one of these, or its
+            config lacks it; the message names it.
     """
     text = target_config.get_text_config()
     hidden, heads = read_field(text, "hidden_size"), read_field(text, "num_attention_heads")
-    rope = draft_rope(text) if rope is None else rope
+    rope = draft_rope(text, reads_mscale=reads_mscale) if rope is None else rope
+    if not reads_mscale:
+        check_mscales(rope)
 
     return {
         "vocab_size": read_field(text, "vocab_size"),
@@ -150,6 +163,7 @@ def written_for_servers(config: DraftConfig, written: dict[str, Any]) -> dict[st
     for name in ("attention_bias", "mlp_bias", "bos_token_id", "eos_token_id", "pad_token_id"):
         written[name] = getattr(config, name)
 
-    if written.get("tokenizer_fingerprint") is None:
-        written.pop("tokenizer_fingerprint", None)
+    for name in ("tokenizer_fingerprint", "filled_tokens"):
+        if written.get(name) is None:
+            written.pop(name, None)
     return written

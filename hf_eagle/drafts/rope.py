@@ -15,11 +15,10 @@ _READ = {
     "default": (),
     "linear": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
-    "yarn": (
-        *("factor", "original_max_position_embeddings", "beta_fast", "beta_slow", "truncate"),
-        *("mscale", "mscale_all_dim"),
-    ),
+    "yarn": ("factor", "original_max_position_embeddings", "beta_fast", "beta_slow", "truncate"),
 }
+# and of `yarn` in latent attention alone: in Llama's, servers always multiply by 0.1 ln(factor) + 1
+MSCALES = ("mscale", "mscale_all_dim")
 
 # and those that each type cannot be computed without
 _NEEDED = {
@@ -30,7 +29,7 @@ _NEEDED = {
 }
 
 
-def draft_rope(text_config, kind: str = "1d") -> dict[str, Any]:
+def draft_rope(text_config, kind: str = "1d", reads_mscale: bool = False) -> dict[str, Any]:
     """`rope_parameters` of a draft for a target: its base, and its scaling if servers run that in one known way.
 
     A draft learns its own attention, so it need not rotate as its target does. It must be served as it was trained.
@@ -40,6 +39,7 @@ def draft_rope(text_config, kind: str = "1d") -> dict[str, Any]:
       batch, vLLM once at its start, for the longest context it was started with;
     * `partial_rotary_factor` (Phi-3, GLM-4): transformers' Llama ignores it, vLLM obeys it. A draft rotates whole
       heads;
+    * `mscale` and `mscale_all_dim` of YaRN, unless `reads_mscale`: transformers obeys them, servers do not;
     * `mrope_section`, unless `kind` is `"mrope"`, and anything else that one server reads and another does not.
 
     With `"mrope"` a draft gives tokens three positions, as its target does. Both servers then read `mrope_section` and
@@ -52,6 +52,7 @@ def draft_rope(text_config, kind: str = "1d") -> dict[str, Any]:
     Args:
         text_config: the target's.
         kind: `"1d"` or `"mrope"`.
+        reads_mscale: whether servers read YaRN's `mscale` and `mscale_all_dim` in such a draft, see [`DraftConfig`].
 
     Raises:
         ValueError: for an unknown kind, or `"mrope"` for a target without m-RoPE, or with a scaled one.
@@ -74,8 +75,16 @@ def draft_rope(text_config, kind: str = "1d") -> dict[str, Any]:
         kind = "default"
 
     read = {name: rope[name] for name in _READ[kind] if rope.get(name) is not None}
-    if not (read.get("mscale") and read.get("mscale_all_dim")):  # readers differ on one alone, and on a zero
-        read = {name: x for name, x in read.items() if not name.startswith("mscale")}
+    if kind == "yarn" and all(rope.get(name) for name in MSCALES):  # readers differ on one alone, and on a zero
+        mscales = {name: rope[name] for name in MSCALES}
+        if reads_mscale:
+            read |= mscales
+        else:
+            logger.info(
+                "The target's `mscale` %s and `mscale_all_dim` %s are not copied, because servers do not read them in "
+                "this draft's attention: it is trained with YaRN's own factor, as it is served.",
+                *mscales.values(),
+            )
 
     if by_axes:
         read = {"mrope_section": list(rope["mrope_section"]), "mrope_interleaved": bool(rope.get("mrope_interleaved"))}
@@ -107,11 +116,12 @@ def check_rope_scaling(given: Any) -> dict[str, Any]:
         )
 
     fields = {name: value for name, value in given.items() if name not in ("rope_type", "type") and value is not None}
+    known = (*_READ[kind], *(MSCALES if kind == "yarn" else ()), "rope_theta")
     for name, value in fields.items():
-        if name not in (*_READ[kind], "rope_theta"):
+        if name not in known:
             raise ValueError(
                 f"`draft_rope_scaling` holds `{name}`, which is not read of type {kind} by both servers: leave it out; "
-                f"it takes {', '.join((*_READ[kind], 'rope_theta'))}."
+                f"it takes {', '.join(known)}."
             )
         if (wanted := _refused(name, value)) is not None:
             raise ValueError(f"`{name}` of `draft_rope_scaling` must be {wanted}, got {value!r}.")
@@ -146,18 +156,49 @@ def _refused(name: str, value: Any) -> str | None:
     if name == "original_max_position_embeddings":
         return None if isinstance(value, int) and value >= 1 else "a whole number of at least 1"
 
+    if name == "factor" and value > 10_000:
+        return "at most 10,000"
     least = 1 if name == "factor" else 0
     return None if value > 0 and value >= least else "at least 1" if least else "above 0"
 
 
-def scaled_rope(text_config, scaling: Mapping[str, Any]) -> dict[str, Any]:
+def scaled_rope(text_config, scaling: Mapping[str, Any], positions: int) -> dict[str, Any]:
     """`rope_parameters` of a draft with its own scaling, and the target's base if that names none.
 
     Args:
         text_config: the target's.
         scaling: as [`check_rope_scaling`] returns it.
+        positions: the target's own `max_position_embeddings`.
+
+    Raises:
+        ValueError: for a scaling that begins beyond the target's last position.
     """
+    original = scaling.get("original_max_position_embeddings", 0)
+    if original > positions:
+        raise ValueError(
+            f"`original_max_position_embeddings` of `draft_rope_scaling` must be at most the target's {positions} "
+            f"positions, got {original}: it is the length that the scaling stretches."
+        )
+
+    reached = int(scaling.get("factor", 1) * original)
+    if scaling["rope_type"] == "yarn" and reached < positions:
+        logger.warning(
+            "`draft_rope_scaling` reaches %d of the target's %d positions (`factor` times "
+            "`original_max_position_embeddings`): vLLM lets such a draft propose nothing beyond them.",
+            reached,
+            positions,
+        )
     return {"rope_theta": _of_layer(text_config).get("rope_theta", 10000.0), **scaling}
+
+
+def check_mscales(rope: Mapping[str, Any]) -> None:
+    """`ValueError` for YaRN's `mscale` and `mscale_all_dim` in a draft whose servers do not read them."""
+    seen = next((name for name in MSCALES if rope.get(name) is not None), None)
+    if seen is not None:
+        raise ValueError(
+            f"`rope_parameters` (`draft_rope_scaling`) holds `{seen}` = {rope[seen]}, which servers read in latent "
+            "attention only: leave `mscale` and `mscale_all_dim` out; they use 0.1 ln(`factor`) + 1."
+        )
 
 
 def _of_layer(text_config) -> dict[str, Any]:
@@ -170,14 +211,19 @@ def _of_layer(text_config) -> dict[str, Any]:
 def positions_for(rope: Mapping[str, Any], text_config, positions: int) -> int:
     """`max_position_embeddings` that give a draft with this RoPE its target's context in both servers.
 
-    For some scalings, SGLang multiplies the config's context by `factor`.
+    For some scalings, SGLang multiplies the config's context by `factor`. With YaRN, vLLM takes `factor` times the
+    original length, whatever the config's context is; so does this, where that is more.
 
     Args:
         rope: the draft's.
         text_config: the target's.
         positions: the target's own `max_position_embeddings`.
     """
-    return max(positions, math.ceil(int(positions * _stretched(_of_layer(text_config))) / _stretched(rope)))
+    reached = 0
+    if rope.get("rope_type") == "yarn":
+        reached = round(rope["factor"] * rope["original_max_position_embeddings"])
+    own = math.ceil(int(positions * _stretched(_of_layer(text_config))) / _stretched(rope))
+    return max(positions, own, reached)
 
 
 def _stretched(rope: Mapping[str, Any]) -> float:

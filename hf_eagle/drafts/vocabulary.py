@@ -165,19 +165,23 @@ def frequent_ids(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
     return sorted(set(tokenizer.get_vocab().values()) - added)
 
 
-def told_unseen(token_ids: torch.Tensor, counts: torch.Tensor, special_ids: "Iterable[int]" = ()) -> str | None:
-    """A sentence about tokens of a draft vocabulary that were never counted; `None` if there are none.
+def count_unseen(token_ids: torch.Tensor, counts: torch.Tensor, special_ids: "Iterable[int]" = ()) -> int:
+    """How many tokens of a draft vocabulary were never counted, so that it was filled up with them.
 
     Args:
         token_ids: target ids of the draft vocabulary.
         counts: int `(vocab_size,)`, how often each token occurred.
         special_ids: which the vocabulary holds anyway.
     """
-    unseen = set(token_ids[counts[token_ids] == 0].tolist()) - set(special_ids)
-    if not unseen:
+    return len(set(token_ids[counts[token_ids] == 0].tolist()) - set(special_ids))
+
+
+def told_filled(tokens: int | None) -> str | None:
+    """A sentence about so many tokens that a draft vocabulary was filled up with; `None` if there are none."""
+    if not tokens:
         return None
     return (
-        f"{len(unseen):,} tokens of the draft vocabulary are not among the supervised ones: it was filled up with the "
+        f"{tokens:,} tokens of the draft vocabulary are not among the supervised ones: it was filled up with the "
         "tokenizer's most frequent (`fill_vocabulary`), the lowest ids first."
     )
 

@@ -5,6 +5,7 @@ Records are read and rendered by the same code as training data.
 
 import io
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -14,10 +15,12 @@ from ..data.forms import recognise_form
 from ..data.media import has_media, read_media_record
 from ..data.messages import TEXT, read_tools, text_of, to_messages
 from ..data.picture_forms import COLUMNS
-from ..data.reading import check_surrogates, opened, read_json_records
+from ..data.reading import Bad, check_surrogates, opened, read_json_records
 from ..data.rendering import ChatRenderer
 from ..data.unread_media import MarksAsText, unread_media
 
+
+logger = logging.getLogger(__name__)
 
 FORMS = '{"turns": [...]}, {"messages": [...]}, {"conversations": [...]} or {"prompt": ...}'
 _CHATS = ("chosen", "messages", "conversations", "conversation", "instruction", "prompt", "question", "query")
@@ -49,7 +52,9 @@ class Prompt:
         return replace(self, messages=messages, follow_ups=self.follow_ups[1:])
 
 
-def load_prompts(path: str | Path, limit: int | None = None, media_root: str | None = None) -> list[Prompt]:
+def load_prompts(
+    path: str | Path, limit: int | None = None, media_root: str | None = None, skip_bad_records: bool = False
+) -> list[Prompt]:
     """
     Reads a file of prompts.
 
@@ -69,6 +74,8 @@ def load_prompts(path: str | Path, limit: int | None = None, media_root: str | N
             Take the first `limit` prompts only.
         media_root (`str`, *optional*):
             Folder of relative image and video paths; by default the folder of the file.
+        skip_bad_records (`bool`, *optional*, defaults to `False`):
+            Leave out records that are no prompts, instead of raising an error; a warning counts them.
 
     Raises:
         `ValueError`: if the file is missing, is not text or JSON, holds a record of an unknown form, or no prompt.
@@ -83,19 +90,41 @@ def load_prompts(path: str | Path, limit: int | None = None, media_root: str | N
     if not path.is_file():
         raise ValueError(f"The prompt file {str(path)!r} does not exist.")
 
-    records = list(islice(_lines(path) if ending == ".txt" else _records(path), limit))
+    root, bad = media_root or str(path.parent), []
+    records = _lines(path) if ending == ".txt" else _records(path, bad.append if skip_bad_records else None)
+    if skip_bad_records:
+        records = _sound(records, path, root, bad)
+
+    records = list(islice(records, limit))
+    if bad and not records:
+        raise bad[0]
+    if bad:
+        logger.warning("%d records of %s are no prompts and were left out; the first: %s", len(bad), path, bad[0])
     if not records:
         raise ValueError(f"The prompt file {str(path)!r} holds no prompt.")
+
     # if any record has media, all records keep their parts, as in training
     parts = any(has_media(record) for _, record in records)
-    root = (media_root or str(path.parent)) if parts else None
-    prompts = [_to_prompt(record, index, path, root) for index, record in records]
+    prompts = [_to_prompt(record, index, path, root if parts else None) for index, record in records]
 
     marks = MarksAsText()
     for (index, _), prompt in zip(records, prompts, strict=True):
         marks.look(prompt.messages, f"Record {index} of the prompt file {str(path)!r}")
     marks.tell(len(prompts))
     return prompts
+
+
+def _sound(
+    records: Iterator[tuple[int, dict]], path: Path, root: str, bad: list[ValueError]
+) -> Iterator[tuple[int, dict]]:
+    """The records that are prompts; what is wrong with the others goes to `bad`."""
+    for index, record in records:
+        try:
+            _to_prompt(record, index, path, root if has_media(record) else None)
+        except ValueError as problem:
+            bad.append(problem)
+        else:
+            yield index, record
 
 
 def spread(prompts: list[Prompt], count: int) -> list[Prompt]:
@@ -156,10 +185,10 @@ def _lines(path: Path) -> Iterator[tuple[int, dict]]:
             raise ValueError(f"The prompt file {str(path)!r} cannot be read as UTF-8 text: {error}.") from error
 
 
-def _records(path: Path) -> Iterator[tuple[int, dict]]:
-    """Yield the records of a JSON file; an error says that it is a prompt file."""
+def _records(path: Path, bad: Bad | None = None) -> Iterator[tuple[int, dict]]:
+    """Yield the records of a JSON file; an error says that it is a prompt file. `bad` is as for `read_json_records`."""
     try:
-        yield from read_json_records(path)
+        yield from read_json_records(path, bad)
     except (OSError, ValueError) as error:
         raise ValueError(f"A prompt file cannot be read: {error}") from None
 
@@ -192,6 +221,8 @@ def _first_turn(record: Mapping) -> tuple[dict, tuple[str, ...]]:
     turns = record["turns"]
     if not isinstance(turns, list) or not turns or not all(isinstance(t, str) and t.strip() for t in turns):
         raise _NotAPrompt(f"has no readable prompt; write {FORMS}, every turn a text.")
+    if has_media(record) and any(f"<{kind}>" in turn for kind in COLUMNS for turn in turns[1:]):
+        raise _NotAPrompt("shows a medium in a later one of its `turns`: only the first turn can, so move it there.")
     other = unread_media(record)  # is told of where a mark asks for it
     kept = {name: record[name] for name in ("system", *MEDIA_COLUMNS, other) if name in record}
     return kept | {"messages": [{"role": "user", "content": turns[0]}]}, tuple(turns[1:])

@@ -8,6 +8,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
 
+from ..arguments.sources import MEDIA_LIMITS
 from ..door.json_files import check_fields, read_json
 
 
@@ -133,6 +134,11 @@ class CardFacts:
     history_plot: str | None = None
     sweep_plot: str | None = None
     card_sha256: str | None = None
+
+    @property
+    def media_limits(self) -> dict[str, object]:
+        """With which limits images and videos were shown in training, `min_pixels` and its like."""
+        return {name: self.hyperparameters[name] for name in MEDIA_LIMITS if name in self.hyperparameters}
 
 
 def facts_from(given: CardFacts | Mapping, where: str = "`facts`", mend: str = "correct the facts") -> CardFacts:

@@ -18,7 +18,7 @@ PACKAGE = Path(__file__).resolve().parents[1]
 ENTRY = "hub.generate_entry"
 FOLDER = "custom_generate"
 # methods that torch and transformers call when a draft is loaded and decodes; training and saving call others
-CALLED = ("forward", "update", "get_seq_length", "get_mask_sizes", "_init_weights")
+CALLED = ("forward", "update", "get_seq_length", "get_mask_sizes", "_init_weights", "_validate_yarn_rope_parameters")
 LEFT_OUT = (
     "UnrolledDraft.forward",  # calling a draft is for training; decoding uses its method `decode`
     # every kind of this package has methods of its own in place of these

@@ -155,7 +155,8 @@ def card_text(output_dir: Path, facts: CardFacts, named: str | None = None) -> s
         ],
         published=published,
         overlap_rule=RULE,
-        commands=serve_commands(target, draft, speculative_tokens, known["kind"]),
+        commands=serve_commands(target, draft, speculative_tokens, known["kind"], facts.media_limits),
+        media_limits=facts.media_limits,
     )
     return card.content.rstrip() + "\n"
 

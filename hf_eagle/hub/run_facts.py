@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from ..door.names import as_named, at_home, is_hub_id
+from ..drafts.vocabulary import told_filled
 from .card_facts import CardFacts, measured_in
 from .licenses import inherited_license, license_of
 
@@ -46,13 +47,12 @@ def changed_arguments(args) -> dict[str, object]:
     return found
 
 
-def argument_facts(run, train, filled: str | None = None) -> dict[str, object]:
+def argument_facts(run, train) -> dict[str, object]:
     """Return fields of [`CardFacts`] from a run's arguments and data, which its trainer does not know.
 
     Args:
         run ([`RunArguments`]): the arguments.
         train (`Dataset` or `IterableDataset`): the training data; the rows of a stream are not counted.
-        filled: a sentence about tokens of the draft vocabulary that these data do not hold.
     """
     data, groups = run.data, (run.draft, run.target, run.data, run.adapter)
     known = {"license": run.draft.license, "base_model": run.target.base_model}
@@ -68,8 +68,7 @@ def argument_facts(run, train, filled: str | None = None) -> dict[str, object]:
                 data.data_licenses or [None] * len(data.train_data),
                 strict=True,
             )
-        ]
-        + ([] if filled is None else [filled.removesuffix(".")]),
+        ],
         "data_statistics": {} if data.streaming else _counted(train),
         "hyperparameters": {name: value for group in groups for name, value in changed_arguments(group).items()},
     }
@@ -117,6 +116,7 @@ def run_facts(trainer) -> CardFacts:
     args, state, folder = trainer.args, trainer.state, Path(trainer.args.output_dir)
     target, known = trainer.target.model.name_or_path, dict(trainer.card_facts)
     draft = trainer.accelerator.unwrap_model(trainer.model)
+    filled = told_filled(draft.config.filled_tokens)
     seconds = [entry["train_runtime"] for entry in state.log_history if "train_runtime" in entry]
 
     return CardFacts(
@@ -134,6 +134,7 @@ def run_facts(trainer) -> CardFacts:
             "processes": args.world_size,
             "machine": machine(),
         },
+        data=known.pop("data", []) + ([] if filled is None else [filled.removesuffix(".")]),
         hyperparameters=known.pop("hyperparameters", {}) | changed_arguments(args),
         versions=versions(),
         **{f"{kind}_plot": name for kind, name in PICTURES.items() if (folder / name).exists()},

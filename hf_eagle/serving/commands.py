@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from collections.abc import Mapping
 
 from ..door.names import at_home
 from .kinds import ServedKind, rows_of, serves
@@ -21,13 +22,24 @@ def served_as(kind: str) -> ServedKind:
     return rows[0]
 
 
-def serve_commands(target: str, draft: str, num_speculative_tokens: int = 3, kind: str = "eagle3") -> dict[str, str]:
+# limits of media that vLLM's processors of Qwen's models take; of frames it chooses itself
+_PIXELS = ("min_pixels", "max_pixels")
+
+
+def serve_commands(
+    target: str,
+    draft: str,
+    num_speculative_tokens: int = 3,
+    kind: str = "eagle3",
+    media_limits: Mapping[str, float] | None = None,
+) -> dict[str, str]:
     """Return shell commands that serve `target` with `draft`, by server; SGLang drafts the same chain as vLLM.
 
     Args:
         target, draft: folders or Hub ids; expands a `~`, since servers do not and the shell does not in quotes.
         num_speculative_tokens: tokens drafted in a chain.
         kind: hf_eagle's name of the draft's kind.
+        media_limits: with which the target's media were shown in training; vLLM is told those of pixels.
 
     Returns:
         Server name -> command; empty for a kind that no server is known to run.
@@ -37,12 +49,14 @@ def serve_commands(target: str, draft: str, num_speculative_tokens: int = 3, kin
 
     row = served_as(kind)
     target, draft = str(at_home(target)), str(at_home(draft))
+    pixels = {name: value for name, value in (media_limits or {}).items() if name in _PIXELS}
+    limits = f" \\\n    --mm-processor-kwargs {shlex.quote(json.dumps(pixels))}" if pixels else ""
     speculative = {"method": row.vllm.name, "model": draft, "num_speculative_tokens": num_speculative_tokens}
 
     # as modules: these run wherever the package can be imported, even if its console command is not on the path
     return {
         "vLLM": f"python -m vllm.entrypoints.openai.api_server --model {shlex.quote(target)} \\\n"
-        f"    --speculative-config {shlex.quote(json.dumps(speculative))}",
+        f"    --speculative-config {shlex.quote(json.dumps(speculative))}{limits}",
         "SGLang": f"python -m sglang.launch_server --model-path {shlex.quote(target)} \\\n"
         f"    --speculative-algorithm {row.sglang.name} --speculative-draft-model-path {shlex.quote(draft)} \\\n"
         f"    --speculative-num-steps {num_speculative_tokens} --speculative-eagle-topk 1 "

@@ -62,7 +62,7 @@ def layout_of(
     if world < 2:
         raise ValueError(
             f"`target_sharding` is {mode}, but this run has one process: start it with `torchrun` or `accelerate "
-            "launch`, or set it to none."
+            "launch`, which without an accelerator starts one process only, or set it to none."
         )
     size = world if size is None else size
     if size < 2 or world % size:
@@ -168,10 +168,16 @@ def loading_arguments(
     if not {*layout, "ep_implementation"} <= known:
         raise ValueError(f"`target_sharding` {sharding} needs transformers 5.24 or newer, or set it to none.")
 
+    # transformers warns of rules of a plan that name nothing in this model; `check_weights` sees what was spread
+    logging.getLogger("transformers.distributed.mixin").addFilter(_is_no_idle_rule)
     recognise_turned_shares(config)
     if sharding == "tensor":
         refuse_turned_experts(config, name_or_path, hub.get("revision", "main"))
     return {"distributed_config": DistributedConfig(**layout)}
+
+
+def _is_no_idle_rule(record: logging.LogRecord) -> bool:
+    return "`fsdp_plan` rules" not in record.getMessage()
 
 
 def world_size() -> int:

@@ -73,7 +73,7 @@ def check_plugin(plugin) -> None:
     if plugin.activation_checkpointing:
         raise ValueError(
             "`fsdp_activation_checkpointing` finds no layers in a draft: set it to false, and use "
-            "`gradient_checkpointing`."
+            "`activation_checkpointing`."
         )
 
 

@@ -7,6 +7,9 @@ from pathlib import Path
 
 from transformers import Trainer, TrainingArguments
 
+from ..arguments.yaml_files import read_yaml
+from ..shipped import find_launch_config
+
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +48,30 @@ def told_of_launch(asked_to_shard: bool, sharded: bool, processes: int) -> Itera
             f"`accelerate launch` was asked for {asked} processes and started one, as it does without an accelerator: "
             f"start with `torchrun --nproc-per-node {asked}` for {asked} processes on this machine's CPUs."
         )
+
+
+def launch_of(config: str | None, args: TrainingArguments) -> tuple[int, bool]:
+    """How many processes a launch starts on all machines, and whether it shards the draft over them.
+
+    Args:
+        config: launch config of accelerate, a path or the name of one of ours; `None` for this process's own launch.
+        args: of the run.
+
+    Raises:
+        ValueError: naming the argument `launch_config`, if that is none.
+    """
+    if config is None:
+        return max(asked_processes(_parent()) or 1, args.world_size), asked_to_shard(args)
+
+    path = find_launch_config(config, "launch_config")
+    fields = read_yaml(path, "launch_config")
+    processes, kind = fields.get("num_processes"), fields.get("distributed_type")
+    if not isinstance(processes, int) or isinstance(processes, bool) or processes < 1:
+        raise ValueError(
+            f"`launch_config` {path} must give `num_processes` as a whole number of at least 1, got {processes!r}: "
+            "name a file that `accelerate config` writes."
+        )
+    return processes, asked_to_shard(args) or kind in ("FSDP", "DEEPSPEED")
 
 
 def asked_processes(command: Sequence[str]) -> int | None:

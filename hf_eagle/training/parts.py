@@ -27,15 +27,17 @@ from ..drafts.rope import scaled_rope
 from ..drafts.vocabulary import (
     VocabularyMapping,
     count_supervised_tokens,
+    count_unseen,
     frequent_ids,
     tokenizer_fingerprint,
-    told_unseen,
+    told_filled,
 )
 from ..drafts.warm_start import start_from
 from ..regions import compile_regions
 from ..store.cache import FeatureCache, open_cache
 from ..store.fingerprints import drop_layers
 from ..targets.architectures import check_length
+from ..targets.config_fields import read_field
 from ..targets.loading import files_of_processor, is_adapter, load_processor, load_tokenizer, takes_media
 from ..targets.merged_folder import save_merged
 from ..targets.room import config_before_loading
@@ -194,7 +196,9 @@ def config_of_draft(
     options = {**vars(draft_args), "latent_sizes": draft_args.latent_sizes, "tap_ids": target_args.tap_ids}
 
     if draft_args.rope_scaling is not None:
-        fields["rope_parameters"] = scaled_rope(target_config.get_text_config(), draft_args.rope_scaling)
+        text = target_config.get_text_config()
+        positions = read_field(text, "max_position_embeddings")
+        fields["rope_parameters"] = scaled_rope(text, draft_args.rope_scaling, positions)
     return draft_args.kind.part("configuration").config_for(target_config, options, **fields)
 
 
@@ -234,9 +238,9 @@ def draft_for(
         sizes = (config.draft_vocab_size, config.vocab_size, 100 * mapping.coverage)
         logger.info("Draft vocabulary: %d of %d tokens, %.2f%% of the supervised tokens.", *sizes)
 
-        filled = told_unseen(mapping.t2d.nonzero()[:, 0], counts, tokenizer.all_special_ids)
-        if filled is not None:
-            logger.info("%s", filled)
+        config.filled_tokens = count_unseen(mapping.t2d.nonzero()[:, 0], counts, tokenizer.all_special_ids) or None
+        if config.filled_tokens:
+            logger.info("%s", told_filled(config.filled_tokens))
 
     head = target.head_weight() if draft_args.draft_init == "target" else None
     draft = new_draft(config, target.embedding_weight(), mapping, head, draft_args.draft_attn_implementation)
@@ -249,24 +253,21 @@ def draft_for(
     return draft
 
 
-def told_filled(draft: EaglePreTrainedModel, tokenizer: PreTrainedTokenizerBase, train: Dataset) -> str | None:
-    """A sentence about tokens of a draft's vocabulary that its data never supervise; `None` if there are none."""
-    if draft.draft_ids is None:
-        return None
-
-    counts = count_supervised_tokens(train, draft.config.vocab_size)
-    return told_unseen(draft.draft_ids.cpu(), counts, tokenizer.all_special_ids)
-
-
 def _check_same_shape(held: DraftConfig, asked: DraftConfig, folder: str) -> None:
     """`ValueError` if the arguments describe another draft than the one in the folder."""
     wanted, found = asked.as_arguments(), held.as_arguments()
     for name in [*wanted, *(name for name in found if name not in wanted)]:
         if wanted.get(name) != found.get(name):
             raise ValueError(
-                f"`{name}` is {wanted.get(name)} but {folder} was trained with {found.get(name)}: keep it, or start a "
-                "new draft in another `output_dir`."
+                f"`{name}` is {_as_given(name, wanted, asked)} but {folder} was trained with "
+                f"{_as_given(name, found, held)}: keep it, or start a new draft in another `output_dir`."
             )
+
+
+def _as_given(name: str, values: dict, config: DraftConfig) -> str:
+    """Return a value of a draft's shape as its argument says it: the whole vocabulary is `none`."""
+    whole = name == "draft_vocab_size" and values.get(name) == config.vocab_size
+    return f"none (all {config.vocab_size} tokens)" if whole else str(values.get(name))
 
 
 def feature_cache(

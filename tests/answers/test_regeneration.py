@@ -195,7 +195,7 @@ def test_a_damaged_journal_row_is_named(row, message, tmp_path, monkeypatch):
         regenerate(output)
 
     journal.write_text(journal.read_text() + json.dumps(row) + "\n")
-    with pytest.raises(ValueError, match=f"answers.jsonl.journal {message}.*: delete it to begin anew"):
+    with pytest.raises(ValueError, match=f"answers.jsonl.journal {message}.*: delete it to start over"):
         regenerate(output)
 
 

@@ -253,7 +253,7 @@ def test_a_damaged_journal_is_named(tmp_path):
         first = journal.read_text().splitlines()[0]
         for row in ("7", '{"id": "0", "turn": 0, "answer": {}}', '{"id": 0, "turn": 0, "answer": {"message": 7}}'):
             journal.write_text(f"{first}\n{row}\n")
-            with pytest.raises(ValueError, match="out.journal .*: delete it to begin anew"):
+            with pytest.raises(ValueError, match="out.journal .*: delete it to start over"):
                 regenerate(tmp_path / "out", server.url, records=records(3))
 
 
@@ -281,7 +281,7 @@ def test_a_journal_row_that_answers_no_open_turn_is_named(rows, message, tmp_pat
         journal = tmp_path / "out.journal"
         lines = [{"id": 0, "turn": 0, "answer": SAID} | row for row in rows]
         journal.write_text("\n".join([journal.read_text().splitlines()[0], *map(json.dumps, lines)]) + "\n")
-        with pytest.raises(ValueError, match=f"out.journal {message}.*: delete it to begin anew"):
+        with pytest.raises(ValueError, match=f"out.journal {message}.*: delete it to start over"):
             regenerate(tmp_path / "out", server.url, records=records(3))
 
 

@@ -6,7 +6,8 @@ import pytest
 from tiny_tokenizer import assistant, system, user
 
 from hf_eagle.answers.answer import Answer
-from hf_eagle.answers.turns import context, read_ids, read_offers, read_turns
+from hf_eagle.answers.turns import answerable, context, read_ids, read_offers, read_turns
+from hf_eagle.data.records import load_records
 
 
 IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA", "detail": "low"}}
@@ -72,3 +73,28 @@ def test_parts_are_kept_as_they_are():
         read_turns([{"messages": [user([{"text": "no type"}])]}], content_parts=True)
     with pytest.raises(ValueError, match="Record 0: message 0 must be an object"):
         read_turns([{"messages": ["hello", user([TEXT])]}], content_parts=True)
+
+
+BAD = [
+    {"conversations": []},
+    {"messages": [{"role": "nobody", "content": "x"}]},
+    {"messages": [assistant("An answer.")]},
+    {"messages": [user("What now?")], "tools": [3]},
+]
+
+
+def test_records_that_ask_nothing_are_left_out_and_counted(tmp_path, caplog):
+    good = [{"conversations": [{"from": "human", "value": name}]} for name in ("one", "two")]
+    path = tmp_path / "chats.json"
+    path.write_text(json.dumps([BAD[0], good[0], *BAD[1:], good[1]]))
+    records = answerable(load_records([str(path)], skip_bad_records=True))
+    assert [turns[0][0]["content"] for turns in read_turns(records)] == ["one", "two"]
+    assert f"4 of 6 records are bad and were left out; the first: {path}: Record 0" in caplog.text
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_if_no_record_asks_anything_the_first_says_why(bad, tmp_path):
+    path = tmp_path / "chats.json"
+    path.write_text(json.dumps([bad]))
+    with pytest.raises(ValueError, match=r"chats.json: Record 0"):
+        answerable(load_records([str(path)], skip_bad_records=True))

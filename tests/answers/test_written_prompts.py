@@ -114,7 +114,7 @@ def test_a_journal_row_of_no_prompt_is_named(id, tmp_path):
         lines = journal.read_text().splitlines()
         lines[1] = json.dumps(json.loads(lines[1]) | {"id": id})
         journal.write_text("\n".join(lines) + "\n")
-        with pytest.raises(ValueError, match=f"journal holds prompt {id}, but there are 40: delete it to begin anew"):
+        with pytest.raises(ValueError, match=f"journal holds prompt {id}, but there are 40: delete it to start over"):
             write(path, server.url)
 
 

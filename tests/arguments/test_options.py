@@ -1,14 +1,21 @@
 """Options of transformers' training that cannot work are refused with their name, and what is not refused trains."""
 
+import warnings
+from contextlib import suppress
+
 import pytest
 import torch
 from tiny import random_chats, tiny_pair
+from transformers import TrainingArguments
 from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 
 from hf_eagle import EagleTrainer, EagleTrainingArguments
+from hf_eagle.arguments import training
 from hf_eagle.arguments.devices import check_attention, device_of
 from hf_eagle.arguments.options import refuse_unavailable
+from hf_eagle.shipped import find_config, recipe_names
+from hf_eagle.training.run_arguments import RunArguments
 
 
 REFUSED = [
@@ -105,6 +112,26 @@ def trained(tmp_path, **options) -> bool:
     target, draft = tiny_pair()
     EagleTrainer(draft, args, target, train_dataset=random_chats(8)).train()
     return True
+
+
+@pytest.mark.parametrize("recipe", recipe_names())
+def test_no_recipe_uses_a_deprecated_name(recipe):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        warnings.simplefilter("error", DeprecationWarning)
+        asked = RunArguments.parse(["--config", recipe])
+    wanted = "activation_checkpointing: true" in find_config(recipe).read_text()
+    assert asked.training.gradient_checkpointing == wanted  # which every version of transformers reads
+
+
+@pytest.mark.parametrize("given", [None, True, False])
+def test_checkpointing_reaches_a_library_that_knows_the_older_name_only(given, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(training, "complete", lambda args: seen.append(args.gradient_checkpointing))
+    default = TrainingArguments.__dataclass_fields__["gradient_checkpointing"].default
+    with suppress(AttributeError):  # what the library itself would have completed
+        arguments(tmp_path, activation_checkpointing=given)
+    assert seen == [default if given is None else given]
 
 
 def test_no_noise_is_no_refusal(tmp_path):

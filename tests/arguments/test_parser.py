@@ -68,6 +68,16 @@ def test_none_unsets_every_number_that_may_be_unset(parse, word, given):
         assert next(getattr(group, name) for group in groups if hasattr(group, name)) is None
 
 
+@pytest.mark.parametrize("word", ["none", "None", "null"])
+@pytest.mark.parametrize("given", ["{}={}", "{} {}"])
+def test_none_unsets_a_scaling(parse, word, given):
+    """As null does in YAML, also where the file has set it."""
+    file = FILE + "draft_rope_scaling: {rope_type: linear, factor: 2.0}\n"
+    draft = parse(*given.format("--draft_rope_scaling", word).split(), file=file)[1]
+    assert draft.draft_rope_scaling is None and draft.rope_scaling is None
+    assert parse(file=FILE + f"draft_rope_scaling: {word.lower()}\n")[1].rope_scaling is None
+
+
 def test_data_options(parse):
     _, _, data, _ = parse(file=FILE + "chat_template_kwargs: {enable_thinking: false}\ndata_weights: [0.5, 2]\n")
     assert data.template_kwargs == {"enable_thinking": False} and data.data_weights == [0.5, 2.0]

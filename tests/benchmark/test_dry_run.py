@@ -1,7 +1,6 @@
 """What `--dry_run` predicts for a rank: exact parameters, and bytes compared with those of real steps."""
 
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ from hf_eagle.benchmark.dry_run import GIB, dry_run, read_target_config, shapes_
 from hf_eagle.drafts.costs_base import RunShapes
 from hf_eagle.drafts.eagle1.configuration import Eagle1Config
 from hf_eagle.drafts.eagle3.configuration import draft_config
-from hf_eagle.training.parts import config_of_draft
+from hf_eagle.training.launching import launch_of
 from hf_eagle.training.run_arguments import RunArguments
 
 
@@ -83,23 +82,98 @@ def launched(head: str) -> tuple[int, bool]:
     return int(asked[1]) if asked else config["num_processes"], config["distributed_type"] == "FSDP"
 
 
+def commented(comment: str, start: str) -> list[str]:
+    """The words of a command in a comment, which begins with `start`, behind that."""
+    return re.search(rf"^# {re.escape(start)} ((?:.*\\\n#)*.*)$", comment, re.M)[1].replace("\\\n#", " ").split()
+
+
+def dry_ran(words: list[str], script, tmp_path, capsys) -> str:
+    """What such a command prints."""
+    asked = RunArguments.parse(words)
+    asked.target.target = str(write_config(asked.target.target, tmp_path / "target"))
+    script["print_dry_run"](asked)
+    return capsys.readouterr().out
+
+
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
-def test_a_recipe_fits_the_devices_that_its_head_names(recipe, tmp_path):
+def test_a_recipe_fits_the_devices_that_its_head_names(recipe, script, tmp_path, capsys, caplog):
+    """By the very command of its head, which counts what the launch above it starts."""
     head = recipe.read_text()
     processes, sharded = launched(head)
     world, memory, told = SIZES.search(head).groups()
     assert processes == int(world)
     assert f"--config training_args/{recipe.name}" in head
 
-    asked = ["--config", str(recipe), "--dry_run", "--world_size", world, "--device_memory_gb", memory]
-    asked = RunArguments.parse(asked)
-    target = read_target_config(str(write_config(asked.target.target, tmp_path / "target")))
-    config = config_of_draft(target, asked.target, asked.draft)
-    steps = asked.draft.kind.part("training").training_for(asked.training, config).steps
-    shapes = shapes_of(target, asked.target, asked.data, asked.dry_run, asked.training, steps)
-    run = dry_run(target, config, replace(shapes, draft_sharded=sharded))
-    assert run.peak / GIB == pytest.approx(float(told), abs=0.051)
-    assert run.warning(int(memory)) is None
+    words = commented(head, "Dry run: hf-eagle train")
+    assert words[:3] == ["--config", recipe.stem, "--dry_run"] and words[-2:] == ["--device_memory_gb", memory]
+    printed = dry_ran(words, script, tmp_path, capsys)
+    assert printed.startswith(f"Each of {world} rank(s): ")
+    assert ("the draft's weights, gathered for a step" in printed) == sharded
+    assert float(re.search(r"^at most +([\d.]+)$", printed, re.M)[1]) == pytest.approx(float(told), abs=0.056)
+    assert "This cannot fit" not in caplog.text
+
+
+LAUNCH_CONFIGS = sorted((ROOT / "training_args" / "accelerate").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("config", LAUNCH_CONFIGS, ids=lambda path: path.stem)
+def test_the_command_in_a_launch_config_can_be_run(config, script, tmp_path, capsys):
+    comment = config.read_text()
+    if "--config " not in comment:
+        return  # it names no recipe
+    words = commented(comment, f"accelerate launch --config_file training_args/accelerate/{config.name}")
+    words = words[words.index("scripts/train_eagle.py") + 1 :]
+    printed = dry_ran([*words, "--dry_run", "--launch_config", str(config)], script, tmp_path, capsys)
+    said = yaml.safe_load(comment)
+    assert printed.startswith(f"Each of {said['num_processes']} rank(s): ")
+    assert ("the draft's weights, gathered" in printed) == (said["distributed_type"] == "FSDP")
+
+
+@pytest.mark.parametrize(
+    ("words", "launcher", "ranks", "sharded"),
+    [
+        ("", {}, 1, False),
+        ("--world_size 4", {}, 4, False),
+        ("--launch_config fsdp2", {}, 8, True),
+        ("--launch_config fsdp2 --world_size 2", {}, 2, True),
+        ("--launch_config ddp", {}, 8, False),
+        ("--launch_config single", {}, 1, False),
+        ("--world_size 4", {"ACCELERATE_USE_FSDP": "true"}, 4, True),
+        ("", {"ACCELERATE_USE_FSDP": "true"}, 1, False),
+        ("--launch_config ddp", {"ACCELERATE_USE_FSDP": "true"}, 8, True),
+    ],
+)
+def test_the_launch_is_the_one_that_was_named_or_this_one(words, launcher, ranks, sharded, tmp_path, monkeypatch):
+    for name, value in launcher.items():
+        monkeypatch.setenv(name, value)
+    asked = RunArguments.parse(["--config", "qwen3-8b-eagle3", "--dry_run", *words.split()])
+    target = read_target_config(str(write_config("Qwen/Qwen3-8B", tmp_path)))
+    shapes = shapes_of(target, asked.target, asked.data, asked.dry_run, asked.training, 7)
+    assert (shapes.world_size, shapes.draft_sharded) == (ranks, sharded)
+
+
+def test_a_sharded_target_needs_a_number_of_ranks_and_no_launcher(tmp_path):
+    asked = RunArguments.parse(["--config", "qwen3-30b-a3b-eagle3", "--dry_run"])
+    target = read_target_config(str(write_config("Qwen/Qwen3-30B-A3B", tmp_path)))
+    with pytest.raises(ValueError, match="counts one rank: give .* with `--world_size`, or .* with `--launch_config`"):
+        shapes_of(target, asked.target, asked.data, asked.dry_run, asked.training, 7)
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ("distributed_type: FSDP\n", "must give `num_processes` as a whole number of at least 1, got None"),
+        ("num_processes: many\n", "must give `num_processes` .* got 'many'"),
+        ("num_processes: 0\n", "got 0"),
+        ("[1]\n", "`launch_config` .*"),
+    ],
+)
+def test_a_file_that_is_no_launch_config_is_refused(written, message, tmp_path):
+    (tmp_path / "launch.yaml").write_text(written)
+    with pytest.raises(ValueError, match=message):
+        launch_of(str(tmp_path / "launch.yaml"), None)
+    with pytest.raises(ValueError, match="`launch_config` fsdp22 is neither a file nor a launch config: did you mean"):
+        launch_of("fsdp22", None)
 
 
 def test_qwen3_with_a_latent_draft(tmp_path):
@@ -169,6 +243,7 @@ def test_a_config_that_is_out_of_reach_is_one_sentence(tmp_path):
     ("fields", "message"),
     [
         ({"world_size": 8}, "`world_size` is 8, but only `dry_run` uses it"),
+        ({"launch_config": "ddp"}, "`launch_config` is ddp, but only `dry_run` uses it"),
         ({"device_memory_gb": 80.0}, "`device_memory_gb` is 80.0, but only `dry_run`"),
         ({"dry_run": True, "world_size": 0}, "`world_size` must be at least 1 and at most 1,048,576, got 0"),
         ({"dry_run": True, "supervised_share": 0.0}, "`supervised_share` must be above 0 and at most 1"),

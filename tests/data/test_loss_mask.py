@@ -235,7 +235,7 @@ def test_errors():
     with pytest.raises(ValueError, match="Record 7 does not fit the chat template of `tokenizer`: no system here"):
         ConversationEncoder(tiny_tokenizer(picky)).encode([[system("a"), user("b")]], indices=[7])
     shouting = CHATML.replace("message['content']", "message['content'] | length | string")
-    with pytest.raises(ValueError, match="does not leave the answers as they are"):
+    with pytest.raises(ValueError, match="it changes the text of answers, so their positions cannot be found"):
         ConversationEncoder(tiny_tokenizer(shouting)).encode([[user("a"), assistant("b")]])
 
 

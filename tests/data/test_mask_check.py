@@ -25,7 +25,7 @@ class Shifted(ConversationEncoder):
 def test_wrong_span_is_refused(start, end):
     encoder = Shifted(tiny_tokenizer(CHATML))
     encoder.start, encoder.end = start, end
-    with pytest.raises(ValueError, match="Record 3: two ways to find the answers") as caught:
+    with pytest.raises(ValueError, match="Record 3: two methods find different answers") as caught:
         check_loss_mask(encoder, [CHAT], [3])
     assert r"By increments: '<|im_start|>user\nthe cat<|im_end|>\n" in str(caught.value)
     assert "[[hello there<|im_end|>]]" in str(caught.value)
@@ -39,7 +39,7 @@ def test_wrong_span_is_refused_where_turns_are_rewritten_later(family, start, en
     encoder = Shifted(family_tokenizer(family))
     check_loss_mask(encoder, [chat], [0])
     encoder.start, encoder.end = start, end
-    with pytest.raises(ValueError, match="Record 0: two ways to find the answers"):
+    with pytest.raises(ValueError, match="Record 0: two methods find different answers"):
         check_loss_mask(encoder, [chat], [0])
 
 

@@ -101,15 +101,19 @@ REFUSED = {
     },
     "`images` holds more images than .*: 2 for 0": {"images": [A, B], "messages": chat("hello", SAID)},
     "`images` holds fewer images than .*: 0 for 1": {"images": [], "messages": chat("<image>hello", SAID)},
-    "`videos` holds fewer than .*: 0 for 1": {"image": A, "videos": [], "messages": chat("<image> <video>", SAID)},
+    "`videos` holds fewer videos than .*: 0 for 1": {
+        "image": A,
+        "videos": [],
+        "messages": chat("<image> <video>", SAID),
+    },
     "`image` holds fewer images than .*: 0 for 1": {"image": None, "messages": chat("what is <image>", SAID)},
-    "`videos` holds fewer than .*: 0 for 1 *": {"videos": None, "prompt": "<video>", "completion": SAID},
-    "`video` holds fewer than .* `<image>` in texts.*: 1 for 2": {
+    "`videos` holds fewer videos than .*: 0 for 1 *": {"videos": None, "prompt": "<video>", "completion": SAID},
+    "`video` holds fewer videos than .* `<image>` in texts.*: 1 for 2": {
         "video": FILM,
         "messages": chat("<image><image>hello", SAID),
     },
     "`image` holds more images than .*: 1 for 0": {"image": A, "messages": ONE},
-    "`video` holds more than .*: 1 for 0": {"video": FILM, "messages": ONE},
+    "`video` holds more videos than .*: 1 for 0": {"video": FILM, "messages": ONE},
     "both `image` and `images` name images": {"image": A, "images": [B], "messages": TYPED},
     "message 0 holds an image part that names no image": {"messages": TYPED},
     "message 0 holds a video part that names no video": {"messages": chat([{"type": "video"}], SAID)},

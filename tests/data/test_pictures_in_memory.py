@@ -98,5 +98,5 @@ def test_pixels_that_cannot_be_read_are_a_bad_medium(problem, caplog):
 @pytest.mark.parametrize("shape", [(3,), (2, 2, 2), (2, 2, 4), (2, 2, 2, 1)])
 def test_an_array_of_another_shape_says_which_is_wanted(shape):
     record = {"image": np.zeros(shape, np.uint8), "messages": chat("<image>hello", "the cat")}
-    with pytest.raises(ValueError, match=r"Record 0: .*(height, width, 3\) large, got uint8|for 1\.)"):
+    with pytest.raises(ValueError, match=r"Record 0: .*(height, width, 3\), got uint8|for 1\.)"):
         build_vision_dataset([record], vision_processor())

@@ -106,7 +106,7 @@ def test_a_mark_beside_an_empty_column_is_refused_in_every_file(column, asked, e
     else:
         with open(path, "w", newline="") as file:
             csv.writer(file).writerows([records[0], ["", json.dumps(records[0]["conversations"])]])
-    with pytest.raises(ValueError, match=f"Record 0: `{column}` holds fewer than .*: 0 for 1"):
+    with pytest.raises(ValueError, match=f"Record 0: `{column}` holds fewer (images|videos) than .*: 0 for 1"):
         build_vision_dataset(load_records(path), vision_processor())
 
 

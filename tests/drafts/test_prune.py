@@ -162,6 +162,9 @@ def test_the_script_counts_prunes_and_refuses(draft_of_folder, folder, tmp_path)
     filling = (*options, "--draft_vocab_size", size, "--output_dir", out_filled, "--fill_vocabulary")
     code, printed, problems = run(draft_of_folder, *filling)
     assert code == 0 and f"{size} of the draft's" in printed and "it was filled up with" in printed, problems
+    unsaid = size - len(set(said) | set(tokenizer.all_special_ids))
+    assert json.loads((out_filled / "config.json").read_text())["filled_tokens"] == unsaid
+    assert "filled_tokens" not in json.loads((out / "config.json").read_text())
 
     code, _, problems = run(draft_of_folder, *options, "--draft_vocab_size", 8, "--output_dir", out)
     assert code == 1 and "already holds a draft" in problems and "Traceback" not in problems

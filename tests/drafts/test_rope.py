@@ -19,9 +19,22 @@ def plain(theta):
     return {"rope_type": "default", "rope_theta": theta}
 
 
-@pytest.mark.parametrize("rope", [*ROPES.values(), YARN])
-def test_what_both_servers_run_alike_is_copied(rope):
-    assert draft_rope(target_config(rope_parameters=dict(rope))) == rope
+WITHOUT_MSCALE = {name: x for name, x in YARN.items() if "mscale" not in name}
+
+
+@pytest.mark.parametrize("rope", [*ROPES.values(), WITHOUT_MSCALE])
+@pytest.mark.parametrize("reads_mscale", [False, True])
+def test_what_both_servers_run_alike_is_copied(rope, reads_mscale):
+    assert draft_rope(target_config(rope_parameters=dict(rope)), reads_mscale=reads_mscale) == rope
+
+
+def test_what_servers_read_in_latent_attention_alone_is_copied_there_alone(caplog):
+    """In Llama's attention they multiply by 0.1 ln(factor) + 1: a draft is trained with that, and the log says so."""
+    caplog.set_level("INFO")
+    target = target_config(rope_parameters=dict(YARN))
+    assert draft_rope(target, reads_mscale=True) == YARN and caplog.text == ""
+    assert draft_rope(target) == WITHOUT_MSCALE
+    assert "`mscale` 1.0 and `mscale_all_dim` 1.0 are not copied, because servers do not read them" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -31,10 +44,10 @@ def test_what_both_servers_run_alike_is_copied(rope):
         ({"rope_type": "default", "rope_theta": 7e4, "partial_rotary_factor": 0.5}, plain(7e4)),
         ({"rope_type": "default", "rope_theta": 5e6, "mrope_section": [24, 20, 20]}, plain(5e6)),
         # SGLang does not read it
-        ({**YARN, "attention_factor": 1.3}, YARN),
+        ({**YARN, "attention_factor": 1.3}, WITHOUT_MSCALE),
         # a zero is nothing to transformers and vLLM, and a zero to SGLang
-        ({**YARN, "mscale_all_dim": 0.0}, {name: x for name, x in YARN.items() if "mscale" not in name}),
-        ({**YARN, "truncate": False}, {**YARN, "truncate": False}),
+        ({**YARN, "mscale_all_dim": 0.0}, WITHOUT_MSCALE),
+        ({**YARN, "truncate": False}, {**WITHOUT_MSCALE, "truncate": False}),
         (None, plain(10000.0)),
     ],
 )

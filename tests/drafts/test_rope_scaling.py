@@ -27,7 +27,8 @@ SCALINGS = {
     "linear": {"rope_type": "linear", "factor": 8.0},
     "llama3": LLAMA3,
     "yarn": YARN_LONG,
-    "yarn with a base": {**YARN, "truncate": False},
+    "yarn with a base": {**{name: x for name, x in YARN.items() if "mscale" not in name}, "truncate": False},
+    "yarn for a shorter context": {**YARN_LONG, "factor": 1.5},
 }
 TARGETS = {
     "plain": {"rope_type": "default", "rope_theta": 7e4},
@@ -65,6 +66,7 @@ def test_every_kind_has_it_in_both_spellings_instead_of_the_targets(method, name
     again = type(config).from_pretrained(tmp_path)
     assert again.rope_parameters == wanted
     assert torch.isfinite(class_of(config.architectures)(again).rotary_emb.inv_freq).all()
+    assert "does not match" not in caplog.text  # transformers', about a context of another length
 
 
 @pytest.mark.parametrize("method", methods())
@@ -83,13 +85,45 @@ def test_positions_are_the_targets_where_nothing_stretches():
 
 
 def test_latent_attention_takes_what_its_servers_read():
-    for name in ("default", "yarn"):
-        assert made(SCALINGS[name], attention="mla").rope_parameters == {"rope_theta": 7e4, **SCALINGS[name]}
+    for scaling in (SCALINGS["default"], YARN_LONG, YARN):
+        assert made(scaling, attention="mla").rope_parameters == {"rope_theta": 7e4, **scaling}
     deepseek = DeepseekV3Config(num_hidden_layers=8, rope_parameters=dict(YARN))
     assert made({"rope_type": "default"}, target=deepseek).rope_parameters["rope_type"] == "default"
     for name in ("linear", "llama3", "yarn with a base"):
         with pytest.raises(ValueError, match="latent.*`draft_rope_scaling`|`draft_rope_scaling`.*latent"):
             made(SCALINGS[name], attention="mla")
+
+
+@pytest.mark.parametrize("method", methods())
+@pytest.mark.parametrize("value", [0.7, 1.0])
+def test_what_servers_read_in_latent_attention_alone_is_refused_elsewhere(method, value):
+    pair = {"mscale": value, "mscale_all_dim": value}
+    with pytest.raises(ValueError, match="`draft_rope_scaling`.* holds `mscale` = .*in latent attention only"):
+        made({**YARN_LONG, **pair}, method)
+    with pytest.raises(ValueError, match="holds `mscale` = "):
+        made({**YARN_LONG, **pair}, method, **({"attention": "llama"} if method == "eagle3" else {}))
+    deepseek = DeepseekV3Config(num_hidden_layers=8, rope_parameters={**YARN, **pair})
+    if method == "eagle3":
+        assert made(None, attention="auto", target=deepseek).rope_parameters == {**YARN, **pair}
+        assert not set(pair) & set(made(None, attention="llama", target=deepseek).rope_parameters)
+    else:
+        assert not set(pair) & set(made(None, method, target=deepseek).rope_parameters)
+
+
+@given(st.floats(1, 50, allow_nan=False) | st.integers(1, 50), st.integers(1, 8192), st.sampled_from(["mla", "llama"]))
+def test_a_context_of_yarn_is_what_it_reaches_or_the_targets(factor, original, attention):
+    """vLLM takes `factor` times the original length; plain `AutoConfig` warns if the config says less, or more."""
+    scaling = {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original}
+    assert made(scaling, attention=attention).max_position_embeddings == max(8192, round(factor * original))
+
+
+def test_a_scaling_that_begins_beyond_the_target_is_refused_and_one_that_ends_early_is_told(caplog):
+    for scaling in (YARN_LONG, LLAMA3):
+        with pytest.raises(ValueError, match="must be at most the target's 8192 positions, got 1000000: it is the"):
+            made({**scaling, "original_max_position_embeddings": 1_000_000})
+    assert caplog.text == ""
+    made({**YARN_LONG, "factor": 1.5})
+    assert "`draft_rope_scaling` reaches 3072 of the target's 8192 positions" in caplog.text
 
 
 def test_types_are_known_to_the_installed_transformers():
@@ -116,6 +150,7 @@ def test_the_older_spelling_of_the_type_is_read():
         ({"rope_type": "default", "factor": 2.0}, "holds `factor`, which is not read of type default"),
         ({**YARN_LONG, "attention_factor": 1.2}, "holds `attention_factor`"),
         ({"rope_type": "linear", "factor": 0.5}, "`factor` of `draft_rope_scaling` must be at least 1, got 0.5"),
+        ({"rope_type": "linear", "factor": 1e300}, "`factor` of `draft_rope_scaling` must be at most 10,000, got 1e"),
         ({"rope_type": "linear", "factor": "2"}, "`factor` of .* must be a number, got '2'"),
         ({"rope_type": "linear", "factor": True}, "must be a number, got True"),
         ({"rope_type": "linear", "factor": 2.0, "rope_theta": 0}, "`rope_theta` of .* must be above 0"),
@@ -146,7 +181,6 @@ VALUES = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text
 def test_anything_is_a_scaling_or_one_sentence(scaling):
     try:
         found = check_rope_scaling(scaling)
+        assert made(found).rope_parameters["rope_type"] == found["rope_type"]
     except ValueError as problem:
         assert "`draft_rope_scaling`" in str(problem)
-    else:
-        assert made(found).rope_parameters["rope_type"] == found["rope_type"]

@@ -14,9 +14,10 @@ from hf_eagle.drafts.vocabulary import (
     VocabularyMapping,
     check_mapping,
     count_supervised_tokens,
+    count_unseen,
     draft_token_ids,
     frequent_ids,
-    told_unseen,
+    told_filled,
 )
 
 
@@ -45,9 +46,10 @@ def test_a_vocabulary_is_filled_in_the_order_of_the_ids_that_are_given():
     mapping = VocabularyMapping.from_counts(counts, 6, special_ids=[6], fill_ids=[4, 0, 1, 2])
     assert draft_token_ids(mapping.d2t).tolist() == [0, 1, 3, 4, 5, 6]
     assert mapping.coverage == 1.0
-    told = told_unseen(draft_token_ids(mapping.d2t), counts, [6])
+    told = told_filled(count_unseen(draft_token_ids(mapping.d2t), counts, [6]))
     assert told.startswith("2 tokens of the draft vocabulary are not among the supervised ones")
-    assert told_unseen(torch.tensor([1, 3, 6]), counts, [6]) is None
+    assert count_unseen(torch.tensor([1, 3, 6]), counts, [6]) == 0
+    assert told_filled(0) is None and told_filled(None) is None
 
 
 @given(

@@ -94,6 +94,17 @@ def test_what_cannot_be_read_is_one_sentence(folder, verb, kind):
     assert set(folder.iterdir()) == before
 
 
+def test_a_mixture_with_empty_conversations_is_asked_without_them(folder):
+    shared = [{"conversations": []}, {"conversations": [{"from": "human", "value": "Name a tree."}]}]
+    (folder / "sharegpt.json").write_text(json.dumps(shared))
+    how = ("--data=sharegpt.json", "--output=shared.jsonl", "--max_new_tokens=2", "--target=target")
+    assert "Record 0" in run(folder, "regenerate_answers.py", *how).stderr
+    done = run(folder, "regenerate_answers.py", *how, "--skip_bad_records")
+    assert done.returncode == 0 and "1 of 2 records are bad and were left out" in done.stderr, done.stderr
+    (line,) = (folder / "shared.jsonl").read_text().splitlines()
+    assert json.loads(line)["messages"][0]["content"] == "Name a tree."
+
+
 def test_a_prompt_of_parts_is_held_out_of_what_is_answered(folder):
     """Also where it is asked in parts."""
     done = regenerate(folder, "parts.jsonl", output="answers.jsonl")

@@ -226,3 +226,22 @@ def test_any_record_is_a_prompt_that_can_be_rendered_or_is_named(record, tmp_pat
         assert encode_prompt(prompt, TOKENIZER)
     except ValueError as problem:
         assert f"rompt {prompt.id!r}" in str(problem)
+
+
+def test_records_that_are_no_prompts_are_left_out_and_counted(tmp_path, caplog):
+    """As ShareGPT has them: without a turn. Those that were asked for are the first that are prompts."""
+    path = tmp_path / "prompts.jsonl"
+    empty, asked = {"conversations": []}, [{"conversations": [{"from": "human", "value": str(n)}]} for n in range(4)]
+    write(path, empty, asked[0], {"text": "a document"}, asked[1], asked[2])
+    path.write_text(path.read_text() + "no json\n" + json.dumps(asked[3]) + "\n")
+    for limit in (None, 4, 2):
+        caplog.clear()
+        found = load_prompts(path, limit, skip_bad_records=True)
+        assert [prompt.messages[0]["content"] for prompt in found] == ["0", "1", "2", "3"][:limit]
+        assert [prompt.id for prompt in found] == [1, 3, 4, 6][:limit]
+        assert f"{2 if limit == 2 else 3} records of {path} are no prompts and were left out" in caplog.text
+    with pytest.raises(ValueError, match="cannot be read"):
+        load_prompts(path)
+    write(path, empty)
+    with pytest.raises(ValueError, match="Record 0 of the prompt file"):
+        load_prompts(path, skip_bad_records=True)

@@ -3,6 +3,7 @@
 import json
 import runpy
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from hf_eagle.decoding import speculative_generate
 from hf_eagle.evaluation.acceptance import measure_acceptance
 from hf_eagle.evaluation.prompt_batches import PromptBatch
 from hf_eagle.evaluation.prompts import Prompt, load_prompts
+from hf_eagle.hub.card_facts import FACTS, CardFacts
 from hf_eagle.training.acceptance import AcceptanceLengthCallback
 
 
@@ -85,7 +87,7 @@ def test_what_is_refused(trained, tmp_path):
         PromptBatch.of([Prompt(chat([image(1), text("<|image_pad|>")]), None, 4)], processor)
 
 
-def test_the_script(trained, tmp_path, monkeypatch, capsys):
+def test_the_script(trained, tmp_path, monkeypatch, capsys, caplog):
     """From folders and files; without torchvision the processor takes images only."""
     target, processor, draft = trained
     target.model.save_pretrained(tmp_path / "target")
@@ -104,6 +106,22 @@ def test_the_script(trained, tmp_path, monkeypatch, capsys):
     inputs = [prompts(processor, [messages]) for messages in shown]
     assert (found["drafts"], found["accepted_tokens"]) == sums(target, draft, inputs)
     assert "output identical to the target's" in capsys.readouterr().out
+    assert "media are shown otherwise" not in caplog.text
+
+    # with other limits than the draft was trained with, which its folder knows
+    write_facts(tmp_path / "draft", {"max_pixels": 512, "fps": 2.0})
+    asked = ["--max_pixels", "256", "--fps", "2", "--max_new_tokens", "2", "--device=cpu"]
+    monkeypatch.setattr(sys, "argv", [script, *options[:-1], "limited.json", *asked])
+    runpy.run_path(script, run_name="__main__")
+    found = json.loads(Path("limited.json").read_text())
+    assert (found["max_pixels"], found["fps"]) == (256, 2.0) and "min_pixels" not in found
+    assert "`max_pixels` is 256 here and was 512 in the draft's training" in caplog.text
+    assert "`fps`" not in caplog.text
+
+
+def write_facts(folder, limits):
+    facts = CardFacts("d", "t", kind="eagle3", hyperparameters=limits)
+    (folder / FACTS).write_text(json.dumps(asdict(facts)))
 
 
 def test_while_training(tmp_path, prompt_file):

@@ -132,6 +132,26 @@ def test_commands_are_valid_json_and_shell(tmp_path):
     assert "--speculative-num-draft-tokens 6" in serve_commands("t", "d", 5)["SGLang"]
 
 
+@pytest.mark.parametrize(
+    ("limits", "told"),
+    [
+        ({"min_pixels": 784, "max_pixels": 50176}, {"min_pixels": 784, "max_pixels": 50176}),
+        ({"max_pixels": 50176, "fps": 1.0, "max_frames": 8}, {"max_pixels": 50176}),
+        ({"fps": 1.0}, None),
+        ({}, None),
+    ],
+)
+def test_limits_of_media_are_served_as_they_were_trained(limits, told, tmp_path):
+    facts = full_facts()
+    facts.hyperparameters = {**limits, "learning_rate": 0.1}
+    text = render_model_card(draft_folder(tmp_path), facts).read_text()
+    given = re.search(r"--mm-processor-kwargs '(.*)'", text)
+    assert (None if given is None else json.loads(given[1])) == told
+    assert ("were shown to the target with" in text) == bool(limits)
+    assert all(f"`{name}` {value}" in text for name, value in limits.items()) and "\n\n\n" not in text
+    assert facts_of_card(tmp_path).media_limits == limits
+
+
 def test_what_was_not_measured_is_left_out(tmp_path):
     card = ModelCard.load(render_model_card(tmp_path, {"name": "Bare", "target": str(tmp_path)}))
     data = card.data.to_dict()

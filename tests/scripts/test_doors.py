@@ -50,6 +50,7 @@ TEXTS = {
     *("lora_modules_to_save", "lora_target_modules", "method", "repo_id", "revision", "server_url", "target_revision"),
     *("attn_implementation", "dtype", "engine_args", "form", "include", "system_prompts", "token", "train_options"),
     *("batch_sizes", "draft_rope_scaling", "num_speculative_tokens", "sweep_tokens"),
+    "launch_config",  # of a dry run, which writes nothing and reads nothing else
     "gguf_file",  # a name within `target`, which is looked at with it
 }
 RECIPE = {"target": "target", "train_data": "chats.jsonl", "eval_data": "more.jsonl", "tools": "tools.json"}

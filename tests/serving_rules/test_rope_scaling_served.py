@@ -22,6 +22,7 @@ SCALINGS = {
     "llama3": LLAMA3,
     "yarn": {"factor": 4.0, "original_max_position_embeddings": 128},
 }
+YARN = {"rope_type": "yarn", "rope_theta": 5e4, **SCALINGS["yarn"]}
 KINDS_AND_ATTENTION = [
     *((next(iter(kind.methods)), "auto") for kind in KINDS.values()),
     ("eagle3", "mla"),
@@ -50,3 +51,17 @@ def test_the_check_accepts_it_and_servers_rotate_alike(method, attention, name, 
     draft.save_pretrained(tmp_path)
     findings = [str(found) for found in check_draft(tmp_path, target.config) if found.level != "note"]
     assert findings == [] and probe(tmp_path, target_folder, target.config) == []
+
+
+@pytest.mark.parametrize(("method", "attention"), KINDS_AND_ATTENTION)
+@pytest.mark.parametrize("mscale", [0.7, 1.0])
+def test_a_draft_of_a_target_with_mscale_is_trained_as_served(method, attention, mscale, target_folder, tmp_path):
+    """Servers read `mscale` and `mscale_all_dim` in latent attention only."""
+    target = FrozenTarget(tiny_llama())
+    target.config.rope_parameters = {**YARN, "mscale": mscale, "mscale_all_dim": mscale}
+    sizes = {"q_lora_rank": 16, "kv_lora_rank": 8, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 8}
+    mla = {"draft_attention": "mla", **sizes} if attention == "mla" else {}
+    config = config_of_draft(target.config, TargetArguments(str(target_folder)), DraftArguments(method=method, **mla))
+    torch.manual_seed(1)
+    new_draft(config, target.embedding_weight(), head_weight=target.head_weight()).save_pretrained(tmp_path)
+    assert probe(tmp_path, target_folder, target.config) == []

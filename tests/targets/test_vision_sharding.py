@@ -61,8 +61,8 @@ def models(tmp_path_factory):
 @pytest.fixture(scope="module")
 def results(models):
     """All cases in one launch; a rank that waited for the other would run into the time limit."""
-    run_worker(models / "out", 2, worker="vision_worker.py", models=str(models), cases=CASES)
-    return json.loads((models / "out" / "results.json").read_text())
+    done = run_worker(models / "out", 2, worker="vision_worker.py", models=str(models), cases=CASES)
+    return json.loads((models / "out" / "results.json").read_text()) | {"printed": done["printed"]}
 
 
 @pytest.mark.parametrize(("name", "files", "sharding"), CASES)
@@ -76,6 +76,11 @@ def test_two_ranks_see_what_one_process_sees(name, files, sharding, results):
     assert len(found) == 12
     for what, deviation in found.items():
         assert deviation <= (0 if sharding == "fsdp2" else 1e-5), (what, deviation)
+
+
+def test_nothing_is_said_of_rules_that_name_nothing(results):
+    """transformers' plan for the language model alone: what is spread is spread by other rules, as seen above."""
+    assert [line for line in results["printed"].splitlines() if "`fsdp_plan` rules" in line] == []
 
 
 def test_experts_that_lie_as_published_are_refused_before_they_are_cut(models):

@@ -1,6 +1,7 @@
 """Options of the draft, as a user gives them to a run: what its log, its card and its config say of them."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -20,10 +21,18 @@ def test_a_draft_with_a_filled_vocabulary_and_rope_of_its_own(folder, tmp_path):
     config = json.loads((tmp_path / "draft" / "config.json").read_text())
     assert config["draft_vocab_size"] == 200 and config["rope_scaling"] == scaling
 
-    again = ("--resume_from_checkpoint", "last", "--max_steps", 6)
-    train(folder, *out, *large, "--fill_vocabulary", *again)
+    (said,) = re.findall(rf"(\d+) tokens {told}", printed)
+    assert config["filled_tokens"] == int(said)
+
+    # the vocabulary stays, so this stays true of it, whatever it is trained on next
+    (tmp_path / "other.jsonl").write_text("".join((folder / "chats.jsonl").read_text().splitlines(True)[:9]))
+    again, other = ("--resume_from_checkpoint", "last"), ("--train_data", tmp_path / "other.jsonl")
+    train(folder, *out, *large, *again, "--max_steps", 6)
+    assert f"{said} tokens {told}" in (tmp_path / "draft" / "README.md").read_text()
+    train(folder, *out, *large, "--fill_vocabulary", *again, *other, "--max_steps", 7)
+    assert f"{said} tokens {told}" in (tmp_path / "draft" / "README.md").read_text()
     other = ("--draft_rope_scaling", json.dumps({**scaling, "factor": 4.0}))
-    printed = train(folder, *out, *other, *large, "--fill_vocabulary", *again[:2], "--max_steps", 8, expect=1)
+    printed = train(folder, *out, *other, *large, "--fill_vocabulary", *again, "--max_steps", 8, expect=1)
     assert "`draft_rope_scaling` makes RoPE" in printed and "Traceback" not in printed
     printed = train(folder, "--output_dir", tmp_path / "whole", "--draft_vocab_size", "none", "--max_steps", 1)
     assert json.loads((tmp_path / "whole" / "config.json").read_text())["draft_vocab_size"] == config["vocab_size"]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -117,6 +118,8 @@ def test_resuming_with_other_settings_is_refused(trained, folder):
     args = ("--output_dir", trained, "--resume_from_checkpoint", "last")
     printed = train(folder, *args, "--tap_ids", 1, 4, 6, expect=1)
     assert "error: `tap_ids` is [1, 4, 6] but" in printed and "was trained with [2, 4, 5]" in printed
+    printed = train(folder, *args, "--draft_vocab_size", "none", expect=1)
+    assert re.search(r"error: `draft_vocab_size` is none \(all \d+ tokens\) but .* was trained with 24", printed)
 
 
 def test_packed_training_resumes_in_the_middle_of_an_epoch(folder, tmp_path):

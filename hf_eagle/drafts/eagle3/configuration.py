@@ -122,8 +122,9 @@ class EagleConfig(DraftConfig):
         layers = read_field(text, "num_hidden_layers")
         tap_ids = default_tap_ids(target_config) if tap_ids is None else tap_ids
 
+        rope = overrides.get("rope_parameters") or draft_rope(text, rope, cls.reads_mscale)
         fields = {
-            **fields_of_target(target_config, overrides.get("rope_parameters") or draft_rope(text, rope)),
+            **fields_of_target(target_config, rope, cls.reads_mscale),
             "target_hidden_size": text.hidden_size,
             "draft_vocab_size": draft_vocab_size,
             "eagle_aux_hidden_state_layer_ids": check_tap_ids(tap_ids, layers),

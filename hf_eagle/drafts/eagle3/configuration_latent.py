@@ -6,12 +6,12 @@ from transformers import PreTrainedConfig
 
 from ...targets.config_fields import read_field
 from ...targets.latent import LATENT_SIZES, has_latent_attention
-from ..rope import draft_rope
+from ..rope import MSCALES, draft_rope
 from .configuration import EagleConfig
 
 
 # besides the base, servers read these of RoPE for this attention, and ignore anything else
-_YARN = ("factor", "original_max_position_embeddings", "beta_fast", "beta_slow", "mscale", "mscale_all_dim")
+_YARN = ("factor", "original_max_position_embeddings", "beta_fast", "beta_slow", *MSCALES)
 _OF_LLAMA = ("head_dim", "norm_before_residual", "norm_before_fc")
 
 
@@ -37,6 +37,7 @@ class EagleMLAConfig(EagleConfig):
 
     # both servers know it; vLLM turns "deepseek_v3" into another kind of draft
     model_type = "kimi_k2"
+    reads_mscale = True
 
     q_lora_rank: int | None = 1536
     kv_lora_rank: int = 512
@@ -114,7 +115,7 @@ class EagleMLAConfig(EagleConfig):
 
 def _rope_like(text_config) -> dict[str, Any]:
     """The target's base, and its YaRN if it has one."""
-    rope = draft_rope(text_config)
+    rope = draft_rope(text_config, reads_mscale=True)
     yarn = rope["rope_type"] == "yarn"
     kept = {name: rope[name] for name in _YARN if yarn and name in rope}
     return {"rope_type": "yarn" if yarn else "default", "rope_theta": rope["rope_theta"], **kept}
