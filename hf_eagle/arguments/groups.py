@@ -146,6 +146,11 @@ class DraftArguments:
         "Attention implementation of the draft in training: `sdpa` uses the device's fused kernel, `eager` is the slow "
         "reference.",
     )
+    compile_draft: Literal["auto", "on", "off"] = _arg(
+        "auto",
+        "Compile what lies between the draft's matrix products (norms, rotation, SwiGLU, loss) into few kernels. "
+        "`auto` does on a GPU; the first step then takes longer.",
+    )
 
     def __post_init__(self):
         check_numbers(self)

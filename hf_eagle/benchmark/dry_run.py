@@ -131,6 +131,7 @@ def shapes_of(target_config: PreTrainedConfig, target_args, data_args, dry_args,
         target_dtype=dtype if isinstance(dtype, torch.dtype) else getattr(torch, dtype),
         target_sharding=mode,
         target_shard_size=target_args.target_shard_size,
+        **({} if dry_args.device_memory_gb is None else {"memory": round(dry_args.device_memory_gb * GIB)}),
     )
 
 

@@ -6,9 +6,9 @@ import torch
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import Cache
-from transformers.models.llama.modeling_llama import rotate_half
 
 from .configuration_base import DraftConfig
+from .layers import Rotation
 
 
 class DraftAttention(nn.Module, ABC):
@@ -124,4 +124,4 @@ class EagleAttention(DraftAttention):
 
     def _rotate(self, x: torch.Tensor, cos_sin: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         cos, sin = (part.unsqueeze(-2) for part in cos_sin)  # (..., 1, head_dim)
-        return x * cos + rotate_half(x) * sin
+        return Rotation.apply(x, cos, sin, self.training)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..losses.fused_head import BLOCK_ELEMENTS, CHUNK_ELEMENTS
+from ..losses.fused_head import BLOCK_ELEMENTS, chunk_rows
 from .configuration_base import DraftConfig
 from .training_base import BatchPlan
 from .unroll_plan import RowLayout
@@ -37,6 +37,7 @@ class RunShapes:
         target_shard_size: ranks that together hold one whole target; all of them when `None`.
         accelerator: the draft's attention is `flex_attention`, which stores a row's own keys again for each query head
             and later step; the CPU kernel reads them in place.
+        memory: bytes of the accelerator, by which the loss chooses how many rows it takes at once.
     """
 
     world_size: int = 1
@@ -51,6 +52,7 @@ class RunShapes:
     target_sharding: str = "none"
     target_shard_size: int | None = None
     accelerator: bool = True
+    memory: int = 80 * 2**30
 
     @property
     def tokens(self) -> int:
@@ -181,15 +183,19 @@ class AttentionProducts:
 
 def chunked_loss(rows: int, config: DraftConfig, shapes: RunShapes) -> int:
     """Bytes that the fused head and loss take for this many rows, see `losses/fused_head.py`."""
-    logits = rows * config.draft_vocab_size
-    block = CHUNK_ELEMENTS if shapes.accelerator else BLOCK_ELEMENTS
+    chunk = chunked_logits(rows, config, shapes)
+    block = chunk if shapes.accelerator else min(BLOCK_ELEMENTS, chunk)
 
-    # the next chunk of logits is made while the last one still exists
-    chunks = min(2 * CHUNK_ELEMENTS, logits) * shapes.width
     # both distributions of a block, and their product in float32
-    judged = min(block, logits) * (2 * shapes.width + FLOAT32)
+    judged = block * (2 * shapes.width + FLOAT32)
     # the head's inputs: of all steps, and of those that count
-    return chunks + judged + 2 * rows * config.hidden_size * shapes.width
+    return chunk * shapes.width + judged + 2 * rows * config.hidden_size * shapes.width
+
+
+def chunked_logits(rows: int, config: DraftConfig, shapes: RunShapes) -> int:
+    """Logits of this many rows that exist at one time, see `losses/fused_head.py`."""
+    most = chunk_rows(config.draft_vocab_size, shapes.memory if shapes.accelerator else None)
+    return min(most, rows) * config.draft_vocab_size
 
 
 def seen_pairs(layout: RowLayout) -> int:

@@ -7,14 +7,16 @@ The unroll holds every step's activations at once, so they decide its memory. Re
 import torch
 from torch import nn
 from torch.nn.functional import linear, silu
-from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
+from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm, rotate_half
+
+from ..regions import region
 
 
 class EagleRMSNorm(LlamaRMSNorm):
     """`x / rms(x) * weight` over the last dimension, computed in float32; keeps `x` and one number a row."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return _RMSNorm.apply(x, self.weight, self.variance_epsilon)
+        return _RMSNorm.apply(x, self.weight, self.variance_epsilon, self.training)
 
 
 class EagleMLP(LlamaMLP):
@@ -25,7 +27,7 @@ class EagleMLP(LlamaMLP):
         if type(self.down_proj) is not nn.Linear:  # an adapter is more than its weight
             return self.down_proj(silu(gate) * up)
 
-        return _DownOfSwiGLU.apply(gate, up, self.down_proj.weight)
+        return _DownOfSwiGLU.apply(gate, up, self.down_proj.weight, self.training)
 
 
 class DraftLayer(nn.Module):
@@ -50,44 +52,86 @@ class DraftLayer(nn.Module):
 
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, weight, eps):
-        wide = x.float()
-        scale = torch.linalg.vecdot(wide, wide).div_(x.shape[-1]).add_(eps).rsqrt_()[..., None]
+    def forward(ctx, x, weight, eps, training):
+        normed, scale = _norm(x.reshape(-1, x.shape[-1]), weight, eps, training=training)
         ctx.save_for_backward(x, weight, scale)
-        return (wide * scale).mul_(weight).to(x.dtype)
+        return normed.view(x.shape)
 
     @staticmethod
     def backward(ctx, grad):
         x, weight, scale = ctx.saved_tensors
-        normed, grad = x.float() * scale, grad.float()
+        d_x, d_weight = _norm_backward(*(t.reshape(-1, t.shape[-1]) for t in (x, grad)), weight, scale)
+        return d_x.view(x.shape), d_weight, None, None
 
-        d_weight = (grad * normed).flatten(0, -2).sum(0).to(weight.dtype) if ctx.needs_input_grad[1] else None
-        d_x = None
-        if ctx.needs_input_grad[0]:
-            d_normed = grad * weight
-            mean = torch.linalg.vecdot(d_normed, normed).div_(x.shape[-1])[..., None]
-            d_x = d_normed.addcmul_(normed, mean, value=-1).mul_(scale).to(x.dtype)
 
-        return d_x, d_weight, None
+@region
+def _norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of `(rows, width)`: the normed rows, and the factor of each, `(rows, 1)`."""
+    wide = x.float()
+    scale = torch.linalg.vecdot(wide, wide).div_(x.shape[-1]).add_(eps).rsqrt_()[..., None]
+    return (wide * scale).mul_(weight).to(x.dtype), scale
+
+
+@region
+def _norm_backward(x, grad, weight, scale) -> tuple[torch.Tensor, torch.Tensor]:
+    normed, grad = x.float() * scale, grad.float()
+    d_weight = (grad * normed).sum(0).to(weight.dtype)
+
+    d_normed = grad * weight
+    mean = torch.linalg.vecdot(d_normed, normed).div_(x.shape[-1])[..., None]
+    return d_normed.addcmul_(normed, mean, value=-1).mul_(scale).to(x.dtype), d_weight
 
 
 class _DownOfSwiGLU(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, gate, up, weight):
+    def forward(ctx, gate, up, weight, training):
         ctx.save_for_backward(gate, up, weight)
         with torch.autocast(gate.device.type, enabled=False):
             # the projections already have autocast's dtype, and autocast would keep a copy of the weight
-            return linear(silu(gate).mul_(up), weight.to(gate.dtype))
+            return linear(_swiglu(gate, up, training=training), weight.to(gate.dtype))
 
     @staticmethod
     def backward(ctx, grad):
         gate, up, weight = ctx.saved_tensors
-        gated = silu(gate)
-        d_product = grad @ weight.to(grad.dtype)
+        product, d_gate, d_up = _swiglu_backward(grad @ weight.to(grad.dtype), gate, up)
 
         d_weight = None
         if ctx.needs_input_grad[2]:
-            d_weight = (grad.flatten(0, -2).T @ (gated * up).flatten(0, -2)).to(weight.dtype)
+            d_weight = (grad.flatten(0, -2).T @ product.flatten(0, -2)).to(weight.dtype)
+        return d_gate, d_up, d_weight, None
 
-        d_gate = torch.ops.aten.silu_backward(d_product * up, gate)
-        return d_gate, d_product.mul_(gated), d_weight
+
+@region
+def _swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    return silu(gate).mul_(up)
+
+
+@region
+def _swiglu_backward(d_product: torch.Tensor, gate: torch.Tensor, up: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The product, and the gradients of its factors."""
+    gated = silu(gate)
+    d_gate = torch.ops.aten.silu_backward(d_product * up, gate)
+    return gated * up, d_gate, d_product.mul_(gated)
+
+
+class Rotation(torch.autograd.Function):
+    """RoPE of `(..., heads, dim)` by tables `(..., 1, dim)`, which are not trained."""
+
+    @staticmethod
+    def forward(ctx, x, cos, sin, training):
+        ctx.save_for_backward(cos, sin)
+        return _rotated(x, cos, sin, training=training)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return _rotated_back(grad, *ctx.saved_tensors), None, None, None
+
+
+@region
+def _rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    return x * cos + rotate_half(x) * sin
+
+
+@region
+def _rotated_back(grad: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    return grad * cos - rotate_half(grad * sin)

@@ -6,7 +6,7 @@ from transformers import Cache
 from ..losses.output import EagleOutput, Objective
 from ..targets.features import TargetFeatures
 from .modeling_base import EaglePreTrainedModel
-from .unroll_plan import RowLayout, UnrollPlan
+from .unroll_plan import UnrollPlan
 
 
 class UnrolledDraft(EaglePreTrainedModel):
@@ -81,8 +81,7 @@ class UnrolledDraft(EaglePreTrainedModel):
                 input_ids.flatten(),
                 self.select_features(features).flatten(0, 1),
                 self.on_axes(positions).flatten(-2),
-                plan.layout,
-                plan.num_steps,
+                plan,
                 None if embeddings is None else embeddings.flatten(0, 1),
             )
         else:
@@ -98,18 +97,16 @@ class UnrolledDraft(EaglePreTrainedModel):
         input_ids: torch.Tensor,
         features: torch.Tensor,
         position_ids: torch.Tensor,
-        layout: RowLayout,
-        num_steps: int,
+        plan: UnrollPlan,
         embeddings: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """The head's inputs for the rows `layout.rows` at every step, `(num_steps, N, hidden)`.
+        """The head's inputs for the rows `plan.layout.rows` at every step, `(num_steps, N, hidden)`.
 
         Args:
             input_ids: `(batch * length,)`.
             position_ids: `(batch * length,)`, with m-RoPE `(3, batch * length)`.
             features: `(batch * length, ...)`.
-            layout: which rows are unrolled, and which keys they need.
-            num_steps: TTT steps.
+            plan: which rows are unrolled, and which keys and tokens they need.
             embeddings: `(batch * length, hidden)`.
         """
         raise NotImplementedError

@@ -19,7 +19,7 @@ class EagleMRotaryEmbedding(LlamaRotaryEmbedding):
     @torch.no_grad()
     def forward(self, x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Tables `(batch, n, head_dim)` in the dtype of `x` for `position_ids` `(3, batch, n)`."""
-        axes = torch.tensor(self.axes, device=x.device)
+        axes = torch.tensor(self.axes).to(x.device, non_blocking=True)
         positions = position_ids.to(x.device)[axes].movedim(0, -1).float()  # (batch, n, pairs)
 
         angles = positions * self.inv_freq.to(x.device, torch.float32)

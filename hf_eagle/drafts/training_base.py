@@ -10,6 +10,7 @@ import torch
 
 from ..losses.output import Objective
 from ..targets.features import TargetFeatures
+from ..targets.packed_attention import Segments
 
 
 @dataclass(frozen=True)
@@ -35,15 +36,22 @@ class BatchPlan(ABC):
         documents: `(batch, length)`, the document of each token, negative on padding.
         packed: whether a row holds more than one document.
         counts: `(steps,)`, what each step's summed loss is divided by, over the whole accumulated batch.
+        segments: the documents, end to end. With them a target on a device need not wait for where documents end.
     """
 
     documents: torch.Tensor
     packed: bool
     counts: torch.Tensor
+    segments: Segments | None = None
 
     @abstractmethod
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "BatchPlan":
         """The plan on the device of a step."""
+
+    def pin_memory(self) -> "BatchPlan":
+        """The plan in memory that a device reads by itself; a `DataLoader` calls this, so that sending does not wait.
+        A plan that is not pinned is sent as well, but with a wait."""
+        return self
 
 
 @dataclass

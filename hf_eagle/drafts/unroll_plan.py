@@ -1,6 +1,6 @@
 """The plan of a batch for drafts unrolled token by token: which rows, which keys they see, and where."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
@@ -9,6 +9,7 @@ import torch
 
 from ..data.collators import any_packed, documents_of, mark_padding, number_documents
 from ..losses.supervision import SupervisionPlan, supervised_steps
+from ..targets.packed_attention import Segments
 from .training_base import BatchPlan
 
 
@@ -51,18 +52,16 @@ class RowLayout:
             self.spans  # noqa: B018 - `documents` too
         return self
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> "RowLayout":
-        """On another device, keeping what was counted on the host."""
-        if self.rows.device == torch.device(device):
-            return self
-
+    def each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "RowLayout":
+        """The same layout, with each of its tensors changed, for instance moved; what was counted on the host stays."""
         counted = {name: self.__dict__[name] for name in ("documents", "spans") if name in self.__dict__}
-        moved = replace(
-            self, **{f.name: getattr(self, f.name).to(device, non_blocking=non_blocking) for f in fields(self)}
-        )
+        changed = replace(self, **{f.name: change(getattr(self, f.name)) for f in fields(self)})
+        changed.__dict__.update(counted)
+        return changed
 
-        moved.__dict__.update(counted)
-        return moved
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "RowLayout":
+        """On another device."""
+        return self.each(lambda x: x.to(device, non_blocking=non_blocking))
 
     @cached_property
     def documents(self) -> list[tuple[int, int, int, int]]:
@@ -136,14 +135,56 @@ def _listed(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @dataclass
+class StepTokens:
+    """The tokens that an unroll meets: row `t` meets token `t + 1 + s` at step `s`, and a key of row `t` token `t + 1`.
+
+    Tokens recur in rows and steps. Each distinct one is embedded and projected once, so the unroll needs to know where.
+
+    Attributes:
+        ids: `(T,)` flat ids of the distinct tokens, ascending.
+        of_key: `(K,)`, indices into `ids` of the tokens that keys meet.
+        of_row: `(steps, N)`, indices into `ids` of those that rows meet.
+        asked: `(Q,)`, indices into `ids` of those that any row meets, ascending.
+        asked_by_row: `(steps, N)`, indices into `asked` of those that rows meet.
+    """
+
+    ids: torch.Tensor
+    of_key: torch.Tensor
+    of_row: torch.Tensor
+    asked: torch.Tensor
+    asked_by_row: torch.Tensor
+
+    @classmethod
+    def of(cls, layout: RowLayout, num_steps: int, num_tokens: int) -> "StepTokens":
+        """For these rows of a batch of `num_tokens` tokens; a row at its end meets the last token."""
+        steps, last = torch.arange(num_steps, device=layout.rows.device)[:, None], num_tokens - 1
+        by_rows = (layout.rows + 1 + steps).clamp_max(last)
+        by_keys = (layout.keys + 1).clamp_max(last)
+
+        met = torch.zeros(2, num_tokens, dtype=torch.bool, device=layout.rows.device)
+        met[0, by_rows.flatten()] = True  # by a row
+        met[1] = met[0]
+        met[1, by_keys] = True  # by a row or a key
+
+        index, index_asked = met[1].cumsum(0) - 1, met[0].cumsum(0) - 1
+        asked = met[0].nonzero()[:, 0]
+        return cls(met[1].nonzero()[:, 0], index[by_keys], index[by_rows], index[asked], index_asked[by_rows])
+
+    def each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "StepTokens":
+        """The same, with each of its tensors changed, for instance moved."""
+        return StepTokens(**{f.name: change(getattr(self, f.name)) for f in fields(self)})
+
+
+@dataclass
 class UnrollPlan(BatchPlan):
     """Which rows are unrolled, at which positions, and what each is compared with.
 
     Attributes:
-        documents, packed: as in [`BatchPlan`].
+        documents, packed, segments: as in [`BatchPlan`].
         position_ids: `(batch, length)`, or `(3, batch, length)`, positions of tokens.
         num_steps: TTT steps.
         layout: the rows, and which step-0 keys they need.
+        tokens: those that rows and keys meet.
         supervised: what each row is compared with; `None` without a comparison.
     """
 
@@ -152,7 +193,9 @@ class UnrollPlan(BatchPlan):
     position_ids: torch.Tensor
     num_steps: int
     layout: RowLayout
+    tokens: StepTokens
     supervised: SupervisionPlan | None = None
+    segments: Segments | None = None
 
     @property
     def counts(self) -> torch.Tensor:
@@ -163,13 +206,16 @@ class UnrollPlan(BatchPlan):
         """From a collator's output, see [`DraftTraining.plan`]."""
         documents = documents_of(batch)
         supervised = SupervisionPlan.of(supervised_steps(batch["loss_mask"], documents, num_steps, supervision))
+        layout = RowLayout.of(supervised.rows, documents).counted()
         return cls(
             documents=documents,
             packed=any_packed(documents),
             position_ids=_positions(batch["input_ids"], batch.get("attention_mask"), batch.get("position_ids")),
             num_steps=num_steps,
-            layout=RowLayout.of(supervised.rows, documents).counted(),
+            layout=layout,
+            tokens=StepTokens.of(layout, num_steps, documents.numel()),
             supervised=supervised,
+            segments=Segments.of(documents),
         )
 
     @classmethod
@@ -188,18 +234,29 @@ class UnrollPlan(BatchPlan):
 
         documents = mark_padding(documents, attention_mask, like=input_ids)
         positions = _positions(input_ids, attention_mask, position_ids)
-        return cls(documents, any_packed(documents), positions, num_steps, RowLayout.of(rows, documents))
+        layout = RowLayout.of(rows, documents)
+        tokens = StepTokens.of(layout, num_steps, documents.numel())
+        return cls(documents, any_packed(documents), positions, num_steps, layout, tokens)
+
+    def each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "UnrollPlan":
+        """The same plan, with each of its tensors changed, for instance moved; what was counted on the host stays."""
+        return replace(
+            self,
+            documents=change(self.documents),
+            position_ids=change(self.position_ids),
+            layout=self.layout.each(change),
+            tokens=self.tokens.each(change),
+            supervised=None if self.supervised is None else self.supervised.each(change),
+            segments=None if self.segments is None else self.segments.each(change),
+        )
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "UnrollPlan":
         if self.documents.device == torch.device(device):
             return self
-        moved = {
-            name: value if value is None else value.to(device, non_blocking=non_blocking)
-            for name, value in vars(self).items()
-            if name not in ("packed", "num_steps")
-        }
+        return self.each(lambda x: x.to(device, non_blocking=non_blocking))
 
-        return UnrollPlan(packed=self.packed, num_steps=self.num_steps, **moved)
+    def pin_memory(self) -> "UnrollPlan":
+        return self.each(torch.Tensor.pin_memory)
 
 
 def _positions(

@@ -19,8 +19,13 @@ ENTRY = "hub.generate_entry"
 FOLDER = "custom_generate"
 # methods that torch and transformers call when a draft is loaded and decodes; training and saving call others
 CALLED = ("forward", "update", "get_seq_length", "get_mask_sizes", "_init_weights", "_validate_yarn_rope_parameters")
-# calling a draft is for training; decoding uses its method `decode`
-LEFT_OUT = ("UnrolledDraft.forward",)
+LEFT_OUT = (
+    "UnrolledDraft.forward",  # calling a draft is for training; decoding uses its method `decode`
+    # every kind of this package has methods of its own in place of these
+    *("EaglePreTrainedModel.proposer", "EaglePreTrainedModel.select_features"),
+    "EaglePreTrainedModel.select_embeddings",
+    *("DraftAttention.query_projections", "DraftAttention.key_value_projections"),
+)
 # the table of kinds looks up its modules by name, so its source does not show which files are needed
 TABLE = "drafts.kinds"
 _TABLE = '''def class_of(architectures):
@@ -34,6 +39,12 @@ def architecture_names():
 
 
 '''
+# decoding compiles nothing, so a region is the function that it is made of
+REGIONS = "regions"
+_EAGER = """def region(function):
+    \"\"\"The function itself: nothing is compiled for decoding.\"\"\"
+    return lambda *tensors, training: function(*tensors)
+"""
 _HEADER = "# Parts of hf_eagle, copied when this draft was published; the source is there: "
 _LINE = 119
 
@@ -59,7 +70,7 @@ def bundle(repo_id: str | None = None, architectures: Iterable[str] = ()) -> dic
     if not carried:
         return {}
 
-    reached = Reachable(PACKAGE, CALLED, LEFT_OUT, {TABLE: _table_of(carried)})
+    reached = Reachable(PACKAGE, CALLED, LEFT_OUT, {TABLE: _table_of(carried), REGIONS: _EAGER})
     reached.add(ENTRY, "generate")
     files = joined_rooms(reached)
 

@@ -2,18 +2,31 @@
 
 No `(rows, draft_vocab)` tensor of all rows ever exists. The forward pass computes the gradients while it has the
 logits. So each row's factor in the final loss must be known by then; the trainer knows it.
+
+How large the gradients are is left to the backward pass: float16 cannot hold the gradient of one row of 40,000, before
+a loss scaler has made it larger.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 from torch.nn.functional import linear
 
+from ..regions import region
 
-# logits that exist at one time, and those that fit in a core's cache while they are worked on
-CHUNK_ELEMENTS = 2**23
+
+# logits that exist at one time on a CPU, and those that fit in a core's cache while they are worked on
+CHUNK_ELEMENTS = 2**25
 BLOCK_ELEMENTS = 2**20
+# on an accelerator a chunk grows to this many rows: each one reads and writes the head's gradient, 0.5 GB for 32,000
+# columns of 4,096
+CHUNK_ROWS = 4096
+# of an accelerator's memory for each logit of a chunk: about 16 bytes (logits, both distributions, the loss), which
+# together shall be a sixteenth of it. Where the memory is unknown, little is assumed
+MEMORY_PER_LOGIT = 16 * 16
+UNKNOWN_MEMORY = 16 * 2**30
 
 
 @dataclass
@@ -80,42 +93,83 @@ class StreamedRows:
         )
 
 
+def chunk_rows(columns: int, memory: int | None) -> int:
+    """How many rows' logits exist at one time.
+
+    Args:
+        columns: of the head.
+        memory: of the accelerator, in bytes; `None` for a CPU.
+    """
+    rows = max(1, CHUNK_ELEMENTS // columns)
+    return rows if memory is None else max(rows, min(CHUNK_ROWS, memory // (MEMORY_PER_LOGIT * columns)))
+
+
+def memory_of(device: torch.device) -> int | None:
+    """Bytes of memory that an accelerator has; `None` for a CPU, whose chunks are not chosen by its memory."""
+    if device.type == "cpu":
+        return None
+    properties = getattr(torch.get_device_module(device), "get_device_properties", None)
+    return UNKNOWN_MEMORY if properties is None else properties(device).total_memory
+
+
 class FusedHeadLoss(torch.autograd.Function):
     """`(normed (M, hidden), head weight (draft_vocab, hidden)) -> (total, losses (M,), hits (M,))`.
 
-    Only `total`, the sum of `factor * loss`, carries a gradient; a row is a hit when its argmax is the target's.
+    Only `total`, the sum of `factor * loss`, carries a gradient; a row is a hit when its argmax is the target's. The
+    backward pass hands out the gradients that the forward pass made, uncopied, so it runs once. Who has the
+    weight in autocast's dtype already passes it as `cast`.
     """
 
     @staticmethod
-    def forward(ctx, normed, weight, rows: LossRows | StreamedRows, with_grad: bool):
+    def forward(ctx, normed, weight, rows: LossRows | StreamedRows, with_grad: bool, cast: torch.Tensor | None = None):
         wants_x, wants_w = (with_grad and wanted for wanted in ctx.needs_input_grad[:2])
         dx = torch.empty_like(normed) if wants_x else None
-        dw = torch.zeros_like(weight) if wants_w else None
+        # the first chunk fills it
+        dw = (torch.empty_like if len(normed) else torch.zeros_like)(weight) if wants_w else None
+        # of a row's factor here only its share of the largest, which follows in the backward pass
+        largest = rows.factor.max().clamp_min(torch.finfo(torch.float32).tiny) if len(normed) else rows.factor.sum()
+        share = rows.factor / largest
         losses = torch.empty(len(normed), dtype=torch.float32, device=normed.device)
         hits = torch.empty(len(normed), dtype=torch.bool, device=normed.device)
 
-        for chunk, x, w, logits in _chunks(normed, weight):
+        for chunk, x, w, logits in _chunks(normed, weight if cast is None else cast):
             seen = rows.chunk(chunk)
             judge = _judge if seen.transform is None else _judge_transformed
             for block, piece in _blocks(logits):
                 losses[chunk][block], hits[chunk][block] = judge(piece, seen, block, wants_x or wants_w)
 
             # `judge` has turned the logits into their gradients
-            factor = seen.factor[:, None]
             if wants_x:
-                dx[chunk] = (logits @ w) * factor
-            if wants_w and dw.dtype == logits.dtype:
-                dw.addmm_(logits.T, x * factor)
-            elif wants_w:
-                dw += logits.T @ (x * factor).to(x.dtype)
+                dx[chunk] = logits @ w
+            if wants_w:
+                _add_product(dw, logits.T, (x * share[chunk, None]).to(x.dtype), first=chunk.start == 0)
+            del seen, logits, piece  # before the next ones are made
 
-        ctx.save_for_backward(dx, dw)
+        ctx.made, ctx.factor, ctx.largest = (dx, dw), rows.factor, largest
         ctx.mark_non_differentiable(losses, hits)
         return (losses * rows.factor).sum(), losses, hits
 
     @staticmethod
     def backward(ctx, grad, *_):
-        return *(None if d is None else d * grad.to(d.dtype) for d in ctx.saved_tensors), None, None
+        if ctx.made is None:
+            raise RuntimeError(
+                "The gradients of a draft's head and loss are made once, in the forward pass, and a backward pass has "
+                "taken them: run the draft again instead of a second `backward`."
+            )
+        (dx, dw), ctx.made = ctx.made, None
+
+        # factors in float32, also where the gradients are not
+        if dx is not None:
+            dx.mul_((ctx.factor * grad.float())[:, None])
+        if dw is not None:
+            dw.mul_(ctx.largest * grad.float())
+        return dx, dw, None, None, None
+
+
+def in_autocast(x: torch.Tensor) -> torch.Tensor:
+    """In autocast's dtype, if autocast is on."""
+    device = x.device.type
+    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
 
 
 @torch.no_grad()
@@ -127,16 +181,38 @@ def acceptance_rates(normed: torch.Tensor, weight: torch.Tensor, rows: LossRows)
             where = rows.where[chunk][block]
             p_full = rows.probs[where].float() * rows.mass[where, None]
             alphas[chunk][block] = torch.minimum(p_full, piece.softmax(-1, dtype=torch.float32)).sum(-1)
+        del logits, piece
     return alphas
+
+
+def _add_product(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor, first: bool) -> None:
+    """`total += a @ b`, or `total = a @ b` for the first; reads and writes `total` once where PyTorch can."""
+    if total.dtype == a.dtype:
+        total.addmm_(a, b, beta=0 if first else 1)
+    elif _adds_to_float32(total.device, a.dtype):
+        torch.addmm(total, a, b, beta=0 if first else 1, out_dtype=total.dtype, out=total)
+    elif first:
+        total.copy_(a @ b)
+    else:
+        total += a @ b
+
+
+@lru_cache
+def _adds_to_float32(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether a product of this dtype can be added to float32: on CUDA, from PyTorch 2.10."""
+    total, factor = torch.zeros(16, 16, device=device), torch.zeros(16, 16, device=device, dtype=dtype)
+    try:
+        torch.addmm(total, factor, factor, out_dtype=total.dtype, out=total)
+    except RuntimeError:
+        return False
+    return True
 
 
 def _chunks(normed, weight) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor, torch.Tensor]]:
     """Yield slices of rows, those rows, the weight and their logits, in autocast's dtype if it is on."""
-    device = normed.device.type
-    if torch.is_autocast_enabled(device):
-        normed, weight = (t.to(torch.get_autocast_dtype(device)) for t in (normed, weight))
-    with torch.autocast(device, enabled=False):
-        size = max(1, CHUNK_ELEMENTS // len(weight))
+    normed, weight = in_autocast(normed), in_autocast(weight)
+    with torch.autocast(normed.device.type, enabled=False):
+        size = chunk_rows(len(weight), memory_of(normed.device))
         for start in range(0, len(normed), size):
             chunk = slice(start, min(start + size, len(normed)))
             yield chunk, normed[chunk], weight, linear(normed[chunk], weight)
@@ -153,34 +229,39 @@ def _blocks(logits: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
 
 def _judge(logits: torch.Tensor, rows: LossRows, block: slice, with_grad: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """Losses and hits of a block of rows; with `with_grad`, `logits` become `d loss / d logits`."""
-    where = rows.where[block]
+    share = None if rows.ce_share is None else rows.ce_share[block]
+    compared = (rows.probs, rows.argmax, rows.mass, rows.where[block], share)
+    return _judged(logits, *compared, rows.loss, with_grad)
+
+
+@region
+def _judged(logits, probs, argmax, mass, where, share, loss: str, with_grad: bool) -> tuple[torch.Tensor, torch.Tensor]:
     # of equal logits the first, like `argmax` and the servers; `argmax` of bfloat16 costs 7x as much
     best, place = logits.max(-1)
-    hits = place == rows.argmax[where]
+    hits = place == argmax[where]
 
-    p = rows.probs.index_select(0, where)
+    p = probs.index_select(0, where)
     q = logits.softmax(-1, dtype=torch.float32)
 
     # log-sum-exp minus <p, logits>: cross-entropy, since p sums to one (up to the rounding of its dtype)
     log_partition = best.float() - q.amax(-1).log()
-    ce = log_partition - torch.linalg.vecdot(p.to(logits.dtype), logits).float() if rows.loss != "lk_alpha" else None
-    if rows.loss == "ce":
+    ce = log_partition - torch.linalg.vecdot(p.to(logits.dtype), logits).float() if loss != "lk_alpha" else None
+    if loss == "ce":
         if with_grad:
             torch.sub(q, p, out=logits)
         return ce, hits
 
-    p_full = p.float() * rows.mass[where, None]
+    p_full = p.float() * mass[where, None]
     alpha = torch.minimum(p_full, q).sum(-1)
     # only probabilities below the target's change the minimum
     q_below = torch.where(q < p_full, q, 0.0)
     d_alpha = q_below - q * q_below.sum(-1, keepdim=True)
-    if rows.loss == "lk_alpha":
+    if loss == "lk_alpha":
         alpha = alpha.clamp_min(torch.finfo(alpha.dtype).tiny)  # an alpha of 0 would make the loss infinite
         if with_grad:
             logits.copy_(d_alpha / -alpha[:, None])
         return -alpha.log(), hits
 
-    share = rows.ce_share[block]
     if with_grad:
         logits.copy_((q - p) * share[:, None] - d_alpha * (1 - share)[:, None])
     return share * ce + (1 - share) * (1 - alpha), hits

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ..targets.features import TargetDistribution
-from .fused_head import FusedHeadLoss, LossRows, acceptance_rates
+from .fused_head import FusedHeadLoss, LossRows, acceptance_rates, in_autocast
 from .output import EagleOutput, Objective
 from .supervision import SupervisionPlan
 
@@ -65,34 +65,50 @@ class DraftObjective:
 
         def objective(normed: torch.Tensor, head: nn.Module):
             steps, count, _ = normed.shape
-            kept = plan.counted
-            if self.oov_rows == "mask":  # they neither train the draft nor count as correct: skip them
-                kept = kept & teacher.in_draft[plan.position_of]
+            indices, taught = self._taught(plan, teacher)
 
             # the rows of all steps at once: the head runs once, in full chunks
-            step, row = kept.nonzero(as_tuple=True)
-            x = normed.flatten(0, 1)[step * count + row]
+            step = indices // count
+            x = normed.flatten(0, 1)[indices]
             x, weight = (x, head.weight) if operands is None else operands(x)
 
+            factor = step_factors.float()[step]
             rows = LossRows(
                 loss=self.loss,
                 probs=teacher.probs,
                 argmax=teacher.argmax,
                 mass=teacher.mass,
-                where=plan.position_of[step, row],
-                factor=step_factors.float()[step],
+                where=plan.position_of.flatten()[indices],
+                factor=factor if taught is None else factor.masked_fill(~taught, 0),
             )
 
+            def summed(values: torch.Tensor) -> torch.Tensor:
+                return _sums(values if taught is None else values.masked_fill(~taught, 0), step, steps)
+
+            cast = None
             if self.loss == "lk_lambda":
-                alphas = acceptance_rates(x, weight, rows)
-                mean = _sums(alphas, step, steps) / kept.sum(1).clamp_min(1)
+                cast = in_autocast(weight.detach())  # once for both runs of the head
+                alphas = acceptance_rates(x, cast, rows)
+                mean = summed(alphas) / summed(torch.ones_like(step)).clamp_min(1)
                 rows.ce_share = (self.lk_scale * torch.exp(-self.lk_decay * mean))[step]
 
-            loss, losses, hits = FusedHeadLoss.apply(x, weight, rows, torch.is_grad_enabled())
+            loss, losses, hits = FusedHeadLoss.apply(x, weight, rows, torch.is_grad_enabled(), cast)
             hits = hits & teacher.in_draft[rows.where]
-            return EagleOutput(loss=loss, loss_sums=_sums(losses, step, steps), correct=_sums(hits, step, steps))
+            return EagleOutput(loss=loss, loss_sums=summed(losses), correct=_sums(hits, step, steps))
 
         return objective
+
+    def _taught(self, plan: SupervisionPlan, teacher: TargetDistribution) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Flat indices of rows for the head, as in `plan.indices`, and which of them are trained on; `None` for all.
+
+        Skipped rows neither train the draft nor count as correct. A CPU does not compute them. How many there are only
+        the target's answer tells, for which the host would wait, so an accelerator computes them all.
+        """
+        if self.oov_rows != "mask":
+            return plan.indices, None
+
+        taught = teacher.in_draft[plan.position_of.flatten()[plan.indices]]
+        return (plan.indices[taught], None) if taught.device.type == "cpu" else (plan.indices, taught)
 
 
 def _sums(values: torch.Tensor, step: torch.Tensor, steps: int) -> torch.Tensor:

@@ -1,5 +1,6 @@
 """Plan which rows are trained at which TTT step, and find the target's answer to each."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import torch
@@ -55,23 +56,32 @@ class SupervisionPlan:
         counted: bool `(steps, N)`.
         positions: `(P,)` flat ids of the tokens whose target distribution is needed, ascending.
         position_of: `(steps, N)` indices into `positions`; 0 where a row does not count.
+        indices: `(M,)` flat ids `s * N + n` of the rows that count, of all steps, ascending; found in `counted` if not
+            given.
     """
 
     rows: torch.Tensor
     counted: torch.Tensor
     positions: torch.Tensor
     position_of: torch.Tensor
+    indices: torch.Tensor | None = None
+
+    def __post_init__(self):
+        if self.indices is None:  # before it is sent to a device, which would have to say how many there are
+            self.indices = self.counted.flatten().nonzero()[:, 0]
 
     @property
     def counts(self) -> torch.Tensor:
         """Supervised rows of each step, `(steps,)`."""
         return self.counted.sum(1)
 
+    def each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "SupervisionPlan":
+        """The same plan, with each of its tensors changed, for instance moved."""
+        return SupervisionPlan(**{f.name: change(getattr(self, f.name)) for f in fields(self)})
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "SupervisionPlan":
         """On another device."""
-        return SupervisionPlan(
-            **{f.name: getattr(self, f.name).to(device, non_blocking=non_blocking) for f in fields(self)}
-        )
+        return self.each(lambda x: x.to(device, non_blocking=non_blocking))
 
     @classmethod
     def of(cls, counted: torch.Tensor) -> "SupervisionPlan":

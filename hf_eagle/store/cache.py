@@ -88,7 +88,9 @@ class FeatureCache(TrainerCallback):
             if name in ("taps", "last_hidden")
         }
 
-        plain = {name: parts["values"].to(device) for name, parts in features.items() if name not in found}
+        plain = {
+            name: parts["values"].to(device, non_blocking=True) for name, parts in features.items() if name not in found
+        }
         head_summary = None
         if "top" in plain:
             head_summary = HeadSummary(plain["top"].long()[..., 0], plain["log_partition"][..., 0])

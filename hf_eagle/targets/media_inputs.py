@@ -5,8 +5,11 @@ A model with m-RoPE gives every token three positions (time, height, width). The
 """
 
 import inspect
+from collections.abc import Mapping
+from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 
@@ -80,7 +83,7 @@ def rope_index(
     Raises:
         ValueError: if `mm_token_type_ids` is missing.
     """
-    of_model = next((m for m in (model, getattr(model, "model", None)) if hasattr(m, "get_rope_index")), None)
+    of_model = _with_rope_index(model)
     if of_model is None or not shows_media(media):
         return None
 
@@ -94,3 +97,37 @@ def rope_index(
     given = {name: x for name, x in media.items() if name in taken and x is not None}
     positions, moved = of_model.get_rope_index(input_ids, attention_mask=attention_mask, **given)
     return positions, moved.flatten().to(positions.device)
+
+
+def _with_rope_index(model: PreTrainedModel) -> nn.Module | None:
+    """The model, or the one inside it, that knows the positions of media; `None` if all tokens count alike."""
+    return next((m for m in (model, getattr(model, "model", None)) if hasattr(m, "get_rope_index")), None)
+
+
+class RopeIndex:
+    """A target's `rope_index` for whoever makes batches: it holds the model's config, and none of its weights.
+
+    It reads the sizes of every medium, so on a device it waits dozens of times.
+
+    Args:
+        model: the target.
+    """
+
+    def __init__(self, model: PreTrainedModel):
+        of_model, self._alone = _with_rope_index(model), None
+        if of_model is not None:
+            self._alone = type(of_model).__new__(type(of_model))
+            nn.Module.__init__(self._alone)
+            self._alone.config = of_model.config
+
+    def __call__(self, batch: Mapping[str, Any]) -> torch.Tensor | None:
+        """Positions `(3, batch, length)` of a batch with media, else `None`; also for a model that needs its layers."""
+        media = {name: batch[name] for name in MEDIA if name in batch}
+        if self._alone is None or not shows_media(media):
+            return None
+
+        try:
+            found = rope_index(self._alone, batch["input_ids"], batch.get("attention_mask"), **media)
+        except AttributeError:
+            return None
+        return None if found is None else found[0]

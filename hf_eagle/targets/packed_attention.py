@@ -4,9 +4,10 @@ A batch runs as one long row of its real tokens, so that padding costs nothing. 
 function that calls the fused causal kernel once a document.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 from torch.nn.functional import pad, scaled_dot_product_attention
@@ -56,10 +57,20 @@ class Segments:
         positions = indices - first[starts.cumsum(0) - 1]
         return cls(tokens.to(device), positions.to(device), [*first.tolist(), len(tokens)])
 
+    def each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Segments":
+        """The same documents, with each tensor changed, for instance moved."""
+        return replace(self, tokens=change(self.tokens), position_ids=change(self.position_ids))
+
+    @property
+    def length(self) -> int | None:
+        """Of each document, `None` if they differ in length."""
+        lengths = {end - start for start, end in pairwise(self.bounds)}
+        return lengths.pop() if len(lengths) == 1 else None
+
     def flash_arguments(self) -> dict:
         """The same for `flash_attention_*` in `transformers`, whose kernels take the bounds themselves."""
         bounds = torch.tensor(self.bounds, dtype=torch.int32, device=self.tokens.device)
-        longest = max(b - a for a, b in zip(self.bounds, self.bounds[1:], strict=False))
+        longest = max(end - start for start, end in pairwise(self.bounds))
         sides = ("q", "k")
         return {f"cu_seq_lens_{s}": bounds for s in sides} | {f"max_length_{s}": longest for s in sides}
 
@@ -157,21 +168,28 @@ def attend_by_segments(
     if width < query.shape[-1]:  # the fused kernels want one width (twice as fast on CPU as without them)
         value = pad(value, (0, query.shape[-1] - width))
 
-    output = query.new_empty(1, query.shape[2], query.shape[1], width)
     arguments = {"scale": scaling, "enable_gqa": query.shape[1] != key.shape[1]}
+    if segments.length is not None:  # all at once
+        together = (x[0].unflatten(1, (-1, segments.length)).transpose(0, 1) for x in (query, key, value))
+        attended = _attend(*together, sliding_window, arguments)
+        return attended[..., :width].transpose(1, 2).flatten(0, 1)[None], None
 
-    for start, stop in zip(segments.bounds, segments.bounds[1:], strict=False):
-        part = (x[:, :, start:stop] for x in (query, key, value))
-        if sliding_window is None or stop - start <= sliding_window:
-            attended = scaled_dot_product_attention(*part, is_causal=True, **arguments)
-        else:
-            attended = _slide(*part, sliding_window, arguments)
+    output = query.new_empty(1, query.shape[2], query.shape[1], width)
+    for start, stop in pairwise(segments.bounds):
+        attended = _attend(*(x[:, :, start:stop] for x in (query, key, value)), sliding_window, arguments)
         output[:, start:stop] = attended[..., :width].transpose(1, 2)
     return output, None
 
 
+def _attend(query, key, value, window: int | None, arguments: dict) -> torch.Tensor:
+    """Causal attention in documents of one length: `(documents, heads, length, head_dim)`."""
+    if window is None or query.shape[2] <= window:
+        return scaled_dot_product_attention(query, key, value, is_causal=True, **arguments)
+    return _slide(query, key, value, window, arguments)
+
+
 def _slide(query, key, value, window: int, arguments: dict) -> torch.Tensor:
-    """Attend in a document longer than the window, in blocks of queries: a block's mask is `(window, 2 * window)`."""
+    """Attend in documents longer than the window, in blocks of queries: a block's mask is `(window, 2 * window)`."""
     blocks, length, device = [], query.shape[2], query.device
     for start in range(0, length, window):
         stop, first = min(start + window, length), max(start - window + 1, 0)

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -155,11 +156,14 @@ class FrozenTarget(TappedModel):
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
         documents: torch.Tensor | None = None,
+        segments: Segments | None = None,
         **inputs: Any,
     ) -> TargetFeatures:
         """Features of a batch, see `features`; all ranks of a sharded target must call it, each with its own batch."""
         inputs |= {"input_ids": input_ids, "attention_mask": attention_mask}
         inputs |= {"position_ids": position_ids, "documents": documents}
+        if self.sharding is None or self.sharding.mode != "tensor":  # there ranks send each other tensors only
+            inputs["segments"] = segments
         return self.features(**inputs) if self.sharding is None else self.sharding.run(self.features, inputs)
 
     @torch.no_grad()
@@ -169,6 +173,7 @@ class FrozenTarget(TappedModel):
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
         documents: torch.Tensor | None = None,
+        segments: Segments | None = None,
         past_key_values: Cache | None = None,
         use_cache: bool = False,
         **inputs: Any,
@@ -182,6 +187,7 @@ class FrozenTarget(TappedModel):
             position_ids: `(batch, length)`, or `(3, batch, length)` of a target with m-RoPE; by default counted along
                 the tokens of each document, with media as the model's own `get_rope_index` says.
             documents: `(batch, length)` ids of packed documents, which do not see each other; negative on padding.
+            segments: the same, or one document a row, without padding, if it was counted before; it spares a wait.
             past_key_values, use_cache: as in `transformers`, for decoding.
             inputs: whatever else the model's forward takes (images, video grids); `None` values are left out.
 
@@ -207,13 +213,13 @@ class FrozenTarget(TappedModel):
             check_documents_stay_apart(self._decoder)
             if has_2d_mask:
                 documents = documents.masked_fill(attention_mask == 0, -1)
-            return self._packed_features(input_ids, position_ids, documents)
+            return self._packed_features(input_ids, position_ids, documents, segments)
 
         # without media, segments replace padding, so no mask is made
         flat_positions = position_ids is None or position_ids.dim() == 2
         if has_2d_mask and flat_positions and not inputs and self._by_segments and self._attention == "sdpa":
-            if not attention_mask.all():
-                return self._packed_features(input_ids, position_ids, attention_mask.long() - 1)
+            if self._wants_segments(attention_mask, segments):
+                return self._packed_features(input_ids, position_ids, attention_mask.long() - 1, segments)
 
         if position_ids is None and past_key_values is None:
             found = self.rope_index(input_ids, attention_mask, **inputs)
@@ -233,9 +239,17 @@ class FrozenTarget(TappedModel):
     def _attention(self) -> str:
         return self._decoder.config._attn_implementation
 
-    def _packed_features(self, input_ids, position_ids, documents) -> TargetFeatures:
+    def _wants_segments(self, attention_mask: torch.Tensor, segments: Segments | None) -> bool:
+        """Whether to run a batch by segments: if rows are padded, or if they are known, since a mask is read to see
+        that it masks nothing."""
+        if segments is None:
+            return not attention_mask.all()
+        compiled = self.model._compiled_call_impl is not None  # it would be compiled again for other segments
+        return not compiled or len(segments.tokens) < attention_mask.numel()
+
+    def _packed_features(self, input_ids, position_ids, documents, segments: Segments | None) -> TargetFeatures:
         """Features of documents, in the fastest way that this target's attention allows."""
-        segments = Segments.of(documents)
+        segments = Segments.of(documents) if segments is None else replace(segments, attended=0)
         indices = segments.tokens
         positions = segments.position_ids if position_ids is None else position_ids.expand_as(input_ids).take(indices)
         flat = {"input_ids": input_ids.take(indices)[None], "position_ids": positions[None]}
@@ -244,8 +258,10 @@ class FrozenTarget(TappedModel):
         # the fast path first: it fails once, on the first batch, where the model's attention asks for more
         if self._by_segments and not by_flash:
             try:
+                # of ones, so that transformers does not read the positions to find documents
+                unmasked = torch.ones_like(flat["input_ids"], dtype=torch.bool)
                 with segment_attention(self._decoder):
-                    features = self._forward(**flat, segments=segments)
+                    features = self._forward(**flat, attention_mask=unmasked, segments=segments)
                 if segments.attended < self.num_layers:  # a layer that ignores the switch leaks silently
                     raise CannotStandIn("a way around the attention interface")
                 return at_indices(features, indices, input_ids.shape)

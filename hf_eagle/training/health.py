@@ -1,15 +1,14 @@
 """Stop a run before anything broken is kept: values that are NaN or infinite, and steps that train on nothing.
 
-Training checks when a value is fetched anyway, so that no step waits for it: fetching a batch's loss also fetches the
-norm of the last step's gradient and the count of supervised rows. A save also checks the weights, before it touches a
-file.
+No step waits for what is checked. A batch's loss, the norm of the last step's gradient and the count of supervised rows
+are sent to the host together, and read before the next batch, or where a run logs, evaluates, saves or ends. On a CPU
+there is nothing to wait for, so they are read at once. A save also checks the weights, before it touches a file.
 """
 
 import json
 import logging
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,61 +21,10 @@ from ..door.writing import write_atomically
 from ..targets.weights import all_numbers
 from .checkpoints import last_complete_checkpoint
 from .totals import StepTotals
+from .watch import Fetch, Seen, StepWatch
 
 
 logger = logging.getLogger(__name__)
-
-_KEPT = ("input_ids", "attention_mask", "loss_mask")  # enough of a batch to identify its records; the rest may be large
-
-
-@dataclass
-class StepWatch:
-    """What is known of the steps of a run, and what must still be fetched.
-
-    Attributes:
-        supervised: whether any step had a supervised row, including those before a checkpoint.
-        supervised_step: the last step that had one, counted from 0.
-        supervised_pass: whether this pass over the data had one, or began before this run resumed.
-        untaught: steps since the start whose supervised rows all lay outside the draft's vocabulary.
-        untaught_step: the last of them.
-        norm: of the gradient of step `norm_step`, until it is checked.
-        loss: of this rank in that step, if it was not a number.
-        held_out_loss: of this rank in an evaluation on several ranks, if it was not a number.
-        batches: of the newest two steps, by step.
-    """
-
-    supervised: bool = False
-    supervised_step: int = -1
-    supervised_pass: bool = False
-    untaught: int = 0
-    untaught_step: int = -1
-    norm: torch.Tensor | None = None
-    norm_step: int = -1
-    loss: float | None = None
-    held_out_loss: float | None = None
-    batches: dict[int, list[dict[str, torch.Tensor]]] = field(default_factory=dict)
-
-    @classmethod
-    def resumed(cls, step: int) -> "StepWatch":
-        """For a resumed run: a run without a supervised row leaves no checkpoint."""
-        return cls(supervised=True, supervised_step=step - 1, supervised_pass=True)
-
-    def saw(self, step: int, batch: Mapping[str, Any]) -> None:
-        """Keep what identifies the records of a batch."""
-        self.batches = {known: batches for known, batches in self.batches.items() if known >= step - 1}
-        self.batches.setdefault(step, []).append({name: batch[name] for name in _KEPT if name in batch})
-
-    def counted(self, step: int, rows: float) -> None:
-        """Note the supervised rows of a step."""
-        if rows:
-            self.supervised = self.supervised_pass = True
-            self.supervised_step = step
-
-    def saw_norm(self, norm: float) -> None:
-        """Count the step of this norm if it had supervised rows, but a zero gradient on all ranks."""
-        if norm == 0 and self.norm_step == self.supervised_step != self.untaught_step:
-            self.untaught += 1
-            self.untaught_step = self.norm_step
 
 
 class HealthMixin:
@@ -107,25 +55,42 @@ class HealthMixin:
             FloatingPointError: if the loss or the gradient is not a number.
             ValueError: if a stream gave no supervised row for too long.
         """
-        step, values = self.state.global_step, [loss.detach()]
-        if self.model.training:
-            self.watch.saw(step, batch)
-            values += [] if rows is None else [rows.sum()]
-            values += [] if self.watch.norm is None else [self.watch.norm]
+        watch, training = self.watch, self.model.training
+        watch.pending = seen = Seen(self.state.global_step, training)
+        values = {"loss": loss.detach()}
+        if training:
+            watch.saw(seen.step, batch)
+            values |= {} if rows is None else {"rows": rows.sum()}
+            values |= {} if watch.norm is None else {"norm": watch.norm}
+            seen.norm_step, watch.norm = watch.norm_step, None
 
-        fetched = torch.stack([value.to(loss.device, torch.float32) for value in values]).tolist()
+        seen.fetch = Fetch({name: value.to(loss.device, torch.float32) for name, value in values.items()})
+        if not seen.fetch.is_late:
+            self.catch_up()
 
-        if self.model.training and self.watch.norm is not None:
-            self._check_gradient(fetched.pop())  # first: a broken gradient is why the loss after it is broken
-        if not math.isfinite(fetched[0]):
-            self._refuse_loss(fetched[0])
-        if self.model.training and rows is not None:
-            self.watch.counted(step, fetched[1])
-            self._check_stream(step)
+    def catch_up(self) -> None:
+        """Check what the last batch sent to the host; call it before the next one, and before anything is kept.
 
-    def _refuse_loss(self, loss: float) -> None:
+        Raises:
+            FloatingPointError: if its loss, or the gradient before it, is not a number.
+            ValueError: if a stream gave no supervised row for too long.
+        """
+        seen, self.watch.pending = self.watch.pending, None
+        if seen is None:
+            return
+
+        fetched = seen.fetch.read()
+        if "norm" in fetched:
+            self._check_gradient(fetched["norm"], seen.norm_step)  # first: it is why the loss after it is broken
+        if not math.isfinite(fetched["loss"]):
+            self._refuse_loss(fetched["loss"], seen)
+        if "rows" in fetched:
+            self.watch.counted(seen.step, fetched["rows"])
+            self._check_stream(seen.step)
+
+    def _refuse_loss(self, loss: float, seen: Seen) -> None:
         """`FloatingPointError` about a loss; on several ranks, all raise it after the step or the evaluation."""
-        step, training = self.state.global_step, self.model.training
+        step, training = seen.step, seen.training
         if not training and self.args.world_size > 1:
             self.watch.held_out_loss = loss  # the others wait for this rank's batches
             return
@@ -145,6 +110,7 @@ class HealthMixin:
         Raises:
             FloatingPointError: on all ranks, if one of them had such a loss.
         """
+        self.catch_up()
         own, self.watch.held_out_loss = self.watch.held_out_loss, None
         if own is not None:
             totals.add(loss=torch.full_like(totals.sums["loss"], math.nan))
@@ -168,14 +134,19 @@ class HealthMixin:
             self.watch.norm, self.watch.norm_step = norm.detach(), self.state.global_step
         return norm
 
-    def _check_gradient(self, norm: float) -> None:
-        """`FloatingPointError` if the norm of the newest gradient, which was just fetched, is not a number."""
-        self.watch.saw_norm(norm)
-        self.watch.norm = None
+    def _check_newest_gradient(self) -> None:
+        """As `_check_gradient`, for a step after which no batch came; waits for it."""
+        norm, self.watch.norm = self.watch.norm, None
+        if norm is not None:
+            self._check_gradient(float(norm), self.watch.norm_step)
+
+    def _check_gradient(self, norm: float, step: int) -> None:
+        """`FloatingPointError` if the norm of a step's gradient is not a number."""
+        self.watch.saw_norm(norm, step)
         if math.isfinite(norm) and self.watch.loss is None:
             return
 
-        step, rank = self.watch.norm_step, self.args.process_index
+        rank = self.args.process_index
         raise FloatingPointError(
             f"The norm of the gradient of step {step + 1} is {norm}"
             + (f" and rank {rank} had a loss of {self.watch.loss}" if self.watch.loss is not None else "")
@@ -193,6 +164,7 @@ class HealthMixin:
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """As in `Trainer`, but count windows and steps that taught nothing, and check the gradient of the window."""
+        self.catch_up()
         if "loss" in logs and logs.get("supervised_rows_per_second") == 0:
             del logs["loss"]  # the mean of no rows
             logs["windows_without_rows"] = 1 + next(
@@ -209,12 +181,13 @@ class HealthMixin:
         super().log(logs, start_time)
 
         if "grad_norm" in logs and self.watch.norm is not None:
-            self._check_gradient(logs["grad_norm"])
+            self.watch.norm = None
+            self._check_gradient(logs["grad_norm"], self.watch.norm_step)
 
     def _tell_untaught(self, logs: dict[str, float]) -> None:
         """Log new steps in which no row lay in the draft's vocabulary, as a warning and in `logs`."""
         if self.watch.norm is not None:
-            self.watch.saw_norm(float(self.watch.norm))
+            self.watch.saw_norm(float(self.watch.norm), self.watch.norm_step)
         if not self.watch.untaught:
             return
 
@@ -236,8 +209,8 @@ class HealthMixin:
             FloatingPointError: if one of them is not a number.
         """
         step = self.state.global_step
-        if self.watch.norm is not None:
-            self._check_gradient(float(self.watch.norm))
+        self.catch_up()
+        self._check_newest_gradient()
 
         broken = self._broken_weights()
         if broken:
@@ -257,6 +230,7 @@ class HealthMixin:
 
     def refuse_run_of_nothing(self, begun_at: int) -> None:
         """`ValueError` if a run that ends took no step, or never saw a supervised row."""
+        self.catch_up()
         step = self.state.global_step
         if step == begun_at:
             raise ValueError(
@@ -324,6 +298,7 @@ class WholePasses(TrainerCallback):
         self.first = False
 
     def on_epoch_end(self, args, state, control, **kwargs):
+        self.trainer.catch_up()
         cut = control.should_training_stop  # perhaps within the pass, so the end of the run decides
         if not cut and not self.trainer.watch.supervised_pass:
             self.trainer.refuse_unsupervised(state.global_step)

@@ -33,6 +33,7 @@ from ..drafts.vocabulary import (
     told_filled,
 )
 from ..drafts.warm_start import start_from
+from ..regions import compile_regions
 from ..store.cache import FeatureCache, open_cache
 from ..store.fingerprints import drop_layers
 from ..targets.architectures import check_length
@@ -211,6 +212,7 @@ def draft_for(
     seed: int,
 ) -> EaglePreTrainedModel:
     """The draft to train: the one in the folder `existing` with its vocabulary mapping, or a new one for these data."""
+    compile_regions(draft_args.compile_draft)
     set_seed(seed)  # whatever loading drew: an adapter draws random numbers, the folder that it is merged to does not
     fingerprint = tokenizer_fingerprint(tokenizer)
     config = config_of_draft(target.config, target_args, draft_args, tokenizer_fingerprint=fingerprint)

@@ -25,11 +25,11 @@ from .checkpoints import (
     write_manifest,
 )
 from .distributed import set_optimizer_state, set_weights, whole_optimizer_state
-from .health import StepWatch
 from .publishing import PublishingMixin
 from .resuming import check_step, check_tensors, clear_run, is_last, refuse_other_run, resolve_resume, states_begun_anew
 from .stream_place import StreamPlace, check_reading
 from .totals import logged_loss
+from .watch import StepWatch
 
 
 logger = logging.getLogger(__name__)
@@ -193,6 +193,7 @@ class SavingMixin(PublishingMixin):
 
     def _save_checkpoint(self, model, trial) -> None:
         folder = self._checkpoint_folder(trial)
+        self.catch_up()
         if not self.watch.supervised:
             return logger.warning("%s is not written: there was no supervised row yet.", folder)
 

@@ -14,11 +14,12 @@ from ..drafts.training_base import BatchPlan, DraftTraining, Draw, Lesson
 from ..losses.output import EagleOutput
 from ..store.cache import FeatureCache
 from ..targets.features import TargetFeatures
+from ..targets.media_inputs import RopeIndex
 from ..targets.target import FrozenTarget
 
 
 # columns of a batch that the target must not see
-OWN_COLUMNS = ("loss_mask", "stored", "plan", "documents")
+OWN_COLUMNS = ("loss_mask", "stored", "plan", "documents", "rope_index")
 
 
 class TrainingStep:
@@ -78,12 +79,16 @@ class TrainingStep:
             on_host = {name: x.cpu() for name, x in batch.items() if isinstance(x, torch.Tensor)}
             plan = self.training.plan(read_batch(on_host, self.target.config.vocab_size), draw or Draw())
 
-        return plan.to(batch["input_ids"].device)
+        return plan.to(batch["input_ids"].device, non_blocking=True)
 
     def target_features(self, batch: Mapping[str, Any], plan: BatchPlan) -> TargetFeatures:
         """What the target, or the store in its place, says of the batch."""
         asked = {name: x for name, x in batch.items() if name not in OWN_COLUMNS}
         asked |= told_to_target(batch, plan.documents, plan.packed)
+        if plan.segments is not None:
+            asked["segments"] = plan.segments
+        if "rope_index" in batch:
+            asked["position_ids"] = batch["rope_index"]
         if self.feature_cache is None:
             seen = self.target(**asked)
         else:
@@ -95,10 +100,11 @@ class TrainingStep:
 
     def step_factors(self, counts: torch.Tensor, total: torch.Tensor | None, processes: int) -> torch.Tensor:
         """`(steps,)`, the factor of each step's summed loss: its weight, divided once by the rows of all batches."""
-        weights = self.training.step_weights.to(counts.device)
+        weights = self.training.step_weights.to(counts.device, non_blocking=True)
         if total is None:
             return weights / counts.clamp_min(1)
-        return weights * processes / total.to(weights.device).clamp_min(1)  # data parallelism averages gradients
+        total = total.to(weights.device, non_blocking=True)
+        return weights * processes / total.clamp_min(1)  # data parallelism averages gradients
 
     def teach(self, draft: nn.Module, seen: TargetFeatures, plan: BatchPlan, step_factors: torch.Tensor) -> Lesson:
         """What the draft gets, and what it is compared with."""
@@ -112,17 +118,20 @@ class TrainingStep:
 class PlanningCollator:
     """A collator whose batches also hold `plan`, a [`BatchPlan`]; it checks their columns, see `read_batch`.
 
+    With media they also hold `rope_index`, the target's positions, which cost a device many waits.
+
     A stream's example without a row is `None`, and is left out of its batch.
 
     Args:
         collator: makes the batches.
         training: how the draft's kind is trained.
         seed: of the draws.
-        vocab_size: of the target.
+        target: whose batches they are; it is not kept.
     """
 
-    def __init__(self, collator, training: DraftTraining, seed: int, vocab_size: int):
-        self.collator, self.training, self.seed, self.vocab_size = collator, training, seed, vocab_size
+    def __init__(self, collator, training: DraftTraining, seed: int, target: FrozenTarget):
+        self.collator, self.training, self.seed = collator, training, seed
+        self.vocab_size, self.rope_index = target.vocab_size, RopeIndex(target.model)
         # shared, so that persistent workers see the next epoch
         self._epoch = torch.zeros(1, dtype=torch.long).share_memory_()
 
@@ -138,7 +147,9 @@ class PlanningCollator:
     def __call__(self, rows: list[dict | None]) -> dict:
         rows = [row for row in rows if row is not None] or [NO_ROW]
         batch = read_batch(self.collator(rows), self.vocab_size)
-        return {**batch, "plan": self.training.plan(batch, self.draw)}
+        positions = self.rope_index(batch)
+        by_axes = {} if positions is None else {"rope_index": positions}
+        return {**batch, **by_axes, "plan": self.training.plan(batch, self.draw)}
 
 
 class EpochOfPlans(TrainerCallback):

@@ -14,6 +14,7 @@ from transformers.trainer_utils import SaveStrategy
 
 from .lost_batches import tell_lost_batches
 from .signals import NAMES, SIGNALS, StopSignals, ending, leave_signals_to_parent
+from .watch import Fetch
 
 
 class StopHere(Exception):
@@ -49,7 +50,7 @@ class StoppingMixin:
 
     def _begin(self) -> None:
         self._known: signal.Signals | None = None  # the same on all ranks
-        self._stop_sums: torch.Tensor | None = None
+        self._stop_sums: Fetch | None = None
         self._last_step: tuple | None = None  # the Trainer's arguments after it
         self._random: dict[torch.device, torch.Tensor] | None = None  # from just before the next step
         self.saved_step = self.ended_pass_at = -1
@@ -89,11 +90,14 @@ class StoppingMixin:
 
     def _flags(self, device: torch.device) -> torch.Tensor:
         """Return whether this rank was asked to stop, `(signals,)`; the sum over ranks says whether any was."""
-        return torch.tensor([self.stops.asked == number for number in SIGNALS], dtype=torch.long, device=device)
+        flags = torch.zeros(len(SIGNALS), dtype=torch.long, device=device)
+        if self.stops.asked in SIGNALS:
+            flags[SIGNALS.index(self.stops.asked)] = 1  # filled where it is: a copy to the device would wait for it
+        return flags
 
-    def _learn(self, sums: torch.Tensor) -> None:
+    def _learn(self, sums: list[int]) -> None:
         """Keep the sum of all ranks' flags."""
-        self._known = next((x for x, asked in zip(SIGNALS, sums.tolist(), strict=True) if asked), self._known)
+        self._known = next((x for x, asked in zip(SIGNALS, sums, strict=True) if asked), self._known)
 
     def with_flags(self, counts: torch.Tensor) -> torch.Tensor:
         """Append this rank's flags to counts that will be summed over ranks."""
@@ -101,7 +105,7 @@ class StoppingMixin:
 
     def without_flags(self, sums: torch.Tensor) -> torch.Tensor:
         """Split the flags off the sums of `with_flags`, and keep them until a value is fetched anyway."""
-        self._stop_sums = sums[-len(SIGNALS) :]
+        self._stop_sums = None if self.stops.alone else Fetch({"sums": sums[-len(SIGNALS) :]})
         self._random = None if self.stops.alone else _random_states(self.args.device)
         return sums[: -len(SIGNALS)]
 
@@ -115,7 +119,7 @@ class StoppingMixin:
             raise StopHere
 
     def look_at(self, *args) -> None:
-        """As in [`HealthMixin`]; after its fetch, reading the flags costs no wait."""
+        """As in [`HealthMixin`]; the flags were sent before the target ran, so reading them does not wait for it."""
         super().look_at(*args)
         self.stop_in_front_of_step()
 
@@ -124,7 +128,7 @@ class StoppingMixin:
         if self.stops.alone:
             self._known = self.stops.asked  # newer than any reduction
         elif self._stop_sums is not None:
-            self._learn(self._stop_sums)
+            self._learn(self._stop_sums.read()["sums"])
         self._stop_sums = None
         return self._known
 
@@ -139,7 +143,7 @@ class StoppingMixin:
         if not self._hearing:
             return
         if self._to_stop() is None and not self.stops.alone:
-            self._learn(self.accelerator.reduce(self._flags(self.args.device), reduction="sum"))
+            self._learn(self.accelerator.reduce(self._flags(self.args.device), reduction="sum").tolist())
 
         if self._known is not None:
             raise StopHere

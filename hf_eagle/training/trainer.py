@@ -38,6 +38,7 @@ from .step import OWN_COLUMNS, EpochOfPlans, PlanningCollator, TrainingStep
 from .stopping import StoppingMixin
 from .stream_place import StreamPlace
 from .totals import StepTotals
+from .watch import runs_ahead
 
 
 class EagleTrainer(StallMixin, StoppingMixin, SavingMixin, HealthMixin, Trainer):
@@ -115,13 +116,15 @@ class EagleTrainer(StallMixin, StoppingMixin, SavingMixin, HealthMixin, Trainer)
 
         seed = args.seed if args.data_seed is None else args.data_seed
         # every evaluation draws the same
-        self._held_out_plans = PlanningCollator(data_collator, training, seed, target.vocab_size)
-        self._plans = PlanningCollator(data_collator, training, seed, target.vocab_size)
+        self._held_out_plans = PlanningCollator(data_collator, training, seed, target)
+        self._plans = PlanningCollator(data_collator, training, seed, target)
 
         self.tokenizer_of_records = processing_class
         # Trainer gets no tokenizer: it would rewrite the draft's special ids from it. If one rank sends batches to the
         # others, these hold only tensors, and are planned on arrival
         dispatched = args.accelerator_config.dispatch_batches
+        if args.dataloader_pin_memory and runs_ahead(args.device):
+            args.accelerator_config.non_blocking = True  # or each column of a batch waits for the step before
         super().__init__(model=model, args=args, data_collator=data_collator if dispatched else self._plans, **kwargs)
 
         print_lines(self)
@@ -170,9 +173,11 @@ class EagleTrainer(StallMixin, StoppingMixin, SavingMixin, HealthMixin, Trainer)
             num_items_in_batch: `(steps,)` rows of the whole accumulated global batch; this batch's own if `None`.
 
         Raises:
-            FloatingPointError: if the loss, or the gradient before it, is NaN or infinite.
+            FloatingPointError: if the loss, or the gradient before it, is NaN or infinite; on a device, those of the
+                batch before.
             ValueError: if a stream gave no supervised row for too long.
         """
+        self.catch_up()
         output, counts = self.step(
             model,
             inputs,
@@ -193,7 +198,7 @@ class EagleTrainer(StallMixin, StoppingMixin, SavingMixin, HealthMixin, Trainer)
         counts = torch.zeros(self.step.training.steps, dtype=torch.long, device=device)
         for batch in batches:
             batch["plan"] = self.step.plan(batch, self._plans.draw)  # the collator may not have planned
-            counts += batch["plan"].counts.to(device)
+            counts += batch["plan"].counts.to(device, non_blocking=True)
 
         return counts
 
@@ -282,11 +287,12 @@ class EagleTrainer(StallMixin, StoppingMixin, SavingMixin, HealthMixin, Trainer)
             return batches, self._get_num_items_in_batch(batches, device)
 
         counts = self._count_rows(batches, device)
-        counts = torch.cat([counts, counts.new_tensor([len(batches)])])
+        counts = torch.cat([counts, counts.new_full((1,), len(batches))])
         counts = self._summed(counts)
         self.stop_in_front_of_step()  # the sums are read here anyway, and the stream's place is still before this step
 
-        if counts[-1] == 0:
+        # one rank alone knows without asking the device
+        if not batches and (self.args.world_size == 1 or counts[-1] == 0):
             self.control.should_epoch_stop = True
             self.stream_place.end_pass()
             return [], counts[:-1]

@@ -40,8 +40,6 @@ def test_a_config_that_was_cut_is_said_to_be_cut(text, beside, tmp_path):
                 check_draft_folder("output_dir", str(tmp_path), overwrite=overwrite)
         return
 
-    with pytest.raises(
-        FileExistsError, match="`output_dir` .* holds a config.json that is not JSON.* `--overwrite`"
-    ):
+    with pytest.raises(FileExistsError, match="`output_dir` .* holds a config.json that is not JSON.* `--overwrite`"):
         check_draft_folder("output_dir", str(tmp_path))
     check_draft_folder("output_dir", str(tmp_path), overwrite=True)

@@ -107,10 +107,8 @@ def test_what_an_accelerators_attention_keeps(sizes, monkeypatch):
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
         step.forward(batch)
-    # gradients that the loss made: of the head, and of what it takes
-    made = 4 * (draft.lm_head.weight.numel() + int(step.counts.sum()) * sizes.hidden_size)
     said = costs_of(draft).kept_by_unroll(RunShapes(length=128, ttt_steps=4, bf16=False))
-    assert said == pytest.approx(sum(kept.values()) - made, rel=0.05)
+    assert said == pytest.approx(sum(kept.values()), rel=0.05)
 
 
 @pytest.mark.parametrize("autocast", [None, torch.bfloat16], ids=["float32", "bfloat16"])

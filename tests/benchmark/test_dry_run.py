@@ -242,8 +242,8 @@ def test_a_config_that_is_out_of_reach_is_one_sentence(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"world_size": 8}, "`world_size` is 8, but only `dry_run` reads it"),
-        ({"launch_config": "ddp"}, "`launch_config` is ddp, but only `dry_run` reads it"),
+        ({"world_size": 8}, "`world_size` is 8, but only `dry_run` uses it"),
+        ({"launch_config": "ddp"}, "`launch_config` is ddp, but only `dry_run` uses it"),
         ({"device_memory_gb": 80.0}, "`device_memory_gb` is 80.0, but only `dry_run`"),
         ({"dry_run": True, "world_size": 0}, "`world_size` must be at least 1 and at most 1,048,576, got 0"),
         ({"dry_run": True, "supervised_share": 0.0}, "`supervised_share` must be above 0 and at most 1"),

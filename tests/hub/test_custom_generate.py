@@ -30,7 +30,7 @@ MOST_FILES, MOST_LINES = 15, 2500
 METHODS = (types.FunctionType, classmethod, staticmethod, property)
 # methods of carried classes that torch or transformers would call to train or to save a draft, which stay at home
 AT_HOME = {
-    *("UnrolledDraft.forward", "_DownOfSwiGLU.backward", "_RMSNorm.backward"),
+    *("UnrolledDraft.forward", "_DownOfSwiGLU.backward", "_RMSNorm.backward", "Rotation.backward"),
     *("EaglePreTrainedModel._can_set_attn_implementation", "EaglePreTrainedModel.set_input_embeddings"),
     *("EaglePreTrainedModel.save_pretrained", "EagleConfig.to_diff_dict", "EagleMLAConfig.to_diff_dict"),
     "Eagle1Config.to_diff_dict",

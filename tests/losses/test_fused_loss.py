@@ -1,12 +1,18 @@
 """The fused head and loss against logits of all rows at once and autograd: losses, hits, and both gradients."""
 
+from collections import defaultdict
+
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
 
 from hf_eagle.losses import fused_head as fused_loss
 from hf_eagle.losses.fused_head import FusedHeadLoss, LossRows, StreamedRows, acceptance_rates
 
 
+aten = torch.ops.aten
 ROWS, PLACES, VOCAB, HIDDEN = 23, 11, 40, 16
 
 
@@ -116,8 +122,6 @@ def test_a_frozen_head_gets_no_gradient():
 
 
 def test_no_tensor_of_all_rows_and_the_vocabulary_is_made(monkeypatch):
-    from torch.utils._python_dispatch import TorchDispatchMode
-
     monkeypatch.setattr(fused_loss, "CHUNK_ELEMENTS", 4 * VOCAB)
     sizes = []
 
@@ -153,3 +157,97 @@ def test_distributions_made_chunk_by_chunk_equal_held_ones(transform, elements):
     assert hits.tolist() == (logits.argmax(-1) == probs.argmax(-1)[rows.where]).tolist()
     (wanted,) = torch.autograd.grad(2 * (ce * rows.factor).sum(), normed)
     torch.testing.assert_close(gradient, wanted, rtol=1e-5, atol=1e-5)
+
+
+# ---- on an accelerator ----
+
+GIB = 2**30
+
+
+@pytest.mark.parametrize(
+    ("columns", "memory", "rows"),
+    [
+        (32_000, 141 * GIB, 4096),
+        (32_000, 40 * GIB, 4096),
+        (32_000, 24 * GIB, 3145),
+        (152_000, 141 * GIB, 3890),
+        (152_000, 80 * GIB, 2207),
+        (152_000, 16 * GIB, 441),
+        (262_144, GIB, 128),  # never fewer than on a CPU
+        (2**26, GIB, 1),
+    ],
+)
+def test_a_chunk_grows_with_the_memory_of_an_accelerator(columns, memory, rows):
+    assert fused_loss.chunk_rows(columns, memory) == rows
+    assert fused_loss.chunk_rows(columns, None) == max(1, fused_loss.CHUNK_ELEMENTS // columns) <= rows
+
+
+class Uses(TorchDispatchMode):
+    """Which operations read or write the values of each storage."""
+
+    def __init__(self):
+        super().__init__()
+        self.of = defaultdict(list)
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        if function.namespace == "aten" and not function.is_view and function is not aten.empty_like.default:
+            seen = {x.untyped_storage()._cdata for x in tree_iter((args, kwargs, out)) if isinstance(x, torch.Tensor)}
+            for storage in seen:
+                self.of[storage].append(function)
+        return out
+
+
+def use_of_the_heads_gradient(columns: int, half: bool) -> list:
+    """What a step of 22,000 rows does with the head's gradient; of the tensors there are only shapes."""
+    with FakeTensorMode(), Uses() as uses, torch.autocast("cpu", torch.bfloat16, enabled=half):
+        normed, weight = (torch.empty(n, 4096, requires_grad=True) for n in (22_000, columns))
+        probs = torch.empty(9_000, columns, dtype=torch.bfloat16 if half else torch.float32)
+        argmax, where = (torch.empty(n, dtype=torch.long) for n in (9_000, 22_000))
+        rows = LossRows("ce", probs, argmax, None, where, torch.empty(22_000))
+        FusedHeadLoss.apply(normed, weight, rows, True)[0].backward()
+        return uses.of[weight.grad.untyped_storage()._cdata]
+
+
+@pytest.mark.parametrize("columns", [32_000, 152_000])
+@pytest.mark.parametrize(
+    ("half", "adds", "product"),
+    [(False, None, aten.addmm_.default), (True, True, aten.addmm.dtype_out), (True, False, aten.add_.Tensor)],
+    ids=["float32", "bfloat16", "bfloat16_without_such_products"],
+)
+def test_the_heads_gradient_is_passed_over_a_few_times_and_never_copied(columns, half, adds, product, monkeypatch):
+    monkeypatch.setattr(fused_loss, "memory_of", lambda device: 79 * GIB)
+    monkeypatch.setattr(fused_loss, "BLOCK_ELEMENTS", 2**31)
+    monkeypatch.setattr(fused_loss, "_adds_to_float32", lambda device, dtype: adds)
+    used = use_of_the_heads_gradient(columns, half)
+    chunks = -(-22_000 // fused_loss.chunk_rows(columns, 79 * GIB))
+    first = [] if adds is not False else [aten.copy_.default]
+    assert used == [*first, *[product] * (chunks - len(first)), aten.mul_.Tensor]
+    assert len(used) <= 12
+
+
+def test_a_device_that_cannot_add_to_float32_says_so():
+    assert not fused_loss._adds_to_float32(torch.device("cpu"), torch.bfloat16)
+
+
+def test_a_second_backward_is_refused():
+    normed, weight, rows = rows_to_judge("ce")
+    total, *_ = FusedHeadLoss.apply(normed, weight, rows, True)
+    total.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="run the draft again instead of a second `backward`"):
+        total.backward()
+
+
+@pytest.mark.parametrize("loss", ["ce", "lk_alpha", "lk_lambda"])
+def test_gradients_of_float16_equal_autograd_behind_a_loss_scaler(loss):
+    """Each row is one of 40,000, so that its gradient is too small for float16 until the backward pass brings the
+    scaler's factor, which itself is too large for float16."""
+    normed, weight, rows = rows_to_judge(loss)
+    normed, rows.factor = normed.detach().half().requires_grad_(), rows.factor.add(0.5) / 40_000
+    with torch.autocast("cpu", torch.float16):
+        total, *_ = FusedHeadLoss.apply(normed, weight, rows, True)
+    grads = torch.autograd.grad(2.0**16 * total, (normed, weight))
+    exact = normed.detach().float().requires_grad_()
+    wanted = torch.autograd.grad(2.0**16 * plain(exact, weight, rows)[0], (exact, weight))
+    for ours, theirs in zip(grads, wanted, strict=True):
+        assert (ours.float() - theirs).norm() < 0.003 * theirs.norm()

@@ -57,7 +57,7 @@ def curve(out):
 def test_two_ranks_fill_and_read_it(folder):
     """Filled beforehand or in the first epoch, by a target that is spread over them: one rank's live losses."""
     printed = run("cache_features.py", folder, "--target_sharding", "fsdp2", ranks=2)
-    assert "bytes a token" in printed and "holds features of 13 conversations" in printed, printed[-3000:]
+    assert "bytes per token" in printed and "holds features of 13 conversations" in printed, printed[-3000:]
     assert len(FeatureStore(folder / "features")) == rows_in_shards(folder / "features") == 13
     assert len(list((folder / "features").glob("*.safetensors"))) == 2  # one a rank
     assert "holds features of 13" in run("cache_features.py", folder)

@@ -121,7 +121,7 @@ def test_distribution_is_the_softmax(chunk):
 
 
 @pytest.mark.parametrize("chunk", [5, 256])
-def test_a_known_outlook_leaves_the_rest_of_the_head_out(chunk):
+def test_a_known_head_summary_leaves_the_rest_of_the_head_out(chunk):
     """The same distribution of the draft vocabulary's rows alone; of equal logits the first is the target's token."""
     target = FrozenTarget(tiny_llama())
     hidden = target(torch.randint(3, 96, (1, 40))).last_hidden[0]

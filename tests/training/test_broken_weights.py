@@ -11,7 +11,8 @@ from tiny import VOCAB, pad_batch, random_chats
 from tiny_tokenizer import word_tokenizer
 
 from hf_eagle.training.checkpoints import checkpoints, why_incomplete
-from hf_eagle.training.health import StepWatch, all_numbers, records_of
+from hf_eagle.training.health import all_numbers, records_of
+from hf_eagle.training.watch import StepWatch
 
 
 ARGS = {"per_device_train_batch_size": 2, "max_steps": 6, "save_strategy": "no", "logging_steps": 100}

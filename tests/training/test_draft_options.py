@@ -2,7 +2,10 @@
 
 import json
 import re
+import shutil
 
+import pytest
+from safetensors.torch import load_file
 from test_train_script import folder, train  # noqa: F401 (a fixture)
 
 
@@ -41,3 +44,14 @@ def test_a_scaling_that_this_draft_cannot_have_is_refused_before_data_are_read(f
     printed = train(folder, *options, expect=1)
     assert "(`draft_rope_scaling`) must be of type default or yarn, got 'linear'" in printed
     assert "tokenis" not in printed.lower() and "conversations" not in printed
+
+
+@pytest.mark.skipif(not (shutil.which("c++") or shutil.which("g++")), reason="nothing compiles C++ here")
+def test_a_compiled_draft_is_trained_as_another(folder, tmp_path):  # noqa: F811
+    trained = []
+    for mode in ("off", "on"):
+        train(folder, "--output_dir", tmp_path / mode, "--compile_draft", mode, "--max_steps", 2)
+        trained.append(load_file(tmp_path / mode / "model.safetensors"))
+
+    apart = [(trained[1][name].float() - weight.float()).abs().mean().item() for name, weight in trained[0].items()]
+    assert 0 < max(apart) < 1e-6  # rounded otherwise, and by no more than that

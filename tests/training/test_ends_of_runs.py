@@ -154,9 +154,7 @@ def test_a_config_that_was_cut_is_overwritten_only_when_told_to(text, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text(text)
     fields = {"max_steps": 1, "save_strategy": "no"}
-    with pytest.raises(
-        FileExistsError, match="`output_dir` .* holds a config.json that is not JSON.*`--overwrite`"
-    ):
+    with pytest.raises(FileExistsError, match="`output_dir` .* holds a config.json that is not JSON.*`--overwrite`"):
         make_trainer(tmp_path, **fields).train()
     for how, resume in (({"overwrite": True}, None), ({}, "last")):  # a run that is started again and again says `last`
         trainer = make_trainer(tmp_path, **fields, **how)

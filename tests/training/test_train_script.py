@@ -287,7 +287,7 @@ def test_a_dry_run_needs_a_config_and_leaves_nothing(folder, tmp_path):
     assert "Taps: entry ids 2, 4, 5 of 8 layers (Llama)." in printed
     assert "This cannot fit `device_memory_gb` 0.0001" in printed and not (tmp_path / "out").exists()
     printed = train(folder, *args[:-3], "--world_size", 2, expect=2)
-    assert "`world_size` is 2, but only `dry_run` reads it" in printed
+    assert "`world_size` is 2, but only `dry_run` uses it" in printed
 
 
 @pytest.fixture(scope="module")

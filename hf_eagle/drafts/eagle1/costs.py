@@ -1,7 +1,15 @@
 """What a training step of an EAGLE-1/2 draft costs: one step, with the target's head and vocabulary."""
 
-from ...losses.fused_head import CHUNK_ELEMENTS
-from ..costs_base import FLOAT32, AttentionMemory, AttentionProducts, DraftCosts, RunShapes, chunked_loss, seen_pairs
+from ..costs_base import (
+    FLOAT32,
+    AttentionMemory,
+    AttentionProducts,
+    DraftCosts,
+    RunShapes,
+    chunked_logits,
+    chunked_loss,
+    seen_pairs,
+)
 from ..unroll_plan import UnrollPlan
 from .configuration import Eagle1Config
 
@@ -33,7 +41,7 @@ class Eagle1Costs(DraftCosts):
         gradients = rows * hidden * shapes.width
 
         # the target's distributions are made like the draft's, and features are compared in float32
-        distributions = min(2 * CHUNK_ELEMENTS, rows * self.config.draft_vocab_size) * shapes.width
+        distributions = chunked_logits(rows, self.config, shapes) * shapes.width
         loss = chunked_loss(rows, self.config, shapes) + distributions + 2 * rows * hidden * FLOAT32
         if not shapes.checkpointing:
             return gradients + loss

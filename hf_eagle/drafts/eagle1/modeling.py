@@ -9,6 +9,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from ...targets.architectures import logit_transform
 from ...targets.few_rows import few_rows_linear
 from ..attention import EagleAttention
+from ..cast_weights import CastWeights
 from ..layers import DraftLayer
 from ..modeling_unrolled import UnrolledDraft
 from ..ttt_attention import ttt_attention
@@ -126,7 +127,7 @@ class LlamaForCausalLMEagle(UnrolledDraft):
 
     def combine_features(self, features: torch.Tensor) -> torch.Tensor:
         """`(..., hidden)`, in the draft's dtype: the feature itself is fed back."""
-        return features.to(self.fc.weight.dtype)
+        return features.to(self.embed_tokens.weight.dtype)
 
     def _layer_input(self, input_ids: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
         return self.fc(torch.cat([self.embed_tokens(input_ids), hidden], dim=-1))
@@ -135,12 +136,12 @@ class LlamaForCausalLMEagle(UnrolledDraft):
         if num_steps != 1:
             raise ValueError(f"`num_steps` of an EAGLE-1 draft must be 1, got {num_steps}.")
 
-    def _unroll(self, input_ids, features, position_ids, layout, num_steps: int, embeddings=None) -> torch.Tensor:
+    def _unroll(self, input_ids, features, position_ids, plan, embeddings=None) -> torch.Tensor:
         """The next feature of every row; rows before them get only a key and a value."""
-        predict = self._predict
+        predict = CastWeights(self.fc, self.layers).around(self._predict)
         if self.gradient_checkpointing and self.training:
             predict = partial(self._gradient_checkpointing_func, predict)
-        return predict(input_ids, features, position_ids, layout)[None]
+        return predict(input_ids, features, position_ids, plan.layout)[None]
 
     def _predict(self, input_ids, features, position_ids, layout: RowLayout) -> torch.Tensor:
         """Next features of the rows `layout.rows`, `(N, hidden)`."""

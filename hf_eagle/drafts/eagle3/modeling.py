@@ -9,11 +9,12 @@ from torch.nn.functional import linear
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from ..attention import DraftAttention, EagleAttention, side_by_side
+from ..cast_weights import CastWeights
 from ..layers import DraftLayer, EagleRMSNorm
 from ..modeling_unrolled import UnrolledDraft
 from ..mrope import EagleMRotaryEmbedding
 from ..ttt_attention import ttt_attention
-from ..unroll_plan import RowLayout
+from ..unroll_plan import UnrollPlan
 from .configuration import EagleConfig
 from .proposal import Eagle3Proposer
 
@@ -82,22 +83,25 @@ class Eagle3Draft(UnrolledDraft):
             taps = torch.cat([norm(chunk) for norm, chunk in zip(self.fc_norm, chunks, strict=True)], dim=-1)
         return self.fc(taps)
 
-    def _unroll(self, input_ids, features, position_ids, layout, num_steps: int, embeddings=None) -> torch.Tensor:
-        """The whole training-time test: `num_steps` steps with teacher-forced tokens and the draft's own hidden states.
+    def _unroll(self, input_ids, features, position_ids, plan, embeddings=None) -> torch.Tensor:
+        """The whole training-time test: all steps, with teacher-forced tokens and the draft's own hidden states.
 
         Step 0 makes a key and a value for every row that is looked at; all else is computed only for the unrolled rows.
         That is exact in a draft of one layer: later steps see only step-0 keys and their own row.
         """
-        run = TTTUnroll(self, input_ids, position_ids, layout, num_steps, embeddings)
-        hidden = self.combine_features(features[layout.keys])
-        key, value = run.context(hidden)
+        casts, layout = CastWeights(self.midlayer), plan.layout  # all else is used once
+        with casts:
+            run = TTTUnroll(self, input_ids, position_ids, plan, embeddings)
+            hidden = self.combine_features(features[layout.keys])
+            key, value = run.context(hidden)
+
         hidden, own_keys, own_values, normed = hidden[layout.row_in_keys], [], [], []
 
-        step_function = run.step
+        step_function = casts.around(run.step)
         if self.gradient_checkpointing and self.training:
-            step_function = partial(self._gradient_checkpointing_func, run.step)
+            step_function = partial(self._gradient_checkpointing_func, step_function)
 
-        for step in range(num_steps):
+        for step in range(plan.num_steps):
             result, hidden, own_key, own_value = step_function(step, hidden, key, value, own_keys, own_values)
             normed.append(result)
             if step:
@@ -144,8 +148,7 @@ class TTTUnroll:
         draft: the draft, of one layer.
         input_ids: `(batch * length,)`.
         position_ids: `(batch * length,)`, with m-RoPE `(3, batch * length)`.
-        layout: which rows are unrolled, and which keys they need.
-        num_steps: TTT steps.
+        plan: which rows are unrolled, which keys they need, and which tokens they meet.
         embeddings: `(batch * length, hidden)` instead of the tokens' own; `None` for those.
     """
 
@@ -154,31 +157,23 @@ class TTTUnroll:
         draft,
         input_ids: torch.Tensor,
         position_ids: torch.Tensor,
-        layout: RowLayout,
-        num_steps: int,
+        plan: UnrollPlan,
         embeddings: torch.Tensor | None = None,
     ):
-        self.draft, self.layer, self.layout = draft, draft.midlayer, layout
+        self.draft, self.layer, self.layout = draft, draft.midlayer, plan.layout
         self.attention = self.layer.self_attn
         self.attend = ttt_attention(draft.config._attn_implementation, input_ids.device)
-        self.key_positions, self.row_positions = position_ids[..., layout.keys], position_ids[..., layout.rows]
-
-        # row i meets the embedding of token i + 1 + s at step s
-        steps = torch.arange(num_steps, device=input_ids.device)[:, None]
-        last = input_ids.numel() - 1
-        key_tokens, row_tokens = (layout.keys + 1).clamp_max(last), (layout.rows + 1 + steps).clamp_max(last)
+        self.key_positions = position_ids[..., self.layout.keys]
+        self.row_positions = position_ids[..., self.layout.rows]
 
         token_query, self.hidden_query = halves(self.attention.query_projections, draft.config.hidden_size)
         token_key_value, self.hidden_key_value = halves(self.attention.key_value_projections, draft.config.hidden_size)
 
-        # tokens recur in rows and steps, so each distinct one is embedded and projected once
-        tokens, self.key_token_of_row = _distinct(row_tokens, key_tokens)
-        embeds = self.layer.input_layernorm(draft.embed(input_ids[tokens], embeddings, tokens))
+        self.tokens = plan.tokens
+        embeds = self.layer.input_layernorm(draft.embed(input_ids[self.tokens.ids], embeddings, self.tokens.ids))
         self.key_value_of_token = token_key_value(embeds)
-        self.key_value_of_key = self.key_value_of_token[torch.searchsorted(tokens, key_tokens)]
-
-        row_only, self.query_token_of_row = _distinct(row_tokens)
-        self.query_of_token = token_query(embeds[torch.searchsorted(tokens, row_only)])
+        self.key_value_of_key = self.key_value_of_token[self.tokens.of_key]
+        self.query_of_token = token_query(embeds[self.tokens.asked])
 
     def context(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Step-0 keys and values `(K, kv_heads, dim)` of the rows `layout.keys`, from their features `(K, hidden)`."""
@@ -197,13 +192,13 @@ class TTTUnroll:
             Normed hidden states for the head, hidden states to feed back, and this step's own keys and values.
         """
         normed = self.layer.hidden_norm(hidden)
-        projected = self.query_of_token.index_select(0, self.query_token_of_row[step]) + self.hidden_query(normed)
+        projected = self.query_of_token.index_select(0, self.tokens.asked_by_row[step]) + self.hidden_query(normed)
         cos_sin = self.draft.cos_sin(projected, self.row_positions + step)
         query = self.attention.query(projected, cos_sin)
 
         own_key = own_value = None
         if step:
-            projected = self.key_value_of_token.index_select(0, self.key_token_of_row[step])
+            projected = self.key_value_of_token.index_select(0, self.tokens.of_row[step])
             own_key, own_value = self.attention.key_value(projected + self.hidden_key_value(normed), cos_sin)
             own_keys, own_values = [*own_keys, own_key], [*own_values, own_value]
 
@@ -212,22 +207,15 @@ class TTTUnroll:
 
 
 def halves(projections: list[nn.Module], width: int) -> tuple[Projection, Projection]:
-    """The concatenated projections of `cat(first, second)`, as one function of each half; add the two results."""
+    """The concatenated projections of `cat(first, second)`, as one function of each half; add the two results.
+
+    Inside [`CastWeights`]: autocast would cast a part of a weight at every use.
+    """
     if not all(type(projection) is nn.Linear for projection in projections):  # an adapter is more than its weight
         return (
             lambda first: side_by_side(projections, torch.cat([first, torch.zeros_like(first)], dim=-1)),
             lambda second: side_by_side(projections, torch.cat([torch.zeros_like(second), second], dim=-1)),
         )
 
-    weight = torch.cat([projection.weight for projection in projections])
-    if torch.is_autocast_enabled(weight.device.type):  # autocast casts a part of a weight at every use
-        weight = weight.to(torch.get_autocast_dtype(weight.device.type))
-
-    first, second = weight.split(width, dim=1)
+    first, second = torch.cat([projection.weight for projection in projections]).split(width, dim=1)
     return lambda x: linear(x, first), lambda x: linear(x, second)
-
-
-def _distinct(wanted: torch.Tensor, *more: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The distinct ids in all arguments, ascending, and the place of each of `wanted` among them."""
-    ids = torch.unique(torch.cat([x.flatten() for x in (wanted, *more)]))
-    return ids, torch.searchsorted(ids, wanted)

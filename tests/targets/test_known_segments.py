@@ -1,0 +1,91 @@
+"""What is known of a batch before it is sent to a device: it changes nothing but the waits."""
+
+import pickle
+
+import pytest
+import torch
+from tiny import pad_batch, random_chats, tiny_llama
+from tiny_targets import tiny_family
+from tiny_vision import CHATS, NAMES, processed, tiny_vision_model, vision_processor
+
+from hf_eagle.data.collators import mark_padding
+from hf_eagle.targets.media_inputs import MEDIA, RopeIndex, rope_index
+from hf_eagle.targets.packed_attention import Segments
+from hf_eagle.targets.target import FrozenTarget
+
+
+def batches() -> dict[str, dict[str, torch.Tensor]]:
+    padded = {name: x for name, x in pad_batch(random_chats(3, seed=2)).items() if name != "loss_mask"}
+    even = {name: x[:, :9] for name, x in padded.items()} | {"attention_mask": torch.ones(3, 9, dtype=torch.long)}
+    indices = torch.arange(12).expand(2, -1)
+    ids = torch.randint(3, 90, (2, 12), generator=torch.Generator().manual_seed(1))
+    packed = {"input_ids": ids, "documents": indices // 5, "position_ids": indices % 5}
+    return {"padded": padded, "of one length": even, "packed": packed, "packed evenly": packed | evenly(indices)}
+
+
+def evenly(indices: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {"documents": indices // 4, "position_ids": indices % 4}
+
+
+@pytest.mark.parametrize("name", batches())
+@pytest.mark.parametrize("family", ["llama", "mistral, sliding", "gpt_oss", "qwen3_moe", "eager"])
+def test_known_documents_change_no_feature(family, name):
+    """Of targets that run by segments, and of those that keep their own attention."""
+    if family == "mistral, sliding":
+        from transformers import MistralConfig, MistralForCausalLM
+
+        sizes = {name: getattr(tiny_llama().config, name) for name in ("vocab_size", "hidden_size", "pad_token_id")}
+        torch.manual_seed(0)
+        config = MistralConfig(
+            **sizes, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
+            sliding_window=3, initializer_range=0.2,
+        )  # fmt: skip
+        model = MistralForCausalLM(config)
+    else:
+        model = tiny_llama() if family in ("llama", "eager") else tiny_family(family)
+    if family == "eager":
+        model.set_attn_implementation("eager")
+    target, batch = FrozenTarget(model, [1, 2]), batches()[name]
+    mask = batch.get("attention_mask")
+    documents = mark_padding(batch.get("documents"), mask, like=batch["input_ids"])
+
+    wanted, found = target(**batch), target(**batch, segments=Segments.of(documents))
+    kept = documents >= 0
+    for part in ("taps", "last_hidden"):
+        torch.testing.assert_close(getattr(found, part)[kept], getattr(wanted, part)[kept], rtol=1e-5, atol=1e-5)
+
+
+def test_a_plan_may_be_used_twice():
+    target, batch = FrozenTarget(tiny_llama(), [1]), batches()["padded"]
+    segments = Segments.of(batch["attention_mask"] - 1)
+    first, second = (target(**batch, segments=segments).last_hidden for _ in range(2))
+    assert torch.equal(first, second) and segments.attended == 0
+
+
+@pytest.mark.parametrize(("bounds", "length"), [([0, 4, 8], 4), ([0, 4, 9], None), ([0, 7], 7), ([0], None)])
+def test_documents_of_one_length(bounds, length):
+    assert Segments(torch.arange(9), torch.arange(9), bounds).length == length
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_positions_of_media_need_no_weights(name):
+    """A collator in a worker computes those of the model."""
+    model, batch = tiny_vision_model(name), processed(vision_processor(name), CHATS, side="left")
+    media = {part: batch[part] for part in MEDIA if part in batch}
+    alone = pickle.loads(pickle.dumps(RopeIndex(model)))
+    assert torch.equal(alone(batch), rope_index(model, batch["input_ids"], batch["attention_mask"], **media)[0])
+    assert alone({"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}) is None
+
+
+def test_positions_that_need_the_model_are_left_to_it():
+    class NeedsItsLayers(torch.nn.Module):
+        config = None
+
+        def get_rope_index(self, input_ids, image_grid_thw=None, attention_mask=None):
+            return self.visual
+
+    model = torch.nn.Module()
+    model.model, model.model.visual = NeedsItsLayers(), torch.nn.Linear(1, 1)
+    batch = {"input_ids": torch.ones(1, 2), "image_grid_thw": torch.ones(1, 3), "mm_token_type_ids": torch.ones(1, 2)}
+    assert RopeIndex(model)(batch) is None
+    assert RopeIndex(tiny_llama())(batch) is None
