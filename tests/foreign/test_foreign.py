@@ -116,7 +116,9 @@ def test_what_is_saved_is_our_folder(build, target_folder, target, embedding, tm
     from_foreign(write(tmp_path / "foreign", config, tensors), target_folder).save_pretrained(tmp_path / "ours")
     written = json.loads((tmp_path / "ours" / "config.json").read_text())
     assert written["vocab_size"] == len(embedding) and written["num_hidden_layers"] == 1
-    assert written["max_position_embeddings"] == target.config.max_position_embeddings
+    yarn = MATHEMATICS[form].get("scaling", {}) if "latent" in MATHEMATICS[form] else {}
+    reached = yarn.get("factor", 0) * yarn.get("original_max_position_embeddings", 0)  # what vLLM takes with YaRN
+    assert written["max_position_embeddings"] == max(target.config.max_position_embeddings, reached)
     assert written["rope_theta"] == written["rope_parameters"]["rope_theta"] == MATHEMATICS[form].get("theta", 1e4)
     assert written["rms_norm_eps"] == MATHEMATICS[form]["eps"]
     assert written["dtype"] == written["torch_dtype"] == "float32"  # as the tensors are, not as its config says
