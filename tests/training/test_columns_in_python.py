@@ -112,11 +112,11 @@ def test_an_evaluation_without_a_mask_is_refused_at_the_door(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda row: {**row, "input_ids": [10**6, *row["input_ids"][1:]]}, "row 0 .* holds the id 1000000 at position 0"),
+        (lambda row: {**row, "input_ids": [10**6, *row["input_ids"][1:]]}, "row 0 .* the id 1000000 at position 0"),
         (lambda row: {**row, "input_ids": [*row["input_ids"][:-1], -1]}, "row 0 of the batch, .* holds the id -1"),
         (lambda row: {**row, "loss_mask": 1}, "`loss_mask` of row 0 of the batch must be a list .* got int 1"),
         (lambda row: {**row, "loss_mask": row["loss_mask"][1:]}, "`loss_mask` of row 0 of the batch has"),
-        (lambda row: {"input_ids": row["input_ids"], "labels": row["loss_mask"]}, "`labels` of row 0 .* the token.s id"),
+        (lambda row: {"input_ids": row["input_ids"], "labels": row["loss_mask"]}, "`labels` of row 0.*the token.s id"),
         (
             lambda row: {**row, "labels": row["input_ids"]},
             "`labels` and `loss_mask` of row 0 of the batch, .* disagree",
