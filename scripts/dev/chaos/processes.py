@@ -113,20 +113,25 @@ class Ranks:
             while len(codes) < len(self.pids):
                 self._read(0.01)
                 now = time.monotonic()
+
                 for pid in [pid for pid in self.pids if pid not in codes]:
                     ended, status = os.waitpid(pid, os.WNOHANG | os.WUNTRACED)
                     if ended and os.WIFSTOPPED(status):
                         wake[pid] = now + pause
                     elif ended:
                         codes[pid] = os.waitstatus_to_exitcode(status)
+
                 for pid in [pid for pid, when in wake.items() if when <= now]:
                     del wake[pid]
                     os.kill(pid, signal.SIGCONT)
+
+                # torchrun looks at its ranks from time to time, so it does not learn of a bad end at once
                 if launcher and told is None and any(codes.values()):
                     told = now + _TORCHRUN_LOOKS
                 if launcher and told is not None and now >= told:
                     launcher = False
                     self._send(signal.SIGTERM, codes)
+
                 if not hung and now - begun > seconds:
                     hung = True
                     self._send(signal.SIGUSR2, codes)  # they print where they are
@@ -135,6 +140,7 @@ class Ranks:
             left = self._left()
         finally:
             self._end()
+
         journals = [_lines(text["journal"]) for text in self.texts]
         printed = [text["printed"].decode(errors="replace") for text in self.texts]
         took = time.monotonic() - begun

@@ -165,12 +165,16 @@ class Bench:
             "ddp_timeout": COLLECTIVE_SECONDS,
             **{"report_to": "none", "disable_tqdm": True},
         }
+
+        # what is off has no argument
         arguments |= {"packing": True} if told.packing else {}
         arguments |= {"streaming": True} if told.streaming else {}
         if told.acceptance:
             arguments |= {"acceptance_prompts": self.inputs / "prompts.txt"}
             arguments |= {"acceptance_steps": ACCEPTANCE_STEPS}
             arguments |= {"acceptance_num_prompts": 2}
+
+        # in float32 a store changes no loss, so runs with and without one are comparable
         if told.store == "first_epoch":
             arguments |= {"feature_store": folder / "store", "cache_mode": "first_epoch", "store_dtype": "float32"}
         if told.store == "read":
