@@ -20,6 +20,7 @@ from hf_eagle.store.cache import fill, open_cache
 
 
 STEPS, ROWS = 3, 2  # of a run, and of a batch
+NARROWEST = 8  # heads that the pretended device's attention takes: those of these drafts, where a GPU wants 16
 PADDED = Dataset.from_list(random_chats(STEPS * ROWS, seed=0))
 EVEN = Dataset.from_list([{"input_ids": x["input_ids"][:8], "loss_mask": x["loss_mask"][:8]} for x in PADDED])
 PACKED = pack_dataset(Dataset.from_list(random_chats(50, seed=0)), 64).select(range(STEPS * ROWS))
@@ -87,8 +88,10 @@ FORMS = {
     "EAGLE-3, reference rows": eagle3(supervision="reference"),
     "EAGLE-3, LoRA": eagle3(peft=LoraConfig(r=4)),
     "EAGLE-3, LoRA on the head, packed": eagle3(PACKED, peft=LoraConfig(r=4, target_modules=["fc", "lm_head"])),
+    "EAGLE-3, LoRA behind attention": eagle3(peft=LoraConfig(r=4, target_modules=["down_proj"])),
     "EAGLE-3, gradient checkpointing": eagle3(gradient_checkpointing=True),
     "EAGLE-3, eager": eagle3(draft={"attn_implementation": "eager"}),
+    "EAGLE-3, heads too narrow, packed": eagle3(PACKED, draft={"head_dim": NARROWEST // 2}),
     "latent attention, padded": latent(),
     "latent attention, packed": latent(PACKED),
     "EAGLE-1, padded": eagle1(),

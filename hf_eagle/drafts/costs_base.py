@@ -35,8 +35,8 @@ class RunShapes:
         target_dtype: of the running target.
         target_sharding: `"none"`, `"fsdp2"`, `"tensor"` or `"expert"`.
         target_shard_size: ranks that together hold one whole target; all of them when `None`.
-        accelerator: the draft's attention is `flex_attention`, which stores a row's own keys again for each query head
-            and later step; the CPU kernel reads them in place.
+        accelerator: the draft's attention is `flex_attention`, which keeps what a row attends to without its own keys,
+            and with them; the CPU kernel keeps the latter only.
         memory: bytes of the accelerator, by which the loss chooses how many rows it takes at once.
     """
 
@@ -117,6 +117,7 @@ class AttentionMemory:
     Attributes:
         query, key_value, output: of its query, of its key and value, and of what it attended to.
         rotation: of its cosines and sines.
+        merged: of what it attended to, once more at every step but the first.
         again: of its key and value, once more at every later step.
     """
 
@@ -124,6 +125,7 @@ class AttentionMemory:
     key_value: int
     output: int
     rotation: int
+    merged: int
     again: int
 
     @classmethod
@@ -135,7 +137,8 @@ class AttentionMemory:
             key_value=3 * key,  # a value is kept with the key that was projected together with it
             output=query,
             rotation=2 * config.head_dim,
-            again=2 * query if accelerator else 0,
+            merged=query if accelerator else 0,
+            again=0,
         )
 
     def with_layer(self, config: DraftConfig) -> int:

@@ -7,14 +7,18 @@ steps `1..s` (EAGLE-3, arXiv 2503.01840; contract section 2). Only the unrolled 
 keys and returns its log-sum-exp, which merges the few own keys exactly. Memory is linear in length.
 """
 
+import logging
 from collections.abc import Callable
 from functools import lru_cache
 
 import torch
 from torch.nn.functional import pad
 
+from .flex_ttt import CannotAttend, by_flex, lengthened
 from .unroll_plan import RowLayout
 
+
+logger = logging.getLogger(__name__)
 
 # below this many scores in a block, the CPU kernel's backward is faster in float32 than bfloat16 (Xeon with AMX)
 _FEW_SCORES = 2**17
@@ -194,34 +198,35 @@ def _widen(x: torch.Tensor, width: int) -> torch.Tensor:
 def flex_ttt_attention(query, key, value, own_keys, own_values, layout, scaling) -> torch.Tensor:
     """`eager_ttt_attention` with `flex_attention`, whose log-sum-exp is differentiable; for accelerators.
 
-    On a CPU it runs uncompiled, in quadratic memory: only good for tests.
+    Where it cannot run, `eager_ttt_attention` does, and a line of the log says so. On a CPU it runs uncompiled, in
+    quadratic memory: only good for tests.
     """
-    from torch.nn.attention.flex_attention import AuxRequest
-
-    out, aux = _flex_kernel(query.device.type)(
-        *(x.transpose(0, 1)[None] for x in (query, key, value)),  # (1, heads, N or K, dim)
-        block_mask=layout.block_mask,
-        scale=scaling,
-        enable_gqa=True,
-        return_aux=AuxRequest(lse=True),
-    )
-
-    out, lse = out[0].transpose(0, 1), aux.lse[0].transpose(0, 1)  # (N, heads, dim), (N, heads)
+    try:
+        out, lse = by_flex(query, key, value, layout.flex_mask, scaling)
+    except CannotAttend as why:
+        _say_eager(str(why))
+        return eager_ttt_attention(query, key, value, own_keys, own_values, layout, scaling)
     if not own_keys:
         return out
 
-    groups = query.shape[1] // key.shape[1]
-    own_keys, own_values = ([x.repeat_interleave(groups, 1) for x in own] for own in (own_keys, own_values))
-    scores = torch.stack([lse, *((query * k).sum(-1, dtype=torch.float32) * scaling for k in own_keys)], dim=-1)
-    weights = scores.softmax(-1).to(out.dtype)
-    return sum(w[..., None] * v for w, v in zip(weights.unbind(-1), (out, *own_values), strict=True))
+    # the heads of a group read one own key: it is not repeated for them
+    q = query.unflatten(1, (key.shape[1], -1))  # (N, kv, group, dim)
+    scores = [(q * k[:, :, None]).sum(-1, dtype=torch.float32) * scaling for k in own_keys]
+    weights = torch.stack([lse.view(q.shape[:-1]), *scores], dim=-1).softmax(-1).to(out.dtype)  # (N, kv, group, 1 + s)
+
+    attended = (out.view(*q.shape[:-1], -1), *(v[:, :, None] for v in own_values))
+    return sum(w[..., None] * v for w, v in zip(weights.unbind(-1), attended, strict=True)).flatten(1, 2)
 
 
 @lru_cache
-def _flex_kernel(device_type: str) -> Callable:
-    from torch.nn.attention.flex_attention import flex_attention
+def _say_eager(why: str) -> None:
+    """Once a reason."""
+    logger.warning("The draft attends without `flex_attention`, slower and in quadratic memory: %s.", why)
 
-    return flex_attention if device_type == "cpu" else torch.compile(flex_attention, dynamic=True)
+
+def shared_by_steps(attend: Callable, x: torch.Tensor) -> torch.Tensor:
+    """Step-0 keys or values in the form that an implementation makes of them, so that it does so once a batch."""
+    return lengthened(x) if attend is flex_ttt_attention else x
 
 
 def ttt_attention(implementation: str, device: torch.device) -> Callable:

@@ -23,28 +23,29 @@ sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[:3]]
 from accelerate import PartialState  # noqa: E402
 from ends_worker import breaking_trainer  # noqa: E402
 from pretended_device import NAME, PretendedTensor, pretend, recorded  # noqa: E402
-from pretended_forms import FORMS, ROWS, STEPS  # noqa: E402
+from pretended_forms import FORMS, NARROWEST, ROWS, STEPS  # noqa: E402
 from tiny import pad_batch, random_chats, tiny_eagle1_pair, tiny_pair  # noqa: E402
 from tiny_mla import tiny_mla_pair  # noqa: E402
 from transformers import TrainerCallback  # noqa: E402
 from transformers.trainer_utils import IntervalStrategy  # noqa: E402
 
-import hf_eagle.drafts.ttt_attention  # noqa: E402
+import hf_eagle.drafts.flex_ttt  # noqa: E402
 import hf_eagle.targets.head  # noqa: E402
 from hf_eagle import EagleTrainer, EagleTrainingArguments  # noqa: E402
 from hf_eagle.decoding.generate import speculative_generate  # noqa: E402
 
 
-def dense_flex(query, key, value, block_mask, scale, enable_gqa, return_aux):
+def dense_flex(query, key, value, ids, blocks, scaling, options):
     """What `flex_attention` computes, which does not compile for a device in Python."""
+    rows, row_documents, keys, key_documents = ids
     group = query.shape[1] // key.shape[1]
     key, value = (x.repeat_interleave(group, 1, output_size=query.shape[1]) for x in (key, value))
-    rows, keys = (torch.arange(x.shape[2], device=x.device) for x in (query, key))
-    seen = block_mask.mask_mod(0, 0, rows[:, None], keys)
+    seen = (row_documents[:, None] == key_documents) & (keys <= rows[:, None])
 
-    scores = ((query @ key.transpose(-1, -2)).float() * scale).masked_fill(~seen, float("-inf"))
+    query, key, value = (x.transpose(0, 1) for x in (query, key, value))
+    scores = ((query @ key.transpose(-1, -2)).float() * scaling).masked_fill(~seen, float("-inf"))
     lse = scores.logsumexp(-1)
-    return (scores - lse[..., None]).exp().to(value.dtype) @ value, type("Aux", (), {"lse": lse})
+    return ((scores - lse[..., None]).exp().to(value.dtype) @ value).transpose(0, 1), lse.transpose(0, 1)
 
 
 # ---- one run ----
@@ -275,7 +276,8 @@ def main():
     spec = json.loads(Path(sys.argv[1]).read_text())
     out = Path(spec["out"])
     pretend()
-    hf_eagle.drafts.ttt_attention._flex_kernel = lambda device_type: dense_flex
+    hf_eagle.drafts.flex_ttt._kernel = lambda device_type: dense_flex
+    hf_eagle.drafts.flex_ttt._NARROWEST = NARROWEST
     # a head of pretended tensors is one of plain numbers
     hf_eagle.targets.head.DTensor = (hf_eagle.targets.head.DTensor, PretendedTensor)
 

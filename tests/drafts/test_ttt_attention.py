@@ -109,7 +109,7 @@ def test_the_blocks_of_flex_attention_are_those_that_hold_a_seen_key():
     layout = RowLayout.of(torch.cat([torch.arange(*span) for span in spans]), documents)
     seen = layout.document_of_row[:, None] == layout.document_of_key
     seen &= layout.keys <= layout.rows[:, None]
-    mask = layout.block_mask
+    mask = layout.flex_mask.blocks
     found = {"some": torch.zeros(mask.kv_num_blocks.shape[-1], mask.kv_indices.shape[-1], dtype=torch.bool)}
     found["all"] = found["some"].clone()
     for name, counts, ids in (

@@ -29,7 +29,7 @@ class Eagle3Costs(DraftCosts):
         if shapes.checkpointing:  # only what each step gets
             per_row = steps * (hidden + own)
         else:
-            per_row = steps * (attention.with_layer(config) + own) - own
+            per_row = steps * (attention.with_layer(config) + own + attention.merged) - own - attention.merged
             per_row += steps * (steps - 1) // 2 * attention.again  # every step stores those of earlier steps again
 
         taps = config.num_taps * config.target_hidden_size
@@ -52,7 +52,8 @@ class Eagle3Costs(DraftCosts):
             return gradients + loss
 
         attention = _memory(config, shapes.accelerator)
-        step = attention.with_layer(config) + attention.key_value + (shapes.ttt_steps - 1) * attention.again
+        step = attention.with_layer(config) + attention.key_value + attention.merged
+        step += (shapes.ttt_steps - 1) * attention.again
         return gradients + max(loss, shapes.supervised * step * shapes.width)
 
     def needed_flops(self, plan: UnrollPlan) -> dict[str, float]:
@@ -90,13 +91,15 @@ def _memory(config: EagleConfig, accelerator: bool) -> AttentionMemory:
     heads = config.num_attention_heads
     key, value = heads * (config.qk_nope_head_dim + config.qk_rope_head_dim), heads * config.v_head_dim
     rank, latent = config.q_lora_rank or 0, config.kv_lora_rank + config.qk_rope_head_dim
-    wide = max(key, value)  # the CPU kernel takes one width
+    # a value is kept with the part of a key that was projected together with it; the CPU kernel takes one width
+    with_value, wide = heads * config.qk_nope_head_dim + value, max(key, value)
     return AttentionMemory(
         query=key + 2 * rank,
-        key_value=(key + value if accelerator else 2 * wide) + latent + config.kv_lora_rank,
+        key_value=(key + with_value if accelerator else 2 * wide) + latent + config.kv_lora_rank,
         output=value if accelerator else wide + value,
         rotation=2 * config.head_dim,
-        again=key + value if accelerator else wide,
+        merged=value if accelerator else 0,
+        again=0 if accelerator else wide,
     )
 
 

@@ -13,7 +13,7 @@ from ..cast_weights import CastWeights
 from ..layers import DraftLayer, EagleRMSNorm
 from ..modeling_unrolled import UnrolledDraft
 from ..mrope import EagleMRotaryEmbedding
-from ..ttt_attention import ttt_attention
+from ..ttt_attention import shared_by_steps, ttt_attention
 from ..unroll_plan import UnrollPlan
 from .configuration import EagleConfig
 from .proposal import Eagle3Proposer
@@ -176,9 +176,11 @@ class TTTUnroll:
         self.query_of_token = token_query(embeds[self.tokens.asked])
 
     def context(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Step-0 keys and values `(K, kv_heads, dim)` of the rows `layout.keys`, from their features `(K, hidden)`."""
+        """Step-0 keys and values `(K, kv_heads, dim)` of the rows `layout.keys`, from their features `(K, hidden)`, as
+        the attention shares them among the steps."""
         projected = self.key_value_of_key + self.hidden_key_value(self.layer.hidden_norm(hidden))
-        return self.attention.key_value(projected, self.draft.cos_sin(projected, self.key_positions))
+        key, value = self.attention.key_value(projected, self.draft.cos_sin(projected, self.key_positions))
+        return shared_by_steps(self.attend, key), shared_by_steps(self.attend, value)
 
     def step(self, step: int, hidden: torch.Tensor, key, value, own_keys: list, own_values: list):
         """One TTT step of every row.
