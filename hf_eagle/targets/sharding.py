@@ -9,15 +9,17 @@ wait for each other as soon as one rank has images and another has none.
 import logging
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from packaging.version import Version
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import __version__ as RELEASE
 
 from .loading import is_adapter, load_config
 from .turned_weights import recognise_turned_shares, refuse_turned_experts
@@ -26,6 +28,9 @@ from .turned_weights import recognise_turned_shares, refuse_turned_experts
 logger = logging.getLogger(__name__)
 
 MODES = ("none", "fsdp2", "tensor", "expert")
+# the first transformers that spreads targets in all of these ways: with token dispatch for experts, several copies of a
+# sharded target, and plans for gpt-oss
+_SPREADS = Version("5.24")
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
 
 
@@ -107,6 +112,8 @@ def _check_heads(config: PreTrainedConfig, size: int) -> None:
 
 def _check_experts(config: PreTrainedConfig, size: int) -> None:
     number = next((getattr(config, name) for name in _EXPERTS if getattr(config, name, None)), None)
+    if number is not None:
+        refuse_old_transformers("expert")  # whose plans for experts say nothing of tokens
     if number is None or "ep_dispatch_experts" not in (config.base_model_ep_plan or {}).values():
         raise ValueError(
             f"`target_sharding` is expert, but {type(config).__name__} has no experts that transformers can spread: "
@@ -155,18 +162,11 @@ def loading_arguments(
     if cpu_offload and not torch.accelerator.is_available():
         raise ValueError("`target_cpu_offload` spares an accelerator's memory, but there is none here: leave it out.")
 
+    refuse_old_transformers(sharding)
     config = load_config(name_or_path, **hub)
     layout = layout_of(config, sharding, shard_size, cpu_offload, world_size())
 
-    try:
-        from transformers.distributed import DistributedConfig
-    except ImportError:
-        known = set()
-    else:
-        known = {f.name for f in fields(DistributedConfig)}
-
-    if not {*layout, "ep_implementation"} <= known:
-        raise ValueError(f"`target_sharding` {sharding} needs transformers 5.24 or newer, or set it to none.")
+    from transformers.distributed import DistributedConfig  # late: older releases have none
 
     # transformers warns of rules of a plan that name nothing in this model; `check_weights` sees what was spread
     logging.getLogger("transformers.distributed.mixin").addFilter(_is_no_idle_rule)
@@ -186,6 +186,15 @@ def world_size() -> int:
 
 
 # ---- what is refused ----
+
+
+def refuse_old_transformers(mode: str) -> None:
+    """`ValueError` if this release of transformers cannot spread a target."""
+    if Version(RELEASE).release < _SPREADS.release:
+        raise ValueError(
+            f"`target_sharding` {mode} needs transformers {_SPREADS} or newer, and this is {RELEASE}: "
+            "install a newer one, or set it to none."
+        )
 
 
 def refuse_zeroed_loading() -> None:
