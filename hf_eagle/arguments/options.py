@@ -138,6 +138,21 @@ def _check_json(name: str, value: Any) -> None:
         raise ValueError(f"`{name}` names {value}, which is no file: correct the path, or write a JSON object.")
 
 
+def checkpointing_of(args: TrainingArguments) -> dict[str, Any] | None:
+    """What `torch.utils.checkpoint` is told besides its default, never to be reentrant; `None` for nothing.
+
+    Raises:
+        ValueError: if it is told to be.
+    """
+    given = args.gradient_checkpointing_kwargs  # the name that every version of transformers reads
+    if given and given.get("use_reentrant"):
+        raise ValueError(
+            "`activation_checkpointing_kwargs` sets `use_reentrant`, but a draft cannot be trained with reentrant "
+            "checkpoints, since its first inputs, the target's features, carry no gradient: leave it out."
+        )
+    return given and {**given, "use_reentrant": False}
+
+
 def complete(args: TrainingArguments) -> None:
     """Run the library's own `__post_init__`, in which ranks meet; its errors are given the name of the argument.
 

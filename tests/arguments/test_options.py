@@ -40,6 +40,8 @@ REFUSED = [
     ({"lr_scheduler_kwargs": "x"}, "`lr_scheduler_kwargs` must be a JSON object"),
     ({"activation_checkpointing_kwargs": "x"}, "`activation_checkpointing_kwargs` must be a JSON object"),
     ({"gradient_checkpointing_kwargs": "{"}, "`gradient_checkpointing_kwargs` is not JSON"),
+    ({"gradient_checkpointing_kwargs": {"use_reentrant": True}}, "`activation_checkpointing_kwargs` sets `use_ree"),
+    ({"activation_checkpointing_kwargs": '{"use_reentrant": true}'}, "`activation_checkpointing_kwargs` sets `use_ree"),
     ({"accelerator_config": "{"}, "`accelerator_config` is not JSON"),
     ({"accelerator_config": "/no"}, "`accelerator_config` names /no, which is no file"),
     ({"accelerator_config": {"x": 1}}, "`accelerator_config` cannot be as given: .*'x'"),
@@ -132,6 +134,17 @@ def test_checkpointing_reaches_a_library_that_knows_the_older_name_only(given, t
     with suppress(AttributeError):  # what the library itself would have completed
         arguments(tmp_path, activation_checkpointing=given)
     assert seen == [default if given is None else given]
+
+
+@pytest.mark.parametrize("name", ["activation_checkpointing_kwargs", "gradient_checkpointing_kwargs"])
+@pytest.mark.parametrize("given", [{"determinism_check": "none"}, '{"determinism_check": "none"}', {}, None])
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_kwargs` is deprecated")
+def test_a_checkpoint_is_never_reentrant(name, given, tmp_path):
+    """PyTorch's own default is, if it gets any other argument."""
+    args = arguments(tmp_path, **{name: given})
+    wanted = {"determinism_check": "none", "use_reentrant": False} if given else given
+    for known in ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs"):
+        assert getattr(args, known) == wanted
 
 
 def test_no_noise_is_no_refusal(tmp_path):
