@@ -52,7 +52,8 @@ def layout_of(
         world: ranks of the run.
 
     Raises:
-        ValueError: for an unknown mode, a size that does not divide what it must, or a target without a plan for it.
+        ValueError: for an unknown mode, a size that does not divide what it must, a target without a plan for it, or a
+            transformers that cannot do it.
     """
     if mode not in MODES:
         raise ValueError(f"`target_sharding` must be one of {', '.join(MODES)}, got {mode!r}.")
@@ -64,6 +65,11 @@ def layout_of(
             raise ValueError(f"`target_shard_size` is {size}, but `target_sharding` is none: set both or neither.")
         return None
 
+    if Version(RELEASE).release < _SPREADS.release:  # before its plans are asked, which differ
+        raise ValueError(
+            f"`target_sharding` {mode} needs transformers {_SPREADS} or newer, and this is {RELEASE}: install a newer "
+            "one, or set it to none."
+        )
     if world < 2:
         raise ValueError(
             f"`target_sharding` is {mode}, but this run has one process: start it with `torchrun` or `accelerate "
@@ -112,8 +118,6 @@ def _check_heads(config: PreTrainedConfig, size: int) -> None:
 
 def _check_experts(config: PreTrainedConfig, size: int) -> None:
     number = next((getattr(config, name) for name in _EXPERTS if getattr(config, name, None)), None)
-    if number is not None:
-        refuse_old_transformers("expert")  # whose plans for experts say nothing of tokens
     if number is None or "ep_dispatch_experts" not in (config.base_model_ep_plan or {}).values():
         raise ValueError(
             f"`target_sharding` is expert, but {type(config).__name__} has no experts that transformers can spread: "
@@ -162,7 +166,6 @@ def loading_arguments(
     if cpu_offload and not torch.accelerator.is_available():
         raise ValueError("`target_cpu_offload` spares an accelerator's memory, but there is none here: leave it out.")
 
-    refuse_old_transformers(sharding)
     config = load_config(name_or_path, **hub)
     layout = layout_of(config, sharding, shard_size, cpu_offload, world_size())
 
@@ -186,15 +189,6 @@ def world_size() -> int:
 
 
 # ---- what is refused ----
-
-
-def refuse_old_transformers(mode: str) -> None:
-    """`ValueError` if this release of transformers cannot spread a target."""
-    if Version(RELEASE).release < _SPREADS.release:
-        raise ValueError(
-            f"`target_sharding` {mode} needs transformers {_SPREADS} or newer, and this is {RELEASE}: "
-            "install a newer one, or set it to none."
-        )
 
 
 def refuse_zeroed_loading() -> None:

@@ -1,5 +1,6 @@
 """Options of transformers' training that cannot work are refused with their name, and what is not refused trains."""
 
+import json
 import warnings
 from contextlib import suppress
 
@@ -98,9 +99,21 @@ def test_what_cannot_work_here_is_refused_as_a_run_begins(tmp_path, options, mes
     assert "\n" not in str(told.value)
 
 
-def test_deepspeed_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(ValueError, match="^`deepspeed` cannot be as given: .*deepspeed"):
-        arguments(tmp_path, deepspeed={"train_batch_size": 1})
+ZERO = [{"zero_optimization": {"stage": stage}} for stage in range(4)]
+
+
+@pytest.mark.parametrize("given", [*ZERO, json.dumps(ZERO[3])], ids=["off", "1", "2", "3", "3, as text"])
+def test_deepspeed_is_refused_whatever_its_stage(given, tmp_path):
+    with pytest.raises(
+        ValueError, match="^`deepspeed` cannot train a draft: ZeRO's stage 3 .* Shard the draft with FSDP2"
+    ):
+        arguments(tmp_path, deepspeed=given)
+
+
+def test_a_launchers_deepspeed_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(ValueError, match="^The launch config's `distributed_type` DEEPSPEED cannot train a draft"):
+        arguments(tmp_path)
 
 
 def trained(tmp_path, **options) -> bool:
