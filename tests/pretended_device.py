@@ -21,6 +21,9 @@ import torch
 from torch.utils import backend_registration
 
 
+if not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"):
+    raise ImportError(f"A device in Python needs torch 2.10 or newer, and this is {torch.__version__}.")
+
 aten = torch.ops.aten
 NAME = "pretended"
 DISPATCH_KEY = "PrivateUse1"

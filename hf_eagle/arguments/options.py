@@ -11,7 +11,7 @@ import os
 import re
 from dataclasses import MISSING, fields
 from enum import Enum
-from typing import Any, get_args, get_type_hints
+from typing import Any, NoReturn, get_args, get_type_hints
 
 import torch
 from torch.distributed import DistError
@@ -64,6 +64,9 @@ def refuse_unfit(args: TrainingArguments) -> None:
 
     for name in _JSON:
         _check_json(name, getattr(args, name, None))
+    by_launcher = os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true"
+    if args.deepspeed or by_launcher:
+        refuse_deepspeed("`deepspeed`" if args.deepspeed else "The launch config's `distributed_type` DEEPSPEED")
 
     if args.dataloader_num_workers == 0:
         for name in (
@@ -97,6 +100,14 @@ def refuse_unfit(args: TrainingArguments) -> None:
                 f"`hub_model_id` {args.hub_model_id!r} is no name of a repository: write `you/your-draft`, of letters, "
                 "digits, dots, hyphens and underscores."
             ) from None
+
+
+def refuse_deepspeed(asked: str) -> NoReturn:
+    """`ValueError` about what asked for DeepSpeed."""
+    raise ValueError(
+        f"{asked} cannot train a draft: ZeRO's stage 3 takes apart the target too, and in half precision every stage "
+        "rounds the frequencies of RoPE. Shard the draft with FSDP2, as `training_args/accelerate/fsdp2.yaml` does."
+    )
 
 
 def _refuse_other_choices(args: TrainingArguments) -> None:
@@ -136,6 +147,21 @@ def _check_json(name: str, value: Any) -> None:
         raise ValueError(f"`{name}` must be a JSON object, such as '{{\"name\": 1}}', got {value!r}.")
     elif not os.path.isfile(value):
         raise ValueError(f"`{name}` names {value}, which is no file: correct the path, or write a JSON object.")
+
+
+def checkpointing_of(args: TrainingArguments) -> dict[str, Any] | None:
+    """What `torch.utils.checkpoint` is told besides its default, never to be reentrant; `None` for nothing.
+
+    Raises:
+        ValueError: if it is told to be.
+    """
+    given = args.gradient_checkpointing_kwargs  # the name that every version of transformers reads
+    if given and given.get("use_reentrant"):
+        raise ValueError(
+            "`activation_checkpointing_kwargs` sets `use_reentrant`, but a draft cannot be trained with reentrant "
+            "checkpoints, since its first inputs, the target's features, carry no gradient: leave it out."
+        )
+    return given and {**given, "use_reentrant": False}
 
 
 def complete(args: TrainingArguments) -> None:

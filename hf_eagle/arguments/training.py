@@ -1,7 +1,7 @@
 """`EagleTrainingArguments`: `transformers.TrainingArguments` with EAGLE's own."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from transformers import TrainingArguments
@@ -10,7 +10,7 @@ from ..door.connection import read_key
 from .bounds import Count, check_numbers
 from .inherited import INHERITED
 from .objective import EagleArguments
-from .options import complete, refuse_unfit
+from .options import checkpointing_of, complete, refuse_unfit
 
 
 @dataclass
@@ -55,6 +55,9 @@ class EagleTrainingArguments(EagleArguments, TrainingArguments):
             "const": True,
         },
     )
+    activation_checkpointing_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Further arguments of `torch.utils.checkpoint`, as a JSON object."}
+    )
     overwrite: bool = field(default=False, metadata={"help": "First delete what another run left in `output_dir`."})
     max_unsupervised_steps: Count = field(
         default=100,
@@ -75,7 +78,10 @@ class EagleTrainingArguments(EagleArguments, TrainingArguments):
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         if self.activation_checkpointing is not None:
             self.gradient_checkpointing = self.activation_checkpointing
+        if self.activation_checkpointing_kwargs is not None:
+            self.gradient_checkpointing_kwargs = self.activation_checkpointing_kwargs
         complete(self)
+        self.gradient_checkpointing_kwargs = self.activation_checkpointing_kwargs = checkpointing_of(self)
 
         if self.accelerator_config.dispatch_batches is None:
             # each rank reads a stream itself: rank 0 cannot join its batches, which differ in length

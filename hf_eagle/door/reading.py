@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .json_files import is_special, read_json
+from .memory import ran_out_of_memory
 from .sentences import first_line, is_sentence
 
 
@@ -21,8 +22,8 @@ _OBJECTS = (
 # what transformers asks of these files without saying so
 _NEEDED = {"model.safetensors.index.json": ("metadata", "weight_map"), "tokenizer.json": ("added_tokens", "model")}
 _HEADER_LIMIT = 100_000_000  # bytes, the limit of safetensors itself
-# errors that say nothing about the files: no memory left, a broken device, ranks that lost each other
-_OF_THE_MACHINE = {"AcceleratorError", "DistBackendError", "DistNetworkError", "MemoryError", "OutOfMemoryError"}
+# errors that say nothing about the files: a broken device, ranks that lost each other; and see `ran_out_of_memory`
+_OF_THE_MACHINE = {"AcceleratorError", "DistBackendError", "DistNetworkError"}
 
 
 @contextmanager
@@ -50,7 +51,7 @@ def reading(argument: str, path: str | os.PathLike, file: str | None = None) -> 
     try:
         yield
     except Exception as problem:
-        if is_sentence(problem) or type(problem).__name__ in _OF_THE_MACHINE:
+        if is_sentence(problem) or type(problem).__name__ in _OF_THE_MACHINE or ran_out_of_memory(problem):
             raise
 
         kind = OSError if isinstance(problem, OSError) else ValueError

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from .memory import ran_out_of_memory
 from .sentences import first_line, is_sentence
 
 
@@ -126,7 +127,7 @@ def writing(argument: str, path: str | os.PathLike) -> Iterator[None]:
 
 def is_write_error(problem: BaseException) -> bool:
     """Return whether the file system refused a file, as Python, safetensors and torch report it."""
-    if isinstance(problem, (ConnectionError, TimeoutError)) or is_sentence(problem):
+    if isinstance(problem, (ConnectionError, TimeoutError)) or is_sentence(problem) or ran_out_of_memory(problem):
         return False
     if isinstance(problem, OSError):
         return (problem.errno or 0) > 0  # errors of name lookup have negative ones

@@ -9,15 +9,17 @@ wait for each other as soon as one rank has images and another has none.
 import logging
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from packaging.version import Version
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import __version__ as RELEASE
 
 from .loading import is_adapter, load_config
 from .turned_weights import recognise_turned_shares, refuse_turned_experts
@@ -26,6 +28,9 @@ from .turned_weights import recognise_turned_shares, refuse_turned_experts
 logger = logging.getLogger(__name__)
 
 MODES = ("none", "fsdp2", "tensor", "expert")
+# the first transformers that spreads targets in all of these ways: with token dispatch for experts, several copies of a
+# sharded target, and plans for gpt-oss
+_SPREADS = Version("5.24")
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
 
 
@@ -47,7 +52,8 @@ def layout_of(
         world: ranks of the run.
 
     Raises:
-        ValueError: for an unknown mode, a size that does not divide what it must, or a target without a plan for it.
+        ValueError: for an unknown mode, a size that does not divide what it must, a target without a plan for it, or a
+            transformers that cannot do it.
     """
     if mode not in MODES:
         raise ValueError(f"`target_sharding` must be one of {', '.join(MODES)}, got {mode!r}.")
@@ -59,6 +65,11 @@ def layout_of(
             raise ValueError(f"`target_shard_size` is {size}, but `target_sharding` is none: set both or neither.")
         return None
 
+    if Version(RELEASE).release < _SPREADS.release:  # before its plans are asked, which differ
+        raise ValueError(
+            f"`target_sharding` {mode} needs transformers {_SPREADS} or newer, and this is {RELEASE}: install a newer "
+            "one, or set it to none."
+        )
     if world < 2:
         raise ValueError(
             f"`target_sharding` is {mode}, but this run has one process: start it with `torchrun` or `accelerate "
@@ -158,15 +169,7 @@ def loading_arguments(
     config = load_config(name_or_path, **hub)
     layout = layout_of(config, sharding, shard_size, cpu_offload, world_size())
 
-    try:
-        from transformers.distributed import DistributedConfig
-    except ImportError:
-        known = set()
-    else:
-        known = {f.name for f in fields(DistributedConfig)}
-
-    if not {*layout, "ep_implementation"} <= known:
-        raise ValueError(f"`target_sharding` {sharding} needs transformers 5.24 or newer, or set it to none.")
+    from transformers.distributed import DistributedConfig  # late: older releases have none
 
     # transformers warns of rules of a plan that name nothing in this model; `check_weights` sees what was spread
     logging.getLogger("transformers.distributed.mixin").addFilter(_is_no_idle_rule)

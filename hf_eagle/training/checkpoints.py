@@ -13,11 +13,12 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_N
 from transformers.trainer_callback import TrainerState
 
 from ..door.json_files import check_fields, read_json
+from ..door.memory import ran_out_of_memory
 from ..door.writing import is_write_error, write_atomically
 
 
 MANIFEST = "checkpoint_manifest.json"
-# without these, training does not continue as if it had never stopped; DeepSpeed writes both into its own folder
+# without these, training does not continue as if it had never stopped
 STATES = {OPTIMIZER_NAME: "the optimizer's state", SCHEDULER_NAME: "the learning rate schedule"}
 _CHECKPOINT = re.compile(r"^checkpoint-(\d+)$")
 _PLACE_FIELDS = {**dict.fromkeys(("number", "steps", "ranks", "batch", "workers"), int), "by_number": bool}
@@ -98,9 +99,6 @@ def why_incomplete(folder: str | Path, without_states: bool = False) -> str | No
 def missing_states(folder: str | Path) -> list[str]:
     """Return the files of `STATES` that are missing or incomplete in a checkpoint."""
     folder = Path(folder)
-    if any(folder.glob("global_step*")):  # of DeepSpeed
-        return []
-
     files = read_manifest(folder)["files"]
     return [name for name in STATES if _why_not_whole(folder, name, files)]
 
@@ -157,7 +155,7 @@ def explain_write_errors(folder: str | Path, remove: bool = False) -> Iterator[N
     """Raise what prevents writing a folder inside the block as `write_failure` describes it.
 
     Args:
-        remove: then delete the folder, so that it is complete or absent.
+        remove: then, or if memory runs out, delete the folder, so that it is complete or absent.
 
     Raises:
         OSError: if a file cannot be written.
@@ -165,10 +163,11 @@ def explain_write_errors(folder: str | Path, remove: bool = False) -> Iterator[N
     try:
         yield
     except Exception as problem:
-        if not is_write_error(problem):
-            raise
-        if remove:
+        refused = is_write_error(problem)
+        if remove and (refused or ran_out_of_memory(problem)):
             shutil.rmtree(folder, ignore_errors=True)
+        if not refused:
+            raise
         raise write_failure(folder, problem) from problem
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from transformers import Trainer, TrainingArguments
 
+from ..arguments.options import refuse_deepspeed
 from ..arguments.yaml_files import read_yaml
 from ..shipped import find_launch_config
 
@@ -23,8 +24,7 @@ def tell_launch(trainer: Trainer) -> None:
 
 def asked_to_shard(args: TrainingArguments) -> bool:
     """Whether the arguments or the config of `accelerate launch` ask for a draft sharded over the ranks."""
-    by_launcher = any(os.environ.get(f"ACCELERATE_USE_{name}") == "true" for name in ("FSDP", "DEEPSPEED"))
-    return bool(args.fsdp or args.deepspeed or by_launcher)
+    return bool(args.fsdp or os.environ.get("ACCELERATE_USE_FSDP") == "true")
 
 
 def told_of_launch(asked_to_shard: bool, sharded: bool, processes: int) -> Iterator[str]:
@@ -71,7 +71,9 @@ def launch_of(config: str | None, args: TrainingArguments) -> tuple[int, bool]:
             f"`launch_config` {path} must give `num_processes` as a whole number of at least 1, got {processes!r}: "
             "name a file that `accelerate config` writes."
         )
-    return processes, asked_to_shard(args) or kind in ("FSDP", "DEEPSPEED")
+    if kind == "DEEPSPEED":
+        refuse_deepspeed(f"`launch_config` {path}, whose `distributed_type` is DEEPSPEED,")
+    return processes, asked_to_shard(args) or kind == "FSDP"
 
 
 def asked_processes(command: Sequence[str]) -> int | None:

@@ -43,6 +43,7 @@ from ..targets.merged_folder import save_merged
 from ..targets.room import config_before_loading
 from ..targets.sharding import loading_arguments
 from ..targets.target import FrozenTarget
+from .memory import LESS_OF_TARGET, explained
 from .stalls import watched
 
 
@@ -117,16 +118,17 @@ def spreadable(target_args: TargetArguments, args: EagleTrainingArguments) -> Ta
 
 def load_target(target_args: TargetArguments) -> FrozenTarget:
     """The frozen target that the arguments name."""
-    target = FrozenTarget.from_pretrained(
-        target_args.target,
-        dtype=target_args.target_dtype,
-        gguf_file=target_args.gguf_file,
-        attn_implementation=target_args.attn_implementation,
-        tap_method=target_args.tap_method,
-        trust_remote_code=target_args.trust_remote_code,
-        revision=target_args.target_revision,
-        **target_args.sharding,
-    )
+    with explained("while the target was loaded", LESS_OF_TARGET):
+        target = FrozenTarget.from_pretrained(
+            target_args.target,
+            dtype=target_args.target_dtype,
+            gguf_file=target_args.gguf_file,
+            attn_implementation=target_args.attn_implementation,
+            tap_method=target_args.tap_method,
+            trust_remote_code=target_args.trust_remote_code,
+            revision=target_args.target_revision,
+            **target_args.sharding,
+        )
     return target.compile() if target_args.compile_target else target
 
 

@@ -31,6 +31,7 @@ from .distributed import shard_draft, wrap_before_evaluation
 from .health import HealthMixin
 from .launching import asked_to_shard, tell_launch
 from .log_lines import print_lines
+from .memory import LESS_OF_TARGET, MemoryMixin, explained
 from .order import Dealing, drawn
 from .saving import SavingMixin
 from .stalls import StallMixin
@@ -41,7 +42,7 @@ from .totals import StepTotals
 from .watch import runs_ahead
 
 
-class EagleTrainer(StallMixin, StoppingMixin, SavingMixin, HealthMixin, Trainer):
+class EagleTrainer(MemoryMixin, StallMixin, StoppingMixin, SavingMixin, HealthMixin, Trainer):
     """Trains a draft on the features of a frozen target.
 
     The target is a plain attribute: it is neither saved, optimised, wrapped nor cast. Losses are sums over supervised
@@ -102,7 +103,7 @@ class EagleTrainer(StallMixin, StoppingMixin, SavingMixin, HealthMixin, Trainer)
 
         if peft_config is not None:
             if asked_to_shard(args):  # merging and resuming need whole tensors
-                raise ValueError("`use_peft` cannot train a sharded draft: leave out `fsdp` and `deepspeed`.")
+                raise ValueError("`use_peft` cannot train a sharded draft: leave out `fsdp`.")
             model = AdaptedDraft(model, peft_config)
 
         self.feature_cache = feature_cache
@@ -144,7 +145,8 @@ class EagleTrainer(StallMixin, StoppingMixin, SavingMixin, HealthMixin, Trainer)
         if feature_cache is not None:
             self.add_callback(feature_cache)
 
-        self.target = target.to(self.args.device)
+        with explained("while the target was moved to the device", LESS_OF_TARGET):
+            self.target = target.to(self.args.device)
         self.target.tap_ids = model.config.tap_ids
         if feature_cache is None:  # else the target may have lost its layers; the store's writer compared it
             check_teacher(self.target)

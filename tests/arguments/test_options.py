@@ -1,5 +1,6 @@
 """Options of transformers' training that cannot work are refused with their name, and what is not refused trains."""
 
+import json
 import warnings
 from contextlib import suppress
 
@@ -40,6 +41,8 @@ REFUSED = [
     ({"lr_scheduler_kwargs": "x"}, "`lr_scheduler_kwargs` must be a JSON object"),
     ({"activation_checkpointing_kwargs": "x"}, "`activation_checkpointing_kwargs` must be a JSON object"),
     ({"gradient_checkpointing_kwargs": "{"}, "`gradient_checkpointing_kwargs` is not JSON"),
+    ({"gradient_checkpointing_kwargs": {"use_reentrant": True}}, "`activation_checkpointing_kwargs` sets `use_ree"),
+    ({"activation_checkpointing_kwargs": '{"use_reentrant": true}'}, "`activation_checkpointing_kwargs` sets `use_ree"),
     ({"accelerator_config": "{"}, "`accelerator_config` is not JSON"),
     ({"accelerator_config": "/no"}, "`accelerator_config` names /no, which is no file"),
     ({"accelerator_config": {"x": 1}}, "`accelerator_config` cannot be as given: .*'x'"),
@@ -96,9 +99,21 @@ def test_what_cannot_work_here_is_refused_as_a_run_begins(tmp_path, options, mes
     assert "\n" not in str(told.value)
 
 
-def test_deepspeed_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(ValueError, match="^`deepspeed` cannot be as given: .*deepspeed"):
-        arguments(tmp_path, deepspeed={"train_batch_size": 1})
+ZERO = [{"zero_optimization": {"stage": stage}} for stage in range(4)]
+
+
+@pytest.mark.parametrize("given", [*ZERO, json.dumps(ZERO[3])], ids=["off", "1", "2", "3", "3, as text"])
+def test_deepspeed_is_refused_whatever_its_stage(given, tmp_path):
+    with pytest.raises(
+        ValueError, match="^`deepspeed` cannot train a draft: ZeRO's stage 3 .* Shard the draft with FSDP2"
+    ):
+        arguments(tmp_path, deepspeed=given)
+
+
+def test_a_launchers_deepspeed_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(ValueError, match="^The launch config's `distributed_type` DEEPSPEED cannot train a draft"):
+        arguments(tmp_path)
 
 
 def trained(tmp_path, **options) -> bool:
@@ -132,6 +147,17 @@ def test_checkpointing_reaches_a_library_that_knows_the_older_name_only(given, t
     with suppress(AttributeError):  # what the library itself would have completed
         arguments(tmp_path, activation_checkpointing=given)
     assert seen == [default if given is None else given]
+
+
+@pytest.mark.parametrize("name", ["activation_checkpointing_kwargs", "gradient_checkpointing_kwargs"])
+@pytest.mark.parametrize("given", [{"determinism_check": "none"}, '{"determinism_check": "none"}', {}, None])
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_kwargs` is deprecated")
+def test_a_checkpoint_is_never_reentrant(name, given, tmp_path):
+    """PyTorch's own default is, if it gets any other argument."""
+    args = arguments(tmp_path, **{name: given})
+    wanted = {"determinism_check": "none", "use_reentrant": False} if given else given
+    for known in ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs"):
+        assert getattr(args, known) == wanted
 
 
 def test_no_noise_is_no_refusal(tmp_path):

@@ -166,6 +166,10 @@ def test_a_sharded_target_needs_a_number_of_ranks_and_no_launcher(tmp_path):
         ("num_processes: many\n", "must give `num_processes` .* got 'many'"),
         ("num_processes: 0\n", "got 0"),
         ("[1]\n", "`launch_config` .*"),
+        (
+            "distributed_type: DEEPSPEED\nnum_processes: 2\n",
+            "`launch_config` .* whose `distributed_type` is DEEPSPEED, cannot train a draft: .* with FSDP2",
+        ),
     ],
 )
 def test_a_file_that_is_no_launch_config_is_refused(written, message, tmp_path):

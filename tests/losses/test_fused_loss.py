@@ -219,6 +219,8 @@ def test_the_heads_gradient_is_passed_over_a_few_times_and_never_copied(columns,
     monkeypatch.setattr(fused_loss, "memory_of", lambda device: 79 * GIB)
     monkeypatch.setattr(fused_loss, "BLOCK_ELEMENTS", 2**31)
     monkeypatch.setattr(fused_loss, "_adds_to_float32", lambda device, dtype: adds)
+    if adds and torch.__version__ < "2.10":  # compared as versions
+        pytest.skip("such products came with torch 2.10")
     used = use_of_the_heads_gradient(columns, half)
     chunks = -(-22_000 // fused_loss.chunk_rows(columns, 79 * GIB))
     first = [] if adds is not False else [aten.copy_.default]

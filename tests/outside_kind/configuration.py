@@ -38,7 +38,7 @@ class BlockConfig(DraftConfig):
             raise ValueError(f"`block_size` must be at least 2, got {self.block_size}.")
         if self.num_anchors < 1:
             raise ValueError(f"`num_anchors` must be at least 1, got {self.num_anchors}.")
-        if not self.block_taps:
+        if self.block_taps is not None and not self.block_taps:
             raise ValueError("`block_taps` of a block draft must name at least one layer.")
 
     @property

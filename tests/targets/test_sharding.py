@@ -1,6 +1,7 @@
 """A sharded target is the whole one: features, loss and gradients of every family and mode; and what is refused."""
 
 import json
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from workers import run_worker
 
 from hf_eagle import FrozenTarget
 from hf_eagle.arguments.groups import TargetArguments
+from hf_eagle.targets import sharding
 from hf_eagle.targets.sharding import layout_of, loading_arguments
 
 
@@ -116,6 +118,21 @@ def test_no_rank_ever_holds_the_whole_target(two_ranks):
 def test_a_layout_that_cannot_be(family, arguments, message):
     with pytest.raises(ValueError, match=message):
         layout_of(FAMILIES[family](), **{"world": 8, **arguments})
+
+
+@pytest.mark.parametrize("version", ["5.17.0", "5.23.0", "5.24.0rc1", "5.24.0", "5.30.1", "6.0.0.dev0"])
+@pytest.mark.parametrize("mode", ["fsdp2", "tensor", "expert"])
+def test_a_transformers_that_cannot_spread_a_target_is_named_with_its_version(mode, version, tmp_path, monkeypatch):
+    """Before its plans are looked at, which say nothing of experts: also in a dry run, which asks for the layout."""
+    FAMILIES["qwen3_moe"]().save_pretrained(tmp_path)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(sharding, "RELEASE", version)
+    old = version in ("5.17.0", "5.23.0")
+    message = f"`target_sharding` {mode} needs transformers 5.24 or newer, and this is {version}: install a newer one"
+    with pytest.raises(ValueError, match=message) if old else nullcontext():
+        loading_arguments(str(tmp_path), mode)
+    with pytest.raises(ValueError, match=message) if old else nullcontext():
+        layout_of(FAMILIES["qwen3_moe"](), mode, world=2)
 
 
 def test_a_model_without_a_plan():
