@@ -26,9 +26,8 @@ def main():
     spec = json.loads(Path(sys.argv[1]).read_text())
     get_device()
     take_device(NAME)
-    torch.__future__.set_swap_module_params_on_conversion(
-        True
-    )  # a tensor in Python cannot be filled with another dtype
+    # a tensor in Python cannot be filled with numbers of another dtype
+    torch.__future__.set_swap_module_params_on_conversion(True)
     found = {name: list(PARTS[name](TINY, torch.device(NAME, 0))) for name in spec["parts"]}
     (Path(spec["out"]) / "results.json").write_text(json.dumps(found))
 
