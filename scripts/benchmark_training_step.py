@@ -40,7 +40,7 @@ Rank = Annotated[int, Bounds(least=0, most=2**17)]  # 0: no bottleneck
 
 @dataclass
 class BenchmarkArguments:
-    preset: Literal["smollm2", "llama3-8b", "qwen3-30b-a3b", "kimi-mla"] = field(
+    preset: Literal["smollm2", "llama3-8b", "qwen3-8b", "qwen3-30b-a3b", "kimi-mla"] = field(
         default="smollm2", metadata={"help": "Shapes of the target and of the draft's layer."}
     )
     batch_size: Rows = field(default=1, metadata={"help": "Rows of a batch."})

@@ -39,6 +39,10 @@ _SIZED_WHEN_FILLED += (aten.linspace.default, aten.randperm.default)
 _WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "bincount", "repeat_interleave", "multinomial")
 _WAITING += ("_unique", "_unique2", "unique_dim", "unique_dim_consecutive", "unique_consecutive")
 
+# operations that autocast computes in half precision, of those that a draft and its target ask for
+_HALF_IN_AUTOCAST = ("linear", "matmul", "mm", "addmm", "bmm", "baddbmm")
+AUTOCAST_KEY = "AutocastPrivateUse1"
+
 # what is registered in them lasts as long as they do
 _all_operations = torch.library.Library("_", "IMPL")
 _operations = torch.library.Library("aten", "IMPL")
@@ -135,6 +139,9 @@ def pretend() -> None:
     # `torch.tensor(..., device=...)` reads and fills tensors past their `__torch_dispatch__`
     _operations.impl("_local_scalar_dense", _number, DISPATCH_KEY)
     _operations.impl("_copy_from", _copy, DISPATCH_KEY)
+    _all_operations.fallback(torch.library.fallthrough_kernel, AUTOCAST_KEY)
+    for name in _HALF_IN_AUTOCAST:
+        _operations.impl(name, partial(_in_half, getattr(aten, name).default), AUTOCAST_KEY)
     torch.Tensor.pin_memory = lambda x, device=None: x  # a device in Python has no such memory
 
 
@@ -199,6 +206,17 @@ def _note(record: Record, operation, args: tuple, kwargs: dict) -> None:
                 record.wait("an index on the host")
     elif name in _WAITING and kwargs.get("output_size") is None:
         record.wait("a number" if name == "_local_scalar_dense" else name)
+
+
+def _in_half(operation, *args, **kwargs):
+    """What autocast makes of an operation; it keeps no casts of weights, which only makes their number larger."""
+    dtype = torch.get_autocast_dtype(NAME)
+
+    def half(x: Any) -> Any:
+        return x.to(dtype) if isinstance(x, torch.Tensor) and x.dtype == torch.float32 else x
+
+    with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, AUTOCAST_KEY))):
+        return operation(*(half(x) for x in args), **kwargs)
 
 
 def _number(x: PretendedTensor) -> bool | int | float:

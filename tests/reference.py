@@ -15,7 +15,7 @@ def rms_norm(x, weight, eps):
 def rope(x, position, theta):
     """Rotate `(heads, dim)` to a position, the two halves of `dim` being the pairs."""
     dim = x.shape[-1]
-    angle = position * theta ** (-torch.arange(0, dim, 2, dtype=torch.float32) / dim)
+    angle = position * theta ** (-torch.arange(0, dim, 2, dtype=torch.float32, device=x.device) / dim)
     cos, sin = angle.cos(), angle.sin()
     first, second = x[:, : dim // 2], x[:, dim // 2 :]
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
@@ -128,7 +128,7 @@ def reference_loss(
         ids, mask = record["input_ids"], record["loss_mask"]
         if look is None:
             with torch.no_grad():
-                out = model(input_ids=torch.tensor([ids]), output_hidden_states=True)
+                out = model(input_ids=torch.tensor([ids], device=model.device), output_hidden_states=True)
             taps = torch.cat([out.hidden_states[i][0] for i in draft.config.tap_ids], -1)
             said = out.logits[0]
         else:

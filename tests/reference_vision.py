@@ -40,7 +40,7 @@ def vision_loss(draft, model, processor, chats, rows, steps, **options):
     """As `reference_loss`, of `rows` with `input_ids` and `loss_mask` that belong to `chats`."""
 
     def look(reference, record):
-        batch = processed(processor, [record["chat"]])
+        batch = {name: x.to(model.device) for name, x in processed(processor, [record["chat"]]).items()}
         assert batch["input_ids"][0].tolist() == record["input_ids"]
         inputs, logits = inputs_of_layers(model, batch)
         asked = {name: x for name, x in batch.items() if not name.startswith("pixel")}

@@ -109,7 +109,9 @@ def command(wheel, tmp_path_factory):
     install = ["install", "-qq", "--no-deps", "--no-index", str(wheel)]
     subprocess.run([sys.executable, "-m", "pip", "--python", str(python), *install], check=True)
     (site,) = (environment / "lib").glob("python*/site-packages")
-    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    # of a virtual environment within another one, or within a system's, they lie in several folders
+    folders = [folder for folder in sys.path if Path(folder).name in ("site-packages", "dist-packages")]
+    (site / "dependencies.pth").write_text("\n".join([sysconfig.get_path("purelib"), *folders]) + "\n")
 
     def run(folder, *options):
         arguments = [str(environment / "bin" / "hf-eagle"), *map(str, options)]

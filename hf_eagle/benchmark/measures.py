@@ -11,11 +11,16 @@ from functools import lru_cache
 import torch
 
 
+# rows, columns and inner width of matrix products, large enough to be as fast as the device can
+_SIZES = ((2048, 2048, 2048), (4096, 1024, 1024), (1024, 8192, 576))
+_SIZES_OF_CUDA = ((8192, 8192, 8192),)
+
+
 @lru_cache  # measured once a process, although a sweep asks at every point
 def matmul_limit(dtype: torch.dtype, device: torch.device, repeats: int = 5) -> float:
     """FLOP/s of the fastest of a few large matrix products, measured now."""
     best = 0.0
-    for m, n, k in ((2048, 2048, 2048), (4096, 1024, 1024), (1024, 8192, 576)):
+    for m, n, k in _SIZES_OF_CUDA if device.type == "cuda" else _SIZES:
         a, b = torch.randn(m, k, device=device, dtype=dtype), torch.randn(k, n, device=device, dtype=dtype)
         a @ b
         best = max(best, *(2 * m * n * k / seconds(lambda a=a, b=b: a @ b, device) for _ in range(repeats)))

@@ -32,21 +32,37 @@ def build_draft(shapes: Shapes, device: torch.device, embedding: torch.Tensor | 
     config = config_class(**sizes, eagle_aux_hidden_state_layer_ids=[2, n // 2, n - 3], max_position_embeddings=2**17)
 
     mapping = None
-    if shapes.draft_vocab_size < shapes.vocab_size:
-        kept = torch.randperm(shapes.vocab_size)[: shapes.draft_vocab_size]
-        mapping = VocabularyMapping.from_token_ids(kept, shapes.vocab_size)
-    if embedding is None:
-        embedding = 0.02 * torch.randn(shapes.vocab_size, shapes.hidden_size)
+    with torch.device(device):  # a GPU makes a billion weights at once, a CPU needs many seconds
+        if shapes.draft_vocab_size < shapes.vocab_size:
+            kept = torch.randperm(shapes.vocab_size)[: shapes.draft_vocab_size]
+            mapping = VocabularyMapping.from_token_ids(kept, shapes.vocab_size)
+        if embedding is None:
+            embedding = 0.02 * torch.randn(shapes.vocab_size, shapes.hidden_size)
+        return new_draft(config, embedding, mapping).to(device).train()
 
-    return new_draft(config, embedding, mapping).to(device).train()
 
+def random_target(
+    shapes: Shapes, dtype: torch.dtype, device: torch.device, tap_ids: list[int], says: torch.Tensor | None = None
+) -> FrozenTarget:
+    """A Llama of these shapes with random weights: its answers are noise, its costs are real.
 
-def random_target(shapes: Shapes, dtype: torch.dtype, device: torch.device, tap_ids: list[int]) -> FrozenTarget:
-    """A Llama of these shapes with random weights: its answers are noise, its costs are real."""
+    Args:
+        shapes, dtype, device: of the target.
+        tap_ids: its taps.
+        says: the only token ids that it finds most probable, for instance a draft's vocabulary; any if `None`.
+    """
     left_out = {"draft_vocab_size", *LATENT_SIZES}
     sizes = {f.name: getattr(shapes, f.name) for f in fields(shapes) if f.name not in left_out}
-    config = LlamaConfig(**sizes, max_position_embeddings=2**17, tie_word_embeddings=True)
-    return FrozenTarget(LlamaForCausalLM(config).to(device=device, dtype=dtype), tap_ids)
+    config = LlamaConfig(**sizes, max_position_embeddings=2**17, tie_word_embeddings=says is None)
+    with torch.device(device):  # in their own dtype and place, since making 8 billion weights elsewhere takes minutes
+        model = LlamaForCausalLM._from_config(config, dtype=dtype)
+
+    if says is not None:
+        # a logit of 0 is below the largest of many random ones
+        silent = torch.ones(shapes.vocab_size, dtype=torch.bool, device=device).index_fill_(0, says.to(device), False)
+        with torch.no_grad():
+            model.lm_head.weight.masked_fill_(silent[:, None], 0)
+    return FrozenTarget(model, tap_ids)
 
 
 def chat_batch(shapes: Shapes, batch_size: int, length: int, supervised_share: float, turns: int, device) -> dict:

@@ -7,7 +7,7 @@ The unroll holds every step's activations at once, so they decide its memory. Re
 import torch
 from torch import nn
 from torch.nn.functional import linear, silu
-from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm, rotate_half
+from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 
 from ..regions import region
 
@@ -68,18 +68,18 @@ class _RMSNorm(torch.autograd.Function):
 def _norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Of `(rows, width)`: the normed rows, and the factor of each, `(rows, 1)`."""
     wide = x.float()
-    scale = torch.linalg.vecdot(wide, wide).div_(x.shape[-1]).add_(eps).rsqrt_()[..., None]
+    scale = wide.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
     return (wide * scale).mul_(weight).to(x.dtype), scale
 
 
 @region
 def _norm_backward(x, grad, weight, scale) -> tuple[torch.Tensor, torch.Tensor]:
     normed, grad = x.float() * scale, grad.float()
-    d_weight = (grad * normed).sum(0).to(weight.dtype)
+    product = grad * normed
+    d_weight = product.sum(0).to(weight.dtype)
 
-    d_normed = grad * weight
-    mean = torch.linalg.vecdot(d_normed, normed).div_(x.shape[-1])[..., None]
-    return d_normed.addcmul_(normed, mean, value=-1).mul_(scale).to(x.dtype), d_weight
+    mean = product.mul_(weight).mean(-1, keepdim=True)
+    return (grad * weight).addcmul_(normed, mean, value=-1).mul_(scale).to(x.dtype), d_weight
 
 
 class _DownOfSwiGLU(torch.autograd.Function):
@@ -115,7 +115,7 @@ def _swiglu_backward(d_product: torch.Tensor, gate: torch.Tensor, up: torch.Tens
 
 
 class Rotation(torch.autograd.Function):
-    """RoPE of `(..., heads, dim)` by tables `(..., 1, dim)`, which are not trained."""
+    """RoPE of `(..., heads, dim)` by tables `(..., 1, dim)` of two equal halves, which are not trained."""
 
     @staticmethod
     def forward(ctx, x, cos, sin, training):
@@ -129,9 +129,18 @@ class Rotation(torch.autograd.Function):
 
 @region
 def _rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    return x * cos + rotate_half(x) * sin
+    return _add_turned(x * cos, x, sin, 1)
 
 
 @region
 def _rotated_back(grad: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    return grad * cos - rotate_half(grad * sin)
+    return _add_turned(grad * cos, grad, sin, -1)
+
+
+def _add_turned(total: torch.Tensor, x: torch.Tensor, sin: torch.Tensor, sign: int) -> torch.Tensor:
+    """`total + sign * rotate_half(x) * sin`, changed in place; the tables' two halves are equal."""
+    (first, second), (x1, x2) = total.chunk(2, dim=-1), x.chunk(2, dim=-1)
+    sin = sin[..., : x1.shape[-1]]
+    first.addcmul_(x2, sin, value=-sign)
+    second.addcmul_(x1, sin, value=sign)
+    return total

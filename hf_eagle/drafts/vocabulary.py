@@ -111,8 +111,7 @@ def check_draft_vocab_size(draft_vocab_size: int, vocab_size: int) -> None:
 
 def check_mapping(d2t: torch.Tensor, t2d: torch.Tensor) -> None:
     """`ValueError` unless `d2t` (offsets) and `t2d` describe the same ascending set of target ids."""
-    ids = d2t.cpu() + torch.arange(d2t.numel())
-    t2d = t2d.cpu()
+    ids, t2d = draft_token_ids(d2t).cpu(), t2d.cpu()
 
     fits = bool((ids[1:] > ids[:-1]).all()) and bool((ids >= 0).all()) and bool((ids < t2d.numel()).all())
     if not fits or int(t2d.sum()) != ids.numel() or not bool(t2d[ids].all()):

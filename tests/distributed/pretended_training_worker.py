@@ -95,6 +95,15 @@ class Watched(TrainerCallback):
             self.kept = (self.batches, *asked)
 
 
+def get_device() -> None:
+    """From now on this process has the device, on which drafts can be trained and decode."""
+    pretend()
+    hf_eagle.drafts.flex_ttt._kernel = lambda device_type: dense_flex
+    hf_eagle.drafts.flex_ttt._NARROWEST = NARROWEST
+    # a head of pretended tensors is one of plain numbers
+    hf_eagle.targets.head.DTensor = (hf_eagle.targets.head.DTensor, PretendedTensor)
+
+
 def take_device(device: str) -> None:
     """Let trainers run there from now on."""
     state = PartialState(cpu=True)
@@ -275,12 +284,7 @@ def operations() -> dict[str, list]:
 def main():
     spec = json.loads(Path(sys.argv[1]).read_text())
     out = Path(spec["out"])
-    pretend()
-    hf_eagle.drafts.flex_ttt._kernel = lambda device_type: dense_flex
-    hf_eagle.drafts.flex_ttt._NARROWEST = NARROWEST
-    # a head of pretended tensors is one of plain numbers
-    hf_eagle.targets.head.DTensor = (hf_eagle.targets.head.DTensor, PretendedTensor)
-
+    get_device()
     found = {"operations": operations(), "forms": {}}
     found["broken"] = {name: broken(name, out / name) for name in spec["broken"]}
     found["decodings"] = {name: decoded(name) for name in spec["decodings"]}

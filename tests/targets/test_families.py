@@ -57,7 +57,7 @@ def test_a_draft_for_it_learns_and_is_read_back(name, method, tmp_path):
     )
     chats = random_chats(4, seed=5)
     trainer = EagleTrainer(model=draft, args=args, target=target, train_dataset=Dataset.from_list(chats))
-    batch = pad_batch(chats)
+    batch = trainer._prepare_inputs(pad_batch(chats))
 
     first = trainer.compute_loss(draft, batch)
     first.backward()
@@ -74,7 +74,7 @@ def test_a_draft_for_it_learns_and_is_read_back(name, method, tmp_path):
     trainer.save_model()
     again = load_draft(tmp_path, target)
     assert draft.state_dict().keys() == again.state_dict().keys()
-    rows = torch.arange(8)
+    rows = torch.arange(8, device=target.device)
     features = draft.select_features(target(batch["input_ids"], batch["attention_mask"]))
     inputs = {"rows": rows, "attention_mask": batch["attention_mask"]}
     seen, wanted = (unrolled(d.eval(), batch["input_ids"], features, **inputs).hidden_states for d in (again, draft))

@@ -9,7 +9,7 @@ from workers import run_worker
 
 CASES = [
     (family, sharding)
-    for family in ("llama", "qwen3_moe", "gpt_oss")  # the last keeps its own attention
+    for family in ("llama", "qwen3", "qwen3_moe", "gpt_oss", "deepseek_v3")  # the last but one keeps its own attention
     for sharding in ("none", "fsdp2", "tensor", "expert")
     if sharding != "expert" or family in MIXTURES
 ]

@@ -164,7 +164,6 @@ class TTTUnroll:
         self.attention = self.layer.self_attn
         self.attend = ttt_attention(draft.config._attn_implementation, input_ids.device)
         self.key_positions = position_ids[..., self.layout.keys]
-        self.row_positions = position_ids[..., self.layout.rows]
 
         token_query, self.hidden_query = halves(self.attention.query_projections, draft.config.hidden_size)
         token_key_value, self.hidden_key_value = halves(self.attention.key_value_projections, draft.config.hidden_size)
@@ -174,6 +173,10 @@ class TTTUnroll:
         self.key_value_of_token = token_key_value(embeds)
         self.key_value_of_key = self.key_value_of_token[self.tokens.of_key]
         self.query_of_token = token_query(embeds[self.tokens.asked])
+
+        steps = torch.arange(plan.num_steps, device=position_ids.device)[:, None]
+        rows = position_ids[..., self.layout.rows].unsqueeze(-2) + steps  # (steps, N), with m-RoPE (3, steps, N)
+        self.cos_sin = list(zip(*(table.unbind() for table in draft.cos_sin(self.query_of_token, rows)), strict=True))
 
     def context(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Step-0 keys and values `(K, kv_heads, dim)` of the rows `layout.keys`, from their features `(K, hidden)`, as
@@ -195,7 +198,7 @@ class TTTUnroll:
         """
         normed = self.layer.hidden_norm(hidden)
         projected = self.query_of_token.index_select(0, self.tokens.asked_by_row[step]) + self.hidden_query(normed)
-        cos_sin = self.draft.cos_sin(projected, self.row_positions + step)
+        cos_sin = self.cos_sin[step]
         query = self.attention.query(projected, cos_sin)
 
         own_key = own_value = None

@@ -1,0 +1,1 @@
+"""What `measure_gpu.py` measures."""
