@@ -103,7 +103,7 @@ def build_trainer(run: RunArguments, resume: Path | None, prompts: list | None):
 
     data_args, args = run.data, run.training
     parts.check_lengths(run.target, data_args)
-    parts.check_rope(run.target, run.draft)
+    parts.check_draft_shape(run.target, run.draft)
     target_args = parts.spreadable(run.target, args)
     tokenizer, processor = parts.tokenizer_of(target_args), parts.processor_of(target_args, data_args)
     train, held_out = parts.conversations(tokenizer, data_args, args, processor)

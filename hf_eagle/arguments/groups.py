@@ -102,6 +102,11 @@ class DraftArguments:
         "Attention of the draft: grouped-query as in Llama, or DeepSeek's multi-head latent attention. `auto` is `mla` "
         "for a target that has it (DeepSeek, Kimi), `llama` for any other.",
     )
+    draft_intermediate_size: Width | None = _arg(
+        None,
+        "Width of the draft's MLP. Unset: that of the target's dense MLP, or of all experts together that a token goes "
+        "through.",
+    )
     q_lora_rank: Annotated[int, Bounds(least=0, most=2**17)] | None = _arg(
         None,
         "`mla`: rank of the queries' bottleneck, 0 for none (no server loads such a draft yet). If this or one of the "

@@ -13,7 +13,7 @@ from ..drafts.build import class_of
 from ..drafts.configuration_base import DraftConfig
 from ..drafts.costs_base import FLOAT32, DraftCosts, RunShapes
 from ..drafts.kinds import find_kind
-from ..targets.architectures import find_decoder_parts
+from ..targets.decoder_parts import find_decoder_parts
 from ..targets.loading import auto_class, load_config
 from ..targets.sharding import layout_of
 from ..training.launching import launch_of

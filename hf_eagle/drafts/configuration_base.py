@@ -5,13 +5,18 @@ from typing import Any
 from transformers import LlamaConfig, PreTrainedConfig
 
 from ..targets.architectures import family_of
-from ..targets.config_fields import read_field
+from ..targets.config_fields import fields_of_most_layers, read_field
 from .rope import check_mscales, draft_rope, positions_for
 from .vocabulary import check_draft_vocab_size
 
 
 # older readers expect everything but the base in rope_scaling
 _ROPE_BASE = "rope_theta"
+# how configs of mixtures spell the number of experts that a token goes through, an expert's width, and that of the
+# experts which all tokens go through
+_EXPERTS_OF_A_TOKEN = ("num_experts_per_tok", "top_k_experts", "num_experts_per_token", "moe_topk", "moe_k")
+_EXPERT_WIDTH = ("moe_intermediate_size", "expert_ffn_hidden_size", "moe_ffn_hidden_size")
+_SHARED_WIDTH = ("shared_expert_intermediate_size", "moe_shared_expert_intermediate_size", "shared_intermediate_size")
 
 
 class DraftConfig(LlamaConfig):
@@ -101,17 +106,45 @@ class DraftConfig(LlamaConfig):
 
 
 def mlp_width(config) -> int:
-    """Width of the MLP of a draft for this target: its own dense MLP's."""
+    """Width of the MLP of a draft for this target: what a token goes through in one of the target's layers.
+
+    That is the width of the target's dense MLP. A mixture of experts may name none, or name an expert's instead, which
+    is taken for one if it is below the hidden size. The draft's MLP is then as wide as all experts together that a
+    token goes through, shared ones included. Where a mixture names a dense width too, that is often the same number
+    (Qwen3-30B-A3B: 8 experts of 768, 6144; Qwen3-Next: 10 of 512 and one shared, 5632). A [`Family`] may know better.
+
+    Raises:
+        ValueError: if the config names neither, or layers differ in it.
+    """
     text, family = config.get_text_config(), family_of(config)
+    hidden = read_field(text, "hidden_size")
     if family is not None and family.mlp_factor is not None:
-        return family.mlp_factor * text.hidden_size
+        return family.mlp_factor * hidden
 
     # Llama 4 has one width for its experts, another for its dense layers
-    return read_field(text, "intermediate_size_mlp", default=0) or read_field(text, "intermediate_size")
+    own = "set `draft_intermediate_size`, the width of the draft's MLP"
+    dense = read_field(text, "intermediate_size_mlp", 0) or read_field(text, "intermediate_size", 0, instead=own)
+    if dense >= hidden or not (experts := _width_of_experts(text, dense)):
+        return dense or read_field(text, "intermediate_size", instead=own)
+    return experts
+
+
+def _width_of_experts(text, dense: int) -> int:
+    """Width of all experts together that a token goes through; 0 if that is not known, or the target is no mixture."""
+
+    def first(names: tuple[str, ...]) -> int:
+        return next((value for name in names if (value := fields_of_most_layers(text, name)[0])), 0)
+
+    named = first(_EXPERT_WIDTH)
+    shared = first(_SHARED_WIDTH) or named * (fields_of_most_layers(text, "n_shared_experts")[0] or 0)
+    return first(_EXPERTS_OF_A_TOKEN) * (named or dense) + shared
 
 
 def fields_of_target(
-    target_config: PreTrainedConfig, rope: dict[str, Any] | None = None, reads_mscale: bool = False
+    target_config: PreTrainedConfig,
+    rope: dict[str, Any] | None = None,
+    reads_mscale: bool = False,
+    intermediate_size: int | None = None,
 ) -> dict[str, Any]:
     """What every draft copies from its target: widths, heads, RoPE, context length and special ids.
 
@@ -119,13 +152,20 @@ def fields_of_target(
         target_config: the target's (text) config.
         rope: `rope_parameters` of the draft, those of `draft_rope` if `None`.
         reads_mscale: see [`DraftConfig`].
+        intermediate_size: width of the draft's MLP, that of [`mlp_width`] if `None`.
+
+    Where layers differ in their heads (Gemma 4), the draft has the heads of most of them: it learns its own attention.
 
     Raises:
         ValueError: for RoPE that servers would not run so, and if the target's layers differ in one of these, or its
             config lacks it; the message names it.
     """
     text = target_config.get_text_config()
-    hidden, heads = read_field(text, "hidden_size"), read_field(text, "num_attention_heads")
+    hidden = read_field(text, "hidden_size")
+    heads, key_value_heads, head_dim = fields_of_most_layers(
+        text, "num_attention_heads", "num_key_value_heads", "head_dim"
+    )
+    heads = heads or read_field(text, "num_attention_heads")
     rope = draft_rope(text, reads_mscale=reads_mscale) if rope is None else rope
     if not reads_mscale:
         check_mscales(rope)
@@ -134,9 +174,9 @@ def fields_of_target(
         "vocab_size": read_field(text, "vocab_size"),
         "hidden_size": hidden,
         "num_attention_heads": heads,
-        "num_key_value_heads": read_field(text, "num_key_value_heads", default=heads) or heads,
-        "head_dim": read_field(text, "head_dim", default=0) or hidden // heads,
-        "intermediate_size": mlp_width(target_config),
+        "num_key_value_heads": key_value_heads or heads,
+        "head_dim": head_dim or hidden // heads,
+        "intermediate_size": mlp_width(target_config) if intermediate_size is None else intermediate_size,
         "rms_norm_eps": read_field(text, "rms_norm_eps", default=1e-5),
         "max_position_embeddings": positions_for(rope, text, read_field(text, "max_position_embeddings")),
         "rope_parameters": rope,

@@ -37,8 +37,9 @@ def draft_rope(text_config, kind: str = "1d", reads_mscale: bool = False) -> dic
 
     * scalings that depend on the length of the sequence (`longrope`, `dynamic`): transformers chooses anew for every
       batch, vLLM once at its start, for the longest context it was started with;
-    * `partial_rotary_factor` (Phi-3, GLM-4): transformers' Llama ignores it, vLLM obeys it. A draft rotates whole
-      heads;
+    * scalings that servers do not run in a draft (Gemma 4's `proportional`);
+    * `partial_rotary_factor` (Phi-3, GLM-4, Qwen3.5): transformers' Llama ignores it, vLLM obeys it. A draft rotates
+      whole heads;
     * `mscale` and `mscale_all_dim` of YaRN, unless `reads_mscale`: transformers obeys them, servers do not;
     * `mrope_section`, unless `kind` is `"mrope"`, and anything else that one server reads and another does not.
 
@@ -67,10 +68,12 @@ def draft_rope(text_config, kind: str = "1d", reads_mscale: bool = False) -> dic
         raise ValueError(f"`draft_rope` is mrope, but the target {seen}: set it to 1d.")
 
     if kind not in _READ:
+        by_length = kind in ("longrope", "dynamic")
         logger.warning(
-            "The target's RoPE scaling %r is not copied, because servers choose among its factors differently "
-            "from training: the draft gets plain RoPE with the same base.",
+            "The target's RoPE scaling %r is not copied, because servers %s: the draft gets plain RoPE with the same "
+            "base.",
             kind,
+            "choose among its factors differently from training" if by_length else "do not all run it in a draft",
         )
         kind = "default"
 

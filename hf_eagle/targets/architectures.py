@@ -1,14 +1,13 @@
-"""Known properties of target families, and how to find the parts of any target that taps are taken from.
+"""Known properties of target families, and what a config says of taps and logits.
 
-Targets are tapped by discovery: no family needs a path, arguments or default taps of its own. `FAMILIES` holds what
-the model cannot show: what the servers do with it. Tests build, tap, pack and train on each row.
+Targets are tapped by discovery (`decoder_parts.py`): no family needs a path, arguments or default taps of its own.
+`FAMILIES` holds what the model cannot show: what the servers do with it. Tests build, tap, pack and train on each row.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 
 from .config_fields import read_field
@@ -23,7 +22,9 @@ class Family:
         name: what people call it.
         model_types: of its text configs.
         servers: which of `"vllm"` and `"sglang"` take taps (EAGLE-3) from their own model of it. vLLM also takes them,
-            except entry 0, from any model that it runs through transformers (`--model-impl transformers`).
+            except entry 0, from any model that it runs through transformers (`--model-impl transformers`), which it
+            does not do with recurrent layers.
+        recurrent: whether it has such layers.
         sglang_counts_entries: SGLang reads its tap ids as ENTRY ids unless the first is 1; else always as OUTPUT ids.
         mlp_factor: width of a draft's MLP over the hidden size, where the config names only one expert's width.
         first_tap: entry id of the first tap by default. Qwen3-VL adds image features after layers 0 to 2; from entry 4
@@ -33,6 +34,7 @@ class Family:
     name: str
     model_types: tuple[str, ...]
     servers: tuple[str, ...] = ("vllm", "sglang")
+    recurrent: bool = False
     sglang_counts_entries: bool = False
     mlp_factor: int | None = None
     first_tap: int = 2
@@ -57,6 +59,19 @@ FAMILIES = (
     Family("GLM-4.5", ("glm4_moe",), servers=("sglang",)),
     Family("GLM-4.7-Flash", ("glm4_moe_lite",), servers=("sglang",), sglang_counts_entries=True),
     Family("DeepSeek-V2/V3, Kimi", ("deepseek_v2", "deepseek_v3", "kimi_k2"), sglang_counts_entries=True),
+    Family("DeepSeek-V3.2", ("deepseek_v32",), servers=("sglang",), sglang_counts_entries=True),
+    Family("GLM-5", ("glm_moe_dsa",), servers=("sglang",), sglang_counts_entries=True),
+    Family("Gemma 4", ("gemma4_text",)),
+    Family("MiniMax-M2", ("minimax_m2",)),
+    Family("MiniMax-01", ("minimax",), servers=(), recurrent=True),
+    Family("Qwen3-Next", ("qwen3_next",), recurrent=True),
+    Family("Qwen3.5", ("qwen3_5_text",), recurrent=True),
+    Family("Qwen3.5-MoE", ("qwen3_5_moe_text",), recurrent=True),
+    Family("Nemotron-H", ("nemotron_h",), servers=("vllm",), recurrent=True),
+    Family("Falcon-H1", ("falcon_h1",), servers=(), recurrent=True),
+    Family("Jamba", ("jamba",), servers=(), recurrent=True),
+    Family("Bamba", ("bamba",), servers=(), recurrent=True),
+    Family("LFM2", ("lfm2", "lfm2_moe"), servers=(), recurrent=True),
 )
 
 
@@ -97,49 +112,11 @@ def longest_context(config) -> int | None:
     return max(positions, *map(int, scaled))
 
 
-_LAYERS = ("layers", "h", "blocks")
-_FINAL_NORM = ("norm", "final_layernorm", "final_layer_norm", "ln_f")
-
-
-@dataclass
-class DecoderParts:
-    """The modules of a target that features are taken from."""
-
-    layers: nn.ModuleList
-    final_norm: nn.Module
-    head: nn.Module
-
-
-def find_decoder(model: PreTrainedModel) -> PreTrainedModel:
-    """The module that holds the decoder layers; some models name themselves as their decoder (Llama 4's text model)."""
-    decoder = model.get_decoder()
-    return decoder.model if decoder is model and hasattr(model, "model") else decoder
-
-
-def find_decoder_parts(model: PreTrainedModel) -> DecoderParts:
-    """Decoder layers, final norm and head of a causal language model, found through its decoder.
-
-    Raises:
-        ValueError: if the model does not expose them under a known name; the message lists what was seen.
-    """
-    decoder = find_decoder(model)
-    layers = next((getattr(decoder, name) for name in _LAYERS if hasattr(decoder, name)), None)
-    norm = next((getattr(decoder, name) for name in _FINAL_NORM if hasattr(decoder, name)), None)
-    head = model.get_output_embeddings()
-
-    if layers is None or norm is None or head is None:
-        seen = ", ".join(name for name, _ in decoder.named_children())
-        raise ValueError(
-            f"The target {type(model).__name__} cannot be tapped: its decoder {type(decoder).__name__} holds {seen}, "
-            f"but the layers ({'/'.join(_LAYERS)}), the final norm ({'/'.join(_FINAL_NORM)}) and an output head are "
-            "needed."
-        )
-
-    return DecoderParts(layers=layers, final_norm=norm, head=head)
-
-
 # fields of a config that logits are multiplied by
 _MULTIPLIERS = ("logit_scale", "lm_head_multiplier", "output_multiplier")
+# those that logits are divided by, also if the head's input is instead (Inkling)
+_DIVISORS = ("logits_scaling", "logits_mup_width_multiplier")
+_SOFT_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 # families that multiply by their `logits_scaling`; all others divide by it
 _MULTIPLY_BY_SCALING = ("hyperclovax",)
 
@@ -149,9 +126,10 @@ def logit_transform(config) -> Callable[[torch.Tensor], torch.Tensor]:
 
     [`check_teacher`] finds out whether that is all.
     """
-    divide = getattr(config, "logits_scaling", None)
-    multiply = next((x for name in _MULTIPLIERS if (x := getattr(config, name, None)) is not None), None)
-    cap = getattr(config, "final_logit_softcapping", None)
+    divide, multiply, cap = (
+        next((x for name in names if (x := getattr(config, name, None)) is not None), None)
+        for names in (_DIVISORS, _MULTIPLIERS, _SOFT_CAPS)
+    )
 
     if config.model_type in _MULTIPLY_BY_SCALING:
         divide, multiply = None, divide

@@ -71,7 +71,14 @@ def load_config(
     """
     with reading(argument, name_or_path, "config.json"):
         config = AutoConfig.from_pretrained(name_or_path, revision=revision, trust_remote_code=trust_remote_code)
-    check_config_numbers(argument, name_or_path, config.get_text_config().to_dict(), may_be_null=True)
+    try:
+        text = config.get_text_config()
+    except ValueError as problem:  # Musicgen has an encoder's and a decoder's
+        raise ValueError(
+            f"`{argument}` {name_or_path} is a {config.model_type}, which has several text configs, so it is not known "
+            "which model generates text: use another target."
+        ) from problem
+    check_config_numbers(argument, name_or_path, text.to_dict(), may_be_null=True)
     return config
 
 

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from transformers import Cache, PreTrainedModel
 
-from .architectures import check_tap_ids, find_decoder_parts
+from .architectures import check_tap_ids
+from .decoder_parts import find_decoder_parts
 from .features import TargetFeatures
 from .head import TargetHead, plain_embedding
 from .media_inputs import shows_media
@@ -130,6 +131,11 @@ class TappedModel:
 
         def entry(tap_id):
             def record(module, args, kwargs):
+                if tap_id in seen:
+                    raise ValueError(
+                        f"The target {type(self.model).__name__} ({self.config.model_type}) runs its layer {tap_id} "
+                        "several times in one forward, so a tap there has no one value: use another target."
+                    )
                 seen[tap_id] = args[0] if args else kwargs["hidden_states"]
 
             return record

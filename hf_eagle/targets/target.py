@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from transformers import Cache, PreTrainedModel
 
-from .architectures import check_returned, find_decoder
+from .architectures import check_returned
+from .decoder_parts import find_decoder
 from .features import (
     HeadSummary,
     TargetDistribution,

@@ -32,13 +32,19 @@ def check_teacher(target) -> None:
     if target.parts.head in _CHECKED:
         return
 
-    own, hidden = _own_logits(target)
+    own, hidden, given = _own_logits(target)
+    if hidden is None:
+        raise ValueError(
+            f"The target {type(target.model).__name__} ({target.config.model_type}) cannot be tapped: its forward "
+            f"never runs its only norm that may be the final one (a {type(target.parts.final_norm).__name__}), so use "
+            "another target."
+        )
     taught = target.teacher_head()(hidden).float()
     gap = _max_over_ranks(_difference(own, taught), target.sharding)
 
     # rounding: the spacing of the dtype, or what sums in another order change
     if gap > max(1e-3, torch.finfo(hidden.dtype).eps):
-        raise ValueError(_message(target, own, gap))
+        raise ValueError(_message(target, own, gap, behind_norm=given is None or torch.equal(given, hidden)))
     _CHECKED.add(target.parts.head)
 
 
@@ -57,19 +63,25 @@ def _difference(own: torch.Tensor, taught: torch.Tensor) -> torch.Tensor:
     return torch.maximum(mean, difference.max() / 4 / size.max().clamp_min(0.1))
 
 
-def _own_logits(target) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the logits of the model's forward, `(1, tokens, vocabulary)` in float32, and its last hidden states."""
+def _own_logits(target) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    """Return the logits of the model's forward, `(1, tokens, vocabulary)` in float32, its last hidden states, and what
+    its head was given; `None` for what did not run."""
     ids = (_FIRST_ID + torch.arange(_TOKENS, device=target.device)[None]) % target.vocab_size
 
     # `forward` skips torch.compile, which would compile once more for this one batch; a sharded model gathers its
     # weights only when it is called itself
     forward = target.model.forward if target.sharding is None else target.model
-    with target._recording([]) as seen:  # no taps, only the last hidden states
-        logits = gathered(forward(input_ids=ids, use_cache=False).logits).float()
+    given = []
+    handle = target.parts.head.register_forward_pre_hook(lambda module, args: given.extend(args[:1]))
+    try:
+        with target._recording([]) as seen:  # no taps, only the last hidden states
+            logits = gathered(forward(input_ids=ids, use_cache=False).logits).float()
+    finally:
+        handle.remove()
 
     if target.sharding is not None:
         target.sharding.release()
-    return logits, seen["last_hidden"]
+    return logits, seen.get("last_hidden"), given[0] if given else None
 
 
 def _max_over_ranks(gap: torch.Tensor, sharding: TargetSharding | None) -> float:
@@ -81,12 +93,14 @@ def _max_over_ranks(gap: torch.Tensor, sharding: TargetSharding | None) -> float
     return gap.item()
 
 
-def _message(target, own: torch.Tensor, gap: float) -> str:
+def _message(target, own: torch.Tensor, gap: float, behind_norm: bool) -> str:
     model, path = type(target.model).__name__, getattr(target.model, "name_or_path", "")
     if not own.isnan().any():
+        why = "" if behind_norm else "the head is given something else than the final norm's output, "
         return (
-            f"The target {model} returns other logits than its head: their log-probabilities differ by {gap:.2g} of "
-            f"the logits' size on a row of {_TOKENS} tokens, and a draft learns from the head, so use another target."
+            f"The target {model} returns other logits than its head: {why}their log-probabilities differ by {gap:.2g} "
+            f"of the logits' size on a row of {_TOKENS} tokens, and a draft learns from the head, so use another "
+            "target."
         )
 
     weights = dict(target.model.named_parameters())

@@ -21,7 +21,7 @@ from ..data.token_stream import ShuffledRecords
 from ..data.vision_dataset import build_vision_dataset, holds_media
 from ..door.inputs import naming
 from ..drafts.build import load_draft, new_draft
-from ..drafts.configuration_base import DraftConfig
+from ..drafts.configuration_base import DraftConfig, mlp_width
 from ..drafts.modeling_base import EaglePreTrainedModel
 from ..drafts.rope import scaled_rope
 from ..drafts.vocabulary import (
@@ -58,12 +58,16 @@ def check_lengths(target_args: TargetArguments, data_args: DataArguments) -> Non
         check_length(config, data_args.max_length)
 
 
-def check_rope(target_args: TargetArguments, draft_args: DraftArguments) -> None:
-    """`ValueError` for a `draft_rope_scaling` that the draft cannot have, as far as the target's config shows."""
-    config = None
+def check_draft_shape(target_args: TargetArguments, draft_args: DraftArguments) -> None:
+    """`ValueError` for a `draft_rope_scaling` that the draft cannot have, or an MLP of unknown width, as far as the
+    target's config shows."""
+    config = config_before_loading(target_args.target, **target_args.source)
+    if config is None:
+        return
+
+    if draft_args.draft_intermediate_size is None:
+        mlp_width(config)
     if draft_args.rope_scaling is not None:
-        config = config_before_loading(target_args.target, **target_args.source)
-    if config is not None:
         config_of_draft(config, target_args, draft_args)
 
 
@@ -201,6 +205,8 @@ def config_of_draft(
         text = target_config.get_text_config()
         positions = read_field(text, "max_position_embeddings")
         fields["rope_parameters"] = scaled_rope(text, draft_args.rope_scaling, positions)
+    if draft_args.draft_intermediate_size is not None:
+        fields["intermediate_size"] = draft_args.draft_intermediate_size
     return draft_args.kind.part("configuration").config_for(target_config, options, **fields)
 
 
@@ -227,6 +233,13 @@ def draft_for(
             raise ValueError(
                 f"`draft_rope_scaling` makes RoPE {config.rope_parameters}, but {existing} was trained with "
                 f"{draft.config.rope_parameters}: leave it out, or start a new draft in another `output_dir`."
+            )
+
+        width = draft_args.draft_intermediate_size
+        if width not in (None, draft.config.intermediate_size):
+            raise ValueError(
+                f"`draft_intermediate_size` is {width}, but {existing} was trained with "
+                f"{draft.config.intermediate_size}: leave it out, or start a new draft in another `output_dir`."
             )
 
         draft.set_attn_implementation(draft_args.draft_attn_implementation)

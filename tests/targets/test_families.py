@@ -9,6 +9,8 @@ from datasets import Dataset
 from test_packed_attention import packed_batch
 from tiny import pad_batch, random_chats, unrolled
 from tiny_families import CONFIGS, SMALL, tiny_family
+from tiny_new_families import FIELDS as NEW
+from tiny_new_families import new_family_config, tiny_new_family
 from transformers import CohereConfig, Kimi_K25Config, LlamaConfig, LongcatFlashConfig, Qwen2Config
 
 from hf_eagle import EagleMLAConfig, EagleTrainer, EagleTrainingArguments, FrozenTarget, load_draft
@@ -21,15 +23,21 @@ from hf_eagle.targets.latent import has_latent_attention
 
 
 TAPS = [2, 4, 5]
+NAMES = [*CONFIGS, *NEW]
 # families whose config names one expert's width, or two widths
 MLP = {"gpt-oss": 6 * 32, "llama4": 56}
 HEAD_DIM = {"qwen3": 16, "qwen3-moe": 16, "gpt-oss": 16, "gemma2": 16, "gemma3": 16, "glm": 16, "glm4": 16}
-LATENT = {"deepseek-v2", "deepseek-v3", "glm4-moe-lite"}
+HEAD_DIM |= dict.fromkeys(("glm4-moe", "qwen3_5_text", "qwen3_5_moe_text", "qwen3_next"), 16)
+LATENT = {"deepseek-v2", "deepseek-v3", "glm4-moe-lite", "deepseek_v32", "glm_moe_dsa"}
+
+
+def config_of(name):
+    return new_family_config(name) if name in NEW else CONFIGS[name]()
 
 
 def make(name, method):
     """A frozen target and a fresh draft for it, as the script makes them."""
-    target = FrozenTarget(tiny_family(name))
+    target = FrozenTarget(tiny_new_family(name) if name in NEW else tiny_family(name))
     if method == "eagle1":
         config = Eagle1Config.from_target(target.config, initializer_range=0.2)
     else:
@@ -41,7 +49,10 @@ def make(name, method):
 # EAGLE-1's is one for all but what follows the head, the embedding and the attention of the target
 @pytest.mark.parametrize(
     ("name", "method"),
-    [*((name, "eagle3") for name in CONFIGS), *((name, "eagle1") for name in ("gemma2", "gpt-oss", "deepseek-v3"))],
+    [
+        *((name, "eagle3") for name in NAMES),
+        *((name, "eagle1") for name in ("gemma2", "gpt-oss", "deepseek-v3", "gemma4_text")),
+    ],
 )
 def test_a_draft_for_it_learns_and_is_read_back(name, method, tmp_path):
     target, draft = make(name, method)
@@ -83,7 +94,7 @@ def test_a_draft_for_it_learns_and_is_read_back(name, method, tmp_path):
 
 def captured_by_sglang(model_type, nested, layers):
     """Entry ids that SGLang 0.5.23 records for a list of ids, by the target's model."""
-    if model_type in ("deepseek_v2", "deepseek_v3", "kimi_k2", "glm4_moe_lite"):
+    if model_type in ("deepseek_v2", "deepseek_v3", "deepseek_v32", "glm_moe_dsa", "kimi_k2", "glm4_moe_lite"):
         return [i + 1 for i in nested] if nested[0] == 1 else nested
     if model_type == "gpt_oss" and max(nested) == layers:
         return nested
@@ -91,9 +102,9 @@ def captured_by_sglang(model_type, nested, layers):
 
 
 @pytest.mark.parametrize("taps", [TAPS, [3, 5, 8], [0, 4, 7]])
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", NAMES)
 def test_both_servers_tap_the_layers_that_were_trained(name, taps, tmp_path):
-    target = CONFIGS[name]()
+    target = config_of(name)
     draft_config(target, tap_ids=taps).save_pretrained(tmp_path)
     found = json.loads((tmp_path / "config.json").read_text())
     nested = found["eagle_config"]["eagle_aux_hidden_state_layer_ids"]
@@ -104,17 +115,17 @@ def test_both_servers_tap_the_layers_that_were_trained(name, taps, tmp_path):
     )
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", NAMES)
 def test_its_draft_has_the_sizes_that_servers_make_a_llama_of(name, tmp_path):
     """Whatever the target's biases, activations, norms and windows are: the servers' layer has none of them."""
-    target = CONFIGS[name]()
+    target = config_of(name)
     config = draft_config(target, tap_ids=TAPS)
     config.save_pretrained(tmp_path)
     found = json.loads((tmp_path / "config.json").read_text())
     assert isinstance(config, EagleMLAConfig) == (name in LATENT)
     assert found["model_type"] == ("kimi_k2" if name in LATENT else "llama")
     if name not in LATENT:
-        assert found["head_dim"] == HEAD_DIM.get(name, 16 if name == "glm4-moe" else 8)
+        assert found["head_dim"] == HEAD_DIM.get(name, 8)
         assert found["num_key_value_heads"] == 2 and found["mlp_bias"] is False
     assert found["intermediate_size"] == MLP.get(name, 48)
     # of gpt-oss's YaRN vLLM takes factor times original, whatever the target says
@@ -141,7 +152,7 @@ def test_the_taps_of_llama4_are_found_and_its_chunks_are_not_packed():
 
 def test_every_row_of_the_table_is_tested():
     # those that take images have their own tests, test_vision_*.py
-    tested = {CONFIGS[name]().model_type for name in CONFIGS}
+    tested = {config_of(name).model_type for name in NAMES}
     tested |= {make(10).get_text_config().model_type for make in tiny_vision.CONFIGS.values()}
     assert tested | {"kimi_k2"} == {model_type for family in FAMILIES for model_type in family.model_types}
     assert len({model_type for family in FAMILIES for model_type in family.model_types}) == len(tested) + 1
@@ -156,6 +167,11 @@ def test_every_row_of_the_table_is_tested():
             CONFIGS["glm4-moe"](),
             "Taps: entry ids 2, 16, 29 of 8 layers (GLM-4.5). vLLM 0.32 takes them from this family only with "
             "`--model-impl transformers`.",
+        ),
+        (
+            new_family_config("lfm2"),
+            "Taps: entry ids 2, 16, 29 of 8 layers (LFM2). vLLM 0.32 takes none from this family. SGLang 0.5.23 takes "
+            "none from this family.",
         ),
         (
             CohereConfig(num_hidden_layers=40),

@@ -34,8 +34,15 @@ def test_a_draft_with_a_filled_vocabulary_and_rope_of_its_own(folder, tmp_path):
     other = ("--draft_rope_scaling", json.dumps({**scaling, "factor": 4.0}))
     printed = train(folder, *out, *other, *large, "--fill_vocabulary", *again, "--max_steps", 8, expect=1)
     assert "`draft_rope_scaling` makes RoPE" in printed and "Traceback" not in printed
-    printed = train(folder, "--output_dir", tmp_path / "whole", "--draft_vocab_size", "none", "--max_steps", 1)
-    assert json.loads((tmp_path / "whole" / "config.json").read_text())["draft_vocab_size"] == config["vocab_size"]
+    narrow = ("--draft_vocab_size", "none", "--draft_intermediate_size", 24)
+    printed = train(folder, "--output_dir", tmp_path / "whole", *narrow, "--max_steps", 1)
+    config |= {"draft_vocab_size": config["vocab_size"], "intermediate_size": 24}
+    found = json.loads((tmp_path / "whole" / "config.json").read_text())
+    assert {name: found[name] for name in ("draft_vocab_size", "intermediate_size")} == {
+        name: config[name] for name in ("draft_vocab_size", "intermediate_size")
+    }
+    printed = train(folder, "--output_dir", tmp_path / "whole", *narrow[:3], 32, *again, "--max_steps", 2, expect=1)
+    assert "`draft_intermediate_size` is 32, but" in printed and "was trained with 24: leave it out" in printed
 
 
 def test_a_scaling_that_this_draft_cannot_have_is_refused_before_data_are_read(folder, tmp_path):  # noqa: F811

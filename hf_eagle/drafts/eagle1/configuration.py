@@ -85,7 +85,9 @@ class Eagle1Config(DraftConfig):
         scale = (getattr(text, "logit_scale", None) or 1.0) / (getattr(text, "logits_scaling", None) or 1.0)
 
         fields = {
-            **fields_of_target(target_config, overrides.get("rope_parameters")),
+            **fields_of_target(
+                target_config, overrides.get("rope_parameters"), intermediate_size=overrides.get("intermediate_size")
+            ),
             # both servers read these names: they call the target's head without the target's own forward, so the
             # draft's config must tell them what that does to the logits
             "logit_scale": None if scale == 1.0 else scale,

@@ -124,7 +124,7 @@ class EagleConfig(DraftConfig):
 
         rope = overrides.get("rope_parameters") or draft_rope(text, rope, cls.reads_mscale)
         fields = {
-            **fields_of_target(target_config, rope, cls.reads_mscale),
+            **fields_of_target(target_config, rope, cls.reads_mscale, overrides.get("intermediate_size")),
             "target_hidden_size": text.hidden_size,
             "draft_vocab_size": draft_vocab_size,
             "eagle_aux_hidden_state_layer_ids": check_tap_ids(tap_ids, layers),

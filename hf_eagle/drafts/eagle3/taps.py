@@ -28,7 +28,9 @@ def describe_taps(config, tap_ids: list[int]) -> str:
 
     if family is None:
         return f"{said} This family is not tested: check that your server takes taps from a {text.model_type} model."
-    if "vllm" not in family.servers:
+    if "vllm" not in family.servers and family.recurrent:
+        said += " vLLM 0.32 takes none from this family."
+    elif "vllm" not in family.servers:
         said += " vLLM 0.32 takes them from this family only with `--model-impl transformers`."
     if "sglang" not in family.servers:
         said += " SGLang 0.5.23 takes none from this family."

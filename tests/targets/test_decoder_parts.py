@@ -1,0 +1,150 @@
+"""Layers, final norm and head are found by what they do, whatever they are called; other models are refused by name."""
+
+import pytest
+import torch
+from tiny_families import SMALL
+from tiny_model_types import FACTORS, tiny_model_type
+from tiny_new_families import FIELDS, tiny_new_family
+from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+from hf_eagle import FrozenTarget
+from hf_eagle.targets.decoder_parts import find_decoder, find_decoder_parts
+from hf_eagle.targets.loading import load_config
+
+
+IDS = torch.randint(3, 96, (1, 14), generator=torch.Generator().manual_seed(0))
+# what each calls its layers and its final norm
+NAMES = {
+    "biogpt": ("layers", "layer_norm"),
+    "blenderbot": ("layers", "layer_norm"),
+    "bloom": ("h", "ln_f"),
+    "ctrl": ("h", "layernorm"),
+    "falcon_mamba": ("layers", "norm_f"),
+    "gpt2": ("h", "ln_f"),
+    "granite_swa": ("layers", "norm"),
+    "inkling_text": ("layers", "norm"),
+    "lfm3": ("layers", "embedding_norm"),
+    "mbart": ("layers", "layer_norm"),
+    "mpt": ("blocks", "norm_f"),
+    "olmo": ("layers", "norm"),
+    "opt": ("layers", "final_layer_norm"),
+    "pegasus": ("layers", "layer_norm"),
+    "recurrent_gemma": ("layers", "final_norm"),
+    "rwkv": ("blocks", "ln_out"),
+    "xglm": ("layers", "layer_norm"),
+    "xlstm": ("blocks", "out_norm"),
+}
+OWN_WORDS = {"lfm2": "embedding_norm", "lfm2_moe": "embedding_norm", "nemotron_h": "norm_f", "jamba": "final_layernorm"}
+OWN_WORDS |= {"bamba": "final_layernorm", "falcon_h1": "final_layernorm"}
+
+
+def assert_exact(target, model):
+    """Each layer's input, what is behind the final norm, and what the head makes of it, as transformers has them."""
+    target.tap_ids = list(range(1, target.num_layers))
+    seen = target(IDS)
+    with torch.no_grad():
+        own = model(input_ids=IDS, use_cache=False, output_hidden_states=True)
+    torch.testing.assert_close(target.logits(seen.last_hidden), own.logits, rtol=1e-5, atol=1e-5)
+    if len(own.hidden_states) == target.num_layers + 1:
+        assert torch.equal(seen.taps, torch.cat(own.hidden_states[1:-1], -1))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_parts_have_any_name(name):
+    model = tiny_model_type(name, **({"logit_scale": None} if name == "mpt" else {}))
+    parts, decoder = find_decoder_parts(model), find_decoder(model)
+    children = dict(decoder.named_children())
+    assert (parts.layers, parts.final_norm) == tuple(children[part] for part in NAMES[name])
+    if name not in ("falcon_mamba", "rwkv"):  # they return the outputs of layers, not the inputs
+        assert_exact(FrozenTarget(model), model)
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_hybrids_mixtures_and_sparse_attention_are_tapped_and_taught_exactly(name):
+    model = tiny_new_family(name)
+    target = FrozenTarget(model)
+    assert target.parts.final_norm is getattr(find_decoder(model), OWN_WORDS.get(name, "norm"))
+    assert_exact(target, model)
+
+
+@pytest.mark.parametrize("width", [8, 32])
+def test_a_norm_of_something_else_is_not_the_final_one(width):
+    """Gemma 4 norms its embeddings per layer as well, perhaps over as many numbers as a hidden state has."""
+    model = tiny_new_family("gemma4_text", hidden_size_per_layer_input=width)
+    decoder = find_decoder(model)
+    assert decoder.per_layer_projection_norm.weight.shape == (width,)
+    assert find_decoder_parts(model).final_norm is decoder.norm
+
+
+REFUSED = {
+    "bert": "BertModel has no single list of decoder layers and no norm that may be the final one",
+    "marian": "MarianDecoder has no norm that may be the final one",
+    "openai-gpt": "OpenAIGPTModel has no norm that may be the final one",
+    "roberta-prelayernorm": "RobertaPreLayerNormModel has no single list of decoder layers",
+    "xlm": "XLMModel has no single list of decoder layers",
+    "hrm_text": "HrmTextModel has no single list of decoder layers",
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_model_without_such_parts_is_refused_by_its_type_and_the_reason(name):
+    model = tiny_model_type(name)
+    with pytest.raises(ValueError) as refusal:
+        FrozenTarget(model)
+    said = str(refusal.value)
+    assert said.startswith(f"The target {type(model).__name__} ({name}) cannot be tapped: its decoder {REFUSED[name]}")
+    assert said.endswith("use another target.")
+
+
+@pytest.mark.parametrize("name", ["bart", "trocr", "modernbert-decoder"])
+def test_a_norm_that_the_head_does_not_follow_is_found_out_by_the_first_forward(name):
+    """BART's only norm is over its embeddings; ModernBERT has a whole layer between norm and head."""
+    target = FrozenTarget(tiny_model_type(name))
+    with pytest.raises(ValueError, match="the head is given something else than the final norm's output"):
+        target(IDS)
+
+
+def test_layers_that_run_several_times_have_no_taps():
+    target = FrozenTarget(tiny_model_type("dory"), [1, 2])
+    with pytest.raises(ValueError, match=r"DoryForCausalLM \(dory\) runs its layer 1 several times in one forward"):
+        target(IDS)
+
+
+class Unused(LlamaForCausalLM):
+    """A Llama whose only norm over the hidden size never runs."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        norm = self.model.norm
+        self.model.norm = nn.Sequential(norm)
+        self.model.spare_norm = type(norm)(config.hidden_size)
+
+
+def test_a_norm_that_never_runs_is_refused_without_a_traceback():
+    with pytest.raises(ValueError, match="its forward never runs its only norm that may be the final one"):
+        FrozenTarget(Unused(LlamaConfig(**SMALL)))(IDS)
+
+
+@pytest.mark.parametrize(
+    ("name", "field"),
+    [("recurrent_gemma", "logits_soft_cap"), ("xlstm", "output_logit_soft_cap")],
+)
+def test_soft_caps_have_several_names(name, field):
+    model = tiny_model_type(name, **{field: 0.5})
+    assert field not in FACTORS
+    assert_exact(FrozenTarget(model), model)
+
+
+def test_a_config_of_several_texts_is_refused_by_name(tmp_path):
+    (tmp_path / "config.json").write_text(
+        '{"model_type": "musicgen", "text_encoder": {"model_type": "t5"}, "audio_encoder": {"model_type": "encodec"}, '
+        '"decoder": {"model_type": "musicgen_decoder"}}'
+    )
+    with pytest.raises(ValueError, match="is a musicgen, which has several text configs.* use another target"):
+        load_config(str(tmp_path))
+
+
+def test_a_head_without_its_layers_is_not_taken_for_a_decoder():
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=96, n_embd=32, n_layer=2, n_head=4))
+    assert find_decoder(model) is model.transformer
