@@ -159,6 +159,15 @@ class EaglePreTrainedModel(PreTrainedModel):
         """
         raise NotImplementedError
 
+    def drafted_logits(self, next_ids: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+        """Logits of what decoding drafts for one sequence, `(logits, draft_vocab_size)`, to compare with a server's.
+
+        Args:
+            next_ids: `(rows + steps,)`, the token after each row of features, and after each row that is drafted.
+            features: `(rows, W)`, as `select_features` returns them.
+        """
+        raise NotImplementedError
+
     def head_operands(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The factors of its head's product: `hidden` `(rows, hidden)` and the head's weight `(vocabulary, hidden)`."""
         return hidden, self.lm_head.weight
