@@ -10,10 +10,8 @@ import torch
 from ..data.collators import any_packed, documents_of, mark_padding, number_documents
 from ..losses.supervision import SupervisionPlan, supervised_steps
 from ..targets.packed_attention import Segments
+from .flex_blocks import block_mask, ends_of_blocks
 from .training_base import BatchPlan
-
-
-_BLOCK = 128  # rows and keys of a block of `flex_attention`
 
 
 @dataclass
@@ -98,40 +96,21 @@ class RowLayout:
     @cached_property
     def block_mask(self):
         """The layout as a mask of `flex_attention`: blocks of keys that a block of rows sees in full, or in part."""
-        from torch.nn.attention.flex_attention import BlockMask
 
         def visible(batch, head, row, key):
             same = self.document_of_row[row] == self.document_of_key[key]
             return same & (self.keys[key] <= self.rows[row])
 
         # rows, keys and documents ascend, so a block's first and last entries bound what is in it
-        first_row, last_row = (x[:, None] for x in _ends_of_blocks(self.rows))
-        row_document, last_row_document = (x[:, None] for x in _ends_of_blocks(self.document_of_row))
-        first_key, last_key = _ends_of_blocks(self.keys)
-        key_document, last_key_document = _ends_of_blocks(self.document_of_key)
+        first_row, last_row = (x[:, None] for x in ends_of_blocks(self.rows))
+        row_document, last_row_document = (x[:, None] for x in ends_of_blocks(self.document_of_row))
+        first_key, last_key = ends_of_blocks(self.keys)
+        key_document, last_key_document = ends_of_blocks(self.document_of_key)
 
         met = (first_key <= last_row) & (key_document <= last_row_document) & (last_key_document >= row_document)
         full = (last_key <= first_row) & (key_document == last_row_document) & (last_key_document == row_document)
 
-        return BlockMask.from_kv_blocks(
-            *_listed(met & ~full),
-            *_listed(full),
-            BLOCK_SIZE=_BLOCK,
-            mask_mod=visible,
-            seq_lengths=(self.rows.numel(), self.keys.numel()),
-        )
-
-
-def _ends_of_blocks(ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The first and last id of every `_BLOCK` ids."""
-    starts = torch.arange(0, ids.numel(), _BLOCK, device=ids.device)
-    return ids[starts], ids[(starts + _BLOCK - 1).clamp_max(ids.numel() - 1)]
-
-
-def _listed(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Bool `(rows, columns)` in the form of `flex_attention`: how many columns a row has, and their numbers first."""
-    order = blocks.int().argsort(dim=-1, descending=True, stable=True)
-    return blocks.sum(-1, dtype=torch.int32)[None, None], order.int()[None, None]
+        return block_mask(met, full, visible, self.rows.numel(), self.keys.numel())
 
 
 @dataclass
