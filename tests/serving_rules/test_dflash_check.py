@@ -16,18 +16,22 @@ from foreign_folders import (
     speculators_blocks,
     write,
 )
+from foreign_math import block_logits
 from safetensors.torch import load_file
-from served_blocks import BlockDraft
-from test_serving_check import damaged, faults, nan, prefix, put, tensor
+from test_serving_check import ROPES, damaged, faults, nan, prefix, put, tensor
 from tiny import tiny_llama
+from tiny_blocks import tiny_block_pair
 from transformers import LlamaConfig
 
+from hf_eagle.drafts.dflash.modeling import DFlashLayer
 from hf_eagle.serving.check import check_draft
 from hf_eagle.serving.commands import serve_commands, tokens_of_a_round
 from hf_eagle.serving.draft_folder import DraftFolder
 from hf_eagle.serving.kinds import SERVED, kind_of
 from hf_eagle.serving.kinds.dflash_math import ServedDFlash
+from hf_eagle.serving.probe import probe
 from hf_eagle.serving.repair import repair_draft
+from hf_eagle.targets.target import FrozenTarget
 
 
 LAYERS = 2
@@ -67,10 +71,16 @@ def folders(tmp_path_factory, target):
 
 def logits(folder, target):
     """Of a block behind six rows of random features, by a mathematics of its own."""
-    table, head = target.get_input_embeddings().weight.detach(), target.lm_head.weight.detach()
-    draft = BlockDraft.of_folder(folder, table, head)
     features = torch.randn(6, len(OUTPUTS) * 32, generator=torch.Generator().manual_seed(3))
-    return draft.logits(17, draft.context(features))
+    return reference_logits(folder, target, 17, features)
+
+
+def reference_logits(folder, target, newest, features):
+    config, tensors = json.loads((folder / "config.json").read_text()), load_file(folder / "model.safetensors")
+    lent = target.get_input_embeddings().weight.detach(), target.lm_head.weight.detach()
+    shape = config["num_attention_heads"], config["dflash_config"]["mask_token_id"], config["block_size"]
+    rope = config["rms_norm_eps"], config["rope_parameters"]["rope_theta"]
+    return block_logits(tensors, *lent, newest, features, *shape, *rope)
 
 
 # ---- what passes ----
@@ -108,6 +118,27 @@ def test_fields_that_say_the_same_twice_are_no_fault(folders, target, tmp_path):
     same = {"eagle_aux_hidden_state_layer_ids": [i + 1 for i in OUTPUTS], "is_causal": False, "dflash_config": taps}
     damaged(folders["main"], tmp_path / "draft", put(**same))
     assert faults(tmp_path / "draft", target) == []
+
+
+@pytest.mark.parametrize("form", ["servers", "transformers"])
+@pytest.mark.parametrize("options", [{}, {"draft_num_layers": 3}, {"draft_num_layers": 2, "share_k_norm": True}])
+@pytest.mark.parametrize("rope", [None, *ROPES])
+def test_every_draft_that_is_made_passes_and_is_restated(form, options, rope, target, tmp_path):
+    model = tiny_llama(rope_parameters=ROPES[rope]) if rope else target
+    model.save_pretrained(tmp_path / "target")
+    _, draft = tiny_block_pair(FrozenTarget(model), served_form=form, **options)
+    draft.save_pretrained(tmp_path / "draft")
+    assert faults(tmp_path / "draft") == faults(tmp_path / "draft", model) == []
+    assert probe(tmp_path / "draft", tmp_path / "target", model.config) == []
+
+
+def test_the_probe_notices_a_change_of_our_model(target, tmp_path, monkeypatch):
+    target.save_pretrained(tmp_path / "target")
+    _, draft = tiny_block_pair(FrozenTarget(target), draft_num_layers=2)
+    draft.save_pretrained(tmp_path / "draft")
+    monkeypatch.setattr(DFlashLayer, "context", lambda layer, x, cos_sin: layer.block(x, cos_sin)[1:])
+    (found,) = probe(tmp_path / "draft", tmp_path / "target", target.config)
+    assert "the draft that was trained is not the one that is served" in found.text
 
 
 # ---- planted faults ----
@@ -258,7 +289,8 @@ PLANTED = {
     "old rope alone": ("main", put(rope_parameters=...), "only in the old spelling", True),
     "two bases": ("main", put(rope_theta=5e5), "two spellings of RoPE disagree", False),
     "pairs rotated": ("main", put(is_neox_style=False), "`is_neox_style` is False: vLLM computes with it", False),
-    "logit_scale": ("main", put(logit_scale=0.5), "`logit_scale` is 0.5: vLLM computes with it", False),
+    "logit_scale": ("main", put(logit_scale=-0.5), "`logit_scale` is -0.5: vLLM computes with it", False),
+    "logit_scale null": ("main", put(logit_scale=None), "`logit_scale` is None: vLLM computes with it", True),
     "activation": ("main", put(hidden_act="gelu"), "only silu is run", False),
     # transformers' defaults
     "second form, no mask on top": ("second", put(mask_token_id=...), "201818 is taken, silently", True),
@@ -357,9 +389,7 @@ def test_the_restated_mathematics_is_a_blocks(form, folders, target):
     generator = torch.Generator().manual_seed(1)
     ids, features = torch.randint(0, 96, (15,), generator=generator), torch.randn(12, 96, generator=generator)
 
-    mine = BlockDraft.of_folder(folders[form], table, head)
-    context = mine.context(features)
-    wanted = [mine.logits(int(ids[end - 1]), [rows[:end] for rows in context]) for end in (10, 11, 12)]
+    wanted = [reference_logits(folders[form], target, int(ids[end - 1]), features[:end]) for end in (10, 11, 12)]
     torch.testing.assert_close(served.drafted_logits(ids, features), torch.cat(wanted), rtol=1e-4, atol=1e-4)
 
 

@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
+from ...decoding.caches import Lengths, SlotCache
 from ...losses.fused_head import in_autocast
 from ...losses.output import EagleOutput
 from ..attention import EagleAttention
@@ -213,6 +214,20 @@ class DFlashDraftModel(WithLentHead, EaglePreTrainedModel):
             )
             x = layer.finish(x, attended.transpose(1, 2))
         return self.norm(x)
+
+    def drafted_logits(self, next_ids: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+        """See [`EaglePreTrainedModel.drafted_logits`]: of the blocks behind each of the last three rows of features."""
+        found, slots = [], self.config.block_size
+        for end in range(len(features) - 2, len(features) + 1):
+            lengths = Lengths([0], next_ids.new_zeros(1))
+            cache = SlotCache(lengths, len(features) + slots)
+            cache.place(lengths)
+            self.read_context(features[None, :end], torch.arange(end)[None], cache)
+
+            cache.place(Lengths([end], next_ids.new_full((1,), end)))
+            places = torch.arange(end, end + slots)[None]
+            found.append(self.fill(next_ids[None, end - 1].expand(1, slots), places, cache, None)[0, 1:])
+        return self.compute_logits(torch.cat(found))
 
     def proposer(self, shape, prompts) -> DFlashProposer:
         """See [`EaglePreTrainedModel.proposer`]."""

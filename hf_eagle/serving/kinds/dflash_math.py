@@ -36,7 +36,12 @@ class ServedDFlash(ServedDraft):
             name = f"layers.{index}"
             x = x + self._attention(self._norm(x, f"{name}.input_layernorm"), places, context, f"{name}.self_attn")
             x = x + self._mlp(self._norm(x, f"{name}.post_attention_layernorm"), f"{name}.mlp")
-        return self._norm(x[1:], "norm") @ self.head.T
+        return (self._norm(x[1:], "norm") @ self.head.T) * (self.config.get("logit_scale") or 1.0)
+
+    def as_trained(self, logits: torch.Tensor) -> torch.Tensor:
+        """Apply the target's soft cap, which vLLM leaves out."""
+        cap = self.config.get("final_logit_softcapping")
+        return logits if cap is None else cap * torch.tanh(logits / cap)
 
     def _attention(self, x: torch.Tensor, places: torch.Tensor, context: torch.Tensor, name: str) -> torch.Tensor:
         """`(slots, hidden)`: nothing is hidden from a slot."""

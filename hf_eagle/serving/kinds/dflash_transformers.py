@@ -26,7 +26,7 @@ def forms(folder: DraftFolder, target: TargetFacts | None) -> Iterator[Finding]:
             READER,
             f"a folder of type '{fields.SECOND_TYPE}' is read by vLLM, SGLang and transformers, where the installed "
             "transformers has that class (5.19 or newer). z-lab's own code does not read it.",
-            "do nothing, or train with `--served_form default` for z-lab's code",
+            "do nothing, or train with `--served_form servers` for z-lab's code",
             level="note",
         )
     else:

@@ -195,16 +195,21 @@ def _vocabulary(folder: DraftFolder, target: TargetFacts | None) -> Iterator[Fin
 
 def _scales(folder: DraftFolder, target: TargetFacts | None) -> Iterator[Finding]:
     """Fields that change the computation here, and that not every reader knows."""
-    harmless = {"logit_scale": (None, 1, 1.0), "is_neox_style": (None, True)}
-    harmless |= {"attention_value_scale": (None, 1, 1.0), "attention_sink_bias": (None, False)}
-    for name, values in harmless.items():
-        said = fields.named(folder.config, name)
-        if said not in values or (name in folder.config and name == "logit_scale" and said is None):
-            yield Finding(
-                READER,
-                f"`{name}` is {said!r}: vLLM computes with it, and other readers do not all know it.",
-                "leave the field out",
-            )
+    harmless = {"is_neox_style": (None, True), "attention_sink_bias": (None, False)}
+    harmless |= {"attention_value_scale": (None, 1, 1.0)}
+    strange = {name for name, values in harmless.items() if fields.named(folder.config, name) not in values}
+    # a positive factor leaves the most probable token where it was
+    scale = folder.config.get("logit_scale", 1)
+    if not isinstance(scale, (int, float)) or scale <= 0:
+        strange.add("logit_scale")
+
+    for name in sorted(strange):
+        yield Finding(
+            READER,
+            f"`{name}` is {fields.named(folder.config, name)!r}: vLLM computes with it, and other readers do not all "
+            "know it.",
+            "leave the field out",
+        )
 
 
 def _context(folder: DraftFolder, target: TargetFacts | None) -> Iterator[Finding]:
