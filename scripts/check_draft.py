@@ -13,11 +13,13 @@ copy with everything mended that can be, and checks that copy.
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without installation
 
 import hf_eagle.door.beginning  # noqa: F401 - first: from here on a signal ends the script in one line
+from hf_eagle.arguments.bounds import Bounds
 from hf_eagle.door.printer import run_verb
 
 
@@ -30,6 +32,9 @@ class CheckArguments:
     fix: str | None = field(
         default=None,
         metadata={"help": "New folder for a mended copy; mending taps and context length needs `target`."},
+    )
+    num_speculative_tokens: Annotated[int, Bounds(least=1, most=64)] | None = field(
+        default=None, metadata={"help": "Tokens that will be drafted in a round, to compare with those of training."}
     )
     probe: bool = field(default=True, metadata={"help": "With `target`: compare logits; this reads its embeddings."})
     trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with the target's config."})
@@ -67,10 +72,10 @@ def main() -> int:
     logging.set_verbosity_error()
     target_config = args.target and load_config(args.target, trust_remote_code=args.trust_remote_code)
     if args.fix is None:
-        return report(args.draft, args.target, target_config, args.probe)
+        return report(args.draft, args, target_config)
     for line in repair_draft(args.draft, args.fix, target_config or None, kind_named_in(args.draft)):
         print(f"mended: {line}")
-    return report(args.fix, args.target, target_config, args.probe)
+    return report(args.fix, args, target_config)
 
 
 def kind_named_in(draft: str) -> str | None:
@@ -81,22 +86,22 @@ def kind_named_in(draft: str) -> str | None:
     return kind and kind.name
 
 
-def report(draft: str, target: str | None, target_config, wants_probe: bool) -> int:
-    """Print what is wrong with a folder, and return 1 if anything is, else 0."""
+def report(draft: str, args: CheckArguments, target_config) -> int:
+    """Print what is wrong with the folder `draft`, and return 1 if anything is, else 0."""
     from hf_eagle.serving.check import check_draft
     from hf_eagle.serving.probe import probe
 
-    found = check_draft(draft, target_config or None, kind=kind_named_in(draft))
+    asked = {"kind": kind_named_in(draft), "num_speculative_tokens": args.num_speculative_tokens}
+    found = check_draft(draft, target_config or None, **asked)
     wrong = [finding for finding in found if finding.level != "note"]
-    if target and wants_probe and not wrong:
-        found += probe(draft, target, target_config)
+    if args.target and args.probe and not wrong:
+        found += probe(draft, args.target, target_config)
         wrong = [finding for finding in found if finding.level != "note"]
     for finding in found:
         print(finding)
     if not wrong:
-        print(
-            f"{draft}: vLLM and SGLang serve it as it was trained" + ("." if target else ", as far as it alone shows.")
-        )
+        limit = "." if args.target else ", as far as it alone shows."
+        print(f"{draft}: vLLM and SGLang serve it as it was trained{limit}")
     return int(bool(wrong))
 
 

@@ -135,6 +135,7 @@ def main():
     # everything that can be wrong with the input is found before a token is decoded
     settings, kwargs = decoding_settings(args), template.template_kwargs
     *models, rendered = load(args, source.source, kwargs, settings)
+    settings = settings.for_draft(models[1])
 
     from hf_eagle.door.inputs import naming
 

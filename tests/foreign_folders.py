@@ -247,3 +247,93 @@ def torchspec(embedding):
 
 
 FORMS = (eagle1, eagle3, specforge, modelopt, speculators, nemo, torchspec)
+
+
+# ---- DFlash ----
+
+BLOCK, MASK, OUTPUTS = 5, 7, [1, 3, 6]
+
+
+def random_blocks(layers=1, head_dim=8, seed=5):
+    """Tensors of a DFlash draft by z-lab's names."""
+    g = torch.Generator().manual_seed(seed)
+    found = {
+        "fc.weight": torch.randn(HIDDEN, len(OUTPUTS) * HIDDEN, generator=g) * 0.2,
+        "hidden_norm.weight": 1 + 0.3 * torch.randn(HIDDEN, generator=g),
+        "norm.weight": 1 + 0.3 * torch.randn(HIDDEN, generator=g),
+    }
+    for number in range(layers):
+        prefix = f"layers.{number}."
+        found |= random_layer(prefix, head_dim, width=HIDDEN, seed=seed + number)
+        sizes = {"input_layernorm": HIDDEN, "self_attn.q_norm": head_dim, "self_attn.k_norm": head_dim}
+        for name, size in sizes.items():
+            found[f"{prefix}{name}.weight"] = 1 + 0.3 * torch.randn(size, generator=g)
+    return found
+
+
+def block_config(vocab, layers=1, **fields):
+    sizes = {"num_hidden_layers": layers, "num_key_value_heads": KV_HEADS, "head_dim": 8, "attention_bias": False}
+    rope = {"rope_theta": 20000.0, "rope_scaling": None}
+    types = {"layer_types": ["full_attention"] * layers, "model_type": "qwen3", "architectures": ["DFlashDraftModel"]}
+    return llama_config(vocab, **sizes, **rope, **types, block_size=BLOCK, num_target_layers=8, **fields)
+
+
+def zlab_blocks(embedding, layers=2):
+    """As z-lab publishes them, with its own code beside: the old spelling of RoPE alone."""
+    config = block_config(
+        len(embedding),
+        layers,
+        auto_map={"AutoModel": "dflash.DFlashDraftModel"},
+        dtype="float32",
+        dflash_config={"mask_token_id": MASK, "target_layer_ids": OUTPUTS},
+    )
+    return config, random_blocks(layers)
+
+
+def specforge_blocks(embedding):
+    """Its trainer writes z-lab's form; heads wider than hidden / heads, one layer."""
+    config = block_config(
+        len(embedding),
+        torch_dtype="bfloat16",
+        dflash_config={"mask_token_id": MASK, "target_layer_ids": OUTPUTS},
+    )
+    return config | {"head_dim": 16, "rope_theta": 1e6}, random_blocks(head_dim=16)
+
+
+def speculators_blocks(embedding, **fields):
+    """The layers' fields nested, ids of taps one higher, the verifier's embeddings, head and norm in the file."""
+    nested = block_config(len(embedding), 2)
+    nested |= {"rope_parameters": {"rope_type": "default", "rope_theta": 70000.0}}
+    layer = {name: x for name, x in nested.items() if name not in ("architectures", "block_size", "rope_theta")}
+    config = {
+        "architectures": ["DFlashDraftModel"],
+        "speculators_model_type": "dflash",
+        "transformer_layer_config": layer,
+        "speculators_config": {"algorithm": "dflash", "verifier": {"name_or_path": "a/target"}},
+        "draft_vocab_size": len(embedding),
+        "target_hidden_size": None,
+        "aux_hidden_state_layer_ids": [i + 1 for i in OUTPUTS],
+        "mask_token_id": MASK,
+        "block_size": BLOCK,
+        "sample_from_anchor": False,
+        "sliding_window_non_causal": False,
+        **fields,
+    }
+    lent = {"embed_tokens.weight": embedding, "verifier_norm.weight": torch.ones(HIDDEN)}
+    return config, {**lent, **random_blocks(2)}
+
+
+def transformers_blocks(embedding):
+    """`muse_glimmer_assistant`: all fields at top level, other names of `fc` and its norm."""
+    config = block_config(len(embedding), 2, mask_token_id=MASK, target_layer_ids=OUTPUTS, sliding_window=2048)
+    config |= {"model_type": "muse_glimmer_assistant", "architectures": ["MuseGlimmerAssistantModel"]}
+    config |= {"rope_parameters": {"rope_type": "default", "rope_theta": 30000.0}}
+    for name in ("rope_theta", "rope_scaling", "vocab_size", "num_target_layers"):
+        del config[name]
+    tensors = random_blocks(2)
+    tensors["encoder.fc.weight"] = tensors.pop("fc.weight")
+    tensors["encoder.output_norm_enc.weight"] = tensors.pop("hidden_norm.weight")
+    return config, tensors
+
+
+BLOCKS = (zlab_blocks, specforge_blocks, speculators_blocks, transformers_blocks)

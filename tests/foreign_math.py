@@ -5,6 +5,7 @@ Nothing is shared with `hf_eagle`: neither names nor order of tokens nor code. S
 
 import math
 
+import reference_dflash
 import torch
 from reference import rms_norm
 from reference_mla import rotation_frequencies, temperature
@@ -120,3 +121,45 @@ class ForeignDraft:
             if i >= len(taps) - 1:
                 found.append(logits)
         return torch.stack(found)
+
+
+# ---- DFlash ----
+
+
+@torch.no_grad()
+def block_logits(tensors, embedding, head, newest, features, heads, mask, slots, eps, theta):
+    """Of what a DFlash draft proposes behind the token `newest`, whose features are not known: `(slots - 1, vocab)`.
+
+    Args:
+        tensors: by z-lab's or transformers' names.
+        embedding, head: the target's, `(vocab, hidden)`.
+        newest: a token id; it stands at place `len(features)`.
+        features: `(rows, taps * hidden)`, of the tokens before it.
+        heads: number of query heads.
+        mask: id of the mask token.
+        slots: of a block, the newest token's included.
+        eps, theta: of all norms, and of RoPE.
+    """
+    other = {"encoder.fc.weight": "fc.weight", "encoder.output_norm_enc.weight": "hidden_norm.weight"}
+    own = ("fc.", "hidden_norm.", "norm.", "layers.")
+    tensors = {other.get(name, name): x.float() for name, x in tensors.items()}
+    tensors = {name: x for name, x in tensors.items() if name.startswith(own)}
+    width, hidden = len(tensors["layers.0.self_attn.k_norm.weight"]), len(tensors["norm.weight"])
+    config = {
+        "hidden_size": hidden,
+        "intermediate_size": len(tensors["layers.0.mlp.up_proj.weight"]),
+        "num_hidden_layers": len({name.split(".")[1] for name in tensors if name.startswith("layers.")}),
+        "num_attention_heads": heads,
+        "num_key_value_heads": len(tensors["layers.0.self_attn.k_proj.weight"]) // width,
+        "head_dim": width,
+        "rms_norm_eps": eps,
+        "rope_parameters": {"rope_theta": theta},
+        "dflash_config": {"mask_token_id": mask, "target_layer_ids": range(features.shape[1] // hidden)},
+    }
+    draft, start = reference_dflash.Draft(config), len(features)
+    draft.load_state_dict(tensors)  # exactly these
+
+    tokens = torch.tensor([newest] + [mask] * (slots - 1))
+    seen = torch.ones(slots, start + slots, dtype=torch.bool)
+    out = draft(embedding[tokens], start + torch.arange(slots), features, torch.arange(start), seen)
+    return out[1:] @ head.T

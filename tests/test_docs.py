@@ -104,7 +104,7 @@ def test_every_path_exists():
 
 def test_the_page_of_kinds_lists_every_recipe():
     section = TEXTS["kinds"].partition("## Recipes")[2].partition("Which choice")[0]
-    assert sorted(re.findall(r"`([^`/]+-eagle[^`]*)`", section)) == recipe_names()
+    assert sorted(re.findall(r"`([^`/]+-(?:eagle|dflash)[^`]*)`", section)) == recipe_names()
 
 
 def test_pages_name_pages_that_exist():

@@ -12,6 +12,7 @@ from ..door.names import check_hub_id
 from ..drafts.kinds import Kind, kind_of_method
 from ..drafts.rope import check_rope_scaling
 from ..targets.latent import LATENT_SIZES
+from .blocks import BlockDraftArguments
 from .bounds import Bounds, Count, Mass, Positive, Share, Whole, Width, Workers, check_numbers
 from .parser import argument as _arg
 from .parser import is_none
@@ -37,7 +38,8 @@ class TargetArguments(TargetSourceArguments):
     tap_ids: list[Whole] | None = _arg(
         None,
         "Layers to tap, as ascending entry ids: id k is the input of layer k, id N that of the final norm. Unset: 2, "
-        "N//2, N-3, as both servers assume; on Qwen3-VL 4, N//2, N-3, after the layers that add image features.",
+        "N//2, N-3, as both servers assume; on Qwen3-VL 4, N//2, N-3, after the layers that add image features. "
+        "DFlash: evenly spread from 2 to N-2, as many as the draft has layers, and at least 3.",
     )
     tap_method: Literal["hooks", "output_hidden_states"] = _arg(
         "hooks", "How taps are recorded; `output_hidden_states` is for models whose layers cannot be hooked."
@@ -76,7 +78,7 @@ class TargetArguments(TargetSourceArguments):
 
 
 @dataclass
-class DraftArguments:
+class DraftArguments(BlockDraftArguments):
     """The draft that is trained."""
 
     _argument_group_name = "draft"
@@ -85,7 +87,7 @@ class DraftArguments:
         "eagle3",
         "Kind of draft: `eagle3`; `eagle1`, which predicts the target's last hidden states and has neither taps nor a "
         "vocabulary of its own; `eagle2`, which trains the same draft as `eagle1`, to be decoded with a dynamic tree; "
-        "or a kind that you have registered.",
+        "`dflash`, which proposes a block of tokens in one forward; or a kind that you have registered.",
     )
     draft_vocab_size: Count | None = _arg(
         None,

@@ -7,12 +7,13 @@ from dataclasses import dataclass, fields
 from typing import Literal, get_args, get_origin
 
 from ..drafts.kinds import KINDS, Kind
+from .blocks import BlockTrainingArguments
 from .bounds import Depth, Mass, Weight, check_numbers
 from .parser import argument as _arg
 
 
 @dataclass
-class EagleArguments:
+class EagleArguments(BlockTrainingArguments):
     """EAGLE's own arguments for training a draft."""
 
     _argument_group_name = "eagle"
@@ -26,7 +27,12 @@ class EagleArguments:
     supervision: Literal["serving", "reference"] = _arg(
         "serving", "Rows that the loss counts: those that servers draft from, or the official code's (one row later)."
     )
-    loss: Literal["ce", "lk_alpha", "lk_lambda"] = _arg("ce", "Soft cross-entropy, or an LK loss (arXiv 2602.23881).")
+    loss: Literal["ce", "lk_alpha", "lk_lambda", "label", "dpace"] = _arg(
+        "ce",
+        "Soft cross-entropy to the target's distribution; EAGLE-3: or an LK loss (arXiv 2602.23881); DFlash: or "
+        "`label`, cross-entropy to the tokens of the data, or `dpace`, which weights that by how likely it is that the "
+        "slots before are right.",
+    )
     oov_rows: Literal["mask", "renormalize"] = _arg(
         "mask", "Rows whose target token is not in the draft vocabulary: leave them out of the loss, or keep them."
     )
@@ -51,7 +57,7 @@ class EagleArguments:
 
 
 def refuse_other_methods(kind: Kind, *groups) -> None:
-    """Refuse arguments that are set but have no meaning for a kind of draft.
+    """Refuse arguments that are set but have no meaning for a kind of draft, and a loss that it has not.
 
     Args:
         kind: the kind of draft.
@@ -61,11 +67,18 @@ def refuse_other_methods(kind: Kind, *groups) -> None:
         ValueError: naming the first such argument.
     """
     for group in groups:
-        for known in (f for f in fields(group) if f.name in kind.meaningless):
+        for known in (f for f in fields(group) if f.name in kind.refused):
             value = getattr(group, known.name)
             if value != known.default and (known.name, value) != ("ttt_steps", 1):
-                others = [next(iter(k.methods)) for k in KINDS.values() if known.name not in k.meaningless]
+                others = [next(iter(k.methods)) for k in KINDS.values() if known.name not in k.refused]
                 raise ValueError(
                     f"`{known.name}` is {value}, which means nothing to {kind.titled} draft: leave it out, or set "
                     f"`method` to {' or '.join(others)}."
                 )
+
+        loss = getattr(group, "loss", None)
+        if loss is not None and "loss" not in kind.refused and loss not in kind.losses:
+            raise ValueError(
+                f"`loss` is {loss}, which {kind.titled} draft cannot be trained with: set it to one of "
+                f"{', '.join(kind.losses)}."
+            )

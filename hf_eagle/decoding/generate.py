@@ -86,8 +86,9 @@ def speculative_generate(
             The longest answer, in tokens.
         method (`str`, *optional*, defaults to `"chain"`):
             `"chain"`, or `"tree"` for EAGLE-2's dynamic tree.
-        num_speculative_tokens (`int`, *optional*, defaults to `3`):
-            Chain: K, the tokens drafted per round.
+        num_speculative_tokens (`int`, *optional*):
+            Chain: K, the tokens drafted per round. By default the `chain_length` of the draft's config: 3, of a block
+            draft what its blocks hold.
         depth, top_k, total_tokens (`int`, *optional*, default to `5`, `8` and `40`):
             Tree: its levels, the nodes expanded on each and the children of each, and the nodes that are verified.
             With `top_k` 1 and `depth` K it is the chain of K.
@@ -110,6 +111,8 @@ def speculative_generate(
         `ValueError`: an argument out of range or without meaning given the others, a draft that was made for a target
             of another shape, or a target that cannot verify such drafts.
     """
+    if method == "chain" and num_speculative_tokens is None:
+        num_speculative_tokens = draft.config.chain_length
     shape = DraftShape.of(method, num_speculative_tokens, depth, top_k, total_tokens)
     shape.check_vocabulary(draft)
     check_sampling(temperature, top_p, sampling_top_k)

@@ -4,10 +4,11 @@ from typing import Any
 
 from transformers import LlamaConfig, PreTrainedConfig
 
+from ..decoding.checks import DEFAULTS
 from ..targets.architectures import family_of
 from ..targets.config_fields import fields_of_most_layers, read_field
 from .rope import check_mscales, draft_rope, positions_for
-from .vocabulary import check_draft_vocab_size
+from .vocabulary import check_draft_vocab_size, told_filled
 
 
 # older readers expect everything but the base in rope_scaling
@@ -47,6 +48,9 @@ class DraftConfig(LlamaConfig):
     ignore_keys_at_rope_validation = {"mrope_section", "mrope_interleaved"}
     # whether servers read YaRN's `mscale` and `mscale_all_dim` in such a draft
     reads_mscale = False
+    # arguments in which a draft may differ from the one that it starts from: rows of a head are matched by token, and
+    # RoPE has no weights
+    free_in_warm_start = ("draft_vocab_size", "draft_rope")
 
     num_hidden_layers: int = 1
     rms_norm_eps: float = 1e-5
@@ -79,7 +83,7 @@ class DraftConfig(LlamaConfig):
         """Raise `ValueError` for the first of these fields that has a value other than the one given here."""
         for name, value in wanted.items():
             if getattr(self, name, value) != value:
-                raise ValueError(f"`{name}` of an {kind} draft must be {value}, got {getattr(self, name)}.")
+                raise ValueError(f"`{name}` of {kind} draft must be {value}, got {getattr(self, name)}.")
 
     @property
     def tap_ids(self) -> list[int] | None:
@@ -94,6 +98,28 @@ class DraftConfig(LlamaConfig):
     @property
     def num_taps(self) -> int:
         return 3 if self.tap_ids is None else len(self.tap_ids)
+
+    @property
+    def chain_length(self) -> int:
+        """Tokens of a chain that it drafts in a round, if nothing else is asked for."""
+        return DEFAULTS["chain"]["num_speculative_tokens"]
+
+    def fit_to_data(self, tokenizer, data, held: "DraftConfig | None" = None) -> None:
+        """Complete a new draft's config with what depends on the tokenizer and the data.
+
+        Args:
+            tokenizer: the target's.
+            data: to train on, a `Dataset` or a stream.
+            held: config of the draft that training continues or starts from.
+
+        Raises:
+            ValueError: if it cannot be trained on these data.
+        """
+
+    def told_to_card(self) -> list[str]:
+        """Sentences about the data for the model card, without their full stops."""
+        filled = told_filled(self.filled_tokens)
+        return [] if filled is None else [filled.removesuffix(".")]
 
     def as_arguments(self) -> dict[str, Any]:
         """The arguments that make this draft; they are equal for two drafts of one shape."""
@@ -182,6 +208,21 @@ def fields_of_target(
         "rope_parameters": rope,
         "initializer_range": read_field(text, "initializer_range", default=0.02),
         **{name: getattr(text, name, None) for name in ("bos_token_id", "eos_token_id", "pad_token_id")},
+    }
+
+
+def fields_of_head(target_config: PreTrainedConfig) -> dict[str, Any]:
+    """What a target does to its logits, for drafts that use its head.
+
+    Both servers read these names: they call the head without the target's own forward, so the draft's config must tell
+    them what that does.
+    """
+    text = target_config.get_text_config()
+    # Cohere multiplies its logits by `logit_scale`, Granite divides them by `logits_scaling`
+    scale = (getattr(text, "logit_scale", None) or 1.0) / (getattr(text, "logits_scaling", None) or 1.0)
+    return {
+        "logit_scale": None if scale == 1.0 else scale,
+        "final_logit_softcapping": getattr(text, "final_logit_softcapping", None),
     }
 
 

@@ -28,6 +28,7 @@ class RunShapes:
         rows: sequences of a rank's batch.
         length: tokens of each, padding included.
         ttt_steps: steps of the training-time test.
+        num_anchors: blocks trained of each sequence at most, of a draft that is trained on blocks.
         supervised_share: share of the tokens that belong to answers; 1 is the most possible.
         bf16: mixed precision.
         checkpointing: gradient checkpointing, one checkpoint a TTT step.
@@ -44,6 +45,7 @@ class RunShapes:
     rows: int = 1
     length: int = 2048
     ttt_steps: int = 7
+    num_anchors: int = 512
     supervised_share: float = 1.0
     bf16: bool = True
     checkpointing: bool = False

@@ -1,10 +1,11 @@
-"""`flex_attention` to the keys of step 0, for accelerators: compiled once for training and once for evaluation.
+"""`flex_attention` of rows to earlier tokens, for accelerators: compiled once for training and once for evaluation.
 
 PyTorch makes a graph of its own for sizes of 0 and 1, for sizes that happen to be equal, and for each new value of
 anything but a tensor. So there are always two blocks of rows and of keys, or more, every size that a batch decides is
 marked as dynamic, and the compiled function gets tensors only.
 """
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,6 +17,8 @@ from torch.nn.functional import pad
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
+
+logger = logging.getLogger(__name__)
 
 BLOCK = 128  # rows and keys of a block of the mask
 _NO_ROW = 2**62  # behind every row
@@ -79,7 +82,7 @@ class FlexMask:
     def of(
         cls, rows: torch.Tensor, row_documents: torch.Tensor, keys: torch.Tensor, key_documents: torch.Tensor
     ) -> "FlexMask":
-        """Of the rows and keys of a [`RowLayout`]: a row sees the keys of its document that do not come after it."""
+        """A row sees the keys of its document that do not come after it."""
         from torch.nn.attention.flex_attention import BlockMask
 
         rows, row_documents, key_documents = (_repeat_last(ids) for ids in (rows, row_documents, key_documents))
@@ -116,7 +119,7 @@ def lengthened(x: torch.Tensor) -> torch.Tensor:
 def by_flex(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: FlexMask, scaling: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attend to the keys of step 0.
+    """Attend to keys of earlier tokens.
 
     Args:
         query: `(N, heads, key_dim)`.
@@ -198,3 +201,26 @@ def _listed(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Bool `(rows, columns)` in the form of a `BlockMask`: how many columns a row has, and their numbers first."""
     order = blocks.int().argsort(dim=-1, descending=True, stable=True)
     return blocks.sum(-1, dtype=torch.int32)[None, None], order.int()[None, None]
+
+
+@lru_cache
+def say_eager(why: str) -> None:
+    """Once a reason."""
+    logger.warning("The draft attends without `flex_attention`, slower and in quadratic memory: %s.", why)
+
+
+def chosen_attention(implementation: str, device: torch.device, eager: Callable, flash: Callable, flex: Callable):
+    """The function behind an `attn_implementation`; `sdpa` is the device's fused kernel.
+
+    Raises:
+        ValueError: for another implementation.
+    """
+    if implementation == "sdpa":
+        return flash if device.type == "cpu" else flex
+
+    known = {"eager": eager, "flex_attention": flex}
+    if implementation not in known:
+        raise ValueError(
+            f"`attn_implementation` of a draft must be one of eager, sdpa, flex_attention, got {implementation!r}."
+        )
+    return known[implementation]

@@ -36,6 +36,8 @@ class Kind:
             each inside the package.
         methods: values of the argument `method` that train it, and how its drafts are decoded during training.
         meaningless: arguments that have no effect on it, and are therefore refused.
+        own: arguments that are refused for every kind that does not list them here.
+        losses: values of the argument `loss` that it can be trained with.
         metrics: what an evaluation measures only for this kind, in addition to what it measures for all.
     """
 
@@ -45,6 +47,8 @@ class Kind:
     architectures: Mapping[str, str]
     methods: Mapping[str, str]
     meaningless: tuple[str, ...] = ()
+    own: tuple[str, ...] = ()
+    losses: tuple[str, ...] = ("ce", "lk_alpha", "lk_lambda")
     metrics: tuple[str, ...] = ()
 
     def part(self, name: str) -> ModuleType:
@@ -54,6 +58,12 @@ class Kind:
     def draft_class(self, architecture: str) -> type:
         """The class that `architectures` of a config.json names."""
         return getattr(self.part(self.architectures[architecture]), architecture)
+
+    @property
+    def refused(self) -> frozenset[str]:
+        """Arguments that are refused for it: those without a meaning, and those that belong to other kinds."""
+        others = {name for kind in KINDS.values() for name in kind.own}
+        return frozenset(self.meaningless) | (others - set(self.own))
 
     @property
     def titled(self) -> str:
@@ -69,6 +79,12 @@ _ONLY_EAGLE3 = (
     *("ttt_steps", "step_weight", "loss", "oov_rows", "lk_scale", "lk_decay"),
 )
 _ONLY_EAGLE1 = ("regression_weight", "ce_weight", "feature_noise")
+# DFlash uses neither these nor those of EAGLE-1: it has no unroll, and the target's vocabulary and head
+_NOT_DFLASH = (
+    *("draft_rope", "image_embeddings", "draft_vocab_size", "fill_vocabulary", "fc_norm", "norm_output", "draft_init"),
+    *("draft_attention", *LATENT_SIZES),
+    *("ttt_steps", "step_weight", "supervision", "oov_rows", "lk_scale", "lk_decay"),
+)
 
 KINDS = {
     kind.name: kind
@@ -93,6 +109,19 @@ KINDS = {
             },
             methods={"eagle3": "chain"},
             meaningless=_ONLY_EAGLE1,
+        ),
+        Kind(
+            name="dflash",
+            title="DFlash",
+            package=f"{__package__}.dflash",
+            architectures={"DFlashDraftModel": "modeling"},
+            methods={"dflash": "chain"},
+            meaningless=_NOT_DFLASH + _ONLY_EAGLE1,
+            own=(
+                *("draft_num_layers", "block_size", "mask_token_id", "share_k_norm", "served_form"),
+                *("num_anchors", "slot_decay", "dpace_alpha"),
+            ),
+            losses=("ce", "label", "dpace"),
         ),
     )
 }

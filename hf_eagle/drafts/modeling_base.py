@@ -159,6 +159,15 @@ class EaglePreTrainedModel(PreTrainedModel):
         """
         raise NotImplementedError
 
+    def drafted_logits(self, next_ids: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+        """Logits of what decoding drafts for one sequence, `(logits, draft_vocab_size)`, to compare with a server's.
+
+        Args:
+            next_ids: `(rows + steps,)`, the token after each row of features, and after each row that is drafted.
+            features: `(rows, W)`, as `select_features` returns them.
+        """
+        raise NotImplementedError
+
     def head_operands(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The factors of its head's product: `hidden` `(rows, hidden)` and the head's weight `(vocabulary, hidden)`."""
         return hidden, self.lm_head.weight
@@ -177,9 +186,16 @@ class EaglePreTrainedModel(PreTrainedModel):
         """Target ids of draft ids, any shape."""
         return draft_ids if self.d2t is None else draft_ids + self.d2t[draft_ids]
 
-    def save_pretrained(self, save_directory, *args, **kwargs):
+    def name_in_folder(self, name: str) -> str:
+        """What a folder calls one of its tensors."""
+        return name
+
+    def save_pretrained(self, save_directory, *args, state_dict=None, **kwargs):
         """As in `transformers`; weights get the mode of `config.json`, so that other users' servers can read them."""
-        super().save_pretrained(save_directory, *args, **kwargs)
+        state_dict = self.state_dict() if state_dict is None else state_dict
+        kept = {name: tensor for name, tensor in state_dict.items() if name not in self.lent_tensors}
+        named = {self.name_in_folder(name): tensor for name, tensor in kept.items()}
+        super().save_pretrained(save_directory, *args, state_dict=_apart(named), **kwargs)
 
         config = Path(save_directory) / "config.json"
         if kwargs.get("is_main_process", True) and config.is_file():
@@ -226,3 +242,11 @@ class EaglePreTrainedModel(PreTrainedModel):
         """`ValueError` if the buffers `d2t` and `t2d` do not describe the same vocabulary."""
         if self.d2t is not None:
             check_mapping(self.d2t, self.t2d)
+
+
+def _apart(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same tensors, each with memory of its own: a file holds whatever several modules share once for each."""
+    seen = set()
+    return {
+        name: x.clone() if (place := x.data_ptr()) in seen else (seen.add(place), x)[1] for name, x in tensors.items()
+    }

@@ -1,7 +1,7 @@
 """Drafts that propose one token at a time: training unrolls them, decoding runs them with a cache."""
 
 import torch
-from transformers import Cache
+from transformers import Cache, DynamicCache
 
 from ..losses.output import EagleOutput, Objective
 from ..targets.features import TargetFeatures
@@ -134,6 +134,18 @@ class UnrolledDraft(EaglePreTrainedModel):
             Hidden states for the head and hidden states to feed back, each `(batch, n, hidden)`.
         """
         raise NotImplementedError
+
+    def drafted_logits(self, next_ids: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+        """See [`EaglePreTrainedModel.drafted_logits`]: of all rows of features, then of one drafted row a step."""
+        rows, cache, found = len(features), DynamicCache(), []
+        hidden = self.combine_features(features[None])
+
+        for start, end in ((0, rows), *((row, row + 1) for row in range(rows, len(next_ids)))):
+            positions = torch.arange(start, end)[None]
+            result, hidden = self.decode(next_ids[None, start:end], hidden, positions, cache)
+            found.append(self.compute_logits(result[0]))
+            hidden = hidden[:, -1:]
+        return torch.cat(found)
 
     def _untrained(self, num_steps: int) -> torch.Tensor:
         """The hidden states of a batch without a supervised row."""

@@ -83,6 +83,16 @@ class DraftTraining(ABC):
         """How many summed losses a batch has."""
         return len(self.step_weights)
 
+    def step_factors(self, total: torch.Tensor, processes: int = 1) -> torch.Tensor:
+        """`(steps,)`, the factor of each step's summed loss: its weight, divided once by the rows of all batches.
+
+        Args:
+            total: `(steps,)`, the rows of each step in all batches whose gradients are added.
+            processes: the number whose gradients are averaged.
+        """
+        weights = self.step_weights.to(total.device, non_blocking=True)
+        return weights * processes / total.clamp_min(1)
+
     @abstractmethod
     def plan(self, batch: Mapping[str, Any], draw: Draw) -> BatchPlan:
         """Which rows of a batch to train on.

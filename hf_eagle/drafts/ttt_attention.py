@@ -7,21 +7,14 @@ steps `1..s` (EAGLE-3, arXiv 2503.01840; contract section 2). Only the unrolled 
 keys and returns its log-sum-exp, which merges the few own keys exactly. Memory is linear in length.
 """
 
-import logging
 from collections.abc import Callable
-from functools import lru_cache
 
 import torch
 from torch.nn.functional import pad
 
-from .flex_ttt import CannotAttend, by_flex, lengthened
+from .flash_cpu import expanded, flash, flash_backward, grouped, ungrouped
+from .flex_ttt import CannotAttend, by_flex, chosen_attention, lengthened, say_eager
 from .unroll_plan import RowLayout
-
-
-logger = logging.getLogger(__name__)
-
-# below this many scores in a block, the CPU kernel's backward is faster in float32 than bfloat16 (Xeon with AMX)
-_FEW_SCORES = 2**17
 
 
 def eager_ttt_attention(
@@ -74,13 +67,13 @@ class _FlashTTT(torch.autograd.Function):
     @staticmethod
     def forward(ctx, query, key, value, layout, scaling, *own):
         own_keys, own_values = own[: len(own) // 2], own[len(own) // 2 :]
-        q, k, v = _grouped(query, key.shape[1]), _expanded(key, query), _expanded(value, query)
+        q, k, v = grouped(query, key.shape[1]), expanded(key, query), expanded(value, query)
         result = torch.empty_like(query)
-        out = _grouped(result, key.shape[1])  # (kv, group, N, dim), a view of it
+        out = grouped(result, key.shape[1])  # (kv, group, N, dim), a view of it
         lse = q.new_empty(q.shape[:3], dtype=torch.float32)
 
         for rows, blocks in layout.spans:
-            parts = [_flash(q[:, :, rows], k[:, :, keys], v[:, :, keys], causal, scaling) for keys, causal in blocks]
+            parts = [flash(q[:, :, rows], k[:, :, keys], v[:, :, keys], causal, scaling) for keys, causal in blocks]
             out[:, :, rows], lse[:, :, rows] = _merge(parts)
 
         if own_keys:
@@ -102,14 +95,14 @@ class _FlashTTT(torch.autograd.Function):
         query, key, value, result, lse, *own = ctx.saved_tensors
         own_keys, own_values = own[: len(own) // 2], own[len(own) // 2 :]
         scaling = ctx.scaling
-        q, k, v = _grouped(query, key.shape[1]), _expanded(key, query), _expanded(value, query)
-        grad, out = (_grouped(x.to(q.dtype), key.shape[1]) for x in (grad, result))
+        q, k, v = grouped(query, key.shape[1]), expanded(key, query), expanded(value, query)
+        grad, out = (grouped(x.to(q.dtype), key.shape[1]) for x in (grad, result))
 
         dq = torch.zeros(q.shape, dtype=torch.float32, device=q.device)
         dk, dv = (torch.zeros(x.shape[1], x.shape[0], x.shape[2], dtype=torch.float32) for x in (key, value))
         for rows, blocks in ctx.layout.spans:
             for keys, causal in blocks:
-                parts = _flash_backward(
+                parts = flash_backward(
                     *(grad[:, :, rows], q[:, :, rows], k[:, :, keys], v[:, :, keys], out[:, :, rows], lse[:, :, rows]),
                     *(causal, scaling),
                 )
@@ -129,19 +122,9 @@ class _FlashTTT(torch.autograd.Function):
                 d_own_values.append((share[..., b, None].to(q.dtype) * grad).sum(1).transpose(0, 1))
             own_grads = d_own_keys + d_own_values
 
-        dq = dq.permute(2, 0, 1, 3).flatten(1, 2)
+        dq = ungrouped(dq)
         dk, dv = dk.transpose(0, 1), dv.transpose(0, 1)
         return dq.to(query.dtype), dk.to(key.dtype), dv.to(value.dtype), None, None, *own_grads
-
-
-def _grouped(x: torch.Tensor, kv_heads: int) -> torch.Tensor:
-    """`(N, heads, dim)` -> `(kv, group, N, dim)`, a view: kv heads stand where the kernel expects the batch."""
-    return x.unflatten(1, (kv_heads, -1)).permute(1, 2, 0, 3)
-
-
-def _expanded(x: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
-    """`(K, kv, dim)` -> `(kv, group, K, dim)`, a view: the heads of a group read one key."""
-    return x.transpose(0, 1)[:, None].expand(-1, query.shape[1] // x.shape[1], -1, -1)
 
 
 def _broadcast(own: torch.Tensor) -> torch.Tensor:
@@ -162,18 +145,6 @@ def _merge(parts: list[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor
         mine, theirs = ((x - total).exp()[..., None].to(out.dtype) for x in (lse, other_lse))
         out, lse = out * mine + other * theirs, total
     return out, lse
-
-
-def _flash(q, k, v, causal: bool, scaling: float) -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal, scale=scaling)
-
-
-def _flash_backward(grad, q, k, v, out, lse, causal: bool, scaling: float):
-    if q.dtype == torch.bfloat16 and q.shape[2] * k.shape[2] < _FEW_SCORES:
-        grad, q, k, v, out = (x.float() for x in (grad, q, k, v, out))
-    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-        grad, q, k, v, out, lse, 0.0, causal, scale=scaling
-    )
 
 
 def flash_ttt_attention(query, key, value, own_keys, own_values, layout, scaling) -> torch.Tensor:
@@ -204,7 +175,7 @@ def flex_ttt_attention(query, key, value, own_keys, own_values, layout, scaling)
     try:
         out, lse = by_flex(query, key, value, layout.flex_mask, scaling)
     except CannotAttend as why:
-        _say_eager(str(why))
+        say_eager(str(why))
         return eager_ttt_attention(query, key, value, own_keys, own_values, layout, scaling)
     if not own_keys:
         return out
@@ -218,25 +189,13 @@ def flex_ttt_attention(query, key, value, own_keys, own_values, layout, scaling)
     return sum(w[..., None] * v for w, v in zip(weights.unbind(-1), attended, strict=True)).flatten(1, 2)
 
 
-@lru_cache
-def _say_eager(why: str) -> None:
-    """Once a reason."""
-    logger.warning("The draft attends without `flex_attention`, slower and in quadratic memory: %s.", why)
-
-
 def shared_by_steps(attend: Callable, x: torch.Tensor) -> torch.Tensor:
     """Step-0 keys or values in the form that an implementation makes of them, so that it does so once a batch."""
     return lengthened(x) if attend is flex_ttt_attention else x
 
 
 def ttt_attention(implementation: str, device: torch.device) -> Callable:
-    """The function behind an `attn_implementation`; `sdpa` is the device's fused kernel."""
-    if implementation == "sdpa":
-        return flash_ttt_attention if device.type == "cpu" else flex_ttt_attention
-
-    known = {"eager": eager_ttt_attention, "flex_attention": flex_ttt_attention}
-    if implementation not in known:
-        raise ValueError(
-            f"`attn_implementation` of a draft must be one of eager, sdpa, flex_attention, got {implementation!r}."
-        )
-    return known[implementation]
+    """The function behind an `attn_implementation`, see `chosen_attention`."""
+    return chosen_attention(
+        implementation, device, eager=eager_ttt_attention, flash=flash_ttt_attention, flex=flex_ttt_attention
+    )

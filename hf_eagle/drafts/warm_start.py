@@ -6,8 +6,6 @@ from .modeling_base import EaglePreTrainedModel
 from .prune import proposable
 
 
-# all that may differ between the two drafts: rows are matched by token, and RoPE has no weights
-_MAY_DIFFER = ("draft_vocab_size", "draft_rope")
 _OF_VOCABULARY = {"lm_head.weight", "d2t", "t2d"}
 
 
@@ -55,7 +53,7 @@ def _check_fits(draft: EaglePreTrainedModel, source: EaglePreTrainedModel) -> No
     # shapes can be equal while these differ, and the same weights then compute something else
     ours, theirs = ({**d.config.as_arguments(), "vocab_size": d.config.vocab_size} for d in (draft, source))
     for name in ours:
-        if name not in _MAY_DIFFER and ours[name] != theirs[name]:
+        if name not in draft.config.free_in_warm_start and ours[name] != theirs[name]:
             raise ValueError(
                 f"`init_from` was trained with `{name}` {theirs[name]}, but the draft to train has {ours[name]}: make "
                 "them equal, or train from the start."

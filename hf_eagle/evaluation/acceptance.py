@@ -63,6 +63,12 @@ class DecodingSettings:
     def shape(self) -> DraftShape:
         return DraftShape.of(self.method, self.num_speculative_tokens, self.depth, self.top_k, self.total_tokens)
 
+    def for_draft(self, draft) -> "DecodingSettings":
+        """The same settings, with the number of tokens that this draft proposes if none was asked for."""
+        if self.method != "chain" or self.num_speculative_tokens is not None:
+            return self
+        return replace(self, num_speculative_tokens=draft.config.chain_length)
+
     def choosing(self, device, batch: int) -> dict:
         """Return the arguments that target and draft share, with a generator for this batch."""
         names = ("temperature", "top_p", "sampling_top_k", "max_new_tokens")
@@ -242,6 +248,7 @@ def decode_variants(
     if not prompts:
         raise ValueError("`prompts` is empty; give at least one prompt to measure acceptance on.")
     check_draft_fits(target, draft)
+    variants = [settings.for_draft(draft) for settings in variants]
 
     processing, tokenizer = tokenizer, own_tokenizer(tokenizer)
     decoder = _Decoder(target, draft, stop_token_ids(target.model, tokenizer), compare_to_target)

@@ -13,7 +13,7 @@ from ..data.overlap import RULE
 from ..door.json_files import read_json
 from ..door.names import as_named, at_home, is_hub_id
 from ..door.writing import write_atomically
-from ..serving.commands import serve_commands
+from ..serving.commands import serve_commands, tokens_of_a_round
 from ..serving.draft_folder import DraftFolder
 from ..serving.kinds import kind_of, rows_of
 from ..serving.speed import table, verdict
@@ -132,7 +132,7 @@ def card_text(output_dir: Path, facts: CardFacts, named: str | None = None) -> s
         for name, found in facts.acceptance.items()
         if found["acceptance_length"]
     ]
-    speculative_tokens = measurements[0]["num_speculative_tokens"] if measurements else 3
+    speculative_tokens = measurements[0]["num_speculative_tokens"] if measurements else known["tokens"]
 
     draft = facts.draft or named or str(output_dir.resolve())
     published = facts.draft is not None and is_hub_id(facts.draft)
@@ -155,7 +155,9 @@ def card_text(output_dir: Path, facts: CardFacts, named: str | None = None) -> s
         ],
         published=published,
         overlap_rule=RULE,
-        commands=serve_commands(target, draft, speculative_tokens, known["kind"], facts.media_limits),
+        commands=serve_commands(
+            target, draft, speculative_tokens, known["kind"], facts.media_limits, _config(output_dir)
+        ),
         media_limits=facts.media_limits,
     )
     return card.content.rstrip() + "\n"
@@ -197,6 +199,7 @@ def _known_of_its_kind(folder: Path, facts: CardFacts) -> dict:
             "label": facts.title or facts.kind,
             "citation": None,
             "tags": [facts.kind, *TAGS],
+            "tokens": None,
         }
 
     row = rows[0]
@@ -205,6 +208,7 @@ def _known_of_its_kind(folder: Path, facts: CardFacts) -> dict:
         "label": row.label(config),
         "citation": row.citation,
         "tags": [row.vllm.name, *TAGS, *SERVERS],
+        "tokens": tokens_of_a_round(row.kind, config),
     }
 
 

@@ -8,7 +8,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 from ..door.names import as_named, at_home, is_hub_id
-from ..drafts.vocabulary import told_filled
 from .card_facts import CardFacts, measured_in
 from .licenses import inherited_license, license_of
 
@@ -116,7 +115,6 @@ def run_facts(trainer) -> CardFacts:
     args, state, folder = trainer.args, trainer.state, Path(trainer.args.output_dir)
     target, known = trainer.target.model.name_or_path, dict(trainer.card_facts)
     draft = trainer.accelerator.unwrap_model(trainer.model)
-    filled = told_filled(draft.config.filled_tokens)
     seconds = [entry["train_runtime"] for entry in state.log_history if "train_runtime" in entry]
 
     return CardFacts(
@@ -134,7 +132,7 @@ def run_facts(trainer) -> CardFacts:
             "processes": args.world_size,
             "machine": machine(),
         },
-        data=known.pop("data", []) + ([] if filled is None else [filled.removesuffix(".")]),
+        data=known.pop("data", []) + draft.config.told_to_card(),
         hyperparameters=known.pop("hyperparameters", {}) | changed_arguments(args),
         versions=versions(),
         **{f"{kind}_plot": name for kind, name in PICTURES.items() if (folder / name).exists()},

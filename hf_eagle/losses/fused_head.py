@@ -9,7 +9,7 @@ a loss scaler has made it larger.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 from torch.nn.functional import linear
@@ -58,6 +58,34 @@ class LossRows:
         share = None if self.ce_share is None else self.ce_share[rows]
         return replace(self, where=self.where[rows], factor=self.factor[rows], ce_share=share)
 
+    def judge(self, logits: torch.Tensor, block: slice, with_grad: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """Losses and hits of a block of rows; with `with_grad`, `logits` become `d loss / d logits`."""
+        share = None if self.ce_share is None else self.ce_share[block]
+        compared = (self.probs, self.argmax, self.mass, self.where[block], share)
+        return _judged(logits, *compared, self.loss, with_grad)
+
+
+@dataclass
+class LabelRows:
+    """`M` rows that are compared with tokens: the loss of each is `-log q(token)`.
+
+    Attributes:
+        labels: `(M,)` the tokens.
+        factor, transform: as in [`LossRows`].
+    """
+
+    labels: torch.Tensor
+    factor: torch.Tensor
+    transform: Callable[[torch.Tensor], torch.Tensor] | None = None
+
+    def chunk(self, rows: slice) -> "LabelRows":
+        """Select a slice of the rows."""
+        return replace(self, labels=self.labels[rows], factor=self.factor[rows])
+
+    def judge(self, logits: torch.Tensor, block: slice, with_grad: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """As [`LossRows.judge`]; a row is a hit when its argmax is the token."""
+        return _judged_by_label(logits, self.labels[block], with_grad)
+
 
 @dataclass
 class StreamedRows:
@@ -68,6 +96,7 @@ class StreamedRows:
         teacher: maps hidden states `(rows, hidden)` to the teacher's logits `(rows, vocabulary)`.
         where, factor, transform: as in [`LossRows`].
         dtype: the dtype of the distributions.
+        ascending: `where` on the CPU, if it ascends: then a chunk makes the distribution of each place once.
     """
 
     hidden: torch.Tensor
@@ -76,10 +105,18 @@ class StreamedRows:
     factor: torch.Tensor
     transform: Callable[[torch.Tensor], torch.Tensor] | None = None
     dtype: torch.dtype = torch.float32
+    ascending: torch.Tensor | None = None
 
     def chunk(self, rows: slice) -> LossRows:
         """Select a slice of the rows, and compute their distributions."""
-        logits = self.teacher(self.hidden[self.where[rows]])
+        where = self.where[rows]
+        if self.ascending is None:
+            hidden, where = self.hidden[where], torch.arange(len(where), device=where.device)
+        else:
+            first, last = self.ascending[rows.start].item(), self.ascending[rows.stop - 1].item()
+            hidden, where = self.hidden[first : last + 1], where - first
+
+        logits = self.teacher(hidden)
         # a softmax in half precision accumulates in float32 too, and writes half as much
         same = logits.dtype == self.dtype
         return LossRows(
@@ -87,7 +124,7 @@ class StreamedRows:
             probs=logits.softmax(-1) if same else logits.softmax(-1, dtype=torch.float32).to(self.dtype),
             argmax=logits.max(-1).indices,  # `argmax` of bfloat16 costs 7x as much
             mass=None,
-            where=torch.arange(len(logits), device=logits.device),
+            where=where,
             factor=self.factor[rows],
             transform=self.transform,
         )
@@ -121,7 +158,14 @@ class FusedHeadLoss(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, normed, weight, rows: LossRows | StreamedRows, with_grad: bool, cast: torch.Tensor | None = None):
+    def forward(
+        ctx,
+        normed,
+        weight,
+        rows: LossRows | LabelRows | StreamedRows,
+        with_grad: bool,
+        cast: torch.Tensor | None = None,
+    ):
         wants_x, wants_w = (with_grad and wanted for wanted in ctx.needs_input_grad[:2])
         dx = torch.empty_like(normed) if wants_x else None
         # the first chunk fills it
@@ -134,9 +178,9 @@ class FusedHeadLoss(torch.autograd.Function):
 
         for chunk, x, w, logits in _chunks(normed, weight if cast is None else cast):
             seen = rows.chunk(chunk)
-            judge = _judge if seen.transform is None else _judge_transformed
+            judge = seen.judge if seen.transform is None else partial(_judge_transformed, seen)
             for block, piece in _blocks(logits):
-                losses[chunk][block], hits[chunk][block] = judge(piece, seen, block, wants_x or wants_w)
+                losses[chunk][block], hits[chunk][block] = judge(piece, block, wants_x or wants_w)
 
             # `judge` has turned the logits into their gradients
             if wants_x:
@@ -227,13 +271,6 @@ def _blocks(logits: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
         yield block, logits[block]
 
 
-def _judge(logits: torch.Tensor, rows: LossRows, block: slice, with_grad: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Losses and hits of a block of rows; with `with_grad`, `logits` become `d loss / d logits`."""
-    share = None if rows.ce_share is None else rows.ce_share[block]
-    compared = (rows.probs, rows.argmax, rows.mass, rows.where[block], share)
-    return _judged(logits, *compared, rows.loss, with_grad)
-
-
 @region
 def _judged(logits, probs, argmax, mass, where, share, loss: str, with_grad: bool) -> tuple[torch.Tensor, torch.Tensor]:
     # of equal logits the first, like `argmax` and the servers; `argmax` of bfloat16 costs 7x as much
@@ -267,14 +304,25 @@ def _judged(logits, probs, argmax, mass, where, share, loss: str, with_grad: boo
     return share * ce + (1 - share) * (1 - alpha), hits
 
 
-def _judge_transformed(logits: torch.Tensor, rows: LossRows, block: slice, with_grad: bool):
-    """`_judge` after the model's transform of its logits; autograd gives the derivative of the transform."""
+@region
+def _judged_by_label(logits, labels, with_grad: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    best, place = logits.max(-1)
+    q = logits.softmax(-1, dtype=torch.float32)
+
+    losses = best.float() - q.amax(-1).log() - logits.gather(1, labels[:, None])[:, 0].float()
+    if with_grad:
+        logits.copy_(q.scatter_add(1, labels[:, None], -torch.ones_like(q[:, :1])))
+    return losses, place == labels
+
+
+def _judge_transformed(rows: LossRows | LabelRows, logits: torch.Tensor, block: slice, with_grad: bool):
+    """`rows.judge` after the model's transform of its logits; autograd gives the derivative of the transform."""
     with torch.set_grad_enabled(with_grad):
         raw = logits.detach().requires_grad_(with_grad)
         transformed = rows.transform(raw)
 
     judged = transformed.detach().clone()  # autograd may want the original
-    result = _judge(judged, rows, block, with_grad)
+    result = rows.judge(judged, block, with_grad)
     if with_grad:
         logits.copy_(torch.autograd.grad(transformed, raw, judged)[0])
     return result

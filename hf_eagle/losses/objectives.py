@@ -83,7 +83,7 @@ class DraftObjective:
             )
 
             def summed(values: torch.Tensor) -> torch.Tensor:
-                return _sums(values if taught is None else values.masked_fill(~taught, 0), step, steps)
+                return summed_by_step(values if taught is None else values.masked_fill(~taught, 0), step, steps)
 
             cast = None
             if self.loss == "lk_lambda":
@@ -94,7 +94,7 @@ class DraftObjective:
 
             loss, losses, hits = FusedHeadLoss.apply(x, weight, rows, torch.is_grad_enabled(), cast)
             hits = hits & teacher.in_draft[rows.where]
-            return EagleOutput(loss=loss, loss_sums=summed(losses), correct=_sums(hits, step, steps))
+            return EagleOutput(loss=loss, loss_sums=summed(losses), correct=summed_by_step(hits, step, steps))
 
         return objective
 
@@ -111,7 +111,7 @@ class DraftObjective:
         return (plan.indices[taught], None) if taught.device.type == "cpu" else (plan.indices, taught)
 
 
-def _sums(values: torch.Tensor, step: torch.Tensor, steps: int) -> torch.Tensor:
+def summed_by_step(values: torch.Tensor, step: torch.Tensor, steps: int) -> torch.Tensor:
     """Sum the values of each step, `(steps,)`; integers stay integers."""
     values = values.long() if values.dtype == torch.bool else values
     return values.new_zeros(steps).index_add_(0, step, values)

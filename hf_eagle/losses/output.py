@@ -16,6 +16,8 @@ class EagleOutput(ModelOutput):
         loss: what to call `backward` on, 0-d.
         loss_sums: summed loss of each TTT step, `(steps,)`; carries no gradient.
         correct: number of rows of each step whose argmax is the target's, `(steps,)`.
+        leading: number of rows of each step that are right at this step and at all before it, `(steps,)`; `None` if the
+            objective does not count them.
         parts: summed parts of the loss by name, `(steps,)` each, if it has several; they carry no gradient.
         hidden_states: without an objective, the normed hidden states of every step, `(steps, N, hidden)`.
     """
@@ -23,6 +25,7 @@ class EagleOutput(ModelOutput):
     loss: torch.Tensor | None = None
     loss_sums: torch.Tensor | None = None
     correct: torch.Tensor | None = None
+    leading: torch.Tensor | None = None
     parts: dict[str, torch.Tensor] | None = None
     hidden_states: torch.Tensor | None = None
 

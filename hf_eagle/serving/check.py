@@ -20,7 +20,11 @@ logger = logging.getLogger(__name__)
 
 
 def check_draft(
-    path: str | Path, target_config: Any = None, values: bool = True, kind: str | None = None
+    path: str | Path,
+    target_config: Any = None,
+    values: bool = True,
+    kind: str | None = None,
+    num_speculative_tokens: int | None = None,
 ) -> list[Finding]:
     """Find what is wrong with a draft folder, by the rules of both servers.
 
@@ -32,6 +36,7 @@ def check_draft(
             milliseconds whatever the size.
         kind (`str`, *optional*): hf_eagle's name of the draft's kind. If no server is known to run that kind, the only
             finding says so. Without it the folder is assumed to be of a kind that servers know.
+        num_speculative_tokens (`int`, *optional*): how many tokens will be drafted in a round.
 
     Returns:
         Findings; none for a folder that is served as it was trained. The module's docstring explains their levels.
@@ -46,18 +51,34 @@ def check_draft(
     if kind is not None and not serves(kind):
         return [_unserved(kind)]
     folder = DraftFolder.read(path)
-    found = rules_folder.other_model(folder) or (rules_folder.size_findings(folder) + _number_findings(folder))
+    row = kind_of(folder)
+    found = rules_folder.other_model(folder) or rules_folder.speculators(folder, row.converted)
+    found = found or (rules_folder.size_findings(folder) + _number_findings(folder))
     if found:
         return found
 
     target = None if target_config is None else TargetFacts.of(target_config)
-    row = kind_of(folder)
-    for rule in (*row.vllm.rules, *row.sglang.rules):
+    for rule in (*row.vllm.rules, *row.sglang.rules, *row.others):
         found += rule(folder, target)
 
     for rule in (*row.folder_rules, *(row.value_rules if values else ())):
         found += rule(folder)
-    return found
+    return found + _number_of_tokens(num_speculative_tokens, row.drafted(folder.config))
+
+
+def _number_of_tokens(asked: int | None, trained: int | None) -> list[Finding]:
+    """Note that more or fewer tokens are drafted in a round than the draft was trained for."""
+    if asked is None or trained in (None, asked):
+        return []
+    return [
+        Finding(
+            "Servers",
+            f"`num_speculative_tokens` is {asked}, but the draft was trained to draft {trained}: its slots see one "
+            "another, so that it computes something else, and less may be accepted.",
+            f"serve it with {trained}, or train it for {asked}",
+            level="note",
+        )
+    ]
 
 
 def _number_findings(folder: DraftFolder) -> list[Finding]:

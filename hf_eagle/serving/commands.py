@@ -26,20 +26,27 @@ def served_as(kind: str) -> ServedKind:
 _PIXELS = ("min_pixels", "max_pixels")
 
 
+def tokens_of_a_round(kind: str, config: Mapping[str, object]) -> int:
+    """Return how many tokens a draft with this `config.json` drafts in a round, unless another number is asked for."""
+    return served_as(kind).drafted(config) or 3
+
+
 def serve_commands(
     target: str,
     draft: str,
     num_speculative_tokens: int = 3,
     kind: str = "eagle3",
     media_limits: Mapping[str, float] | None = None,
+    config: Mapping[str, object] | None = None,
 ) -> dict[str, str]:
-    """Return shell commands that serve `target` with `draft`, by server; SGLang drafts the same chain as vLLM.
+    """Return shell commands that serve `target` with `draft`, by server; SGLang drafts as many tokens as vLLM.
 
     Args:
         target, draft: folders or Hub ids; expands a `~`, since servers do not and the shell does not in quotes.
-        num_speculative_tokens: tokens drafted in a chain.
+        num_speculative_tokens: tokens drafted in a round.
         kind: hf_eagle's name of the draft's kind.
         media_limits: with which the target's media were shown in training; vLLM is told those of pixels.
+        config: the draft's `config.json`; if transformers alone can generate with such a folder, a command says how.
 
     Returns:
         Server name -> command; empty for a kind that no server is known to run.
@@ -54,11 +61,13 @@ def serve_commands(
     speculative = {"method": row.vllm.name, "model": draft, "num_speculative_tokens": num_speculative_tokens}
 
     # as modules: these run wherever the package can be imported, even if its console command is not on the path
-    return {
+    commands = {
         "vLLM": f"python -m vllm.entrypoints.openai.api_server --model {shlex.quote(target)} \\\n"
         f"    --speculative-config {shlex.quote(json.dumps(speculative))}{limits}",
         "SGLang": f"python -m sglang.launch_server --model-path {shlex.quote(target)} \\\n"
         f"    --speculative-algorithm {row.sglang.name} --speculative-draft-model-path {shlex.quote(draft)} \\\n"
-        f"    --speculative-num-steps {num_speculative_tokens} --speculative-eagle-topk 1 "
-        f"--speculative-num-draft-tokens {num_speculative_tokens + 1}",
+        f"    {row.sglang.options(num_speculative_tokens)}",
     }
+
+    lines = row.in_python(config or {}, target, draft)
+    return commands if lines is None else {**commands, "transformers": f"python - <<'END'\n{lines}\nEND"}

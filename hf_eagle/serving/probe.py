@@ -91,21 +91,10 @@ def _inputs(width: int, vocab: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 @torch.no_grad()
 def _ours(path: str | Path, target: _Lender, ids: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
-    """`(rows + steps, vocab)` from the code that training and evaluation run."""
-    from transformers import DynamicCache
-
+    """Over the target's vocabulary, from the code that training and evaluation run."""
     draft = load_draft(path, dtype=torch.float32)
     draft.attach(target)
-    hidden, cache, found = draft.combine_features(features[None]), DynamicCache(), []
-
-    # all rows of the target's features at once, then one drafted row a step, as servers do
-    for start, rows in ((0, ROWS), *((ROWS + step, 1) for step in range(STEPS))):
-        positions = torch.arange(start, start + rows)[None]
-        result, hidden = draft.decode(ids[None, start : start + rows], hidden, positions, cache)
-        found.append(draft.compute_logits(result[0]))
-        hidden = hidden[:, -1:]
-
-    logits = torch.cat(found)
+    logits = draft.drafted_logits(ids, features)
     if draft.draft_ids is None:
         return logits
 
@@ -121,13 +110,8 @@ def _served(folder: DraftFolder, embedding: torch.Tensor, head: torch.Tensor) ->
 
 @torch.no_grad()
 def _theirs(served: ServedDraft, ids: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
-    """`(rows + steps, vocab)` as the server computes them."""
-    logits, fed_back = served.run(ids[:ROWS], served.combine(features), 0)
-    found = [logits]
-    for step in range(STEPS):
-        logits, fed_back = served.run(ids[ROWS + step :][:1], fed_back[-1:], ROWS + step)
-        found.append(logits)
-    return served.as_trained(torch.cat(found))
+    """Over the target's vocabulary, as the server computes them."""
+    return served.as_trained(served.drafted_logits(ids, features))
 
 
 def lent_weights(target: str | Path, config: PreTrainedConfig) -> tuple[torch.Tensor, torch.Tensor]:

@@ -3,7 +3,7 @@
 Each rule takes a folder and yields what is wrong with it. `kinds/` says which rules apply to a kind of draft.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 
@@ -32,6 +32,18 @@ def other_model(folder: DraftFolder) -> list[Finding]:
         return []
     text = f"this is not a draft: its `architectures` are {names}, and it has no tensor `fc`."
     return [Finding(READER, text, "name the folder of a draft, and this one as `target` if it is the target")]
+
+
+def speculators(folder: DraftFolder, converted: Iterable[Callable[[DraftFolder], Iterable[Finding]]]) -> list[Finding]:
+    """Return whether the folder is in the form of vLLM's speculators, and what vLLM's conversion makes of it.
+
+    No other rule means anything then: sizes are not where they look.
+    """
+    if "transformer_layer_config" not in folder.config:
+        return []
+    text = "the config is in the form of vLLM's speculators: vLLM converts it, and SGLang and hf_eagle do not read it."
+    found = [Finding(READER, text, "write a folder that all of them read with `hf-eagle import`")]
+    return found + [finding for rule in converted for finding in rule(folder)]
 
 
 def size_findings(folder: DraftFolder) -> list[Finding]:

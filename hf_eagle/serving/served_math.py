@@ -18,7 +18,7 @@ RESTATED_ROPES = ("default", "linear", "llama3", "yarn")
 
 
 class ServedDraft(ABC):
-    """A served draft on one sequence. `kinds/` defines what enters the layer and what happens to its output.
+    """A served draft on one sequence.
 
     Args:
         config: `config.json`.
@@ -30,13 +30,48 @@ class ServedDraft(ABC):
     def __init__(self, config: dict, tensors: Tensors, embedding: torch.Tensor, head: torch.Tensor):
         self.config, self.embedding, self.head = config, embedding, head
         self.tensors = {name.replace("midlayer.", "layers.0."): tensor for name, tensor in tensors.items()}
-        self.keys: list[torch.Tensor] = []
-        self.values: list[torch.Tensor] = []
 
     @property
     @abstractmethod
     def feature_width(self) -> int:
         """Width of a row of the target's features."""
+
+    @abstractmethod
+    def drafted_logits(self, ids: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+        """Logits of what is drafted, over the target's vocabulary, minus infinity for tokens that cannot be drafted.
+
+        Args:
+            ids: `(rows + steps,)`, the token after each row of features, and after each row that is drafted.
+            features: `(rows, feature_width)`, the target's.
+
+        Returns:
+            `(logits, vocab)`; how many rows of logits there are depends on the kind.
+        """
+
+    def as_trained(self, logits: torch.Tensor) -> torch.Tensor:
+        """The server's logits, plus what a server may leave out because it keeps the order of tokens."""
+        return logits
+
+    def _linear(self, x: torch.Tensor, name: str) -> torch.Tensor:
+        return x @ self.tensors[f"{name}.weight"].T
+
+    def _norm(self, x: torch.Tensor, name: str) -> torch.Tensor:
+        mean = x.pow(2).mean(-1, keepdim=True) + self.config["rms_norm_eps"]
+        return x / mean.sqrt() * self.tensors[f"{name}.weight"]
+
+    def _mlp(self, x: torch.Tensor, name: str) -> torch.Tensor:
+        """SwiGLU; `(rows, hidden)`."""
+        gated = silu(self._linear(x, f"{name}.gate_proj")) * self._linear(x, f"{name}.up_proj")
+        return self._linear(gated, f"{name}.down_proj")
+
+
+class ServedChain(ServedDraft):
+    """A draft that runs on its own output, a token at a time. `kinds/` defines what enters and leaves its layer."""
+
+    def __init__(self, config: dict, tensors: Tensors, embedding: torch.Tensor, head: torch.Tensor):
+        super().__init__(config, tensors, embedding, head)
+        self.keys: list[torch.Tensor] = []
+        self.values: list[torch.Tensor] = []
 
     @abstractmethod
     def combine(self, features: torch.Tensor) -> torch.Tensor:
@@ -50,9 +85,15 @@ class ServedDraft(ABC):
     def _leave(self, out: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits over the target's vocabulary and what is fed back, from the layer's output `(rows, hidden)`."""
 
-    def as_trained(self, logits: torch.Tensor) -> torch.Tensor:
-        """The server's logits, plus what a server may leave out because it keeps the order of tokens."""
-        return logits
+    def drafted_logits(self, ids: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+        """All rows of the target's features at once, then one drafted row a step; `(rows + steps, vocab)`."""
+        rows = len(features)
+        logits, fed_back = self.run(ids[:rows], self.combine(features), 0)
+        found = [logits]
+        for row in range(rows, len(ids)):
+            logits, fed_back = self.run(ids[row : row + 1], fed_back[-1:], row)
+            found.append(logits)
+        return torch.cat(found)
 
     def run(self, ids: torch.Tensor, hidden: torch.Tensor, first: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Run the next rows after those run before.
@@ -69,15 +110,7 @@ class ServedDraft(ABC):
         residual = residual + self._attention(x, torch.arange(first, first + len(ids)))
 
         x = self._norm(residual, "layers.0.post_attention_layernorm")
-        gated = silu(self._linear(x, "layers.0.mlp.gate_proj")) * self._linear(x, "layers.0.mlp.up_proj")
-        return self._leave(residual + self._linear(gated, "layers.0.mlp.down_proj"))
-
-    def _linear(self, x: torch.Tensor, name: str) -> torch.Tensor:
-        return x @ self.tensors[f"{name}.weight"].T
-
-    def _norm(self, x: torch.Tensor, name: str) -> torch.Tensor:
-        mean = x.pow(2).mean(-1, keepdim=True) + self.config["rms_norm_eps"]
-        return x / mean.sqrt() * self.tensors[f"{name}.weight"]
+        return self._leave(residual + self._mlp(x, "layers.0.mlp"))
 
     def _attention(self, x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """Llama's, with grouped queries; `(rows, hidden)`."""
@@ -88,11 +121,7 @@ class ServedDraft(ABC):
             self._linear(x, f"layers.0.self_attn.{name}_proj").unflatten(-1, (-1, head_dim)) for name in "qkv"
         )
 
-        cos, sin = rotation(config, head_dim, positions, llama_size)
-        cos, sin = (torch.cat([part, part], dim=-1)[:, None] for part in (cos, sin))
-        queries, keys = (
-            r * cos + torch.cat([-r[..., head_dim // 2 :], r[..., : head_dim // 2]], -1) * sin for r in (queries, keys)
-        )
+        queries, keys = (rotated(config, part, positions) for part in (queries, keys))
 
         groups = heads // keys.shape[1]
         mixed = self._mix(
@@ -115,6 +144,14 @@ class ServedDraft(ABC):
 def rope_of(config: dict[str, Any]) -> dict[str, Any]:
     """RoPE as vLLM reads it: the new spelling, or the old one if that is missing."""
     return config.get("rope_parameters") or {"rope_theta": config["rope_theta"], **(config.get("rope_scaling") or {})}
+
+
+def rotated(config: dict[str, Any], heads: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """Llama's and Qwen's RoPE of `(rows, heads, width)`: the halves of a head are rotated against each other."""
+    half = heads.shape[-1] // 2
+    cos, sin = rotation(config, heads.shape[-1], positions, llama_size)
+    cos, sin = (torch.cat([part, part], dim=-1)[:, None] for part in (cos, sin))
+    return heads * cos + torch.cat([-heads[..., half:], heads[..., :half]], dim=-1) * sin
 
 
 def rotation(

@@ -31,8 +31,8 @@ class AcceptanceLengthCallback(TrainerCallback):
             Optimizer steps between measurements; by default only at evaluations.
         method (`str`, *optional*, defaults to `"chain"`):
             `"chain"`, or `"tree"` for EAGLE-2's dynamic draft tree of the default shape; both greedy.
-        num_speculative_tokens (`int`, *optional*, defaults to `3`):
-            Chain: K, the tokens drafted per round.
+        num_speculative_tokens (`int`, *optional*):
+            Chain: K, the tokens drafted per round; by default what the draft's config says, see `chain_length`.
         max_new_tokens (`int`, *optional*, defaults to `64`):
             The longest answer, in tokens.
         batch_size (`int`, *optional*, defaults to `8`):

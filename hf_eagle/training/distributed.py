@@ -101,7 +101,9 @@ def wrap_before_evaluation(trainer) -> None:
 
 def set_weights(draft: nn.Module, folder: str | Path) -> None:
     """Give a draft the weights of a folder; under FSDP2 every rank must call this."""
-    weights = {name: x for path in Path(folder).glob("*.safetensors") for name, x in load_file(path).items()}
+    stored = {name: x for path in Path(folder).glob("*.safetensors") for name, x in load_file(path).items()}
+    own = {draft.name_in_folder(name): name for name in draft.state_dict()}
+    weights = {own.get(name, name): x for name, x in stored.items()}
     if not isinstance(draft, FSDPModule):
         draft.load_state_dict(weights, strict=False)
         return

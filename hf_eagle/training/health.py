@@ -115,7 +115,7 @@ class HealthMixin:
         if own is not None:
             totals.add(loss=torch.full_like(totals.sums["loss"], math.nan))
 
-        metrics = totals.metrics(self.accelerator, self.step.training.step_weights)
+        metrics = totals.metrics(self.accelerator, self.step.training)
         if not math.isfinite(metrics.get("loss", 0.0)):
             raise FloatingPointError(
                 f"The loss on held-out data is {metrics['loss'] if own is None else own} at step "

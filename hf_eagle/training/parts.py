@@ -221,12 +221,16 @@ def draft_for(
 ) -> EaglePreTrainedModel:
     """The draft to train: the one in the folder `existing` with its vocabulary mapping, or a new one for these data."""
     compile_regions(draft_args.compile_draft)
+    source = None
+    if draft_args.init_from is not None and existing is None:
+        source = load_draft(draft_args.init_from, dtype=torch.float32, argument="init_from")
     set_seed(seed)  # whatever loading drew: an adapter draws random numbers, the folder that it is merged to does not
     fingerprint = tokenizer_fingerprint(tokenizer)
     config = config_of_draft(target.config, target_args, draft_args, tokenizer_fingerprint=fingerprint)
     if existing is not None:
         argument = "init_from" if existing == draft_args.init_from else "resume_from_checkpoint"
         draft = load_draft(existing, target, dtype=torch.float32, argument=argument)
+        config.fit_to_data(tokenizer, train, held=draft.config)
         _check_same_shape(draft.config, config, existing)
 
         if draft_args.rope_scaling is not None and draft.config.rope_parameters != config.rope_parameters:
@@ -245,6 +249,8 @@ def draft_for(
         draft.set_attn_implementation(draft_args.draft_attn_implementation)
         return draft
 
+    config.fit_to_data(tokenizer, train, held=None if source is None else source.config)
+
     mapping = None
     if config.draft_vocab_size < config.vocab_size:
         counts = count_supervised_tokens(train, config.vocab_size)
@@ -260,8 +266,8 @@ def draft_for(
     head = target.head_weight() if draft_args.draft_init == "target" else None
     draft = new_draft(config, target.embedding_weight(), mapping, head, draft_args.draft_attn_implementation)
 
-    if draft_args.init_from is not None:
-        carried = start_from(draft, load_draft(draft_args.init_from, dtype=torch.float32, argument="init_from"))
+    if source is not None:
+        carried = start_from(draft, source)
         told = (draft_args.init_from, carried, config.draft_vocab_size)
         logger.info("Started from %s, with %d of its tokens among the draft's %d.", *told)
 

@@ -193,7 +193,8 @@ def check_tensors(model: PreTrainedModel, folder: str | Path) -> None:
             found.update({name: list(file.get_slice(name).get_shape()) for name in file.keys()})
 
     skipped = set(model._keys_to_ignore_on_save or ())
-    wanted = {name: list(t.shape) for name, t in model.state_dict().items() if name not in skipped}
+    tensors = {name: t for name, t in model.state_dict().items() if name not in skipped}
+    wanted = {model.name_in_folder(name): list(t.shape) for name, t in tensors.items()}
     wrong = [f"{name} {what}" for name, what in misfits(found, wanted)]
 
     if wrong:

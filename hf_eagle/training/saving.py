@@ -164,10 +164,8 @@ class SavingMixin(PublishingMixin):
         best, adapter = self.state.best_model_checkpoint, self._adapter()
         if adapter is not None:
             adapter.load_adapter_from(best)
-        elif self.is_fsdp_enabled:
-            set_weights(self.model, best)
         else:
-            super()._load_best_model()
+            set_weights(self.model, best)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None and missing_states(checkpoint):

@@ -99,12 +99,11 @@ class TrainingStep:
         return seen
 
     def step_factors(self, counts: torch.Tensor, total: torch.Tensor | None, processes: int) -> torch.Tensor:
-        """`(steps,)`, the factor of each step's summed loss: its weight, divided once by the rows of all batches."""
-        weights = self.training.step_weights.to(counts.device, non_blocking=True)
+        """`(steps,)`, the factor of each step's summed loss, by the rows of all batches or, without them, of this."""
         if total is None:
-            return weights / counts.clamp_min(1)
-        total = total.to(weights.device, non_blocking=True)
-        return weights * processes / total.clamp_min(1)  # data parallelism averages gradients
+            return self.training.step_factors(counts)
+        # data parallelism averages gradients
+        return self.training.step_factors(total.to(counts.device, non_blocking=True), processes)
 
     def teach(self, draft: nn.Module, seen: TargetFeatures, plan: BatchPlan, step_factors: torch.Tensor) -> Lesson:
         """What the draft gets, and what it is compared with."""

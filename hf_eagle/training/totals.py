@@ -4,6 +4,7 @@ import time
 
 import torch
 
+from ..drafts.training_base import DraftTraining
 from ..losses.objectives import estimated_acceptance_length
 
 
@@ -20,7 +21,7 @@ class StepTotals:
             value = value.detach().double()
             self.sums[name] = value if name not in self.sums else self.sums[name] + value
 
-    def metrics(self, accelerator, step_weights: torch.Tensor) -> dict[str, float]:
+    def metrics(self, accelerator, training: DraftTraining) -> dict[str, float]:
         """Means over all ranks: loss and its parts, accuracies, estimated acceptance length, rows per second.
 
         Without a supervised row there is nothing to divide by, so only rows per second are returned, zero.
@@ -35,16 +36,20 @@ class StepTotals:
         rows = total["rows"].clamp_min(1)
         accuracies = (total["correct"] / rows).tolist()
         elapsed = time.perf_counter() - self.started
+        factors = training.step_factors(total["rows"])
         means = {
-            name: float((step_weights.double().cpu() * value / rows).sum())
+            name: float((factors * value).sum())
             for name, value in total.items()
-            if name not in ("correct", "rows")
+            if name not in ("correct", "leading", "rows")
         }
+        # of rows that are right up to a step, where they were counted; else what is right at each step alone
+        leading = (total["leading"] / rows).tolist() if "leading" in total else None
+        length = estimated_acceptance_length(accuracies) if leading is None else 1 + sum(leading)
 
         return {
             **means,
             **{f"accuracy_step_{step}": round(value, 4) for step, value in enumerate(accuracies)},
-            "estimated_acceptance_length": round(estimated_acceptance_length(accuracies), 4),
+            "estimated_acceptance_length": round(length, 4),
             # significant digits, not decimals: zero must mean that there was no row
             "supervised_rows_per_second": float(f"{float(total['rows'][0]) / elapsed:.4g}"),
         }

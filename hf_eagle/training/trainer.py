@@ -192,7 +192,8 @@ class EagleTrainer(MemoryMixin, StallMixin, StoppingMixin, SavingMixin, HealthMi
         loss = output.loss
         self.look_at(loss, inputs, num_items_in_batch)  # first: a run may end there, before this batch counts
         totals = self._train_totals if self.model.training else self._eval_totals
-        totals.add(loss=output.loss_sums, correct=output.correct, rows=counts, **(output.parts or {}))
+        counted = {} if output.leading is None else {"leading": output.leading}
+        totals.add(loss=output.loss_sums, correct=output.correct, rows=counts, **counted, **(output.parts or {}))
         return (loss, output) if return_outputs else loss
 
     def _count_rows(self, batches: list, device: torch.device) -> torch.Tensor:
@@ -355,7 +356,7 @@ class EagleTrainer(MemoryMixin, StallMixin, StoppingMixin, SavingMixin, HealthMi
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add per-step accuracy, estimated acceptance length and supervised rows per second to a training log."""
         if "loss" in logs and self._train_totals.sums:
-            metrics = self._train_totals.metrics(self.accelerator, self.step.training.step_weights)
+            metrics = self._train_totals.metrics(self.accelerator, self.step.training)
             metrics.pop("loss", None)  # Trainer's own is a mean over the same steps
             logs.update(metrics)
             self._train_totals = StepTotals()

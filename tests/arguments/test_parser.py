@@ -237,9 +237,13 @@ def test_recipes_parse(recipe):
     target, draft, data, args = parser.parse_args_and_config(["--config", str(ROOT / "training_args" / recipe)])
     assert target.target
     refuse_other_methods(draft.kind, target, draft, args)
-    assert draft.method == next(method for method in ("eagle1", "eagle2", "eagle3") if method in recipe)
+    assert draft.method == next(method for method in ("eagle1", "eagle2", "eagle3", "dflash") if method in recipe)
     assert (draft.fc_norm, draft.norm_output) == (("eagle3.1" in recipe,) * 2)
-    if recipe in ("smollm2-135m-eagle1.yaml", "smollm2-135m-eagle3.yaml"):  # comparable: the same data, as often
+    if recipe in (
+        "smollm2-135m-eagle1.yaml",
+        "smollm2-135m-eagle3.yaml",
+        "smollm2-135m-dflash.yaml",
+    ):  # comparable: the same data, as often
         assert (data.max_length, data.packing, args.num_train_epochs) == (512, True, 3)
         assert args.per_device_train_batch_size == 1
 

@@ -29,7 +29,7 @@ def graphs(monkeypatch):
     monkeypatch.setattr(flex_ttt, "_kernel", lambda device_type: compiled)
     yield counter
     flex_ttt._failures.clear()
-    ttt_attention._say_eager.cache_clear()
+    flex_ttt.say_eager.cache_clear()
 
 
 def layout_of(rows: torch.Tensor, length: int) -> RowLayout:

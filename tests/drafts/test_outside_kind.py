@@ -144,7 +144,7 @@ def test_arguments_take_its_method_once_it_is_registered(capsys):
     assert recipe.draft.kind is KIND
     with pytest.raises(SystemExit):
         RunArguments.parse([*asked, "blocks"])
-    assert "`method` must be one of eagle1, eagle2, eagle3, block, got 'blocks'." in capsys.readouterr().err
+    assert "`method` must be one of eagle1, eagle2, eagle3, dflash, block, got 'blocks'." in capsys.readouterr().err
     with pytest.raises(ValueError, match="`ttt_steps` is 3, which means nothing to a Block draft"):
         RunArguments.parse([*asked, "block", "--ttt_steps", "3"]).refuse_other_methods()
 
@@ -158,7 +158,7 @@ def test_names_of_other_kinds_are_refused():
     ):
         with pytest.raises(ValueError, match="cannot be registered: .* draft already; choose other names"):
             register_kind(Kind(name, "Other", "other", {architecture: "modeling"}, {method: "chain"}))
-    assert list(KINDS) == ["eagle1", "eagle3", "block"]
+    assert list(KINDS) == ["eagle1", "eagle3", "dflash", "block"]
 
 
 def test_it_is_no_kind_that_is_here(target, records):

@@ -78,7 +78,7 @@ def test_key_and_value_widths_may_differ(implementation, key_dim, value_dim):
 @pytest.mark.parametrize(("implementation", "few"), [("eager", 0), ("sdpa", 0), ("sdpa", 2**17)])
 def test_bfloat16_is_as_exact_as_bfloat16_can_be(implementation, few, monkeypatch):
     """Blocks of few scores have their backward in float32, others in bfloat16."""
-    monkeypatch.setattr("hf_eagle.drafts.ttt_attention._FEW_SCORES", few)
+    monkeypatch.setattr("hf_eagle.drafts.flash_cpu._FEW_SCORES", few)
     layout = RowLayout.of(ROWS, DOCUMENTS)
     inputs = random_inputs(layout, 4, 2, 16, 16, 3, torch.bfloat16)
     out, grads = run(IMPLEMENTATIONS[implementation], layout, inputs, 0.1)

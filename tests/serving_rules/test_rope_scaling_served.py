@@ -8,7 +8,7 @@ from tiny import tiny_llama
 
 from hf_eagle.arguments.groups import DraftArguments, TargetArguments
 from hf_eagle.drafts.build import new_draft
-from hf_eagle.drafts.kinds import KINDS
+from hf_eagle.drafts.kinds import KINDS, kind_of_method
 from hf_eagle.serving.check import check_draft
 from hf_eagle.serving.probe import probe
 from hf_eagle.targets.target import FrozenTarget
@@ -29,6 +29,11 @@ KINDS_AND_ATTENTION = [
 ]
 
 
+def mask_of(method):
+    """What is otherwise chosen by the data."""
+    return {"mask_token_id": 0} if "mask_token_id" in kind_of_method(method).own else {}
+
+
 @pytest.fixture(scope="module")
 def target_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("target")
@@ -44,7 +49,7 @@ def test_the_check_accepts_it_and_servers_rotate_alike(method, attention, name, 
     target, scaling = FrozenTarget(tiny_llama()), json.dumps({"rope_type": name, **SCALINGS[name]})
     sizes = {"q_lora_rank": 16, "kv_lora_rank": 8, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 8}
     mla = {"draft_attention": "mla", **sizes} if attention == "mla" else {}
-    arguments = DraftArguments(method=method, draft_rope_scaling=scaling, **mla)
+    arguments = DraftArguments(method=method, draft_rope_scaling=scaling, **mla, **mask_of(method))
     config = config_of_draft(target.config, TargetArguments(str(target_folder)), arguments)
     torch.manual_seed(1)
     draft = new_draft(config, target.embedding_weight(), head_weight=target.head_weight())
@@ -61,7 +66,8 @@ def test_a_draft_of_a_target_with_mscale_is_trained_as_served(method, attention,
     target.config.rope_parameters = {**YARN, "mscale": mscale, "mscale_all_dim": mscale}
     sizes = {"q_lora_rank": 16, "kv_lora_rank": 8, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 8}
     mla = {"draft_attention": "mla", **sizes} if attention == "mla" else {}
-    config = config_of_draft(target.config, TargetArguments(str(target_folder)), DraftArguments(method=method, **mla))
+    arguments = DraftArguments(method=method, **mla, **mask_of(method))
+    config = config_of_draft(target.config, TargetArguments(str(target_folder)), arguments)
     torch.manual_seed(1)
     new_draft(config, target.embedding_weight(), head_weight=target.head_weight()).save_pretrained(tmp_path)
     assert probe(tmp_path, target_folder, target.config) == []

@@ -3,6 +3,7 @@
 import ast
 import json
 from dataclasses import replace
+from functools import partial
 from importlib.util import resolve_name
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from safetensors.torch import save_file
 from test_serving_check import run
 from tiny import tiny_eagle1_pair, tiny_pair
+from tiny_blocks import tiny_block_pair
 from tiny_mla import tiny_mla_pair
 
 from hf_eagle import serving
@@ -51,7 +53,13 @@ def test_there_is_something_that_restates():
 
 @pytest.mark.parametrize(
     ("pair", "row", "kind"),
-    [(tiny_eagle1_pair, "eagle1", "eagle1"), (tiny_pair, "eagle3", "eagle3"), (tiny_mla_pair, "mla", "eagle3")],
+    [
+        (tiny_eagle1_pair, "eagle1", "eagle1"),
+        (tiny_pair, "eagle3", "eagle3"),
+        (tiny_mla_pair, "mla", "eagle3"),
+        (tiny_block_pair, "dflash", "dflash"),
+        (partial(tiny_block_pair, served_form="transformers"), "dflash", "dflash"),
+    ],
 )
 def test_a_folder_is_told_by_its_tensors_and_without_them_by_its_config(pair, row, kind, tmp_path):
     _, draft = pair()
@@ -72,7 +80,7 @@ def test_every_kind_of_the_package_is_served():
     assert {row.kind for row in SERVED.values()} == set(KINDS) and all(map(serves, KINDS))
 
 
-@pytest.mark.parametrize("kind", ["eagle1", "eagle3"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_rows_of_a_kind_are_called_alike_by_the_servers(kind):
     """A command is made from the kind alone."""
     assert len({(row.vllm.name, row.sglang.name, row.citation) for row in rows_of(kind)}) == 1

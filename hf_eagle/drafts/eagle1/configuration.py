@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import LlamaConfig, PreTrainedConfig
 
-from ..configuration_base import DraftConfig, fields_of_target, written_for_servers
+from ..configuration_base import DraftConfig, fields_of_head, fields_of_target, written_for_servers
 
 
 # SGLang reads the first, vLLM the second
@@ -44,7 +44,7 @@ class Eagle1Config(DraftConfig):
 
     def _check(self):
         self._require(
-            "EAGLE-1",
+            "an EAGLE-1",
             num_hidden_layers=1,
             tie_word_embeddings=False,
             attention_bias=False,
@@ -80,18 +80,11 @@ class Eagle1Config(DraftConfig):
         Example:
             >>> Eagle1Config.from_target(target.config).save_pretrained("draft")
         """
-        text = target_config.get_text_config()
-        # Cohere multiplies its logits by `logit_scale`, Granite divides them by `logits_scaling`
-        scale = (getattr(text, "logit_scale", None) or 1.0) / (getattr(text, "logits_scaling", None) or 1.0)
-
         fields = {
             **fields_of_target(
                 target_config, overrides.get("rope_parameters"), intermediate_size=overrides.get("intermediate_size")
             ),
-            # both servers read these names: they call the target's head without the target's own forward, so the
-            # draft's config must tell them what that does to the logits
-            "logit_scale": None if scale == 1.0 else scale,
-            "final_logit_softcapping": getattr(text, "final_logit_softcapping", None),
+            **fields_of_head(target_config),
         }
 
         return cls(**{**fields, **overrides})

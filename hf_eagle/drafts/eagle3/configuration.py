@@ -81,7 +81,7 @@ class EagleConfig(DraftConfig):
             )
 
         self._require(
-            "EAGLE-3",
+            "an EAGLE-3",
             attention_bias=False,
             mlp_bias=False,
             norm_before_residual=False,

@@ -5,12 +5,12 @@ A row restates the servers' sources and uses nothing that writes drafts. To add 
 """
 
 from ..draft_folder import DraftFolder
-from . import eagle1, eagle3, latent
+from . import dflash, eagle1, eagle3, latent
 from .row import ServedKind
 
 
 # name -> row; the first row that recognises a folder applies
-SERVED: dict[str, ServedKind] = {row.name: row for row in (latent.ROW, eagle1.ROW, eagle3.ROW)}
+SERVED: dict[str, ServedKind] = {row.name: row for row in (dflash.ROW, latent.ROW, eagle1.ROW, eagle3.ROW)}
 
 
 def kind_of(folder: DraftFolder) -> ServedKind:

@@ -7,7 +7,7 @@ import torch
 
 from .. import mending, rules_folder, rules_sglang, rules_vllm
 from ..draft_folder import DraftFolder, Finding, Shape, TargetFacts
-from ..served_math import ServedDraft
+from ..served_math import ServedChain
 from .parameters import layer, llama_attention
 from .row import Served, ServedKind
 
@@ -133,7 +133,7 @@ def _zero_bias(folder: DraftFolder) -> Iterator[Finding]:
 # ---- what is computed ----
 
 
-class ServedEagle1(ServedDraft):
+class ServedEagle1(ServedChain):
     """`fc` joins features and embeddings; the layer's output is fed back, and goes to the target's head."""
 
     @property

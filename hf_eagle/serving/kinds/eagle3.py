@@ -7,7 +7,7 @@ import torch
 
 from .. import rules_folder, rules_sglang, rules_vllm
 from ..draft_folder import DraftFolder, Finding, TargetFacts
-from ..served_math import ServedDraft
+from ..served_math import ServedChain
 from . import taps_mending, taps_sglang, taps_vllm
 from .parameters import llama_attention
 from .row import Served, ServedKind
@@ -130,7 +130,7 @@ SGLANG = Served(
 # ---- what is computed ----
 
 
-class ServedEagle3(ServedDraft):
+class ServedEagle3(ServedChain):
     """`fc` joins the taps; embedding and feature are normed separately and concatenated; its own head follows."""
 
     @property

@@ -19,10 +19,14 @@ class Served:
     Attributes:
         name: what the server calls it: `method` of vLLM's speculative config, SGLang's `--speculative-algorithm`.
         rules: find what keeps it from running a folder as it was trained, in the order of the report.
+        options: SGLang's other options, from the number of tokens that are drafted in a round.
     """
 
     name: str
     rules: tuple[ServerRule, ...]
+    options: Callable[[int], str] = lambda count: (
+        f"--speculative-num-steps {count} --speculative-eagle-topk 1 --speculative-num-draft-tokens {count + 1}"
+    )
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,11 @@ class ServedKind:
         mending: steps that mend a draft, in their order.
         label: what a card calls it, from `config.json`.
         citation: the paper, in BibTeX.
+        drafted: how many tokens it was trained to draft in a round, from `config.json`; `None` if any number will do.
+        others: rules of readers that are no servers; their findings follow those of the servers.
+        converted: what vLLM makes of a folder in the form of its speculators, which no other reader takes.
+        in_python: the lines of Python that generate with a folder in transformers alone, from target and draft; `None`
+            if transformers does not take it.
     """
 
     name: str
@@ -53,3 +62,7 @@ class ServedKind:
     mending: tuple[Callable[[Draft], None], ...]
     label: Callable[[Mapping[str, object]], str]
     citation: str
+    drafted: Callable[[Mapping[str, object]], int | None] = lambda config: None
+    others: tuple[ServerRule, ...] = ()
+    converted: tuple[FolderRule, ...] = ()
+    in_python: Callable[[Mapping[str, object], str, str], str | None] = lambda config, target, draft: None

@@ -1,0 +1,249 @@
+"""The config of a DFlash draft: what is in its config.json, in the two forms that readers want."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from transformers import LlamaConfig, PreTrainedConfig
+
+from ...targets.architectures import family_of, scales_embeddings
+from ...targets.config_fields import read_field
+from ..configuration_base import DraftConfig, fields_of_head, fields_of_target, written_for_servers
+from .mask_token import choose_mask_token, refuse_mask_token_in_data
+
+
+logger = logging.getLogger(__name__)
+
+ARCHITECTURE = "DFlashDraftModel"
+# form of the folder -> `model_type`: the servers take any that transformers knows, transformers only its own
+MODEL_TYPES = {"servers": "qwen3", "transformers": "muse_glimmer_assistant"}
+_SLIDING = ("is_causal", "use_sliding_window", "sliding_window")
+_NOT_WRITTEN = (
+    *("draft_vocab_size", "target_hidden_size", "eagle_aux_hidden_state_layer_ids", "image_embeddings"),
+    *("target_layer_ids", "mlp_bias", "served_form"),
+)
+_ALWAYS_WRITTEN = (
+    *("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim"),
+    *("hidden_act", "rms_norm_eps", "max_position_embeddings", "initializer_range"),
+)
+
+
+class DFlashConfig(DraftConfig):
+    """Configuration of a DFlash draft: it has taps, and uses the target's vocabulary and head.
+
+    Args:
+        block_size (`int`, defaults to 8): slots of a block: the newest token, and those proposed behind it.
+        target_layer_ids (`list[int]`): layers whose OUTPUT is tapped, counted from 0, ascending.
+        num_target_layers (`int`): layers of the target.
+        mask_token_id (`int`, *optional*): token in the slots to be filled; chosen from tokenizer and data if `None`.
+        share_k_norm (`bool`, defaults to `False`): whether all layers have one `k_norm`, which is written for each.
+        served_form (`str`, defaults to `"servers"`): form of the folder, `"servers"` or `"transformers"`.
+        logit_scale, final_logit_softcapping (`float`, *optional*): what the target does to its logits, if anything.
+        kwargs: as for [`DraftConfig`], and what config.json holds beside these.
+
+    Raises:
+        ValueError: for what not all readers run alike: sliding or causal attention, biases, a draft vocabulary.
+    """
+
+    model_type = MODEL_TYPES["servers"]
+    free_in_warm_start = ("block_size", "served_form")
+
+    block_size: int = 8
+    target_layer_ids: list[int] | tuple[int, ...] | None = None
+    num_target_layers: int | None = None
+    mask_token_id: int | None = None
+    share_k_norm: bool = False
+    served_form: str = "servers"
+    logit_scale: float | None = None
+    final_logit_softcapping: float | None = None
+
+    def __post_init__(self, **kwargs):
+        for name, value in (kwargs.pop("dflash_config", None) or {}).items():
+            if name not in ("mask_token_id", "target_layer_ids", "block_size"):
+                raise ValueError(f"`dflash_config` holds `{name}` {value}, which readers treat differently: remove it.")
+            setattr(self, name, value)
+
+        kinds = set(kwargs.pop("layer_types", None) or ["full_attention"])
+        if kinds != {"full_attention"}:
+            raise ValueError(f"`layer_types` of a DFlash draft must all be full_attention, got {sorted(kinds)}.")
+        wrong = [(name, kwargs.pop(name)) for name in _SLIDING if name in kwargs]
+        for name, value in wrong:
+            if value and not (name == "sliding_window" and self.served_form == "transformers"):
+                raise ValueError(f"`{name}` of a DFlash draft must be unset, got {value}: it attends to all before it.")
+
+        if self.target_layer_ids is not None:
+            self.target_layer_ids = [int(number) for number in self.target_layer_ids]
+        self.architectures = self.architectures or [ARCHITECTURE]
+        super().__post_init__(**kwargs)
+
+    def _check(self) -> None:
+        super()._check()
+        self._require(
+            "a DFlash",
+            tie_word_embeddings=False,
+            attention_bias=False,
+            mlp_bias=False,
+            hidden_act="silu",
+            draft_vocab_size=self.vocab_size,
+            target_hidden_size=self.hidden_size,
+            eagle_aux_hidden_state_layer_ids=None,
+            image_embeddings="token",
+        )
+        if self.block_size < 2:
+            raise ValueError(f"`block_size` of a DFlash draft must be at least 2, got {self.block_size}.")
+        if self.served_form not in MODEL_TYPES:
+            raise ValueError(f"`served_form` must be one of {', '.join(MODEL_TYPES)}, got {self.served_form!r}.")
+        if self.mask_token_id is not None and not 0 <= self.mask_token_id < self.vocab_size:
+            raise ValueError(
+                f"`mask_token_id` must be a row of the target's table, 0 to {self.vocab_size - 1}, got "
+                f"{self.mask_token_id}."
+            )
+        check_layers(self.target_layer_ids or [], self.num_target_layers)
+
+    @property
+    def tap_ids(self) -> list[int]:
+        """Entry ids of the taps: the output of layer k is the input of layer k + 1. `layers_of` is the opposite."""
+        return [number + 1 for number in self.target_layer_ids]
+
+    @property
+    def chain_length(self) -> int:
+        """A block's slots behind the newest token."""
+        return self.block_size - 1
+
+    def as_arguments(self) -> dict[str, Any]:
+        """See [`DraftConfig.as_arguments`]."""
+        own = ("block_size", "mask_token_id", "share_k_norm", "served_form")
+        layers = {"draft_num_layers": self.num_hidden_layers}
+        return {"method": "dflash", **super().as_arguments(), **layers, **{name: getattr(self, name) for name in own}}
+
+    def fit_to_data(self, tokenizer, data, held: DraftConfig | None = None) -> None:
+        """Choose the mask token if none was asked for, and refuse one that is a token of the data.
+
+        Args:
+            tokenizer: the target's.
+            data: to train on.
+            held: config of the draft that training continues or starts from: it keeps its mask token.
+        """
+        why = "as asked for"
+        if self.mask_token_id is None and held is not None:
+            self.mask_token_id, why = held.mask_token_id, "as in the draft to start from"
+        if self.mask_token_id is None:
+            self.mask_token_id, why = choose_mask_token(tokenizer, data, self.vocab_size)
+        else:
+            refuse_mask_token_in_data(self.mask_token_id, data)
+        logger.info("%s", f"{self.told_to_card()[0]} ({why}).")
+
+    def told_to_card(self) -> list[str]:
+        """See [`DraftConfig.told_to_card`]."""
+        return [f"The mask token of its blocks is {self.mask_token_id}, which the data do not hold"]
+
+    @classmethod
+    def get_config_dict(cls, *args, **kwargs) -> tuple[dict[str, Any], dict[str, Any]]:
+        """As in `transformers`; tells the two forms of a folder apart by `model_type`."""
+        found, rest = super().get_config_dict(*args, **kwargs)
+        forms = {model_type: form for form, model_type in MODEL_TYPES.items()}
+        form = forms.get(found.get("model_type"), "servers")
+        return {**found, "model_type": cls.model_type, "served_form": form}, rest
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """The content of config.json: all that vLLM, SGLang and z-lab's own code read, in `transformers` also its."""
+        written = written_for_servers(self, LlamaConfig.to_diff_dict(self))
+        for name in _NOT_WRITTEN:
+            written.pop(name, None)
+        for name in ("logit_scale", "final_logit_softcapping", "share_k_norm"):
+            if not written.get(name):  # vLLM would multiply by null
+                written.pop(name, None)
+
+        dflash = {"mask_token_id": self.mask_token_id, "target_layer_ids": self.target_layer_ids}
+        written |= {name: getattr(self, name) for name in _ALWAYS_WRITTEN}
+        written |= {
+            "architectures": [ARCHITECTURE],
+            "model_type": MODEL_TYPES[self.served_form],
+            "block_size": self.block_size,
+            "num_target_layers": self.num_target_layers,
+            # transformers' default are sliding layers
+            "layer_types": ["full_attention"] * self.num_hidden_layers,
+            "use_sliding_window": False,
+            "sliding_window": None,
+            "dflash_config": dflash,
+        }
+        written.pop("mask_token_id", None)
+        return written | self._for_transformers(dflash) if self.served_form == "transformers" else written
+
+    def _for_transformers(self, dflash: dict[str, Any]) -> dict[str, Any]:
+        """Fields that transformers reads at the top level, and of the types that it takes."""
+        eos = self.eos_token_id[0] if isinstance(self.eos_token_id, list) else self.eos_token_id
+        return {**dflash, "eos_token_id": eos, "sliding_window": self.max_position_embeddings}
+
+
+def layers_of(tap_ids: list[int]) -> list[int]:
+    """Layers whose output is tapped, from the entry ids of the taps; the opposite of [`DFlashConfig.tap_ids`]."""
+    return [number - 1 for number in tap_ids]
+
+
+def default_layers(target_config: PreTrainedConfig, count: int) -> list[int]:
+    """Layers whose output is tapped by default: `count` of them, spread evenly from layer 1 to layer N - 3.
+
+    This is z-lab's rule, which has as many taps as the draft has layers. A family may have another first tap, see
+    [`Family`]. A shallow target gets fewer.
+    """
+    num_layers, family = read_field(target_config.get_text_config(), "num_hidden_layers"), family_of(target_config)
+    first, last = (1 if family is None else layers_of([family.first_tap])[0]), num_layers - 3
+    spread = {round(first + number * (last - first) / (count - 1)) for number in range(count)}
+    return sorted({min(max(number, 0), num_layers - 2) for number in spread})
+
+
+def check_layers(layers: list[int], num_layers: int | None) -> None:
+    """`ValueError` unless these are layers whose output every reader taps, ascending and unique."""
+    last = None if num_layers is None else num_layers - 2
+    outside = [number for number in layers if number < 0 or (last is not None and number > last)]
+    if outside or not layers:
+        most = "the target's layers" if last is None else last + 1
+        raise ValueError(
+            f"`tap_ids` of a DFlash draft must be entry ids between 1 and {most}, got {[n + 1 for n in layers]}: it "
+            "taps outputs of layers, and not the last one's, which readers norm differently."
+        )
+
+    if layers != sorted(set(layers)):
+        raise ValueError(
+            f"`tap_ids` of a DFlash draft must be ascending and unique, because vLLM taps in that order, got "
+            f"{[n + 1 for n in layers]}."
+        )
+
+
+def config_for(target_config: PreTrainedConfig, options: Mapping[str, Any], **fields: Any) -> DFlashConfig:
+    """The config of a new draft for a target.
+
+    Args:
+        target_config: the target's (text) config.
+        options: arguments of the command line by name.
+        fields: any other field of the config.
+
+    Raises:
+        ValueError: for a target that scales its embeddings, and for wrong taps.
+    """
+    if scales_embeddings(target_config):
+        raise ValueError(
+            "`method` is dflash, but the target scales its embeddings, and vLLM, SGLang and transformers each give a "
+            "DFlash draft something else then: train an EAGLE-3 draft."
+        )
+
+    num_layers, count = read_field(target_config.get_text_config(), "num_hidden_layers"), options["draft_num_layers"]
+    taps = options["tap_ids"]
+    own = {name: options[name] for name in ("block_size", "mask_token_id", "share_k_norm", "served_form")}
+    return DFlashConfig(
+        **{
+            **fields_of_target(target_config, fields.get("rope_parameters")),
+            **fields_of_head(target_config),
+            **own,
+            "num_hidden_layers": count,
+            "num_target_layers": num_layers,
+            "target_layer_ids": default_layers(target_config, max(3, count)) if taps is None else layers_of(taps),
+            **fields,
+        }
+    )
+
+
+def title_of(config: Mapping[str, Any]) -> str:
+    """Return the name that people call this kind of draft, given its `config.json`."""
+    return "DFlash"

@@ -1,0 +1,64 @@
+"""The mask token of a block draft: which one stands in the slots to be filled. It must be no token of the data."""
+
+import torch
+from torch.utils.data import IterableDataset
+
+
+def choose_mask_token(tokenizer, data, vocab_size: int) -> tuple[int, str]:
+    """A token to mask with, and why it was chosen.
+
+    The first of these that the data do not hold: the tokenizer's mask token; the first row of the target's table that
+    no token has; the special token with the highest id that neither begins, ends nor pads a text.
+
+    Args:
+        tokenizer: the target's.
+        data: with a column `input_ids`; a stream cannot be looked through first, and is looked at batch by batch.
+        vocab_size: rows of the target's table.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    known, held = set(tokenizer.get_vocab().values()), tokens_of(data, vocab_size)
+    named = {getattr(tokenizer, f"{name}_token_id", None) for name in ("bos", "eos", "pad", "unk", "sep", "cls")}
+    special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    unused = next((number for number in range(vocab_size) if number not in known), None)
+
+    candidates = [
+        (getattr(tokenizer, "mask_token_id", None), "the tokenizer's mask token"),
+        (unused, "the first row of the target's table without a token"),
+        *((number, "a special token that the data do not hold") for number in sorted(special - named, reverse=True)),
+    ]
+    for number, why in candidates:
+        if number is not None and number < vocab_size and not held[number]:
+            return number, why
+
+    raise ValueError(
+        "`mask_token_id` is unset, but the tokenizer has no mask token, each row of the target's table has a token, "
+        "and the data hold each special one: set it to a token that the data do not hold."
+    )
+
+
+def tokens_of(data, vocab_size: int) -> torch.Tensor:
+    """Which tokens the data hold, bool `(vocab_size,)`; of a stream, none is known."""
+    held = torch.zeros(vocab_size, dtype=torch.bool)
+    if isinstance(data, IterableDataset):
+        return held
+
+    for batch in data.with_format("arrow").iter(batch_size=4096):
+        ids = batch["input_ids"].combine_chunks().flatten().to_numpy(zero_copy_only=False).astype("int64")
+        held[torch.from_numpy(ids).clamp_max(vocab_size - 1)] = True  # one beyond is refused where batches are read
+    return held
+
+
+def refuse_mask_token_in_data(mask_token_id: int, data) -> None:
+    """`ValueError` if it is a token of the data."""
+    if bool(tokens_of(data, mask_token_id + 2)[mask_token_id]):
+        raise_for_mask_token(mask_token_id)
+
+
+def raise_for_mask_token(mask_token_id: int) -> None:
+    """Raise the `ValueError` of a mask token that is a token of the data."""
+    raise ValueError(
+        f"`mask_token_id` is {mask_token_id}, but the data hold that token, so that a draft could not tell it from a "
+        "slot to be filled: set it to a token that they do not hold."
+    )

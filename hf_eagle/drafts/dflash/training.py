@@ -1,0 +1,147 @@
+"""How a DFlash draft is trained: on blocks behind drawn anchors, against the target or the tokens of the data."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from ...losses.fused_head import FusedHeadLoss, LabelRows, StreamedRows
+from ...losses.objectives import summed_by_step
+from ...losses.output import EagleOutput, Objective
+from ..training_base import DraftTraining, Lesson
+from .configuration import DFlashConfig
+from .mask_token import raise_for_mask_token
+from .plan import BlockPlan
+
+
+@dataclass
+class BlockTeacher:
+    """What blocks are compared with, if not with tokens.
+
+    Attributes:
+        hidden: `(P, hidden)`, the target's last hidden states at `plan.supervised.positions`.
+        logits: the target's logits `(rows, vocabulary)` from such.
+        dtype: of the distributions made from them.
+    """
+
+    hidden: torch.Tensor
+    logits: Callable[[torch.Tensor], torch.Tensor]
+    dtype: torch.dtype
+
+
+@dataclass
+class BlockObjective:
+    """A loss of every slot that counts, through the fused head: no logits of all slots ever exist.
+
+    Args:
+        loss: `"ce"` is soft cross-entropy to the target's distribution at the token before the slot's. `"label"` is
+            `-log q_k`, of the probability of the slot's token. `"dpace"` is that with the weight
+            `sum_{j >= k} prod_{i <= j} ((1 - alpha) q_i + alpha)` over the slots j of the block that count, which has
+            no gradient.
+        alpha: of `"dpace"`.
+    """
+
+    loss: str = "ce"
+    alpha: float = 0.5
+
+    def bind(self, plan: BlockPlan, teacher: BlockTeacher | None, step_factors: torch.Tensor) -> Objective:
+        """Build the callable that a draft's forward takes, for one batch.
+
+        Args:
+            plan: which slots count, and the token at each.
+            teacher: the target; not needed for a loss of tokens.
+            step_factors: `(slots,)`, the factor of each slot's summed loss in the final one.
+
+        Returns:
+            A function of hidden states `(slots, A, hidden)` and of the head.
+        """
+
+        def objective(hidden: torch.Tensor, head: nn.Module) -> EagleOutput:
+            slots, blocks, _ = hidden.shape
+            slot, block = plan.slot, plan.block
+            x = hidden[slot, block]
+            factor, weight = step_factors.float()[slot], None
+
+            if self.loss == "ce":
+                where = plan.where
+                rows = StreamedRows(
+                    *(teacher.hidden, teacher.logits, where, factor, head.transform, teacher.dtype),
+                    ascending=plan.where_on_host,
+                )
+            else:
+                rows = LabelRows(plan.labels, factor, head.transform)
+            if self.loss == "dpace":
+                with torch.no_grad():  # a pass of its own, because the weights need all slots
+                    losses = FusedHeadLoss.apply(x, head.weight, rows, False)[1]
+                    weight = self._weights(losses, slot, block, (slots, blocks))
+                rows.factor = factor * weight
+
+            loss, losses, hits = FusedHeadLoss.apply(x, head.weight, rows, torch.is_grad_enabled())
+            right = torch.zeros(slots, blocks, dtype=torch.long, device=x.device)
+            right[slot, block] = hits.long()
+            return EagleOutput(
+                loss=loss,
+                loss_sums=summed_by_step(losses if weight is None else losses * weight, slot, slots),
+                correct=right.sum(1),
+                leading=right.cumprod(0).sum(1),  # a slot that does not count, and all behind it, count nothing
+            )
+
+        return objective
+
+    def _weights(self, losses: torch.Tensor, slot: torch.Tensor, block: torch.Tensor, shape) -> torch.Tensor:
+        """D-PACE's weight of each row, from the rows' `-log q`."""
+        reached = losses.new_zeros(shape)
+        reached[slot, block] = (1 - self.alpha) * (-losses).exp() + self.alpha
+        behind = reached.cumprod(0).flip(0).cumsum(0).flip(0)
+        return behind[slot, block]
+
+
+class DFlashTraining(DraftTraining):
+    """Every slot behind an anchor is a step.
+
+    Args:
+        objective: the loss.
+        block_size: slots of a block, the anchor's included.
+        num_anchors: blocks of a document, at most.
+        mask_token_id: token in the slots to be filled, which no document may hold.
+        slot_decay: slot k has the weight `exp(-(k - 1) / slot_decay)`, except with `"dpace"`.
+    """
+
+    def __init__(
+        self,
+        objective: BlockObjective,
+        block_size: int,
+        num_anchors: int = 512,
+        mask_token_id: int | None = None,
+        slot_decay: float = 4.0,
+    ):
+        self.objective, self.block_size, self.num_anchors = objective, block_size, num_anchors
+        self.mask_token_id = mask_token_id
+        even = objective.loss == "dpace"  # which has weights of its own, and is divided by the plain count
+        places = torch.arange(block_size - 1)
+        self.step_weights = torch.ones(block_size - 1) if even else torch.exp(-places / slot_decay)
+
+    def step_factors(self, total: torch.Tensor, processes: int = 1) -> torch.Tensor:
+        """All slots are divided by one number, the sum of all weights: a mean over slots, not of the slots' means."""
+        weights = self.step_weights.to(total.device, non_blocking=True)
+        return weights * processes / (weights * total).sum().clamp_min(torch.finfo(weights.dtype).tiny)
+
+    def plan(self, batch, draw) -> BlockPlan:
+        plan = BlockPlan.of(batch, self.block_size, self.num_anchors, draw)
+        if bool(((batch["input_ids"] == self.mask_token_id) & (plan.documents >= 0)).any()):
+            raise_for_mask_token(self.mask_token_id)
+        return plan
+
+    def teach(self, target, draft, seen, plan, step_factors, dtype) -> Lesson:
+        teacher = None
+        if self.objective.loss == "ce":
+            hidden = seen.last_hidden.flatten(0, 1)[plan.supervised.positions]
+            teacher = BlockTeacher(hidden, target.teacher_head(), dtype)
+        return Lesson(seen, self.objective.bind(plan, teacher, step_factors))
+
+
+def training_for(args, config: DFlashConfig) -> DFlashTraining:
+    """From the arguments of a run, see `EagleArguments`."""
+    objective = BlockObjective(args.loss, args.dpace_alpha)
+    return DFlashTraining(objective, config.block_size, args.num_anchors, config.mask_token_id, args.slot_decay)

@@ -1,0 +1,161 @@
+"""What the readers of a DFlash folder have in common: where its config holds what, its parameters, and shared rules.
+
+A folder has one of two forms. The main form is that of z-lab, `model_type` "qwen3". The second one is what transformers
+calls `muse_glimmer_assistant`, with some fields at top level too, and other names of `fc` and `hidden_norm`.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from ..draft_folder import DraftFolder, Finding, Shape, TargetFacts
+from .parameters import layer, llama_attention
+
+
+ARCHITECTURE = "DFlashDraftModel"
+MAIN_TYPE, SECOND_TYPE = "qwen3", "muse_glimmer_assistant"
+# read by the same class of vLLM
+MODEL_TYPES = (MAIN_TYPE, SECOND_TYPE, "llama")
+FULL, SLIDING = "full_attention", "sliding_attention"
+_HEAD_WIDTH = 128  # of Qwen3's config class, where none is written
+_KV_HEADS = {MAIN_TYPE: 32, SECOND_TYPE: 8}
+
+
+# ---- the config ----
+
+
+def nested(config: dict) -> dict:
+    """The fields in `dflash_config`."""
+    found = config.get("dflash_config")
+    return found if isinstance(found, dict) else {}
+
+
+def named(config: dict, name: str) -> Any:
+    """A field that may be in `dflash_config` or at top level; the former wins."""
+    return nested(config).get(name, config.get(name))
+
+
+def layer_ids(config: dict) -> list[int] | None:
+    """Layers whose OUTPUTS are tapped, in the order that is written; `None` if that is no list of numbers."""
+    ids = named(config, "target_layer_ids")
+    sound = isinstance(ids, list) and ids and all(isinstance(i, int) and not isinstance(i, bool) for i in ids)
+    return ids if sound else None
+
+
+def head_width(config: dict) -> int:
+    """The width of a head that vLLM takes: Qwen3's config class has a default of its own."""
+    if "head_dim" not in config and config.get("model_type") in (MAIN_TYPE, SECOND_TYPE):
+        return _HEAD_WIDTH
+    return config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+
+
+def kv_heads(config: dict) -> int:
+    """The number of key heads that vLLM takes, as `head_width`."""
+    default = _KV_HEADS.get(config.get("model_type"), config["num_attention_heads"])
+    return config.get("num_key_value_heads", default) or config["num_attention_heads"]
+
+
+def whole_vocabulary(config: dict, target: TargetFacts | None) -> bool:
+    """Whether every token of the target can be drafted."""
+    vocab = config.get("vocab_size") if target is None else target.vocab_size
+    return config.get("draft_vocab_size") in (None, vocab)
+
+
+# ---- the tensors ----
+
+
+def place(name: str) -> str:
+    """The main form's name of a tensor; both servers take those of either form."""
+    name = name.replace("encoder.output_norm_enc.", "hidden_norm.").replace("encoder.fc.", "fc.")
+    return name.replace("midlayer.", "layers.0.")
+
+
+def parameters(config: dict, num_layers: int) -> dict[str, Shape]:
+    """The parameters by their names in the main form, without what the target lends."""
+    hidden, width = config["hidden_size"], head_width(config)
+    taps = len(layer_ids(config) or [0])
+    sizes = {**config, "head_dim": width, "num_key_value_heads": kv_heads(config)}
+    attention = llama_attention(sizes, hidden) | {"q_norm": (width,), "k_norm": (width,)}
+
+    found = {"fc.weight": (hidden, taps * hidden), "hidden_norm.weight": (hidden,), "norm.weight": (hidden,)}
+    for index in range(num_layers):
+        found |= layer(config, attention, ("input_layernorm", "post_attention_layernorm"), f"layers.{index}")
+        if config.get("attention_bias"):
+            for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
+                found[f"layers.{index}.self_attn.{name}.bias"] = attention[name][:1]
+    return found
+
+
+# ---- rules that hold for several readers ----
+
+
+def taps_known(folder: DraftFolder, target: TargetFacts | None, reader: str) -> Iterator[Finding]:
+    """The taps are written, and the target has these layers.
+
+    Args:
+        folder, target: as for every rule.
+        reader: whom the findings name.
+    """
+    ids, wanted = layer_ids(folder.config), "write the layers of training there, whose OUTPUTS were tapped, from 0"
+    if ids is None:
+        said = named(folder.config, "target_layer_ids")
+        seen = "is missing" if said is None else f"is {said!r}"
+        yield Finding(reader, f"`dflash_config.target_layer_ids` {seen}: no taps are known.", wanted)
+    elif min(ids) < -1 or (target is not None and max(ids) >= target.num_layers):
+        has = "" if target is None else f" of {target.num_layers} layers"
+        yield Finding(reader, f"`target_layer_ids` {ids} names layers that a target{has} does not have.", wanted)
+
+
+def causal(folder: DraftFolder, target: TargetFacts | None, reader: str) -> Iterator[Finding]:
+    """`is_causal` does not hide a block's later slots from its earlier ones."""
+    if folder.config.get("is_causal"):
+        yield Finding(
+            reader,
+            "`is_causal` is true: a slot does not see the later slots of its block, which training showed.",
+            "leave the field out",
+        )
+
+
+def windows(folder: DraftFolder, target: TargetFacts | None, reader: str) -> Iterator[Finding]:
+    """Attention sees all tokens, as in training, in every layer."""
+    types, count = folder.config.get("layer_types"), folder.config.get("num_hidden_layers")
+    fix = f'write `layer_types` as "{FULL}", once for each of the {count} layers'
+    if types is None:
+        return
+    if not isinstance(types, list) or len(types) != count or set(types) - {FULL, SLIDING}:
+        yield Finding(reader, f"`layer_types` is {types}, and must name the attention of {count} layers.", fix)
+    elif SLIDING in types:
+        yield Finding(
+            reader,
+            f"`layer_types` {types} asks for sliding attention: it hides keys that training showed, and each reader "
+            "places the window's edge and the order inside a block differently.",
+            fix,
+        )
+
+
+def embedding_factor(folder: DraftFolder, target: TargetFacts | None, reader: str) -> Iterator[Finding]:
+    """The target does not scale its embeddings."""
+    if target is not None and target.model_type.startswith("gemma"):
+        yield Finding(
+            reader,
+            "a Gemma target scales its embeddings: vLLM gives the draft the table's rows, SGLang scales them where the "
+            "target's class says so, and transformers scales them always.",
+            "train and measure in the same server, or train an EAGLE-3 draft",
+            level="limit",
+        )
+
+
+def is_dspark(config: dict) -> bool:
+    """Whether a config is that of a DSpark draft."""
+    return any("DSpark" in str(name) for name in config.get("architectures") or []) or "markov_rank" in config
+
+
+def other_kind(folder: DraftFolder) -> Iterator[Finding]:
+    """The folder is not one of DSpark, whose slots predict one token further."""
+    if is_dspark(folder.config):
+        yield Finding(
+            "Every reader",
+            f"`architectures` {folder.config.get('architectures')} or `markov_rank` says that this is a DSpark draft, "
+            "which DeepSpec also calls dflash where its rank is 0: slot k predicts the token after its own, so as "
+            "DFlash it would be off by one.",
+            "serve it with vLLM's method dspark, or train a DFlash draft",
+        )
