@@ -60,7 +60,9 @@ class DraftRun:
         normed, feedback = self.draft.decode(next_ids, hidden, positions, self.cache, mask, embeddings)
 
         if before.uniform and lengths.uniform:
-            return normed[:, -1:], feedback[:, -1:]
+            # rows that have left the batch may have had more new tokens than those that remain
+            last = slice(lengths.high - before.high - 1, lengths.high - before.high)
+            return normed[:, last], feedback[:, last]
         last = (lengths.device - before.device - 1)[:, None, None].expand(-1, 1, normed.shape[-1])
         return normed.gather(1, last), feedback.gather(1, last)
 
