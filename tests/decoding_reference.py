@@ -16,8 +16,8 @@ def rotate(x, theta):  # (rows, heads, head_dim), row i at position i
     return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
 
 
-def reference_draft(draft, embedding, hidden, next_ids):
-    """All rows at once, (rows, hidden) -> normed and fed-back hidden states of the last row."""
+def reference_draft(draft, embedding, hidden, next_ids, window=None):
+    """All rows at once, (rows, hidden) -> normed and fed-back hidden states of the last row, which sees `window` keys."""
     w, c = draft.state_dict(), draft.config
     layer = {name.removeprefix("midlayer."): value for name, value in w.items() if name.startswith("midlayer.")}
     eps, heads = c.rms_norm_eps, c.num_attention_heads
@@ -30,6 +30,8 @@ def reference_draft(draft, embedding, hidden, next_ids):
     )
     q, k, v = ((x @ layer[f"self_attn.{n}_proj.weight"].T).unflatten(-1, (-1, c.head_dim)) for n in "qkv")
     q, k = rotate(q, c.rope_parameters["rope_theta"]), rotate(k, c.rope_parameters["rope_theta"])
+    if window is not None:
+        k, v = k[-window:], v[-window:]
     attended = []
     for head in range(heads):
         group = head * c.num_key_value_heads // heads
@@ -53,7 +55,7 @@ def reference_features(target, draft, tokens):
 
 
 @torch.no_grad()
-def reference_chain(target, draft, prompt, num_speculative_tokens, max_new_tokens, eos_token_ids=()):
+def reference_chain(target, draft, prompt, num_speculative_tokens, max_new_tokens, eos_token_ids=(), window=None):
     """(answer, drafts, accepted per position, the numbers of tokens accepted in each round)"""
 
     embedding = target.model.get_input_embeddings().weight
@@ -61,7 +63,7 @@ def reference_chain(target, draft, prompt, num_speculative_tokens, max_new_token
     def propose(tokens):
         hidden, next_ids, proposed = reference_features(target, draft, tokens[:-1]), tokens[1:], []
         for _ in range(num_speculative_tokens):
-            normed, fed_back = reference_draft(draft, embedding, hidden, next_ids)
+            normed, fed_back = reference_draft(draft, embedding, hidden, next_ids, window)
             draft_id = int((draft.lm_head.weight @ normed).argmax())
             proposed.append(draft_id if draft.d2t is None else draft_id + int(draft.d2t[draft_id]))
             hidden, next_ids = torch.cat([hidden, fed_back[None]]), [*next_ids, proposed[-1]]
@@ -71,7 +73,7 @@ def reference_chain(target, draft, prompt, num_speculative_tokens, max_new_token
 
 
 @torch.no_grad()
-def reference_tree(target, draft, prompt, depth, top_k, total_tokens, max_new_tokens, eos_token_ids=()):
+def reference_tree(target, draft, prompt, depth, top_k, total_tokens, max_new_tokens, eos_token_ids=(), window=None):
     """As `reference_chain`, with the dynamic tree of EAGLE-2."""
     embedding = target.model.get_input_embeddings().weight
 
@@ -81,7 +83,7 @@ def reference_tree(target, draft, prompt, depth, top_k, total_tokens, max_new_to
         for _ in range(depth):
             children = []
             for score, path, hidden in frontier:
-                normed, fed_back = reference_draft(draft, embedding, hidden, tokens[1:] + list(path))
+                normed, fed_back = reference_draft(draft, embedding, hidden, tokens[1:] + list(path), window)
                 log_probs = (draft.lm_head.weight @ normed).log_softmax(0)
                 for draft_id in log_probs.argsort(descending=True)[:top_k].tolist():
                     token = draft_id if draft.d2t is None else draft_id + int(draft.d2t[draft_id])

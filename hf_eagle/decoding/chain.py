@@ -13,6 +13,7 @@ class DraftRun:
         lengths: the rows' lengths, all 0 at first.
         limit: tokens that a row will hold at most, drafted ones included.
         prompt_positions, moved: those of the [`TargetRun`], which a draft with m-RoPE follows.
+        window: keys that a query sees, its own included, as servers count it; all when `None`.
     """
 
     def __init__(
@@ -22,8 +23,9 @@ class DraftRun:
         limit: int,
         prompt_positions: torch.Tensor | None = None,
         moved: torch.Tensor | None = None,
+        window: int | None = None,
     ):
-        self.draft, self.lengths = draft, lengths
+        self.draft, self.lengths, self.window = draft, lengths, window
         self.cache = SlotCache(lengths, limit)
         follows = draft.config.mrope_section is not None
         self.prompt_positions, self.moved = (prompt_positions, moved) if follows else (None, None)
@@ -47,9 +49,9 @@ class DraftRun:
         count = next_ids.shape[1]
         # rows of one length need no mask: the draft's default is causal
         mask = None
-        if not before.uniform:
+        if not before.uniform or self._cuts(before, count):
             causal = torch.ones(1, count, count, dtype=torch.bool, device=next_ids.device).tril()
-            mask = before.visible(causal)[:, None]
+            mask = self._windowed(before.visible(causal), before.slots(count))[:, None]
 
         hidden = self.draft.combine_features(features)
         positions, self.prompt_positions = self.prompt_positions, None  # the prompt comes first, and only once
@@ -58,7 +60,9 @@ class DraftRun:
         normed, feedback = self.draft.decode(next_ids, hidden, positions, self.cache, mask, embeddings)
 
         if before.uniform and lengths.uniform:
-            return normed[:, -1:], feedback[:, -1:]
+            # rows that have left the batch may have had more new tokens than those that remain
+            last = slice(lengths.high - before.high - 1, lengths.high - before.high)
+            return normed[:, last], feedback[:, last]
         last = (lengths.device - before.device - 1)[:, None, None].expand(-1, 1, normed.shape[-1])
         return normed.gather(1, last), feedback.gather(1, last)
 
@@ -78,14 +82,29 @@ class DraftRun:
         rows, count = tokens.shape
         drafted = level + 1 if seen is None else seen.shape[2]
         mask = None
-        if seen is not None or not self.lengths.uniform:
+        if seen is not None or not self.lengths.uniform or self._cuts(self.lengths, level + 1):
             if seen is None:
                 seen = torch.ones(1, 1, drafted, dtype=torch.bool, device=tokens.device)
-            mask = self.lengths.visible(seen)[:, None]
+            mask = self._windowed(self.lengths.visible(seen), self.lengths.slots(1, skip=level))[:, None]
 
         self.cache.place(self.lengths, skip=drafted - count)
         positions = self._positions(self.lengths.slots(1, skip=level), rows).expand(rows, count)
         return self.draft.decode(tokens, feedback, positions, self.cache, mask)
+
+    def _cuts(self, lengths: Lengths, count: int) -> bool:
+        """Whether the window hides a key from the last of `count` tokens after these lengths."""
+        return self.window is not None and lengths.high + count > self.window
+
+    def _windowed(self, visible: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        """`visible` `(rows, n, slots)` without the keys behind the window of queries at `places` `(rows or 1, n or 1)`.
+
+        A verified token's slot is its place. A drafted token lies before its slot in a tree, but always inside the
+        window, which is wider than the tree is deep.
+        """
+        if self.window is None:
+            return visible
+        slots = torch.arange(visible.shape[-1], device=visible.device)
+        return visible & (slots > places[..., None] - self.window)
 
     def _positions(self, slots: torch.Tensor, rows: int) -> torch.Tensor:
         """`(rows, n)` positions of tokens in these slots `(rows or 1, n)`."""

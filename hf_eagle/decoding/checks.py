@@ -21,12 +21,14 @@ class DraftShape:
         depth: tokens of a chain, levels of a tree: the most that one round can accept.
         top_k: nodes expanded on each level, and children of each; 1 in a chain.
         total_tokens: drafted tokens that the target verifies.
+        window: keys that a query of the draft sees, its own included; all of them when `None`.
     """
 
     tree: bool
     depth: int
     top_k: int
     total_tokens: int
+    window: int | None = None
 
     @classmethod
     def of(
@@ -36,6 +38,7 @@ class DraftShape:
         depth: int | None = None,
         top_k: int | None = None,
         total_tokens: int | None = None,
+        window: int | None = None,
     ) -> "DraftShape":
         """From the arguments of `speculative_generate`, `None` standing for the default.
 
@@ -65,7 +68,7 @@ class DraftShape:
         values = {name: default if given[name] is None else given[name] for name, default in defaults.items()}
         if method == "chain":
             count = values["num_speculative_tokens"]
-            return cls(tree=False, depth=count, top_k=1, total_tokens=count)
+            return cls(tree=False, depth=count, top_k=1, total_tokens=count, window=_checked_window(window, count))
 
         possible = max_nodes(values["depth"], values["top_k"])
         if total_tokens is None:
@@ -77,7 +80,7 @@ class DraftShape:
                 f"{values['top_k']} can keep {values['depth']} to {possible} nodes; change one of the three."
             )
 
-        return cls(tree=True, **values)
+        return cls(tree=True, window=_checked_window(window, values["depth"]), **values)
 
     @property
     def drafted(self) -> int:
@@ -91,6 +94,23 @@ class DraftShape:
                 f"`top_k` is {self.top_k}, but the draft can propose only {draft.config.draft_vocab_size} different "
                 "tokens; lower it."
             )
+
+    def check_window(self, draft) -> None:
+        """Raise `ValueError` for a window that this kind of draft would ignore."""
+        if self.window is not None and not draft.takes_window:
+            raise ValueError(
+                f"`draft_window` is {self.window}, but {draft.kind.titled} draft cannot be decoded with a window: "
+                "leave it out."
+            )
+
+
+def _checked_window(window: int | None, depth: int) -> int | None:
+    # the last drafted token sees all before it, and at least one token of the target
+    if window is not None and window <= depth:
+        raise ValueError(
+            f"`draft_window` is {window}, but must be above {depth}, the number of tokens that are drafted in a row."
+        )
+    return window
 
 
 def check_sampling(temperature: float, top_p: float, top_k: int | None, name: str = "sampling_top_k") -> None:

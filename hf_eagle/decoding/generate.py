@@ -36,6 +36,8 @@ class SpeculativeOutput:
         answers: new token ids, cut at an end-of-sequence token or at `max_new_tokens`.
         drafts: rounds.
         accepted_per_position: rounds that accepted at least k + 1 drafted tokens (in a tree: levels), for every k.
+        accepted_by_round: accepted drafted tokens of every round. The context of a round is the prompt, the first new
+            token, and for each earlier round its accepted tokens and one more.
         rounds: forward passes of the target after the prompts' own; one serves all prompts of the batch.
         draft_seconds, target_seconds: time of these rounds for drafting and for the target's forward passes.
     """
@@ -44,6 +46,7 @@ class SpeculativeOutput:
     answers: list[list[int]]
     drafts: list[int]
     accepted_per_position: list[list[int]]
+    accepted_by_round: list[list[int]]
     rounds: int
     draft_seconds: float
     target_seconds: float
@@ -62,6 +65,7 @@ def speculative_generate(
     depth: int | None = None,
     top_k: int | None = None,
     total_tokens: int | None = None,
+    draft_window: int | None = None,
     eos_token_ids: Collection[int] = (),
     temperature: float = 0.0,
     top_p: float = 1.0,
@@ -92,6 +96,9 @@ def speculative_generate(
         depth, top_k, total_tokens (`int`, *optional*, default to `5`, `8` and `40`):
             Tree: its levels, the nodes expanded on each and the children of each, and the nodes that are verified.
             With `top_k` 1 and `depth` K it is the chain of K.
+        draft_window (`int`, *optional*):
+            Let the draft's attention see only so many last tokens, its own included, as a server with a sliding window
+            does. Above the number of tokens drafted in a row.
         eos_token_ids (collection of `int`, *optional*):
             Tokens that end an answer; the one that ended it is kept in the output.
         temperature (`float`, *optional*, defaults to `0.0`):
@@ -113,8 +120,9 @@ def speculative_generate(
     """
     if method == "chain" and num_speculative_tokens is None:
         num_speculative_tokens = draft.config.chain_length
-    shape = DraftShape.of(method, num_speculative_tokens, depth, top_k, total_tokens)
+    shape = DraftShape.of(method, num_speculative_tokens, depth, top_k, total_tokens, draft_window)
     shape.check_vocabulary(draft)
+    shape.check_window(draft)
     check_sampling(temperature, top_p, sampling_top_k)
     check_draws(target, temperature, generator)
     check_prompts(input_ids, attention_mask, max_new_tokens, streamer)
@@ -125,7 +133,7 @@ def speculative_generate(
     sampling = Sampling(temperature, top_p, sampling_top_k, generator)
     answers = Answers(input_ids, max_new_tokens, eos_token_ids, streamer)
     run = TargetRun(target, input_ids, attention_mask, room=max_new_tokens + shape.drafted, media=media)
-    drafts, accepted = [0] * len(answers.tokens), [[0] * shape.depth for _ in answers.tokens]
+    accepted: list[list[int]] = [[] for _ in answers.tokens]
     with few_rows_products(target.model, draft):
         decoding = _Decoding(target, draft, shape, sampling, run)
         kept = answers.extend(decoding.newest.tolist())
@@ -135,15 +143,19 @@ def speculative_generate(
             report = decoding.round()
 
             for row, (count, *_) in zip(answers.rows, report, strict=True):
-                drafts[row] += 1
-                for position in range(count):
-                    accepted[row][position] += 1
+                accepted[row].append(count)
 
             kept = answers.extend([chosen[: count + 1] for count, *chosen in report])
 
     sequences = answers.sequences(_pad_token_id(target, eos_token_ids)).to(target.device)
+    counts = [list(map(len, accepted)), [per_position(rounds, shape.depth) for rounds in accepted], accepted]
     clock = decoding.clock
-    return SpeculativeOutput(sequences, answers.tokens, drafts, accepted, len(clock.marks), *clock.seconds())
+    return SpeculativeOutput(sequences, answers.tokens, *counts, len(clock.marks), *clock.seconds())
+
+
+def per_position(rounds: Collection[int], depth: int) -> list[int]:
+    """How many rounds accepted at least 1, 2, ... `depth` drafted tokens, from the number that each accepted."""
+    return [sum(count > position for count in rounds) for position in range(depth)]
 
 
 class _Decoding:

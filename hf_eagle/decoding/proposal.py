@@ -63,7 +63,7 @@ class AutoregressiveProposer(Proposer):
     def __init__(self, draft, shape: DraftShape, prompts: TargetRun):
         lengths = prompts.lengths
         nothing = Lengths([0] * len(lengths.host), torch.zeros_like(lengths.device))
-        self.run = DraftRun(draft, nothing, prompts.limit, prompts.prompt_positions, prompts.moved)
+        self.run = DraftRun(draft, nothing, prompts.limit, prompts.prompt_positions, prompts.moved, shape.window)
         self.shape = shape
 
     def propose(self, features, next_ids, lengths, embeddings=None) -> Proposal:

@@ -29,6 +29,8 @@ class EaglePreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_flex_attn = True
     supports_gradient_checkpointing = True
+    # whether its proposer heeds `DraftShape.window`
+    takes_window = False
 
     @property
     def kind(self) -> Kind:

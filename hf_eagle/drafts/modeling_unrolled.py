@@ -12,6 +12,8 @@ from .unroll_plan import UnrollPlan
 class UnrolledDraft(EaglePreTrainedModel):
     """A draft that runs on its own output, in training for the steps of its plan. Each kind defines one step."""
 
+    takes_window = True
+
     def select_features(self, features: TargetFeatures) -> torch.Tensor:
         """Those of the [`TargetFeatures`] that `combine_features` takes: `(batch, length, ...)`.
 

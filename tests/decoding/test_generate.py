@@ -61,6 +61,26 @@ class TestBatches:
         for row, answer in zip(out.sequences[:, ids.shape[1] :].tolist(), expected, strict=True):
             assert row == answer + [0] * (len(row) - len(answer))
 
+    def test_rows_of_one_length_left_by_a_faster_one_count_as_alone(self, pair):
+        """The last round of the row that leaves has more new tokens than those of the rows that stay."""
+        prompts = random_prompts(28, 6, seed=21)
+        alone = [speculative_generate(*pair, prompt[None], max_new_tokens=20, **CHAIN) for prompt in prompts]
+        rounds = [out.accepted_by_round[0] for out in alone]
+        behind = [place for place in range(28) if rounds[place][-1] > 0]
+
+        met = 0
+        for fast in behind:
+            end = len(rounds[fast])
+            slow = [place for place in range(28) if len(rounds[place]) > end + 1]
+            slow = [place for place in slow if sum(rounds[place][:end]) == sum(rounds[slow[0]][:end])]
+            slow = [place for place in slow if rounds[place][end - 1] < rounds[fast][-1]]
+            if slow:
+                kept = [fast, *slow]
+                batch = speculative_generate(*pair, prompts[kept], max_new_tokens=20, **CHAIN)
+                assert batch.accepted_by_round == [rounds[place] for place in kept]
+                met += 1
+        assert met > 2
+
     @both
     @pytest.mark.parametrize("attention", ["eager", "sdpa"])
     def test_output_is_that_of_generate_with_left_padding(self, shape, attention):
