@@ -223,7 +223,8 @@ def load(args: EvaluationArguments, source: dict, template_kwargs: dict, setting
     )
     check_draft_fits(target, draft)
     settings.shape.check_vocabulary(draft)
-    check_target(target, needs_masks=settings.shape.tree or settings.batch_size > 1)
+    branches = settings.shape.tree
+    check_target(target, needs_masks=branches or settings.batch_size > 1, branches=branches)
     draft.to(device).eval()
     draft.attach(target)
     return target, draft, processing, prompts, rendered

@@ -31,18 +31,52 @@ SIZES |= {"n_embd": 32, "n_layer": 4, "n_head": 4, "n_inner": 48, "rotary_dim": 
 SIZES |= {"word_embed_proj_dim": 32}
 SIZES |= {"moe_intermediate_size": 16, "num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4}
 SIZES |= {"num_experts_per_tok": 2, "n_group": 1, "topk_group": 1}
+# attention mixed with layers that carry a state from token to token
+RECURRENT = """
+    bamba falcon_h1 jamba kimi_linear lfm2 minimax nemotron_h qwen3_5_moe_text qwen3_5_text qwen3_next
+""".split()
+# attention that chooses its keys
+SPARSE = ["deepseek_v32", "glm_moe_dsa"]
+
+ALTERNATING = {"layer_types": ["linear_attention", "full_attention"] * 2}
+GATED_DELTA = {"linear_num_key_heads": 2, "linear_num_value_heads": 4}
+GATED_DELTA |= {"linear_key_head_dim": 8, "linear_value_head_dim": 8, "shared_expert_intermediate_size": 16}
+MAMBA = {"mamba_d_state": 8, "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_ssm": 64, "mamba_n_groups": 1}
+LATENT = {"num_key_value_heads": 4, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8}
+LATENT |= {"qk_nope_head_dim": 8, "v_head_dim": 8}
+# with fewer heads keys tie at a score of zero, and which of them is chosen depends on how many there are
+INDEXER = {"index_n_heads": 16, "index_head_dim": 16, "index_topk": 4}
 # where a type wants others
 OTHERS = {
-    "minicpm3": {
-        "head_dim": 16,
-        "num_key_value_heads": 4,
-        "q_lora_rank": 16,
-        "kv_lora_rank": 16,
-        "qk_rope_head_dim": 8,
-        "qk_nope_head_dim": 8,
-        "v_head_dim": 8,
-        "dim_model_base": 10,
-    }
+    "minicpm3": {**LATENT, "head_dim": 16, "dim_model_base": 10},
+    "bamba": {**MAMBA, "attn_layer_indices": [1, 3]},
+    "falcon_h1": MAMBA,
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "mamba_d_state": 8, "mamba_dt_rank": 4},
+    "kimi_linear": {**LATENT, **ALTERNATING, "linear_head_dim": 8, "linear_num_heads": 4, "num_shared_experts": 1},
+    "lfm2": {"layer_types": ["conv", "full_attention"] * 2},
+    "minimax": {**ALTERNATING, "block_size": 8},
+    "nemotron_h": {
+        "layers_block_type": ["mamba", "attention", "mamba", "moe"],
+        "mamba_num_heads": 4,
+        "mamba_head_dim": 16,
+        "ssm_state_size": 8,
+        "n_groups": 1,
+        "moe_shared_expert_intermediate_size": 16,
+    },
+    "qwen3_5_moe_text": {**GATED_DELTA, **ALTERNATING},
+    "qwen3_5_text": {**GATED_DELTA, **ALTERNATING},
+    "qwen3_next": {**GATED_DELTA, **ALTERNATING},
+    "gemma4_text": {
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "sliding_window": 6,
+        "global_head_dim": 16,
+        "num_global_key_value_heads": 1,
+        "num_kv_shared_layers": 2,
+        "hidden_size_per_layer_input": 4,
+        "vocab_size_per_layer_input": 96,
+    },
+    "deepseek_v32": {**LATENT, **INDEXER, "first_k_dense_replace": 1, "n_shared_experts": 1},
+    "glm_moe_dsa": {**LATENT, **INDEXER, "mlp_layer_types": ["dense", *["sparse"] * 3], "n_shared_experts": 1},
 }
 
 
@@ -53,3 +87,10 @@ def tiny_model_type(name: str, **changes) -> PreTrainedModel:
     config = AutoConfig.for_model(name, **{**SIZES, **OTHERS.get(name, {}), **factors, **changes})
     torch.manual_seed(0)
     return AutoModelForCausalLM.from_config(config).eval()
+
+
+def exact_model_type(name: str, **changes) -> PreTrainedModel:
+    """The same in float64, so that no model amplifies a rounding to something that shows."""
+    model = tiny_model_type(name, **changes).double()
+    model.set_experts_implementation("eager")  # the grouped product takes no float64
+    return model

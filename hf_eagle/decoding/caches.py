@@ -10,7 +10,12 @@ from functools import partial
 
 import torch
 from transformers import Cache, DynamicCache
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import (
+    DummyLayer,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    LinearAttentionCacheLayerMixin,
+)
 
 
 SPARE_SLOTS = 256  # allocated ahead at most: storage is copied once in so many tokens
@@ -83,13 +88,18 @@ class SlotCache(Cache):
 
     def gather(self, path: torch.Tensor) -> None:
         """Move the keys of the last forward's tokens `path` `(rows, n)` to the first `n` slots it wrote to."""
-        for layer in self.layers:
+        for layer in self.written:
             layer.gather(path)
 
     def select(self, rows: torch.Tensor) -> None:
         """Keep these rows of the batch only."""
-        for layer in self.layers:
+        for layer in self.written:
             layer.keys, layer.values = layer.keys[rows], layer.values[rows]
+
+    @property
+    def written(self) -> list["_SlotLayer"]:
+        """The layers that hold keys: recurrent layers, and those that share another's keys, write none."""
+        return [layer for layer in self.layers if layer.is_initialized]
 
 
 class _Where:
@@ -168,12 +178,19 @@ class _SlotLayer(DynamicLayer):
 
 
 def check_cache(target) -> None:
-    """Raise `ValueError` for a target that keeps more than keys and values, since that cannot be rolled back."""
-    model = target.model
-    layers = DynamicCache(config=target.config).layers
-    other = sorted({type(x).__name__ for x in layers if type(x) not in (DynamicLayer, DynamicSlidingWindowLayer)})
-    if other or getattr(model, "_is_stateful", False):
+    """Raise `ValueError` for a target that keeps something between tokens that cannot be rolled back."""
+    model, other = target.model, set()
+    try:
+        for layer in DynamicCache(config=target.config).layers:
+            recurrent = isinstance(layer, LinearAttentionCacheLayerMixin) and target.mixers
+            if not recurrent and type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer, DummyLayer):
+                other.add(type(layer).__name__)
+    except KeyError as unknown:  # a type of layer that transformers' own caches do not know
+        other.add(f"a cache of its own ({unknown})")
+
+    if other or (getattr(model, "_is_stateful", False) and not target.mixers):
         raise ValueError(
-            f"`target` is a {type(model).__name__}, which keeps {', '.join(other) or 'a recurrent state'} between "
-            "tokens, and rejected tokens cannot be removed from that: use a target whose layers are all attention."
+            f"`target` is a {type(model).__name__}, which keeps {', '.join(sorted(other)) or 'a recurrent state'} "
+            "between tokens in a way that rejected tokens cannot be taken back from: use a target of attention and of "
+            "recurrent layers whose states lie in its cache."
         )

@@ -128,7 +128,7 @@ def speculative_generate(
     check_prompts(input_ids, attention_mask, max_new_tokens, streamer)
     check_prompt_media(input_ids, media)
     check_draft_fits(target, draft)
-    check_target(target, needs_masks=shape.tree or input_ids.shape[0] > 1)
+    check_target(target, needs_masks=shape.tree or input_ids.shape[0] > 1, branches=shape.tree)
 
     sampling = Sampling(temperature, top_p, sampling_top_k, generator)
     answers = Answers(input_ids, max_new_tokens, eos_token_ids, streamer)
@@ -210,7 +210,7 @@ class _Decoding:
 
         self.next_ids = verdict.chosen[:, : max(counts)]
         self.newest = self.next_ids.gather(1, verdict.accepted[:, None])
-        self.target_run.lengths = self.target_run.lengths.grown(counts, verdict.accepted + 1)
+        self.target_run.keep(counts, verdict.accepted + 1)
         return report
 
     def select(self, kept: list[int]) -> None:
@@ -270,7 +270,7 @@ def target_generate(
 
             newest = sampling.choose(run.logits_of(newest))
             kept = answers.extend(newest.tolist())
-            run.lengths = run.lengths.grown([1] * len(newest), torch.ones_like(run.lengths.device))
+            run.keep([1] * len(newest), torch.ones_like(run.lengths.device))
     return answers.tokens
 
 

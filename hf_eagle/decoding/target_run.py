@@ -9,12 +9,19 @@ from ..targets.features import TargetFeatures
 from ..targets.media_inputs import has_mrope, rope_index
 from ..targets.tapped import TappedModel
 from .caches import Lengths, SlotCache, check_cache
+from .recurrent_states import RecurrentStates
 from .tree import DraftTree
 
 
 # attention implementations that take an additive 4-D mask
 MASKED_ATTENTION = ("eager", "sdpa")
-_checked: WeakKeyDictionary = WeakKeyDictionary()  # models that were seen to obey a 4-D mask
+ATTENTION = ("full_attention", "sliding_attention")
+# layers of two parts, each of which takes its own mask
+_BOTH = {
+    "hybrid": {"full_attention", "linear_attention"},
+    "hybrid_sliding": {"sliding_attention", "linear_attention"},
+}
+_checked: WeakKeyDictionary = WeakKeyDictionary()  # of models that passed: with masks, without, or both
 
 
 class TargetRun:
@@ -43,6 +50,7 @@ class TargetRun:
         media: dict[str, torch.Tensor] | None = None,
     ):
         self.target = target
+        target.check()  # now, since it runs the target's layers, which later hold the states of these prompts
         input_ids = input_ids.to(target.device)
         self.media = {name: _to(x, target.device) for name, x in (media or {}).items() if x is not None}
         if "mm_token_type_ids" in self.media:
@@ -52,6 +60,7 @@ class TargetRun:
         self.input_ids, self.lengths = _without_left_padding(input_ids, attention_mask)
         self.limit = self.lengths.high + room
         self.cache = SlotCache(self.lengths, self.limit)
+        self.states = RecurrentStates(target.mixers)
         self.prompt_positions = self.moved = None
 
         if has_mrope(target.config):
@@ -71,7 +80,8 @@ class TargetRun:
                 positions = positions.expand(3, *self.input_ids.shape)
             arguments["position_ids"] = positions
 
-        return self.target(self.input_ids, **arguments)
+        with self.states.reading(self.lengths):
+            return self.target(self.input_ids, **arguments)
 
     def last_of_prompt(self, hidden: torch.Tensor) -> torch.Tensor:
         """The rows of every prompt's last token, `(rows, 1, hidden)`."""
@@ -83,12 +93,13 @@ class TargetRun:
     def _place_window(self, size: int, tree: DraftTree | None = None) -> dict:
         """Return arguments of the target's forward: the positions of a window of `size` tokens, and what it sees.
 
-        A chain after rows of one length needs no mask. Without m-RoPE it needs no positions either: the target's own
-        are right.
+        A chain after rows of one length needs no mask. With attention alone and without m-RoPE it needs no positions
+        either: the target's own are right.
         """
         self.cache.place(self.lengths)
         if tree is None and self.lengths.uniform:
-            return {} if self.moved is None else {"position_ids": self._rotated(self.lengths.slots(size))}
+            own = self.moved is None and not self.states  # some hybrids count from 0 if they are not told (Bamba)
+            return {} if own else {"position_ids": self._rotated(self.lengths.slots(size))}
 
         device = self.lengths.device.device
         if tree is None:
@@ -108,24 +119,32 @@ class TargetRun:
     def verify(self, window: torch.Tensor, tree: DraftTree | None = None) -> TargetFeatures:
         """The round's forward over `(rows, n)`: the newest verified token of each row and the drafted ones."""
         arguments = self._place_window(window.shape[1], tree)
-        return self.target(window, past_key_values=self.cache, use_cache=True, **arguments)
+        with self.states.stepping():
+            return self.target(window, past_key_values=self.cache, use_cache=True, **arguments)
+
+    def keep(self, counts: list[int], counts_on_device: torch.Tensor) -> None:
+        """Verify the first `counts` tokens of each row's window, at least one."""
+        self.lengths = self.lengths.grown(counts, counts_on_device)
+        self.states.keep(counts, counts_on_device)
 
     def logits_of(self, newest: torch.Tensor) -> torch.Tensor:
         """Logits `(rows, 1, vocabulary)` of what follows each row's newest token `(rows, 1)`, by the plain forward."""
         inputs = {"input_ids": newest, "use_cache": True, **self._place_window(1)}
-        inputs[self.target.cache_argument] = self.cache
+        inputs["past_key_values"] = self.cache
         sharding = self.target.sharding
-        if sharding is None:
-            return self.target.model(**inputs).logits
+        with self.states.stepping():
+            if sharding is None:
+                return self.target.decode(**inputs).logits
 
-        # all ranks of a group need the same logits: a tie rounded in two ways would part them for good
-        output = sharding.run(self.target.model, inputs)
-        sharding.release()
-        return output.logits
+            # all ranks of a group need the same logits: a tie rounded in two ways would part them for good
+            output = sharding.run(self.target.decode, inputs)
+            sharding.release()
+            return output.logits
 
     def select(self, kept: list[int], kept_on_device: torch.Tensor) -> None:
         self.lengths = self.lengths.select(kept, kept_on_device)
         self.cache.select(kept_on_device)
+        self.states.select(kept_on_device)
         self.moved = None if self.moved is None else self.moved[kept_on_device]
 
     def _masks(self, positions: torch.Tensor, visible: torch.Tensor):
@@ -135,9 +154,15 @@ class TargetRun:
         kinds = set(
             getattr(config, "layer_types", None) or ["full_attention" if window is None else "sliding_attention"]
         )
+        for kind in kinds & set(_BOTH):
+            kinds = kinds | _BOTH[kind]
 
         masks = {}
         for kind in kinds:
+            if kind not in ATTENTION:  # nothing that a mask keeps from it
+                masks[kind] = None
+                continue
+
             seen = visible
             # a sliding window counts positions: in a tree, tokens of one level share theirs
             if kind == "sliding_attention":
@@ -170,30 +195,77 @@ def _without_left_padding(input_ids: torch.Tensor, attention_mask: torch.Tensor 
     return input_ids.gather(1, source.clamp_max(length - 1)), Lengths(host, counts)
 
 
-def check_target(target: TappedModel, needs_masks: bool) -> None:
-    """Raise `ValueError` when this target cannot verify: its cache cannot be rolled back, or it ignores 4-D masks.
+def check_target(target: TappedModel, needs_masks: bool, branches: bool = False) -> None:
+    """Raise `ValueError` when this target cannot verify: what it keeps cannot be rolled back, or it ignores 4-D masks.
 
-    Draft trees and batches need a mask; a chain for one prompt works without.
+    Args:
+        target: the target.
+        needs_masks: for draft trees and batches; a chain for one prompt works without.
+        branches: for draft trees.
     """
+    model, name = target.model, type(target.model).__name__
     check_cache(target)
-    model = target.model
-    if not needs_masks or model in _checked:
+
+    if branches and target.mixers:
+        raise ValueError(
+            f"`method` is 'tree', but `target` is a {name}, whose recurrent layers carry one state from token to token "
+            "and cannot follow the branches of a draft tree: use `method='chain'`."
+        )
+
+    if needs_masks in _checked.get(model, ()):
         return
 
-    name, what = type(model).__name__, "which draft trees and batches need; decode one prompt at a time with a chain"
+    if needs_masks:
+        _check_masks(target, name)
+    if target.mixers and not _carries_states(target, rows=2 if needs_masks else 1):
+        raise ValueError(
+            f"`target` is a {name}, whose recurrent layers could not be brought back to the state before a rejected "
+            f"token{' in a batch: decode one prompt at a time' if needs_masks else ''}, or use another target."
+        )
+    _checked.setdefault(model, set()).add(needs_masks)
+
+
+def _check_masks(target: TappedModel, name: str) -> None:
+    what = "which draft trees and batches need; decode one prompt at a time with a chain"
     implementation = target.config._attn_implementation
     if implementation not in MASKED_ATTENTION:
         raise ValueError(
             f"`target` was loaded with `attn_implementation={implementation!r}`, which takes no 4-D attention mask, "
             f"{what}, or load it with one of {', '.join(MASKED_ATTENTION)}."
         )
+    if target.mixers:  # tokens that are hidden from attention reach their states: `_carries_states` looks at batches
+        return
 
-    kinds = set(getattr(target.config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
-    takes_positions = "position_ids" in inspect.signature(model.forward).parameters
+    kinds = set(getattr(target.config, "layer_types", None) or ()) - set(ATTENTION)
+    takes_positions = "position_ids" in inspect.signature(target.model.forward).parameters
     if kinds or not takes_positions or not _obeys_masks(target):
         raise ValueError(f"`target` is a {name}, which does not obey a 4-D attention mask with positions, {what}.")
 
-    _checked[model] = True
+
+@torch.no_grad()
+def _carries_states(target: TappedModel, rows: int) -> bool:
+    """Return whether prompts of different lengths go on as they do alone after tokens were rejected, once per model."""
+    ids = (20 + torch.arange(5 * rows, device=target.device).view(rows, 5)) % target.vocab_size
+    present = torch.ones_like(ids)
+    present[1:, 0] = 0
+    try:
+        run = TargetRun(target, ids, present, room=5)
+        run.read_prompt()
+        # of three tokens row 0 keeps one, and row 1 two: another one follows
+        window, kept = ids[:, :3].flip(1), [1, 2][:rows]
+        run.verify(window)
+        run.keep(kept, torch.tensor(kept, device=target.device))
+        last = run.verify(ids[:, :1]).last_hidden[:, -1].float()
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
+        return False
+
+    def alone(row: int, count: int) -> torch.Tensor:
+        tokens = torch.cat([ids[row, present[row].bool()], window[row, :count], ids[row, :1]])
+        return target(tokens[None]).last_hidden[0, -1].float()
+
+    # nearer by far to the accepted tokens alone than to what the window left behind
+    gaps = [[(last[row] - alone(row, end)).norm() for end in (count, 3)] for row, count in enumerate(kept)]
+    return all(right < wrong / 4 for right, wrong in gaps)
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ function that calls the fused causal kernel once a document.
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 
 import torch
@@ -67,6 +68,31 @@ class Segments:
         lengths = {end - start for start, end in pairwise(self.bounds)}
         return lengths.pop() if len(lengths) == 1 else None
 
+    @cached_property
+    def rows(self) -> list["DocumentRows"]:
+        """The documents as rows, in groups of similar length: less than half of a group is padding."""
+        groups: dict[int, list[int]] = {}
+        for document, (start, end) in enumerate(pairwise(self.bounds)):
+            groups.setdefault((end - start - 1).bit_length(), []).append(document)
+        return [self._rows_of(documents) for documents in groups.values()]
+
+    @cached_property
+    def all_rows(self) -> "DocumentRows":
+        """The same as one group, of the longest document's length."""
+        return self._rows_of(list(range(len(self.bounds) - 1)))
+
+    def _rows_of(self, documents: list[int]) -> "DocumentRows":
+        """Made on the host, which knows the bounds."""
+        bounds = torch.tensor(self.bounds)
+        starts, lengths = bounds[documents], bounds.diff()[documents]
+        steps = torch.arange(int(lengths.max()))
+
+        present = steps < lengths[:, None]
+        index = starts[:, None] + torch.minimum(steps, lengths[:, None] - 1)
+        places = present.flatten().nonzero()[:, 0]
+        beyond = (steps - lengths[:, None] + 1).clamp_min(0)
+        return DocumentRows(*(x.to(self.tokens.device) for x in (index, places, index[present], beyond)))
+
     def flash_arguments(self) -> dict:
         """The same for `flash_attention_*` in `transformers`, whose kernels take the bounds themselves."""
         bounds = torch.tensor(self.bounds, dtype=torch.int32, device=self.tokens.device)
@@ -75,35 +101,46 @@ class Segments:
         return {f"cu_seq_lens_{s}": bounds for s in sides} | {f"max_length_{s}": longest for s in sides}
 
 
-def check_documents_stay_apart(decoder: PreTrainedModel) -> None:
-    """Refuse a target that lets one packed document see another.
+@dataclass
+class DocumentRows:
+    """Documents as rows, padded on the right, where no causal layer sees it.
 
-    Raises:
-        ValueError: for recurrent and other special layers, and for models outside transformers' attention interface.
+    Attributes:
+        index: `(documents, longest)`, places in `Segments.tokens`; padding repeats a document's last token.
+        places: `(n,)`, the flat places of tokens in it, without padding.
+        tokens: `(n,)`, what stands there: `index.flatten()[places]`.
+        beyond: `(documents, longest)`, how far padding stands behind its document's last token, 0 for tokens.
     """
-    others = set(getattr(decoder.config, "layer_types", None) or ()) - _PLAIN_LAYERS
 
-    if others or getattr(decoder, "_is_stateful", False) or not decoder.is_backend_compatible():
-        why = f"layers of type {', '.join(sorted(others))}" if others else "an attention of its own"
-        raise ValueError(
-            f"`packing` needs a target whose attention keeps documents apart, but {type(decoder).__name__} has {why}: "
-            "train it on padded batches."
-        )
+    index: torch.Tensor
+    places: torch.Tensor
+    tokens: torch.Tensor
+    beyond: torch.Tensor
 
 
-def stands_in_for(decoder: PreTrainedModel) -> bool:
+def stands_in_for(decoder: PreTrainedModel, recurrent: bool = False) -> bool:
     """Return whether the decoder's attention is `softmax(q k) v`, causal, with at most a sliding window.
 
-    Models with sinks, soft caps, chunks or recurrent layers keep their own attention.
+    Models with sinks, soft caps or chunks keep their own attention.
+
+    Args:
+        recurrent: it has recurrent layers as well, see `recurrent`; their types are no reason against it.
     """
     config = decoder.config
     return (
-        decoder.is_backend_compatible()
-        and not getattr(decoder, "_is_stateful", False)
+        (recurrent or takes_document_masks(decoder))
         and getattr(decoder, "_supports_sdpa", False)  # false for gpt-oss, which has sinks
         and getattr(config, "attn_logit_softcapping", None) is None
         and getattr(config, "attention_chunk_size", None) is None
-        and set(getattr(config, "layer_types", None) or ()) <= _PLAIN_LAYERS
+    )
+
+
+def takes_document_masks(decoder: PreTrainedModel) -> bool:
+    """Return whether a 4-D mask, see `documents_mask`, keeps documents apart in all that the decoder computes."""
+    return (
+        decoder.is_backend_compatible()
+        and not getattr(decoder, "_is_stateful", False)
+        and set(getattr(decoder.config, "layer_types", None) or ()) <= _PLAIN_LAYERS
     )
 
 

@@ -2,6 +2,7 @@
 
 import inspect
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from .decoder_parts import find_decoder_parts
 from .features import TargetFeatures
 from .head import TargetHead, plain_embedding
 from .media_inputs import shows_media
+from .recurrent import Mixers, find_mixers
 
 
 class TappedModel:
@@ -40,6 +42,11 @@ class TappedModel:
         self.cache_argument = "cache" if "cache" in parameters else "past_key_values"
         self._head = TargetHead(self.parts.head, self.config, sharded=self.sharding is not None)
         self.tap_ids = tap_ids
+
+    @cached_property
+    def mixers(self) -> Mixers:
+        """Its modules that carry a state from token to token; looked for once, see `find_mixers`."""
+        return find_mixers(self.model)
 
     @property
     def tap_ids(self) -> list[int] | None:
@@ -71,6 +78,9 @@ class TappedModel:
     @property
     def dtype(self) -> torch.dtype:
         return next(self.model.parameters()).dtype
+
+    def check(self) -> None:
+        """What is looked at once, by forwards of its own; a [`FrozenTarget`] checks what it teaches."""
 
     @torch.no_grad()
     def __call__(self, input_ids: torch.Tensor, **inputs: Any) -> TargetFeatures:
@@ -104,8 +114,8 @@ class TappedModel:
     def _forward(self, input_ids: torch.Tensor, with_embeddings: bool = False, **arguments: Any) -> TargetFeatures:
         """Run the model and record; `None` arguments are left out."""
         arguments = {"use_cache": False, **{name: x for name, x in arguments.items() if x is not None}}
-        if "past_key_values" in arguments:
-            arguments[self.cache_argument] = arguments.pop("past_key_values")
+        use_cache = arguments["use_cache"]
+        arguments = self._with_cache(arguments)
 
         tap_ids = self.tap_ids or []
         # an index of no position: the head runs on nothing (`1` would expand its weight once a sequence)
@@ -115,9 +125,21 @@ class TappedModel:
         return TargetFeatures(
             taps=torch.cat([seen[i] for i in tap_ids], dim=-1) if tap_ids else None,
             last_hidden=seen["last_hidden"],
-            past_key_values=getattr(output, self.cache_argument) if arguments["use_cache"] else None,
+            past_key_values=getattr(output, self.cache_argument) if use_cache else None,
             embeddings=seen[0] if with_embeddings else None,
         )
+
+    def _with_cache(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """The same arguments with the cache by the name that this model has for it."""
+        cache = arguments.pop("past_key_values", None)
+        if cache is None:
+            return arguments
+        # told to use a cache, some hybrids refuse one that is not of their own class (MiniMax), but use what is given
+        return {**arguments, self.cache_argument: cache, "use_cache": not self.mixers}
+
+    def decode(self, **arguments: Any):
+        """The model's own forward, with logits, for decoding; arguments as for `features`."""
+        return self.model(**self._with_cache(arguments))
 
     def _recorded(self, entries: list[int], **arguments: Any):
         """The output of one forward, and what was seen in it: a tensor for each of `entries`, and `"last_hidden"`."""

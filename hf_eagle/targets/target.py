@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,21 +13,14 @@ from .features import (
     HeadSummary,
     TargetDistribution,
     TargetFeatures,
-    at_indices,
     by_draft_head,
     by_whole_head,
     summarize_head,
 )
 from .loading import load_causal_lm
 from .media_inputs import MEDIA, check_media, rope_index
-from .packed_attention import (
-    CannotStandIn,
-    Segments,
-    check_documents_stay_apart,
-    documents_mask,
-    segment_attention,
-    stands_in_for,
-)
+from .packed_attention import Segments, stands_in_for
+from .packed_run import packed_features
 from .sharding import TargetSharding, check_weights, loading_arguments, move_shards_to_main_memory
 from .tapped import TappedModel
 from .teacher_check import check_teacher
@@ -65,11 +57,12 @@ class FrozenTarget(TappedModel):
         self.tap_method = tap_method
         self.sharding = TargetSharding.of(model)
         super().__init__(model)
-        self._decoder = find_decoder(model)
-        self._by_segments = stands_in_for(self._decoder)
+        self.decoder = find_decoder(model)
+        self.packing_checked = False
+        self._by_segments = stands_in_for(self.decoder, recurrent=bool(self.mixers))
 
         # every rank must know whether segment attention works before one of them meets the first padding
-        if self.sharding is not None and self._by_segments:
+        if self.sharding is not None and (self._by_segments or self.mixers):
             documents = torch.arange(2, device=self.device)[None]  # two of one token each
             self(torch.ones_like(documents), documents=documents)
 
@@ -167,6 +160,10 @@ class FrozenTarget(TappedModel):
             inputs["segments"] = segments
         return self.features(**inputs) if self.sharding is None else self.sharding.run(self.features, inputs)
 
+    def check(self) -> None:
+        """Compare what a draft would be taught with the model's own forward, once."""
+        check_teacher(self)
+
     @torch.no_grad()
     def features(
         self,
@@ -196,7 +193,7 @@ class FrozenTarget(TappedModel):
             ValueError: if this target cannot keep documents apart, does not take the media given, or returns logits
                 other than its head's.
         """
-        check_teacher(self)
+        self.check()
         inputs = {name: value for name, value in inputs.items() if value is not None}
 
         check_media(self.model, inputs)
@@ -211,16 +208,15 @@ class FrozenTarget(TappedModel):
                     "leave out one of the two."
                 )
 
-            check_documents_stay_apart(self._decoder)
             if has_2d_mask:
                 documents = documents.masked_fill(attention_mask == 0, -1)
-            return self._packed_features(input_ids, position_ids, documents, segments)
+            return packed_features(self, input_ids, position_ids, documents, segments)
 
         # without media, segments replace padding, so no mask is made
         flat_positions = position_ids is None or position_ids.dim() == 2
-        if has_2d_mask and flat_positions and not inputs and self._by_segments and self._attention == "sdpa":
+        if has_2d_mask and flat_positions and not inputs and self._replaces_padding:
             if self._wants_segments(attention_mask, segments):
-                return self._packed_features(input_ids, position_ids, attention_mask.long() - 1, segments)
+                return packed_features(self, input_ids, position_ids, attention_mask.long() - 1, segments)
 
         if position_ids is None and past_key_values is None:
             found = self.rope_index(input_ids, attention_mask, **inputs)
@@ -238,7 +234,12 @@ class FrozenTarget(TappedModel):
 
     @property
     def _attention(self) -> str:
-        return self._decoder.config._attn_implementation
+        return self.decoder.config._attn_implementation
+
+    @property
+    def _replaces_padding(self) -> bool:
+        """Whether padded batches run as documents: it spares masks, and no padding reaches a recurrent layer."""
+        return bool(self.mixers) or (self._by_segments and self._attention == "sdpa")
 
     def _wants_segments(self, attention_mask: torch.Tensor, segments: Segments | None) -> bool:
         """Whether to run a batch by segments: if rows are padded, or if they are known, since a mask is read to see
@@ -247,37 +248,6 @@ class FrozenTarget(TappedModel):
             return not attention_mask.all()
         compiled = self.model._compiled_call_impl is not None  # it would be compiled again for other segments
         return not compiled or len(segments.tokens) < attention_mask.numel()
-
-    def _packed_features(self, input_ids, position_ids, documents, segments: Segments | None) -> TargetFeatures:
-        """Features of documents, in the fastest way that this target's attention allows."""
-        segments = Segments.of(documents) if segments is None else replace(segments, attended=0)
-        indices = segments.tokens
-        positions = segments.position_ids if position_ids is None else position_ids.expand_as(input_ids).take(indices)
-        flat = {"input_ids": input_ids.take(indices)[None], "position_ids": positions[None]}
-        by_flash = "flash" in self._attention  # kernels of the Hub too
-
-        # the fast path first: it fails once, on the first batch, where the model's attention asks for more
-        if self._by_segments and not by_flash:
-            try:
-                # of ones, so that transformers does not read the positions to find documents
-                unmasked = torch.ones_like(flat["input_ids"], dtype=torch.bool)
-                with segment_attention(self._decoder):
-                    features = self._forward(**flat, attention_mask=unmasked, segments=segments)
-                if segments.attended < self.num_layers:  # a layer that ignores the switch leaks silently
-                    raise CannotStandIn("a way around the attention interface")
-                return at_indices(features, indices, input_ids.shape)
-            except CannotStandIn as asked:
-                self._by_segments = False
-                logger.warning("The target's attention asks for %s, so batches are masked and padded.", asked)
-
-        if by_flash:
-            return at_indices(self._forward(**flat, **segments.flash_arguments()), indices, input_ids.shape)
-
-        # transformers derives masks from restarting positions, which leaks between documents in some models (gpt-oss)
-        mask = documents_mask(self._decoder.config, documents, self.dtype)
-        if position_ids is None:
-            position_ids = torch.zeros_like(input_ids).put_(indices, segments.position_ids)
-        return self._forward(input_ids, attention_mask=mask, position_ids=position_ids)
 
     def _recorded(self, entries: list[int], **arguments: Any):
         if self.tap_method == "hooks":

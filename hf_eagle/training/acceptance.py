@@ -3,6 +3,7 @@
 import torch
 from transformers import TrainerCallback
 
+from ..decoding.target_run import check_target
 from ..evaluation.acceptance import DecodingSettings, decode_prompts
 from ..evaluation.acceptance_length import acceptance_length
 from ..evaluation.prompt_batches import PromptBatch
@@ -41,8 +42,8 @@ class AcceptanceLengthCallback(TrainerCallback):
             Further arguments of the chat template, as in training: `{"enable_thinking": False}`.
 
     Raises:
-        `ValueError`: no prompts, a value out of range, a prompt that cannot be rendered, or settings that never
-            measure.
+        `ValueError`: no prompts, a value out of range, a prompt that cannot be rendered, settings that never measure,
+            or a target that cannot verify drafts of this method.
 
     Example:
         >>> prompts = load_prompts("assets/prompts/mt_bench.jsonl", limit=16)
@@ -72,16 +73,20 @@ class AcceptanceLengthCallback(TrainerCallback):
                 "them."
             )
 
-        for prompt in prompts:
-            # on every rank, so that none fails alone
-            PromptBatch.of([prompt], tokenizer, template_kwargs=template_kwargs)
-
         self.settings = DecodingSettings(
             method=method,
             num_speculative_tokens=num_speculative_tokens,
             max_new_tokens=max_new_tokens,
             batch_size=batch_size,
         )
+
+        # on every rank, and before any step
+        branches = self.settings.shape.tree
+        check_target(trainer.target, needs_masks=branches or batch_size > 1, branches=branches)
+
+        for prompt in prompts:
+            # on every rank, so that none fails alone
+            PromptBatch.of([prompt], tokenizer, template_kwargs=template_kwargs)
 
         self.trainer, self.tokenizer, self.prompts, self.every_steps = trainer, tokenizer, prompts, every_steps
         self.template_kwargs = template_kwargs

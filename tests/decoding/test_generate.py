@@ -5,8 +5,9 @@ import re
 import pytest
 import torch
 from chain_models import generate, make_draft, make_target, random_prompts
+from tiny_model_types import tiny_model_type
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import BloomConfig, LlamaForCausalLM, MistralConfig, Qwen3NextConfig
+from transformers import BloomConfig, LlamaForCausalLM, MistralConfig
 from transformers.generation.streamers import BaseStreamer
 
 from hf_eagle.decoding import speculative_generate, target_generate
@@ -315,10 +316,15 @@ class TestErrors:
         assert torch.equal(out.sequences, generate(target, prompt, 12))
 
     def test_a_state_that_cannot_be_taken_back(self):
-        small = dict(head_dim=8, linear_key_head_dim=8, linear_value_head_dim=8, moe_intermediate_size=16)
-        heads = dict(linear_num_key_heads=2, linear_num_value_heads=4, num_experts=2, num_experts_per_tok=1)
-        shared = dict(shared_expert_intermediate_size=16)
-        target = make_target(Qwen3NextConfig, **small, **heads, **shared)
+        """Keys of another kind, and a state that no cache shows."""
         draft = make_draft(make_target(), tap_ids=[0, 2, 3], steps=0)
-        with pytest.raises(ValueError, match="`target` is a Qwen3NextForCausalLM, which keeps LinearAttentionLayer"):
-            self.call(target, draft)
+        sparse = FrozenTarget(tiny_model_type("deepseek_v32", vocab_size=67), tap_ids=[0, 2, 3])
+        hidden = make_target()
+        hidden.model._is_stateful = True
+        for target, name, kept in (
+            (sparse, "DeepseekV32ForCausalLM", "DynamicIndexedLayer"),
+            (hidden, "LlamaForCausalLM", "a recurrent state"),
+        ):
+            said = f"`target` is a {name}, which keeps {kept} between tokens in a way that rejected tokens cannot be"
+            with pytest.raises(ValueError, match=said):
+                self.call(target, draft)

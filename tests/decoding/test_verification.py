@@ -14,11 +14,14 @@ import itertools
 import pytest
 import torch
 from chain_models import make_draft, make_target
+from oracle_draft import OracleDraft
+from tiny_model_types import tiny_model_type
 from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 import hf_eagle.decoding.generate as generation
 from hf_eagle.decoding import speculative_generate, target_generate
 from hf_eagle.decoding.verification import Sampling, Verdict, judge, keep_chosen
+from hf_eagle.targets.target import FrozenTarget
 
 
 VOCAB, LENGTH, DRAWS, LEVEL = 7, 3, 16_000, 1e-4
@@ -86,6 +89,19 @@ def test_draws_follow_the_targets_distribution(pair, shape, sampling):
     first, second = (sum(counts[k] for counts in out.accepted_per_position) for k in (0, 1))
     assert 0.1 < first / sum(out.drafts) < 0.95
     assert 0.05 < second / first < 0.95
+
+
+def test_draws_follow_the_distribution_of_a_target_with_recurrent_layers():
+    """Rows of a batch go on from the states of their own accepted tokens."""
+    sizes = {"vocab_size": VOCAB, "num_hidden_layers": 2, "layer_types": ["linear_attention", "full_attention"]}
+    target = FrozenTarget(tiny_model_type("minimax", **sizes), tap_ids=[0, 1, 2])
+    draft = OracleDraft(target, [[*PROMPT, 2, 5, 1, 0, 6]] * DRAWS, right=1.0)
+
+    out = draw((target, draft), CHAIN, temperature=1.0)
+    assert p_value(out.answers, expected_joint(target, 1.0)) > LEVEL
+    first, second = (sum(counts[k] for counts in out.accepted_per_position) for k in (0, 1))
+    assert 0.05 < first / sum(out.drafts) < 0.95
+    assert 0.02 < second / first < 0.95
 
 
 def test_the_target_alone_draws_from_it_too(pair):

@@ -6,7 +6,6 @@ import pytest
 import tiny_vision
 import torch
 from datasets import Dataset
-from test_packed_attention import packed_batch
 from tiny import pad_batch, random_chats, unrolled
 from tiny_families import CONFIGS, SMALL, tiny_family
 from tiny_new_families import FIELDS as NEW
@@ -143,11 +142,10 @@ def test_gemmas_embeddings_are_lent_as_they_are_stored():
         assert torch.equal(draft.embed_tokens(torch.tensor([5])), table[5:6])
 
 
-def test_the_taps_of_llama4_are_found_and_its_chunks_are_not_packed():
+def test_the_taps_of_llama4_are_found():
     target = FrozenTarget(tiny_family("llama4"), TAPS)
     assert set(target.config.layer_types) == {"chunked_attention", "full_attention"}
-    with pytest.raises(ValueError, match="`packing` needs a target .* has layers of type chunked_attention"):
-        target(**{k: x for k, x in packed_batch().items() if k not in ("loss_mask", "document_lengths")})
+    assert target(torch.ones(1, 3, dtype=torch.long)).taps.shape == (1, 3, 96)
 
 
 def test_every_row_of_the_table_is_tested():

@@ -1,0 +1,170 @@
+"""Run packed documents through a target, in the fastest way in which none sees another.
+
+1. By segments: all tokens in one row, attention inside each document (`packed_attention`), recurrent layers with a row
+   for each document.
+2. By a mask of documents: attention of its own that obeys one, with nothing recurrent.
+3. By rows: each document is a row of the whole model, padded on the right. This is for all other targets, for instance
+   those that choose which keys they attend to (sparse attention), and takes up to twice the time.
+"""
+
+import inspect
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+
+from .features import TargetFeatures, at_indices
+from .packed_attention import CannotStandIn, Segments, documents_mask, segment_attention, takes_document_masks
+from .recurrent import Mixer, Way
+
+
+logger = logging.getLogger(__name__)
+
+# how far packed features may lie from those of documents alone, relative to their size, before we look at leaks
+_ROUNDING = 1e-3
+_PROBE = (7, 5)  # tokens of the two documents that a target is checked with
+
+
+def packed_features(
+    target,
+    input_ids: torch.Tensor,
+    position_ids: torch.Tensor | None,
+    documents: torch.Tensor,
+    segments: Segments | None,
+) -> TargetFeatures:
+    """Features of documents, in the fastest way that this target's layers allow.
+
+    Args:
+        target ([`FrozenTarget`]): the target.
+        input_ids, position_ids, documents, segments: as for [`FrozenTarget.features`]; positions are flat.
+
+    Raises:
+        ValueError: if nothing keeps documents apart in this target.
+    """
+    segments = Segments.of(documents) if segments is None else replace(segments, attended=0)
+    if not is_plain(target) and not target.packing_checked:
+        _check(target)
+
+    positions = segments.position_ids
+    if position_ids is not None:
+        positions = position_ids.expand_as(input_ids).take(segments.tokens)
+    flat = input_ids.take(segments.tokens)
+
+    found = _by_segments(target, flat, positions, segments)
+    if found is not None:
+        return at_indices(found, segments.tokens, input_ids.shape)
+
+    if is_plain(target):
+        # transformers derives masks from restarting positions, which leaks between documents in some models (gpt-oss)
+        mask = documents_mask(target.decoder.config, documents, target.dtype)
+        if position_ids is None:
+            position_ids = torch.zeros_like(input_ids).put_(segments.tokens, segments.position_ids)
+        return target._forward(input_ids, attention_mask=mask, position_ids=position_ids)
+
+    return at_indices(_by_rows(target, flat, positions, segments), segments.tokens, input_ids.shape)
+
+
+def is_plain(target) -> bool:
+    """Return whether the target is attention alone, of the kinds known to obey masks: nothing needs a check."""
+    return not target.mixers and takes_document_masks(target.decoder)
+
+
+def _by_segments(target, flat, positions, segments: Segments) -> TargetFeatures | None:
+    """All tokens in one row; `None` if the target's attention asks for more than causal attention."""
+    inputs = {"input_ids": flat[None], "position_ids": positions[None]}
+    documents = target.mixers.run_by(row_for_each(segments))
+
+    by_flash = "flash" in target._attention  # kernels of the Hub too
+    if by_flash and (target._by_segments or is_plain(target)):
+        with documents:
+            return target._forward(**inputs, **segments.flash_arguments())
+
+    # it fails once, on the first batch, where the model's attention asks for more
+    if target._by_segments and not by_flash:
+        try:
+            # of ones, so that transformers does not read the positions to find documents
+            unmasked = torch.ones_like(inputs["input_ids"], dtype=torch.bool)
+            with segment_attention(target.decoder), documents:
+                features = target._forward(**inputs, attention_mask=unmasked, segments=segments)
+            # a layer that ignores the switch leaks silently
+            if segments.attended < (target.mixers.attending if target.mixers else target.num_layers):
+                raise CannotStandIn("a way around the attention interface")
+            return features
+        except CannotStandIn as asked:
+            target._by_segments = False
+            logger.warning("The target's attention asks for %s, so batches are masked and padded.", asked)
+    return None
+
+
+def row_for_each(segments: Segments) -> Way:
+    """Recurrent layers over one row of all tokens: each document is a row of its own, from an empty state."""
+
+    def run(mixer: Mixer, hidden: torch.Tensor, apply: Callable) -> torch.Tensor:
+        if segments.length is not None:
+            return apply(lambda x: x[0].unflatten(0, (-1, segments.length))).flatten(0, 1)[None]
+
+        output = None
+        for rows in segments.rows:
+            part = apply(lambda x, rows=rows: x[0][rows.index]).flatten(0, 1)[rows.places]
+            output = part.new_empty(hidden.shape[1], part.shape[-1]) if output is None else output
+            output.index_copy_(0, rows.tokens, part)
+        return output[None]
+
+    return run
+
+
+def _by_rows(target, flat, positions, segments: Segments) -> TargetFeatures:
+    """Each document as a row of the whole model; `(1, tokens, ...)`."""
+    taps, last = None, None
+    counts_itself = "position_ids" not in inspect.signature(target.model.forward).parameters
+
+    # ranks that share a target run it equally often, whatever the lengths of their documents
+    for rows in segments.rows if target.sharding is None else [segments.all_rows]:
+        # padding goes on counting, so that no model takes it for another document
+        counted = None if counts_itself else positions[rows.index] + rows.beyond
+        found = target._forward(flat[rows.index], position_ids=counted)
+        last = _put(last, found.last_hidden, rows, len(flat))
+        taps = None if found.taps is None else _put(taps, found.taps, rows, len(flat))
+    return TargetFeatures(taps=None if taps is None else taps[None], last_hidden=last[None])
+
+
+def _put(into: torch.Tensor | None, found: torch.Tensor, rows, count: int) -> torch.Tensor:
+    into = found.new_empty(count, found.shape[-1]) if into is None else into
+    return into.index_copy_(0, rows.tokens, found.flatten(0, 1)[rows.places])
+
+
+@torch.no_grad()
+def _check(target) -> None:
+    """Compare two packed documents with each alone, once; all ranks of a sharded target must call this together.
+
+    Raises:
+        ValueError: if they differ by more than rounding, in each way to run them.
+    """
+    target.packing_checked = True
+    ids = (20 + torch.arange(sum(_PROBE), device=target.device)[None]) % target.vocab_size
+    documents = torch.arange(len(_PROBE), device=target.device).repeat_interleave(torch.tensor(_PROBE).to(ids.device))
+
+    alone = torch.cat([target._forward(part).last_hidden for part in ids.split(_PROBE, dim=1)], dim=1).float()
+    joined = target._forward(ids).last_hidden.float()
+    leak = (joined - alone).norm() / alone.norm()
+
+    for by_segments in (True, False) if target._by_segments else (False,):
+        target._by_segments = by_segments
+        packed = packed_features(target, ids, None, documents[None], None).last_hidden.float()
+        gap = (packed - alone).norm() / alone.norm()
+        if gap <= _ROUNDING or (gap <= 16 * torch.finfo(target.dtype).eps and gap < leak / 2):
+            if not target._by_segments:
+                logger.warning(
+                    "%s gets a row for each packed document, since nothing else keeps them apart: packing takes up to "
+                    "twice the target's time.",
+                    type(target.model).__name__,
+                )
+            return
+
+    target.packing_checked = False
+    raise ValueError(
+        f"`packing` needs a target that keeps documents apart, but in {type(target.model).__name__} the features of a "
+        f"packed document differ from those of the document alone by {gap:.2g} of their size: train it on padded "
+        "batches, or choose another target."
+    )
