@@ -10,9 +10,10 @@ import torch
 from transformers import PreTrainedConfig
 
 from ..drafts.build import class_of
-from ..drafts.configuration_base import DraftConfig
+from ..drafts.configuration_base import DraftConfig, width_of_experts
 from ..drafts.costs_base import FLOAT32, DraftCosts, RunShapes
 from ..drafts.kinds import find_kind
+from ..targets.config_fields import largest_field
 from ..targets.decoder_parts import find_decoder_parts
 from ..targets.loading import auto_class, load_config
 from ..targets.sharding import layout_of
@@ -224,11 +225,10 @@ def _is_tied(target) -> bool:
 
 def _target_forward(target, text, shapes: RunShapes) -> list[Holding]:
     width, parts = shapes.target_dtype.itemsize, find_decoder_parts(target)
-    heads = text.num_attention_heads
-    head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
-    dense = getattr(text, "intermediate_size_mlp", None) or text.intermediate_size
-    experts = getattr(text, "num_experts_per_tok", None) or 0
-    mlp = max(dense, experts * (getattr(text, "moe_intermediate_size", None) or dense))
+    heads = largest_field(text, "num_attention_heads")
+    head_dim = largest_field(text, "head_dim") or text.hidden_size // max(heads, 1)
+    dense = largest_field(text, "intermediate_size_mlp") or largest_field(text, "intermediate_size")
+    mlp = max(dense, width_of_experts(text, dense))
 
     # gate, up and their product, or queries, keys and values; and the residual stream, before and after a norm
     widest = max(3 * mlp, 4 * heads * head_dim)

@@ -51,6 +51,8 @@ class DraftConfig(LlamaConfig):
     # arguments in which a draft may differ from the one that it starts from: rows of a head are matched by token, and
     # RoPE has no weights
     free_in_warm_start = ("draft_vocab_size", "draft_rope")
+    # whether vLLM gives such a draft a target's window, and reads `layer_types` and `sliding_window` in its place
+    reads_window = False
 
     num_hidden_layers: int = 1
     rms_norm_eps: float = 1e-5
@@ -150,12 +152,12 @@ def mlp_width(config) -> int:
     # Llama 4 has one width for its experts, another for its dense layers
     own = "set `draft_intermediate_size`, the width of the draft's MLP"
     dense = read_field(text, "intermediate_size_mlp", 0) or read_field(text, "intermediate_size", 0, instead=own)
-    if dense >= hidden or not (experts := _width_of_experts(text, dense)):
+    if dense >= hidden or not (experts := width_of_experts(text, dense)):
         return dense or read_field(text, "intermediate_size", instead=own)
     return experts
 
 
-def _width_of_experts(text, dense: int) -> int:
+def width_of_experts(text, dense: int) -> int:
     """Width of all experts together that a token goes through; 0 if that is not known, or the target is no mixture."""
 
     def first(names: tuple[str, ...]) -> int:

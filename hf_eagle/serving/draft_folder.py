@@ -104,7 +104,10 @@ class DraftFolder:
 
 @dataclass(frozen=True)
 class TargetFacts:
-    """The properties of a target that a server uses when it runs a draft."""
+    """The properties of a target that a server uses when it runs a draft.
+
+    `window` is that of its attention, if all of its layers slide and it is shorter than the context; else `None`.
+    """
 
     model_type: str
     latent: bool
@@ -113,20 +116,26 @@ class TargetFacts:
     num_layers: int
     max_positions: int
     rope: dict[str, Any]
+    window: int | None = None
 
     @classmethod
     def of(cls, config: Any) -> "TargetFacts":
         """From a transformers config; of a multimodal one, from its text part."""
         text = config.get_text_config()
         rope = getattr(text, "rope_parameters", None) or {}
+        positions = getattr(text, "max_position_embeddings", None) or 0
+        # as vLLM's `engine/arg_utils.py` decides whether a window is that of all layers
+        types, window = getattr(text, "layer_types", None), getattr(text, "sliding_window", None)
+        slides = types is None or all(one == "sliding_attention" for one in types)
         return cls(
             model_type=text.model_type,
             latent=getattr(text, "kv_lora_rank", None) is not None,
             vocab_size=text.vocab_size,
             hidden_size=text.hidden_size,
             num_layers=text.num_hidden_layers,
-            max_positions=getattr(text, "max_position_embeddings", None) or 0,
+            max_positions=positions,
             rope=dict(rope),
+            window=window if slides and isinstance(window, int) and 0 < window < positions else None,
         )
 
 

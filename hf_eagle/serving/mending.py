@@ -82,6 +82,14 @@ def layers_and_context(draft: Draft) -> None:
             draft.write("max_position_embeddings", needed)
 
 
+def window(draft: Draft) -> None:
+    """Give the draft a window of its own, as long as the context, if vLLM would else give it the target's."""
+    target = draft.target
+    if target is not None and target.window is not None and "layer_types" not in draft.config:
+        draft.write("layer_types", ["sliding_attention"])
+        draft.write("sliding_window", max(target.max_positions, draft.config["max_position_embeddings"]))
+
+
 def rope(draft: Draft) -> None:
     """Write RoPE in both spellings, if it is known what was trained."""
     config = draft.config

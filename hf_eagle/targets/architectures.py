@@ -112,6 +112,17 @@ def longest_context(config) -> int | None:
     return max(positions, *map(int, scaled))
 
 
+def window_of_all_layers(config) -> int | None:
+    """The window of a target all of whose layers slide (Mistral 7B v0.1, Phi-3 mini), if shorter than its context."""
+    text = config.get_text_config()
+    types, window = getattr(text, "layer_types", None), getattr(text, "sliding_window", None)
+    if (types and set(types) != {"sliding_attention"}) or not isinstance(window, int) or window < 1:
+        return None
+
+    longest = longest_context(config)
+    return None if longest is not None and window >= longest else window
+
+
 # fields of a config that logits are multiplied by
 _MULTIPLIERS = ("logit_scale", "lm_head_multiplier", "output_multiplier")
 # those that logits are divided by, also if the head's input is instead (Inkling)

@@ -63,6 +63,12 @@ def fields_of_most_layers(config, *names: str) -> tuple:
     return max(counted, key=counted.count)
 
 
+def largest_field(config, name: str) -> int:
+    """Return the largest value that a layer of a (text) config has in this field; 0 if there is none."""
+    value = _read(config, name)
+    return max((x or 0 for x in (value if isinstance(value, list) else [value])), default=0)
+
+
 def _read(config, name: str) -> Any:
     """Return a field, or a list of its values where each layer has its own; `None` if there is none."""
     try:

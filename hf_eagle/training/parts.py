@@ -239,6 +239,10 @@ def draft_for(
                 f"{draft.config.rope_parameters}: leave it out, or start a new draft in another `output_dir`."
             )
 
+        for name in ("layer_types", "sliding_window"):  # a folder of an earlier version has none; weights are the same
+            if getattr(config, name, None) is not None:
+                setattr(draft.config, name, getattr(config, name))
+
         width = draft_args.draft_intermediate_size
         if width not in (None, draft.config.intermediate_size):
             raise ValueError(

@@ -32,6 +32,7 @@ LATENT_DRAFTS = {
     "deepseek-ai/DeepSeek-V3": 2_606_135_296,
     "moonshotai/Kimi-K2.5": 3_015_604_224,
     "Qwen/Qwen3-8B": 1_002_457_088,
+    "zai-org/GLM-5": 2_424_072_704,
 }
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from ...targets.architectures import check_tap_ids, default_tap_ids
+from ...targets.architectures import check_tap_ids, default_tap_ids, window_of_all_layers
 from ...targets.config_fields import read_field
 from ...targets.latent import has_latent_attention
 from ...targets.media_inputs import has_mrope
@@ -37,6 +37,8 @@ class EagleConfig(DraftConfig):
     Raises:
         ValueError: for several layers, tied embeddings, biases, or a draft vocabulary that does not fit.
     """
+
+    reads_window = True
 
     fc_norm: bool = False
     norm_output: bool = False
@@ -129,6 +131,10 @@ class EagleConfig(DraftConfig):
             "draft_vocab_size": draft_vocab_size,
             "eagle_aux_hidden_state_layer_ids": check_tap_ids(tap_ids, layers),
         }
+
+        if cls.reads_window and window_of_all_layers(target_config) is not None:
+            # the draft sees all tokens: this window is as long as the context, and keeps vLLM from taking the target's
+            fields |= {"layer_types": ["sliding_attention"], "sliding_window": fields["max_position_embeddings"]}
 
         if sglang_counts_entries(target_config):
             fields["sglang_counts_entries"] = tap_ids[0] != 2  # if it is 2, both spellings agree

@@ -38,6 +38,7 @@ class EagleMLAConfig(EagleConfig):
     # both servers know it; vLLM turns "deepseek_v3" into another kind of draft
     model_type = "kimi_k2"
     reads_mscale = True
+    reads_window = False
 
     q_lora_rank: int | None = 1536
     kv_lora_rank: int = 512

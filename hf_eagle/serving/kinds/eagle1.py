@@ -77,7 +77,7 @@ VLLM = Served(
         _logit_scale,
         rules_vllm.biases,
         rules_vllm.activation,
-        rules_vllm.window,
+        partial(rules_vllm.window, reads_layer_types=False),
         rules_vllm.rope_base,
         rules_vllm.rotated_part,
         rules_vllm.assumed_base,

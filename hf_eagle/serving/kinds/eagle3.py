@@ -5,7 +5,7 @@ from functools import partial
 
 import torch
 
-from .. import rules_folder, rules_sglang, rules_vllm
+from .. import mending, rules_folder, rules_sglang, rules_vllm
 from ..draft_folder import DraftFolder, Finding, TargetFacts
 from ..served_math import ServedChain
 from . import taps_mending, taps_sglang, taps_vllm
@@ -171,7 +171,7 @@ ROW = ServedKind(
     folder_rules=(rules_folder.spellings, rules_folder.dtypes, rules_folder.leftovers, rules_folder.vocabulary),
     value_rules=(rules_folder.numbers,),
     mathematics=ServedEagle3,
-    mending=taps_mending.steps((vllm_parameters, sglang_parameters), ARCHITECTURES, MODEL_TYPES),
+    mending=(*taps_mending.steps((vllm_parameters, sglang_parameters), ARCHITECTURES, MODEL_TYPES), mending.window),
     label=label,
     citation=CITATION,
 )

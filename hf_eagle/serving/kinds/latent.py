@@ -52,6 +52,16 @@ def _vllm_bottleneck(folder: DraftFolder, target: TargetFacts | None) -> Iterato
         )
 
 
+def _vllm_window(folder: DraftFolder, target: TargetFacts | None) -> Iterator[Finding]:
+    """Latent attention has no window, whatever the config or the target has."""
+    if "sliding_attention" in (folder.config.get("layer_types") or []):
+        yield Finding(
+            rules_vllm.READER,
+            "`layer_types` asks for sliding attention, which latent attention does not do.",
+            "leave `layer_types` out",
+        )
+
+
 def _vllm_attention(config: dict, width: int) -> dict[str, Shape]:
     """Latent attention over rows of this width, with or without a bottleneck for queries."""
     heads, latent = config["num_attention_heads"], config.get("kv_lora_rank", 0)
@@ -88,7 +98,7 @@ VLLM = Served(
         taps_vllm.taps,
         taps_vllm.norm_before_residual,
         rules_vllm.activation,
-        rules_vllm.window,
+        _vllm_window,
         _vllm_bottleneck,
         rules_vllm.rope_base,
         _vllm_rope_type,
