@@ -137,8 +137,8 @@ def embedding_factor(folder: DraftFolder, target: TargetFacts | None, reader: st
     if target is not None and target.model_type.startswith(("gemma", "granite")):
         yield Finding(
             reader,
-            f"a target of type {target.model_type} scales its embeddings: vLLM gives the draft the table's rows, SGLang "
-            "scales them where the target's class says so, and transformers scales them always.",
+            f"a target of type {target.model_type} scales its embeddings: vLLM gives the draft the table's rows, "
+            "SGLang scales them where the target's class says so, and transformers scales them always.",
             "train and measure in the same server, or train an EAGLE-3 draft",
             level="limit",
         )
