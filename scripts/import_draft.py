@@ -3,7 +3,8 @@
     python scripts/import_draft.py DRAFT --target TARGET --output_dir OUT
     python scripts/import_draft.py DRAFT --target TARGET --output_dir OUT --form modelopt
 
-Forms: SafeAILab's EAGLE-1 and EAGLE-3, SpecForge, NVIDIA's ModelOpt and NeMo Automodel, vLLM's speculators, TorchSpec.
+Forms: SafeAILab's EAGLE-1 and EAGLE-3, SpecForge, NVIDIA's ModelOpt and NeMo Automodel, vLLM's speculators, TorchSpec;
+of DFlash also z-lab's and transformers'.
 The form is recognised and printed. The script refuses, and names, anything that the servers would not run or would run
 differently. It runs no code that comes with the draft, and reads only the target's config, tokenizer and, if they are
 on this machine, its embeddings.

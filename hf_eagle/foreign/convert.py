@@ -15,13 +15,15 @@ from ..drafts.vocabulary import tokenizer_fingerprint
 from ..targets.loading import load_config, load_tokenizer
 from ..targets.weights import check_tensors
 from .fields import check_flags, draft_config, flat_config
-from .files import has_tokenizer, read_config, read_target_embedding, read_tensors
-from .forms import Form, form_of, stored_tap_ids
+from .files import has_tokenizer, read_config, read_target_embedding, read_target_head, read_tensors
+from .forms import Form, form_of
 from .kinds import ForeignKind, kind_of
-from .tensors import check_embedding, check_names, check_taps, renamed, weights_dtype
+from .tensors import check_embedding, check_head, check_names, check_taps, renamed, weights_dtype
 
 
 logger = logging.getLogger(__name__)
+
+_LENT = {"embeddings": check_embedding, "head": check_head}
 
 
 def from_foreign(
@@ -71,15 +73,18 @@ def from_foreign(
         _check_options(found_form, kind, tap_ids, rope_theta, drop_fc_bias)
 
         # before the tensors are renamed, since their names help to tell what the tap ids count
-        stored_taps = stored_tap_ids(found_form, config, tensors, text.num_hidden_layers)
-        config = flat_config(found_form, config)
+        stored_taps = kind.stored_taps(found_form, {**found_form.defaults, **config}, tensors, text.num_hidden_layers)
+        config = flat_config(found_form, kind, config)
         check_config_numbers("draft", path, config)
         check_flags(found_form, kind, config)
+        kind.check(config)
 
         # from here on `tensors` changes in place: it ends with what our draft stores
-        tensors = renamed(found_form, kind.layer, tensors)
+        tensors = renamed(found_form, kind.layer, tensors, kind.several_layers)
         kind.take_biases(tensors, drop_fc_bias)
         _check_target(config, tensors, target_config, target)
+        if kind.lent_head and "lm_head.weight" in tensors:
+            _check_lent("head", tensors.pop("lm_head.weight"), read_target_head(target), target)
         draft_vocab_size = kind.take_vocabulary(tensors, text.vocab_size)
 
         _check_taps_agree(tap_ids, stored_taps)
@@ -141,17 +146,21 @@ def _check_target(
             reason = reasons.get(name, "it was made for a different target")
             raise ValueError(f"`{name}` of this draft is {actual}, but `target` {target} has {expected}: {reason}.")
 
-    if embedding is None:
-        return
-    target_embedding = read_target_embedding(target)
-    if target_embedding is None:
+    if embedding is not None:
+        _check_lent("embeddings", embedding, read_target_embedding(target), target)
+
+
+def _check_lent(name: str, given: torch.Tensor, lent: torch.Tensor | None, target: str | Path) -> None:
+    """Check that a table in the draft's file is the one that its target lends."""
+    if lent is None:
         logger.warning(
-            "The draft's embeddings were not compared with those of %s, which are not on this machine. Servers will "
-            "use the target's.",
+            "The draft's %s were not compared with those of %s, which are not on this machine. Servers will use the "
+            "target's.",
+            name,
             target,
         )
     else:
-        check_embedding(embedding, target_embedding)
+        _LENT[name](given, lent)
 
 
 def _common_fingerprint(

@@ -30,10 +30,10 @@ _DEFAULT_THETA = 10000.0
 _DEFAULT_EPS = 1e-6
 
 
-def flat_config(form: Form, config: dict[str, Any]) -> dict[str, Any]:
+def flat_config(form: Form, kind: ForeignKind, config: dict[str, Any]) -> dict[str, Any]:
     """Return all fields in one mapping; speculators keep those of the layer in a nested mapping."""
     if form.name != "speculators":
-        return config
+        return {**form.defaults, **config}
 
     # speculators uses our names of kinds
     said = config.get("speculators_model_type")
@@ -42,22 +42,22 @@ def flat_config(form: Form, config: dict[str, Any]) -> dict[str, Any]:
             f"`speculators_model_type` is {said!r}, but only {' and '.join(form.kinds)} drafts can be imported."
         )
     layer = config.get("transformer_layer_config") or {}
-    if layer.get("model_type", "llama") != "llama":
+    if layer.get("model_type", kind.layer_types[0]) not in kind.layer_types:
         raise ValueError(
-            f"`model_type` of this draft's layer is {layer['model_type']!r}, which norms queries and keys; SGLang's "
-            "draft does not, so only Llama layers can be imported."
+            f"`model_type` of this draft's layer is {layer['model_type']!r}, and SGLang's draft of this kind has "
+            f"layers of {' or '.join(kind.layer_types)}, of which only those of Qwen3 norm queries and keys."
         )
     if "sliding_attention" in (layer.get("layer_types") or ()):
         raise ValueError("`layer_types` of this draft has sliding attention, which SGLang's draft does not.")
 
-    # vLLM treats a missing flag as true
-    return {"norm_before_residual": True} | layer | {k: v for k, v in config.items() if v is not None}
+    return {**kind.assumed} | layer | {k: v for k, v in config.items() if v is not None}
 
 
 def check_flags(form: Form, kind: ForeignKind, config: dict[str, Any]) -> None:
     """Raise a `ValueError` for the first flag that our draft or one of the servers could not honour."""
-    for place in (config, config.get("eagle_config") or {}, _rope_fields(config)):
-        for flag, (harmless, reason) in _FLAGS.items():
+    places = (config, config.get("eagle_config") or {}, config.get("dflash_config") or {}, _rope_fields(config))
+    for place in places:
+        for flag, (harmless, reason) in {**_FLAGS, **kind.flags}.items():
             if place.get(flag) not in harmless:
                 raise ValueError(f"`{flag}` of this draft is {place[flag]!r}, which cannot be imported: {reason}.")
 
@@ -100,7 +100,7 @@ def draft_config(
         "rope_parameters": rope,
     }
     fields |= kind.attention_fields(config, fields) | kind.own_fields(config, draft_vocab_size, tap_ids)
-    return kind.config_class.from_target(target_config, **fields)
+    return kind.config(target_config, fields)
 
 
 def rope_parameters(config: dict[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.
 _INDEX = {"weight_map": dict[str, str]}
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
 _EMBEDDINGS = ("embed_tokens.weight", "wte.weight")
+_HEADS = ("lm_head.weight",)
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
@@ -60,6 +61,16 @@ def read_target_embedding(target: str | Path) -> torch.Tensor | None:
 
     It reads only this tensor of the target, and downloads nothing.
     """
+    return _read_table(target, _EMBEDDINGS)
+
+
+def read_target_head(target: str | Path) -> torch.Tensor | None:
+    """As `read_target_embedding`, for the head, which may be tied to the embedding."""
+    head = _read_table(target, _HEADS)
+    return read_target_embedding(target) if head is None else head
+
+
+def _read_table(target: str | Path, endings: tuple[str, ...]) -> torch.Tensor | None:
     try:
         files = _weight_files(target, "target", local_files_only=True)
     except (OSError, ValueError):  # loading the target will report the problem
@@ -71,7 +82,7 @@ def read_target_embedding(target: str | Path) -> torch.Tensor | None:
                 continue
             with safe_open(file, "pt") as weights:
                 # layers for multi-token prediction have embeddings too
-                names = [name for name in weights.keys() if name.endswith(_EMBEDDINGS) and ".layers." not in name]
+                names = [name for name in weights.keys() if name.endswith(endings) and ".layers." not in name]
                 if len(names) == 1:
                     return weights.get_tensor(names[0])
     return None

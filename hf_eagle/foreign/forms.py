@@ -9,12 +9,15 @@
 | `speculators` | vllm-project/speculators: `src/speculators/models/eagle3/{config,core,model_definitions}.py` |
 | `nemo` | NVIDIA-NeMo/Automodel: `nemo_automodel/components/speculative/eagle/draft_{llama,deepseek}.py` |
 | `torchspec` | lightseekorg/TorchSpec: `torchspec/models/draft/deepseek_eagle.py`, `tools/convert_to_hf.py` |
+| `zlab` | z-lab/dflash: `dflash/model.py`; SpecForge writes its DFlash drafts in this form too |
+| `transformers` | huggingface/transformers: `models/muse_glimmer_assistant/` |
 
-All of them are one layer with the mathematics of contract sections 2 to 4, but they use other names.
+EAGLE drafts are one layer with the mathematics of contract sections 2 to 4, DFlash drafts are those of section 7; they
+use other names. `speculators` is the form of both.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -33,6 +36,8 @@ class Form:
         project: name of the project.
         kinds: rows of `kinds.py` that its folders may have; the first one whose marks are in a config applies.
         prefix: prefix of its tensor names.
+        names: beginnings of tensor names -> those of ours.
+        defaults: values that its config class has for fields that a config.json leaves out.
         own_copies: tensors that only its training needs.
         trains_on_default_base: whether it trains scaled RoPE with base 10000 and ignores `rope_theta` in the config.
     """
@@ -41,6 +46,8 @@ class Form:
     project: str
     kinds: tuple[str, ...] = ("latent", "eagle3")
     prefix: str = ""
+    names: Mapping[str, str] = field(default_factory=dict)
+    defaults: Mapping[str, Any] = field(default_factory=dict)
     own_copies: tuple[str, ...] = ()
     trains_on_default_base: bool = False
 
@@ -50,16 +57,34 @@ FORMS = {
     for form in (
         Form("eagle1", "SafeAILab's EAGLE-1", kinds=("eagle1",), trains_on_default_base=True),
         Form("eagle3", "SafeAILab's EAGLE-3", trains_on_default_base=True),
-        Form("specforge", "SpecForge"),
+        Form("specforge", "SpecForge", kinds=("dflash", "latent", "eagle3")),
         Form("modelopt", "NVIDIA ModelOpt"),
         Form(
             "speculators",
             "vLLM's speculators",
-            kinds=("eagle3",),
+            kinds=("dflash", "eagle3"),
             own_copies=("verifier_lm_head.weight", "verifier_norm.weight"),
         ),
         Form("nemo", "NVIDIA NeMo Automodel", prefix="model."),
         Form("torchspec", "TorchSpec", trains_on_default_base=True),
+        Form("zlab", "z-lab's DFlash", kinds=("dflash",)),
+        Form(
+            "transformers",
+            "transformers' muse_glimmer_assistant",
+            kinds=("dflash",),
+            names={"encoder.fc.": "fc.", "encoder.output_norm_enc.": "hidden_norm."},
+            # its config.json holds only what differs from these
+            defaults={
+                "head_dim": 128,
+                "num_key_value_heads": 8,
+                "rms_norm_eps": 1e-5,
+                "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0},
+                "layer_types": ["sliding_attention"],
+                "block_size": 16,
+                "mask_token_id": 201818,
+                "target_layer_ids": [1, 13, 25, 37, 49],
+            },
+        ),
     )
 }
 
@@ -100,6 +125,8 @@ class Sign:
 _SIGNS = (
     ("speculators", Sign(fields=("speculators_model_type",))),
     ("speculators", Sign(fields=("transformer_layer_config",))),
+    ("transformers", Sign(tensors=("encoder.fc.weight",))),
+    ("zlab", Sign(fields=("dflash_config",))),
     ("nemo", Sign(tensors=("model.fc.weight",))),
     ("torchspec", Sign(fields=("_torchspec_version",))),
     ("torchspec", Sign(fields=LATENT_SIZES, tensors=("midlayer.*",))),
@@ -139,6 +166,7 @@ def form_of(name: str, config: dict[str, Any], tensors: Iterable[str]) -> Form:
         return FORMS[name]
 
     names = list(tensors)
+    _refuse_dspark(config, names)
     found = next((form for form, sign in _SIGNS if sign.is_in(config, names)), None)
     if found is None:
         raise ValueError(
@@ -146,6 +174,17 @@ def form_of(name: str, config: dict[str, Any], tensors: Iterable[str]) -> Form:
             f"{', '.join(sorted(names)[:4])}, ... Name its `form` if it is one of {', '.join(FORMS)}."
         )
     return FORMS[found]
+
+
+def _refuse_dspark(config: dict[str, Any], names: list[str]) -> None:
+    """Raise a `ValueError` for a draft whose slots predict one token further than those of DFlash."""
+    classes = [str(name) for name in config.get("architectures") or []]
+    if any("DSpark" in name for name in classes) or "markov_rank" in config or _some_match(names, "markov_head.*"):
+        raise ValueError(
+            f"`architectures` of this draft is {classes}, a DSpark draft, which DeepSpec also calls dflash where "
+            "`markov_rank` is 0: its slot k predicts the token after its own, so that as a DFlash draft it would be "
+            "off by one, and it cannot be imported."
+        )
 
 
 def stored_tap_ids(

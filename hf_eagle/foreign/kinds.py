@@ -5,23 +5,30 @@
 | `eagle1` | `LlamaForCausalLMEagle` | no taps, the target's vocabulary and head, `fc` with a bias that must be zero |
 | `eagle3` | `LlamaForCausalLMEagle3` | taps, a vocabulary and a head of its own |
 | `latent` | `Eagle3DeepseekV2ForCausalLM` | as `eagle3`, with multi-head latent attention |
+| `dflash` | `DFlashDraftModel` | taps, any number of layers, the target's vocabulary and head, a mask token |
 
 Everything else is imported in the same way for all kinds. A [`Form`] names the rows that its folders may have.
 """
 
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from transformers import PreTrainedConfig
 
 from ..drafts.configuration_base import DraftConfig
+from ..drafts.dflash import configuration as dflash
 from ..drafts.eagle1.configuration import Eagle1Config
 from ..drafts.eagle3.configuration import EagleConfig
 from ..drafts.eagle3.configuration_latent import EagleMLAConfig
 from ..targets.latent import LATENT_SIZES
-from .forms import Form
+from .forms import Form, stored_tap_ids
 from .tensors import drop_biases, sort_vocabulary
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -39,6 +46,14 @@ class ForeignKind:
         marks: fields that only a config of this kind has, among the kinds of the same form.
         meaningless: option of `from_foreign` -> why it is refused, with `{value}` and `{form}` to be filled in.
         trained_otherwise: form -> flag -> how the project's training differs from decoding in both servers.
+        layer_types: model types that a layer of such a draft may have in the form `speculators`.
+        assumed: fields that readers of that form assume where they are missing.
+        flags: flag -> values that change nothing, and why no other value can be kept, as for all kinds in `fields.py`.
+        several_layers: whether servers run more than one layer of it.
+        lent_head: whether a head in the file must be the target's.
+        stored_taps: `(form, config, tensors, num_target_layers)` -> entry ids of the taps, `None` if none are named.
+        check: raises `ValueError` for a config, flat, whose draft servers run differently; warns of what they may.
+        new_config: `(target_config, fields)` -> our config.
     """
 
     name: str
@@ -51,12 +66,27 @@ class ForeignKind:
     marks: tuple[str, ...] = ()
     meaningless: Mapping[str, str] = field(default_factory=dict)
     trained_otherwise: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    layer_types: tuple[str, ...] = ("llama",)
+    assumed: Mapping[str, Any] = field(default_factory=dict)
+    flags: Mapping[str, tuple[tuple, str]] = field(default_factory=dict)
+    several_layers: bool = False
+    lent_head: bool = False
+    stored_taps: Callable[[Form, dict[str, Any], Iterable[str], int], list[int] | None] = stored_tap_ids
+    check: Callable[[dict[str, Any]], None] = lambda config: None
+    new_config: Callable[[PreTrainedConfig, dict[str, Any]], DraftConfig] | None = None
+
+    def config(self, target_config: PreTrainedConfig, fields: dict[str, Any]) -> DraftConfig:
+        """Our config of such a draft for its target, with these fields."""
+        if self.new_config is not None:
+            return self.new_config(target_config, fields)
+        return self.config_class.from_target(target_config, **fields)
 
 
 def kind_of(form: Form, config: dict[str, Any]) -> ForeignKind:
-    """Return the kind of a draft: its form's first kind whose marks are all in the config."""
+    """Return the kind of a draft: the one that its config names, else its form's first one with all marks in it."""
     rows = [KINDS[name] for name in form.kinds]
-    return next(row for row in rows if all(mark in config for mark in row.marks))
+    named = [row for row in rows if row.name == config.get("speculators_model_type")]
+    return next((row for row in [*named, *rows] if row in named or all(m in config for m in row.marks)), rows[-1])
 
 
 # ---- attention ----
@@ -113,6 +143,84 @@ def _no_biases(tensors: dict[str, torch.Tensor], drop_fc_bias: bool) -> None:
     drop_biases(tensors)
 
 
+# ---- DFlash ----
+
+
+def _output_ids(form: Form, config: dict[str, Any], tensors: Iterable[str], num_target_layers: int) -> list[int] | None:
+    """Entry ids: speculators counts these, all others count the OUTPUTS of layers."""
+    entries = config.get("aux_hidden_state_layer_ids")
+    if entries:
+        return list(entries)
+    outputs = _of_block(config, "target_layer_ids")
+    return [i + 1 for i in outputs] if outputs else None
+
+
+def _of_block(config: dict[str, Any], name: str) -> Any:
+    """A field that is in `dflash_config`, or at top level."""
+    return (config.get("dflash_config") or {}).get(name, config.get(name))
+
+
+def _block_fields(config: dict[str, Any], draft_vocab_size: int, tap_ids: list[int] | None) -> dict[str, Any]:
+    found = {name: _of_block(config, name) for name in ("block_size", "mask_token_id")}
+    for name, value in found.items():
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise ValueError(f"`{name}` of this draft is {value!r}, without which no block can be made.")
+    return {**found, "num_hidden_layers": config.get("num_hidden_layers", 1), "tap_ids": tap_ids}
+
+
+def _new_block_config(target_config: PreTrainedConfig, fields: dict[str, Any]) -> DraftConfig:
+    asked = {"share_k_norm": False, "served_form": "servers", "draft_num_layers": fields["num_hidden_layers"]}
+    asked |= {name: fields.pop(name) for name in ("tap_ids", "block_size", "mask_token_id")}
+    return dflash.config_for(target_config.get_text_config(), asked, **fields)
+
+
+def _check_block(config: dict[str, Any]) -> None:
+    """Refuse windows, and tell what vLLM makes of a folder in the form of its speculators."""
+    if "sliding_attention" in (config.get("layer_types") or ()):
+        raise ValueError(
+            "`layer_types` of this draft has sliding attention, whose window and order inside a block vLLM, SGLang and "
+            "transformers each read differently: only full attention can be imported."
+        )
+
+    if config.get("sliding_window_non_causal") is False:
+        logger.warning(
+            "`sliding_window_non_causal` is false, of which vLLM makes causal attention in ALL layers of the folder "
+            "that was published. It has full attention, which speculators trains without an order inside a block: the "
+            "imported draft is served as it was trained."
+        )
+
+
+def _target_vocabulary(tensors: dict[str, torch.Tensor], vocab_size: int) -> int:
+    """Leave out a map of all tokens; refuse one of a part, which SGLang and transformers do not read."""
+    d2t = tensors.pop("d2t", None)
+    tensors.pop("t2d", None)
+    if d2t is not None and (d2t.numel() != vocab_size or d2t.any()):
+        raise ValueError(
+            f"`d2t` of this draft maps {d2t.numel()} draft tokens to {vocab_size} of the target: SGLang and "
+            "transformers know no DFlash draft with a vocabulary of its own."
+        )
+    return vocab_size
+
+
+def _qwen_heads(config: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
+    """As grouped heads, whose width Qwen3's config class assumes."""
+    return _grouped_heads({"head_dim": 128, **config}, fields)
+
+
+_CAUSAL = "its slots would not see the later slots of their block, as our drafts' do"
+_BLOCK_FLAGS = {
+    "is_causal": ((None, False), _CAUSAL),
+    "causal": ((None, False), _CAUSAL),
+    "use_swa": ((None, False), "only full attention can be imported"),
+    "sample_from_anchor": ((None, False), "its slots predict one token further, as DSpark's do"),
+    "conv_kernel_size": ((None, 0), "it is a DFlash2 draft, with a convolution that ours lack"),
+    "selector_rank": ((None, 0), "it is a DFlash2 draft, with a selector that ours lack"),
+    "attention_value_scale": ((None, 1, 1.0), "only vLLM scales values"),
+    "attention_sink_bias": ((None, False), "only vLLM adds such a bias"),
+    "is_neox_style": ((None, True), "halves of a head are rotated"),
+}
+
+
 # ---- the table ----
 
 _EAGLE1 = ForeignKind(
@@ -134,6 +242,7 @@ _EAGLE3 = ForeignKind(
     own_fields=_eagle3_fields,
     take_biases=_no_biases,
     take_vocabulary=sort_vocabulary,
+    assumed={"norm_before_residual": True},  # by vLLM
     meaningless={
         "drop_fc_bias": "`drop_fc_bias` is for EAGLE-1 drafts, and this one is in the form `{form}`: leave it out."
     },
@@ -150,4 +259,23 @@ _LATENT = replace(
     },
 )
 
-KINDS = {row.name: row for row in (_EAGLE1, _EAGLE3, _LATENT)}
+_DFLASH = ForeignKind(
+    name="dflash",
+    config_class=dflash.DFlashConfig,
+    layer="layers.0.",
+    attention_fields=_qwen_heads,
+    own_fields=_block_fields,
+    take_biases=_no_biases,
+    take_vocabulary=_target_vocabulary,
+    marks=("dflash_config",),
+    meaningless=_EAGLE3.meaningless,
+    layer_types=("qwen3", "llama"),
+    flags=_BLOCK_FLAGS,
+    several_layers=True,
+    lent_head=True,
+    stored_taps=_output_ids,
+    check=_check_block,
+    new_config=_new_block_config,
+)
+
+KINDS = {row.name: row for row in (_EAGLE1, _EAGLE3, _LATENT, _DFLASH)}

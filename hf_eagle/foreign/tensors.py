@@ -15,13 +15,16 @@ _LAYER = "layers.0."
 _SERVED = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def renamed(form: Form, layer: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def renamed(
+    form: Form, layer: str, tensors: dict[str, torch.Tensor], several_layers: bool = False
+) -> dict[str, torch.Tensor]:
     """Rename tensors to our names. Keeps `embed_tokens.weight`, drops copies that only training needs.
 
     Args:
         form: the draft's form.
-        layer: prefix of the layer's tensor names in our drafts of its kind, with a dot at the end.
+        layer: prefix of the first layer's tensor names in our drafts of its kind, with a dot at the end.
         tensors: tensors by the form's names.
+        several_layers: whether servers run more than one layer of such a draft.
 
     Raises:
         ValueError: if there are several layers, or a tensor is quantised.
@@ -31,12 +34,14 @@ def renamed(form: Form, layer: str, tensors: dict[str, torch.Tensor]) -> dict[st
         name = name.removeprefix(form.prefix)
         if name in form.own_copies or name.endswith("rotary_emb.inv_freq"):
             continue  # RoPE's frequencies follow from the config
+        start = next((start for start in form.names if name.startswith(start)), "")
+        name = form.names.get(start, "") + name.removeprefix(start)
         if name.startswith(_LAYER):
             name = layer + name.removeprefix(_LAYER)
         found[name] = tensor
 
     more = sorted({name.split(".")[1] for name in found if name.startswith("layers.")} - {"0"}, key=int)
-    if more:
+    if more and not several_layers:
         raise ValueError(
             f"`num_hidden_layers` of this draft is {len(more) + 1}: vLLM and SGLang run a second layer differently, so "
             "only drafts with one layer are imported."
@@ -164,6 +169,16 @@ def check_embedding(given: torch.Tensor, target: torch.Tensor) -> None:
         raise ValueError(
             f"`embed_tokens` of this draft differs from the target's in {wrong} of {len(given)} tokens: it was "
             "trained, or is another target's, but servers run a draft with its target's embeddings."
+        )
+
+
+def check_head(given: torch.Tensor, target: torch.Tensor) -> None:
+    """Raise a `ValueError` if a head in a draft's file is not its target's, `(vocab_size, hidden)`, up to rounding."""
+    same = given.shape == target.shape
+    if not same or not torch.allclose(given.float(), target.float(), rtol=2**-7, atol=1e-5):
+        raise ValueError(
+            "`lm_head.weight` lies in this draft's file and is not its target's: SGLang and transformers run such a "
+            "draft with its target's head, so one with a head of its own cannot be imported."
         )
 
 

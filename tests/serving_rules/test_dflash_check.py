@@ -337,12 +337,13 @@ def test_a_whole_draft_is_mended_by_leaving_it_as_it_is(folders, target, tmp_pat
         assert load_file(folder / "model.safetensors").keys() == load_file(tmp_path / form / "model.safetensors").keys()
 
 
-def test_a_target_that_scales_its_embeddings_is_a_limit(folders, target):
+@pytest.mark.parametrize("model_type", ["gemma2", "gemma3_text", "granite"])
+def test_a_target_that_scales_its_embeddings_is_a_limit(model_type, folders):
     fields = {"vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 8, "max_position_embeddings": 512}
-    gemma = LlamaConfig(**fields)
-    gemma.model_type = "gemma3_text"
-    found = [x for x in check_draft(folders["main"], gemma) if x.level == "limit"]
-    assert len(found) == 1 and "a Gemma target scales its embeddings" in found[0].text
+    scaling = LlamaConfig(**fields)
+    scaling.model_type = model_type
+    found = [x for x in check_draft(folders["main"], scaling) if x.level == "limit"]
+    assert len(found) == 1 and f"a target of type {model_type} scales its embeddings" in found[0].text
 
 
 # ---- notes ----

@@ -134,11 +134,11 @@ def windows(folder: DraftFolder, target: TargetFacts | None, reader: str) -> Ite
 
 def embedding_factor(folder: DraftFolder, target: TargetFacts | None, reader: str) -> Iterator[Finding]:
     """The target does not scale its embeddings."""
-    if target is not None and target.model_type.startswith("gemma"):
+    if target is not None and target.model_type.startswith(("gemma", "granite")):
         yield Finding(
             reader,
-            "a Gemma target scales its embeddings: vLLM gives the draft the table's rows, SGLang scales them where the "
-            "target's class says so, and transformers scales them always.",
+            f"a target of type {target.model_type} scales its embeddings: vLLM gives the draft the table's rows, "
+            "SGLang scales them where the target's class says so, and transformers scales them always.",
             "train and measure in the same server, or train an EAGLE-3 draft",
             level="limit",
         )
