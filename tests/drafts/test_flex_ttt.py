@@ -123,6 +123,22 @@ def test_own_keys_are_not_repeated_for_the_heads_of_a_group(graphs):
     assert kept[1] - kept[0] <= 4 * 300 * (key_and_value + shares)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="for the GPU's kernels; the twins are above")
+@pytest.mark.parametrize(("key_dim", "value_dim"), [(64, 64), (192, 128)])
+def test_on_a_gpu_batches_of_all_sizes_make_one_graph(key_dim, value_dim):
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    for rows in (300, 1, 40, 257):
+        layout = layout_of(torch.arange(310 - rows, 310), 310).to("cuda")
+        made = random_inputs(layout, 4, 4, key_dim, value_dim, 2, torch.bfloat16)
+        inputs = [x.detach().cuda().requires_grad_() for x in made]
+        exact = [x.detach().float().requires_grad_() for x in inputs]
+        found, wanted = run(flex_ttt_attention, layout, inputs, 0.1), run(eager_ttt_attention, layout, exact, 0.1)
+        for ours, theirs in zip((found[0], *found[1]), (wanted[0], *wanted[1]), strict=True):
+            assert (ours.float() - theirs).norm() < 0.02 * theirs.norm()
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1 and not flex_ttt._failures
+
+
 # ---- where it cannot run ----
 
 

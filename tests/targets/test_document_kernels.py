@@ -161,6 +161,21 @@ def test_a_device_without_memory_is_no_reason_to_change(one_kernel, monkeypatch)
     assert not document_kernels._failed
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="a CPU has no kernel for all documents; its twin is above")
+@pytest.mark.parametrize("window", [None, 5])
+@pytest.mark.parametrize(("key_dim", "value_dim"), [(64, 64), (192, 128)])
+def test_pytorchs_kernel_is_a_document_alone(key_dim, value_dim, window):
+    bounds = [0, 3, 260, 261, 400]
+    rows = [x.cuda() for x in rows_of(bounds, 4, 2, key_dim, value_dim, torch.bfloat16)]
+    if not document_kernels._takes_varlen(rows[0]):
+        pytest.skip("this version of PyTorch has no kernel for all documents")
+    there = torch.tensor(bounds, dtype=torch.int32).cuda()
+    found = attend_documents(*rows, bounds, there, 0.1, window).float()
+    wanted = attend_documents(*(x.float() for x in rows), bounds, there, 0.1, window)
+    assert not document_kernels._failed
+    assert (found - wanted).norm() < 0.02 * wanted.norm()
+
+
 # ---- whole targets ----
 
 
