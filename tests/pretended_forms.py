@@ -3,11 +3,14 @@
 import torch
 from datasets import Dataset
 from peft import LoraConfig
+from plain_varlen import plain_varlen
 from tiny import random_chats, tiny_eagle1_pair, tiny_pair
 from tiny_mla import tiny_mla_pair
 from tiny_tokenizer import word_tokenizer
 from tiny_vision import CHATS, tiny_vision_model, vision_processor, write_records
 from torch.utils.data import IterableDataset
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import flash_attention_mask
 
 from hf_eagle import FrozenTarget
 from hf_eagle.data.collators import EagleDataCollator
@@ -31,9 +34,32 @@ class Stream(IterableDataset):
         return iter(PADDED)
 
 
-def eagle3(data=PADDED, vocabulary=40, draft=None, peft=None, **args):
+FLASH = "plain_flash"  # by this name a target is asked as `flash_attention_2` is
+
+
+def flash_attention(
+    module, query, key, value, attention_mask, scaling, cu_seq_lens_q=None, max_length_q=None, **others
+):
+    """As the kernels of `flash-attn`, to which transformers hands where documents begin; if not, each row is one."""
+    batch, _, length, _ = query.shape
+    if cu_seq_lens_q is None:
+        cu_seq_lens_q, max_length_q = length * torch.arange(batch + 1, device=query.device).int(), length
+    rows = (x.transpose(1, 2).flatten(0, 1).contiguous() for x in (query, key, value))
+    where = (cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q)
+    attended = plain_varlen(*rows, *where, scale=scaling, window_size=(-1, 0), enable_gqa=True)
+    return attended.unflatten(0, (batch, length)), None
+
+
+AttentionInterface.register(FLASH, flash_attention)
+AttentionMaskInterface.register(FLASH, flash_attention_mask)
+
+
+def eagle3(data=PADDED, vocabulary=40, draft=None, peft=None, attention=None, **args):
     def parts(folder):
-        return {"pair": tiny_pair(vocabulary, **(draft or {})), "data": data, "peft_config": peft}
+        pair = target, _ = tiny_pair(vocabulary, **(draft or {}))
+        if attention is not None:
+            target.model.config._attn_implementation = attention  # past the search for a package of this name
+        return {"pair": pair, "data": data, "peft_config": peft}
 
     return parts, {"ttt_steps": 3, **args}
 
@@ -73,6 +99,8 @@ def pictures(chats, rope="mrope", embeddings="token"):
     return parts, {"ttt_steps": 3, "oov_rows": "renormalize"}
 
 
+# where the target has one kernel for all documents, as GPUs have it in half precision
+ONE_KERNEL = ("EAGLE-3, one kernel for all documents", "EAGLE-3, one kernel for padded rows")
 FORMS = {
     "EAGLE-3, padded": eagle3(),
     "EAGLE-3, packed": eagle3(PACKED),
@@ -92,6 +120,9 @@ FORMS = {
     "EAGLE-3, gradient checkpointing": eagle3(gradient_checkpointing=True),
     "EAGLE-3, eager": eagle3(draft={"attn_implementation": "eager"}),
     "EAGLE-3, heads too narrow, packed": eagle3(PACKED, draft={"head_dim": NARROWEST // 2}),
+    "EAGLE-3, one kernel for all documents": eagle3(PACKED),
+    "EAGLE-3, one kernel for padded rows": eagle3(),
+    "EAGLE-3, flash attention, packed": eagle3(PACKED, attention=FLASH),
     "latent attention, padded": latent(),
     "latent attention, packed": latent(PACKED),
     "EAGLE-1, padded": eagle1(),

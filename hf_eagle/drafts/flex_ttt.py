@@ -103,12 +103,10 @@ class FlexMask:
         return cls((rows, row_documents, keys, key_documents), blocks)
 
     @property
-    def operands(self) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
-        """Its tensors, as the compiled function takes them."""
-        names = ("kv_num_blocks", "kv_indices")
-        names = (*names, *(f"full_{name}" for name in names))
-        names = (*names, *(name.replace("kv", "q") for name in names))
-        return self.ids, tuple(getattr(self.blocks, name) for name in names)
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Those of `blocks`, by its own names."""
+        sides = ("kv_num_blocks", "kv_indices", "q_num_blocks", "q_indices")
+        return {name: getattr(self.blocks, name) for name in (*sides, *(f"full_{side}" for side in sides))}
 
 
 def lengthened(x: torch.Tensor) -> torch.Tensor:
@@ -135,12 +133,12 @@ def by_flex(
     if why is not None:
         raise CannotAttend(why)
 
-    ids, blocks = mask.operands
+    ids, blocks = mask.ids, mask.tensors
     operands = [_trained(lengthened(x)) for x in (query, key, value)]
     for x in (*operands, *ids):
-        torch._dynamo.mark_dynamic(x, 0)
-    for x in blocks:  # (1, 1, blocks) and (1, 1, blocks, blocks)
-        torch._dynamo.mark_dynamic(x, [2, 3][: x.dim() - 2])
+        torch._dynamo.maybe_mark_dynamic(x, 0)
+    for x in blocks.values():  # (1, 1, blocks) and (1, 1, blocks, blocks)
+        torch._dynamo.maybe_mark_dynamic(x, [2, 3][: x.dim() - 2])
 
     options = kernel_options(query.shape[-1], value.shape[-1], query.dtype)
     try:
@@ -166,9 +164,10 @@ def _attend(query, key, value, ids, blocks, scaling, options) -> tuple[torch.Ten
     def visible(batch, head, row, key):
         return (row_documents[row] == key_documents[key]) & (keys[key] <= rows[row])
 
+    mask = BlockMask(seq_lengths=(len(rows), len(keys)), **blocks, BLOCK_SIZE=(BLOCK, BLOCK), mask_mod=visible)
     out, aux = flex_attention(
         *(x.transpose(0, 1)[None] for x in (query, key, value)),  # (1, heads, rows or keys, dim)
-        block_mask=BlockMask((len(rows), len(keys)), *blocks, BLOCK_SIZE=(BLOCK, BLOCK), mask_mod=visible),
+        block_mask=mask,
         scale=scaling,
         enable_gqa=True,
         kernel_options=options,

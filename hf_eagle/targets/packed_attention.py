@@ -1,7 +1,7 @@
 """Causal attention inside each document of a packed row, without a mask of the whole row.
 
 A batch runs as one long row of its real tokens, so that padding costs nothing. `transformers` gets an attention
-function that calls the fused causal kernel once a document.
+function that calls fused causal kernels, see `document_kernels.py`.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,8 +11,9 @@ from functools import cached_property
 from itertools import pairwise
 
 import torch
-from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+
+from .document_kernels import attend_documents, attend_documents_compiled
 
 
 # the name must hold none of "sdpa", "flash" and "flex", which transformers searches names for
@@ -34,13 +35,25 @@ class Segments:
         tokens: int64 `(N,)`, flat ids `b * length + t` of the tokens of documents, ascending: padding is left out.
         position_ids: int64 `(N,)`, counted from each document's start.
         bounds: places of the documents in `tokens`: document `i` is `bounds[i] .. bounds[i + 1] - 1`.
+        bounds_there: the same in int32, where the tokens are.
+        bounds_here: the same in int64, on the CPU; of a batch that is compiled.
         attended: how many layers have attended by them.
     """
 
     tokens: torch.Tensor
     position_ids: torch.Tensor
     bounds: list[int]
+    bounds_there: torch.Tensor | None = None
+    bounds_here: torch.Tensor | None = None
     attended: int = 0
+
+    def __post_init__(self):
+        if self.bounds_there is None:
+            self.bounds_there = torch.tensor(self.bounds, dtype=torch.int32).to(self.tokens.device)
+
+    def anew(self, compiled: bool) -> "Segments":
+        """For a forward, to which no layer has attended yet."""
+        return replace(self, attended=0, bounds_here=torch.tensor(self.bounds) if compiled else None)
 
     @classmethod
     def of(cls, documents: torch.Tensor) -> "Segments":
@@ -60,13 +73,8 @@ class Segments:
 
     def each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Segments":
         """The same documents, with each tensor changed, for instance moved."""
-        return replace(self, tokens=change(self.tokens), position_ids=change(self.position_ids))
-
-    @property
-    def length(self) -> int | None:
-        """Of each document, `None` if they differ in length."""
-        lengths = {end - start for start, end in pairwise(self.bounds)}
-        return lengths.pop() if len(lengths) == 1 else None
+        tensors = ("tokens", "position_ids", "bounds_there")
+        return replace(self, **{name: change(getattr(self, name)) for name in tensors})
 
     @cached_property
     def rows(self) -> list["DocumentRows"]:
@@ -95,10 +103,9 @@ class Segments:
 
     def flash_arguments(self) -> dict:
         """The same for `flash_attention_*` in `transformers`, whose kernels take the bounds themselves."""
-        bounds = torch.tensor(self.bounds, dtype=torch.int32, device=self.tokens.device)
         longest = max(end - start for start, end in pairwise(self.bounds))
         sides = ("q", "k")
-        return {f"cu_seq_lens_{s}": bounds for s in sides} | {f"max_length_{s}": longest for s in sides}
+        return {f"cu_seq_lens_{s}": self.bounds_there for s in sides} | {f"max_length_{s}": longest for s in sides}
 
 
 @dataclass
@@ -200,42 +207,10 @@ def attend_by_segments(
         raise CannotStandIn(", ".join(asked))
 
     segments.attended += 1
-
-    width = value.shape[-1]
-    if width < query.shape[-1]:  # the fused kernels want one width (twice as fast on CPU as without them)
-        value = pad(value, (0, query.shape[-1] - width))
-
-    arguments = {"scale": scaling, "enable_gqa": query.shape[1] != key.shape[1]}
-    if segments.length is not None:  # all at once
-        together = (x[0].unflatten(1, (-1, segments.length)).transpose(0, 1) for x in (query, key, value))
-        attended = _attend(*together, sliding_window, arguments)
-        return attended[..., :width].transpose(1, 2).flatten(0, 1)[None], None
-
-    output = query.new_empty(1, query.shape[2], query.shape[1], width)
-    for start, stop in pairwise(segments.bounds):
-        attended = _attend(*(x[:, :, start:stop] for x in (query, key, value)), sliding_window, arguments)
-        output[:, start:stop] = attended[..., :width].transpose(1, 2)
-    return output, None
-
-
-def _attend(query, key, value, window: int | None, arguments: dict) -> torch.Tensor:
-    """Causal attention in documents of one length: `(documents, heads, length, head_dim)`."""
-    if window is None or query.shape[2] <= window:
-        return scaled_dot_product_attention(query, key, value, is_causal=True, **arguments)
-    return _slide(query, key, value, window, arguments)
-
-
-def _slide(query, key, value, window: int, arguments: dict) -> torch.Tensor:
-    """Attend in documents longer than the window, in blocks of queries: a block's mask is `(window, 2 * window)`."""
-    blocks, length, device = [], query.shape[2], query.device
-    for start in range(0, length, window):
-        stop, first = min(start + window, length), max(start - window + 1, 0)
-
-        behind = torch.arange(start, stop, device=device)[:, None] - torch.arange(first, stop, device=device)
-        seen = (behind >= 0) & (behind < window)
-        rows = query[:, :, start:stop], key[:, :, first:stop], value[:, :, first:stop]
-        blocks.append(scaled_dot_product_attention(*rows, attn_mask=seen, **arguments))
-    return torch.cat(blocks, dim=2)
+    rows, there = (query, key, value), segments.bounds_there
+    if torch.compiler.is_compiling():
+        return attend_documents_compiled(*rows, segments.bounds_here, there, scaling, sliding_window), None
+    return attend_documents(*rows, segments.bounds, there, scaling, sliding_window), None
 
 
 def documents_mask(config, documents: torch.Tensor, dtype: torch.dtype) -> torch.Tensor | dict[str, torch.Tensor]:

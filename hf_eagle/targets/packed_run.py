@@ -10,10 +10,10 @@
 import inspect
 import logging
 from collections.abc import Callable
-from dataclasses import replace
 
 import torch
 
+from .document_kernels import length_of_all
 from .features import TargetFeatures, at_indices
 from .packed_attention import CannotStandIn, Segments, documents_mask, segment_attention, takes_document_masks
 from .recurrent import Mixer, Way
@@ -42,7 +42,8 @@ def packed_features(
     Raises:
         ValueError: if nothing keeps documents apart in this target.
     """
-    segments = Segments.of(documents) if segments is None else replace(segments, attended=0)
+    compiled = target.model._compiled_call_impl is not None
+    segments = (Segments.of(documents) if segments is None else segments).anew(compiled)
     if not is_plain(target) and not target.packing_checked:
         _check(target)
 
@@ -101,8 +102,9 @@ def row_for_each(segments: Segments) -> Way:
     """Recurrent layers over one row of all tokens: each document is a row of its own, from an empty state."""
 
     def run(mixer: Mixer, hidden: torch.Tensor, apply: Callable) -> torch.Tensor:
-        if segments.length is not None:
-            return apply(lambda x: x[0].unflatten(0, (-1, segments.length))).flatten(0, 1)[None]
+        length = length_of_all(segments.bounds)
+        if length is not None:
+            return apply(lambda x: x[0].unflatten(0, (-1, length))).flatten(0, 1)[None]
 
         output = None
         for rows in segments.rows:

@@ -9,6 +9,7 @@ from transformers import Cache, PreTrainedModel
 
 from .architectures import check_returned
 from .decoder_parts import find_decoder
+from .document_kernels import needs_own_keys
 from .features import (
     HeadSummary,
     TargetDistribution,
@@ -60,6 +61,7 @@ class FrozenTarget(TappedModel):
         self.decoder = find_decoder(model)
         self.packing_checked = False
         self._by_segments = stands_in_for(self.decoder, recurrent=bool(self.mixers))
+        self._said_quadratic = False
 
         # every rank must know whether segment attention works before one of them meets the first padding
         if self.sharding is not None and (self._by_segments or self.mixers):
@@ -223,6 +225,8 @@ class FrozenTarget(TappedModel):
             position_ids = None if found is None else found[0]
         if position_ids is None and has_2d_mask and past_key_values is None:
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp_min(0)
+        if past_key_values is None:
+            self._say_quadratic(input_ids.device)
         return super().features(input_ids, attention_mask, position_ids, **inputs)
 
     def rope_index(
@@ -231,6 +235,21 @@ class FrozenTarget(TappedModel):
         """Positions `(3, batch, length)` of a batch with media and the offset of the text after them, `(batch,)`."""
         media = {name: inputs[name] for name in MEDIA if name in inputs}
         return rope_index(self.model, input_ids, attention_mask, **media)
+
+    def _say_quadratic(self, device: torch.device) -> None:
+        """Say once if the model's own attention holds all scores of a row: by segments, keys are repeated instead."""
+        config, dtype = self.config, self.dtype
+        grouped = getattr(config, "num_key_value_heads", None) not in (None, config.num_attention_heads)
+        if self._said_quadratic or self._attention != "sdpa" or not (grouped and needs_own_keys(device, dtype)):
+            return
+
+        self._said_quadratic = True
+        name = str(dtype).removeprefix("torch.")
+        logger.warning(
+            "The target's attention takes quadratic memory: its heads share keys, and PyTorch has no other kernel for "
+            "that in %s on %s. Load it in bfloat16 (`target_dtype`).",
+            *(name, device.type),
+        )
 
     @property
     def _attention(self) -> str:
@@ -244,10 +263,7 @@ class FrozenTarget(TappedModel):
     def _wants_segments(self, attention_mask: torch.Tensor, segments: Segments | None) -> bool:
         """Whether to run a batch by segments: if rows are padded, or if they are known, since a mask is read to see
         that it masks nothing."""
-        if segments is None:
-            return not attention_mask.all()
-        compiled = self.model._compiled_call_impl is not None  # it would be compiled again for other segments
-        return not compiled or len(segments.tokens) < attention_mask.numel()
+        return segments is not None or not attention_mask.all()
 
     def _recorded(self, entries: list[int], **arguments: Any):
         if self.tap_method == "hooks":

@@ -22,8 +22,9 @@ sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[:3]]
 
 from accelerate import PartialState  # noqa: E402
 from ends_worker import breaking_trainer  # noqa: E402
+from plain_varlen import plain_varlen  # noqa: E402
 from pretended_device import NAME, PretendedTensor, pretend, recorded  # noqa: E402
-from pretended_forms import FORMS, NARROWEST, ROWS, STEPS  # noqa: E402
+from pretended_forms import FORMS, NARROWEST, ONE_KERNEL, ROWS, STEPS  # noqa: E402
 from tiny import pad_batch, random_chats, tiny_eagle1_pair, tiny_pair  # noqa: E402
 from tiny_mla import tiny_mla_pair  # noqa: E402
 from transformers import TrainerCallback  # noqa: E402
@@ -33,6 +34,7 @@ import hf_eagle.drafts.flex_ttt  # noqa: E402
 import hf_eagle.targets.head  # noqa: E402
 from hf_eagle import EagleTrainer, EagleTrainingArguments  # noqa: E402
 from hf_eagle.decoding.generate import speculative_generate  # noqa: E402
+from hf_eagle.targets import document_kernels  # noqa: E402
 
 
 def dense_flex(query, key, value, ids, blocks, scaling, options):
@@ -100,6 +102,7 @@ def get_device() -> None:
     pretend()
     hf_eagle.drafts.flex_ttt._kernel = lambda device_type: dense_flex
     hf_eagle.drafts.flex_ttt._NARROWEST = NARROWEST
+    document_kernels._varlen, document_kernels._HALF = (lambda: plain_varlen), (torch.float32,)
     # a head of pretended tensors is one of plain numbers
     hf_eagle.targets.head.DTensor = (hf_eagle.targets.head.DTensor, PretendedTensor)
 
@@ -130,6 +133,7 @@ def trained(form: str, folder: Path, device: str) -> dict:
     fields = {"per_device_train_batch_size": ROWS, "max_steps": STEPS, "logging_steps": STEPS, **fields}
     fields |= {"save_strategy": "no", "report_to": "none", "disable_tqdm": True, "use_cpu": True}
     take_device(device)
+    document_kernels._WITH_VARLEN = (NAME,) if form in ONE_KERNEL else ()
     args = EagleTrainingArguments(output_dir=str(folder / "run"), learning_rate=1e-3, **fields)
     args.dataloader_pin_memory = device != "cpu"  # `use_cpu` has set it to false
 

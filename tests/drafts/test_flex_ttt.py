@@ -97,7 +97,7 @@ def test_parts_that_are_not_trained_make_no_graph(trained, graphs):
 def test_few_rows_are_two_blocks(rows, graphs):
     """The added rows see what the last one sees, so that none sees nothing; the added keys are seen by none."""
     layout = layout_of(torch.arange(310 - rows, 310), 310)
-    ids, blocks = layout.flex_mask.operands
+    ids, blocks = layout.flex_mask.ids, layout.flex_mask.tensors.values()
     assert [len(x) for x in ids] == [max(256, len(x)) for x in (layout.rows, layout.rows, layout.keys, layout.keys)]
     assert min(size for x in blocks for size in x.shape[2:]) >= 2
     assert lengthened(torch.ones(rows, 2, 3)).shape == (max(256, rows), 2, 3)
@@ -121,6 +121,22 @@ def test_own_keys_are_not_repeated_for_the_heads_of_a_group(graphs):
         kept.append(sum(sizes.values()))
     key_and_value, shares = 2 * 16, 2 * 8  # of a row: its own, and the weight that each head gives them
     assert kept[1] - kept[0] <= 4 * 300 * (key_and_value + shares)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="for the GPU's kernels; the twins are above")
+@pytest.mark.parametrize(("key_dim", "value_dim"), [(64, 64), (192, 128)])
+def test_on_a_gpu_batches_of_all_sizes_make_one_graph(key_dim, value_dim):
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    for rows in (300, 1, 40, 257):
+        layout = layout_of(torch.arange(310 - rows, 310), 310).to("cuda")
+        made = random_inputs(layout, 4, 4, key_dim, value_dim, 2, torch.bfloat16)
+        inputs = [x.detach().cuda().requires_grad_() for x in made]
+        exact = [x.detach().float().requires_grad_() for x in inputs]
+        found, wanted = run(flex_ttt_attention, layout, inputs, 0.1), run(eager_ttt_attention, layout, exact, 0.1)
+        for ours, theirs in zip((found[0], *found[1]), (wanted[0], *wanted[1]), strict=True):
+            assert (ours.float() - theirs).norm() < 0.02 * theirs.norm()
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1 and not flex_ttt._failures
 
 
 # ---- where it cannot run ----

@@ -9,6 +9,7 @@ from tiny_targets import tiny_family
 from tiny_vision import CHATS, NAMES, processed, tiny_vision_model, vision_processor
 
 from hf_eagle.data.collators import mark_padding
+from hf_eagle.targets.document_kernels import length_of_all
 from hf_eagle.targets.media_inputs import MEDIA, RopeIndex, rope_index
 from hf_eagle.targets.packed_attention import Segments
 from hf_eagle.targets.target import FrozenTarget
@@ -64,7 +65,7 @@ def test_a_plan_may_be_used_twice():
 
 @pytest.mark.parametrize(("bounds", "length"), [([0, 4, 8], 4), ([0, 4, 9], None), ([0, 7], 7), ([0], None)])
 def test_documents_of_one_length(bounds, length):
-    assert Segments(torch.arange(9), torch.arange(9), bounds).length == length
+    assert length_of_all(bounds) == length
 
 
 @pytest.mark.parametrize("name", NAMES)
