@@ -88,8 +88,8 @@ def check_offload(offloads: bool) -> None:
     if "cpu:" not in backends:
         raise ValueError(
             "`cpu_offload` in `fsdp_config` keeps the gradient in main memory, but these ranks are connected by "
-            f"{backends} alone, which sums nothing there: start with `accelerate launch`, which connects them by gloo too "
-            "if its config says `fsdp_offload_params: true`, or set it to false."
+            f"{backends} alone, which sums nothing there: start with `accelerate launch`, which connects them by gloo "
+            "too if its config says `fsdp_offload_params: true`, or set it to false."
         )
 
 
