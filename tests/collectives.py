@@ -8,7 +8,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1] / "hf_eagle"
 # of torch.distributed, these alone ask nobody
-LOCAL = {"is_available", "is_initialized", "get_backend", "get_rank", "get_world_size"}
+LOCAL = {"is_available", "is_initialized", "get_backend", "get_backend_config", "get_rank", "get_world_size"}
 # of accelerate, DTensor and FSDP2, these wait for other ranks
 MEETING = {
     *("wait_for_everyone", "main_process_first", "local_main_process_first", "gather_for_metrics", "gather_object"),

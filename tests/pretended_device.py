@@ -4,6 +4,8 @@ What is written for an accelerator runs on it with real values, FSDP2 and collec
 whose tensors lie on two devices raises, as it would there. PyTorch lets a device be written in Python, but it cannot be
 taken back: [`pretend`] is for a process that does nothing else.
 
+It has no float64, as some accelerators have none.
+
 [`recorded`] tells what an accelerator makes slow: where the host waits for it, and how many operations and casts it is
 asked for.
 """
@@ -34,6 +36,8 @@ _INDEXING = ("index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_in
 # operations that PyTorch else lets an empty tensor be resized by, which a PretendedTensor cannot be
 _SIZED_WHEN_FILLED = (aten.arange.default, aten.arange.start, aten.arange.start_step, aten.eye.default, aten.eye.m)
 _SIZED_WHEN_FILLED += (aten.linspace.default, aten.randperm.default)
+
+_MISSING = (torch.float64, torch.complex128)
 
 # operations whose results have a size, or a place, that only the values tell: an accelerator sends it to the host
 _WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "bincount", "repeat_interleave", "multinomial")
@@ -166,6 +170,8 @@ def _run(operation, *args, **kwargs):
     def shown(x: Any) -> Any:
         if not isinstance(x, torch.Tensor):
             return x
+        if x.dtype in _MISSING:
+            raise TypeError(f"{operation}: {NAME} has no {x.dtype}.")
         return came[id(x)] if id(x) in came else PretendedTensor(x)  # changed in place, it is the tensor that came
 
     return _changed(held, shown)

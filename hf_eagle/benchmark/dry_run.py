@@ -46,25 +46,33 @@ class DryRun:
         title: the run in words.
         kept: held from the first step to the last.
         target_step, draft_step: held while the target, and then the draft, runs; never both.
+        sharing_step: held while the ranks share out the gradients of a sharded draft, behind its backward pass.
     """
 
     title: str
     kept: list[Holding] = field(default_factory=list)
     target_step: list[Holding] = field(default_factory=list)
     draft_step: list[Holding] = field(default_factory=list)
+    sharing_step: list[Holding] = field(default_factory=list)
+
+    @property
+    def largest_step(self) -> list[Holding]:
+        """The step that needs most."""
+        steps = (self.target_step, self.draft_step, self.sharing_step)
+        return max(steps, key=lambda step: sum(h.bytes for h in step))
 
     @property
     def peak(self) -> float:
         """The most bytes at one time."""
-        steps = (sum(h.bytes for h in step) for step in (self.target_step, self.draft_step))
-        return sum(h.bytes for h in self.kept) + max(steps)
+        return sum(h.bytes for h in self.kept + self.largest_step)
 
     def describe(self) -> str:
         """The table, for a terminal."""
         lines = [self.title, f"{'':58} {'parameters':>17} {'GiB':>9}"]
         parts = {"kept": self.kept, "while the target runs": self.target_step, "while the draft runs": self.draft_step}
+        parts["while gradients are shared out"] = self.sharing_step
         for name, holdings in parts.items():
-            lines.append(name)
+            lines += [name] if holdings else []
             for h in holdings:
                 count = "" if h.parameters is None else f"{h.parameters:,}"
                 lines.append(f"  {h.what:56} {count:>17} {h.bytes / GIB:9.2f}")
@@ -77,8 +85,7 @@ class DryRun:
         if device_memory_gb is None or self.peak <= device_memory_gb * GIB:
             return None
 
-        everything = self.kept + max(self.target_step, self.draft_step, key=lambda step: sum(h.bytes for h in step))
-        largest = max(everything, key=lambda h: h.bytes)
+        largest = max(self.kept + self.largest_step, key=lambda h: h.bytes)
         return (
             f"This cannot fit `device_memory_gb` {device_memory_gb:g}: a rank needs {self.peak / GIB:.1f} GiB, most of "
             f"it for {largest.what} ({largest.bytes / GIB:.1f} GiB)."
@@ -168,6 +175,10 @@ def dry_run(target_config: PreTrainedConfig, draft_config: DraftConfig, shapes: 
     run.kept = [*_target_weights(target, shapes), *_draft_weights(trained, lent, target, shapes)]
     run.target_step = [features, *_target_forward(target, text, shapes)]
     run.draft_step = [features, Holding(*costs.teacher(shapes)), *_unroll(costs, trained, shapes)]
+    if shapes.draft_sharded:
+        whole, head = trained + sum(lent), draft.get_output_embeddings().weight
+        run.draft_step += gathered_by_step(whole)
+        run.sharing_step = shared_by_step(whole, trained, head.numel() if head.requires_grad else 0)
     return run
 
 
@@ -200,8 +211,9 @@ def _is_split(name: str, plan: dict[str, str]) -> bool:
 def _draft_weights(trained: int, lent: list[int], target, shapes: RunShapes) -> list[Holding]:
     own = trained // shapes.world_size if shapes.draft_sharded else trained
     # the draft shares the target's table and head if they are whole and float32, the draft's dtype
-    shared = shapes.target_dtype == torch.float32 and shapes.target_sharding == "none"
+    shared = shapes.target_dtype == torch.float32 and shapes.target_sharding == "none" and not shapes.draft_sharded
     copies = 0 if shared else lent[0] if _is_tied(target) else sum(lent)
+    copies = copies // shapes.world_size if shapes.draft_sharded else copies
 
     held = [
         Holding("draft, trained, float32", own * FLOAT32, own),
@@ -211,9 +223,30 @@ def _draft_weights(trained: int, lent: list[int], target, shapes: RunShapes) -> 
     ]
     if shapes.world_size > 1 and not shapes.draft_sharded:
         held.append(Holding("DDP's buckets of gradients", trained * FLOAT32))
-    elif shapes.draft_sharded:
-        held.append(Holding("the draft's weights, gathered for a step", trained * FLOAT32))
     return held
+
+
+def gathered_by_step(whole: int) -> list[Holding]:
+    """What FSDP2 gathers of a draft of so many parameters, frozen ones too; the buffer stays until the next gather."""
+    return [
+        Holding("the draft's weights, gathered", whole * FLOAT32),
+        Holding("the buffer they came in", whole * FLOAT32),
+    ]
+
+
+def shared_by_step(whole: int, trained: int, head: int) -> list[Holding]:
+    """What FSDP2 holds while it shares out the gradients of a draft, which are whole until then.
+
+    Args:
+        whole, trained: parameters of the draft.
+        head: those of its head, if it is trained: the loss holds their gradient as it made it.
+    """
+    return [
+        gathered_by_step(whole)[0],
+        Holding("gradients, whole", trained * FLOAT32),
+        Holding("the buffer they are sent from", trained * FLOAT32),
+        Holding("the head's gradient, as the loss made it", head * FLOAT32),
+    ]
 
 
 def _is_tied(target) -> bool:

@@ -35,6 +35,7 @@ def shard_draft(draft: nn.Module, accelerator) -> None:
     """
     plugin = accelerator.state.fsdp_plugin
     check_plugin(plugin)
+    check_offload(bool(plugin.cpu_offload))
 
     plugin.auto_wrap_policy = None  # otherwise accelerate looks for layers to wrap
     mesh = getattr(accelerator, "torch_device_mesh", None)
@@ -74,6 +75,21 @@ def check_plugin(plugin) -> None:
         raise ValueError(
             "`fsdp_activation_checkpointing` finds no layers in a draft: set it to false, and use "
             "`activation_checkpointing`."
+        )
+
+
+def check_offload(offloads: bool) -> None:
+    """Refuse a draft whose shards lie in main memory if nothing connects the ranks there.
+
+    Raises:
+        ValueError: naming the setting and the backends.
+    """
+    backends = dist.get_backend_config() if offloads and dist.is_initialized() else "cpu:gloo"
+    if "cpu:" not in backends:
+        raise ValueError(
+            "`cpu_offload` in `fsdp_config` keeps the gradient in main memory, but these ranks are connected by "
+            f"{backends} alone, which sums nothing there: start with `accelerate launch`, which connects them by gloo "
+            "too if its config says `fsdp_offload_params: true`, or set it to false."
         )
 
 
@@ -140,15 +156,16 @@ def set_optimizer_state(draft: nn.Module, optimizer: torch.optim.Optimizer, stat
 
 
 def leave(status: int = 0) -> None:
-    """End this process, if it is one of several gloo ranks; call it as the last line of a script.
+    """End this process, if it is one of several ranks and failed, or gloo connects them; call it as the last line.
 
     All ranks meet once more, then each exits without tearing Python down: gloo's threads sometimes abort or hang the
-    interpreter (torch 2.13), when everything is already saved. A rank that failed waits for no other.
+    interpreter (torch 2.13), when everything is already saved. A rank that failed waits for no other, whatever connects
+    them: torn down, it could wait for a collective that the others never join, and the launcher for it.
 
     Args:
         status: of the process; not 0 if it failed.
     """
-    if not dist.is_initialized() or dist.get_backend() != "gloo":
+    if not dist.is_initialized() or not (status or dist.get_backend() == "gloo"):
         return
 
     if not status:

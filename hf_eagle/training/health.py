@@ -10,7 +10,7 @@ import logging
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch.distributed.tensor import DTensor
@@ -95,8 +95,10 @@ class HealthMixin:
             self.watch.held_out_loss = loss  # the others wait for this rank's batches
             return
 
-        if training and self.args.world_size > 1 and self.accelerator.scaler is None:
-            self.watch.loss = loss  # the others wait for this rank's gradient, which breaks theirs
+        if training and self.args.world_size > 1:
+            # the others wait for this rank's gradient. They learn of it by that, if it is broken too and no loss scaler
+            # takes that for an overflow; or else by a flag, see `StoppingMixin`
+            self.watch.loss, self.watch.loss_step = loss, step
             return
 
         raise FloatingPointError(
@@ -143,7 +145,7 @@ class HealthMixin:
     def _check_gradient(self, norm: float, step: int) -> None:
         """`FloatingPointError` if the norm of a step's gradient is not a number."""
         self.watch.saw_norm(norm, step)
-        if math.isfinite(norm) and self.watch.loss is None:
+        if math.isfinite(norm):
             return
 
         rank = self.args.process_index
@@ -153,6 +155,29 @@ class HealthMixin:
             + ", so the weights after it are broken: lower `learning_rate`, leave out records, or look for NaN in the "
             f"target's features.{self._leave_records(step)}{self._last_good()}"
         )
+
+    def refuse_ranks_loss(self) -> NoReturn:
+        """`FloatingPointError` about a loss of any rank; call this on all at once."""
+        loss, rank = self.watch.loss, self.args.process_index
+        where = "of another rank" if loss is None else f"of step {self.watch.loss_step + 1}"
+        raise FloatingPointError(
+            f"The loss {where} is {'NaN or infinite' if loss is None else loss} (this is rank {rank}), so no rank goes "
+            f"on after step {self.state.global_step}: lower `learning_rate`, leave out records, or look for NaN in the "
+            f"target's features.{'' if loss is None else self._leave_records(self.watch.loss_step)}{self._last_good()}"
+        )
+
+    def share_loss(self) -> None:
+        """Let all ranks know of a loss that is not a number, where no step follows that would tell; call it on all.
+
+        Raises:
+            FloatingPointError: on all ranks, if one of them had such a loss.
+        """
+        self.catch_up()
+        if self.args.world_size == 1:
+            return
+        flag = torch.tensor([self.watch.loss is not None], dtype=torch.long, device=self.args.device)
+        if self.accelerator.reduce(flag, reduction="sum").any():
+            self.refuse_ranks_loss()
 
     def _check_stream(self, step: int) -> None:
         """`ValueError` if a stream, which may be endless, gave no supervised row for too many steps up to this one."""

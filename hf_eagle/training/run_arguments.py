@@ -117,6 +117,7 @@ class RunArguments:
         from ..data.reads import what_is_read
         from ..drafts.build import draft_class_of
         from ..hub.reach import check_reachable
+        from .distributed import check_offload
         from .feasible import check_draft_attention, check_evaluations
         from .resuming import is_last, refuse_other_run, resolve_resume
         from .stream_place import check_reading, check_same_data
@@ -130,6 +131,7 @@ class RunArguments:
         check_draft_attention(self.draft, training)
         check_evaluations(self.data, training, self.draft.kind.metrics)
         refuse_unavailable(training)
+        check_offload(bool(training.fsdp and training.fsdp_config.get("cpu_offload")))
 
         # the folder is free, or holds the checkpoint to continue from, which read the same data
         resume = resolve_resume(training.output_dir, training.resume_from_checkpoint, training.ignore_missing_state)

@@ -93,6 +93,7 @@ class SavingMixin(PublishingMixin):
 
         self.refuse_run_of_nothing(begun_at)
         self.refuse_broken()
+        self.share_loss()
         return result
 
     def _steps_to_take(self) -> int:
@@ -196,6 +197,7 @@ class SavingMixin(PublishingMixin):
             return logger.warning("%s is not written: there was no supervised row yet.", folder)
 
         self.refuse_broken()  # before a file is touched
+        self.share_loss()
         if self.args.should_save:
             begin_checkpoint(folder)  # files of a killed run must not mix with the new ones
         self.accelerator.wait_for_everyone()

@@ -1,7 +1,7 @@
 """Stop a trainer when a signal asks for it: finish the current step, save a checkpoint, then end the run.
 
 All ranks learn of the signal from a reduction that each step makes anyway. So they stop after the same step, whichever
-rank got the signal.
+rank got the signal. They learn in the same way that a rank had a loss that is not a number, see [`HealthMixin`].
 """
 
 import signal
@@ -15,6 +15,10 @@ from transformers.trainer_utils import SaveStrategy
 from .lost_batches import tell_lost_batches
 from .signals import NAMES, SIGNALS, StopSignals, ending, leave_signals_to_parent
 from .watch import Fetch
+
+
+# for each signal whether a rank got it, and whether its loss is broken
+_FLAGS = len(SIGNALS) + 1
 
 
 class StopHere(Exception):
@@ -89,15 +93,25 @@ class StoppingMixin:
     # ---- whether a rank must stop ----
 
     def _flags(self, device: torch.device) -> torch.Tensor:
-        """Return whether this rank was asked to stop, `(signals,)`; the sum over ranks says whether any was."""
-        flags = torch.zeros(len(SIGNALS), dtype=torch.long, device=device)
+        """Return whether this rank was asked to stop, and whether its loss is broken, `(signals + 1,)`; the sum over
+        ranks says whether that is so on any of them."""
+        flags = torch.zeros(_FLAGS, dtype=torch.long, device=device)
         if self.stops.asked in SIGNALS:
             flags[SIGNALS.index(self.stops.asked)] = 1  # filled where it is: a copy to the device would wait for it
+        if self.watch.loss is not None:
+            flags[-1] = 1
         return flags
 
     def _learn(self, sums: list[int]) -> None:
-        """Keep the sum of all ranks' flags."""
-        self._known = next((x for x, asked in zip(SIGNALS, sums, strict=True) if asked), self._known)
+        """Keep the sum of all ranks' flags.
+
+        Raises:
+            FloatingPointError: if a rank's loss is not a number.
+        """
+        *asked_to_stop, broken = sums
+        if broken:
+            self.refuse_ranks_loss()
+        self._known = next((x for x, asked in zip(SIGNALS, asked_to_stop, strict=True) if asked), self._known)
 
     def with_flags(self, counts: torch.Tensor) -> torch.Tensor:
         """Append this rank's flags to counts that will be summed over ranks."""
@@ -105,9 +119,9 @@ class StoppingMixin:
 
     def without_flags(self, sums: torch.Tensor) -> torch.Tensor:
         """Split the flags off the sums of `with_flags`, and keep them until a value is fetched anyway."""
-        self._stop_sums = None if self.stops.alone else Fetch({"sums": sums[-len(SIGNALS) :]})
+        self._stop_sums = None if self.stops.alone else Fetch({"sums": sums[-_FLAGS:]})
         self._random = None if self.stops.alone else _random_states(self.args.device)
-        return sums[: -len(SIGNALS)]
+        return sums[:-_FLAGS]
 
     def stop_in_front_of_step(self) -> None:
         """Stop several ranks before the coming step changes anything; call this on all at once.

@@ -1,11 +1,22 @@
 """Metrics of the TTT steps: sums stay on the device, and are divided when read."""
 
 import time
+from functools import lru_cache
 
 import torch
 
 from ..drafts.training_base import DraftTraining
 from ..losses.objectives import estimated_acceptance_length
+
+
+@lru_cache
+def widest_float(device: torch.device) -> torch.dtype:
+    """The dtype that a device sums in: float64, or float32 where there is none, as on MPS."""
+    try:
+        torch.zeros(1, dtype=torch.float64, device=device)
+    except (RuntimeError, TypeError):
+        return torch.float32
+    return torch.float64
 
 
 class StepTotals:
@@ -18,7 +29,8 @@ class StepTotals:
     def add(self, **sums: torch.Tensor) -> None:
         """Add one batch's sums, each `(steps,)`."""
         for name, value in sums.items():
-            value = value.detach().double()
+            value = value.detach()
+            value = value.to(widest_float(value.device))
             self.sums[name] = value if name not in self.sums else self.sums[name] + value
 
     def metrics(self, accelerator, training: DraftTraining) -> dict[str, float]:
@@ -29,7 +41,8 @@ class StepTotals:
         if not self.sums:
             return {}
 
-        total = {name: accelerator.reduce(value, reduction="sum").cpu() for name, value in sorted(self.sums.items())}
+        reduced = {name: accelerator.reduce(value, reduction="sum") for name, value in sorted(self.sums.items())}
+        total = {name: value.cpu().double() for name, value in reduced.items()}
         if not total["rows"].any() and total["loss"].isfinite().all():
             return {"supervised_rows_per_second": 0.0}
 

@@ -80,9 +80,9 @@ class StepWatch:
         untaught_step: the last of them.
         norm: of the gradient of step `norm_step`, until it is fetched.
         pending: the last batch, until its numbers are checked.
-        loss: of this rank in that step, if it was not a number.
+        loss: of this rank in step `loss_step`, if it was not a number.
         held_out_loss: of this rank in an evaluation on several ranks, if it was not a number.
-        batches: of the newest two steps, by step.
+        batches: of the newest two steps and of `loss_step`, by step.
     """
 
     supervised: bool = False
@@ -94,6 +94,7 @@ class StepWatch:
     norm_step: int = -1
     pending: Seen | None = None
     loss: float | None = None
+    loss_step: int = -1
     held_out_loss: float | None = None
     batches: dict[int, list[dict[str, torch.Tensor]]] = field(default_factory=dict)
 
@@ -104,7 +105,8 @@ class StepWatch:
 
     def saw(self, step: int, batch: Mapping[str, Any]) -> None:
         """Keep what identifies the records of a batch."""
-        self.batches = {known: batches for known, batches in self.batches.items() if known >= step - 1}
+        kept = (step - 1, step, self.loss_step)
+        self.batches = {known: batches for known, batches in self.batches.items() if known in kept}
         self.batches.setdefault(step, []).append({name: batch[name] for name in _KEPT if name in batch})
 
     def counted(self, step: int, rows: float) -> None:

@@ -1,11 +1,13 @@
 """The bytes predicted for an unroll, compared with those of real steps."""
 
+import json
 import weakref
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from workers import run_worker
 
 from hf_eagle.benchmark.shapes import Shapes
 from hf_eagle.benchmark.workload import Step, build_draft, chat_batch
@@ -128,3 +130,10 @@ def test_activations_of_eagle1_are_those_of_a_real_step(autocast):
     with LiveBytes(known) as seen, torch.autocast("cpu", autocast, enabled=autocast is not None):
         draft(ids, seen_by_draft, plan, objective).loss.backward()
     assert said_of(draft, shapes_of_step(1, 1.0, autocast, False)) == pytest.approx(seen.peak, rel=0.15)
+
+
+def test_a_sharded_draft_holds_what_its_ranks_gather(tmp_path):
+    """Forward and backward of a draft under FSDP2 on two ranks, where gradients are most, and where activations are."""
+    run_worker(tmp_path, 2, worker="gathered_worker.py", lengths=[16, 768])
+    for found in json.loads((tmp_path / "found.json").read_text()):
+        assert found["said"] == pytest.approx(found["seen"], rel=0.07), found

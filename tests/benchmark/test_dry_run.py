@@ -110,7 +110,7 @@ def test_a_recipe_fits_the_devices_that_its_head_names(recipe, script, tmp_path,
     assert words[:3] == ["--config", recipe.stem, "--dry_run"] and words[-2:] == ["--device_memory_gb", memory]
     printed = dry_ran(words, script, tmp_path, capsys)
     assert printed.startswith(f"Each of {world} rank(s): ")
-    assert ("the draft's weights, gathered for a step" in printed) == sharded
+    assert ("the draft's weights, gathered" in printed) == sharded
     assert float(re.search(r"^at most +([\d.]+)$", printed, re.M)[1]) == pytest.approx(float(told), abs=0.056)
     assert "This cannot fit" not in caplog.text
 
@@ -222,12 +222,17 @@ def test_ranks_share_what_is_sharded(tmp_path):
     attention = 2048 * 128 * (32 + 4 + 4 + 32)
     assert gathered == [2 * 2 * (layer + attention + 128 * 3 * 768 * 2048), 2 * 2 * (layer + attention)]
 
-    names = {False: "DDP's buckets", True: "the draft's weights, gathered"}
     trained = holding(run().kept, "draft, trained").parameters
-    for sharded, name in names.items():
+    frozen = holding(run().kept, "draft, frozen").parameters
+    assert holding(run().kept, "DDP's buckets").bytes == 4 * trained and not run().sharing_step
+    for sharded in (False, True):
         held = run(draft_sharded=sharded).kept
-        assert holding(held, name).bytes == 4 * trained
         assert holding(held, "AdamW").bytes == 8 * (trained // 8 if sharded else trained)
+        assert holding(held, "draft, frozen").bytes == 4 * (frozen // 8 if sharded else frozen)
+    sharing = {h.what: h.bytes for h in run(draft_sharded=True).sharing_step}
+    assert sharing["the draft's weights, gathered"] == 4 * (trained + frozen)
+    assert sharing["gradients, whole"] == sharing["the buffer they are sent from"] == 4 * trained
+    assert sharing["the head's gradient, as the loss made it"] == 4 * 32000 * 2048
     assert not [h for h in dry_run(target, draft, RunShapes()).kept if "buckets" in h.what]
 
 

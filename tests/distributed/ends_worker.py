@@ -46,7 +46,8 @@ class BreakingTrainer(EagleTrainer):
         return BrokenGradient.apply(loss) if self.breaks("gradient", self.state.global_step) else loss
 
     def look_at(self, loss, *args):
-        super().look_at(loss * float("nan") if self.breaks("loss", self.state.global_step) else loss, *args)
+        broken = any(self.breaks(what, self.state.global_step) for what in ("loss", "loss alone"))
+        super().look_at(loss * float("nan") if broken and self.model.training else loss, *args)
 
     def breaks(self, what: str, step: int) -> bool:
         told = self.broken
@@ -83,8 +84,12 @@ def breaking_trainer(spec: dict, kind: str = "ddp") -> BreakingTrainer:
     records = random_chats(spec.get("records", 8), seed=1)
     for record in records if spec.get("bare") else []:
         record["loss_mask"] = [0] * len(record["loss_mask"])
-    trainer = BreakingTrainer(model=draft, args=args, target=target, train_dataset=Dataset.from_list(records))
+    data = Dataset.from_list(records)
+    held_out = None if args.eval_strategy == "no" else data
+    trainer = BreakingTrainer(model=draft, args=args, target=target, train_dataset=data, eval_dataset=held_out)
     trainer.broken = spec.get("break", {})
+    if spec.get("scaled"):  # as `fp16` on a GPU, whose gradients that are none are overflows
+        trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
     trainer.add_callback(BreakWeights(trainer))
     return trainer
 

@@ -11,6 +11,16 @@ from hf_eagle.training.checkpoints import checkpoints, why_incomplete
 ARGS = {"per_device_train_batch_size": 2, "max_steps": 4, "save_steps": 1, "save_total_limit": 1}
 
 
+# where ranks learn of a loss that broke in step 3 on one of them, when no gradient tells
+FOUND = {
+    "next step": {"save_strategy": "no", "logging_steps": 9},
+    "log": {"save_strategy": "no", "logging_steps": 1},
+    "save": {"save_steps": 3, "logging_steps": 9},
+    "evaluation": {"save_strategy": "no", "eval_strategy": "steps", "eval_steps": 3},
+    "end": {"save_strategy": "no", "max_steps": 3},
+}
+
+
 @pytest.fixture(scope="module", params=["ddp", "fsdp2"])
 def ended(request, tmp_path_factory):
     """A folder with all runs, in one launch."""
@@ -29,6 +39,13 @@ def ended(request, tmp_path_factory):
         told("gradient", **{"break": {"what": "gradient", "step": 2, "rank": 1}}),
         told("last_gradient", {"save_strategy": "no"}, **{"break": {"what": "gradient", "step": 3, "rank": 1}}),
         told("loss", {"logging_steps": 9}, **{"break": {"what": "loss", "step": 2, "rank": 1}}),
+        *(
+            told(
+                f"{what}, {found}", fields, **{"break": {"what": what, "step": 2, "rank": 1}, "scaled": what == "loss"}
+            )
+            for what in (("loss alone", "loss") if request.param == "ddp" else ("loss alone",))
+            for found, fields in FOUND.items()
+        ),
         told("weights", **{"break": weights}),
         told("last_weights", {"save_strategy": "no"}, **{"break": weights | {"step": 3}}),
         told("bare", bare=True),
@@ -77,6 +94,21 @@ def test_a_loss_that_is_no_number_on_one_rank_stops_both(ended):
     assert_problems(ended, "loss", "FloatingPointError", "gradient of step 3 is nan", "checkpoint-2 is complete")
     first, second = outcome(ended, "loss")[1]
     assert "rank 1 had a loss of nan" in second[1] and "had a loss" not in first[1]
+
+
+@pytest.mark.parametrize("found", FOUND)
+@pytest.mark.parametrize("what", ["loss alone", "loss"])
+def test_a_loss_that_breaks_no_gradient_stops_both_ranks(what, found, ended):
+    """One made apart from the loss, or one that a loss scaler skips; the other rank would wait for ever."""
+    name = f"{what}, {found}"
+    if not (ended / name).is_dir():
+        pytest.skip("a loss scaler is tried with a replicated draft")
+    assert_problems(ended, name, "FloatingPointError", "so no rank goes on", "no complete checkpoint")
+    first, second = outcome(ended, name)[1]
+    assert first[1].startswith("The loss of another rank is NaN or infinite (this is rank 0)")
+    assert second[1].startswith("The loss of step 3 is nan (this is rank 1)")
+    assert [path.name for path in (ended / name / "run").glob("broken-*")] == ["broken-step-3-rank-1.jsonl"]
+    assert not checkpoints(ended / name / "run")
 
 
 def test_the_last_steps_gradient_is_looked_at_too(ended):
