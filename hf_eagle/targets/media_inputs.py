@@ -22,7 +22,7 @@ MEDIA = (
     "mm_token_type_ids",
     "second_per_grid_ts",
 )
-_GRIDS = ("image_grid_thw", "video_grid_thw")
+GRIDS = ("image_grid_thw", "video_grid_thw")
 
 
 def media_arguments(model: PreTrainedModel) -> tuple[str, ...]:
@@ -51,7 +51,7 @@ def check_media(model: PreTrainedModel, names) -> None:
 
 def shows_media(inputs: dict) -> bool:
     """Return whether a forward's arguments hold an image or a video."""
-    return any(inputs.get(name) is not None for name in _GRIDS)
+    return any(inputs.get(name) is not None for name in GRIDS)
 
 
 def has_mrope(config) -> bool:

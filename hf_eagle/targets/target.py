@@ -25,6 +25,7 @@ from .packed_run import packed_features
 from .sharding import TargetSharding, check_weights, loading_arguments, move_shards_to_main_memory
 from .tapped import TappedModel
 from .teacher_check import check_teacher
+from .vision_sizes import VisionSizes
 
 
 logger = logging.getLogger(__name__)
@@ -153,13 +154,18 @@ class FrozenTarget(TappedModel):
         position_ids: torch.Tensor | None = None,
         documents: torch.Tensor | None = None,
         segments: Segments | None = None,
+        vision_sizes: VisionSizes | None = None,
         **inputs: Any,
     ) -> TargetFeatures:
-        """Features of a batch, see `features`; all ranks of a sharded target must call it, each with its own batch."""
+        """Features of a batch, see `features`; all ranks of a sharded target must call it, each with its own batch.
+
+        With `vision_sizes` of its media, the vision tower does not read their sizes from the device.
+        """
         inputs |= {"input_ids": input_ids, "attention_mask": attention_mask}
         inputs |= {"position_ids": position_ids, "documents": documents}
         if self.sharding is None or self.sharding.mode != "tensor":  # there ranks send each other tensors only
             inputs["segments"] = segments
+            inputs |= {} if vision_sizes is None else vision_sizes.arguments
         return self.features(**inputs) if self.sharding is None else self.sharding.run(self.features, inputs)
 
     def check(self) -> None:

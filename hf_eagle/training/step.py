@@ -16,10 +16,11 @@ from ..store.cache import FeatureCache
 from ..targets.features import TargetFeatures
 from ..targets.media_inputs import RopeIndex
 from ..targets.target import FrozenTarget
+from ..targets.vision_sizes import SizesOfMedia
 
 
 # columns of a batch that the target must not see
-OWN_COLUMNS = ("loss_mask", "stored", "plan", "documents", "rope_index")
+OWN_COLUMNS = ("loss_mask", "stored", "plan", "documents", "rope_index", "vision_sizes")
 
 
 class TrainingStep:
@@ -89,6 +90,8 @@ class TrainingStep:
             asked["segments"] = plan.segments
         if "rope_index" in batch:
             asked["position_ids"] = batch["rope_index"]
+        if "vision_sizes" in batch:
+            asked["vision_sizes"] = batch["vision_sizes"]
         if self.feature_cache is None:
             seen = self.target(**asked)
         else:
@@ -117,7 +120,8 @@ class TrainingStep:
 class PlanningCollator:
     """A collator whose batches also hold `plan`, a [`BatchPlan`]; it checks their columns, see `read_batch`.
 
-    With media they also hold `rope_index`, the target's positions, which cost a device many waits.
+    With media they also hold `rope_index`, the target's positions, and `vision_sizes`, see [`VisionSizes`]: both cost a
+    device many waits.
 
     A stream's example without a row is `None`, and is left out of its batch.
 
@@ -130,7 +134,8 @@ class PlanningCollator:
 
     def __init__(self, collator, training: DraftTraining, seed: int, target: FrozenTarget):
         self.collator, self.training, self.seed = collator, training, seed
-        self.vocab_size, self.rope_index = target.vocab_size, RopeIndex(target.model)
+        self.vocab_size = target.vocab_size
+        self.of_media = {"rope_index": RopeIndex(target.model), "vision_sizes": SizesOfMedia(target.model)}
         # shared, so that persistent workers see the next epoch
         self._epoch = torch.zeros(1, dtype=torch.long).share_memory_()
 
@@ -146,9 +151,9 @@ class PlanningCollator:
     def __call__(self, rows: list[dict | None]) -> dict:
         rows = [row for row in rows if row is not None] or [NO_ROW]
         batch = read_batch(self.collator(rows), self.vocab_size)
-        positions = self.rope_index(batch)
-        by_axes = {} if positions is None else {"rope_index": positions}
-        return {**batch, **by_axes, "plan": self.training.plan(batch, self.draw)}
+        of_media = {name: make(batch) for name, make in self.of_media.items()}
+        of_media = {name: x for name, x in of_media.items() if x is not None}
+        return {**batch, **of_media, "plan": self.training.plan(batch, self.draw)}
 
 
 class EpochOfPlans(TrainerCallback):

@@ -22,6 +22,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).res
 
 from pretended_device import NAME, MixedDevices, PretendedTensor, pretend  # noqa: E402
 from tiny import pad_batch, random_chats, tiny_mapping  # noqa: E402
+from tiny_vision import CHATS, processed, vision_processor  # noqa: E402
 
 from hf_eagle import FrozenTarget  # noqa: E402
 from hf_eagle.drafts.vocabulary import draft_token_ids  # noqa: E402
@@ -29,6 +30,7 @@ from hf_eagle.training.distributed import leave  # noqa: E402
 
 
 TAPS = [1, 3, 5]
+VISION = ("qwen3-vl", "qwen3-vl-moe")
 
 
 def batches(seed: int) -> dict[str, dict[str, torch.Tensor]]:
@@ -36,6 +38,14 @@ def batches(seed: int) -> dict[str, dict[str, torch.Tensor]]:
     padded = {name: x for name, x in pad_batch(random_chats(3, seed=seed)).items() if name != "loss_mask"}
     places = torch.arange(padded["input_ids"].shape[1]).expand_as(padded["input_ids"])
     return {"padded": padded, "packed": padded | {"documents": places // 5, "position_ids": places % 5}}
+
+
+def batches_of(family: str, seed: int) -> dict[str, dict[str, torch.Tensor]]:
+    """For a target that takes pictures one with pictures, films and padding, instead of packed documents."""
+    if family not in VISION:
+        return batches(seed)
+    chats = [CHATS[(seed + i) % len(CHATS)] for i in range(2)]  # the ranks see different media
+    return {"padded": batches(seed)["padded"], "media": processed(vision_processor(family), chats)}
 
 
 def moved(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -48,9 +58,9 @@ def deviation(found: torch.Tensor, wanted: torch.Tensor) -> float:
     return float((found - wanted).abs().max() / wanted.abs().max().clamp_min(1e-30))
 
 
-def features(target: FrozenTarget, whole: FrozenTarget, seed: int) -> dict[str, float]:
+def features(target: FrozenTarget, whole: FrozenTarget, family: str, seed: int) -> dict[str, float]:
     found = {}
-    for name, batch in batches(seed).items():
+    for name, batch in batches_of(family, seed).items():
         seen, wanted, kept = target(**moved(batch)), whole(**batch), batch["attention_mask"].bool()
         for part in ("taps", "last_hidden"):
             found[f"{name} {part}"] = deviation(getattr(seen, part)[kept.to(NAME)], getattr(wanted, part)[kept])
@@ -114,7 +124,7 @@ def main():
         target = FrozenTarget.from_pretrained(folder, TAPS, device=device, **how)
         places = sorted({weight.device.type for weight in target.model.parameters()})
         mode = "none" if target.sharding is None else target.sharding.mode
-        deviations = features(target, whole, rank) | words(target, whole, rank)
+        deviations = features(target, whole, family, rank) | words(target, whole, rank)
         found = {"device": str(target.device), "places": places, "mode": mode, "deviations": deviations}
         cases[f"{family} {sharding}"] = found
     found = json.dumps({"cases": cases, "mixtures": mixtures()})

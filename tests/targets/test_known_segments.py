@@ -1,6 +1,7 @@
 """What is known of a batch before it is sent to a device: it changes nothing but the waits."""
 
 import pickle
+import sys
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from hf_eagle.targets.document_kernels import length_of_all
 from hf_eagle.targets.media_inputs import MEDIA, RopeIndex, rope_index
 from hf_eagle.targets.packed_attention import Segments
 from hf_eagle.targets.target import FrozenTarget
+from hf_eagle.targets.vision_sizes import SizesOfMedia
 
 
 def batches() -> dict[str, dict[str, torch.Tensor]]:
@@ -90,3 +92,41 @@ def test_positions_that_need_the_model_are_left_to_it():
     batch = {"input_ids": torch.ones(1, 2), "image_grid_thw": torch.ones(1, 3), "mm_token_type_ids": torch.ones(1, 2)}
     assert RopeIndex(model)(batch) is None
     assert RopeIndex(tiny_llama())(batch) is None
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_tower_that_is_told_the_sizes_sees_the_same_and_computes_nothing_from_them(name, monkeypatch):
+    model, batch = tiny_vision_model(name), processed(vision_processor(name), CHATS, side="left")
+    make, target = pickle.loads(pickle.dumps(SizesOfMedia(model))), FrozenTarget(model, [2, 4, 6])
+    sizes, wanted = make(batch), target(**batch)
+    assert {"image_grid_thw", "video_grid_thw", "image_cu_seqlens", "video_cu_seqlens"} <= set(sizes.read)
+    assert make({"input_ids": batch["input_ids"]}) is None
+
+    for function in ("get_vision_position_ids", "get_vision_cu_seqlens"):
+        of_module = sys.modules[type(model.model.visual).__module__]
+        monkeypatch.setattr(of_module, function, only_told(function), raising=False)
+    found = target(**batch, vision_sizes=sizes)
+    assert torch.equal(found.taps, wanted.taps) and torch.equal(found.last_hidden, wanted.last_hidden)
+
+
+def only_told(function):
+    """A function of transformers that must be given its result."""
+
+    def told(*args, kwargs=None, **others):
+        return kwargs.pop(function.removeprefix("get_vision_"))
+
+    return told
+
+
+@pytest.mark.parametrize("change", ["another family", "flash", "an older transformers"])
+def test_the_sizes_are_left_to_a_tower_that_takes_no_such_arguments(change, monkeypatch):
+    model = tiny_vision_model("qwen3-vl")
+    if change == "another family":
+        model.config.model_type = "banana_vl"
+    elif change == "flash":
+        model.model.visual.config._attn_implementation = "flash_attention_2"
+    else:
+        module = sys.modules[type(model.model.visual).__module__]
+        monkeypatch.delattr(module, "get_vision_interpolation_indices_and_weights")
+    assert SizesOfMedia(model)(processed(vision_processor("qwen3-vl"), CHATS)) is None
+    assert SizesOfMedia(tiny_llama())({}) is None

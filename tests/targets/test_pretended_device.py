@@ -4,6 +4,7 @@ import json
 
 import pytest
 from tiny_targets import MIXTURES, tiny_family
+from tiny_vision import save_as_published, tiny_vision_model
 from workers import run_worker
 
 
@@ -13,6 +14,8 @@ CASES = [
     for sharding in ("none", "fsdp2", "tensor", "expert")
     if sharding != "expert" or family in MIXTURES
 ]
+CASES += [("qwen3-vl", sharding) for sharding in ("none", "fsdp2", "tensor")]
+CASES += [("qwen3-vl-moe", sharding) for sharding in ("none", "fsdp2", "expert")]
 CASES += [(family, "offloaded") for family in ("llama", "qwen3_moe", "gpt_oss", "tied_llama")]
 
 
@@ -21,6 +24,9 @@ def ranks(tmp_path_factory):
     """What two ranks have found, which load each target in all ways; in processes of their own, see the device."""
     models, out = tmp_path_factory.mktemp("models"), tmp_path_factory.mktemp("out")
     for family in {family for family, _ in CASES}:
+        if "-vl" in family:
+            save_as_published(tiny_vision_model(family), models / family)
+            continue
         model = tiny_family(family.removeprefix("tied_"))
         model.config.tie_word_embeddings = family.startswith("tied_") or model.config.tie_word_embeddings
         model.save_pretrained(models / family)

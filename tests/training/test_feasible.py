@@ -6,7 +6,7 @@ from tiny_blocks import tiny_block_pair
 
 from hf_eagle import EagleTrainer, EagleTrainingArguments
 from hf_eagle.drafts.kinds import KINDS
-from hf_eagle.training.feasible import METRICS
+from hf_eagle.training.feasible import METRICS, check_draft_attention
 from hf_eagle.training.run_arguments import RunArguments
 
 
@@ -88,3 +88,10 @@ def test_promised_metrics_are_those_of_an_evaluation(tmp_path, kind):
     found = EagleTrainer(draft, args, target, train_dataset=random_chats(4), eval_dataset=random_chats(4)).evaluate()
     others = {"epoch", "eval_model_preparation_time", *(f"eval_accuracy_step_{step}" for step in range(7))}
     assert set(found) - others == {f"eval_{name}" for name in (*METRICS, *KINDS[kind].metrics)}
+
+
+def test_a_recipe_for_gpus_names_their_attention():
+    asked = RunArguments.parse(["--config", "qwen3-30b-a3b-eagle3", "--use_cpu"])
+    assert asked.draft.draft_attn_implementation == "flex_attention"
+    with pytest.raises(ValueError, match="has no backward on a CPU"):
+        check_draft_attention(asked.draft, asked.training)

@@ -8,8 +8,9 @@ from pretended_forms import FORMS
 from workers import run_worker
 
 
-PICTURES = ("pictures and films", "pictures, embedded")
 FLASH = "EAGLE-3, flash attention, packed"
+# where a target places what its tower has seen by masks: waits of a batch
+PICTURES = {"pictures and films": 16, "pictures, embedded": 9}
 # operations of a batch, views aside: the draft's and the target's, the backward pass and the optimizer
 OPERATIONS = {
     "EAGLE-3, padded": 1500,
@@ -43,7 +44,8 @@ def waits(form: dict, *parts: str) -> float:
 def test_a_step_computes_what_it_computes_on_the_cpu(form, found):
     seen = found["forms"][form]
     assert seen["loss"] <= 1e-6
-    assert {name: apart for name, apart in seen["gradients"].items() if not apart <= 5e-6} == {}
+    # the CPU has a fused attention, the device has not; EAGLE-1's queries have the smallest gradients
+    assert {name: apart for name, apart in seen["gradients"].items() if not apart <= 6e-6} == {}
 
 
 @pytest.mark.parametrize("form", [form for form in FORMS if form not in (*PICTURES, FLASH)])
@@ -63,11 +65,14 @@ def test_flash_attention_waits_once_in_transformers(found):
 
 @pytest.mark.parametrize("form", PICTURES)
 def test_only_a_target_of_pictures_waits_in_its_own_forward(form, found):
-    """transformers reads the sizes of pictures, and places features by masks."""
+    """transformers places features by masks, and looks for padding; its tower knows all sizes."""
     seen = found["forms"][form]
     ours = [where for where in seen["waits"] if " through transformers/" not in where[-1]]
     assert sum(count for count, *_ in ours) <= 2 and {part for _, part, *_ in ours} == {"before the target"}, ours
     assert {where[-1].split(":")[0] for where in seen["waits"] if where not in ours} == {"targets/tapped.py"}
+    assert waits(seen) <= PICTURES[form]
+    # neither the tower's attention nor what it computes of sizes
+    assert not [where for where in seen["waits"] if where[2] == "tolist" or "vision_utils" in where[-1]]
 
 
 @pytest.mark.parametrize(("form", "most"), OPERATIONS.items())
