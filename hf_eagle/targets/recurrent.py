@@ -158,6 +158,8 @@ def find_mixers(model: PreTrainedModel) -> Mixers:
         # `forward` skips torch.compile; a sharded model gathers its weights only when it is called itself
         run = model if isinstance(model, FSDPModule) else model.forward
         run(input_ids=torch.ones(1, 1, dtype=torch.long, device=model.device), use_cache=True)
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):  # not with a cache of its own
+        return Mixers()
     finally:
         _give_back(candidates)
 

@@ -21,7 +21,7 @@ from .features import (
 from .loading import load_causal_lm
 from .media_inputs import MEDIA, check_media, rope_index
 from .packed_attention import Segments, stands_in_for
-from .packed_run import packed_features
+from .packed_run import is_plain, keeps_documents_apart, packed_features
 from .sharding import TargetSharding, check_weights, loading_arguments, move_shards_to_main_memory
 from .tapped import TappedModel
 from .teacher_check import check_teacher
@@ -60,14 +60,15 @@ class FrozenTarget(TappedModel):
         self.sharding = TargetSharding.of(model)
         super().__init__(model)
         self.decoder = find_decoder(model)
-        self.packing_checked = False
+        self.packing_gap: float | None = None  # see `keeps_documents_apart`
         self._by_segments = stands_in_for(self.decoder, recurrent=bool(self.mixers))
         self._said_quadratic = False
 
         # every rank must know whether segment attention works before one of them meets the first padding
-        if self.sharding is not None and (self._by_segments or self.mixers):
+        if self.sharding is not None and (self._by_segments or not is_plain(self)):
             documents = torch.arange(2, device=self.device)[None]  # two of one token each
-            self(torch.ones_like(documents), documents=documents)
+            if keeps_documents_apart(self):
+                self(torch.ones_like(documents), documents=documents)
 
         self.tap_ids = tap_ids
 
@@ -263,8 +264,10 @@ class FrozenTarget(TappedModel):
 
     @property
     def _replaces_padding(self) -> bool:
-        """Whether padded batches run as documents: it spares masks, and no padding reaches a recurrent layer."""
-        return bool(self.mixers) or (self._by_segments and self._attention == "sdpa")
+        """Whether padded batches run as documents: it spares masks, which targets that are not plain may not obey."""
+        if is_plain(self):
+            return self._by_segments and self._attention == "sdpa"
+        return keeps_documents_apart(self)
 
     def _wants_segments(self, attention_mask: torch.Tensor, segments: Segments | None) -> bool:
         """Whether to run a batch by segments: if rows are padded, or if they are known, since a mask is read to see

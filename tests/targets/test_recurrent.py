@@ -159,7 +159,7 @@ def test_what_needs_a_row_for_each_document_says_so_once(caplog):
     target = target_of("deepseek_v32")
     for _ in range(2):
         target(IDS, documents=DOCUMENTS)
-    assert caplog.text.count("DeepseekV32ForCausalLM gets a row for each packed document") == 1
+    assert caplog.text.count("DeepseekV32ForCausalLM gets a row for each document") == 1
 
 
 # ---- documents as rows ----
