@@ -182,6 +182,6 @@ def test_a_short_context_is_told_with_its_consequence(tmp_path):
     draft.save_pretrained(tmp_path / "draft")
     damaged(tmp_path / "draft", tmp_path / "short", put(max_position_embeddings=64))
     found = [line for line in faults(tmp_path / "short", target) if line.startswith("vLLM")]
-    assert len(found) == 1 and "nothing is drafted for any sequence of the batch, silently" in found[0]
+    assert len(found) == 1 and "the draft does not run for any sequence of the batch, silently" in found[0]
     repair_draft(tmp_path / "short", tmp_path / "mended", target.config)
     assert faults(tmp_path / "mended", target) == []
