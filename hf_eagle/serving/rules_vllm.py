@@ -203,8 +203,8 @@ def context(folder: DraftFolder, target: TargetFacts | None) -> Iterator[Finding
         yield Finding(
             READER,
             f"`max_position_embeddings` is {positions}, less than the target's {target.max_positions}: as soon as one "
-            "sequence is longer, nothing is drafted for any sequence of the batch, silently (V1 runner), and versions "
-            "before 0.32 read past their RoPE table.",
+            "sequence is longer, the draft does not run for any sequence of the batch, silently: at most token 0 is "
+            "proposed and rejected (V1 runner). Versions before 0.32 read past their RoPE table.",
             "set it to the target's",
         )
 

@@ -239,10 +239,7 @@ def draft_for(
                 f"{draft.config.rope_parameters}: leave it out, or start a new draft in another `output_dir`."
             )
 
-        for name in ("layer_types", "sliding_window"):  # a folder of an earlier version has none; weights are the same
-            if getattr(config, name, None) is not None:
-                setattr(draft.config, name, getattr(config, name))
-
+        take_window(draft.config, config)
         width = draft_args.draft_intermediate_size
         if width not in (None, draft.config.intermediate_size):
             raise ValueError(
@@ -277,6 +274,13 @@ def draft_for(
         logger.info("Started from %s, with %d of its tokens among the draft's %d.", *told)
 
     return draft
+
+
+def take_window(held: DraftConfig, asked: DraftConfig) -> None:
+    """Write the window that servers need into a draft of an earlier version, whose weights are the same."""
+    for name in ("layer_types", "sliding_window"):
+        if getattr(asked, name, None) is not None:
+            setattr(held, name, getattr(asked, name))
 
 
 def _check_same_shape(held: DraftConfig, asked: DraftConfig, folder: str) -> None:

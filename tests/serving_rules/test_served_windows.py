@@ -20,7 +20,8 @@ from transformers import (
     Qwen2Config,
 )
 
-from hf_eagle import EagleConfig
+from hf_eagle import EagleConfig, load_draft
+from hf_eagle.arguments.groups import DraftArguments, TargetArguments
 from hf_eagle.drafts.eagle1.configuration import Eagle1Config
 from hf_eagle.drafts.eagle3.configuration import draft_config
 from hf_eagle.foreign.fields import draft_config as imported_config
@@ -29,6 +30,7 @@ from hf_eagle.serving.check import check_draft, require_servable
 from hf_eagle.serving.draft_folder import TargetFacts
 from hf_eagle.serving.repair import repair_draft
 from hf_eagle.targets.architectures import window_of_all_layers
+from hf_eagle.training.parts import config_of_draft, take_window
 
 
 SIZES = {"vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 8, "intermediate_size": 48}
@@ -182,6 +184,19 @@ def test_a_short_context_is_told_with_its_consequence(tmp_path):
     draft.save_pretrained(tmp_path / "draft")
     damaged(tmp_path / "draft", tmp_path / "short", put(max_position_embeddings=64))
     found = [line for line in faults(tmp_path / "short", target) if line.startswith("vLLM")]
-    assert len(found) == 1 and "nothing is drafted for any sequence of the batch, silently" in found[0]
+    assert len(found) == 1 and "the draft does not run for any sequence of the batch, silently" in found[0]
     repair_draft(tmp_path / "short", tmp_path / "mended", target.config)
     assert faults(tmp_path / "mended", target) == []
+
+
+def test_a_resumed_draft_of_an_earlier_version_gets_its_window(sliding, tmp_path):
+    """Its weights are the same; without the window the run would end at its first save."""
+    target, folder = sliding
+    arguments = DraftArguments(draft_vocab_size=40), TargetArguments(target="nobody")
+    asked = config_of_draft(target.config, *reversed(arguments))
+    draft = load_draft(folder)
+    take_window(draft.config, asked)
+    draft.save_pretrained(tmp_path)
+    require_servable(tmp_path, target.config)
+    take_window(draft.config, draft_config(TARGETS["Llama"][0]))  # a target without: nothing is taken away
+    assert draft.config.sliding_window == 512

@@ -2,15 +2,15 @@
 
 import pytest
 import torch
-from tiny_families import SMALL
+from tiny_families import DEEPSEEK, SMALL
 from tiny_model_types import FACTORS, tiny_model_type
 from tiny_new_families import FIELDS, tiny_new_family
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, Kimi_K25Config, LlamaConfig, LlamaForCausalLM
 
 from hf_eagle import FrozenTarget
 from hf_eagle.targets.decoder_parts import find_decoder, find_decoder_parts
-from hf_eagle.targets.loading import load_config
+from hf_eagle.targets.loading import auto_class, load_config
 
 
 IDS = torch.randint(3, 96, (1, 14), generator=torch.Generator().manual_seed(0))
@@ -66,6 +66,14 @@ def test_hybrids_mixtures_and_sparse_attention_are_tapped_and_taught_exactly(nam
     target = FrozenTarget(model)
     assert target.parts.final_norm is getattr(find_decoder(model), OWN_WORDS.get(name, "norm"))
     assert_exact(target, model)
+
+
+def test_kimi_is_tapped_through_its_model_of_pictures():
+    vision = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+    config = Kimi_K25Config(text_config={"model_type": "deepseek_v3", **DEEPSEEK}, vision_config=vision)
+    torch.manual_seed(0)
+    model = auto_class(config).from_config(config).eval()
+    assert_exact(FrozenTarget(model), model)
 
 
 @pytest.mark.parametrize("width", [8, 32])
