@@ -9,7 +9,7 @@ from hf_eagle.drafts.dflash.configuration import config_for
 from hf_eagle.targets.target import FrozenTarget
 
 
-MASK = 0  # the tiny tokenizers' padding, which no chat holds
+MASK = 1  # which no chat holds; the row of token 0, padding, is zero
 
 
 def options_of(**given) -> dict:

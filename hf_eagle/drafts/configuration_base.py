@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from transformers import LlamaConfig, PreTrainedConfig
 
 from ..decoding.checks import DEFAULTS
@@ -99,12 +100,13 @@ class DraftConfig(LlamaConfig):
         """Tokens of a chain that it drafts in a round, if nothing else is asked for."""
         return DEFAULTS["chain"]["num_speculative_tokens"]
 
-    def fit_to_data(self, tokenizer, data, held: "DraftConfig | None" = None) -> None:
-        """Complete a new draft's config with what depends on the tokenizer and the data.
+    def fit_to_data(self, tokenizer, data, embeddings: torch.Tensor, held: "DraftConfig | None" = None) -> None:
+        """Complete a new draft's config with what depends on the tokenizer, the data and the target's table.
 
         Args:
             tokenizer: the target's.
             data: to train on, a `Dataset` or a stream.
+            embeddings: `(vocab_size, hidden)`, the target's.
             held: config of the draft that training continues or starts from.
 
         Raises:

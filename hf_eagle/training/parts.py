@@ -222,7 +222,7 @@ def draft_for(
     if existing is not None:
         argument = "init_from" if existing == draft_args.init_from else "resume_from_checkpoint"
         draft = load_draft(existing, target, dtype=torch.float32, argument=argument)
-        config.fit_to_data(tokenizer, train, held=draft.config)
+        config.fit_to_data(tokenizer, train, target.embedding_weight(), held=draft.config)
         _check_same_shape(draft.config, config, existing)
 
         if draft_args.rope_scaling is not None and draft.config.rope_parameters != config.rope_parameters:
@@ -234,7 +234,8 @@ def draft_for(
         draft.set_attn_implementation(draft_args.draft_attn_implementation)
         return draft
 
-    config.fit_to_data(tokenizer, train, held=None if source is None else source.config)
+    held = None if source is None else source.config
+    config.fit_to_data(tokenizer, train, target.embedding_weight(), held)
 
     mapping = None
     if config.draft_vocab_size < config.vocab_size:

@@ -23,6 +23,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).res
 from checked_collectives import check_collectives  # noqa: E402
 from datasets import Dataset  # noqa: E402
 from tiny import VOCAB, random_chats, tiny_mapping  # noqa: E402
+from tiny_blocks import tiny_block_pair  # noqa: E402
 from tiny_tokenizer import word_tokenizer  # noqa: E402
 
 from hf_eagle import EagleTrainer, EagleTrainingArguments, FrozenTarget  # noqa: E402
@@ -54,7 +55,9 @@ def tiny_run(spec):
         spec["target"], sharding=spec.get("sharding", "none"), shard_size=spec.get("shard_size")
     )
     torch.manual_seed(1)
-    if spec.get("method") == "eagle1":
+    if spec.get("method") == "dflash":
+        target, draft = tiny_block_pair(target, **spec["options"])
+    elif spec.get("method") == "eagle1":
         config = Eagle1Config.from_target(target.config, initializer_range=0.2)
         draft = new_draft(config, target.embedding_weight(), head_weight=target.head_weight())
     else:

@@ -12,12 +12,15 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from test_callbacks import PROMPTS, measure_folder
 from tiny import VOCAB, pad_batch, random_chats, tiny_eagle1_pair, tiny_pair
+from tiny_blocks import tiny_block_pair
 from tiny_mla import tiny_mla_pair
 from tiny_tokenizer import word_tokenizer
 
 from hf_eagle import AcceptanceLengthCallback, AdaptedDraft, EagleTrainer, EagleTrainingArguments, load_draft
 from hf_eagle.arguments.groups import AdapterArguments
 from hf_eagle.drafts.adapters import head_operands
+from hf_eagle.drafts.dflash.plan import BlockPlan
+from hf_eagle.drafts.training_base import Draw
 from hf_eagle.drafts.unroll_plan import UnrollPlan
 from hf_eagle.training.checkpoints import why_incomplete
 
@@ -77,6 +80,8 @@ def loss_and_gradients(trainer):
         (tiny_pair, HEAD_WHOLE, {"loss": "lk_alpha"}),
         (tiny_mla_pair, LATENT, {}),
         (tiny_eagle1_pair, EVERYWHERE, {"feature_noise": "none"}),
+        (tiny_block_pair, EVERYWHERE, {}),
+        (tiny_block_pair, EVERYWHERE, {"gradient_checkpointing": True, "loss": "label"}),
     ],
 )
 def test_loss_and_gradients_are_those_of_the_merged_draft(make_pair, where, fields, tmp_path):
@@ -108,7 +113,15 @@ def test_loss_and_gradients_are_those_of_the_merged_draft(make_pair, where, fiel
     assert seen == len(gradients) and all(g is not None and g.any() for g in gradients.values())
 
 
-@pytest.mark.parametrize("make_pair", [tiny_pair, tiny_mla_pair, tiny_eagle1_pair])
+def plan_of(draft, batch):
+    """A plan for a draft of any kind."""
+    if draft.kind.name == "dflash":
+        return BlockPlan.of(batch, draft.config.block_size, 9, Draw())
+    steps = 1 if draft.kind.name == "eagle1" else 3
+    return UnrollPlan.of_rows(batch["input_ids"], num_steps=steps, attention_mask=batch["attention_mask"])
+
+
+@pytest.mark.parametrize("make_pair", [tiny_pair, tiny_mla_pair, tiny_eagle1_pair, tiny_block_pair])
 def test_the_saved_folder_is_the_adapted_draft(make_pair, tmp_path):
     """Its keys are a normal draft's, its logits the adapter's, and its weights those that PEFT itself merges."""
     target, draft = make_pair()
@@ -132,8 +145,7 @@ def test_the_saved_folder_is_the_adapted_draft(make_pair, tmp_path):
     served, batch = load_draft(tmp_path / "merged", target), pad_batch(random_chats(3, seed=2))
     seen = target(batch["input_ids"], batch["attention_mask"])
     with torch.no_grad():
-        steps = 1 if draft.kind.name == "eagle1" else 3
-        plan = UnrollPlan.of_rows(batch["input_ids"], num_steps=steps, attention_mask=batch["attention_mask"])
+        plan = plan_of(draft, batch)
         hidden = [d(batch["input_ids"], seen, plan) for d in (adapted, served)]
         logits = [d.compute_logits(x.hidden_states) for d, x in zip((adapted, served), hidden, strict=True)]
     torch.testing.assert_close(logits[0], logits[1], rtol=1e-5, atol=1e-5)

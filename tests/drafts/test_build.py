@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny import tiny_eagle1_pair, tiny_llama, tiny_mapping, tiny_pair
+from tiny_blocks import tiny_block_pair
 
 from hf_eagle import EagleConfig, FrozenTarget, load_draft, new_draft
 from hf_eagle.drafts.build import draft_class_of
@@ -37,9 +38,10 @@ def test_taps_of_another_width_are_left_to_training():
     assert torch.equal(random.fc.weight, started.fc.weight)
 
 
-@pytest.fixture(params=["eagle3", "eagle1"])
+@pytest.fixture(params=["eagle3", "eagle1", "dflash"])
 def folder(request, tmp_path):
-    _, draft = tiny_pair(40) if request.param == "eagle3" else tiny_eagle1_pair()
+    pairs = {"eagle3": lambda: tiny_pair(40), "eagle1": tiny_eagle1_pair, "dflash": tiny_block_pair}
+    _, draft = pairs[request.param]()
     draft.save_pretrained(tmp_path)
     return tmp_path
 

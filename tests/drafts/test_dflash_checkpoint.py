@@ -245,6 +245,7 @@ class Words:
         (Words(20, special=(0, 1, 2, 5, 6)), [3, 4], 6),
         (Words(20, special=(0, 1, 2, 5, 6)), [3, 6], 5),
         (Words(20), [3, 4], 0),  # special, and neither begins nor ends a text
+        (Words(18, mask_token_id=19), [3, 4], 18),  # the row of token 19 is zero
         (Words(20), [0, 4], None),
     ],
 )
@@ -252,23 +253,36 @@ def test_the_mask_token_is_one_that_the_data_do_not_hold(tokenizer, data, wanted
     rows = Dataset.from_list([{"input_ids": data}])
     if wanted is None:
         with pytest.raises(ValueError, match="`mask_token_id` is unset, but .*: set it to a token"):
-            choose_mask_token(tokenizer, rows, 20)
+            choose_mask_token(tokenizer, rows, table())
     else:
-        assert choose_mask_token(tokenizer, rows, 20)[0] == wanted
+        assert choose_mask_token(tokenizer, rows, table())[0] == wanted
+
+
+def table():
+    """Of 20 tokens, the last of which has a row of zeros."""
+    rows = torch.ones(20, 4)
+    rows[19] = 0
+    return rows
 
 
 def test_it_is_told_and_refused_and_kept(caplog):
     rows, config = Dataset.from_list([{"input_ids": [3, 4]}]), config_for(tiny_llama().config, options_of())
     with caplog.at_level(logging.INFO):
-        config.fit_to_data(Words(20), rows)
+        config.fit_to_data(Words(20), rows, table())
     assert f"The mask token of its blocks is {MASK}" in caplog.text and f" is {MASK}" in config.told_to_card()[0]
 
     config.mask_token_id = 4
     with pytest.raises(ValueError, match="`mask_token_id` is 4, but the data hold that token"):
-        config.fit_to_data(Words(20), rows)
+        config.fit_to_data(Words(20), rows, table())
+
+    config.mask_token_id = 19
+    with pytest.raises(ValueError, match="`mask_token_id` is 19, but its row of the target's table is zero"):
+        config.fit_to_data(Words(20), rows, table())
 
     config.mask_token_id = None
-    config.fit_to_data(Words(20), rows, held=DFlashConfig(target_layer_ids=[1], mask_token_id=9, vocab_size=20))
+    config.fit_to_data(
+        Words(20), rows, table(), held=DFlashConfig(target_layer_ids=[1], mask_token_id=9, vocab_size=20)
+    )
     assert config.mask_token_id == 9
 
 

@@ -40,7 +40,7 @@ def rows_of(ids):
 def trainer(target, tmp_path_factory):
     """Taught on the target's own answers; two layers, so that each has its own context."""
     folder = tmp_path_factory.mktemp("draft")
-    mask = min(set(range(VOCAB)) - set(answers(target, 40).flatten().tolist()))  # what the target never says
+    mask = min(set(range(1, VOCAB)) - set(answers(target, 40).flatten().tolist()))  # what the target never says
     options = options_of(block_size=SIZE, draft_num_layers=2, tap_ids=[1, 2, 3], mask_token_id=mask)
     torch.manual_seed(1)
     config = config_for(target.config, options)

@@ -317,7 +317,7 @@ def test_a_mask_token_in_a_batch_is_refused():
     token = int(batch["input_ids"][1, 2])
     with pytest.raises(ValueError, match=f"`mask_token_id` is {token}, but the data hold that token"):
         training(mask=token).plan(batch, Draw())
-    training(mask=MASK).plan(batch, Draw())  # padding is no data
+    training(mask=0).plan(batch, Draw())  # padding is no data
 
 
 # ---- what is logged ----

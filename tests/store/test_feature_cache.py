@@ -8,6 +8,7 @@ import pytest
 import torch
 from datasets import Dataset
 from tiny import random_chats, tiny_eagle1_pair, tiny_llama, tiny_pair
+from tiny_blocks import tiny_block_pair
 from tiny_tokenizer import CHATML, word_tokenizer
 from transformers import TrainerCallback
 from workers import run_worker
@@ -24,7 +25,7 @@ from hf_eagle.targets.target import TargetFeatures
 
 
 DATA = Dataset.from_list([r for r in random_chats(20, seed=1) if "111" in "".join(map(str, r["loss_mask"]))][:8])
-PAIRS = {"eagle3": tiny_pair, "eagle1": tiny_eagle1_pair}
+PAIRS = {"eagle3": tiny_pair, "eagle1": tiny_eagle1_pair, "dflash": tiny_block_pair}
 TOKENIZER = word_tokenizer(96, 2)
 
 
@@ -83,6 +84,8 @@ SEQUENTIAL = {"per_device_train_batch_size": 4, "train_sampling_strategy": "sequ
         ("eagle3", torch.float32, {"gradient_accumulation_steps": 3}),
         ("eagle3", torch.bfloat16, SEQUENTIAL),  # stored in the batches that are trained on
         ("eagle1", torch.float32, {**SEQUENTIAL, "dataloader_num_workers": 2}),
+        ("dflash", torch.float32, {"num_anchors": 2}),
+        ("dflash", torch.bfloat16, {**SEQUENTIAL, "num_anchors": 2}),
     ],
 )
 def test_the_curve_is_the_live_one_bit_for_bit(method, dtype, way, tmp_path):

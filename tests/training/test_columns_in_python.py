@@ -4,6 +4,7 @@ import pytest
 import torch
 from datasets import Dataset
 from tiny import VOCAB, pad_batch, random_chats, tiny_eagle1_pair, tiny_pair
+from tiny_blocks import tiny_block_pair
 
 from hf_eagle import EagleTrainer, EagleTrainingArguments
 from hf_eagle.data.collators import EagleDataCollator
@@ -14,7 +15,9 @@ CHATS = random_chats(8)
 
 def trainer_of(folder, rows, pair=tiny_pair, collator=None, **more):
     target, draft = pair()
-    kind = {"feature_noise": "none"} if pair is tiny_eagle1_pair else {"ttt_steps": 2}
+    kind = {tiny_eagle1_pair: {"feature_noise": "none"}, tiny_block_pair: {"num_anchors": 3}}.get(
+        pair, {"ttt_steps": 2}
+    )
     given = {"max_steps": 2, "save_strategy": "no", "report_to": "none", "disable_tqdm": True, "logging_steps": 1}
     args = EagleTrainingArguments(str(folder), **{**given, **kind, "per_device_train_batch_size": 4, **more})
     data = Dataset.from_list(rows) if isinstance(rows, list) else rows
@@ -63,7 +66,7 @@ FORMS = {
 }
 
 
-@pytest.mark.parametrize("pair", [tiny_pair, tiny_eagle1_pair])
+@pytest.mark.parametrize("pair", [tiny_pair, tiny_eagle1_pair, tiny_block_pair])
 @pytest.mark.parametrize("form", FORMS)
 def test_every_documented_form_gives_the_same_losses(form, pair, tmp_path):
     wanted = losses_of(trainer_of(tmp_path, CHATS, pair))
@@ -137,7 +140,7 @@ EMPTY = {"input_ids": [], "loss_mask": [], "attention_mask": []}
 PADDING = {"input_ids": [5, 6], "loss_mask": [1, 1], "attention_mask": [0, 0]}
 
 
-@pytest.mark.parametrize("pair", [tiny_pair, tiny_eagle1_pair])
+@pytest.mark.parametrize("pair", [tiny_pair, tiny_eagle1_pair, tiny_block_pair])
 @pytest.mark.parametrize("empty", [EMPTY, PADDING], ids=["no ids", "nothing but padding"])
 def test_batches_of_empty_rows_add_nothing(empty, pair, tmp_path):
     """Streams, where rows cannot be left out before: each chat accumulated with an empty row, and on its own."""

@@ -16,7 +16,7 @@ from hf_eagle.training.parts import draft_for
 
 
 @pytest.mark.parametrize("drawn", [0, 1, 1000])
-@pytest.mark.parametrize("method", ["eagle3", "eagle1"])
+@pytest.mark.parametrize("method", ["eagle3", "eagle1", "dflash"])
 def test_what_loading_draws_does_not_change_it(method, drawn, folder):  # noqa: F811
     path = str(folder / "target")
     target, tokenizer = FrozenTarget.from_pretrained(path), load_tokenizer(path)

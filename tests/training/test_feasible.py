@@ -2,6 +2,7 @@
 
 import pytest
 from tiny import random_chats, tiny_eagle1_pair, tiny_pair
+from tiny_blocks import tiny_block_pair
 
 from hf_eagle import EagleTrainer, EagleTrainingArguments
 from hf_eagle.drafts.kinds import KINDS
@@ -79,9 +80,9 @@ def test_a_null_is_no_folder(tmp_path, given):
         run.refuse_before_loading()
 
 
-@pytest.mark.parametrize("kind", ["eagle1", "eagle3"])
+@pytest.mark.parametrize("kind", ["eagle1", "eagle3", "dflash"])
 def test_promised_metrics_are_those_of_an_evaluation(tmp_path, kind):
-    pair = tiny_eagle1_pair if kind == "eagle1" else tiny_pair
+    pair = {"eagle1": tiny_eagle1_pair, "eagle3": tiny_pair, "dflash": tiny_block_pair}[kind]
     args = EagleTrainingArguments(output_dir=str(tmp_path), report_to="none", disable_tqdm=True)
     target, draft = pair()
     found = EagleTrainer(draft, args, target, train_dataset=random_chats(4), eval_dataset=random_chats(4)).evaluate()

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_trainer import make_trainer
 from tiny import tiny_eagle1_pair, tiny_pair
+from tiny_blocks import tiny_block_pair
 from tiny_mla import YARN, tiny_mla_pair
 from transformers import TrainerCallback
 
@@ -86,12 +87,15 @@ def test_a_resumed_run_says_from_where_and_loads_without_a_warning(rope, tmp_pat
 
 
 @pytest.mark.parametrize("rope", ROPES)
-@pytest.mark.parametrize("pair", [tiny_pair, tiny_mla_pair, tiny_eagle1_pair])
+@pytest.mark.parametrize("pair", [tiny_pair, tiny_mla_pair, tiny_eagle1_pair, tiny_block_pair])
 def test_loading_a_draft_warns_of_nothing_and_keeps_both_spellings(pair, rope, tmp_path, capfd):
     rope = dict(YARN if rope == "yarn" and pair is tiny_mla_pair else ROPES[rope])
     if pair is tiny_mla_pair and rope["rope_type"] not in ("default", "yarn"):
         return
-    target, draft = pair() if pair is tiny_eagle1_pair else pair(40, rope_parameters=rope)
+    if pair is tiny_block_pair:
+        target, draft = pair(fields={"rope_parameters": rope})
+    else:
+        target, draft = pair() if pair is tiny_eagle1_pair else pair(40, rope_parameters=rope)
     draft.save_pretrained(tmp_path)
     capfd.readouterr()
     with warnings.catch_warnings():

@@ -9,6 +9,7 @@ import pytest
 import torch
 from datasets import Dataset, load_dataset
 from tiny import random_chats, tiny_eagle1_pair, tiny_pair
+from tiny_blocks import tiny_block_pair
 from tiny_files import write_chats, write_tiny_target
 from tiny_tokenizer import CHATML, assistant, tiny_tokenizer, user
 from torch.utils.data import IterableDataset
@@ -139,7 +140,7 @@ def test_the_script_trains_on_more_files_than_ranks(tmp_path):
     assert [entry["step"] for entry in history if "loss" in entry] == list(range(1, 8))
 
 
-@pytest.mark.parametrize("pair", [tiny_pair, tiny_eagle1_pair])
+@pytest.mark.parametrize("pair", [tiny_pair, tiny_eagle1_pair, tiny_block_pair])
 def test_an_empty_batch_adds_a_gradient_of_zero_to_every_parameter(pair, tmp_path):
     trainer = make_trainer(tmp_path, pair())
     counts = torch.full((trainer.step.training.steps,), 5)

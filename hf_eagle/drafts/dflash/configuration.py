@@ -9,7 +9,7 @@ from transformers import LlamaConfig, PreTrainedConfig
 from ...targets.architectures import family_of, scales_embeddings
 from ...targets.config_fields import read_field
 from ..configuration_base import DraftConfig, fields_of_head, fields_of_target, written_for_servers
-from .mask_token import choose_mask_token, refuse_mask_token_in_data
+from .mask_token import check_mask_token, choose_mask_token
 
 
 logger = logging.getLogger(__name__)
@@ -116,21 +116,25 @@ class DFlashConfig(DraftConfig):
         layers = {"draft_num_layers": self.num_hidden_layers}
         return {"method": "dflash", **super().as_arguments(), **layers, **{name: getattr(self, name) for name in own}}
 
-    def fit_to_data(self, tokenizer, data, held: DraftConfig | None = None) -> None:
-        """Choose the mask token if none was asked for, and refuse one that is a token of the data.
+    def fit_to_data(self, tokenizer, data, embeddings, held: DraftConfig | None = None) -> None:
+        """Choose the mask token if none was asked for, and refuse one that cannot mask.
 
         Args:
             tokenizer: the target's.
             data: to train on.
+            embeddings: `(vocab_size, hidden)`, the target's.
             held: config of the draft that training continues or starts from: it keeps its mask token.
+
+        Raises:
+            ValueError: for a token of the data, or one whose row of the table is zero.
         """
         why = "as asked for"
         if self.mask_token_id is None and held is not None:
             self.mask_token_id, why = held.mask_token_id, "as in the draft to start from"
         if self.mask_token_id is None:
-            self.mask_token_id, why = choose_mask_token(tokenizer, data, self.vocab_size)
+            self.mask_token_id, why = choose_mask_token(tokenizer, data, embeddings)
         else:
-            refuse_mask_token_in_data(self.mask_token_id, data)
+            check_mask_token(self.mask_token_id, data, embeddings)
         logger.info("%s", f"{self.told_to_card()[0]} ({why}).")
 
     def told_to_card(self) -> list[str]:

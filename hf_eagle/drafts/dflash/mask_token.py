@@ -1,24 +1,30 @@
-"""The mask token of a block draft: which one stands in the slots to be filled. It must be no token of the data."""
+"""The mask token of a block draft, which stands in the slots to be filled.
+
+It must be no token of the data, and its row of the target's table must not be zero: a slot that embeds nothing has no
+query in the first layer, so it would attend to everything alike.
+"""
 
 import torch
 from torch.utils.data import IterableDataset
 
 
-def choose_mask_token(tokenizer, data, vocab_size: int) -> tuple[int, str]:
+def choose_mask_token(tokenizer, data, embeddings: torch.Tensor) -> tuple[int, str]:
     """A token to mask with, and why it was chosen.
 
-    The first of these that the data do not hold: the tokenizer's mask token; the first row of the target's table that
-    no token has; the special token with the highest id that neither begins, ends nor pads a text.
+    The first of these that the data do not hold and whose row is not zero: the tokenizer's mask token; the first row of
+    the target's table that no token has; the special token with the highest id that neither begins, ends nor pads a
+    text.
 
     Args:
         tokenizer: the target's.
         data: with a column `input_ids`; a stream cannot be looked through first, and is looked at batch by batch.
-        vocab_size: rows of the target's table.
+        embeddings: `(vocab_size, hidden)`, the target's table.
 
     Raises:
         ValueError: if there is none.
     """
-    known, held = set(tokenizer.get_vocab().values()), tokens_of(data, vocab_size)
+    vocab_size, known = len(embeddings), set(tokenizer.get_vocab().values())
+    held = tokens_of(data, vocab_size)
     named = {getattr(tokenizer, f"{name}_token_id", None) for name in ("bos", "eos", "pad", "unk", "sep", "cls")}
     special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
     unused = next((number for number in range(vocab_size) if number not in known), None)
@@ -29,7 +35,7 @@ def choose_mask_token(tokenizer, data, vocab_size: int) -> tuple[int, str]:
         *((number, "a special token that the data do not hold") for number in sorted(special - named, reverse=True)),
     ]
     for number, why in candidates:
-        if number is not None and number < vocab_size and not held[number]:
+        if number is not None and number < vocab_size and not held[number] and bool(embeddings[number].any()):
             return number, why
 
     raise ValueError(
@@ -41,7 +47,7 @@ def choose_mask_token(tokenizer, data, vocab_size: int) -> tuple[int, str]:
 def tokens_of(data, vocab_size: int) -> torch.Tensor:
     """Which tokens the data hold, bool `(vocab_size,)`; of a stream, none is known."""
     held = torch.zeros(vocab_size, dtype=torch.bool)
-    if isinstance(data, IterableDataset):
+    if data is None or isinstance(data, IterableDataset):
         return held
 
     for batch in data.with_format("arrow").iter(batch_size=4096):
@@ -50,10 +56,15 @@ def tokens_of(data, vocab_size: int) -> torch.Tensor:
     return held
 
 
-def refuse_mask_token_in_data(mask_token_id: int, data) -> None:
-    """`ValueError` if it is a token of the data."""
+def check_mask_token(mask_token_id: int, data, embeddings: torch.Tensor) -> None:
+    """`ValueError` if it is a token of the data, or its row of the table is zero."""
     if bool(tokens_of(data, mask_token_id + 2)[mask_token_id]):
         raise_for_mask_token(mask_token_id)
+    if not bool(embeddings[mask_token_id].any()):
+        raise ValueError(
+            f"`mask_token_id` is {mask_token_id}, but its row of the target's table is zero, so that the slots to be "
+            "filled would have no query in the first layer: set it to another token."
+        )
 
 
 def raise_for_mask_token(mask_token_id: int) -> None:

@@ -129,7 +129,11 @@ class DFlashTraining(DraftTraining):
 
     def plan(self, batch, draw) -> BlockPlan:
         plan = BlockPlan.of(batch, self.block_size, self.num_anchors, draw)
-        if bool(((batch["input_ids"] == self.mask_token_id) & (plan.documents >= 0)).any()):
+        # of what blocks are trained on: padding and filler may be any token
+        seen = torch.cat(
+            [batch["input_ids"].flatten()[torch.cat([plan.layout.keys, plan.layout.anchors])], plan.labels]
+        )
+        if bool((seen == self.mask_token_id).any()):
             raise_for_mask_token(self.mask_token_id)
         return plan
 
