@@ -28,6 +28,7 @@ _CLASSES = (fields.ARCHITECTURE, "DFlashMuseGlimmerAssistantModel")
 def _resolve(name: str) -> str:
     """The name that vLLM with method `dflash` looks up for one in `architectures`."""
     # its registry has to know the name itself first, which it does not of this one
+    name = str(name)
     whole = name.startswith("DFlash") or name.endswith("DFlash") or name == "DraftModel"
     return name if whole else f"DFlash{name}"
 
