@@ -233,8 +233,7 @@ def _context(folder: DraftFolder, target: TargetFacts | None) -> Iterator[Findin
 
 def _tensors(folder: DraftFolder, target: TargetFacts | None) -> Iterator[Finding]:
     wanted = fields.parameters(folder.config, folder.num_layers)
-    own = {} if fields.whole_vocabulary(folder.config, target) else {"lm_head.weight": "lm_head.weight"}
-    if own:
+    if not fields.whole_vocabulary(folder.config, target):
         wanted["lm_head.weight"] = (folder.config["draft_vocab_size"], folder.config["hidden_size"])
 
     # `_vocabulary` reports mapping and head
