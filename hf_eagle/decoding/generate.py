@@ -87,8 +87,7 @@ def speculative_generate(
         method (`str`, *optional*, defaults to `"chain"`):
             `"chain"`, or `"tree"` for EAGLE-2's dynamic tree.
         num_speculative_tokens (`int`, *optional*):
-            Chain: K, the tokens drafted per round. By default the `chain_length` of the draft's config: 3, of a block
-            draft what its blocks hold.
+            Chain: K, the tokens drafted per round. By default 3, of a block draft what its blocks hold.
         depth, top_k, total_tokens (`int`, *optional*, default to `5`, `8` and `40`):
             Tree: its levels, the nodes expanded on each and the children of each, and the nodes that are verified.
             With `top_k` 1 and `depth` K it is the chain of K.

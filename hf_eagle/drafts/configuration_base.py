@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 from transformers import LlamaConfig, PreTrainedConfig
 
 from ..decoding.checks import DEFAULTS
@@ -44,9 +43,8 @@ class DraftConfig(LlamaConfig):
     ignore_keys_at_rope_validation = {"mrope_section", "mrope_interleaved"}
     # whether servers read YaRN's `mscale` and `mscale_all_dim` in such a draft
     reads_mscale = False
-    # arguments in which a draft may differ from the one that it starts from: rows of a head are matched by token, and
-    # RoPE has no weights
-    free_in_warm_start = ("draft_vocab_size", "draft_rope")
+    chain_length = DEFAULTS["chain"]["num_speculative_tokens"]  # tokens drafted in a round, unless asked for others
+    free_in_warm_start = ("draft_vocab_size", "draft_rope")  # arguments that `start_from` lets differ
 
     num_hidden_layers: int = 1
     rms_norm_eps: float = 1e-5
@@ -95,12 +93,7 @@ class DraftConfig(LlamaConfig):
     def num_taps(self) -> int:
         return 3 if self.tap_ids is None else len(self.tap_ids)
 
-    @property
-    def chain_length(self) -> int:
-        """Tokens of a chain that it drafts in a round, if nothing else is asked for."""
-        return DEFAULTS["chain"]["num_speculative_tokens"]
-
-    def fit_to_data(self, tokenizer, data, embeddings: torch.Tensor, held: "DraftConfig | None" = None) -> None:
+    def fit_to_data(self, tokenizer, data, embeddings, held: "DraftConfig | None" = None) -> None:
         """Complete a new draft's config with what depends on the tokenizer, the data and the target's table.
 
         Args:

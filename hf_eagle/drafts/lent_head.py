@@ -78,6 +78,6 @@ class WithLentHead:
         super()._check_loaded()
         if self.lm_head.weight.any():
             raise ValueError(
-                f"This folder holds `lm_head.weight`, but {self.kind.titled} draft uses the target's "
-                "head, and vLLM refuses one of its own: remove it."
+                f"This folder holds `lm_head.weight`, but a {type(self).__name__} uses the target's head, and servers "
+                "refuse or ignore one of its own: remove it."
             )

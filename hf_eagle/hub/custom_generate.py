@@ -18,9 +18,18 @@ PACKAGE = Path(__file__).resolve().parents[1]
 ENTRY = "hub.generate_entry"
 FOLDER = "custom_generate"
 # methods that torch and transformers call when a draft is loaded and decodes; training and saving call others
-CALLED = ("forward", "update", "get_seq_length", "get_mask_sizes", "_init_weights", "_validate_yarn_rope_parameters")
+CALLED = (
+    "forward",
+    "update",
+    "get_seq_length",
+    "get_mask_sizes",
+    "_init_weights",
+    "get_config_dict",
+    "_validate_yarn_rope_parameters",
+)
 LEFT_OUT = (
-    "UnrolledDraft.forward",  # calling a draft is for training; decoding uses its method `decode`
+    # calling a draft is for training; decoding uses other methods
+    *("UnrolledDraft.forward", "DFlashDraftModel.forward"),
     # every kind of this package has methods of its own in place of these
     *("EaglePreTrainedModel.proposer", "EaglePreTrainedModel.select_features"),
     "EaglePreTrainedModel.select_embeddings",

@@ -33,7 +33,7 @@ AT_HOME = {
     *("UnrolledDraft.forward", "_DownOfSwiGLU.backward", "_RMSNorm.backward", "Rotation.backward"),
     *("EaglePreTrainedModel._can_set_attn_implementation", "EaglePreTrainedModel.set_input_embeddings"),
     *("EaglePreTrainedModel.save_pretrained", "EagleConfig.to_diff_dict", "EagleMLAConfig.to_diff_dict"),
-    "Eagle1Config.to_diff_dict",
+    *("Eagle1Config.to_diff_dict", "DFlashConfig.to_diff_dict", "DFlashDraftModel.forward"),
 }
 
 
