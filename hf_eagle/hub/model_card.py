@@ -217,7 +217,6 @@ def read_checkpoint(folder: Path) -> dict:
     config = _config(folder)
     found = {key: config.get(key) for key in ("draft_vocab_size", "vocab_size")}
     found["tap_ids"] = config.get("eagle_aux_hidden_state_layer_ids")
-    found["num_layers"] = config.get("num_hidden_layers")
 
     if (folder / "model.safetensors").is_file():
         from safetensors import safe_open
