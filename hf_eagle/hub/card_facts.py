@@ -81,6 +81,8 @@ class CardFacts:
             hf_eagle's name of the draft's kind. By default read from the checkpoint, among the kinds that servers know.
         tap_ids (`list[int]`, *optional*):
             Entry ids of the tapped layers, if config.json does not hold them in the form that servers read.
+        chain_length (`int`, *optional*):
+            Tokens that the draft proposes in a round by default, for the commands of a card without measurements.
         title (`str`, *optional*):
             A readable name for a kind that no server is known to run. By default `kind`.
         license (`str`, *optional*):
@@ -119,6 +121,7 @@ class CardFacts:
     kind: str | None = None
     title: str | None = None
     tap_ids: list[int] | None = None
+    chain_length: int | None = None
     license: str | None = None
     license_name: str | None = None
     license_link: str | None = None

@@ -132,7 +132,8 @@ def card_text(output_dir: Path, facts: CardFacts, named: str | None = None) -> s
         for name, found in facts.acceptance.items()
         if found["acceptance_length"]
     ]
-    speculative_tokens = measurements[0]["num_speculative_tokens"] if measurements else known["tokens"]
+    proposed = facts.chain_length or known["tokens"]
+    speculative_tokens = measurements[0]["num_speculative_tokens"] if measurements else proposed
 
     draft = facts.draft or named or str(output_dir.resolve())
     published = facts.draft is not None and is_hub_id(facts.draft)
@@ -184,7 +185,7 @@ def _config(folder: Path) -> dict:
     file = folder / "config.json"
     if not file.is_file():
         return {}
-    known = {"vocab_size?": int | None, "draft_vocab_size?": int | None}
+    known = {"vocab_size?": int | None, "draft_vocab_size?": int | None, "num_hidden_layers?": int | None}
     return read_json(file, {**known, "eagle_aux_hidden_state_layer_ids?": list[int] | None})
 
 
@@ -213,9 +214,10 @@ def _known_of_its_kind(folder: Path, facts: CardFacts) -> dict:
 
 
 def read_checkpoint(folder: Path) -> dict:
-    """Return size, taps and vocabularies of the draft in `folder`, as far as its files show them."""
+    """Return size, depth, taps and vocabularies of the draft in `folder`, as far as its files show them."""
     config = _config(folder)
     found = {key: config.get(key) for key in ("draft_vocab_size", "vocab_size")}
+    found["one_layer"] = config.get("num_hidden_layers") in (None, 1)
     found["tap_ids"] = config.get("eagle_aux_hidden_state_layer_ids")
 
     if (folder / "model.safetensors").is_file():

@@ -123,6 +123,7 @@ def run_facts(trainer) -> CardFacts:
         kind=draft.kind.name,
         title=draft.kind.title,
         tap_ids=draft.config.tap_ids or None,
+        chain_length=draft.config.chain_length,
         **measured_in(folder, leave_out_broken=True),
         training={
             "optimizer steps": state.global_step,

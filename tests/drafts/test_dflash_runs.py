@@ -182,6 +182,7 @@ def test_the_scripts_train_describe_and_resume_it(recipe):
     draft, config = load_draft(folder), json.loads((folder / "config.json").read_text())
     assert config["model_type"] == "muse_glimmer_assistant" and draft.config.block_size == 4
     assert f"The mask token of its blocks is {draft.config.mask_token_id}" in (folder / "README.md").read_text()
+    assert json.loads((folder / "card_facts.json").read_text())["chain_length"] == 3
     history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
     assert any("acceptance_length" in entry for entry in history)
 

@@ -206,6 +206,24 @@ def test_the_card_of_an_eagle1_draft(tmp_path):
     assert "eagle" in tags and "eagle3" not in tags
 
 
+@pytest.mark.parametrize("length", [None, 3, 7])
+def test_commands_draft_what_the_draft_proposes_by_default(tmp_path, length):
+    facts = CardFacts(name="X", target="org/t", chain_length=length)
+    text = render_model_card(draft_folder(tmp_path), facts).read_text()
+    assert f'"num_speculative_tokens": {length or 3}' in text
+    # what was measured goes before
+    facts = CardFacts(name="X", target="org/t", chain_length=5, acceptance={"p": MEASURED})
+    text = render_model_card(tmp_path, facts).read_text()
+    assert f'"num_speculative_tokens": {MEASURED["num_speculative_tokens"]}' in text
+
+
+@pytest.mark.parametrize("layers, told", [(1, "a one-layer model"), (2, "a small model")])
+def test_a_draft_of_several_layers_is_not_called_one_layer(tmp_path, layers, told):
+    file = draft_folder(tmp_path) / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"num_hidden_layers": layers}))
+    assert told in render_model_card(tmp_path, CardFacts(name="X", target="org/t")).read_text()
+
+
 def test_the_card_of_a_kind_that_no_server_is_known_to_run(tmp_path):
     facts = full_facts()
     facts.kind, facts.title = "block", "Block"
