@@ -48,8 +48,8 @@ class ServingArguments:
     num_speculative_tokens: str | None = field(
         default=None,
         metadata={
-            "help": "Numbers of drafted tokens (K) to measure, as `1..6` or `1,2,4`. Unset: what the draft's blocks hold, "
-            "else 3."
+            "help": "Numbers of drafted tokens (K) to measure, as `1..6` or `1,2,4`. Unset: what the draft's blocks "
+            "hold, else 3."
         },
     )
     batch_sizes: str = field(default="1", metadata={"help": "Numbers of requests in flight, as `1..4` or `1,2,4,8`."})
