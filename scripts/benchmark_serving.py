@@ -45,8 +45,12 @@ class ServingArguments:
     output_json: str = field(
         metadata={"help": "JSON file for the result; until it is written, `<output_json>.journal` holds finished work."}
     )
-    num_speculative_tokens: str = field(
-        default="3", metadata={"help": "Numbers of drafted tokens (K) to measure, as `1..6` or `1,2,4`."}
+    num_speculative_tokens: str | None = field(
+        default=None,
+        metadata={
+            "help": "Numbers of drafted tokens (K) to measure, as `1..6` or `1,2,4`. Unset: what the draft's blocks "
+            "hold, else 3."
+        },
     )
     batch_sizes: str = field(default="1", metadata={"help": "Numbers of requests in flight, as `1..4` or `1,2,4,8`."})
     num_prompts: Count = field(default=16, metadata={"help": "Number of prompts to use, spread evenly over the file."})
@@ -71,7 +75,8 @@ class ServingArguments:
         from hf_eagle.arguments.parser import parse_counts
 
         for name, most in (("num_speculative_tokens", 64), ("batch_sizes", 1024)):
-            setattr(self, name, parse_counts(name, getattr(self, name), most))
+            if getattr(self, name) is not None:
+                setattr(self, name, parse_counts(name, getattr(self, name), most))
         try:
             self.engine_args = json.loads(self.engine_args)
         except json.JSONDecodeError as problem:
@@ -128,7 +133,10 @@ def main() -> None:
 
     with naming("prompts"):
         chosen = spread(load_prompts(args.prompts), args.num_prompts)
-    kind, _ = find_kind([draft_class_of(args.draft).__name__])
+    draft_class = draft_class_of(args.draft)
+    kind, _ = find_kind([draft_class.__name__])
+    if args.num_speculative_tokens is None:
+        args.num_speculative_tokens = [draft_class.config_class.from_pretrained(args.draft).chain_length]
     method = served_as(kind.name).vllm.name
     shows = any(map(holds_media, chosen)) and takes_media(args.target, **source.source)
     processing = (load_processor if shows else load_tokenizer)(args.target, **source.source)

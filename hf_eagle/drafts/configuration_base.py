@@ -50,7 +50,7 @@ class DraftConfig(LlamaConfig):
     reads_mscale = False
     chain_length = DEFAULTS["chain"]["num_speculative_tokens"]  # tokens drafted in a round, unless asked for others
     free_in_warm_start = ("draft_vocab_size", "draft_rope")  # arguments that `start_from` lets differ
-    reads_window = False  # whether vLLM gives such a draft its target\'s window, unless `sliding_window` is written
+    reads_window = False  # whether vLLM gives such a draft its target's window, unless `sliding_window` is written
 
     num_hidden_layers: int = 1
     rms_norm_eps: float = 1e-5

@@ -132,7 +132,8 @@ def card_text(output_dir: Path, facts: CardFacts, named: str | None = None) -> s
         for name, found in facts.acceptance.items()
         if found["acceptance_length"]
     ]
-    speculative_tokens = measurements[0]["num_speculative_tokens"] if measurements else known["tokens"]
+    proposed = facts.chain_length or known["tokens"]
+    speculative_tokens = measurements[0]["num_speculative_tokens"] if measurements else proposed
 
     draft = facts.draft or named or str(output_dir.resolve())
     published = facts.draft is not None and is_hub_id(facts.draft)
@@ -199,7 +200,7 @@ def _known_of_its_kind(folder: Path, facts: CardFacts) -> dict:
             "label": facts.title or facts.kind,
             "citation": None,
             "tags": [facts.kind, *TAGS],
-            "tokens": facts.chain_length,
+            "tokens": None,
         }
 
     row = rows[0]

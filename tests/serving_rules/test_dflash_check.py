@@ -13,12 +13,13 @@ from foreign_folders import (
     OUTPUTS,
     block_config,
     random_blocks,
+    speculators,
     speculators_blocks,
     write,
 )
 from foreign_math import block_logits
 from safetensors.torch import load_file
-from test_serving_check import ROPES, damaged, faults, nan, prefix, put, tensor
+from test_serving_check import ROPES, damaged, faults, nan, prefix, put, run, tensor
 from tiny import tiny_llama
 from tiny_blocks import tiny_block_pair
 from transformers import LlamaConfig
@@ -376,6 +377,29 @@ def test_speculators_form_is_told_with_its_trap(non_causal, told, target, tmp_pa
     found = faults(write(tmp_path, {k: v for k, v in config.items() if v is not None}, tensors), target)
     assert "the config is in the form of vLLM's speculators" in found[0]
     assert any("vLLM makes ALL layers causal of it" in line for line in found) == told and len(found) == 1 + told
+
+
+def test_speculators_form_of_other_kinds_is_told_without_that_trap(target, tmp_path):
+    (found,) = faults(write(tmp_path, *speculators(target.get_input_embeddings().weight.detach())), target)
+    assert "the config is in the form of vLLM's speculators" in found
+
+
+@pytest.mark.parametrize("field", ["head_dim", "num_key_value_heads", "layer_types", "model_type", "block_size"])
+@pytest.mark.parametrize("value", ["x", [1.5], [{}], {}, None, True, 0], ids=str)
+def test_fields_of_any_type_are_findings_or_taken(field, value, folders, target, tmp_path):
+    damaged(folders["second"], tmp_path / "draft", both(put(**{field: value}), nested(**{field: value})))
+    check_draft(tmp_path / "draft", target.config)
+    repair_draft(tmp_path / "draft", tmp_path / "mended", target.config)
+
+
+def test_the_script_compares_logits_and_numbers_of_tokens(target, tmp_path, monkeypatch, capsys):
+    target.save_pretrained(tmp_path / "target")
+    _, draft = tiny_block_pair(FrozenTarget(target), served_form="transformers")
+    draft.save_pretrained(tmp_path / "draft")
+    asked = ("--target", tmp_path / "target", "--num_speculative_tokens", 6)
+    code, printed = run(monkeypatch, capsys, tmp_path / "draft", *asked)
+    assert code == 0 and "serve it as it was trained." in printed.out
+    assert "`num_speculative_tokens` is 6, but the draft was trained to draft 4" in printed.out
 
 
 # ---- mathematics and commands ----

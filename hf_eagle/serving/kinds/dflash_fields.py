@@ -50,7 +50,7 @@ def head_width(config: dict) -> int:
 
 def kv_heads(config: dict) -> int:
     """The number of key heads that vLLM takes, as `head_width`."""
-    default = _KV_HEADS.get(config.get("model_type"), config["num_attention_heads"])
+    default = _KV_HEADS.get(str(config.get("model_type")), config["num_attention_heads"])
     return config.get("num_key_value_heads", default) or config["num_attention_heads"]
 
 
@@ -121,7 +121,7 @@ def windows(folder: DraftFolder, target: TargetFacts | None, reader: str) -> Ite
     fix = f'write `layer_types` as "{FULL}", once for each of the {count} layers'
     if types is None:
         return
-    if not isinstance(types, list) or len(types) != count or set(types) - {FULL, SLIDING}:
+    if not isinstance(types, list) or len(types) != count or any(one not in (FULL, SLIDING) for one in types):
         yield Finding(reader, f"`layer_types` is {types}, and must name the attention of {count} layers.", fix)
     elif SLIDING in types:
         yield Finding(

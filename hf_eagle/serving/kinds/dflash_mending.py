@@ -80,7 +80,7 @@ def _taps(draft: Draft) -> None:
 def _attention(draft: Draft) -> None:
     """Write full attention for each layer, unless the folder asks for another one."""
     config, types = draft.config, draft.config.get("layer_types")
-    if fields.nested(config).get("use_swa") or (types and fields.SLIDING in types):
+    if fields.nested(config).get("use_swa") or (isinstance(types, list) and fields.SLIDING in types):
         return
     draft.write("layer_types", [fields.FULL] * draft.num_layers)
     if config["model_type"] == fields.SECOND_TYPE and not isinstance(config.get("sliding_window"), int):

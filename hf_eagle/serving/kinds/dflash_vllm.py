@@ -28,6 +28,7 @@ _CLASSES = (fields.ARCHITECTURE, "DFlashMuseGlimmerAssistantModel")
 def _resolve(name: str) -> str:
     """The name that vLLM with method `dflash` looks up for one in `architectures`."""
     # its registry has to know the name itself first, which it does not of this one
+    name = str(name)
     whole = name.startswith("DFlash") or name.endswith("DFlash") or name == "DraftModel"
     return name if whole else f"DFlash{name}"
 
@@ -232,8 +233,7 @@ def _context(folder: DraftFolder, target: TargetFacts | None) -> Iterator[Findin
 
 def _tensors(folder: DraftFolder, target: TargetFacts | None) -> Iterator[Finding]:
     wanted = fields.parameters(folder.config, folder.num_layers)
-    own = {} if fields.whole_vocabulary(folder.config, target) else {"lm_head.weight": "lm_head.weight"}
-    if own:
+    if not fields.whole_vocabulary(folder.config, target):
         wanted["lm_head.weight"] = (folder.config["draft_vocab_size"], folder.config["hidden_size"])
 
     # `_vocabulary` reports mapping and head
