@@ -40,6 +40,7 @@ class ServedKind:
         mending: steps that mend a draft, in their order.
         label: what a card calls it, from `config.json`.
         citation: the paper, in BibTeX.
+        windowed: whether the servers run it with a sliding window: vLLM by two keys of config.json, SGLang by a flag.
     """
 
     name: str
@@ -53,3 +54,4 @@ class ServedKind:
     mending: tuple[Callable[[Draft], None], ...]
     label: Callable[[Mapping[str, object]], str]
     citation: str
+    windowed: bool = False
