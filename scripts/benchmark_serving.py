@@ -10,7 +10,8 @@ batch size from which the draft no longer pays, and draws the table next to the 
 that `make test-serving` creates; `--serving_python` selects a different one. Run it on an otherwise idle machine.
 
 Prompts may contain images, which are sent as a client sends them, in `image_url` parts with data URLs. If prompts have
-a `category`, the acceptance length of each category is measured too.
+a `category`, the acceptance length of each category is measured too. `--context_buckets 512,2048` takes the length of
+the prompts as their category: each bucket is decoded once more by itself, since vLLM's counters know no lengths.
 
 You can interrupt it at any time: `<output_json>.journal` holds what all engines have decoded, and the same command
 continues from there. It refuses to continue with different settings or a different draft. The journal is deleted once
@@ -55,6 +56,13 @@ class ServingArguments:
     batch_sizes: str = field(default="1", metadata={"help": "Numbers of requests in flight, as `1..4` or `1,2,4,8`."})
     num_prompts: Count = field(default=16, metadata={"help": "Number of prompts to use, spread evenly over the file."})
     max_new_tokens: Count = field(default=64, metadata={"help": "Longest answer, in tokens."})
+    context_buckets: str | None = field(
+        default=None,
+        metadata={
+            "help": "Measure acceptance by the length of the prompts instead of by their category, in buckets that end "
+            "at these, as `512,2048,8192`."
+        },
+    )
     rounds: Repeats = field(default=5, metadata={"help": "Runs of each engine, in alternation; medians are shown."})
     dtype: Literal["bfloat16", "float16", "float32", "auto"] = field(
         default="bfloat16", metadata={"help": "Data type of target and draft."}
@@ -72,8 +80,10 @@ class ServingArguments:
     )
 
     def __post_init__(self):
-        from hf_eagle.arguments.parser import parse_counts
+        from hf_eagle.arguments.parser import parse_counts, parse_lengths
 
+        if self.context_buckets is not None:
+            self.context_buckets = parse_lengths("context_buckets", self.context_buckets)
         for name, most in (("num_speculative_tokens", 64), ("batch_sizes", 1024)):
             if getattr(self, name) is not None:
                 setattr(self, name, parse_counts(name, getattr(self, name), most))
@@ -141,6 +151,8 @@ def main() -> None:
     shows = any(map(holds_media, chosen)) and takes_media(args.target, **source.source)
     processing = (load_processor if shows else load_tokenizer)(args.target, **source.source)
     prompts, longest = served_prompts(chosen, processing, template.template_kwargs)
+    if args.context_buckets is not None and any(isinstance(prompt, dict) for prompt in prompts):
+        raise ValueError("`context_buckets` counts tokens, which images become only in the server: leave them out.")
     longest += args.max_new_tokens
     if longest > args.max_model_len:
         raise ValueError(f"`max_model_len` is {args.max_model_len}, but a prompt and its answer take {longest} tokens.")
@@ -167,7 +179,7 @@ def main() -> None:
 
         shape = (args.num_speculative_tokens, args.batch_sizes, args.rounds, args.max_new_tokens)
         how = {"report": lambda line: print(line, flush=True), "journal": journal}
-        how["categories"] = [prompt.category for prompt in chosen]
+        how["categories"] = categories(args, chosen, prompts)
         entries = measure_serving(start, prompts, *shape, **how)
 
     result = {"server": "vLLM", "prompts": Path(args.prompts).name, "machine": machine(), "entries": entries}
@@ -177,6 +189,15 @@ def main() -> None:
     with output_file("output_json", output.with_suffix(".png")) as part:
         plot_serving(entries, part)
     print("\n".join(filter(None, (table(entries), table_of_categories(entries), verdict(entries)))))
+
+
+def categories(args: ServingArguments, chosen: list, prompts: list[list[int] | dict]) -> list[str | None]:
+    """Return the category of each prompt: the file's, or the bucket of its length."""
+    from hf_eagle.evaluation.contexts import bucket_of_prompt
+
+    if args.context_buckets is None:
+        return [prompt.category for prompt in chosen]
+    return [bucket_of_prompt(len(ids), args.context_buckets) for ids in prompts]
 
 
 def depends_on(args: ServingArguments, source, template, prompts: list[list[int] | dict]) -> dict:

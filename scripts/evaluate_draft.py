@@ -1,10 +1,17 @@
-"""Measure a draft: decode prompts with it and with the target alone, in alternation, and write the counts as JSON.
+"""Measure a draft: decode prompts with it and with the target alone, and write the counts as JSON.
 
     python scripts/evaluate_draft.py --target assets/smollm2-135m-instruct --draft outputs/quickstart \
         --prompts question.jsonl --num_speculative_tokens 3 --output_json acceptance.json
     ... --sweep_tokens 1..8                                   also chains of 1 to 8 tokens: which is the fastest?
     ... --method tree --depth 5 --top_k 8 --total_tokens 40   EAGLE-2's dynamic draft tree
     ... --temperature 0.7 --top_p 0.9                         sampled answers, with the target's distribution
+    ... --context_buckets 512,2048,8192                       acceptance by context length too
+    ... --windows none,512,1024,2048                          which sliding window of the draft accepts most, and where?
+    ... --teacher_forced                                      only the counts, the same ones, without decoding
+
+Acceptance is counted in batches, on all prompts. Speed is measured one request at a time, with and without the draft in
+alternation, on as many prompts as it takes to know the speedup to 5%. `--batch_size` decodes all prompts both ways in
+batches of that size instead.
 
 The counts of a chain (drafts, accepted tokens, accepted per position) are those that vLLM reports for the same prompts.
 In float32, greedy output is identical to the target's own, token for token. Plots of the result are written next to the
@@ -64,11 +71,35 @@ class EvaluationArguments(MediaArguments):
     top_p: Mass = field(default=1.0, metadata={"help": "Sample from the most probable tokens of this total mass."})
     sampling_top_k: Count | None = field(default=None, metadata={"help": "Sample from so many most probable tokens."})
     seed: Seed = field(default=0, metadata={"help": "Where draws come from."})
-    batch_size: Rows = field(default=1, metadata={"help": "Number of prompts decoded together."})
+    batch_size: Rows | None = field(
+        default=None,
+        metadata={
+            "help": "Number of prompts decoded together, for speeds too. Unset: acceptance in batches of up to 16, "
+            "speed one request at a time."
+        },
+    )
     turns: Turns = field(default=1, metadata={"help": "Turns to decode of prompts that have several (2 in MT-Bench)."})
     sweep_tokens: str | None = field(
         default=None,
         metadata={"help": "Chain: also measure these K, as `1..8` or `1,2,4` (at most 64), in alternation."},
+    )
+    context_buckets: str | None = field(
+        default=None,
+        metadata={"help": "Also give acceptance by context length, in buckets that end at these, as `512,2048,8192`."},
+    )
+    windows: str | None = field(
+        default=None,
+        metadata={
+            "help": "Also measure the draft with its attention cut to so many last tokens, as `none,512,1024`. The "
+            "best of each bucket is printed, and how servers are told of it."
+        },
+    )
+    teacher_forced: bool = field(
+        default=False,
+        metadata={
+            "help": "Count acceptance from the target's greedy answers, read once: the counts of decoding, sooner, but "
+            "no speeds."
+        },
     )
     max_new_tokens: Count = field(default=64, metadata={"help": "Longest answer, in tokens."})
     num_prompts: Count | None = field(
@@ -90,7 +121,18 @@ class EvaluationArguments(MediaArguments):
     )
 
     def __post_init__(self):
+        from hf_eagle.arguments.parser import parse_lengths
+
         check_numbers(self)
+        if self.context_buckets is not None:
+            self.context_buckets = parse_lengths("context_buckets", self.context_buckets)
+        if self.windows is not None:
+            self.windows = parse_lengths("windows", self.windows, or_none=True)
+        if self.teacher_forced and self.temperature:
+            raise ValueError(
+                f"`teacher_forced` counts what greedy decoding accepts, but `temperature` is {self.temperature:g}; "
+                "leave one out."
+            )
         if self.sweep_tokens is not None:
             if self.method != "chain":
                 raise ValueError(f"`sweep_tokens` measures chains, but `method` is {self.method!r}; leave one out.")
@@ -122,7 +164,7 @@ def door(argv: list[str] | None = None):
     reads = {"target": args.target, "draft": args.draft, "prompts": args.prompts, "tools": template.tools}
     check_output_file("output_json", args.output_json, reads, holds_object_with("acceptance_length"))
     check_journal("output_json", args.output_json, reads)
-    check_pictures("output_json", pictures(args), args.output_json, reads)
+    check_pictures("output_json", pictures(args).values(), args.output_json, reads)
     if args.output_tokens is not None:
         check_output_file("output_tokens", args.output_tokens, reads, holds_object_with("prompt_token_ids"))
     check_apart({"output_json": args.output_json, "output_tokens": args.output_tokens})
@@ -144,19 +186,28 @@ def main():
         result, runs = measure(args, models, kwargs, settings, journal, rendered)
         write_result(args, result, runs)
         journal.remove()
-    print(describe(result))
+
+    from hf_eagle.evaluation.told import told
+
+    print("\n".join([told(result), *tell_windows(args, result, models[1])]))
 
 
-def pictures(args: EvaluationArguments) -> list[Path]:
-    """Return the files that the result is plotted in: one for the chain or tree, one for a sweep."""
+def pictures(args: EvaluationArguments) -> dict[str, Path]:
+    """Return the files that the result is plotted in: one for the chain or tree, for a sweep, and for contexts."""
     stem = Path(args.output_json).with_suffix("")
-    return [Path(f"{stem}.png"), *([Path(f"{stem}_sweep.png")] if args.sweep_tokens else [])]
+    found = {"acceptance": Path(f"{stem}.png")}
+    if args.sweep_tokens:
+        found["sweep"] = Path(f"{stem}_sweep.png")
+    if args.context_buckets:
+        found["context"] = Path(f"{stem}_context.png")
+    return found
 
 
 def write_result(args: EvaluationArguments, result: dict, runs: list) -> None:
     """Write the JSON files, and plots of what they hold."""
     from hf_eagle.door.writing import output, write_output
-    from hf_eagle.evaluation.plots import plot_acceptance, plot_sweep
+    from hf_eagle.evaluation.plots import plot_acceptance, plot_contexts, plot_sweep
+    from hf_eagle.evaluation.windows import window_name
 
     write_output("output_json", args.output_json, json.dumps(result, indent=2))
     if args.output_tokens:
@@ -165,10 +216,34 @@ def write_result(args: EvaluationArguments, result: dict, runs: list) -> None:
         decoded = [dict(zip(names, values, strict=True)) for values in fields]
         write_output("output_tokens", args.output_tokens, json.dumps(decoded, indent=2))
 
-    draws = [lambda path: plot_acceptance(result, path), lambda path: plot_sweep(result["sweep"], path)]
-    for picture, draw in zip(pictures(args), draws, strict=False):
+    contexts = {window_name(x["window"]): x["acceptance_by_context"] for x in result.get("windows", [])}
+    contexts = contexts or {"": result.get("acceptance_by_context", [])}
+    draws = {
+        "acceptance": lambda path: plot_acceptance(result, path),
+        "sweep": lambda path: plot_sweep(result["sweep"], path),
+        "context": lambda path: plot_contexts(contexts, path),
+    }
+    for name, picture in pictures(args).items():
         with output("output_json", picture) as part:
-            draw(part)
+            draws[name](part)
+
+
+def tell_windows(args: EvaluationArguments, result: dict, draft) -> list[str]:
+    """Return how servers are told of the best windows, if windows were measured and one of them is the best."""
+    if not args.windows:
+        return []
+
+    from transformers.utils import cached_file
+
+    from hf_eagle.evaluation.windows import best_windows
+    from hf_eagle.serving.commands import serve_window
+    from hf_eagle.serving.kinds import serves
+
+    if not serves(draft.kind.name):
+        return []
+    folder = Path(cached_file(args.draft, "config.json")).parent
+    best = {entry["window"] for entry in best_windows(result["windows"]) if entry is not None} - {None}
+    return [line for window in sorted(best) for line in serve_window(folder, window)]
 
 
 def decoding_settings(args: EvaluationArguments):
@@ -177,11 +252,12 @@ def decoding_settings(args: EvaluationArguments):
 
     from hf_eagle.evaluation.acceptance import DecodingSettings
 
-    return DecodingSettings(**{known.name: getattr(args, known.name) for known in fields(DecodingSettings)})
+    given = {known.name: getattr(args, known.name, None) for known in fields(DecodingSettings)}
+    return DecodingSettings(**given | {"batch_size": args.batch_size or 1})
 
 
 def load(args: EvaluationArguments, source: dict, template_kwargs: dict, settings):
-    """Return target, draft, tokenizer or processor, and prompts, checked against each other, and the prompts' digest.
+    """Return target, draft, tokenizer or processor, and prompts, checked against each other, and their `Rendering`.
 
     Raises `OSError` or `ValueError` for bad prompts before the models are read.
     """
@@ -193,6 +269,8 @@ def load(args: EvaluationArguments, source: dict, template_kwargs: dict, setting
     with naming("prompts"):
         prompts = load_prompts(args.prompts, args.num_prompts, args.media_root, args.skip_bad_records)
 
+    from dataclasses import replace
+
     import torch
 
     from hf_eagle import load_draft
@@ -200,6 +278,7 @@ def load(args: EvaluationArguments, source: dict, template_kwargs: dict, setting
     from hf_eagle.decoding.checks import check_draft_fits
     from hf_eagle.decoding.target_run import check_target
     from hf_eagle.evaluation.prompt_batches import check_rendering, holds_media
+    from hf_eagle.hub.card_facts import tell_other_limits
     from hf_eagle.targets.loading import load_processor, load_tokenizer, takes_media
     from hf_eagle.targets.room import check_room
     from hf_eagle.targets.target import FrozenTarget
@@ -208,7 +287,7 @@ def load(args: EvaluationArguments, source: dict, template_kwargs: dict, setting
     shows = any(map(holds_media, prompts)) and takes_media(args.target, **source)
     processing = (load_processor if shows else load_tokenizer)(args.target, **source)
     if shows:
-        tell_other_limits(args)
+        tell_other_limits(args.draft, args.media_limits)
         limit_media(processing, **args.media_limits)
     with naming("prompts"):
         try:
@@ -223,6 +302,14 @@ def load(args: EvaluationArguments, source: dict, template_kwargs: dict, setting
     )
     check_draft_fits(target, draft)
     settings.shape.check_vocabulary(draft)
+    for window in args.windows or ():
+        replace(settings, draft_window=window).shape.check_window(draft)
+    if args.batch_size is None:
+        try:
+            check_target(target, needs_masks=True, branches=settings.shape.tree)
+        except ValueError as problem:
+            print(f"every prompt is decoded alone, with and without the draft: {problem}", flush=True)
+            args.batch_size = 1
     branches = settings.shape.tree
     check_target(target, needs_masks=branches or settings.batch_size > 1, branches=branches)
     draft.to(device).eval()
@@ -230,97 +317,33 @@ def load(args: EvaluationArguments, source: dict, template_kwargs: dict, setting
     return target, draft, processing, prompts, rendered
 
 
-def tell_other_limits(args: EvaluationArguments) -> None:
-    """Warn if media are shown otherwise than in the draft's training, as far as the facts in its folder say."""
-    import logging
-
-    from hf_eagle.hub.card_facts import FACTS, read_facts
-
-    if not (Path(args.draft) / FACTS).is_file():
-        return
-    try:
-        facts = read_facts(args.draft)
-    except ValueError:
-        return  # whoever renders the card is told
-    trained, asked = facts.media_limits, args.media_limits
-    other = [name for name in {**trained, **asked} if trained.get(name) != asked.get(name)]
-
-    for name in other if facts.hyperparameters else ():
-        now, then = (f"{held[name]:g}" if name in held else "unset" for held in (asked, trained))
-        logging.getLogger("hf_eagle").warning(
-            "`%s` is %s here and was %s in the draft's training, so media are shown otherwise: give the same.",
-            *(name, now, then),
-        )
-
-
-def open_journal(args: EvaluationArguments, models, template_kwargs: dict, settings, rendered: str):
+def open_journal(args: EvaluationArguments, models, template_kwargs: dict, settings, rendered):
     """Open the journal of decoded batches next to `output_json`; raise `ValueError` if its settings differ."""
     from hf_eagle.door.journal import Journal, journal_path
     from hf_eagle.evaluation.finished import depends_on
 
     target, draft, processing, _ = models
-    asked = {name: getattr(args, name) for name in ("dtype", "compare_to_target", "sweep_tokens")}
-    known = depends_on(target, draft, processing, rendered, settings, template_kwargs=template_kwargs, **asked)
+    asked = {name: getattr(args, name) for name in ("dtype", "compare_to_target", "sweep_tokens", "windows")}
+    asked |= {"teacher_forced": args.teacher_forced, "given_batch_size": args.batch_size}
+    known = depends_on(target, draft, processing, rendered.digest, settings, template_kwargs=template_kwargs, **asked)
     journal = Journal(journal_path(Path(args.output_json)), known)
     if journal.rows:
         print(f"continuing after the {len(journal.rows)} batches in {journal.path}; their seconds count", flush=True)
     return journal
 
 
-def measure(
-    args: EvaluationArguments, models, template_kwargs: dict, settings, journal, rendered: str
-) -> tuple[dict, list]:
+def measure(args: EvaluationArguments, models, template_kwargs: dict, settings, journal, rendered) -> tuple[dict, list]:
     """Return the content of `output_json`, and every decoded prompt; finished batches go into the journal."""
-    from hf_eagle.evaluation.acceptance import decode_prompts, sweep_speculative_tokens
-    from hf_eagle.evaluation.finished import Finished
-    from hf_eagle.evaluation.summary import summarize
+    from hf_eagle.evaluation.whole import measure_whole
 
-    how = {"template_kwargs": template_kwargs, "finished": Finished(journal), "rendered": rendered}
-    found = decode_prompts(*models, settings, compare_to_target=args.compare_to_target, **how)
-    result = summarize(found)
-    if args.sweep_tokens:
-        how["finished"] = Finished(journal, "sweep")
-        result["sweep"] = sweep_speculative_tokens(*models, args.sweep_tokens, settings, **how)
+    asked = {name: getattr(args, name) for name in ("batch_size", "compare_to_target", "teacher_forced")}
+    asked |= {name: getattr(args, name) or () for name in ("context_buckets", "sweep_tokens", "windows")}
+    how = {"template_kwargs": template_kwargs, "rendered": rendered}
+    result, runs = measure_whole(*models, settings, journal=journal, **asked, **how)
+
     told = {"target": args.target, "draft": args.draft, "prompts": Path(args.prompts).name}
     told |= {"template_kwargs": template_kwargs, "dtype": args.dtype, "device": str(models[0].device)}
-    told |= args.media_limits
-    return result | told, found.runs
-
-
-def describe(result: dict) -> str:
-    """Return the result in a few lines for a terminal."""
-    length = "not measured" if result["acceptance_length"] is None else f"{result['acceptance_length']:.3f}"
-    accepted = ", ".join(map(str, result["accepted_per_position"]))
-    lines = [
-        f"acceptance length {length}: {accepted} tokens accepted at positions 1 to "
-        f"{result['num_speculative_tokens']} of {result['drafts']} drafts, {result['num_prompts']} prompts",
-        f"{result['tokens_per_second']:.1f} tokens/s with the draft",
-    ]
-
-    if result["acceptance_length_interval"] is not None:
-        low, high = result["acceptance_length_interval"]
-        lines[0] += f" (95% interval over prompts: {low:.3f} to {high:.3f})"
-    if result["target_only_tokens_per_second"] is not None:
-        speeds = result["tokens_per_second"], result["target_only_tokens_per_second"]
-        lines[-1] += f", {speeds[1]:.1f} without it ({speeds[0] / speeds[1]:.2f} times as many)"
-    if result["draft_seconds_per_round"] is not None:
-        drafting, verifying = (1000 * result[f"{who}_seconds_per_round"] for who in ("draft", "target"))
-        lines.append(f"per round: {drafting:.1f} ms of drafting, {verifying:.1f} ms of the target's forward pass")
-
-    for found in result.get("sweep", []):
-        drafted, accepted = found["num_speculative_tokens"], found["acceptance_length"]
-        lines.append(
-            f"K = {drafted}: {found['tokens_per_second']:.1f} tokens/s, acceptance length "
-            + ("not measured" if accepted is None else f"{accepted:.3f}")
-        )
-
-    if result["identical_to_target"] is not None:
-        lines.append("output identical to the target's")
-        if not result["identical_to_target"]:
-            lines[-1] = "output NOT identical to the target's, first at prompt {prompt!r}, token {token}".format(
-                **result["first_difference"]
-            )
-    return "\n".join(lines)
+    return result | told | args.media_limits, runs
 
 
 if __name__ == "__main__":

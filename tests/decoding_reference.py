@@ -17,7 +17,7 @@ def rotate(x, theta):  # (rows, heads, head_dim), row i at position i
 
 
 def reference_draft(draft, embedding, hidden, next_ids, window=None):
-    """All rows at once, (rows, hidden) -> normed and fed-back hidden states of the last row, which sees `window` keys."""
+    """All rows at once, (rows, hidden) -> normed and fed-back hidden states of the last row; it sees `window` keys."""
     w, c = draft.state_dict(), draft.config
     layer = {name.removeprefix("midlayer."): value for name, value in w.items() if name.startswith("midlayer.")}
     eps, heads = c.rms_norm_eps, c.num_attention_heads

@@ -31,6 +31,21 @@ def parse_counts(name: str, text: str, most: int = 64) -> list[int]:
     return list(range(counts[0], counts[1] + 1)) if last else counts
 
 
+def parse_lengths(name: str, text: str, or_none: bool = False) -> list[int | None]:
+    """Return ascending numbers of tokens, `512,2048,8192`, the first of which may be `none` if that is allowed.
+
+    Raises `ValueError` naming the argument for anything else.
+    """
+    words = [word.strip() for word in text.split(",")]
+    unset = or_none and is_none(words[0])
+    numbers = [int(word) if word.isdecimal() and len(word) < 10 else 0 for word in words[unset:]]
+
+    if not all(a < b for a, b in zip([0, *numbers], numbers, strict=False)) or not words[unset:] and not unset:
+        example = "none,512,1024,2048" if or_none else "512,2048,8192"
+        raise ValueError(f"`{name}` must be ascending numbers of tokens, as `{example}`, but is {text[:100]!r}.")
+    return [None] * unset + numbers
+
+
 def is_none(word: str) -> bool:
     """Whether a word of a command line unsets what its file has set, as null does in YAML."""
     return word.lower() in ("none", "null")

@@ -96,13 +96,10 @@ class DraftRun:
         return self.window is not None and lengths.high + count > self.window
 
     def _windowed(self, visible: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-        """`visible` `(rows, n, slots)` without the keys behind the window of queries at `places` `(rows or 1, n or 1)`.
-
-        A verified token's slot is its place. A drafted token lies before its slot in a tree, but always inside the
-        window, which is wider than the tree is deep.
-        """
+        """`visible` `(rows, n, slots)` without keys behind the window of queries at `places` `(rows or 1, n or 1)`."""
         if self.window is None:
             return visible
+        # a verified token's slot is its place; drafted ones lie inside the window, which is wider than a tree is deep
         slots = torch.arange(visible.shape[-1], device=visible.device)
         return visible & (slots > places[..., None] - self.window)
 

@@ -68,7 +68,7 @@ class DraftShape:
         values = {name: default if given[name] is None else given[name] for name, default in defaults.items()}
         if method == "chain":
             count = values["num_speculative_tokens"]
-            return cls(tree=False, depth=count, top_k=1, total_tokens=count, window=_checked_window(window, count))
+            return cls(tree=False, depth=count, top_k=1, total_tokens=count, window=window)
 
         possible = max_nodes(values["depth"], values["top_k"])
         if total_tokens is None:
@@ -80,7 +80,7 @@ class DraftShape:
                 f"{values['top_k']} can keep {values['depth']} to {possible} nodes; change one of the three."
             )
 
-        return cls(tree=True, window=_checked_window(window, values["depth"]), **values)
+        return cls(tree=True, window=window, **values)
 
     @property
     def drafted(self) -> int:
@@ -96,21 +96,13 @@ class DraftShape:
             )
 
     def check_window(self, draft) -> None:
-        """Raise `ValueError` for a window that this kind of draft would ignore."""
-        if self.window is not None and not draft.takes_window:
-            raise ValueError(
-                f"`draft_window` is {self.window}, but {draft.kind.titled} draft cannot be decoded with a window: "
-                "leave it out."
-            )
-
-
-def _checked_window(window: int | None, depth: int) -> int | None:
-    # the last drafted token sees all before it, and at least one token of the target
-    if window is not None and window <= depth:
-        raise ValueError(
-            f"`draft_window` is {window}, but must be above {depth}, the number of tokens that are drafted in a row."
-        )
-    return window
+        """Raise `ValueError` for a window that shows too little, or that this kind of draft would ignore."""
+        if self.window is None:
+            return
+        if not draft.takes_window:
+            raise ValueError(f"`draft_window` is {self.window}, which a {type(draft).__name__} ignores: leave it out.")
+        if self.window <= self.depth:  # the last drafted token sees all before it, and one of the target's at least
+            raise ValueError(f"`draft_window` is {self.window}, but must be above the {self.depth} tokens of a draft.")
 
 
 def check_sampling(temperature: float, top_p: float, top_k: int | None, name: str = "sampling_top_k") -> None:

@@ -147,14 +147,9 @@ def speculative_generate(
             kept = answers.extend([chosen[: count + 1] for count, *chosen in report])
 
     sequences = answers.sequences(_pad_token_id(target, eos_token_ids)).to(target.device)
-    counts = [list(map(len, accepted)), [per_position(rounds, shape.depth) for rounds in accepted], accepted]
-    clock = decoding.clock
+    clock, per_position = decoding.clock, [[sum(n > k for n in x) for k in range(shape.depth)] for x in accepted]
+    counts = list(map(len, accepted)), per_position, accepted
     return SpeculativeOutput(sequences, answers.tokens, *counts, len(clock.marks), *clock.seconds())
-
-
-def per_position(rounds: Collection[int], depth: int) -> list[int]:
-    """How many rounds accepted at least 1, 2, ... `depth` drafted tokens, from the number that each accepted."""
-    return [sum(count > position for count in rounds) for position in range(depth)]
 
 
 class _Decoding:
@@ -257,7 +252,12 @@ def target_generate(
     sampling = Sampling(temperature, top_p, sampling_top_k, generator)
     answers = Answers(input_ids, max_new_tokens, eos_token_ids)
     run = TargetRun(target, input_ids, attention_mask, room=max_new_tokens, media=media)
+    answer_alone(target, run, answers, sampling)
+    return answers.tokens
 
+
+def answer_alone(target, run: TargetRun, answers: Answers, sampling: Sampling) -> None:
+    """Let the target answer the prompts of a run, token by token, until all `answers` are finished."""
     with few_rows_products(target.model):
         newest = sampling.choose(target.logits(run.last_of_prompt(run.read_prompt().last_hidden)))
         kept = answers.extend(newest.tolist())
@@ -270,7 +270,6 @@ def target_generate(
             newest = sampling.choose(run.logits_of(newest))
             kept = answers.extend(newest.tolist())
             run.keep([1] * len(newest), torch.ones_like(run.lengths.device))
-    return answers.tokens
 
 
 def _pad_token_id(target, eos_token_ids: Collection[int]) -> int:

@@ -8,6 +8,7 @@ import torch
 from .caches import Lengths
 from .chain import DraftRun, propose_chain
 from .checks import DraftShape
+from .every_place import Documents, accepted_at_every_place
 from .target_run import TargetRun
 from .tree import DraftTree, propose_tree
 
@@ -50,6 +51,13 @@ class Proposer(ABC):
     def select(self, kept: list[int], kept_on_device: torch.Tensor) -> None:
         """Keep these rows of the batch only."""
 
+    def replay(self, documents: Documents) -> list[list[int]] | None:
+        """How many drafted tokens are right behind each token but the last of every answer, all found at once.
+
+        `None`, as here, if it can only propose round after round. Nothing was proposed before, and nothing will be.
+        """
+        return None
+
 
 class AutoregressiveProposer(Proposer):
     """Draft a chain or a tree, one token or level at a time, from the draft's own hidden states.
@@ -76,3 +84,7 @@ class AutoregressiveProposer(Proposer):
 
     def select(self, kept: list[int], kept_on_device: torch.Tensor) -> None:
         self.run.select(kept, kept_on_device)
+
+    def replay(self, documents: Documents) -> list[list[int]] | None:
+        shape = self.shape
+        return None if shape.tree else accepted_at_every_place(self.run.draft, documents, shape.depth, shape.window)

@@ -1,127 +1,23 @@
 """Measure acceptance: decode every prompt with the draft, and with the target alone for comparison."""
 
 import time
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
-import torch
 from tqdm.auto import tqdm
 
 from ..data.media import own_tokenizer
 from ..decoding import SpeculativeOutput, speculative_generate, target_generate
-from ..decoding.checks import DraftShape, check_draft_fits, check_sampling
-from .acceptance_length import acceptance_length
+from ..decoding.checks import check_draft_fits
+from ..decoding.continued import continued_answers
+from ..decoding.replay import replay, transcribe
+from .contexts import per_position
 from .finished import Finished
-from .prompt_batches import PromptBatch, check_rendering
+from .measurement import DecodingSettings, Measurement
+from .prompt_batches import PromptBatch, Rendering, check_rendering, planned_batches
 from .prompts import Prompt
 from .summary import summarize
-
-
-@dataclass(frozen=True)
-class DecodingSettings:
-    """How prompts are decoded. The first fields are arguments of `speculative_generate`; `None` means its default.
-
-    Args:
-        method, num_speculative_tokens, depth, top_k, total_tokens:
-            Which tokens are drafted.
-        temperature, top_p, sampling_top_k:
-            How the target chooses.
-        max_new_tokens (`int`, *optional*, defaults to `64`):
-            Maximum number of tokens in an answer.
-        batch_size (`int`, *optional*, defaults to `1`):
-            Prompts that are decoded together.
-        turns (`int`, *optional*, defaults to `1`):
-            Number of turns that are decoded, if a prompt has several; later turns follow the target's answers.
-        seed (`int`, *optional*, defaults to `0`):
-            Seed of random draws.
-
-    Raises:
-        `ValueError`: if a value is out of range, or has no effect in combination with the others.
-    """
-
-    method: str = "chain"
-    num_speculative_tokens: int | None = None
-    depth: int | None = None
-    top_k: int | None = None
-    total_tokens: int | None = None
-    temperature: float = 0.0
-    top_p: float = 1.0
-    sampling_top_k: int | None = None
-    max_new_tokens: int = 64
-    batch_size: int = 1
-    turns: int = 1
-    seed: int = 0
-
-    def __post_init__(self):
-        self.shape  # noqa: B018 - refuse bad values here, not at first use
-        check_sampling(self.temperature, self.top_p, self.sampling_top_k)
-        for name in ("max_new_tokens", "batch_size", "turns"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, but is {getattr(self, name)}.")
-
-    @property
-    def shape(self) -> DraftShape:
-        return DraftShape.of(self.method, self.num_speculative_tokens, self.depth, self.top_k, self.total_tokens)
-
-    def for_draft(self, draft) -> "DecodingSettings":
-        """The same settings, with the number of tokens that this draft proposes if none was asked for."""
-        if self.method != "chain" or self.num_speculative_tokens is not None:
-            return self
-        return replace(self, num_speculative_tokens=draft.config.chain_length)
-
-    def choosing(self, device, batch: int) -> dict:
-        """Return the arguments that target and draft share, with a generator for this batch."""
-        names = ("temperature", "top_p", "sampling_top_k", "max_new_tokens")
-        generator = torch.Generator(device).manual_seed(self.seed + batch) if self.temperature else None
-        return {name: getattr(self, name) for name in names} | {"generator": generator}
-
-    def drafting(self) -> dict:
-        names = ("method", "num_speculative_tokens", "depth", "top_k", "total_tokens")
-        return {name: getattr(self, name) for name in names}
-
-
-@dataclass(frozen=True)
-class PromptRun:
-    """One turn of one prompt, decoded with the draft and, if requested, by the target alone."""
-
-    prompt: Prompt
-    turn: int
-    prompt_token_ids: list[int]
-    token_ids: list[int]  # the answer, with the token that ended it
-    drafts: int
-    accepted_per_position: list[int]
-    target_token_ids: list[int] | None
-
-
-@dataclass
-class Measurement:
-    """All prompts, decoded with one choice of settings, and the seconds this took, including the prompts' forward pass.
-
-    Seconds are summed over batches, as measured in the run that decoded each batch.
-    """
-
-    settings: DecodingSettings
-    runs: list[PromptRun] = field(default_factory=list)
-    seconds: float = 0.0
-    rounds: int = 0  # forward passes of the target after those of the prompts, each for a whole batch
-    draft_seconds: float = 0.0  # spent on drafting in these rounds
-    target_seconds: float = 0.0  # spent in the target's forward passes
-    target_only_seconds: float | None = None
-
-    def add(self, decoded: dict, alone: dict | None, prompts: list[Prompt], turn: int, token_ids) -> None:
-        """Add a batch's runs and seconds, as `_Decoder` returns them."""
-        for name in ("seconds", "rounds", "draft_seconds", "target_seconds"):
-            setattr(self, name, getattr(self, name) + decoded[name])
-
-        if alone is not None:
-            self.target_only_seconds = (self.target_only_seconds or 0.0) + alone["seconds"]
-
-        for row, prompt in enumerate(prompts):
-            found = [decoded[name][row] for name in ("answers", "drafts", "accepted_per_position")]
-            self.runs.append(PromptRun(prompt, turn, token_ids[row], *found, alone and alone["answers"][row]))
-
-    def acceptance_length(self) -> float | None:
-        return acceptance_length([sum(r.accepted_per_position) for r in self.runs], [r.drafts for r in self.runs])
 
 
 def measure_acceptance(
@@ -133,13 +29,17 @@ def measure_acceptance(
     compare_to_target: bool = True,
     progress: bool = True,
     template_kwargs: dict | None = None,
+    teacher_forced: bool = False,
+    context_buckets: Sequence[int] = (),
     **settings,
 ) -> dict:
     """
     Decodes `prompts` and returns their `summarize` result.
 
     Args:
-        target, draft, tokenizer, prompts, compare_to_target, progress, template_kwargs: as for `decode_prompts`.
+        target, draft, tokenizer, prompts, compare_to_target, progress, template_kwargs, teacher_forced: as for
+            `decode_prompts`.
+        context_buckets: as for `summarize`.
         settings: fields of [`DecodingSettings`].
 
     Example:
@@ -150,7 +50,8 @@ def measure_acceptance(
     """
     settings = DecodingSettings(**settings)
     how = {"compare_to_target": compare_to_target, "progress": progress, "template_kwargs": template_kwargs}
-    return summarize(decode_prompts(target, draft, tokenizer, prompts, settings, **how))
+    how["teacher_forced"] = teacher_forced
+    return summarize(decode_prompts(target, draft, tokenizer, prompts, settings, **how), context_buckets)
 
 
 def sweep_speculative_tokens(
@@ -163,7 +64,7 @@ def sweep_speculative_tokens(
     progress: bool = True,
     template_kwargs: dict | None = None,
     finished: Finished | None = None,
-    rendered: str | None = None,
+    rendered: Rendering | None = None,
 ) -> list[dict]:
     """
     Decodes `prompts` with chains of every length in `counts` and with the target alone, all in alternation.
@@ -197,7 +98,10 @@ def decode_prompts(
     progress: bool = True,
     template_kwargs: dict | None = None,
     finished: Finished | None = None,
-    rendered: str | None = None,
+    rendered: Rendering | None = None,
+    teacher_forced: bool = False,
+    answers: dict[int, tuple] | None = None,
+    warm: bool = True,
 ) -> Measurement:
     """
     Decodes every prompt with the draft and with the target alone, in alternation, so both run under equal conditions.
@@ -220,14 +124,23 @@ def decode_prompts(
             Extra keyword arguments for the chat template, as in training: `{"enable_thinking": False}`.
         finished ([`Finished`], *optional*):
             Batches that an earlier run decoded, which are not decoded again. Also keeps those of this run.
-        rendered (`str`, *optional*):
+        rendered ([`Rendering`], *optional*):
             The result of `check_rendering` for these prompts. If given, the check is not repeated.
+        teacher_forced (`bool`, *optional*, defaults to `False`):
+            Only count: the target answers greedily, alone, then reads prompt and answer once more, which gives the
+            draft all that it needs for every round at once. The counts are those of decoding; speeds are not measured.
+        answers (`dict[int, tuple]`, *optional*):
+            The target's answers, kept from one teacher-forced measurement of the same prompts and settings to the next;
+            at first empty.
+        warm (`bool`, *optional*, defaults to `True`):
+            Decode two tokens first, so that no clock sees what is slow only once.
 
     Raises:
         `ValueError`: if there are no prompts, a prompt cannot be rendered, or the draft does not fit the target.
     """
     how = {"compare_to_target": compare_to_target, "progress": progress, "template_kwargs": template_kwargs}
-    how |= {"finished": finished, "rendered": rendered}
+    how |= {"finished": finished, "rendered": rendered, "teacher_forced": teacher_forced}
+    how |= {"answers": answers, "warm": warm}
     return decode_variants(target, draft, tokenizer, prompts, [settings], **how)[0]
 
 
@@ -242,30 +155,38 @@ def decode_variants(
     progress: bool = True,
     template_kwargs: dict | None = None,
     finished: Finished | None = None,
-    rendered: str | None = None,
+    rendered: Rendering | None = None,
+    teacher_forced: bool = False,
+    answers: dict[int, tuple] | None = None,
+    warm: bool = True,
 ) -> list[Measurement]:
-    """Decode prompts as `decode_prompts` does, alternating between settings that draft differently."""
+    """Decode prompts as `decode_prompts` does, alternating between settings that draft differently.
+
+    `warm` runs a decoding before the first one that a clock sees.
+    """
     if not prompts:
         raise ValueError("`prompts` is empty; give at least one prompt to measure acceptance on.")
     check_draft_fits(target, draft)
     variants = [settings.for_draft(draft) for settings in variants]
 
     processing, tokenizer = tokenizer, own_tokenizer(tokenizer)
-    decoder = _Decoder(target, draft, stop_token_ids(target.model, tokenizer), compare_to_target)
-    dialogues, batches = list(prompts), _batches(prompts, variants[0])
+    decoding = (target, draft, stop_token_ids(target.model, tokenizer))
+    decoder = _Replay(*decoding, variants, answers) if teacher_forced else _Decoder(*decoding, compare_to_target)
     encode = partial(PromptBatch.of, processing=processing, template_kwargs=template_kwargs)
 
     # refuse prompts that cannot be rendered before decoding anything
     if rendered is None:
-        check_rendering(prompts, processing, template_kwargs, variants[0].turns)
+        rendered = check_rendering(prompts, processing, template_kwargs, variants[0].turns)
     finished = finished or Finished()
+    dialogues, batches = list(prompts), planned_batches(prompts, variants[0], rendered)
 
     # the first decoding in a process also loads kernels and allocates memory: run it before timing starts
-    if any(finished.row(number) is None for number, *_ in batches):
+    if warm and not teacher_forced and any(finished.row(number) is None for number, *_ in batches):
         first = encode(prompts[:1], device=target.device)
         decoder.decode(first, [replace(settings, max_new_tokens=2) for settings in variants], 0)
 
     found = [Measurement(settings) for settings in variants]
+    order: list[tuple[int, int]] = []  # turn and prompt of every run
     bar = tqdm(batches, desc="decoding", unit="batch", disable=not progress)
     for number, turn, places in bar:
         encoded = encode([dialogues[place] for place in places], device=target.device)
@@ -276,19 +197,15 @@ def decode_variants(
 
         for measurement, one in zip(found, decoded["variants"], strict=True):
             measurement.add(one, decoded["alone"], [prompts[place] for place in places], turn, encoded.token_ids)
+        order += [(turn, place) for place in places]
         # later turns continue from the first variant's answers
         for place, answer in zip(places, decoded["variants"][0]["answers"], strict=True):
             dialogues[place] = dialogues[place].answered(tokenizer.decode(answer, skip_special_tokens=True))
         bar.set_postfix(acceptance_length=found[0].acceptance_length())
+
+    for measurement in found:  # batches hold prompts of similar length, whatever the order of the file
+        measurement.runs = [run for _, run in sorted(zip(order, measurement.runs, strict=True), key=lambda x: x[0])]
     return found
-
-
-def _batches(prompts: list[Prompt], settings: DecodingSettings) -> list[tuple[int, int, list[int]]]:
-    """Return `(number from 1 on, turn, indices of prompts)` of every batch, the same in every run."""
-    asked = [[p for p, x in enumerate(prompts) if len(x.follow_ups) >= turn] for turn in range(settings.turns)]
-    size = settings.batch_size
-    batches = [(turn, x[i : i + size]) for turn, x in enumerate(asked) for i in range(0, len(x), size)]
-    return [(number, *batch) for number, batch in enumerate(batches, 1)]
 
 
 def stop_token_ids(model, tokenizer) -> frozenset[int]:
@@ -330,6 +247,45 @@ class _Decoder:
                 # the last round ended on the host, so the device is done too
                 found["variants"][place] = _numbers(output) | {"seconds": time.perf_counter() - start}
         return found
+
+
+class _Replay:
+    """Let the target answer batches greedily, and count what each variant accepts of the answers."""
+
+    def __init__(
+        self,
+        target,
+        draft,
+        eos_token_ids: frozenset[int],
+        variants: list[DecodingSettings],
+        answers: dict[int, tuple] | None = None,
+    ):
+        if variants[0].temperature:
+            raise ValueError(
+                f"`temperature` is {variants[0].temperature:g}, but `teacher_forced` counts what greedy decoding "
+                "accepts: leave one of them out."
+            )
+        self.target, self.draft, self.eos_token_ids = target, draft, eos_token_ids
+        self.answers = {} if answers is None else answers
+
+    def decode(self, batch: PromptBatch, variants: list[DecodingSettings], number: int) -> dict:
+        """As `_Decoder.decode`, without seconds."""
+        shapes = [settings.shape for settings in variants]
+        asked = {"max_new_tokens": variants[0].max_new_tokens, "eos_token_ids": self.eos_token_ids}
+        beyond = max(shape.depth for shape in shapes) - 1
+        if number not in self.answers:
+            self.answers[number] = continued_answers(self.target, **batch.inputs, **asked, beyond=beyond)
+        answers, after = self.answers[number]
+
+        transcript = transcribe(self.target, **batch.inputs, answers=answers, after=after)
+        no_time = dict.fromkeys(("seconds", "rounds", "draft_seconds", "target_seconds"), 0)
+        found = []
+        for shape in shapes:
+            rounds = replay(self.draft, transcript, shape)
+            counts = [per_position(of_prompt, shape.depth) for of_prompt in rounds]
+            known = {"answers": answers, "drafts": list(map(len, rounds)), "accepted_per_position": counts}
+            found.append(known | {"accepted_by_round": rounds} | no_time)
+        return {"variants": found, "alone": None}
 
 
 def _numbers(output: SpeculativeOutput) -> dict:

@@ -11,7 +11,7 @@ from ..store.fingerprints import target_fingerprints
 from .summary import described
 
 
-_FORMAT = 1  # of a journal's lines
+_FORMAT = 2  # of a journal's lines
 
 
 class Finished:
@@ -44,7 +44,7 @@ def depends_on(target, draft, processing, prompts: str, settings, **others) -> d
     Args:
         target ([`FrozenTarget`]), draft: the two models.
         processing: the target's tokenizer or processor.
-        prompts: the result of `check_rendering`.
+        prompts: the digest that `check_rendering` returns.
         settings ([`DecodingSettings`]): how to decode them.
         others: further settings by name, which JSON can hold.
     """

@@ -95,6 +95,43 @@ def plot_acceptance(acceptance: dict, path: str | os.PathLike) -> Path | None:
     return _save(figure, path)
 
 
+def plot_contexts(lengths: dict[str, list[dict]], path: str | os.PathLike) -> Path | None:
+    """
+    Draw acceptance length against context length, with its 95% intervals.
+
+    Args:
+        lengths (`dict[str, list[dict]]`):
+            By name, what `acceptance_by_context` returns; the name is shown if there are several.
+        path (`str` or `os.PathLike`):
+            The PNG to write; its folder must exist.
+
+    Returns:
+        `Path` or `None`: the file, or `None` when nothing was drafted.
+    """
+    from .contexts import bucket_name  # loads torch
+
+    drawn = {name: [b for b in buckets if b["drafts"]] for name, buckets in lengths.items()}
+    if not any(drawn.values()):
+        return None
+
+    figure, (axis,) = _figure(1)
+    places = {b["above"]: place for place, b in enumerate(next(iter(lengths.values())))}
+    for number, (name, color) in enumerate(zip(drawn, _shades(len(drawn)), strict=True)):
+        shift = 0.08 * (number - (len(drawn) - 1) / 2)  # so that intervals stand beside each other
+        x = [places[b["above"]] + shift for b in drawn[name]]
+        y = [b["acceptance_length"] for b in drawn[name]]
+        intervals = [b["acceptance_length_interval"] or [length] * 2 for b, length in zip(drawn[name], y, strict=True)]
+        reach = [[length - low for length, (low, _) in zip(y, intervals, strict=True)]]
+        reach += [[high - length for length, (_, high) in zip(y, intervals, strict=True)]]
+        axis.errorbar(x, y, yerr=reach, color=color, marker="o", markersize=4, linewidth=1.4, capsize=2, label=name)
+
+    axis.set_xticks(range(len(places)), list(map(bucket_name, next(iter(lengths.values())))), fontsize=8)
+    axis.set(xlabel="context, in tokens", ylabel="tokens per target forward pass", title="Acceptance by context")
+    if len(drawn) > 1:
+        axis.legend(frameon=False, fontsize=8)
+    return _save(figure, path)
+
+
 def plot_acceptance_history(log_history: list[dict], path: str | os.PathLike) -> Path | None:
     """
     Draw the acceptance length measured during training, and the teacher-forced estimate, over optimizer steps.

@@ -3,12 +3,14 @@
 import hashlib
 import json
 from dataclasses import asdict, dataclass, replace
+from typing import NamedTuple
 
 import torch
 
 from ..data.frames import NoDecoder
 from ..data.media import KINDS, as_inputs, as_text, from_text, own_tokenizer, read_media_record
 from ..data.rendering import ChatRenderer
+from .measurement import DecodingSettings
 from .prompts import Prompt, encode_prompt, holds_media, render_chat
 
 
@@ -83,30 +85,76 @@ class PromptBatch:
         return cls(token_ids, inputs)
 
 
-def check_rendering(prompts: list[Prompt], processing, template_kwargs: dict | None = None, turns: int = 1) -> str:
+class Rendering(NamedTuple):
+    """What is known of prompts that can be rendered.
+
+    Attributes:
+        digest: a hash of the resulting tensors and of the prompts, 16 hex digits.
+        lengths: tokens of every prompt, turn by turn, with a word in place of each answer.
+    """
+
+    digest: str
+    lengths: list[list[int]]
+
+
+_TOKENS = 16_384  # of prompts and answers in a batch: keys of a long context need memory
+
+
+def planned_batches(
+    prompts: list[Prompt], settings: DecodingSettings, rendered: Rendering
+) -> list[tuple[int, int, list[int]]]:
+    """
+    Return `(number from 1 on, turn, indices of prompts)` of every batch, the same in every run.
+
+    A batch holds prompts of similar length, and fewer than `batch_size` of them if they are long.
+
+    Args:
+        prompts: the prompts, of which turns after the first are not known yet.
+        settings: how many turns are decoded, and in what batches.
+        rendered: their lengths, which count only for batches of several prompts.
+    """
+    together = settings.batch_size > 1
+    batches: list[tuple[int, list[int]]] = []
+    for turn in range(settings.turns):
+        asked = [place for place, prompt in enumerate(prompts) if len(prompt.follow_ups) >= turn]
+        # earlier answers are still unknown, and as long as they can be
+        lengths = {place: rendered.lengths[place][turn] if together else 0 for place in asked}
+        places: list[int] = []
+        for place in sorted(asked, key=lengths.__getitem__):
+            longest = lengths[place] + (turn + 1) * settings.max_new_tokens
+            if len(places) == settings.batch_size or places and (len(places) + 1) * longest > _TOKENS:
+                batches.append((turn, places))
+                places = []
+            places.append(place)
+        batches += [(turn, places)] * bool(places)
+    return [(number, *batch) for number, batch in enumerate(batches, 1)]
+
+
+def check_rendering(
+    prompts: list[Prompt], processing, template_kwargs: dict | None = None, turns: int = 1
+) -> Rendering:
     """Render every turn that will be decoded, with a word in place of each answer, and load all media.
 
     Args:
         prompts, processing, template_kwargs: as for [`PromptBatch.of`].
         turns: number of turns that will be decoded, if a prompt has several.
 
-    Returns:
-        A hash of the resulting tensors and of the prompts, 16 hex digits.
-
     Raises:
         ValueError: as for [`PromptBatch.of`].
     """
-    digest = hashlib.sha256()
+    digest, lengths = hashlib.sha256(), []
     for prompt in prompts:
+        lengths.append([])
         digest.update(json.dumps(asdict(prompt), default=str).encode())
         for turn in range(1 + min(len(prompt.follow_ups), turns - 1)):
             prompt = prompt.answered("x") if turn else prompt
             batch = PromptBatch.of([prompt], processing, template_kwargs=template_kwargs)
+            lengths[-1].append(len(batch.token_ids[0]))
             for name, tensor in sorted(batch.inputs.items()):
                 if tensor is not None:
                     digest.update(f"{name} {tuple(tensor.shape)}".encode())
                     digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
+    return Rendering(digest.hexdigest()[:16], lengths)
 
 
 def _rendered(prompt: Prompt, renderer: ChatRenderer, processor) -> tuple[str, dict[str, list]]:

@@ -1,17 +1,22 @@
 """Sum up decoded prompts in numbers that JSON can hold."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from .acceptance_length import acceptance_length, confidence_interval
+from .contexts import acceptance_by_context
 
 
 logger = logging.getLogger(__name__)
 
 
-def summarize(measurement) -> dict:
+def summarize(measurement, context_buckets: Sequence[int] = ()) -> dict:
     """
     Sums up a [`Measurement`]. Counts follow vLLM's rule, see `hf_eagle.decoding.generate`.
+
+    Args:
+        measurement ([`Measurement`]): what was decoded.
+        context_buckets (`Sequence[int]`, *optional*): also sum up by context length, in buckets that end at these.
 
     Returns:
         `dict` with
@@ -20,7 +25,8 @@ def summarize(measurement) -> dict:
         * `accepted_per_position`: counts at the first, second, ... drafted token (in a tree: level); `drafts`: rounds;
           `accepted_tokens`;
         * `generated_tokens`: tokens in all answers; `tokens_per_second`, `target_only_tokens_per_second`: these per
-          second over all batches, prompt included, as measured in the run that decoded each batch;
+          second over all batches, prompt included, as measured in the run that decoded each batch; `None` if answers
+          were replayed;
         * `draft_seconds_per_round`, `target_seconds_per_round`: time of drafting and of the target's forward pass in
           a round, which serves a whole batch. `None` without a round;
         * `identical_to_target`: whether every answer equals the target's, token for token, and `first_difference`:
@@ -28,9 +34,10 @@ def summarize(measurement) -> dict:
           when sampling; if the target was not run alone, they and its speed are `None` too;
         * `acceptance_length_by_category`, if prompts have categories, and `acceptance_length_by_turn`, if several turns
           were decoded, with `acceptance_length_interval_by_category` and `..._by_turn`;
+        * `acceptance_by_context`, if there are buckets: see `acceptance_by_context` in `hf_eagle.evaluation.contexts`;
         * `num_prompts`, and the settings: `method`, `num_speculative_tokens` (of a tree: its depth), `max_new_tokens`,
           `temperature`, `batch_size`, `turns` and, if they matter, `depth`, `top_k`, `total_tokens`, `top_p`,
-          `sampling_top_k`, `seed`.
+          `sampling_top_k`, `seed`, `draft_window`.
     """
     runs = measurement.runs
     compared = measurement.target_only_seconds is not None
@@ -51,7 +58,7 @@ def summarize(measurement) -> dict:
         "accepted_tokens": sum(sum(run.accepted_per_position) for run in runs),
         "drafts": sum(run.drafts for run in runs),
         "generated_tokens": generated,
-        "tokens_per_second": generated / measurement.seconds,
+        "tokens_per_second": generated / measurement.seconds if measurement.seconds else None,
         "target_only_tokens_per_second": (
             sum(len(run.target_token_ids) for run in runs) / measurement.target_only_seconds if compared else None
         ),
@@ -65,6 +72,8 @@ def summarize(measurement) -> dict:
         result |= _by("category", runs, lambda run: run.prompt.category)
     if any(run.turn for run in runs):
         result |= _by("turn", runs, lambda run: str(run.turn + 1))
+    if context_buckets:
+        result["acceptance_by_context"] = acceptance_by_context(runs, context_buckets, measurement.settings.shape.depth)
     return result | {"num_prompts": len({id(run.prompt) for run in runs})} | described(measurement.settings)
 
 
@@ -102,6 +111,8 @@ def described(settings) -> dict:
         described |= {"depth": shape.depth, "top_k": shape.top_k, "total_tokens": shape.total_tokens}
     if settings.temperature:
         described |= {name: getattr(settings, name) for name in ("top_p", "sampling_top_k", "seed")}
+    if settings.draft_window is not None:
+        described["draft_window"] = settings.draft_window
     return described
 
 

@@ -16,6 +16,16 @@ logger = logging.getLogger(__name__)
 
 # the facts that a card was made from, stored next to it
 FACTS = "card_facts.json"
+# fields of an entry of `acceptance_by_context`
+_BUCKET = {
+    "above": int,
+    "up_to": int | None,
+    "acceptance_length": float | None,
+    "acceptance_length_interval": list[float] | None,
+    "drafts": int,
+    "num_prompts": int,
+    "accepted_per_position": [int],
+}
 # fields that a card shows of a measurement with our own decoding; `_TREE`: further ones if it used a draft tree
 _ACCEPTANCE = {
     "acceptance_length": float | None,
@@ -29,7 +39,10 @@ _ACCEPTANCE = {
     "tokens_per_second?": float | None,
     "target_only_tokens_per_second?": float | None,
     "sweep?": [dict],
+    "acceptance_by_context?": [_BUCKET],
+    "windows?": [{"window": int | None, "acceptance_by_context": [_BUCKET]}],
     "plot?": str | None,
+    "context_plot?": str | None,
 }
 _TREE = {"total_tokens": int, "depth": int}
 # fields that a card shows of a measurement in a server
@@ -97,8 +110,8 @@ class CardFacts:
         data_statistics (`dict`, *optional*):
             All or some of the statistics of the data that scripts/preview_data.py writes with `--output_json`.
         acceptance (`dict[str, dict]`, *optional*):
-            From the name of a prompt set to the result of `measure_acceptance` for it. `plot`, if given, names an
-            image file of it.
+            From the name of a prompt set to the result of `measure_acceptance` for it, or the output of
+            scripts/evaluate_draft.py. `plot` and `context_plot`, if given, name image files of it.
         serving (`dict[str, dict]`, *optional*):
             From the name of a prompt set to the output of scripts/benchmark_serving.py for it; `plot` as above.
         training (`dict[str, object]`, *optional*):
@@ -182,6 +195,25 @@ def read_facts(folder: str | os.PathLike) -> CardFacts:
     return facts_from(read_json(path, {}, mend), str(path), mend)
 
 
+def tell_other_limits(draft: str | os.PathLike, asked: Mapping[str, object]) -> None:
+    """Warn if media are shown with other limits than in the draft's training, as far as the facts in its folder say."""
+    if not (Path(draft) / FACTS).is_file():
+        return
+    try:
+        facts = read_facts(draft)
+    except ValueError:
+        return  # whoever renders the card is told
+    trained = facts.media_limits
+    other = [name for name in {**trained, **asked} if trained.get(name) != asked.get(name)]
+
+    for name in other if facts.hyperparameters else ():
+        now, then = (f"{held[name]:g}" if name in held else "unset" for held in (asked, trained))
+        logger.warning(
+            "`%s` is %s here and was %s in the draft's training, so media are shown otherwise: give the same.",
+            *(name, now, then),
+        )
+
+
 def measured_in(folder: str | os.PathLike, leave_out_broken: bool = False) -> dict[str, dict]:
     """Return every `acceptance*.json` and `serving*.json` in a draft's folder, with plots, as fields of `CardFacts`.
 
@@ -194,10 +226,14 @@ def measured_in(folder: str | os.PathLike, leave_out_broken: bool = False) -> di
 def with_measured(facts: CardFacts, folder: str | os.PathLike, leave_out_broken: bool = False) -> CardFacts:
     """The facts, and each measurement in the folder that they do not show yet; see `measured_in`."""
     for kind, measured in measured_in(folder, leave_out_broken).items():
-        told = [{**one, "plot": None} for one in getattr(facts, kind).values()]
-        new = {name: one for name, one in measured.items() if {**one, "plot": None} not in told}
+        told = [_without_plots(one) for one in getattr(facts, kind).values()]
+        new = {name: one for name, one in measured.items() if _without_plots(one) not in told}
         facts = replace(facts, **{kind: getattr(facts, kind) | new})
     return facts
+
+
+def _without_plots(measured: dict) -> dict:
+    return {name: value for name, value in measured.items() if name not in ("plot", "context_plot")}
 
 
 def _measured_in(folder: Path, kind: str, leave_out_broken: bool) -> dict[str, dict]:
@@ -214,12 +250,12 @@ def _measured_in(folder: Path, kind: str, leave_out_broken: bool) -> dict[str, d
         if measured is None:
             continue
 
-        picture = path.with_suffix(".png")
+        pictures = {"plot": path.with_suffix(".png"), "context_plot": path.with_name(f"{path.stem}_context.png")}
         name = Path(measured.get("prompts") or path.name).name.partition(".")[0]
         # the same prompts may be decoded in several ways
-        found[f"{name}, {path.stem}" if name in found else name] = (
-            {**measured, "plot": picture.name} if picture.is_file() else measured
-        )
+        found[f"{name}, {path.stem}" if name in found else name] = measured | {
+            plot: picture.name for plot, picture in pictures.items() if picture.is_file()
+        }
 
     return found
 

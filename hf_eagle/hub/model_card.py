@@ -13,6 +13,8 @@ from ..data.overlap import RULE
 from ..door.json_files import read_json
 from ..door.names import as_named, at_home, is_hub_id
 from ..door.writing import write_atomically
+from ..evaluation.contexts import contexts_table
+from ..evaluation.windows import windows_table
 from ..serving.commands import serve_commands, tokens_of_a_round
 from ..serving.draft_folder import DraftFolder
 from ..serving.kinds import kind_of, rows_of
@@ -52,7 +54,8 @@ def render_model_card(output_dir: str | os.PathLike, facts: CardFacts | dict) ->
     plots = {name: getattr(facts, name) for name in CardFacts.__dataclass_fields__ if name.endswith("_plot")}
     for kind in ("acceptance", "serving"):
         measured = getattr(facts, kind)
-        plots |= {f"{kind}[{name!r}]['plot']": found.get("plot") for name, found in measured.items()}
+        for plot in ("plot", "context_plot"):
+            plots |= {f"{kind}[{name!r}][{plot!r}]": found.get(plot) for name, found in measured.items()}
 
     for name, plot in plots.items():
         if plot and not (output_dir / plot).is_file():
@@ -128,7 +131,7 @@ def card_text(output_dir: Path, facts: CardFacts, named: str | None = None) -> s
 
     known, checkpoint = _known_of_its_kind(output_dir, facts), read_checkpoint(output_dir)
     measurements = [
-        {"name": name, "way": _way(found), **found}
+        {"name": name, "way": _way(found), **_context_tables(found), **found}
         for name, found in facts.acceptance.items()
         if found["acceptance_length"]
     ]
@@ -237,6 +240,16 @@ def _way(measured: dict) -> str:
     if measured.get("method") == "tree":
         return f"{draws}, tree of {measured['total_tokens']} tokens, depth {measured['depth']}"
     return f"{draws}, K={measured['num_speculative_tokens']}"
+
+
+def _context_tables(measured: dict) -> dict[str, str]:
+    """Return tables of acceptance by context length, and with windows, as far as they were measured."""
+    tables = {}
+    if measured.get("acceptance_by_context"):
+        tables["context_table"] = contexts_table(measured["acceptance_by_context"])
+    if measured.get("windows"):
+        tables["windows_table"] = windows_table(measured["windows"])
+    return tables
 
 
 def _card_data(facts: CardFacts, measurements: list[dict], tags: list[str]):

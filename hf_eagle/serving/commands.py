@@ -3,9 +3,11 @@
 import json
 import shlex
 from collections.abc import Mapping
+from pathlib import Path
 
 from ..door.names import at_home
-from .kinds import ServedKind, rows_of, serves
+from .draft_folder import DraftFolder
+from .kinds import ServedKind, kind_of, rows_of, serves
 
 
 def served_as(kind: str) -> ServedKind:
@@ -71,3 +73,21 @@ def serve_commands(
 
     lines = row.in_python(config or {}, target, draft)
     return commands if lines is None else {**commands, "transformers": f"python - <<'END'\n{lines}\nEND"}
+
+
+def serve_window(folder: str | Path, window: int) -> list[str]:
+    """Return lines that say how each server shows the draft in a folder only the last `window` tokens.
+
+    vLLM counts the query's own token. SGLang passes its flag on as it is; FlashAttention shows one token more.
+    """
+    row = kind_of(DraftFolder.read(folder))
+    if not row.windowed:
+        return [f"no server is known to run {row.label({})} drafts with a window"]
+
+    keys = json.dumps({"layer_types": ["sliding_attention"], "sliding_window": window})[1:-1]
+    return [
+        f"window {window:,} in vLLM: {keys} in the draft's config.json, both; --disable-hybrid-kv-cache-manager saves "
+        "time per step",
+        f"window {window:,} in SGLang: --speculative-draft-window-size {window - 1} with FlashAttention, {window} with "
+        "Triton",
+    ]

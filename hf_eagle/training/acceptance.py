@@ -1,4 +1,4 @@
-"""Measure acceptance by decoding while a draft is trained."""
+"""Measure acceptance while a draft is trained, as decoding gives it."""
 
 import torch
 from transformers import TrainerCallback
@@ -13,7 +13,11 @@ from .distributed import whole_draft
 
 class AcceptanceLengthCallback(TrainerCallback):
     """
-    Decode prompts with the draft every few steps and at every evaluation, and log the acceptance length.
+    Measure what decoding prompts with the draft accepts, every few steps and at every evaluation, and log the length.
+
+    The target answers the prompts once, alone. A measurement only reads prompts and answers with the target, and counts
+    what the draft would have accepted in every round. These are the counts of decoding, see `hf_eagle.decoding.replay`,
+    so checkpoints are compared as decoding compares them.
 
     Measurements every `every_steps` steps are logged as `acceptance_length`. Evaluations log `eval_acceptance_length`,
     which `metric_for_best_model="acceptance_length"`, `load_best_model_at_end` and `EarlyStoppingCallback` can use.
@@ -37,7 +41,7 @@ class AcceptanceLengthCallback(TrainerCallback):
         max_new_tokens (`int`, *optional*, defaults to `64`):
             The longest answer, in tokens.
         batch_size (`int`, *optional*, defaults to `8`):
-            Prompts decoded together.
+            Prompts answered and read together.
         template_kwargs (`dict`, *optional*):
             Further arguments of the chat template, as in training: `{"enable_thinking": False}`.
 
@@ -90,6 +94,7 @@ class AcceptanceLengthCallback(TrainerCallback):
 
         self.trainer, self.tokenizer, self.prompts, self.every_steps = trainer, tokenizer, prompts, every_steps
         self.template_kwargs = template_kwargs
+        self._answers: dict[int, tuple] = {}  # the target's, which never change, by the number of a batch
         self._latest: tuple[int, float] | None = None  # step and value: one measurement a step is enough
 
     def on_step_end(self, args, state, control, **kwargs):
@@ -112,10 +117,10 @@ class AcceptanceLengthCallback(TrainerCallback):
         """
         step = self.trainer.state.global_step
         if self._latest is None or self._latest[0] != step:
-            self._latest = (step, self._decode())
+            self._latest = (step, self._replay())
         return self._latest[1]
 
-    def _decode(self) -> float:
+    def _replay(self) -> float:
         accelerator = self.trainer.accelerator
         draft = accelerator.unwrap_model(self.trainer.model)
         part, parts, counting = accelerator.process_index, accelerator.num_processes, True
@@ -135,7 +140,8 @@ class AcceptanceLengthCallback(TrainerCallback):
                     self.tokenizer,
                     share,
                     self.settings,
-                    compare_to_target=False,
+                    teacher_forced=True,
+                    answers=self._answers,
                     progress=False,
                     template_kwargs=self.template_kwargs,
                 ).runs

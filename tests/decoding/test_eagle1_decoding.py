@@ -5,6 +5,7 @@ import torch
 from chain_models import generate, make_target, random_prompts
 from decoding_reference import reference_decode
 from reference_eagle1 import ReferenceEagle1, last_hidden
+from replayed import replayed
 from tiny import unrolled
 
 from hf_eagle import Eagle1Config, FrozenTarget, LlamaForCausalLMEagle
@@ -105,3 +106,12 @@ def test_a_tree_accepts_more_than_a_chain_of_its_depth(pair):
     )
     assert tree.answers == chain.answers and len(chain.answers[0]) == 30
     assert sum(tree.drafts) < sum(chain.drafts)
+
+
+def test_replaying_answers_counts_as_decoding_does(pair):
+    shapes = [{"num_speculative_tokens": 1}, {"num_speculative_tokens": 3}, {"method": "tree", "depth": 3, "top_k": 3}]
+    shapes.append({"num_speculative_tokens": 3, "draft_window": 4})
+    found = replayed(*pair, {"input_ids": random_prompts(5, 9, seed=3)}, shapes, 20)
+    for decoded, again in found:
+        assert again == decoded
+    assert max(map(max, found[1][0])) > 0

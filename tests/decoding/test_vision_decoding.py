@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from replayed import replayed
 from tiny import unrolled
 from tiny_vision import NAMES, chat, image, processed, text, tiny_vision_model, video, vision_processor
 
@@ -167,3 +168,12 @@ def test_pixels_matter_and_strangers_are_refused():
         target_generate(target, **inputs, max_new_tokens=2, second_per_grid_ts=torch.ones(1))
     with pytest.raises(ValueError, match="`mm_token_type_ids` has shape"):
         target_generate(target, **inputs | {"mm_token_type_ids": torch.zeros(1, 2)}, max_new_tokens=2)
+
+
+def test_replaying_answers_counts_as_decoding_does(trained):
+    """With media and without in one batch, and alone."""
+    target, processor, draft = trained
+    shapes = [{"num_speculative_tokens": 3}, {"method": "tree", "depth": 3, "top_k": 2, "total_tokens": 8}]
+    for messages in (PROMPTS, PROMPTS[:1]):
+        for decoded, again in replayed(target, draft, prompts(processor, messages), shapes, LONGEST):
+            assert again == decoded

@@ -47,5 +47,5 @@ def test_rows_of_a_batch_each_have_a_window_of_their_own(pair):
 
 @pytest.mark.parametrize("shape", [{"num_speculative_tokens": 3}, TREE])
 def test_a_window_that_is_not_wider_than_what_is_drafted_is_refused(pair, shape):
-    with pytest.raises(ValueError, match="`draft_window` is 3, but must be above 3"):
+    with pytest.raises(ValueError, match="`draft_window` is 3, but must be above the 3"):
         speculative_generate(*pair, random_prompts(1, 4, seed=1), max_new_tokens=4, draft_window=3, **shape)

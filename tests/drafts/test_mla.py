@@ -4,6 +4,7 @@ import pytest
 import torch
 from chain_models import make_draft, make_target, random_prompts
 from reference_mla import ReferenceMLADraft
+from replayed import replayed
 from safetensors.torch import load_file
 from test_unroll import STEPS, Wrapped, assert_equal_to_reference, gradients, unroll
 from tiny import VOCAB, pad_batch, random_chats, tiny_mapping, unrolled
@@ -230,3 +231,11 @@ def test_decoding_a_batch_leaves_the_targets_output(shape, taught):
     accepted = [counts[0] for counts in found.accepted_per_position]
     assert all(0 < right for right in accepted) and sum(accepted) < sum(found.drafts)
     assert found.drafts[0] != found.drafts[1]
+
+
+def test_replaying_answers_counts_as_decoding_does(taught):
+    ids, mask = random_prompts(2, 9, seed=7), torch.ones(2, 9, dtype=torch.long)
+    mask[1, :4] = 0
+    shapes = [{"num_speculative_tokens": 3}, {"num_speculative_tokens": 3, "draft_window": 6}]
+    for decoded, again in replayed(*taught, {"input_ids": ids, "attention_mask": mask}, shapes, 24):
+        assert again == decoded

@@ -14,6 +14,7 @@ from datasets import Dataset
 from outside_kind import KIND
 from outside_kind.configuration import config_for
 from peft import LoraConfig
+from replayed import replayed
 from tiny_files import write_chats, write_tiny_target
 from tiny_tokenizer import word_tokenizer
 from workers import run_worker
@@ -387,6 +388,15 @@ def test_decoding_is_lossless_alone_and_in_a_batch(trained, target, count):
     assert batch.drafts == [out.drafts[0] for out in alone]
     assert batch.accepted_per_position == [out.accepted_per_position[0] for out in alone]
     assert sum(map(sum, batch.accepted_per_position)) > 0
+
+
+def test_replaying_answers_counts_as_decoding_does(trained, target):
+    """Its proposer knows only rounds; a window would be ignored, and is refused."""
+    draft, inputs = trained.model.eval(), {"input_ids": random_prompts(5, 8, seed=9)}
+    for decoded, again in replayed(target, draft, inputs, [{"num_speculative_tokens": n} for n in (1, 3)], 20, [5, 9]):
+        assert again == decoded
+    with pytest.raises(ValueError, match="`draft_window` is 16, which a OutsideBlockDraft ignores"):
+        replayed(target, draft, inputs, [{"num_speculative_tokens": 3, "draft_window": 16}], 20)
 
 
 def test_shapes_that_it_does_not_propose_are_refused(trained, target):

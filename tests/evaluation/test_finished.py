@@ -205,6 +205,8 @@ class TestScript:
         speeds += [f"{who}_seconds_per_round" for who in ("draft", "target")]
         for result in (found, *found["sweep"], whole, *whole["sweep"]):
             assert all(result.pop(name) > 0 for name in speeds)
+        for result in (found, whole):
+            assert result.pop("speedup") > 0 and result.pop("speedup_interval")[0] > 0
         assert found == whole
         assert Path("result.json.tokens").read_bytes() == Path("whole.json.tokens").read_bytes()
         assert not list(folder.glob("*.journal"))

@@ -6,7 +6,7 @@ import pytest
 from huggingface_hub import ModelCard
 from safetensors.numpy import save_file
 
-from hf_eagle.hub.card_facts import CardFacts, measured_in
+from hf_eagle.hub.card_facts import CardFacts, measured_in, with_measured
 from hf_eagle.hub.licenses import license_of
 from hf_eagle.hub.model_card import facts_of_card, render_model_card
 from hf_eagle.serving.commands import serve_commands
@@ -290,6 +290,41 @@ def test_every_measurement_in_the_folder_is_a_result(tmp_path):
     # the picture that was drawn of one of them; the others have none
     assert card.text.count("share of drafts that kept") == 1
     assert "![mt_bench: share of drafts that kept their k-th token](acceptance.png)" in card.text
+
+
+def bucket(above, up_to, length, drafts=40):
+    """An entry of `acceptance_by_context`."""
+    interval = None if length is None else [length - 0.1, length + 0.1]
+    found = {"above": above, "up_to": up_to, "acceptance_length": length, "acceptance_length_interval": interval}
+    return found | {"drafts": drafts, "num_prompts": 4, "accepted_per_position": [drafts // 2, drafts // 4]}
+
+
+def test_acceptance_by_context_and_with_windows_is_shown_in_tables(tmp_path):
+    folder = draft_folder(tmp_path)
+    contexts = [bucket(0, 512, 1.9), bucket(512, 2048, 1.3), bucket(2048, None, None, drafts=0)]
+    windows = [
+        {"window": None, "acceptance_by_context": contexts},
+        {"window": 512, "acceptance_by_context": [bucket(0, 512, 1.8), bucket(512, 2048, 1.6), contexts[2]]},
+    ]
+    found = MEASURED | {"prompts": "mt_bench.jsonl", "acceptance_by_context": contexts, "windows": windows}
+    (folder / "acceptance.json").write_text(json.dumps(found))
+    (folder / "acceptance_context.png").write_bytes(b"a picture")
+    facts = CardFacts(name="X", target="org/t")
+    for _ in range(2):  # a second time nothing is added
+        facts = with_measured(facts, folder)
+        text = render_model_card(folder, facts).read_text()
+        assert "| 1 to 512 | 1.900 (1.800 to 2.000) | 50.0% | 25.0% | 40 | 4 |" in text
+        assert text.count("| 513 to 2,048 |") == 1 and "| above 2,048 |" not in text
+        assert "| no window | **1.900** (1.800 to 2.000) | 1.300 (1.200 to 1.400) | - |" in text
+        assert "| window 512 | 1.800 (1.700 to 1.900) | **1.600** (1.500 to 1.700) | - |" in text
+        assert text.count("](acceptance_context.png)") == 1
+
+    (folder / "acceptance_context.png").unlink()
+    with pytest.raises(ValueError, match=r"`acceptance\['mt_bench'\]\['context_plot'\]` is 'acceptance_context.png'"):
+        render_model_card(folder, facts)
+    (folder / "acceptance.json").write_text(json.dumps(found | {"acceptance_by_context": [{"above": 0}]}))
+    with pytest.raises(ValueError, match="acceptance.json lacks .*acceptance_by_context|acceptance.json .*above"):
+        with_measured(CardFacts(name="X", target="org/t"), folder)
 
 
 def test_speed_in_a_server_is_told_where_it_was_measured(tmp_path):

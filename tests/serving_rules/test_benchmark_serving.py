@@ -13,7 +13,7 @@ from tiny_tokenizer import word_tokenizer
 from tiny_vision import chat, image, picture, processed, text, vision_processor
 
 from hf_eagle.door.journal import Journal
-from hf_eagle.evaluation.prompts import load_prompts
+from hf_eagle.evaluation.prompts import Prompt, load_prompts
 from hf_eagle.serving.served_prompts import engine_arguments, served_prompts
 from hf_eagle.serving.speed import (
     Engine,
@@ -167,6 +167,18 @@ def test_categories_are_decoded_by_themselves_with_drafts_alone(engines, tmp_pat
     assert table_of_categories(entries[:1]) == ""
 
 
+def test_prompts_are_put_into_buckets_by_their_length(monkeypatch):
+    """Instead of their categories; the first round behind a prompt sees one token more."""
+    script = runpy.run_path(str(ROOT / "scripts" / "benchmark_serving.py"))
+    asked = {"target": "t", "draft": "d", "prompts": "p", "output_json": "o", "serving_python": sys.executable}
+    chosen = [Prompt([], name, name) for name in ("a", "b", None)]
+    ids = [[1] * length for length in (7, 8, 40)]
+    args = script["ServingArguments"](**asked)
+    assert script["categories"](args, chosen, ids) == ["a", "b", None]
+    args = script["ServingArguments"](**asked, context_buckets="8,32")
+    assert script["categories"](args, chosen, ids) == ["1 to 8", "9 to 32", "above 32"]
+
+
 PICTURE = {"type": "image", "image": "1.png"}
 
 
@@ -285,6 +297,7 @@ def test_an_engine_that_does_not_start_says_why(tmp_path):
     ("option", "message"),
     [
         ("--batch_sizes=4..1", "`batch_sizes` must be numbers from 1 to 1024, as `1..8` or `1,2,4`, but is '4..1'"),
+        ("--context_buckets=8,8", "`context_buckets` must be ascending numbers of tokens, as `512,2048,8192`"),
         ("--rounds=0", "`rounds` must be at least 1 and at most 1000, got 0"),
         ("--engine_args=[1]", "`engine_args` must be a JSON object, got [1]"),
         ("--engine_args={", "`engine_args` is not JSON"),

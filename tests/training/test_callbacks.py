@@ -11,6 +11,7 @@ from workers import losses, run_worker
 
 from hf_eagle import EagleTrainer, EagleTrainingArguments, load_draft
 from hf_eagle.arguments.groups import DataArguments
+from hf_eagle.evaluation import acceptance
 from hf_eagle.evaluation.acceptance import measure_acceptance
 from hf_eagle.evaluation.prompts import Prompt
 from hf_eagle.training.acceptance import AcceptanceLengthCallback
@@ -116,6 +117,24 @@ class TestErrors:
         callback = self.call(tmp_path, every_steps=1, max_new_tokens=1)
         with pytest.raises(ValueError, match="The target answered all `prompts` with one token"):
             callback.measure()
+
+    def test_the_target_answers_once(self, tmp_path, monkeypatch):
+        """Only the draft changes from one measurement to the next; each is what decoding gives."""
+        callback = self.call(tmp_path, every_steps=1, max_new_tokens=12, batch_size=2)
+        answered, answer = [], acceptance.continued_answers
+        monkeypatch.setattr(acceptance, "continued_answers", lambda *a, **k: answered.append(1) or answer(*a, **k))
+        target, draft = callback.trainer.target, callback.trainer.model
+        found = []
+        for step in range(4):
+            callback.trainer.state.global_step = step
+            found.append(callback.measure())
+            decoding = (target, draft.eval(), callback.tokenizer, PROMPTS)
+            asked = {"max_new_tokens": 12, "compare_to_target": False, "progress": False}
+            assert found[-1] == measure_acceptance(*decoding, **asked)["acceptance_length"]
+            with torch.no_grad():
+                for weight in (p for p in draft.parameters() if p.requires_grad):
+                    weight += 0.3 * torch.randn_like(weight) * weight.std()
+        assert len(answered) == 3 and len(set(found)) > 1
 
     def test_a_draft_in_training_is_in_training_afterwards(self, tmp_path):
         callback = self.call(tmp_path, every_steps=1, max_new_tokens=4)

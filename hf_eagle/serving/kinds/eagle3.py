@@ -174,4 +174,5 @@ ROW = ServedKind(
     mending=(*taps_mending.steps((vllm_parameters, sglang_parameters), ARCHITECTURES, MODEL_TYPES), mending.window),
     label=label,
     citation=CITATION,
+    windowed=True,
 )

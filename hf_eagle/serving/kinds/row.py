@@ -49,6 +49,7 @@ class ServedKind:
         converted: what vLLM makes of a folder in the form of its speculators, which no other reader takes.
         in_python: the lines of Python that generate with a folder in transformers alone, from target and draft; `None`
             if transformers does not take it.
+        windowed: whether the servers run it with a sliding window: vLLM by two keys of config.json, SGLang by a flag.
     """
 
     name: str
@@ -66,3 +67,4 @@ class ServedKind:
     others: tuple[ServerRule, ...] = ()
     converted: tuple[FolderRule, ...] = ()
     in_python: Callable[[Mapping[str, object], str, str], str | None] = lambda config, target, draft: None
+    windowed: bool = False

@@ -1,0 +1,75 @@
+"""All that is measured of a draft: acceptance on all prompts, speed on a sample, sweeps, windows."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from .acceptance import decode_prompts, sweep_speculative_tokens
+from .finished import Finished
+from .measurement import DecodingSettings, PromptRun
+from .prompts import Prompt
+from .speed_sample import SPEEDS, measure_speed
+from .summary import summarize
+from .windows import measure_windows
+
+
+BATCH = 16  # prompts in which acceptance is counted together
+
+
+def counting_settings(settings: DecodingSettings, batch_size: int | None) -> DecodingSettings:
+    """Return the settings with which acceptance is counted, if `batch_size` prompts are decoded together or `None`."""
+    return replace(settings, batch_size=batch_size or BATCH)
+
+
+def measure_whole(
+    target,
+    draft,
+    tokenizer,
+    prompts: list[Prompt],
+    settings: DecodingSettings,
+    *,
+    journal=None,
+    batch_size: int | None = None,
+    compare_to_target: bool = True,
+    teacher_forced: bool = False,
+    context_buckets: Sequence[int] = (),
+    sweep_tokens: Sequence[int] = (),
+    windows: Sequence[int | None] = (),
+    **how,
+) -> tuple[dict, list[PromptRun]]:
+    """
+    Measures a draft in every way that is asked for.
+
+    Args:
+        target, draft, tokenizer, prompts, how: as for `decode_prompts`.
+        settings: how to decode, one prompt at a time where speed is measured.
+        journal ([`Journal`], *optional*): keeps finished batches.
+        batch_size (`int`, *optional*): decode all prompts with and without the draft in such batches. By default
+            acceptance is counted in batches of up to 16, and speed is measured by `measure_speed`.
+        compare_to_target: also decode with the target alone.
+        teacher_forced: only count acceptance.
+        context_buckets: as for `summarize`.
+        sweep_tokens: also measure chains of these lengths.
+        windows: also measure these windows of the draft.
+
+    Returns:
+        What `summarize` returns, of `measure_speed` what replaces its speeds, and `sweep` and `windows`; and the runs.
+    """
+    counted = counting_settings(settings, batch_size)
+    together = batch_size is not None and not teacher_forced
+    given = {"compare_to_target": together and compare_to_target, "teacher_forced": teacher_forced}
+    models = (target, draft, tokenizer, prompts)
+    found = decode_prompts(*models, counted, finished=Finished(journal), **given, **how)
+
+    result = summarize(found, context_buckets)
+    if not together:
+        result |= {"batch_size": settings.batch_size, **dict.fromkeys(SPEEDS)}
+        if compare_to_target and not teacher_forced:
+            result |= measure_speed(*models, settings, journal, **how)
+
+    if sweep_tokens:
+        asked = (list(sweep_tokens), settings)
+        result["sweep"] = sweep_speculative_tokens(*models, *asked, finished=Finished(journal, "sweep"), **how)
+    if windows:
+        asked = (windows, counted, context_buckets)
+        result["windows"] = measure_windows(*models, *asked, finished=Finished(journal, "windows"), **how)
+    return result, found.runs

@@ -1,0 +1,168 @@
+"""All that the script measures: counts in batches as one by one, speed on a sample, windows, and what it tells."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from chain_models import VOCAB, make_draft, make_target
+from tiny_tokenizer import word_tokenizer
+
+from hf_eagle.door.journal import Journal
+from hf_eagle.evaluation import speed_sample
+from hf_eagle.evaluation.acceptance import DecodingSettings, decode_prompts, measure_acceptance
+from hf_eagle.evaluation.contexts import contexts_table
+from hf_eagle.evaluation.finished import Finished
+from hf_eagle.evaluation.prompts import Prompt
+from hf_eagle.evaluation.speed_sample import measure_speed, speedup
+from hf_eagle.evaluation.whole import measure_whole
+from hf_eagle.evaluation.windows import best_windows, measure_windows, windows_table
+
+
+SCRIPT = str(Path(__file__).parents[2] / "scripts" / "evaluate_draft.py")
+TREE = {"method": "tree", "depth": 3, "top_k": 3, "total_tokens": 9}
+WAYS = {"chain": {}, "tree": TREE, "two turns": {"turns": 2}, "window": {"draft_window": 5}}
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return word_tokenizer(VOCAB, 9)
+
+
+@pytest.fixture(scope="module")
+def pair():
+    target = make_target()
+    return target, make_draft(target, draft_vocab_size=40, tap_ids=[0, 2, 3])
+
+
+@pytest.fixture(scope="module")
+def prompts():
+    generator = torch.Generator().manual_seed(8)
+    words = [[f"w{10 + i}" for i in torch.randint(50, (1 + 5 * n % 17,), generator=generator)] for n in range(18)]
+    texts = [{"role": "user", "content": " ".join(of_prompt)} for of_prompt in words]
+    return [Prompt([text], "abc"[n % 3], f"p{n}", ("w20 w21",) * (n % 2)) for n, text in enumerate(texts)]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_counts_are_those_of_decoding_one_by_one(pair, tokenizer, prompts, way):
+    settings = DecodingSettings(max_new_tokens=12, **WAYS[way])
+    alone = decode_prompts(*pair, tokenizer, prompts, settings, compare_to_target=False, progress=False)
+    result, runs = measure_whole(*pair, tokenizer, prompts, settings, compare_to_target=False, progress=False)
+    assert runs == alone.runs
+    assert result["batch_size"] == 1 and result["tokens_per_second"] is None
+
+
+def test_speed_is_measured_on_as_many_prompts_as_its_interval_needs(pair, tokenizer, prompts, monkeypatch, tmp_path):
+    settings = DecodingSettings(max_new_tokens=6, turns=2)
+    found = {}
+    for error in (0.0, 1e9):
+        monkeypatch.setattr(speed_sample, "ERROR", error)
+        with Journal(tmp_path / f"{error}", {}) as journal:
+            found[error] = measure_speed(*pair, tokenizer, prompts, settings, journal)
+            rows = len(journal.rows)
+        with Journal(tmp_path / f"{error}", {}) as journal:  # nothing is measured again
+            assert measure_speed(*pair, tokenizer, prompts, settings, journal) == found[error]
+            assert len(journal.rows) == rows
+    assert found[0.0]["speed_prompts"] == len(prompts) and found[1e9]["speed_prompts"] == 8
+
+    for result in found.values():
+        ratio = result["tokens_per_second"] / result["target_only_tokens_per_second"]
+        assert result["speedup"] == pytest.approx(ratio)
+        low, high = result["speedup_interval"]
+        assert low <= result["speedup"] <= high
+        assert result["identical_to_target"] is True and result["draft_seconds_per_round"] > 0
+
+
+def test_a_speedup_is_a_ratio_of_speeds():
+    assert speedup([[10, 2.0, 12, 6.0]]) == (pytest.approx(2.5), None)
+    value, (low, high) = speedup([[10, 1.0, 10, 2.0], [30, 3.0, 30, 6.0], [20, 2.0, 20, 4.0]])
+    assert (value, low, high) == (pytest.approx(2.0),) * 3
+    value, (low, high) = speedup([[10, 1.0, 10, 1.0], [10, 1.0, 10, 3.0]])
+    assert (value, low, high) == (pytest.approx(2.0), pytest.approx(1.0), pytest.approx(3.0))
+
+
+def test_windows_are_measured_on_the_same_answers(pair, tokenizer, prompts):
+    windows, edges, settings = [None, 4, 8], [8, 16], DecodingSettings(max_new_tokens=12)
+    found = measure_windows(*pair, tokenizer, prompts, windows, settings, edges, progress=False)
+    assert [entry["window"] for entry in found] == windows
+    for entry in found:
+        asked = {"max_new_tokens": 12, "draft_window": entry["window"], "context_buckets": edges, "progress": False}
+        alone = measure_acceptance(*pair, tokenizer, prompts, compare_to_target=False, **asked)
+        assert {name: alone[name] for name in entry if name != "window"} == {
+            name: entry[name] for name in entry if name != "window"
+        }
+
+    for place, best in enumerate(best_windows(found)):
+        lengths = [entry["acceptance_by_context"][place]["acceptance_length"] for entry in found]
+        assert best["acceptance_by_context"][place]["acceptance_length"] == max(lengths)
+    rows = windows_table(found).splitlines()
+    assert [row.split("|")[1].strip() for row in rows[2:]] == ["no window", "window 4", "window 8"]
+    assert sum(row.count("**") for row in rows) == 2 * len(edges) + 2
+    assert "| 1 to 8 |" in contexts_table(found[0]["acceptance_by_context"])
+
+
+def test_finished_parts_are_not_measured_again(pair, tokenizer, prompts, tmp_path):
+    settings = DecodingSettings(max_new_tokens=6)
+    asked = {"windows": [None, 4], "context_buckets": [8], "progress": False}
+    with Journal(tmp_path / "journal", {}) as journal:
+        whole = measure_whole(*pair, tokenizer, prompts, settings, journal=journal, **asked)
+        rows = len(journal.rows)
+    with Journal(tmp_path / "journal", {}) as journal:
+        assert measure_whole(*pair, tokenizer, prompts, settings, journal=journal, **asked) == whole
+        assert len(journal.rows) == rows
+        assert Finished(journal, "windows").row(1) is not None
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, pair, tokenizer, prompts):
+    folder = tmp_path_factory.mktemp("whole")
+    pair[0].model.save_pretrained(folder / "target")
+    tokenizer.save_pretrained(folder / "target")
+    pair[1].save_pretrained(folder / "draft")
+    lines = [json.dumps({"messages": p.messages, "category": p.category, "id": p.id}) for p in prompts]
+    (folder / "prompts.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+def run(folder, monkeypatch, **changes):
+    values = {name: folder / name for name in ("target", "draft")} | {"prompts": folder / "prompts.jsonl"}
+    values |= {"output_json": folder / "result.json", "device": "cpu", "max_new_tokens": 10} | changes
+    monkeypatch.setattr(sys, "argv", [SCRIPT, *(f"--{name}={value}" for name, value in values.items())])
+    runpy.run_path(SCRIPT, run_name="__main__")
+    return json.loads((folder / "result.json").read_text())
+
+
+def test_the_script_tells_contexts_and_windows(folder, monkeypatch, capsys):
+    asked = {"teacher_forced": True, "context_buckets": "8,16", "windows": "none,4,8"}
+    result = run(folder, monkeypatch, **asked)
+    told = capsys.readouterr().out
+    assert sum(bucket["drafts"] for bucket in result["acceptance_by_context"]) == result["drafts"]
+    assert result["windows"][0]["acceptance_by_context"] == result["acceptance_by_context"]
+    assert result["tokens_per_second"] is None and result["identical_to_target"] is None
+    assert "context 9 to 16: " in told and "context above 16: best " in told
+    assert (folder / "result_context.png").stat().st_size > 5000
+
+    best = {entry["window"] for entry in best_windows(result["windows"])} - {None}
+    assert best
+    for window in best:
+        keys = f'"layer_types": ["sliding_attention"], "sliding_window": {window} in the draft\'s config.json'
+        assert f"window {window} in vLLM: {keys}" in told
+        assert f"window {window} in SGLang: --speculative-draft-window-size {window - 1} with FlashAttention" in told
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"context_buckets": "9,8"}, "`context_buckets` must be ascending numbers of tokens, as `512,2048,8192`"),
+        ({"windows": "8,none"}, "`windows` must be ascending numbers of tokens, as `none,512,1024,2048`"),
+        ({"windows": "3"}, "`draft_window` is 3, but must be above the 3"),
+        ({"teacher_forced": True, "temperature": 1}, "`teacher_forced` counts what greedy decoding accepts"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(folder, monkeypatch, capsys, changes, message):
+    with pytest.raises(SystemExit):
+        run(folder, monkeypatch, output_json=folder / "never.json", **changes)
+    assert message in capsys.readouterr().err
+    assert not (folder / "never.json").exists()
