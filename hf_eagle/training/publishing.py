@@ -33,8 +33,10 @@ class PublishingMixin:
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """As in `Trainer`; `OSError` if the Hub cannot be reached."""
+        if private is not None:
+            self.args.hub_private_repo = private  # `Trainer` takes it as an argument only since transformers 5.23
         with reaching_hub(self.args.hub_model_id or Path(self.args.output_dir).absolute().name):
-            super().init_hf_repo(token=token, private=private)
+            super().init_hf_repo(token=token)
         self._forget_pushed()  # of a killed run
 
     def create_model_card(self, *args, **kwargs) -> None:
