@@ -63,7 +63,7 @@ test-floor: .venv-floor/.installed assets ## the tests with the lowest versions 
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(FLOOR_PY) -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 # ARGS="mamba xlstm" looks at those alone
-model-types: .venv/.installed ## every causal model type of transformers, tiny: exact, or refused? about ten minutes
+model-types: .venv/.installed ## every causal model type of transformers, tiny: exact, or refused?
 	@HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PY) tests/every_model_type.py $(ARGS) 2> /dev/null
 
 test-serving: $(SERVING) $(SERVING_VISION) assets ## the tests against a real vLLM

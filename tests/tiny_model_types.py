@@ -1,7 +1,7 @@
 """Tiny random models of many types; a head's factor or soft cap is set to something that shows."""
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 
 MODEL_TYPES = """
@@ -78,13 +78,19 @@ OTHERS = {
     "deepseek_v32": {**LATENT, **INDEXER, "first_k_dense_replace": 1, "n_shared_experts": 1},
     "glm_moe_dsa": {**LATENT, **INDEXER, "mlp_layer_types": ["dense", *["sparse"] * 3], "n_shared_experts": 1},
 }
+OTHERS |= {name: LATENT for name in "axk1 axk2 deepseek_v2 deepseek_v3 glm4_moe_lite sarvam_mla youtu".split()}
+
+
+def tiny_config(name: str, **changes) -> PreTrainedConfig:
+    """Its config, with four layers and hidden size 32."""
+    known = AutoConfig.for_model(name).to_dict()
+    factors = {field: value for field, value in FACTORS.items() if field in known}
+    return AutoConfig.for_model(name, **{**SIZES, **OTHERS.get(name, {}), **factors, **changes})
 
 
 def tiny_model_type(name: str, **changes) -> PreTrainedModel:
     """A random model of that type, of four layers and hidden size 32."""
-    known = AutoConfig.for_model(name).to_dict()
-    factors = {field: value for field, value in FACTORS.items() if field in known}
-    config = AutoConfig.for_model(name, **{**SIZES, **OTHERS.get(name, {}), **factors, **changes})
+    config = tiny_config(name, **changes)
     torch.manual_seed(0)
     return AutoModelForCausalLM.from_config(config).eval()
 

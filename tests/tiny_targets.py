@@ -6,6 +6,7 @@ from transformers import (
     AutoModelForCausalLM,
     DeepseekV3Config,
     GptOssConfig,
+    Lfm2Config,
     LlamaConfig,
     Phi3Config,
     PreTrainedModel,
@@ -43,6 +44,9 @@ FAMILIES = {
         n_group=2,
         topk_group=1,
         first_k_dense_replace=1,
+    ),
+    "lfm2": lambda: Lfm2Config(
+        **_SIZES, layer_types=["conv", "full_attention", "conv", "conv", "conv", "full_attention", "conv"]
     ),
 }
 MIXTURES = ("qwen3_moe", "gpt_oss", "deepseek_v3")

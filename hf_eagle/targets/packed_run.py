@@ -164,7 +164,11 @@ def _smallest_gap(target) -> float:
     gap = torch.inf
     for by_segments in (True, False) if target._by_segments else (False,):
         target._by_segments = by_segments
-        packed = packed_features(target, ids, None, documents[None], None).last_hidden.float()
+        try:
+            packed = packed_features(target, ids, None, documents[None], None).last_hidden.float()
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
+            continue  # its layers cannot be run in this way
+
         gap = float((packed - alone).norm() / alone.norm())
         if gap <= _ROUNDING or (gap <= 16 * torch.finfo(target.dtype).eps and gap < leak / 2):
             if not target._by_segments:
