@@ -58,7 +58,8 @@ def measure_whole(
     together = batch_size is not None and not teacher_forced
     given = {"compare_to_target": together and compare_to_target, "teacher_forced": teacher_forced}
     models = (target, draft, tokenizer, prompts)
-    found = decode_prompts(*models, counted, finished=Finished(journal), **given, **how)
+    answers: dict[int, tuple] = {}  # of the target, which windows need too
+    found = decode_prompts(*models, counted, finished=Finished(journal), answers=answers, **given, **how)
 
     result = summarize(found, context_buckets)
     if not together:
@@ -71,5 +72,6 @@ def measure_whole(
         result["sweep"] = sweep_speculative_tokens(*models, *asked, finished=Finished(journal, "sweep"), **how)
     if windows:
         asked = (windows, counted, context_buckets)
-        result["windows"] = measure_windows(*models, *asked, finished=Finished(journal, "windows"), **how)
+        how |= {"finished": Finished(journal, "windows"), "answers": answers}
+        result["windows"] = measure_windows(*models, *asked, **how)
     return result, found.runs

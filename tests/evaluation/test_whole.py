@@ -11,7 +11,7 @@ from chain_models import VOCAB, make_draft, make_target
 from tiny_tokenizer import word_tokenizer
 
 from hf_eagle.door.journal import Journal
-from hf_eagle.evaluation import speed_sample
+from hf_eagle.evaluation import acceptance, speed_sample
 from hf_eagle.evaluation.acceptance import DecodingSettings, decode_prompts, measure_acceptance
 from hf_eagle.evaluation.contexts import contexts_table
 from hf_eagle.evaluation.finished import Finished
@@ -101,6 +101,15 @@ def test_windows_are_measured_on_the_same_answers(pair, tokenizer, prompts):
     assert [row.split("|")[1].strip() for row in rows[2:]] == ["no window", "window 4", "window 8"]
     assert sum(row.count("**") for row in rows) == 2 * len(edges) + 2
     assert "| 1 to 8 |" in contexts_table(found[0]["acceptance_by_context"])
+
+
+def test_the_target_answers_once_for_the_counts_and_all_windows(pair, tokenizer, prompts, monkeypatch):
+    answered, answer = [], acceptance.continued_answers
+    monkeypatch.setattr(acceptance, "continued_answers", lambda *a, **k: answered.append(1) or answer(*a, **k))
+    asked = {"windows": [None, 4], "teacher_forced": True, "progress": False}
+    result, _ = measure_whole(*pair, tokenizer, prompts, DecodingSettings(max_new_tokens=6), **asked)
+    assert len(answered) == 2  # batches of 18 prompts
+    assert result["windows"][0]["accepted_per_position"] == result["accepted_per_position"]
 
 
 def test_finished_parts_are_not_measured_again(pair, tokenizer, prompts, tmp_path):
