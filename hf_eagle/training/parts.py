@@ -228,27 +228,7 @@ def draft_for(
     fingerprint = tokenizer_fingerprint(tokenizer)
     config = config_of_draft(target.config, target_args, draft_args, tokenizer_fingerprint=fingerprint)
     if existing is not None:
-        argument = "init_from" if existing == draft_args.init_from else "resume_from_checkpoint"
-        draft = load_draft(existing, target, dtype=torch.float32, argument=argument)
-        config.fit_to_data(tokenizer, train, target.embedding_weight(), held=draft.config)
-        _check_same_shape(draft.config, config, existing)
-
-        if draft_args.rope_scaling is not None and draft.config.rope_parameters != config.rope_parameters:
-            raise ValueError(
-                f"`draft_rope_scaling` makes RoPE {config.rope_parameters}, but {existing} was trained with "
-                f"{draft.config.rope_parameters}: leave it out, or start a new draft in another `output_dir`."
-            )
-
-        take_window(draft.config, config)
-        width = draft_args.draft_intermediate_size
-        if width not in (None, draft.config.intermediate_size):
-            raise ValueError(
-                f"`draft_intermediate_size` is {width}, but {existing} was trained with "
-                f"{draft.config.intermediate_size}: leave it out, or start a new draft in another `output_dir`."
-            )
-
-        draft.set_attn_implementation(draft_args.draft_attn_implementation)
-        return draft
+        return _existing_draft(target, config, draft_args, existing, tokenizer, train)
 
     held = None if source is None else source.config
     config.fit_to_data(tokenizer, train, target.embedding_weight(), held)
@@ -273,6 +253,33 @@ def draft_for(
         told = (draft_args.init_from, carried, config.draft_vocab_size)
         logger.info("Started from %s, with %d of its tokens among the draft's %d.", *told)
 
+    return draft
+
+
+def _existing_draft(
+    target: FrozenTarget, config: DraftConfig, draft_args: DraftArguments, existing: str, tokenizer, train
+) -> EaglePreTrainedModel:
+    """The draft in a folder; `ValueError` if the arguments, which `config` follows from, describe another."""
+    argument = "init_from" if existing == draft_args.init_from else "resume_from_checkpoint"
+    draft = load_draft(existing, target, dtype=torch.float32, argument=argument)
+    config.fit_to_data(tokenizer, train, target.embedding_weight(), held=draft.config)
+    _check_same_shape(draft.config, config, existing)
+
+    if draft_args.rope_scaling is not None and draft.config.rope_parameters != config.rope_parameters:
+        raise ValueError(
+            f"`draft_rope_scaling` makes RoPE {config.rope_parameters}, but {existing} was trained with "
+            f"{draft.config.rope_parameters}: leave it out, or start a new draft in another `output_dir`."
+        )
+
+    take_window(draft.config, config)
+    width = draft_args.draft_intermediate_size
+    if width not in (None, draft.config.intermediate_size):
+        raise ValueError(
+            f"`draft_intermediate_size` is {width}, but {existing} was trained with "
+            f"{draft.config.intermediate_size}: leave it out, or start a new draft in another `output_dir`."
+        )
+
+    draft.set_attn_implementation(draft_args.draft_attn_implementation)
     return draft
 
 
