@@ -152,6 +152,19 @@ def keeps_documents_apart(target) -> bool:
     return not target.packing_gap
 
 
+def check_padding_is_right(model, attention_mask: torch.Tensor) -> None:
+    """Refuse padding before tokens, for a target that can neither be shown its documents apart nor be trusted to mask.
+
+    Raises:
+        ValueError: names the target.
+    """
+    if not bool(attention_mask[:, 0].all()):
+        raise ValueError(
+            f"`attention_mask` has zeros before tokens, which {type(model).__name__} may see: pad on the right "
+            "(`padding_side='right'`), where its tokens do not look."
+        )
+
+
 def _smallest_gap(target) -> float:
     """How far packed features are from those of documents alone, 0 for rounding; sets the way to run them."""
     ids = (20 + torch.arange(sum(_PROBE), device=target.device)[None]) % target.vocab_size

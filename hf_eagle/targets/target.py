@@ -21,7 +21,7 @@ from .features import (
 from .loading import load_causal_lm
 from .media_inputs import MEDIA, check_media, rope_index
 from .packed_attention import Segments, stands_in_for
-from .packed_run import is_plain, keeps_documents_apart, packed_features
+from .packed_run import check_padding_is_right, is_plain, keeps_documents_apart, packed_features
 from .sharding import TargetSharding, check_weights, loading_arguments, move_shards_to_main_memory
 from .tapped import TappedModel
 from .teacher_check import check_teacher
@@ -226,6 +226,9 @@ class FrozenTarget(TappedModel):
         if has_2d_mask and flat_positions and not inputs and self._replaces_padding:
             if self._wants_segments(attention_mask, segments):
                 return packed_features(self, input_ids, position_ids, attention_mask.long() - 1, segments)
+
+        if has_2d_mask and not is_plain(self) and not inputs and not keeps_documents_apart(self):
+            check_padding_is_right(self.model, attention_mask)
 
         if position_ids is None and past_key_values is None:
             found = self.rope_index(input_ids, attention_mask, **inputs)

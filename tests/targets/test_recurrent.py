@@ -177,3 +177,15 @@ def test_rows_hold_every_token_once_and_less_padding_than_tokens(lengths):
             assert torch.equal(positions, torch.arange(rows.index.shape[1]).expand_as(positions))
             assert (documents[0][rows.index] == documents[0][rows.index[:, :1]]).all()
     assert sum(rows.index.numel() for rows in segments.rows) < 2 * sum(lengths)
+
+
+def test_padding_before_tokens_is_refused_where_nothing_keeps_it_out():
+    target = target_of("lfm2")
+    target.packing_gap = 0.5  # as if it had failed the check
+    mask = torch.ones(2, 30, dtype=torch.long)
+    mask[1, 20:] = 0
+    assert_alone(target, target(IDS, mask), 1, list(range(20)))
+    with pytest.raises(
+        ValueError, match="`attention_mask` has zeros before tokens, which Lfm2ForCausalLM may see: pad"
+    ):
+        target(IDS, mask.flip(1))
