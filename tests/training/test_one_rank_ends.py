@@ -8,6 +8,8 @@ import torch.distributed as dist
 from accelerate import Accelerator
 
 from hf_eagle.arguments import options
+from hf_eagle.drafts.eagle3.training import Eagle3Training
+from hf_eagle.losses.objectives import DraftObjective
 from hf_eagle.training import distributed
 from hf_eagle.training.run_arguments import RunArguments
 from hf_eagle.training.totals import StepTotals, widest_float
@@ -68,5 +70,5 @@ def test_sums_are_kept_in_the_widest_dtype_of_a_device(missing, monkeypatch):
     widest_float.cache_clear()
 
     assert {x.dtype for x in totals.sums.values()} == {torch.float32 if missing else torch.float64}
-    metrics = totals.metrics(Accelerator(cpu=True), torch.tensor([0.5, 0.5]))
+    metrics = totals.metrics(Accelerator(cpu=True), Eagle3Training(DraftObjective(), num_steps=2, step_weight=1.0))
     assert metrics["accuracy_step_0"] == 0.5 and metrics["loss"] == pytest.approx(0.05 / 2 + 0.1 / 4)

@@ -45,7 +45,8 @@ def test_a_step_computes_what_it_computes_on_the_cpu(form, found):
     seen = found["forms"][form]
     assert seen["loss"] <= 1e-6
     # the CPU has a fused attention, the device has not; EAGLE-1's queries have the smallest gradients
-    assert {name: apart for name, apart in seen["gradients"].items() if not apart <= 6e-6} == {}
+    most = 6e-6 if form.startswith("EAGLE-1") else 5e-6
+    assert {name: apart for name, apart in seen["gradients"].items() if not apart <= most} == {}
 
 
 @pytest.mark.parametrize("form", [form for form in FORMS if form not in (*PICTURES, FLASH)])
