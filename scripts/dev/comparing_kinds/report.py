@@ -125,5 +125,5 @@ def draw(runs: list[Run], path: Path) -> None:
             axis.hlines(alone, x - 0.4, x + 0.4, color="0.3", linestyle="--", label=None if x else "no draft")
         axis.set_xticks(range(len(sizes)), list(map(str, sizes)))
         axis.set(xlabel="requests in flight", ylabel="tokens per second", title="Speed in vLLM")
-        axis.legend(frameon=False, fontsize=8)
+        axis.legend(frameon=False, fontsize=8, loc="upper left")
     figure.savefig(path)
