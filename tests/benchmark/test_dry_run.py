@@ -12,8 +12,10 @@ from transformers import AutoModelForCausalLM
 from hf_eagle.arguments.groups import DryRunArguments
 from hf_eagle.benchmark.dry_run import GIB, dry_run, read_target_config, shapes_of
 from hf_eagle.drafts.costs_base import RunShapes
+from hf_eagle.drafts.dflash.plan import BlockPlan
 from hf_eagle.drafts.eagle1.configuration import Eagle1Config
 from hf_eagle.drafts.eagle3.configuration import draft_config
+from hf_eagle.drafts.training_base import Draw
 from hf_eagle.training.launching import launch_of
 from hf_eagle.training.run_arguments import RunArguments
 
@@ -113,6 +115,47 @@ def test_a_recipe_fits_the_devices_that_its_head_names(recipe, script, tmp_path,
     assert ("the draft's weights, gathered" in printed) == sharded
     assert float(re.search(r"^at most +([\d.]+)$", printed, re.M)[1]) == pytest.approx(float(told), abs=0.056)
     assert "This cannot fit" not in caplog.text
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_the_layers_that_a_recipe_says_are_tapped_are(recipe, script, tmp_path, capsys):
+    told = re.search(r"taps behind layers ([\d, ]+) and (\d+) follow", recipe.read_text())
+    if told:
+        printed = dry_ran(commented(recipe.read_text(), "Dry run: hf-eagle train"), script, tmp_path, capsys)
+        layers = [int(number) for number in (*told[1].split(", "), told[2])]
+        assert f"(taps {', '.join(str(number + 1) for number in layers)})" in printed
+
+
+@pytest.mark.parametrize("documents", [[16] * 4, [40, 24], [64], [8] * 8, [2, 62], [33, 3, 28]])
+@pytest.mark.parametrize("num_anchors", [1, 5, 512])
+def test_blocks_of_a_row_are_counted_for_each_of_its_conversations(documents, num_anchors, tmp_path):
+    """Packed, a row holds many conversations, and each has blocks of its own: never more than the dry run counts."""
+    words = f"--config smollm2-135m-dflash --dry_run --max_length 64 --num_anchors {num_anchors} --block_size 4"
+    asked = RunArguments.parse(words.split())
+    target = read_target_config(str(write_config("assets/smollm2-135m-instruct", tmp_path)))
+    shapes = shapes_of(target, asked.target, asked.data, asked.dry_run, asked.training, 3)
+
+    batch = {
+        "input_ids": torch.arange(64)[None],
+        "loss_mask": torch.ones(1, 64, dtype=torch.long),
+        "documents": torch.repeat_interleave(torch.arange(len(documents)), torch.tensor(documents))[None],
+    }
+    blocks = BlockPlan.of(batch, 4, num_anchors, Draw(0)).layout.anchors
+    assert len(blocks) == sum(min(num_anchors, max(0, length - 2)) for length in documents)
+    assert len(blocks) <= min(shapes.supervised, shapes.rows * shapes.num_anchors)
+
+
+def test_recipes_pack_texts():
+    """What pads: images, and blocks in number limited by conversation."""
+    asked = {path.stem: yaml.safe_load(path.read_text()) for path in RECIPES}
+    assert sorted(name for name, recipe in asked.items() if not recipe.get("packing")) == [
+        "llama-3.1-8b-dflash",
+        "qwen3-30b-a3b-dflash",
+        "qwen3-8b-dflash",
+        "qwen3-vl-30b-a3b-eagle3",
+        "qwen3-vl-8b-eagle3",
+        "tiny-qwen3-vl-eagle3",
+    ]
 
 
 LAUNCH_CONFIGS = sorted((ROOT / "training_args" / "accelerate").glob("*.yaml"))

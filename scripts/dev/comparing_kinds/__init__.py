@@ -1,0 +1,1 @@
+"""What `compare_kinds.py` runs and shows."""
