@@ -26,6 +26,7 @@ from plain_varlen import plain_varlen  # noqa: E402
 from pretended_device import NAME, PretendedTensor, pretend, recorded  # noqa: E402
 from pretended_forms import FORMS, NARROWEST, ONE_KERNEL, ROWS, STEPS  # noqa: E402
 from tiny import pad_batch, random_chats, tiny_eagle1_pair, tiny_pair  # noqa: E402
+from tiny_blocks import tiny_block_pair  # noqa: E402
 from tiny_mla import tiny_mla_pair  # noqa: E402
 from transformers import TrainerCallback  # noqa: E402
 from transformers.trainer_utils import IntervalStrategy  # noqa: E402
@@ -212,6 +213,9 @@ DECODINGS = {
     | {"temperature": 1.0},
     "EAGLE-1, chain": {"make": tiny_eagle1_pair},
     "latent attention, tree": {"make": tiny_mla_pair, "method": "tree", "depth": 3, "top_k": 2, "total_tokens": 6},
+    "DFlash, chain": {"make": tiny_block_pair, "num_speculative_tokens": 4},
+    "DFlash, chains, a batch": {"make": tiny_block_pair, "rows": 3, "num_speculative_tokens": 4},
+    "DFlash, chain, sampled": {"make": tiny_block_pair, "num_speculative_tokens": 4, "temperature": 0.8},
 }
 
 
