@@ -31,7 +31,7 @@ from tiny_mla import tiny_mla_pair  # noqa: E402
 from transformers import TrainerCallback  # noqa: E402
 from transformers.trainer_utils import IntervalStrategy  # noqa: E402
 
-import hf_eagle.drafts.flex_ttt  # noqa: E402
+import hf_eagle.drafts.flex_context  # noqa: E402
 import hf_eagle.targets.head  # noqa: E402
 from hf_eagle import EagleTrainer, EagleTrainingArguments  # noqa: E402
 from hf_eagle.decoding.generate import speculative_generate  # noqa: E402
@@ -101,8 +101,8 @@ class Watched(TrainerCallback):
 def get_device() -> None:
     """From now on this process has the device, on which drafts can be trained and decode."""
     pretend()
-    hf_eagle.drafts.flex_ttt._kernel = lambda device_type: dense_flex
-    hf_eagle.drafts.flex_ttt._NARROWEST = NARROWEST
+    hf_eagle.drafts.flex_context._kernel = lambda device_type: dense_flex
+    hf_eagle.drafts.flex_context._NARROWEST = NARROWEST
     document_kernels._varlen, document_kernels._HALF = (lambda: plain_varlen), (torch.float32,)
     # a head of pretended tensors is one of plain numbers
     hf_eagle.targets.head.DTensor = (hf_eagle.targets.head.DTensor, PretendedTensor)
