@@ -3,12 +3,15 @@
     python scripts/benchmark_training_step.py --preset smollm2 --batch_size 1 --length 2048 --compare eager
     python scripts/benchmark_training_step.py --target your/model --data answers.jsonl --compare padded
     python scripts/benchmark_training_step.py --preset smollm2 --sweep length --output_json length.json
+    python scripts/benchmark_training_step.py --method dflash --num_anchors 64 --sweep length --longest 32768 \\
+        --compare eagle3
 
 Prints a table: the seconds of each part of a step, supervised rows per second, additional memory, FLOP/s, and their
 share of what this machine's matrix products reach. Which rows of a batch count is planned before the clock starts, as a
 run does while it collates. `--compare` also measures a second way, in alternation, and prints the ratios:
 
     eager    unroll every row, and hold its attention scores and full-vocabulary logits (draft only)
+    eagle3   an EAGLE-3 draft of the same sizes, for --method dflash
     float32  the same step without mixed precision, for --dtype bfloat16
     padded   the same chats in padded batches instead of packed rows, whole step; and a naive version: padded, with
              every row of the draft and full-vocabulary logits computed as under `eager`
@@ -27,12 +30,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works wi
 
 import hf_eagle.door.beginning  # noqa: F401 - first: from here on a signal ends the script in one line
 from hf_eagle.arguments.bounds import Bounds, Count, Depth, Repeats, Rows, Turns, Width, check_numbers
+from hf_eagle.benchmark.shapes import LONGEST
 from hf_eagle.door.printer import run_verb
 from hf_eagle.targets.latent import LATENT_SIZES
 
 
-SWEEPS = {"length": (512, 1024, 2048, 4096, 8192), "ttt": (1, 2, 3, 5, 7), "batch": (1, 2, 4, 8)}
-LONGEST = 2**17  # positions of the draft that is made
+SWEEPS = {"ttt": (1, 2, 3, 5, 7), "batch": (1, 2, 4, 8)}
+SHORTEST = 512  # length that a sweep begins with
+SWEPT_BESIDE = ("none", "eager", "eagle3")  # values of `compare`
+# method -> arguments that it does not take, or not with these values
+REFUSED = {
+    "eagle3": {"draft_num_layers": None, "block_size": None, "num_anchors": None, "compare": ("eagle3",)},
+    "dflash": {"data": None, "compare": ("eager",), "preset": ("kimi-mla",)},
+}
 Vocabulary = Annotated[int, Bounds(least=2, most=2**22)]
 Layers = Annotated[int, Bounds(least=1, most=1000)]
 Rank = Annotated[int, Bounds(least=0, most=2**17)]  # 0: no bottleneck
@@ -42,6 +52,16 @@ Rank = Annotated[int, Bounds(least=0, most=2**17)]  # 0: no bottleneck
 class BenchmarkArguments:
     preset: Literal["smollm2", "llama3-8b", "qwen3-8b", "qwen3-30b-a3b", "kimi-mla"] = field(
         default="smollm2", metadata={"help": "Shapes of the target and of the draft's layer."}
+    )
+    method: Literal["eagle3", "dflash"] = field(default="eagle3", metadata={"help": "The kind of draft."})
+    draft_num_layers: Annotated[int, Bounds(least=1, most=64)] | None = field(
+        default=None, metadata={"help": "--method dflash: layers of the draft; 1 by default."}
+    )
+    block_size: Annotated[int, Bounds(least=2, most=65)] | None = field(
+        default=None, metadata={"help": "--method dflash: slots of a block; 8 by default."}
+    )
+    num_anchors: Count | None = field(
+        default=None, metadata={"help": "--method dflash: blocks of a row at most; 512 by default."}
     )
     batch_size: Rows = field(default=1, metadata={"help": "Rows of a batch."})
     length: Annotated[int, Bounds(least=4, most=LONGEST)] = field(
@@ -81,7 +101,7 @@ class BenchmarkArguments:
     )
     data: str | None = field(default=None, metadata={"help": "Real chats instead of random tokens; needs a --target."})
     num_chats: Count = field(default=64, metadata={"help": "How many chats of `data` to use, drawn at random."})
-    compare: Literal["none", "eager", "float32", "padded", "trainer", "live"] = field(
+    compare: Literal["none", "eager", "eagle3", "float32", "padded", "trainer", "live"] = field(
         default="none", metadata={"help": "What to compare with, in alternation."}
     )
     store_dtype: Literal["bfloat16", "float32", "float8"] = field(
@@ -92,6 +112,9 @@ class BenchmarkArguments:
     )
     sweep: Literal["none", "length", "ttt", "batch"] = field(
         default="none", metadata={"help": "Measure at several values of this, and draw how the cost grows."}
+    )
+    longest: Annotated[int, Bounds(least=SHORTEST, most=LONGEST)] = field(
+        default=8192, metadata={"help": f"--sweep length: it doubles from {SHORTEST} to this."}
     )
     repeats: Repeats = field(default=5, metadata={"help": "Runs of each way of training; medians are shown."})
     device: str | None = field(default=None, metadata={"help": "cpu, cuda, ...; by default cuda if there is one."})
@@ -118,16 +141,30 @@ class BenchmarkArguments:
         if latent and self.preset != "kimi-mla":
             name, size = next(iter(latent.items()))
             raise ValueError(f"`{name}` is {size}, but the draft of `preset` {self.preset} has no latent attention.")
-        if self.sweep != "none" and self.compare not in ("none", "eager"):
-            raise ValueError("`sweep` goes with `compare` eager or none.")
+        if self.sweep != "none" and self.compare not in SWEPT_BESIDE:
+            raise ValueError("`sweep` goes with `compare` eager, eagle3 or none.")
+        self._check_method()
         if self.data is None:
             self._check_workload()
+
+    def _check_method(self):
+        for name, values in REFUSED[self.method].items():
+            value = getattr(self, name)
+            if value is not None and (values is None or value in values):
+                raise ValueError(f"`{name}` {value} does not go with `method` {self.method}: leave it out.")
+
+    @property
+    def swept(self) -> tuple[int, ...]:
+        """Values of what is swept."""
+        if self.sweep != "length":
+            return SWEEPS[self.sweep]
+        return tuple(SHORTEST << n for n in range((self.longest // SHORTEST).bit_length()))
 
     def _check_workload(self):
         from hf_eagle.benchmark.shapes import check_shapes, check_turns, shapes_of, turns_of
 
         check_shapes(shapes_of(self), with_target=self.target == "random")
-        for length in SWEEPS["length"] if self.sweep == "length" else (self.length,):
+        for length in self.swept if self.sweep == "length" else (self.length,):
             check_turns(length, turns_of(self.turns, length), self.supervised_share)
 
 
@@ -173,7 +210,7 @@ def main() -> None:
         result = run.measure(args, device)
         print(run.describe(result))
     else:
-        result = run.sweep(args, device, SWEEPS[args.sweep])
+        result = run.sweep(args, device, args.swept)
 
     result["arguments"], result["machine"] = asdict(args), run.machine(device)
     if args.output_json:

@@ -5,6 +5,7 @@ from datasets import Dataset
 from peft import LoraConfig
 from plain_varlen import plain_varlen
 from tiny import random_chats, tiny_eagle1_pair, tiny_pair
+from tiny_blocks import tiny_block_pair
 from tiny_mla import tiny_mla_pair
 from tiny_tokenizer import word_tokenizer
 from tiny_vision import CHATS, tiny_vision_model, vision_processor, write_records
@@ -72,6 +73,15 @@ def latent(data=PADDED):
     return lambda folder: {"pair": tiny_mla_pair(), "data": data}, {"ttt_steps": 3}
 
 
+def dflash(data=PADDED, peft=None, attention="sdpa", fields=(), **args):
+    def parts(folder):
+        pair = _, draft = tiny_block_pair(fields=fields, draft_num_layers=2)
+        draft.set_attn_implementation(attention)
+        return {"pair": pair, "data": data, "peft_config": peft}
+
+    return parts, {"num_anchors": 4, **args}
+
+
 def stored(dtype="float32", make=tiny_pair):
     def parts(folder):
         pair = target, draft = make()
@@ -128,9 +138,20 @@ FORMS = {
     "EAGLE-1, padded": eagle1(),
     "EAGLE-1, noise, packed": eagle1(PACKED, feature_noise="uniform"),
     "EAGLE-1, gradient checkpointing": eagle1(gradient_checkpointing=True),
+    "DFlash, padded": dflash(),
+    "DFlash, packed": dflash(PACKED),
+    "DFlash, a stream": dflash(Stream()),
+    "DFlash, label": dflash(loss="label"),
+    "DFlash, dpace, packed": dflash(PACKED, loss="dpace"),
+    "DFlash, accumulated": dflash(gradient_accumulation_steps=2, num_train_epochs=2),
+    "DFlash, LoRA": dflash(peft=LoraConfig(r=4)),
+    "DFlash, gradient checkpointing": dflash(gradient_checkpointing=True),
+    "DFlash, eager": dflash(attention="eager"),
+    "DFlash, heads too narrow, packed": dflash(PACKED, fields={"head_dim": NARROWEST // 2}),
     "EAGLE-3, stored": stored(),
     "EAGLE-3, stored in 8 bits": stored("float8"),
     "EAGLE-1, stored": stored(make=tiny_eagle1_pair),
+    "DFlash, stored": stored(make=tiny_block_pair),
     "pictures and films": pictures(CHATS),
     "pictures, embedded": pictures(CHATS[:1] * 4, "1d", "vision"),
     "a target with pictures, text": pictures(CHATS[1:2] * 4),

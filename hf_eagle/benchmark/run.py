@@ -14,8 +14,8 @@ import torch
 
 from ..evaluation.plots import plot_growth
 from . import chats, measures, stored
-from .shapes import check_memory, shapes_of, turns_of
-from .workload import Step, build_draft, chat_batch, random_target
+from .shapes import Shapes, check_memory, shapes_of, turns_of
+from .workload import Step, build_block_draft, build_draft, chat_batch, random_target
 
 
 PARTS = ("target_seconds", "forward_seconds", "backward_seconds", "optimizer_seconds")
@@ -32,31 +32,54 @@ def measure(args, device: torch.device) -> dict:
     layers = shapes.num_hidden_layers if args.target == "random" else 0
     check_memory(shapes, args.batch_size, args.length, layers, measures.room_of(device), str(device))
 
-    autocast = torch.bfloat16 if args.dtype == "bfloat16" else None
-    draft, target = build_draft(shapes, device), None
-    if args.target != "none":
-        target = random_target(shapes, autocast or torch.float32, device, draft.config.tap_ids)
-    turns = turns_of(args.turns, args.length)
+    dtype, turns = getattr(torch, args.dtype), turns_of(args.turns, args.length)
     batch = chat_batch(shapes, args.batch_size, args.length, args.supervised_share, turns, device)
-
-    ways = {"fast": Step(draft, target, args.ttt_steps, autocast)}
-    if args.compare == "eager":
-        ways["eager"] = Step(draft, target, args.ttt_steps, autocast, whole=True)
-    elif args.compare == "float32":
-        ways["float32"] = Step(draft, target, args.ttt_steps)
+    ways = _ways(args, shapes, device)
     batches = {name: step.planned(batch) for name, step in ways.items()}
 
-    optimizer = torch.optim.AdamW([p for p in draft.parameters() if p.requires_grad], lr=1e-5, fused=True)
-    runs = {name: partial(timed_step, step, batches[name], optimizer, device) for name, step in ways.items()}
+    optimizers = {id(step.draft): _optimizer_of(step.draft) for step in ways.values()}
+    runs = {
+        name: partial(timed_step, step, batches[name], optimizers[id(step.draft)], device)
+        for name, step in ways.items()
+    }
     medians = measures.alternating_medians(runs, args.repeats)
     memory = {name: _draft_memory(step, batches[name], device) for name, step in ways.items()}
 
-    result = _of_fast_way(ways["fast"], medians, memory, measures.matmul_limit(autocast or torch.float32, device))
+    result = _of_fast_way(ways["fast"], medians, memory, measures.matmul_limit(dtype, device))
+    result["operations"] = {name: sum(_needed_flops(step).values()) for name, step in ways.items() if not step.whole}
     for name in set(ways) - {"fast"}:
         result[f"speedup_vs_{name}"] = _draft_seconds(medians[name]) / result["draft_seconds"]
         if None not in memory.values():
             result[f"memory_ratio_vs_{name}"] = memory[name] / memory["fast"]
     return result
+
+
+def _ways(args, shapes: Shapes, device: torch.device) -> dict[str, Step]:
+    """The way that is measured, `fast`, and the one that it is compared with, by its name."""
+    blocks = {name: getattr(args, name) for name in ("draft_num_layers", "block_size") if getattr(args, name)}
+    make = {"eagle3": build_draft, "dflash": partial(build_block_draft, **blocks)}
+    autocast = torch.bfloat16 if args.dtype == "bfloat16" else None
+    draft, target = make[args.method](shapes, device), None
+    if args.target != "none":
+        target = random_target(shapes, autocast or torch.float32, device, draft.config.tap_ids)
+
+    steps = args.ttt_steps
+    ways = {"fast": Step(draft, target, steps, autocast, num_anchors=args.num_anchors or 512)}
+    if args.compare == "eager":
+        ways["eager"] = Step(draft, target, steps, autocast, whole=True)
+    elif args.compare == "float32":
+        ways["float32"] = Step(draft, target, steps, num_anchors=args.num_anchors or 512)
+    elif args.compare in make:
+        ways[args.compare] = Step(make[args.compare](shapes, device), target, steps, autocast)
+    return ways
+
+
+def _optimizer_of(draft) -> torch.optim.Optimizer:
+    return torch.optim.AdamW([p for p in draft.parameters() if p.requires_grad], lr=1e-5, fused=True)
+
+
+def _needed_flops(step: Step) -> dict[str, float]:
+    return step.draft.kind.part("costs").costs_of(step.draft.config).needed_flops(step.plan)
 
 
 def _of_fast_way(step: Step, medians: dict, memory: dict, limit: float) -> dict:
@@ -67,8 +90,7 @@ def _of_fast_way(step: Step, medians: dict, memory: dict, limit: float) -> dict:
         medians, memory: those of all ways.
         limit: FLOP/s that matrix products reach on this machine.
     """
-    config = step.draft.config
-    needed = step.draft.kind.part("costs").costs_of(config).needed_flops(step.plan)
+    needed = _needed_flops(step)
     rows, draft_seconds = int(step.counts[0]), _draft_seconds(medians["fast"])
 
     rate = sum(needed.values()) / draft_seconds
@@ -130,6 +152,7 @@ def sweep(args, device: torch.device, values: tuple[int, ...]) -> dict:
         points.append({name: value, **result})
         print(f"{name} {value}\n{describe(result)}\n", flush=True)
 
+    print(table(name, points))
     result = {"swept": name, "points": points}
     upper = points[len(points) // 2 - 1 :]
     x = [math.log(point[name]) for point in upper]
@@ -143,6 +166,18 @@ def sweep(args, device: torch.device, values: tuple[int, ...]) -> dict:
             result[f"{what}_exponent"] = growth
             print(f"{what} grows with {name} to the power {growth:.2f} ({upper[0][name]} to {upper[-1][name]})")
     return result
+
+
+def table(name: str, points: list[dict]) -> str:
+    """A line for each point of a sweep and each way: operations of the draft's side, its seconds and its memory."""
+    lines = [f"{name:>10}  {'way':8} {'GFLOP':>10} {'seconds':>9} {'MiB':>8}"]
+    for point in points:
+        for way, medians in point["seconds"].items():
+            operations, memory = point["operations"].get(way), point["draft_memory_bytes"][way]
+            counted = "-" if operations is None else f"{operations / 1e9:,.1f}"
+            held = "-" if memory is None else f"{memory / 2**20:,.0f}"
+            lines.append(f"{point[name]:>10,}  {way:8} {counted:>10} {_draft_seconds(medians):>9.3f} {held:>8}")
+    return "\n".join(lines)
 
 
 def describe(result: dict) -> str:

@@ -3,6 +3,9 @@
 from dataclasses import dataclass, fields, replace
 
 
+LONGEST = 2**17  # positions of the drafts that are made
+
+
 @dataclass
 class Shapes:
     """Sizes of a target and of the draft for it."""

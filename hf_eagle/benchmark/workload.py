@@ -6,9 +6,11 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from ..arguments.blocks import BlockDraftArguments
 from ..arguments.objective import EagleArguments
 from ..data.columns import read_batch
 from ..drafts.build import new_draft
+from ..drafts.dflash.configuration import config_for as block_config_for
 from ..drafts.eagle3.configuration import EagleConfig
 from ..drafts.eagle3.configuration_latent import EagleMLAConfig
 from ..drafts.training_base import Draw
@@ -18,7 +20,7 @@ from ..targets.latent import LATENT_SIZES
 from ..targets.target import FrozenTarget
 from ..training.step import TrainingStep
 from .plain import PlainTraining
-from .shapes import Shapes
+from .shapes import LONGEST, Shapes
 
 
 def build_draft(shapes: Shapes, device: torch.device, embedding: torch.Tensor | None = None):
@@ -27,9 +29,9 @@ def build_draft(shapes: Shapes, device: torch.device, embedding: torch.Tensor | 
     left_out = {"num_hidden_layers", *(("num_key_value_heads", "head_dim") if latent else LATENT_SIZES)}
     sizes = {f.name: getattr(shapes, f.name) for f in fields(shapes) if f.name not in left_out}
 
-    n = shapes.num_hidden_layers
     config_class = EagleMLAConfig if latent else EagleConfig
-    config = config_class(**sizes, eagle_aux_hidden_state_layer_ids=[2, n // 2, n - 3], max_position_embeddings=2**17)
+    taps = _taps(shapes)
+    config = config_class(**sizes, eagle_aux_hidden_state_layer_ids=taps, max_position_embeddings=LONGEST)
 
     mapping = None
     with torch.device(device):  # a GPU makes a billion weights at once, a CPU needs many seconds
@@ -39,6 +41,27 @@ def build_draft(shapes: Shapes, device: torch.device, embedding: torch.Tensor | 
         if embedding is None:
             embedding = 0.02 * torch.randn(shapes.vocab_size, shapes.hidden_size)
         return new_draft(config, embedding, mapping).to(device).train()
+
+
+def build_block_draft(shapes: Shapes, device: torch.device, draft_num_layers: int = 1, block_size: int = 8):
+    """A random DFlash draft in training mode, for a target of these shapes, with the taps of [`build_draft`]."""
+    own = {"draft_num_layers": draft_num_layers, "block_size": block_size, "mask_token_id": shapes.vocab_size - 1}
+    options = {**vars(BlockDraftArguments()), **own, "tap_ids": _taps(shapes)}
+    config = block_config_for(_target_config(shapes), options)
+    with torch.device(device):
+        table = 0.02 * torch.randn(shapes.vocab_size, shapes.hidden_size)
+        return new_draft(config, table, head_weight=table).to(device).train()
+
+
+def _taps(shapes: Shapes) -> list[int]:
+    n = shapes.num_hidden_layers
+    return [2, n // 2, n - 3]
+
+
+def _target_config(shapes: Shapes, tied: bool = True) -> LlamaConfig:
+    left_out = {"draft_vocab_size", *LATENT_SIZES}
+    sizes = {f.name: getattr(shapes, f.name) for f in fields(shapes) if f.name not in left_out}
+    return LlamaConfig(**sizes, max_position_embeddings=LONGEST, tie_word_embeddings=tied)
 
 
 def random_target(
@@ -51,9 +74,7 @@ def random_target(
         tap_ids: its taps.
         says: the only token ids that it finds most probable, for instance a draft's vocabulary; any if `None`.
     """
-    left_out = {"draft_vocab_size", *LATENT_SIZES}
-    sizes = {f.name: getattr(shapes, f.name) for f in fields(shapes) if f.name not in left_out}
-    config = LlamaConfig(**sizes, max_position_embeddings=2**17, tie_word_embeddings=says is None)
+    config = _target_config(shapes, tied=says is None)
     with torch.device(device):  # in their own dtype and place, since making 8 billion weights elsewhere takes minutes
         model = LlamaForCausalLM._from_config(config, dtype=dtype)
 
@@ -66,9 +87,12 @@ def random_target(
 
 
 def chat_batch(shapes: Shapes, batch_size: int, length: int, supervised_share: float, turns: int, device) -> dict:
-    """Conversations of `turns` turns; the last `supervised_share` of each turn is an answer."""
+    """Conversations of `turns` turns; the last `supervised_share` of each turn is an answer.
+
+    None holds the last token of the vocabulary, with which blocks are masked.
+    """
     place = torch.arange(length) % (length // turns) / (length // turns)
-    ids = torch.randint(0, shapes.vocab_size, (batch_size, length))
+    ids = torch.randint(0, shapes.vocab_size - 1, (batch_size, length))
     batch = {
         "input_ids": ids,
         "loss_mask": (place >= 1 - supervised_share).long().expand(batch_size, -1),
@@ -80,12 +104,15 @@ def chat_batch(shapes: Shapes, batch_size: int, length: int, supervised_share: f
 class NoTarget:
     """Stand-in for a target if only the draft's side matters: its answers are random, and made once.
 
+    Args:
+        draft: whose target it stands for.
+
     Attributes:
         features, teacher: its answers, `None` until the first call.
     """
 
-    def __init__(self, config: EagleConfig):
-        self.config = config
+    def __init__(self, draft):
+        self.draft, self.config = draft, draft.config
         self.features = self.teacher = None
 
     def __call__(self, input_ids: torch.Tensor, **inputs: Any) -> TargetFeatures:
@@ -93,9 +120,12 @@ class NoTarget:
         if self.features is None:
             width = self.config.num_taps * self.config.target_hidden_size
             taps = torch.randn(*input_ids.shape, width, device=input_ids.device)
-            # an EAGLE-3 draft sees taps; only the number of last hidden states is used
-            self.features = TargetFeatures(taps=taps, last_hidden=taps[..., :0])
+            self.features = TargetFeatures(taps=taps, last_hidden=taps[..., : self.config.target_hidden_size])
         return self.features
+
+    def teacher_head(self):
+        """As [`FrozenTarget.teacher_head`]: a head of the same size, the draft's own."""
+        return self.draft.compute_logits
 
     def distribution(
         self, hidden: torch.Tensor, draft_ids: torch.Tensor | None, dtype: torch.dtype, **options: Any
@@ -123,17 +153,26 @@ class Step:
         num_steps: TTT steps.
         autocast: dtype of mixed precision, `None` for float32.
         whole: run the plain way instead, for comparison, see [`PlainTraining`]; with `eager` attention.
+        num_anchors: blocks of a row at most, of a draft that is trained on blocks.
     """
 
-    def __init__(self, draft, target: FrozenTarget | None, num_steps: int, autocast=None, whole: bool = False):
-        self.draft, self.autocast = draft, autocast
+    def __init__(
+        self,
+        draft,
+        target: FrozenTarget | None,
+        num_steps: int,
+        autocast=None,
+        whole: bool = False,
+        num_anchors: int = 512,
+    ):
+        self.draft, self.autocast, self.whole = draft, autocast, whole
         self.attention = "eager" if whole else "sdpa"
-        self.target = NoTarget(draft.config) if target is None else target
+        self.target = NoTarget(draft) if target is None else target
 
         if whole:
             training = PlainTraining(num_steps)
         else:
-            asked = EagleArguments(ttt_steps=num_steps)
+            asked = EagleArguments(ttt_steps=num_steps, num_anchors=num_anchors)
             training = draft.kind.part("training").training_for(asked, draft.config)
         self.training_step = TrainingStep(self.target, training, torch.float32 if autocast is None else torch.bfloat16)
 

@@ -28,7 +28,6 @@ class RunShapes:
         rows: sequences of a rank's batch.
         length: tokens of each, padding included.
         ttt_steps: steps of the training-time test.
-        num_anchors: blocks trained of each sequence at most, of a draft that is trained on blocks.
         supervised_share: share of the tokens that belong to answers; 1 is the most possible.
         bf16: mixed precision.
         checkpointing: gradient checkpointing, one checkpoint a TTT step.
@@ -39,13 +38,13 @@ class RunShapes:
         accelerator: the draft's attention is `flex_attention`, which keeps what a row attends to without its own keys,
             and with them; the CPU kernel keeps the latter only.
         memory: bytes of the accelerator, by which the loss chooses how many rows it takes at once.
+        num_anchors: blocks trained of each sequence at most, of a draft that is trained on blocks.
     """
 
     world_size: int = 1
     rows: int = 1
     length: int = 2048
     ttt_steps: int = 7
-    num_anchors: int = 512
     supervised_share: float = 1.0
     bf16: bool = True
     checkpointing: bool = False
@@ -55,6 +54,7 @@ class RunShapes:
     target_shard_size: int | None = None
     accelerator: bool = True
     memory: int = 80 * 2**30
+    num_anchors: int = 512
 
     @property
     def tokens(self) -> int:

@@ -13,7 +13,7 @@ import torch
 from torch.nn.functional import pad
 
 from .flash_cpu import expanded, flash, flash_backward, grouped, ungrouped
-from .flex_ttt import CannotAttend, by_flex, chosen_attention, lengthened, say_eager
+from .flex_context import CannotAttend, by_flex, chosen_attention, lengthened, say_eager
 from .unroll_plan import RowLayout
 
 

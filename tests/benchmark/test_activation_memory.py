@@ -2,6 +2,7 @@
 
 import json
 import weakref
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 from workers import run_worker
 
 from hf_eagle.benchmark.shapes import Shapes
-from hf_eagle.benchmark.workload import Step, build_draft, chat_batch
+from hf_eagle.benchmark.workload import Step, build_block_draft, build_draft, chat_batch
 from hf_eagle.drafts.build import new_draft
 from hf_eagle.drafts.costs_base import RunShapes
 from hf_eagle.drafts.eagle1.configuration import Eagle1Config
@@ -130,6 +131,29 @@ def test_activations_of_eagle1_are_those_of_a_real_step(autocast):
     with LiveBytes(known) as seen, torch.autocast("cpu", autocast, enabled=autocast is not None):
         draft(ids, seen_by_draft, plan, objective).loss.backward()
     assert said_of(draft, shapes_of_step(1, 1.0, autocast, False)) == pytest.approx(seen.peak, rel=0.15)
+
+
+@pytest.mark.parametrize(
+    ("layers", "anchors", "checkpointing", "autocast"),
+    [
+        (1, 60, False, None),
+        (2, 60, False, torch.bfloat16),
+        (3, 60, True, None),
+    ],
+)
+def test_activations_of_blocks_are_those_of_a_real_step(layers, anchors, checkpointing, autocast):
+    torch.manual_seed(0)
+    draft = build_block_draft(LLAMA, torch.device("cpu"), layers)
+    if checkpointing:
+        draft.gradient_checkpointing_enable()
+    step = Step(draft, None, 1, autocast, num_anchors=anchors)
+    batch = chat_batch(LLAMA, 1, LENGTH, 0.999, 1, torch.device("cpu"))
+    step.run_target(batch)
+    before = [*draft.parameters(), *draft.buffers(), step.target.features.taps]
+    with LiveBytes(before) as seen:
+        step.forward(batch).backward()
+    shapes = replace(shapes_of_step(1, 1.0, autocast, checkpointing), num_anchors=anchors)
+    assert said_of(draft, shapes) == pytest.approx(seen.peak, rel=0.15)
 
 
 def test_a_sharded_draft_holds_what_its_ranks_gather(tmp_path):

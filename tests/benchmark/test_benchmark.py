@@ -14,7 +14,7 @@ from warm_python import warm_python
 
 from hf_eagle.benchmark import measures
 from hf_eagle.benchmark.shapes import Shapes, check_memory, check_turns
-from hf_eagle.benchmark.workload import Step, build_draft, chat_batch, random_target
+from hf_eagle.benchmark.workload import Step, build_block_draft, build_draft, chat_batch, random_target
 from hf_eagle.data.collators import EagleDataCollator
 from hf_eagle.drafts.build import new_draft
 from hf_eagle.drafts.eagle1.configuration import Eagle1Config
@@ -116,6 +116,23 @@ def test_attention_needs_half_of_what_the_plain_way_computes(shapes):
     assert 0.95 < 2 * needed["attention"] / (seen["eager"] - seen["sdpa"]) < 1.05
 
 
+@pytest.mark.parametrize("anchors", [4, 99])
+def test_needed_operations_of_blocks_are_those_that_run(anchors):
+    """As above, less the scores inside blocks, which are products of batches; its loss also runs the target's head."""
+    torch.manual_seed(0)
+    draft = build_block_draft(SHAPES, CPU, draft_num_layers=2, block_size=5)
+    step = Step(draft, None, 1, num_anchors=anchors)
+    batch = step.planned(chat_batch(SHAPES, 2, 60, 0.4, 3, CPU))
+    step.run_target(batch)
+    with FlopCounterMode(display=False) as counter:
+        step.forward(batch).backward()
+    counted = counter.get_flop_counts()["Global"]
+    products = sum(count for operation, count in counted.items() if "bmm" not in str(operation))
+    needed = needed_flops(draft, step.plan)
+    assert int(step.counts[0]) == min(2 * anchors, 2 * 3 * 7)
+    assert 0.95 < (needed["projections"] + needed["head"]) / products < 1.05
+
+
 def test_peak_memory_sees_what_is_taken_and_given_back():
     added = measures.peak_memory(lambda: torch.ones(2**25).sum(), CPU)  # 128 MiB
     if added is None:
@@ -156,6 +173,29 @@ def test_the_script_sweeps_and_draws(tmp_path):
         5,
         7,
     ]
+
+
+def test_the_script_shows_blocks_beside_eagle3_at_many_lengths(tmp_path):
+    """A table of operations, seconds and memory; anchors decide what blocks cost, the length decides EAGLE-3's."""
+    how = ["--method", "dflash", "--block_size", "4", "--num_anchors", "8", "--compare", "eagle3"]
+    done = run(*TINY, *how, "--sweep", "length", "--longest", "2100", "--output_json", str(tmp_path / "out.json"))
+    assert done.returncode == 0, done.stderr
+    points = json.loads((tmp_path / "out.json").read_text())["points"]
+    assert [point["length"] for point in points] == [512, 1024, 2048]
+    assert [point["supervised_rows"] for point in points] == [8, 8, 8]
+
+    operations = {way: [point["operations"][way] for point in points] for way in ("fast", "eagle3")}
+    assert operations["fast"][2] < 4 * operations["fast"][0] and operations["eagle3"][2] > 4 * operations["eagle3"][0]
+    rows = [line.split() for line in done.stdout.splitlines() if line.split()[1:2] in (["fast"], ["eagle3"])]
+    assert [(row[0], row[1]) for row in rows] == [(n, way) for n in ("512", "1,024", "2,048") for way in operations]
+    assert rows[0][2] == f"{operations['fast'][0] / 1e9:,.1f}" and all(len(row) == 5 for row in rows)
+
+
+def test_the_script_measures_blocks_beside_a_target(tmp_path):
+    done = run(*TINY, "--method", "dflash", "--draft_num_layers", "2", "--target", "random", "--dtype", "bfloat16",
+               "--compare", "float32", "--output_json", str(tmp_path / "out.json"))  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "out.json").read_text())["speedup_vs_float32"] > 0
 
 
 @pytest.mark.parametrize("compare", ["padded", "trainer", "live"])
@@ -199,6 +239,13 @@ def test_data_that_are_nothing_are_named(tmp_path):
         ({"turns": 1000, "sweep": "length"}, "`turns` must be at most 128 in rows of `length` 512, got 1000"),
         ({"target": "random", "hidden_size": 577}, "`hidden_size` 577 must be a multiple of `num_attention_heads` 9"),
         ({"target": "random", "num_hidden_layers": 6}, "`num_hidden_layers` must be at least 7"),
+        ({"num_anchors": 9}, "`num_anchors` 9 does not go with `method` eagle3: leave it out"),
+        ({"compare": "eagle3"}, "`compare` eagle3 does not go with `method` eagle3"),
+        ({"method": "dflash", "compare": "eager"}, "`compare` eager does not go with `method` dflash"),
+        ({"method": "dflash", "preset": "kimi-mla"}, "`preset` kimi-mla does not go with `method` dflash"),
+        ({"method": "dflash", "data": "x", "target": "a/model"}, "`data` x does not go with `method` dflash"),
+        ({"method": "dflash", "block_size": 1}, "`block_size` must be at least 2"),
+        ({"sweep": "length", "longest": 100}, "`longest` must be at least 512"),
         ({"data": "chats.jsonl"}, "`data` needs a tokenizer and features: name a `target`"),
         ({"target": "a/model"}, "`target` a/model is measured on real chats: name a `data` file"),
         ({"data": "chats.jsonl", "target": "a/model", "compare": "eager"}, "`data` goes with `compare` none, padded"),

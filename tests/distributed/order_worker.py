@@ -3,8 +3,9 @@
     order_worker.py SPEC.json    {"out": DIR, "runs": [{"name": NAME, "records": 13, "args": {...}, ...}, ...],
                                   "sizes": [1, 2, ...], "eval_batch": 2, "fsdp2": false, "broken": [1, ...]}
 
-A run may also have `method` (`"eagle1"`), `packed`, `stream` (`"rows"`, or `"chats"` that are tokenised on the way, of
-which some have no answer), `empty` (places of rows without a token), `resume` (a run's name and a step) and `stop_at`.
+A run may also have `method` (`"eagle1"`, `"dflash"`), `packed`, `stream` (`"rows"`, or `"chats"` that are tokenised on
+the way, of which some have no answer), `empty` (places of rows without a token), `resume` (a run's name and a step) and
+`stop_at`.
 Leaves in `out`:
 
 * of each run the trainer's `NAME/run`, `NAME/log.json` and, of each rank, `NAME/seen_RANK.json`: of each batch, the
@@ -31,6 +32,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).res
 from checked_collectives import check_collectives  # noqa: E402
 from datasets import Dataset  # noqa: E402
 from tiny import random_chats, tiny_eagle1_pair, tiny_llama, tiny_pair  # noqa: E402
+from tiny_blocks import tiny_block_pair  # noqa: E402
 from tiny_tokenizer import CHATML, assistant, tiny_tokenizer, user  # noqa: E402
 
 from hf_eagle import EagleConfig, EagleTrainer, EagleTrainingArguments, pack_dataset  # noqa: E402
@@ -41,7 +43,7 @@ from hf_eagle.training.distributed import leave  # noqa: E402
 from hf_eagle.training.parts import conversations  # noqa: E402
 
 
-PAIRS = {"eagle3": lambda: tiny_pair(40), "eagle1": tiny_eagle1_pair}
+PAIRS = {"eagle3": lambda: tiny_pair(40), "eagle1": tiny_eagle1_pair, "dflash": tiny_block_pair}
 
 
 class StopAt(TrainerCallback):

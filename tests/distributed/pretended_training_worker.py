@@ -26,11 +26,12 @@ from plain_varlen import plain_varlen  # noqa: E402
 from pretended_device import NAME, PretendedTensor, pretend, recorded  # noqa: E402
 from pretended_forms import FORMS, NARROWEST, ONE_KERNEL, ROWS, STEPS  # noqa: E402
 from tiny import pad_batch, random_chats, tiny_eagle1_pair, tiny_pair  # noqa: E402
+from tiny_blocks import tiny_block_pair  # noqa: E402
 from tiny_mla import tiny_mla_pair  # noqa: E402
 from transformers import TrainerCallback  # noqa: E402
 from transformers.trainer_utils import IntervalStrategy  # noqa: E402
 
-import hf_eagle.drafts.flex_ttt  # noqa: E402
+import hf_eagle.drafts.flex_context  # noqa: E402
 import hf_eagle.targets.head  # noqa: E402
 from hf_eagle import EagleTrainer, EagleTrainingArguments  # noqa: E402
 from hf_eagle.decoding.generate import speculative_generate  # noqa: E402
@@ -100,8 +101,8 @@ class Watched(TrainerCallback):
 def get_device() -> None:
     """From now on this process has the device, on which drafts can be trained and decode."""
     pretend()
-    hf_eagle.drafts.flex_ttt._kernel = lambda device_type: dense_flex
-    hf_eagle.drafts.flex_ttt._NARROWEST = NARROWEST
+    hf_eagle.drafts.flex_context._kernel = lambda device_type: dense_flex
+    hf_eagle.drafts.flex_context._NARROWEST = NARROWEST
     document_kernels._varlen, document_kernels._HALF = (lambda: plain_varlen), (torch.float32,)
     # a head of pretended tensors is one of plain numbers
     hf_eagle.targets.head.DTensor = (hf_eagle.targets.head.DTensor, PretendedTensor)
@@ -212,6 +213,9 @@ DECODINGS = {
     | {"temperature": 1.0},
     "EAGLE-1, chain": {"make": tiny_eagle1_pair},
     "latent attention, tree": {"make": tiny_mla_pair, "method": "tree", "depth": 3, "top_k": 2, "total_tokens": 6},
+    "DFlash, chain": {"make": tiny_block_pair, "num_speculative_tokens": 4},
+    "DFlash, chains, a batch": {"make": tiny_block_pair, "rows": 3, "num_speculative_tokens": 4},
+    "DFlash, chain, sampled": {"make": tiny_block_pair, "num_speculative_tokens": 4, "temperature": 0.8},
 }
 
 

@@ -7,8 +7,8 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from hf_eagle.benchmark.shapes import Shapes
 from hf_eagle.benchmark.workload import Step, build_draft, chat_batch
-from hf_eagle.drafts import flex_ttt, ttt_attention
-from hf_eagle.drafts.flex_ttt import kernel_options, lengthened, why_not_flex
+from hf_eagle.drafts import flex_context, ttt_attention
+from hf_eagle.drafts.flex_context import kernel_options, lengthened, why_not_flex
 from hf_eagle.drafts.ttt_attention import eager_ttt_attention, flex_ttt_attention
 from hf_eagle.drafts.unroll_plan import RowLayout
 
@@ -25,11 +25,11 @@ def graphs(monkeypatch):
     torch._dynamo.reset()
     monkeypatch.setattr("torch.nn.attention.flex_attention._validate_device", lambda *tensors: None)
     counter = CompileCounterWithBackend("aot_eager")
-    compiled = torch.compile(flex_ttt._attend, fullgraph=True, backend=counter)
-    monkeypatch.setattr(flex_ttt, "_kernel", lambda device_type: compiled)
+    compiled = torch.compile(flex_context._attend, fullgraph=True, backend=counter)
+    monkeypatch.setattr(flex_context, "_kernel", lambda device_type: compiled)
     yield counter
-    flex_ttt._failures.clear()
-    flex_ttt.say_eager.cache_clear()
+    flex_context._failures.clear()
+    flex_context.say_eager.cache_clear()
 
 
 def layout_of(rows: torch.Tensor, length: int) -> RowLayout:
@@ -136,7 +136,7 @@ def test_on_a_gpu_batches_of_all_sizes_make_one_graph(key_dim, value_dim):
         found, wanted = run(flex_ttt_attention, layout, inputs, 0.1), run(eager_ttt_attention, layout, exact, 0.1)
         for ours, theirs in zip((found[0], *found[1]), (wanted[0], *wanted[1]), strict=True):
             assert (ours.float() - theirs).norm() < 0.02 * theirs.norm()
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1 and not flex_ttt._failures
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1 and not flex_context._failures
 
 
 # ---- where it cannot run ----
@@ -164,7 +164,7 @@ def test_heads_that_it_takes(device, key_dim, value_dim, why):
 
 @pytest.mark.parametrize("implementation", ["sdpa", "flex_attention"])
 def test_where_it_cannot_run_eager_does_and_one_line_says_so(implementation, graphs, monkeypatch, caplog):
-    monkeypatch.setattr(flex_ttt, "why_not_flex", lambda device, *widths: f"it refuses {widths}")
+    monkeypatch.setattr(flex_context, "why_not_flex", lambda device, *widths: f"it refuses {widths}")
     attend = ttt_attention.ttt_attention(implementation, torch.device("cuda"))
     layout = layout_of(torch.arange(20, 50), 80)
     inputs = random_inputs(layout, 4, 2, 8, 12, 1)
@@ -185,9 +185,9 @@ def test_what_does_not_compile_is_tried_once(graphs, monkeypatch, caplog):
         tried.append(graph)
         raise RuntimeError("out of resource: shared memory")
 
-    compiled = torch.compile(flex_ttt._attend, fullgraph=True, backend=fails)
-    monkeypatch.setattr(flex_ttt, "_kernel", lambda device_type: compiled)
-    monkeypatch.setattr(flex_ttt, "why_not_flex", lambda device, *widths: flex_ttt._failures.get(device.type))
+    compiled = torch.compile(flex_context._attend, fullgraph=True, backend=fails)
+    monkeypatch.setattr(flex_context, "_kernel", lambda device_type: compiled)
+    monkeypatch.setattr(flex_context, "why_not_flex", lambda device, *widths: flex_context._failures.get(device.type))
 
     layout = layout_of(torch.arange(20, 50), 80)
     inputs = random_inputs(layout, 4, 2, 16, 16, 1)

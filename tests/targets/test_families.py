@@ -6,7 +6,8 @@ import pytest
 import tiny_vision
 import torch
 from datasets import Dataset
-from tiny import pad_batch, random_chats, unrolled
+from tiny import pad_batch, random_chats
+from tiny_blocks import tiny_block_pair
 from tiny_families import CONFIGS, SMALL, tiny_family
 from tiny_new_families import FIELDS as NEW
 from tiny_new_families import new_family_config, tiny_new_family
@@ -17,7 +18,7 @@ from hf_eagle.drafts.build import new_draft
 from hf_eagle.drafts.eagle1.configuration import Eagle1Config
 from hf_eagle.drafts.eagle3.configuration import draft_config
 from hf_eagle.drafts.eagle3.taps import describe_taps, sglang_counts_entries
-from hf_eagle.targets.architectures import FAMILIES, family_of
+from hf_eagle.targets.architectures import FAMILIES, family_of, scales_embeddings
 from hf_eagle.targets.latent import has_latent_attention
 
 
@@ -27,6 +28,7 @@ NAMES = [*CONFIGS, *NEW]
 MLP = {"gpt-oss": 6 * 32, "llama4": 56}
 HEAD_DIM = {"qwen3": 16, "qwen3-moe": 16, "gpt-oss": 16, "gemma2": 16, "gemma3": 16, "glm": 16, "glm4": 16}
 HEAD_DIM |= dict.fromkeys(("glm4-moe", "qwen3_5_text", "qwen3_5_moe_text", "qwen3_next"), 16)
+OBJECTIVES = {"eagle3": {"ttt_steps": 2}, "eagle1": {"feature_noise": "none"}, "dflash": {"num_anchors": 4}}
 LATENT = {"deepseek-v2", "deepseek-v3", "glm4-moe-lite", "deepseek_v32", "glm_moe_dsa"}
 
 
@@ -39,6 +41,8 @@ def make(name, method):
     target = FrozenTarget(tiny_new_family(name) if name in NEW else tiny_family(name))
     if method == "eagle1":
         config = Eagle1Config.from_target(target.config, initializer_range=0.2)
+    elif method == "dflash":
+        return tiny_block_pair(target, tap_ids=TAPS)
     else:
         config = draft_config(target.config, tap_ids=TAPS, initializer_range=0.2)
     torch.manual_seed(1)
@@ -51,6 +55,7 @@ def make(name, method):
     [
         *((name, "eagle3") for name in NAMES),
         *((name, "eagle1") for name in ("gemma2", "gpt-oss", "deepseek-v3", "gemma4_text")),
+        *((name, "dflash") for name in NAMES if not scales_embeddings(config_of(name))),
     ],
 )
 def test_a_draft_for_it_learns_and_is_read_back(name, method, tmp_path):
@@ -63,7 +68,7 @@ def test_a_draft_for_it_learns_and_is_read_back(name, method, tmp_path):
         lr_scheduler_type="constant",
         report_to="none",
         disable_tqdm=True,
-        **({"feature_noise": "none"} if method == "eagle1" else {"ttt_steps": 2}),
+        **OBJECTIVES[method],
     )
     chats = random_chats(4, seed=5)
     trainer = EagleTrainer(model=draft, args=args, target=target, train_dataset=Dataset.from_list(chats))
@@ -84,10 +89,9 @@ def test_a_draft_for_it_learns_and_is_read_back(name, method, tmp_path):
     trainer.save_model()
     again = load_draft(tmp_path, target)
     assert draft.state_dict().keys() == again.state_dict().keys()
-    rows = torch.arange(8, device=target.device)
-    features = draft.select_features(target(batch["input_ids"], batch["attention_mask"]))
-    inputs = {"rows": rows, "attention_mask": batch["attention_mask"]}
-    seen, wanted = (unrolled(d.eval(), batch["input_ids"], features, **inputs).hidden_states for d in (again, draft))
+    plan = trainer.step.plan(batch)
+    features = trainer.step.target_features(batch, plan)
+    seen, wanted = (d.eval()(batch["input_ids"], features, plan).hidden_states for d in (again, draft))
     assert torch.equal(seen, wanted)
 
 

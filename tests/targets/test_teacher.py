@@ -10,11 +10,12 @@ from torch.ao.nn.quantized.dynamic import Linear as DynamicInt8
 from transformers import LlamaForCausalLM
 from workers import run_worker
 
-from hf_eagle import EagleConfig, EagleTrainer, EagleTrainingArguments, FrozenTarget
+from hf_eagle import EagleTrainer, EagleTrainingArguments, FrozenTarget
+from hf_eagle.arguments.groups import DraftArguments, TargetArguments
 from hf_eagle.drafts.build import new_draft
-from hf_eagle.drafts.eagle1.configuration import Eagle1Config
 from hf_eagle.targets.head import TargetHead
 from hf_eagle.targets.teacher_check import check_teacher
+from hf_eagle.training.parts import config_of_draft
 
 
 IDS = torch.randint(3, VOCAB, (1, 14), generator=torch.Generator().manual_seed(0))
@@ -210,13 +211,14 @@ def test_torchs_own_quantised_head_teaches_what_it_says():
     torch.testing.assert_close(target.head_weight(), plain.weight.detach(), rtol=0, atol=0.01)
 
 
-@pytest.mark.parametrize("method", ["eagle3", "eagle1"])
+@pytest.mark.parametrize("method", ["eagle3", "eagle1", "dflash"])
 def test_a_draft_is_trained_beside_a_quantised_head(method, tmp_path):
     from datasets import Dataset
 
     target = FrozenTarget(with_head(Int8Head))
-    kind = EagleConfig if method == "eagle3" else Eagle1Config
-    draft = new_draft(kind.from_target(target.config), target.embedding_weight(), head_weight=target.head_weight())
+    asked = {"dflash": {"mask_token_id": 1}}.get(method, {})
+    config = config_of_draft(target.config, TargetArguments("t"), DraftArguments(method=method, **asked))
+    draft = new_draft(config, target.embedding_weight(), head_weight=target.head_weight())
     args = EagleTrainingArguments(str(tmp_path), report_to="none", max_steps=1, disable_tqdm=True)
     data = Dataset.from_list(random_chats(4))
     trainer = EagleTrainer(model=draft, args=args, target=target, train_dataset=data)

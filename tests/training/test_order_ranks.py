@@ -24,7 +24,11 @@ CELLS = {
     "packed_stream": {"stream": "rows", "packed": True},
     "chat_stream": {"stream": "chats", "records": 15},  # of which two have no answer
     "empty_stream": {"stream": "rows", "records": 15, "empty": [3, 8]},  # alone in their batches on two ranks
+    # of which not all blocks are drawn
+    "blocks": {"method": "dflash", "strategy": "batch_rebalance"},
+    "packed_block_stream": {"method": "dflash", "stream": "rows", "packed": True},
 }
+OBJECTIVES = {"eagle3": {"ttt_steps": 2}, "eagle1": {}, "dflash": {"num_anchors": 2}}
 SAMPLERS = ["random", "grouped", "rebalanced"]
 ROWS = 4  # a step
 SIZES = list(range(1, 10))
@@ -33,10 +37,11 @@ SPLITS = ((2, 1), (2, 3), (3, 2), (3, 4))
 
 def run(cell, name, ranks, batch=None, method="eagle3", records=13, **spec):
     """A run of three passes and a bit: 13 chats leave a step of one row, which not every rank has a part of."""
-    fields = {"max_steps": STEPS, "save_steps": 3, "ttt_steps": 2 if method == "eagle3" else None}
+    how = dict(CELLS[cell])
+    method = how.pop("method", method)
+    fields = {"max_steps": STEPS, "save_steps": 3, **OBJECTIVES[method]}
     fields |= {"learning_rate": 3e-3, "per_device_train_batch_size": batch or ROWS // ranks}
     fields["gradient_accumulation_steps"] = ROWS // (ranks * fields["per_device_train_batch_size"])
-    how = dict(CELLS[cell])
     fields["train_sampling_strategy"] = how.pop("strategy", "random")
     return {"name": f"{cell}_{name}", "method": method, "records": records, "args": fields, **spec, **how}
 
@@ -126,7 +131,7 @@ def evaluated(tmp_path_factory):
     return found
 
 
-@pytest.mark.parametrize("method", ["eagle3", "eagle1"])
+@pytest.mark.parametrize("method", OBJECTIVES)
 @pytest.mark.parametrize("split", SPLITS, ids=str)
 def test_an_evaluation_counts_what_one_process_counts(split, method, evaluated):
     for size in map(str, SIZES):
@@ -147,6 +152,7 @@ def test_an_evaluation_counts_the_rows_that_there_are(size, evaluated):
     for sums in evaluated.values():
         assert sums["eagle3"][str(size)]["rows"] == rows.tolist()
         assert sums["eagle1"][str(size)]["rows"] == rows[:1].tolist()
+        assert sums["dflash"][str(size)]["rows"] == rows[:4].tolist()
 
 
 @pytest.mark.parametrize("fsdp2", [False, True])

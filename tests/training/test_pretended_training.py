@@ -22,6 +22,12 @@ OPERATIONS = {
     "EAGLE-3, gradient checkpointing": 1700,
     "latent attention, padded": 1670,
     "EAGLE-1, padded": 1050,
+    "DFlash, padded": 1480,
+    "DFlash, packed": 2020,
+    "DFlash, dpace, packed": 2050,
+    "DFlash, LoRA": 1640,
+    "DFlash, gradient checkpointing": 1670,
+    "DFlash, stored": 560,
     "EAGLE-3, stored": 850,
     "EAGLE-3, one kernel for all documents": 1490,
 }

@@ -68,6 +68,8 @@ def runs(tmp_path_factory):
         return {"out": str(folder / name), **spec}
 
     eagle1 = {"method": "eagle1", "fields": {"max_steps": 4, "feature_noise": "none", "ttt_steps": None}}
+    dflash = {"method": "dflash", "options": {"draft_num_layers": 2}, "prompts": 6}
+    dflash["fields"] = {"max_steps": 4, "num_anchors": 3, "ttt_steps": None}
     evaluated = {"eval_strategy": "steps", "eval_steps": 3}
     best = {"load_best_model_at_end": True, "bf16": True, "learning_rate": 0.3}  # gets worse
     uneven = {"records": 15, "evaluate": True, "fields": {**evaluated, "save_strategy": "no"}}
@@ -75,6 +77,7 @@ def runs(tmp_path_factory):
         run("alone", 1, save=True, prompts=6),
         run("alone_moe", 1, moe, fields={"max_steps": 4}, prompts=6),
         run("alone_eagle1", 1, moe, **eagle1),
+        run("alone_dflash", 1, moe, **dflash),
         run("alone_one_prompt", 1, **ONE_PROMPT),
         run("alone_bare", 1, unsupervised=8, fields=half(1)),
     ])  # fmt: skip
@@ -84,6 +87,8 @@ def runs(tmp_path_factory):
         run("tensor", 2, moe, "tensor", fields={"max_steps": 4}, prompts=6),
         run("expert", 2, moe, "expert", fields={"max_steps": 4}, prompts=6),
         run("eagle1", 2, moe, "expert", **eagle1),
+        run("dflash", 2, moe, "expert", **dflash),
+        run("dflash_tensor", 2, moe, "tensor", **dflash),
         run("uneven", 2, **uneven),
         run("uneven_fsdp2", 2, sharding="fsdp2", **uneven),
         run("uneven_tensor", 2, sharding="tensor", **uneven),
@@ -94,6 +99,7 @@ def runs(tmp_path_factory):
         run("from_alone_2", 2, resume=to_fsdp2, stop_at=6),
         run("fsdp2", 2, sharding="fsdp2", save=True, prompts=6),
         run("best", 2, moe, "expert", save=True, evaluate=True, fields={**evaluated, **best}),
+        run("dflash_fsdp2", 2, moe, "fsdp2", **dflash),
         run("one_prompt", 2, **ONE_PROMPT),
         run("bare", 2, sharding="fsdp2", unsupervised=8, fields=half(2)),
     ])  # fmt: skip
@@ -138,7 +144,11 @@ def test_an_fsdp2_drafts_checkpoint_is_a_replicated_ones(folder, runs):
 
 
 @pytest.mark.parametrize(
-    ("run", "alone"), [("fsdp2", "alone"), ("tensor", "alone_moe"), ("expert", "alone_moe"), ("eagle1", "alone_eagle1")]
+    ("run", "alone"),
+    [
+        *(("fsdp2", "alone"), ("tensor", "alone_moe"), ("expert", "alone_moe"), ("eagle1", "alone_eagle1")),
+        *((run, "alone_dflash") for run in ("dflash", "dflash_tensor", "dflash_fsdp2")),
+    ],
 )
 def test_loss_and_decoded_acceptance_are_those_of_one_process(run, alone, runs):
     assert losses(runs / run) == pytest.approx(losses(runs / alone), rel=1e-5)

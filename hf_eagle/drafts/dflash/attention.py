@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 
 from ..flash_cpu import expanded, flash, flash_backward, grouped, ungrouped
-from ..flex_ttt import CannotAttend, by_flex, chosen_attention, say_eager
+from ..flex_context import CannotAttend, by_flex, chosen_attention, say_eager
 from .plan import BlockLayout
 
 

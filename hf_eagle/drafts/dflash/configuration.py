@@ -237,7 +237,9 @@ def config_for(target_config: PreTrainedConfig, options: Mapping[str, Any], **fi
     own = {name: options[name] for name in ("block_size", "mask_token_id", "share_k_norm", "served_form")}
     return DFlashConfig(
         **{
-            **fields_of_target(target_config, fields.get("rope_parameters")),
+            **fields_of_target(
+                target_config, fields.get("rope_parameters"), intermediate_size=fields.get("intermediate_size")
+            ),
             **fields_of_head(target_config),
             **own,
             "num_hidden_layers": count,

@@ -10,7 +10,7 @@ import torch
 from ...data.collators import any_packed, documents_of, number_documents
 from ...losses.supervision import SupervisionPlan, supervised_steps
 from ...targets.packed_attention import Segments
-from ..flex_ttt import FlexMask
+from ..flex_context import FlexMask
 from ..training_base import BatchPlan, Draw
 
 
