@@ -6,7 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
+from torch.utils.data import IterableDataset
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase, ProcessorMixin, set_seed
 
 from ..arguments.groups import DataArguments, DraftArguments, TargetArguments
@@ -218,8 +219,10 @@ def draft_for(
     draft_args: DraftArguments,
     existing: str | None,
     seed: int,
+    held_out: Dataset | None = None,
 ) -> EaglePreTrainedModel:
     """The draft to train: the one in the folder `existing` with its vocabulary mapping, or a new one for these data."""
+    data = _read_in_a_run(train, held_out)
     compile_regions(draft_args.compile_draft)
     source = None
     if draft_args.init_from is not None and existing is None:
@@ -230,7 +233,7 @@ def draft_for(
     if existing is not None:
         argument = "init_from" if existing == draft_args.init_from else "resume_from_checkpoint"
         draft = load_draft(existing, target, dtype=torch.float32, argument=argument)
-        config.fit_to_data(tokenizer, train, target.embedding_weight(), held=draft.config)
+        config.fit_to_data(tokenizer, data, target.embedding_weight(), held=draft.config)
         _check_same_shape(draft.config, config, existing)
 
         if draft_args.rope_scaling is not None and draft.config.rope_parameters != config.rope_parameters:
@@ -251,7 +254,7 @@ def draft_for(
         return draft
 
     held = None if source is None else source.config
-    config.fit_to_data(tokenizer, train, target.embedding_weight(), held)
+    config.fit_to_data(tokenizer, data, target.embedding_weight(), held)
 
     mapping = None
     if config.draft_vocab_size < config.vocab_size:
@@ -270,10 +273,17 @@ def draft_for(
 
     if source is not None:
         carried = start_from(draft, source)
-        told = (draft_args.init_from, carried, config.draft_vocab_size)
-        logger.info("Started from %s, with %d of its tokens among the draft's %d.", *told)
+        rows = f", with {carried} of its tokens among the draft's {config.draft_vocab_size}" if draft.own_head else ""
+        logger.info("%s", f"Started from {draft_args.init_from}{rows}.")
 
     return draft
+
+
+def _read_in_a_run(train: Dataset | RankStream, held_out: Dataset | None) -> Dataset | RankStream:
+    """All that batches are made of: evaluations read the same draft, hours later."""
+    if not held_out or isinstance(train, IterableDataset):
+        return train
+    return concatenate_datasets([data.select_columns("input_ids") for data in (train, held_out)])
 
 
 def take_window(held: DraftConfig, asked: DraftConfig) -> None:
