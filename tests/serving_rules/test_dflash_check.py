@@ -347,6 +347,27 @@ def test_a_target_that_scales_its_embeddings_is_a_limit(model_type, folders):
     assert len(found) == 1 and f"a target of type {model_type} scales its embeddings" in found[0].text
 
 
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({}, True),
+        ({"layer_types": ["sliding_attention"] * 8}, True),
+        ({"layer_types": ["sliding_attention", "full_attention"] * 4}, False),
+        ({"sliding_window": 512}, False),  # the whole context
+        ({"sliding_window": None}, False),
+    ],
+)
+def test_the_window_of_a_target_all_of_whose_layers_slide_is_a_limit(fields, told, folders):
+    """vLLM gives it to the draft, whose config cannot say otherwise."""
+    sizes = {"vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 8, "max_position_embeddings": 512}
+    config = LlamaConfig(**sizes)
+    vars(config).update({"layer_types": None, "sliding_window": 16, **fields})
+    for form in folders.values():
+        found = [x for x in check_draft(form, config) if x.level == "limit"]
+        assert [x.reader for x in found] == ["vLLM"] * told
+        assert all("its window of 16 tokens to the draft" in x.text for x in found)
+
+
 # ---- notes ----
 
 
