@@ -129,7 +129,7 @@ def test_what_does_not_fit_is_one_sentence(parse, args, file, message, capsys):
 def test_values_are_checked_without_a_command_line_too():
     from hf_eagle import EagleTrainingArguments
 
-    with pytest.raises(ValueError, match="`loss` must be one of ce, lk_alpha, lk_lambda, got 'mse'"):
+    with pytest.raises(ValueError, match="`loss` must be one of ce, lk_alpha, lk_lambda, label, dpace, got 'mse'"):
         EagleTrainingArguments(output_dir="x", loss="mse")
 
 
