@@ -60,16 +60,15 @@ def check_lengths(target_args: TargetArguments, data_args: DataArguments) -> Non
 
 
 def check_draft_shape(target_args: TargetArguments, draft_args: DraftArguments) -> None:
-    """`ValueError` for a `draft_rope_scaling` that the draft cannot have, or an MLP of unknown width, as far as the
-    target's config shows."""
+    """`ValueError` for taps, a `draft_rope_scaling` or a mask token that the draft cannot have, or an MLP of unknown
+    width, as far as the target's config shows."""
     config = config_before_loading(target_args.target, **target_args.source)
     if config is None:
         return
 
     if draft_args.draft_intermediate_size is None:
         mlp_width(config)
-    if draft_args.rope_scaling is not None:
-        config_of_draft(config, target_args, draft_args)
+    config_of_draft(config, target_args, draft_args)
 
 
 def tokenizer_of(target_args: TargetArguments) -> PreTrainedTokenizerBase:

@@ -204,6 +204,35 @@ def test_its_arguments_are_refused_for_other_kinds(kind, given):
         refuse_other_methods(KINDS[kind], EagleArguments(**given))
 
 
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"loss": "dpace", "slot_decay": 7.0}, r"`slot_decay` is 7, which `loss` dpace does not read: .* ce or label"),
+        ({"loss": "ce", "dpace_alpha": 0.2}, r"`dpace_alpha` is 0.2, which `loss` ce does not read: .*`loss` to dpace"),
+        ({"loss": "label", "dpace_alpha": 0.0}, "`dpace_alpha` is 0, which `loss` label does not read"),
+    ],
+)
+def test_arguments_that_its_loss_does_not_read_are_refused(given, told):
+    with pytest.raises(ValueError, match=told):
+        refuse_other_methods(KINDS["dflash"], EagleArguments(**given))
+
+
+@pytest.mark.parametrize(
+    "given", [{"loss": "dpace", "dpace_alpha": 0.2}, {"loss": "label", "slot_decay": 7.0}, {"slot_decay": 7.0}], ids=str
+)
+def test_arguments_that_its_loss_reads_are_taken(given):
+    refuse_other_methods(KINDS["dflash"], EagleArguments(**given))
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_one_step_is_what_one_kind_does_anyhow(kind):
+    if kind == "dflash":
+        with pytest.raises(ValueError, match="`ttt_steps` is 1, which means nothing to a DFlash draft"):
+            refuse_other_methods(KINDS[kind], EagleArguments(ttt_steps=1))
+    else:
+        refuse_other_methods(KINDS[kind], EagleArguments(ttt_steps=1))
+
+
 # ---- taps ----
 
 

@@ -228,6 +228,20 @@ def test_arguments_of_other_kinds_are_refused(given, recipe):
         RunArguments.parse([*recipe, *given]).refuse_other_methods()
 
 
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (("--tap_ids", "5", "3"), "must be ascending and unique"),
+        (("--tap_ids", "3", "8"), "must be entry ids between 1 and 7"),
+        (("--mask_token_id", "5000"), "`mask_token_id` must be a row of the target's table"),
+    ],
+)
+def test_a_shape_that_no_draft_can_have_is_refused_before_data_are_read(given, told, recipe, tmp_path):
+    words = [*recipe, "--train_data", str(tmp_path / "nowhere.jsonl"), "--output_dir", str(tmp_path / "draft"), *given]
+    with pytest.raises(ValueError, match=told):
+        script("train_eagle")["build_trainer"](RunArguments.parse(words), None, None)
+
+
 def test_its_shape_is_refused_for_an_eagle_draft(recipe):
     words = [word if word != "dflash" else "eagle3" for word in recipe]
     with pytest.raises(ValueError, match="`draft_num_layers` is 2, which means nothing to an EAGLE-3 draft"):
