@@ -113,6 +113,14 @@ def test_the_form_says_which_readers_take_it(folders):
     assert "read by vLLM, SGLang and transformers" in second and "z-lab's own code does not read it" in second
 
 
+@pytest.mark.parametrize("model_type", ["dflash", "bert"])
+def test_of_a_type_that_servers_refuse_it_is_not_said_that_they_read_it(model_type, folders, target, tmp_path):
+    damaged(folders["main"], tmp_path / "draft", put(model_type=model_type))
+    found = check_draft(tmp_path / "draft", target.config)
+    assert {"vLLM", "SGLang"} <= {x.reader for x in found if "type" in x.text and x.level != "note"}
+    assert not any("is read by" in x.text for x in found)
+
+
 def test_fields_that_say_the_same_twice_are_no_fault(folders, target, tmp_path):
     """Entry ids of the taps are output ids plus one; causality that is off; a block in both places."""
     taps = {"mask_token_id": MASK, "target_layer_ids": OUTPUTS, "block_size": BLOCK, "causal": False}
