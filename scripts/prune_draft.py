@@ -93,10 +93,11 @@ def main() -> None:
     import torch
 
     from hf_eagle.drafts.build import load_draft
-    from hf_eagle.drafts.prune import prune_vocabulary
+    from hf_eagle.drafts.prune import check_prunable, prune_vocabulary
 
     show_log()
     draft = load_draft(args.draft)
+    check_prunable(draft)
     before = draft.config.draft_vocab_size
     filled = None
     if args.counts_from:

@@ -114,7 +114,7 @@ def build_trainer(run: RunArguments, resume: Path | None, prompts: list | None):
 
     # an adapter's base is the draft that its training began with, on resuming too
     existing = run.draft.init_from if run.adapter.use_peft else resume
-    draft = parts.draft_for(target, tokenizer, train, target_args, run.draft, existing, args.seed)
+    draft = parts.draft_for(target, tokenizer, train, target_args, run.draft, existing, args.seed, held_out)
     cache = data_args.feature_store and parts.feature_cache(
         target, draft.config.tap_ids, tokenizer, train, held_out, data_args, bool(prompts), processor
     )

@@ -38,7 +38,8 @@ class BlockTrainingArguments:
 
     num_anchors: Count = _arg(512, "DFlash: blocks trained of a conversation in an epoch, at most; drawn anew in each.")
     slot_decay: Positive = _arg(
-        4.0, "DFlash: the loss weights slot k with `exp(-(k - 1) / slot_decay)`; 4 is for blocks of 7 or 8, 7 for 16."
+        4.0,
+        "DFlash: the loss weights slot k with `exp(-(k - 1) / slot_decay)`; 4 is for blocks of 7 or 8, 7 for 16.",
     )
     dpace_alpha: Annotated[float, Bounds(least=0, most=1)] = _arg(
         0.5,

@@ -12,6 +12,10 @@ from .bounds import Depth, Mass, Weight, check_numbers
 from .parser import argument as _arg
 
 
+# losses that read an argument, of those arguments that not every loss of a kind reads
+_READ_BY = {"slot_decay": ("ce", "label"), "dpace_alpha": ("dpace",)}
+
+
 @dataclass
 class EagleArguments(BlockTrainingArguments):
     """EAGLE's own arguments for training a draft."""
@@ -69,7 +73,7 @@ def refuse_other_methods(kind: Kind, *groups) -> None:
     for group in groups:
         for known in (f for f in fields(group) if f.name in kind.refused):
             value = getattr(group, known.name)
-            if value != known.default and (known.name, value) != ("ttt_steps", 1):
+            if value != known.default and (known.name, value) not in kind.anyhow.items():
                 others = [next(iter(k.methods)) for k in KINDS.values() if known.name not in k.refused]
                 raise ValueError(
                     f"`{known.name}` is {value}, which means nothing to {kind.titled} draft: leave it out, or set "
@@ -81,4 +85,16 @@ def refuse_other_methods(kind: Kind, *groups) -> None:
             raise ValueError(
                 f"`loss` is {loss}, which {kind.titled} draft cannot be trained with: set it to one of "
                 f"{', '.join(kind.losses)}."
+            )
+        _refuse_other_losses(kind, group, loss)
+
+
+def _refuse_other_losses(kind: Kind, group, loss: str | None) -> None:
+    """Refuse an argument of a kind's own that the chosen loss does not read."""
+    for known in (f for f in fields(group) if f.name in kind.own):
+        losses, value = _READ_BY.get(known.name), getattr(group, known.name)
+        if losses is not None and loss not in losses and value != known.default:
+            raise ValueError(
+                f"`{known.name}` is {value:g}, which `loss` {loss} does not read: leave it out (its default is "
+                f"{known.default:g}), or set `loss` to {' or '.join(losses)}."
             )

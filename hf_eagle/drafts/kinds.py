@@ -15,10 +15,11 @@ of a kind is another table, in `serving/`.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from ..door.json_files import read_json
 from ..targets.latent import LATENT_SIZES
@@ -36,6 +37,7 @@ class Kind:
             each inside the package.
         methods: values of the argument `method` that train it, and how its drafts are decoded during training.
         meaningless: arguments that have no effect on it, and are therefore refused.
+        anyhow: values of such arguments that say what it does anyhow, and are therefore taken.
         own: arguments that are refused for every kind that does not list them here.
         losses: values of the argument `loss` that it can be trained with.
         metrics: what an evaluation measures only for this kind, in addition to what it measures for all.
@@ -47,6 +49,7 @@ class Kind:
     architectures: Mapping[str, str]
     methods: Mapping[str, str]
     meaningless: tuple[str, ...] = ()
+    anyhow: Mapping[str, Any] = field(default_factory=dict)
     own: tuple[str, ...] = ()
     losses: tuple[str, ...] = ("ce", "lk_alpha", "lk_lambda")
     metrics: tuple[str, ...] = ()
@@ -97,6 +100,7 @@ KINDS = {
             # EAGLE-2 is the same draft, decoded with a dynamic draft tree
             methods={"eagle1": "chain", "eagle2": "tree"},
             meaningless=_ONLY_EAGLE3,
+            anyhow={"ttt_steps": 1},
             metrics=("regression_loss", "ce_loss"),
         ),
         Kind(

@@ -9,6 +9,12 @@ from .modeling_base import EaglePreTrainedModel
 from .vocabulary import VocabularyMapping, coverage_by_size
 
 
+def check_prunable(draft: EaglePreTrainedModel) -> None:
+    """`ValueError` for a draft without a vocabulary of its own."""
+    if not draft.own_head:
+        raise ValueError(f"A {type(draft).__name__} proposes by the target's head and has no vocabulary to prune.")
+
+
 def prune_vocabulary(draft: EaglePreTrainedModel, token_ids: torch.Tensor) -> VocabularyMapping:
     """Keep only some of the tokens that a draft can propose, in place; their logits do not change.
 
@@ -22,8 +28,7 @@ def prune_vocabulary(draft: EaglePreTrainedModel, token_ids: torch.Tensor) -> Vo
     Raises:
         ValueError: if the draft has no vocabulary of its own, cannot propose one of the tokens, or would keep all.
     """
-    if not draft.own_head:
-        raise ValueError(f"A {type(draft).__name__} proposes by the target's head and has no vocabulary to prune.")
+    check_prunable(draft)
 
     config = draft.config
     mapping = VocabularyMapping.from_token_ids(token_ids.cpu(), config.vocab_size)

@@ -33,6 +33,8 @@ LEFT_OUT = (
     # every kind of this package has methods of its own in place of these
     *("EaglePreTrainedModel.proposer", "EaglePreTrainedModel.select_features"),
     "EaglePreTrainedModel.select_embeddings",
+    # a row of the table below; what else is called `kind` does not mean it
+    "EaglePreTrainedModel.kind",
     *("DraftAttention.query_projections", "DraftAttention.key_value_projections"),
 )
 # the table of kinds looks up its modules by name, so its source does not show which files are needed

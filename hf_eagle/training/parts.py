@@ -6,7 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
+from torch.utils.data import IterableDataset
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase, ProcessorMixin, set_seed
 
 from ..arguments.groups import DataArguments, DraftArguments, TargetArguments
@@ -59,16 +60,15 @@ def check_lengths(target_args: TargetArguments, data_args: DataArguments) -> Non
 
 
 def check_draft_shape(target_args: TargetArguments, draft_args: DraftArguments) -> None:
-    """`ValueError` for a `draft_rope_scaling` that the draft cannot have, or an MLP of unknown width, as far as the
-    target's config shows."""
+    """`ValueError` for taps, a `draft_rope_scaling` or a mask token that the draft cannot have, or an MLP of unknown
+    width, as far as the target's config shows."""
     config = config_before_loading(target_args.target, **target_args.source)
     if config is None:
         return
 
     if draft_args.draft_intermediate_size is None:
         mlp_width(config)
-    if draft_args.rope_scaling is not None:
-        config_of_draft(config, target_args, draft_args)
+    config_of_draft(config, target_args, draft_args)
 
 
 def tokenizer_of(target_args: TargetArguments) -> PreTrainedTokenizerBase:
@@ -218,8 +218,10 @@ def draft_for(
     draft_args: DraftArguments,
     existing: str | None,
     seed: int,
+    held_out: Dataset | None = None,
 ) -> EaglePreTrainedModel:
     """The draft to train: the one in the folder `existing` with its vocabulary mapping, or a new one for these data."""
+    data = _read_in_a_run(train, held_out)
     compile_regions(draft_args.compile_draft)
     source = None
     if draft_args.init_from is not None and existing is None:
@@ -228,10 +230,10 @@ def draft_for(
     fingerprint = tokenizer_fingerprint(tokenizer)
     config = config_of_draft(target.config, target_args, draft_args, tokenizer_fingerprint=fingerprint)
     if existing is not None:
-        return _existing_draft(target, config, draft_args, existing, tokenizer, train)
+        return _existing_draft(target, config, draft_args, existing, tokenizer, data)
 
     held = None if source is None else source.config
-    config.fit_to_data(tokenizer, train, target.embedding_weight(), held)
+    config.fit_to_data(tokenizer, data, target.embedding_weight(), held)
 
     mapping = None
     if config.draft_vocab_size < config.vocab_size:
@@ -250,19 +252,19 @@ def draft_for(
 
     if source is not None:
         carried = start_from(draft, source)
-        told = (draft_args.init_from, carried, config.draft_vocab_size)
-        logger.info("Started from %s, with %d of its tokens among the draft's %d.", *told)
+        rows = f", with {carried} of its tokens among the draft's {config.draft_vocab_size}" if draft.own_head else ""
+        logger.info("%s", f"Started from {draft_args.init_from}{rows}.")
 
     return draft
 
 
 def _existing_draft(
-    target: FrozenTarget, config: DraftConfig, draft_args: DraftArguments, existing: str, tokenizer, train
+    target: FrozenTarget, config: DraftConfig, draft_args: DraftArguments, existing: str, tokenizer, data
 ) -> EaglePreTrainedModel:
     """The draft in a folder; `ValueError` if the arguments, which `config` follows from, describe another."""
     argument = "init_from" if existing == draft_args.init_from else "resume_from_checkpoint"
     draft = load_draft(existing, target, dtype=torch.float32, argument=argument)
-    config.fit_to_data(tokenizer, train, target.embedding_weight(), held=draft.config)
+    config.fit_to_data(tokenizer, data, target.embedding_weight(), held=draft.config)
     _check_same_shape(draft.config, config, existing)
 
     if draft_args.rope_scaling is not None and draft.config.rope_parameters != config.rope_parameters:
@@ -281,6 +283,13 @@ def _existing_draft(
 
     draft.set_attn_implementation(draft_args.draft_attn_implementation)
     return draft
+
+
+def _read_in_a_run(train: Dataset | RankStream, held_out: Dataset | None) -> Dataset | RankStream:
+    """All that batches are made of: evaluations read the same draft, hours later."""
+    if not held_out or isinstance(train, IterableDataset):
+        return train
+    return concatenate_datasets([data.select_columns("input_ids") for data in (train, held_out)])
 
 
 def take_window(held: DraftConfig, asked: DraftConfig) -> None:

@@ -115,7 +115,6 @@ class RunArguments:
         """
         from ..arguments.options import refuse_unavailable
         from ..data.reads import what_is_read
-        from ..drafts.build import draft_class_of
         from ..hub.reach import check_reachable
         from .distributed import check_offload
         from .feasible import check_draft_attention, check_evaluations
@@ -144,10 +143,9 @@ class RunArguments:
 
         if self.data.streaming:
             self._check_streaming(resume)
-        if init_from is not None:
-            draft_class_of(init_from, "init_from")
-        elif self.adapter.use_peft:
+        if init_from is None and self.adapter.use_peft:
             raise ValueError("`use_peft` trains an adapter on an existing draft: name that draft with `init_from`.")
+        self._refuse_other_kind(resume)
 
         if training.push_to_hub:
             check_reachable(training.hub_model_id, training.output_dir, training.hub_token)
@@ -162,6 +160,24 @@ class RunArguments:
     def refuse_other_methods(self) -> None:
         """Raise `ValueError` if an argument is given that this kind of draft does not use."""
         refuse_other_methods(self.draft.kind, self.target, self.draft, self.training)
+
+    def _refuse_other_kind(self, resume: Path | None) -> None:
+        """Raise `ValueError` if a draft to continue or to start from is of another kind than the one to train."""
+        from ..drafts.build import draft_class_of
+        from ..drafts.kinds import architectures_of, find_kind
+
+        named = {"resume_from_checkpoint": (resume, [] if resume is None else architectures_of(resume))}
+        if self.draft.init_from is not None:
+            path = self.draft.init_from
+            named["init_from"] = path, [draft_class_of(path, "init_from").__name__]
+
+        for argument, (path, names) in named.items():
+            found = find_kind(names)
+            if found is not None and found[0] != self.draft.kind:
+                raise ValueError(
+                    f"`method` is {self.draft.method} but `{argument}` {path} was trained with "
+                    f"{next(iter(found[0].methods))}: keep that `method`, or start a new draft without `{argument}`."
+                )
 
     def _check_streaming(self, resume: Path | None) -> None:
         """Raise `ValueError` if an argument needs all the data at once, which a stream does not have."""

@@ -11,6 +11,7 @@ from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from tiny import tiny_llama
 from tiny_blocks import MASK, options_of, tiny_block_pair
+from torch.utils.data import IterableDataset
 from transformers import AutoModel, Gemma3TextConfig, LlamaConfig, Qwen3VLConfig
 
 from hf_eagle import load_draft
@@ -203,6 +204,35 @@ def test_its_arguments_are_refused_for_other_kinds(kind, given):
         refuse_other_methods(KINDS[kind], EagleArguments(**given))
 
 
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"loss": "dpace", "slot_decay": 7.0}, r"`slot_decay` is 7, which `loss` dpace does not read: .* ce or label"),
+        ({"loss": "ce", "dpace_alpha": 0.2}, r"`dpace_alpha` is 0.2, which `loss` ce does not read: .*`loss` to dpace"),
+        ({"loss": "label", "dpace_alpha": 0.0}, "`dpace_alpha` is 0, which `loss` label does not read"),
+    ],
+)
+def test_arguments_that_its_loss_does_not_read_are_refused(given, told):
+    with pytest.raises(ValueError, match=told):
+        refuse_other_methods(KINDS["dflash"], EagleArguments(**given))
+
+
+@pytest.mark.parametrize(
+    "given", [{"loss": "dpace", "dpace_alpha": 0.2}, {"loss": "label", "slot_decay": 7.0}, {"slot_decay": 7.0}], ids=str
+)
+def test_arguments_that_its_loss_reads_are_taken(given):
+    refuse_other_methods(KINDS["dflash"], EagleArguments(**given))
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_one_step_is_what_one_kind_does_anyhow(kind):
+    if kind == "dflash":
+        with pytest.raises(ValueError, match="`ttt_steps` is 1, which means nothing to a DFlash draft"):
+            refuse_other_methods(KINDS[kind], EagleArguments(ttt_steps=1))
+    else:
+        refuse_other_methods(KINDS[kind], EagleArguments(ttt_steps=1))
+
+
 # ---- taps ----
 
 
@@ -284,6 +314,30 @@ def test_it_is_told_and_refused_and_kept(caplog):
         Words(20), rows, table(), held=DFlashConfig(target_layer_ids=[1], mask_token_id=9, vocab_size=20)
     )
     assert config.mask_token_id == 9
+
+
+def test_a_kept_one_that_the_data_hold_is_refused_before_training():
+    """By whoever starts from it; only another draft helps, since this one knows no other."""
+    rows, held = Dataset.from_list([{"input_ids": [3, 9]}]), DFlashConfig(target_layer_ids=[1], mask_token_id=9)
+    config = config_for(tiny_llama().config, options_of(mask_token_id=None))
+    with pytest.raises(ValueError, match="`mask_token_id` is 9, but the data hold that token, .* or train a new draft"):
+        config.fit_to_data(Words(20), rows, table(), held=held)
+
+
+class Stream(IterableDataset):
+    """Which nothing may read before training."""
+
+    def __iter__(self):
+        raise AssertionError("the stream was read")
+
+
+@pytest.mark.parametrize("given", [None, 5])
+def test_of_a_stream_it_is_not_said_that_it_does_not_hold_it(given, caplog):
+    config = config_for(tiny_llama().config, options_of(mask_token_id=given))
+    with caplog.at_level(logging.INFO):
+        config.fit_to_data(Words(20), Stream(), table())
+    assert f"is {config.mask_token_id}; the stream is searched for it while it is read (" in caplog.text
+    assert "the data do not hold" not in caplog.text
 
 
 # ---- started from another ----

@@ -169,7 +169,7 @@ def script(name):
     return runpy.run_path(str(Path(__file__).resolve().parents[2] / "scripts" / f"{name}.py"))
 
 
-def test_the_scripts_train_describe_and_resume_it(recipe):
+def test_the_scripts_train_describe_and_resume_it(recipe, caplog):
     from hf_eagle.evaluation.prompts import load_prompts
 
     train, run = script("train_eagle"), RunArguments.parse(recipe)
@@ -193,16 +193,53 @@ def test_the_scripts_train_describe_and_resume_it(recipe):
     resumed.train(resume_from_checkpoint="last")
     assert resumed.state.global_step == 3 and resumed.model.config.mask_token_id == draft.config.mask_token_id
 
+    # its head is the target's, so none of its rows is counted
+    started = RunArguments.parse([*recipe, "--init_from", str(folder), "--output_dir", str(folder) + "-started"])
+    started.data.feature_store = None
+    with caplog.at_level("INFO"):
+        train["build_trainer"](started, started.refuse_before_loading(), None)
+    assert f"Started from {folder}." in caplog.text
+
     other = RunArguments.parse([*recipe, "--resume_from_checkpoint", "last", "--block_size", "5"])
     other.data.feature_store = None
     with pytest.raises(ValueError, match="`block_size` is 5 but .* was trained with 4"):
         train["build_trainer"](other, other.refuse_before_loading(), None)
 
 
+def test_a_mask_token_of_held_out_data_is_refused_before_training(recipe, tmp_path):
+    """An evaluation reads it, hours later."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(recipe[recipe.index("--target") + 1])
+    (mask,) = tokenizer.encode("Z", add_special_tokens=False)  # which no chat holds
+    turns = [{"role": "user", "content": "red"}, {"role": "assistant", "content": "green Z blue"}]
+    (tmp_path / "held_out.jsonl").write_text(json.dumps({"messages": turns}))
+
+    words = [*recipe, "--output_dir", str(tmp_path / "draft"), "--mask_token_id", str(mask)]
+    run = RunArguments.parse([*words, "--eval_data", str(tmp_path / "held_out.jsonl")])
+    run.data.feature_store = None
+    with pytest.raises(ValueError, match=f"`mask_token_id` is {mask}, but the data hold that token"):
+        script("train_eagle")["build_trainer"](run, run.refuse_before_loading(), None)
+
+
 @pytest.mark.parametrize("given", [("--draft_vocab_size", "24"), ("--ttt_steps", "3"), ("--draft_attention", "mla")])
 def test_arguments_of_other_kinds_are_refused(given, recipe):
     with pytest.raises(ValueError, match=f"`{given[0][2:]}` is {given[1]}, which means nothing to a DFlash draft"):
         RunArguments.parse([*recipe, *given]).refuse_other_methods()
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (("--tap_ids", "5", "3"), "must be ascending and unique"),
+        (("--tap_ids", "3", "8"), "must be entry ids between 1 and 7"),
+        (("--mask_token_id", "5000"), "`mask_token_id` must be a row of the target's table"),
+    ],
+)
+def test_a_shape_that_no_draft_can_have_is_refused_before_data_are_read(given, told, recipe, tmp_path):
+    words = [*recipe, "--train_data", str(tmp_path / "nowhere.jsonl"), "--output_dir", str(tmp_path / "draft"), *given]
+    with pytest.raises(ValueError, match=told):
+        script("train_eagle")["build_trainer"](RunArguments.parse(words), None, None)
 
 
 def test_its_shape_is_refused_for_an_eagle_draft(recipe):

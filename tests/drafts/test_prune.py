@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 from test_train_script import ROOT, folder  # noqa: F401 (a fixture)
 from tiny import VOCAB, pad_batch, random_chats, tiny_eagle1_pair, tiny_pair, unrolled
+from tiny_blocks import tiny_block_pair
 from tiny_mla import tiny_mla_pair
 from warm_python import warm_python
 
@@ -101,6 +102,15 @@ def test_what_would_not_prune_is_refused(size, kept, message):
 def test_an_eagle1_draft_has_nothing_to_prune():
     with pytest.raises(ValueError, match="A LlamaForCausalLMEagle proposes by the target's head"):
         prune_vocabulary(tiny_eagle1_pair()[1], torch.arange(5))
+
+
+@pytest.mark.parametrize("pair", [tiny_eagle1_pair, tiny_block_pair])
+def test_the_script_counts_nothing_for_a_draft_without_a_vocabulary(pair, folder, tmp_path):  # noqa: F811
+    pair()[1].save_pretrained(tmp_path / "draft")
+    code, printed, problems = run(
+        tmp_path / "draft", "--counts_from", folder / "chats.jsonl", "--target", folder / "target"
+    )
+    assert code == 1 and "has no vocabulary to prune" in problems and "records" not in problems and not printed
 
 
 def test_growing_and_too_few_counts_are_refused():

@@ -1,10 +1,13 @@
 """A draft started from another: the same function where it may be, rows of the head by token, refusals."""
 
+from itertools import permutations
+
 import pytest
 import torch
 from safetensors.torch import load_file
 from test_train_script import WORDS, folder, train, trained, write_chats  # noqa: F401 (folder, trained: fixtures)
 from tiny import VOCAB, pad_batch, random_chats, tiny_eagle1_pair, tiny_mapping, tiny_pair, unrolled
+from tiny_blocks import tiny_block_pair
 from tiny_mla import tiny_mla_pair
 
 from hf_eagle.drafts.build import new_draft
@@ -106,3 +109,11 @@ def test_training_goes_on_from_a_draft_with_other_data(trained, folder, tmp_path
     refused = ("--output_dir", tmp_path / "other", "--init_from", folder / "target")
     printed = train(folder, *refused, expect=1)
     assert "is not a draft" in printed and "Traceback" not in printed
+
+
+@pytest.mark.parametrize("pairs", list(permutations([tiny_pair, tiny_eagle1_pair, tiny_block_pair], 2)))
+def test_a_draft_of_another_kind_is_refused(pairs):
+    draft, source = (pair()[1] for pair in pairs)
+    told = f"`init_from` is {source.kind.titled} draft, but the draft to train is {draft.kind.titled} draft"
+    with pytest.raises(ValueError, match=told):
+        start_from(draft, source)

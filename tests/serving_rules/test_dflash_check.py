@@ -113,6 +113,14 @@ def test_the_form_says_which_readers_take_it(folders):
     assert "read by vLLM, SGLang and transformers" in second and "z-lab's own code does not read it" in second
 
 
+@pytest.mark.parametrize("model_type", ["dflash", "bert"])
+def test_of_a_type_that_servers_refuse_it_is_not_said_that_they_read_it(model_type, folders, target, tmp_path):
+    damaged(folders["main"], tmp_path / "draft", put(model_type=model_type))
+    found = check_draft(tmp_path / "draft", target.config)
+    assert {"vLLM", "SGLang"} <= {x.reader for x in found if "type" in x.text and x.level != "note"}
+    assert not any("is read by" in x.text for x in found)
+
+
 def test_fields_that_say_the_same_twice_are_no_fault(folders, target, tmp_path):
     """Entry ids of the taps are output ids plus one; causality that is off; a block in both places."""
     taps = {"mask_token_id": MASK, "target_layer_ids": OUTPUTS, "block_size": BLOCK, "causal": False}
@@ -345,6 +353,27 @@ def test_a_target_that_scales_its_embeddings_is_a_limit(model_type, folders):
     scaling.model_type = model_type
     found = [x for x in check_draft(folders["main"], scaling) if x.level == "limit"]
     assert len(found) == 1 and f"a target of type {model_type} scales its embeddings" in found[0].text
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({}, True),
+        ({"layer_types": ["sliding_attention"] * 8}, True),
+        ({"layer_types": ["sliding_attention", "full_attention"] * 4}, False),
+        ({"sliding_window": 512}, False),  # the whole context
+        ({"sliding_window": None}, False),
+    ],
+)
+def test_the_window_of_a_target_all_of_whose_layers_slide_is_a_limit(fields, told, folders):
+    """vLLM gives it to the draft, whose config cannot say otherwise."""
+    sizes = {"vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 8, "max_position_embeddings": 512}
+    config = LlamaConfig(**sizes)
+    vars(config).update({"layer_types": None, "sliding_window": 16, **fields})
+    for form in folders.values():
+        found = [x for x in check_draft(form, config) if x.level == "limit"]
+        assert [x.reader for x in found] == ["vLLM"] * told
+        assert all("its window of 16 tokens to the draft" in x.text for x in found)
 
 
 # ---- notes ----

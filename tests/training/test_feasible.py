@@ -1,11 +1,15 @@
 """What a run asks for and cannot have is refused before anything is loaded."""
 
+import json
+
 import pytest
 from tiny import random_chats, tiny_eagle1_pair, tiny_pair
 from tiny_blocks import tiny_block_pair
+from transformers import TrainerState
 
 from hf_eagle import EagleTrainer, EagleTrainingArguments
 from hf_eagle.drafts.kinds import KINDS
+from hf_eagle.training.checkpoints import write_manifest
 from hf_eagle.training.feasible import METRICS, check_draft_attention
 from hf_eagle.training.run_arguments import RunArguments
 
@@ -95,3 +99,25 @@ def test_a_recipe_for_gpus_names_their_attention():
     assert asked.draft.draft_attn_implementation == "flex_attention"
     with pytest.raises(ValueError, match="has no backward on a CPU"):
         check_draft_attention(asked.draft, asked.training)
+
+
+@pytest.mark.parametrize("argument", ["init_from", "resume_from_checkpoint"])
+@pytest.mark.parametrize("method", [method for kind in KINDS.values() for method in kind.methods])
+def test_a_draft_of_another_kind_is_no_start(tmp_path, method, argument):
+    """Of all pairs of kinds, and before anything is loaded; EAGLE-1 and 2 are one kind."""
+    for kind in KINDS.values():
+        folder = tmp_path / kind.name / "checkpoint-1"
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text(json.dumps({"architectures": [next(iter(kind.architectures))]}))
+        for name in ("model.safetensors", "optimizer.pt", "scheduler.pt"):
+            (folder / name).write_text("of a draft")
+        TrainerState(global_step=1).save_to_json(str(folder / "trainer_state.json"))
+        write_manifest(folder)
+
+        words = ["--method", method, f"--{argument}", str(folder)]
+        if method in kind.methods:
+            refuse(tmp_path, *words)
+            continue
+        first = next(iter(kind.methods))
+        with pytest.raises(ValueError, match=rf"^`method` is {method} but `{argument}` \S+ was trained with {first}:"):
+            refuse(tmp_path, *words)

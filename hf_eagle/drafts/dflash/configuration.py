@@ -4,6 +4,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+from torch.utils.data import IterableDataset
 from transformers import LlamaConfig, PreTrainedConfig
 
 from ...targets.architectures import family_of, scales_embeddings
@@ -126,16 +127,22 @@ class DFlashConfig(DraftConfig):
             held: config of the draft that training continues or starts from: it keeps its mask token.
 
         Raises:
-            ValueError: for a token of the data, or one whose row of the table is zero.
+            ValueError: for a token of the data, also one that is kept, or one whose row of the table is zero.
         """
-        why = "as asked for"
-        if self.mask_token_id is None and held is not None:
+        why, keeps = "as asked for", self.mask_token_id is None and held is not None
+        if keeps:
             self.mask_token_id, why = held.mask_token_id, "as in the draft to start from"
         if self.mask_token_id is None:
             self.mask_token_id, why = choose_mask_token(tokenizer, data, embeddings)
         else:
-            check_mask_token(self.mask_token_id, data, embeddings)
-        logger.info("%s", f"{self.told_to_card()[0]} ({why}).")
+            check_mask_token(self.mask_token_id, data, embeddings, keeps)
+
+        told = self.told_to_card()[0]
+        if isinstance(data, IterableDataset):
+            told = (
+                f"The mask token of its blocks is {self.mask_token_id}; the stream is searched for it while it is read"
+            )
+        logger.info("%s", f"{told} ({why}).")
 
     def told_to_card(self) -> list[str]:
         """See [`DraftConfig.told_to_card`]."""

@@ -32,7 +32,7 @@ def choose_mask_token(tokenizer, data, embeddings: torch.Tensor) -> tuple[int, s
     candidates = [
         (getattr(tokenizer, "mask_token_id", None), "the tokenizer's mask token"),
         (unused, "the first row of the target's table without a token"),
-        *((number, "a special token that the data do not hold") for number in sorted(special - named, reverse=True)),
+        *((number, "a special token") for number in sorted(special - named, reverse=True)),
     ]
     for number, why in candidates:
         if number is not None and number < vocab_size and not held[number] and bool(embeddings[number].any()):
@@ -56,10 +56,17 @@ def tokens_of(data, vocab_size: int) -> torch.Tensor:
     return held
 
 
-def check_mask_token(mask_token_id: int, data, embeddings: torch.Tensor) -> None:
-    """`ValueError` if it is a token of the data, or its row of the table is zero."""
+def check_mask_token(mask_token_id: int, data, embeddings: torch.Tensor, keeps: bool = False) -> None:
+    """`ValueError` if it is a token of the data, or its row of the table is zero.
+
+    Args:
+        mask_token_id: the token.
+        data: as for [`choose_mask_token`].
+        embeddings: `(vocab_size, hidden)`, the target's table.
+        keeps: whether a draft was trained with it, so that it can be no other.
+    """
     if bool(tokens_of(data, mask_token_id + 2)[mask_token_id]):
-        raise_for_mask_token(mask_token_id)
+        raise_for_mask_token(mask_token_id, keeps)
     if not bool(embeddings[mask_token_id].any()):
         raise ValueError(
             f"`mask_token_id` is {mask_token_id}, but its row of the target's table is zero, so that the slots to be "
@@ -67,9 +74,12 @@ def check_mask_token(mask_token_id: int, data, embeddings: torch.Tensor) -> None
         )
 
 
-def raise_for_mask_token(mask_token_id: int) -> None:
-    """Raise the `ValueError` of a mask token that is a token of the data."""
+def raise_for_mask_token(mask_token_id: int, keeps: bool = False) -> None:
+    """Raise the `ValueError` of a mask token that is a token of the data; `keeps` as for [`check_mask_token`]."""
+    cure = "set it to a token that they do not hold"
+    if keeps:
+        cure = "the draft was trained with it, so leave out the records that hold it, or train a new draft"
     raise ValueError(
         f"`mask_token_id` is {mask_token_id}, but the data hold that token, so that a draft could not tell it from a "
-        "slot to be filled: set it to a token that they do not hold."
+        f"slot to be filled: {cure}."
     )

@@ -29,10 +29,10 @@ def forms(folder: DraftFolder, target: TargetFacts | None) -> Iterator[Finding]:
             "do nothing, or train with `--served_form servers` for z-lab's code",
             level="note",
         )
-    else:
+    elif folder.config.get("model_type") in fields.MODEL_TYPES:  # the servers refuse others, in findings of their own
         yield Finding(
             READER,
-            f"a folder of type {folder.config.get('model_type')!r} is read by vLLM, SGLang and z-lab's code. "
+            f"a folder of type {folder.config['model_type']!r} is read by vLLM, SGLang and z-lab's code. "
             "`AutoModel` makes a plain language model of it, with little more than a warning.",
             "do nothing, or train with `--served_form transformers` to generate with transformers alone",
             level="note",

@@ -166,6 +166,15 @@ def _windows(folder: DraftFolder, target: TargetFacts | None) -> Iterator[Findin
             "hides keys that training showed.",
             "leave these fields out, and write `layer_types`",
         )
+    # `Attention` of a layer without a window takes that of the cache, which is the target's if all its layers slide
+    if target is not None and target.window is not None:
+        yield Finding(
+            READER,
+            f"all layers of the target slide, and vLLM gives its window of {target.window} tokens to the draft too: "
+            "beyond them the draft does not see keys that training showed, and fewer of its tokens are accepted.",
+            f"serve at most {target.window} tokens (`--max-model-len`), or train an EAGLE-3 draft",
+            level="limit",
+        )
 
 
 def _vocabulary(folder: DraftFolder, target: TargetFacts | None) -> Iterator[Finding]:
