@@ -119,6 +119,46 @@ def test_layers_that_run_several_times_have_no_taps():
         target(IDS)
 
 
+# what has other tokens than the vocabulary
+OTHER_TOKENS = {"inkling2_text": "output head", "inkling2_loop_text": "output head", "moshi": "embedding table"}
+
+
+@pytest.mark.parametrize("name", OTHER_TOKENS)
+def test_tables_of_other_tokens_than_the_vocabulary_are_refused_by_type(name):
+    with pytest.raises(ValueError) as refusal:
+        FrozenTarget(tiny_model_type(name))
+    said = str(refusal.value)
+    assert f"({name}) has " in said and f" tokens in its {OTHER_TOKENS[name]} and 96 in its `vocab_size`" in said
+    assert said.endswith("use another target.")
+
+
+@pytest.mark.parametrize("name", ["deepseek_v4", "hy_v4"])
+def test_streams_side_by_side_have_no_taps_and_their_last_hidden_states_are_read(name):
+    model = tiny_model_type(name)
+    with pytest.raises(ValueError, match=rf"\({name}\) keeps what goes from layer to layer in 4 streams, .*eagle1"):
+        FrozenTarget(model, [1, 2])
+    target = FrozenTarget(model)
+    with torch.no_grad():
+        own = model(input_ids=IDS, use_cache=False)
+    torch.testing.assert_close(target.logits(target(IDS).last_hidden), own.logits, rtol=1e-5, atol=1e-5)
+
+
+class Streams(LlamaForCausalLM):
+    """A Llama that passes two streams on, which its config does not say."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.model.layers[1].register_forward_pre_hook(lambda module, args: (torch.stack([args[0]] * 2, 2), *args[1:]))
+        self.model.layers[1].forward = lambda hidden, *args, **kwargs: hidden[:, :, 0]
+
+
+def test_streams_that_no_config_names_are_seen_by_the_first_forward():
+    target = FrozenTarget(Streams(LlamaConfig(**SMALL)), [1, 2])
+    said = r"Streams \(llama\) keeps what goes from layer to layer as \(1, 14, 2, 32\), and a tap is one vector of 32"
+    with pytest.raises(ValueError, match=said):
+        target(IDS)
+
+
 class Unused(LlamaForCausalLM):
     """A Llama whose only norm over the hidden size never runs."""
 
