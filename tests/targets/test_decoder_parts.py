@@ -85,6 +85,13 @@ def test_a_norm_of_something_else_is_not_the_final_one(width):
     assert find_decoder_parts(model).final_norm is decoder.norm
 
 
+def test_heads_that_differ_from_layer_to_layer_do_not_stop_a_batch_without_padding():
+    """Where Gemma 4 shares keys and values, its layers have other numbers of key heads, and its config no single one."""
+    model = tiny_new_family("gemma4_text")
+    assert len({layer.num_key_value_heads for layer in model.config.per_layer_config}) == 2
+    assert FrozenTarget(model, [1, 2])(IDS).taps.shape == (1, 14, 64)
+
+
 REFUSED = {
     "bert": "BertModel has no single list of decoder layers and no norm that may be the final one",
     "marian": "MarianDecoder has no norm that may be the final one",
