@@ -86,7 +86,7 @@ def test_a_norm_of_something_else_is_not_the_final_one(width):
 
 
 def test_heads_that_differ_from_layer_to_layer_do_not_stop_a_batch_without_padding():
-    """Where Gemma 4 shares keys and values, its layers have other numbers of key heads, and its config no single one."""
+    """Where Gemma 4 shares keys and values, its layers differ in their key heads, and no value holds for all."""
     model = tiny_new_family("gemma4_text")
     assert len({layer.num_key_value_heads for layer in model.config.per_layer_config}) == 2
     assert FrozenTarget(model, [1, 2])(IDS).taps.shape == (1, 14, 64)
