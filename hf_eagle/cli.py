@@ -20,6 +20,7 @@ VERBS = {
     "write-prompts": "write_prompts.py",
     "preview": "preview_data.py",
     "cache": "cache_features.py",
+    "targets": "show_targets.py",
     "check": "check_draft.py",
     "prune": "prune_draft.py",
     "import": "import_draft.py",

@@ -39,10 +39,7 @@ SWEEPS = {"ttt": (1, 2, 3, 5, 7), "batch": (1, 2, 4, 8)}
 SHORTEST = 512  # length that a sweep begins with
 SWEPT_BESIDE = ("none", "eager", "eagle3")  # values of `compare`
 # method -> arguments that it does not take, or not with these values
-REFUSED = {
-    "eagle3": {"draft_num_layers": None, "block_size": None, "num_anchors": None, "compare": ("eagle3",)},
-    "dflash": {"data": None, "compare": ("eager",), "preset": ("kimi-mla",)},
-}
+REFUSED = {"dflash": {"data": None, "compare": ("eager",), "preset": ("kimi-mla",)}}
 Vocabulary = Annotated[int, Bounds(least=2, most=2**22)]
 Layers = Annotated[int, Bounds(least=1, most=1000)]
 Rank = Annotated[int, Bounds(least=0, most=2**17)]  # 0: no bottleneck
@@ -148,8 +145,13 @@ class BenchmarkArguments:
             self._check_workload()
 
     def _check_method(self):
-        for name, values in REFUSED[self.method].items():
-            value = getattr(self, name)
+        from hf_eagle.drafts.kinds import kind_of_method
+
+        refused = {**dict.fromkeys(kind_of_method(self.method).refused), **REFUSED.get(self.method, {})}
+        if self.compare == self.method:
+            refused["compare"] = (self.method,)
+        for name, values in refused.items():
+            value = getattr(self, name, None)
             if value is not None and (values is None or value in values):
                 raise ValueError(f"`{name}` {value} does not go with `method` {self.method}: leave it out.")
 

@@ -158,7 +158,11 @@ def examine(name: str, steps: tuple[Callable, ...] = STEPS) -> dict[str, tuple[s
         model = build(name)
     except Exception as error:
         return {step.__name__: (NOT_BUILDABLE, _line(error)) for step in steps}
+    return examine_built(name, model, steps)
 
+
+def examine_built(name: str, model, steps: tuple[Callable, ...]) -> dict[str, tuple[str, str]]:
+    """The same of a model that is there already."""
     try:
         target = FrozenTarget(model, TAPS)
         target(IDS[:1, :5])

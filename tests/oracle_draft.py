@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from hf_eagle.decoding.proposal import Proposal, Proposer
+from hf_eagle.drafts.configuration_base import DraftConfig
 
 
 class OracleDraft(nn.Module):
@@ -20,7 +21,13 @@ class OracleDraft(nn.Module):
         super().__init__()
         self.answers, self.right, self.seed = answers, right, seed
         vocab, taps = target.vocab_size, len(target.tap_ids or [])
-        self.config = SimpleNamespace(vocab_size=vocab, draft_vocab_size=vocab, tap_ids=None, num_taps=taps)
+        self.config = SimpleNamespace(
+            vocab_size=vocab,
+            draft_vocab_size=vocab,
+            tap_ids=None,
+            num_taps=taps,
+            chain_length=DraftConfig.chain_length,
+        )
         self.config.hidden_size = target.hidden_size
 
     def select_features(self, features):

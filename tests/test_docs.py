@@ -22,12 +22,13 @@ sys.path.insert(0, str(ROOT / "scripts"))
 TEXTS = {name: read_page(name) for name in PAGES}
 TEXTS |= {name: (ROOT / f"{name}.md").read_text(encoding="utf-8") for name in ("README", "CONTRIBUTING")}
 SCRIPTS = {**VERBS, "quickstart": "quickstart.py", "fetch_assets": "fetch_assets.py"}
-# verbs whose first word may be a draft's folder
-DRAFT_FIRST = ("check", "prune", "import", "publish")
+# verbs whose first word may be the value of this argument
+FIRST = {**dict.fromkeys(("check", "prune", "import", "publish"), "draft"), "targets": "target"}
 # options of other programs: servers, accelerate, pip, ruff, git, pytest
 FOREIGN = {
     *("speculative-config", "speculative-algorithm", "speculative-draft-model-path", "speculative-num-steps"),
     *("speculative-eagle-topk", "speculative-num-draft-tokens", "model", "model-path", "chat-template"),
+    "model-impl",
     *("config_file", "nproc-per-node", "no-index", "enforce-eager"),
 }
 
@@ -68,7 +69,7 @@ def test_every_command_is_taken(name, monkeypatch):
         if verb == "benchmark-serving":  # whose default is there once `make test-serving` has run
             arguments = [*arguments, "--serving_python", sys.executable]
         if "..." not in arguments:
-            parser(verb).parse_args_and_config(arguments, **({"first": "draft"} if verb in DRAFT_FIRST else {}))
+            parser(verb).parse_args_and_config(arguments, first=FIRST.get(verb))
 
 
 def test_commands_are_found():

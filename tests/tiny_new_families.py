@@ -26,6 +26,17 @@ FIELDS = {
     "qwen3_next": {**GATED_DELTA, **SHARED_EXPERT},
     "minimax": {"num_local_experts": 4, "num_experts_per_tok": 2, "block_size": 4, "head_dim": 8},
     "minimax_m2": {"num_local_experts": 4, "num_experts_per_tok": 3, "intermediate_size": 16, "head_dim": 8},
+    # every fourth layer attends, as in the published one, which has no compressed queries
+    "kimi_linear": {
+        **{**DEEPSEEK, "q_lora_rank": None, "head_dim": 8},
+        "layer_types": ["linear_attention", "linear_attention", "linear_attention", "full_attention"] * 2,
+        "linear_head_dim": 8,
+        "linear_num_heads": 4,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "n_group": 1,
+        "topk_group": 1,
+    },
     "jamba": {"num_experts": 4, "attn_layer_period": 4, "attn_layer_offset": 2, "mamba_d_state": 8, "mamba_dt_rank": 4},
     "bamba": {**MAMBA, "attn_layer_indices": [2, 6]},
     "falcon_h1": {**MAMBA, "mamba_d_ssm": 64, "head_dim": 8},

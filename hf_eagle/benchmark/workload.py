@@ -45,9 +45,8 @@ def build_draft(shapes: Shapes, device: torch.device, embedding: torch.Tensor | 
 
 def build_block_draft(shapes: Shapes, device: torch.device, draft_num_layers: int = 1, block_size: int = 8):
     """A random DFlash draft in training mode, for a target of these shapes, with the taps of [`build_draft`]."""
-    own = {"draft_num_layers": draft_num_layers, "block_size": block_size, "mask_token_id": shapes.vocab_size - 1}
-    options = {**vars(BlockDraftArguments()), **own, "tap_ids": _taps(shapes)}
-    config = block_config_for(_target_config(shapes), options)
+    options = BlockDraftArguments(draft_num_layers, block_size, mask_token_id=shapes.vocab_size - 1)
+    config = block_config_for(_target_config(shapes), {**vars(options), "tap_ids": _taps(shapes)})
     with torch.device(device):
         table = 0.02 * torch.randn(shapes.vocab_size, shapes.hidden_size)
         return new_draft(config, table, head_weight=table).to(device).train()

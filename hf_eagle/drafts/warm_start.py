@@ -44,12 +44,6 @@ def start_from(draft: EaglePreTrainedModel, source: EaglePreTrainedModel) -> int
 
 
 def _check_fits(draft: EaglePreTrainedModel, source: EaglePreTrainedModel) -> None:
-    if draft.kind != source.kind:
-        raise ValueError(
-            f"`init_from` is {source.kind.titled} draft, but the draft to train is {draft.kind.titled} draft: start "
-            "from one of the same kind, or from none."
-        )
-
     wanted, seen = type(draft).__name__, type(source).__name__
     if wanted != seen:
         raise ValueError(

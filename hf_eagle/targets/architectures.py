@@ -67,6 +67,7 @@ FAMILIES = (
     Family("Qwen3-Next", ("qwen3_next",), recurrent=True),
     Family("Qwen3.5", ("qwen3_5_text",), recurrent=True),
     Family("Qwen3.5-MoE", ("qwen3_5_moe_text",), recurrent=True),
+    Family("Kimi-Linear", ("kimi_linear",), servers=("vllm",), recurrent=True),  # vLLM not on AMD
     Family("Nemotron-H", ("nemotron_h",), servers=("vllm",), recurrent=True),
     Family("Falcon-H1", ("falcon_h1",), servers=(), recurrent=True),
     Family("Jamba", ("jamba",), servers=(), recurrent=True),

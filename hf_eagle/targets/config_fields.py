@@ -69,6 +69,12 @@ def largest_field(config, name: str) -> int:
     return max((x or 0 for x in (value if isinstance(value, list) else [value])), default=0)
 
 
+def values_of_field(config, name: str) -> list:
+    """Return the different values that layers of a (text) config have in this field; none if there is none."""
+    value = _read(config, name)
+    return [x for x in dict.fromkeys(value if isinstance(value, list) else [value]) if x]
+
+
 def _read(config, name: str) -> Any:
     """Return a field, or a list of its values where each layer has its own; `None` if there is none."""
     try:

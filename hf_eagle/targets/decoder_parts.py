@@ -38,7 +38,8 @@ def find_decoder_parts(model: PreTrainedModel) -> DecoderParts:
     forward shows whether what it returns is what the head is given, see `check_teacher`.
 
     Raises:
-        ValueError: if they are not found; the message names the model, what is missing and what was seen.
+        ValueError: if they are not found, or if the head or the embedding has other tokens than the vocabulary; the
+            message names the model and what was seen.
     """
     decoder = find_decoder(model)
     text, head = model.config.get_text_config(), model.get_output_embeddings()
@@ -55,7 +56,24 @@ def find_decoder_parts(model: PreTrainedModel) -> DecoderParts:
             "layers and behind its final norm, so use another target."
         )
 
+    _check_vocabulary(model, head)
     return DecoderParts(layers=layers, final_norm=norms[0], head=head)
+
+
+def _check_vocabulary(model: PreTrainedModel, head: nn.Module) -> None:
+    """Refuse a target whose embedding or head has other tokens than its vocabulary: a draft has one table for each."""
+    tokens = model.config.get_text_config().vocab_size
+    rows = {
+        "embedding table": getattr(model.get_input_embeddings(), "num_embeddings", None),
+        "output head": getattr(head, "out_features", None),
+    }
+
+    other = next((part for part, n in rows.items() if n not in (None, tokens)), None)
+    if other is not None:
+        raise ValueError(
+            f"The target {type(model).__name__} ({model.config.model_type}) has {rows[other]} tokens in its {other} "
+            f"and {tokens} in its `vocab_size`, but a draft has as many in all of them, so use another target."
+        )
 
 
 def _layers(decoder: nn.Module, config) -> nn.ModuleList | None:

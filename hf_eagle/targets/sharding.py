@@ -21,6 +21,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import __version__ as RELEASE
 
+from .config_fields import values_of_field
 from .loading import is_adapter, load_config
 from .turned_weights import recognise_turned_shares, refuse_turned_experts
 
@@ -108,8 +109,8 @@ def _check_heads(config: PreTrainedConfig, size: int) -> None:
     split = {name.rsplit(".", 1)[-1] for name, style in plan.items() if style == "colwise"}
     heads = {"num_attention_heads": "q_proj", "num_key_value_heads": "k_proj"}
     for name in (name for name, projection in heads.items() if projection in split):
-        number = getattr(config, name, None)
-        if number and number % size:
+        number = next((x for x in values_of_field(config, name) if x % size), None)
+        if number is not None:
             raise ValueError(
                 f"`target_shard_size` is {size}, which does not divide the target's {number} `{name}`: choose a "
                 "divisor of it, or `target_sharding` fsdp2."

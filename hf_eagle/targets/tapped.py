@@ -16,6 +16,10 @@ from .media_inputs import shows_media
 from .recurrent import Mixers, find_mixers
 
 
+# a config's field that says so of a model whose layers pass several residual streams on (DeepSeek-V4)
+_STREAMS = "hc_mult"
+
+
 class TappedModel:
     """A causal language model whose layers are tapped and whose head is read: all that decoding asks of a target.
 
@@ -57,7 +61,17 @@ class TappedModel:
         self._tap_ids = self._checked_taps(tap_ids) if tap_ids else tap_ids
 
     def _checked_taps(self, tap_ids: list[int]) -> list[int]:
+        streams = getattr(self.config, _STREAMS, None) or 1
+        if streams > 1:
+            raise ValueError(self._several_streams(f"in {streams} streams"))
         return check_tap_ids(tap_ids, self.num_layers)
+
+    def _several_streams(self, seen: str) -> str:
+        return (
+            f"The target {type(self.model).__name__} ({self.config.model_type}) keeps what goes from layer to layer "
+            f"{seen}, and a tap is one vector of {self.hidden_size} for each token, so use another target, or "
+            "`--method eagle1`, which has no taps."
+        )
 
     @property
     def num_layers(self) -> int:
@@ -158,7 +172,10 @@ class TappedModel:
                         f"The target {type(self.model).__name__} ({self.config.model_type}) runs its layer {tap_id} "
                         "several times in one forward, so a tap there has no one value: use another target."
                     )
-                seen[tap_id] = args[0] if args else kwargs["hidden_states"]
+                found = args[0] if args else kwargs["hidden_states"]
+                if found.dim() != 3 or found.shape[-1] != self.hidden_size:
+                    raise ValueError(self._several_streams(f"as {tuple(found.shape)}"))
+                seen[tap_id] = found
 
             return record
 

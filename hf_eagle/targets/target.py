@@ -8,6 +8,7 @@ import torch
 from transformers import Cache, PreTrainedModel
 
 from .architectures import check_returned
+from .config_fields import values_of_field
 from .decoder_parts import find_decoder
 from .document_kernels import needs_own_keys
 from .features import (
@@ -249,7 +250,7 @@ class FrozenTarget(TappedModel):
     def _say_quadratic(self, device: torch.device) -> None:
         """Say once if the model's own attention holds all scores of a row: by segments, keys are repeated instead."""
         config, dtype = self.config, self.dtype
-        grouped = getattr(config, "num_key_value_heads", None) not in (None, config.num_attention_heads)
+        grouped = values_of_field(config, "num_key_value_heads") not in ([], [config.num_attention_heads])
         if self._said_quadratic or self._attention != "sdpa" or not (grouped and needs_own_keys(device, dtype)):
             return
 

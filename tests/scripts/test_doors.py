@@ -108,6 +108,7 @@ WALK = {
         ["--server_url", "http://localhost:8000"],
         unused={"questions", "texts"},  # only with `behind`
     ),
+    "targets": Verb({"target": "target"}, {"target": "model"}),
     "check": Verb(
         {"draft": "draft", "target": "target", "fix": "out/mended"},
         {"draft": "folder", "target": "model", "fix": "output folder"},

@@ -85,6 +85,13 @@ def test_a_norm_of_something_else_is_not_the_final_one(width):
     assert find_decoder_parts(model).final_norm is decoder.norm
 
 
+def test_heads_that_differ_from_layer_to_layer_do_not_stop_a_batch_without_padding():
+    """Where Gemma 4 shares keys and values, its layers differ in their key heads, and no value holds for all."""
+    model = tiny_new_family("gemma4_text")
+    assert len({layer.num_key_value_heads for layer in model.config.per_layer_config}) == 2
+    assert FrozenTarget(model, [1, 2])(IDS).taps.shape == (1, 14, 64)
+
+
 REFUSED = {
     "bert": "BertModel has no single list of decoder layers and no norm that may be the final one",
     "marian": "MarianDecoder has no norm that may be the final one",
@@ -116,6 +123,46 @@ def test_a_norm_that_the_head_does_not_follow_is_found_out_by_the_first_forward(
 def test_layers_that_run_several_times_have_no_taps():
     target = FrozenTarget(tiny_model_type("dory"), [1, 2])
     with pytest.raises(ValueError, match=r"DoryForCausalLM \(dory\) runs its layer 1 several times in one forward"):
+        target(IDS)
+
+
+# what has other tokens than the vocabulary
+OTHER_TOKENS = {"inkling2_text": "output head", "inkling2_loop_text": "output head", "moshi": "embedding table"}
+
+
+@pytest.mark.parametrize("name", OTHER_TOKENS)
+def test_tables_of_other_tokens_than_the_vocabulary_are_refused_by_type(name):
+    with pytest.raises(ValueError) as refusal:
+        FrozenTarget(tiny_model_type(name))
+    said = str(refusal.value)
+    assert f"({name}) has " in said and f" tokens in its {OTHER_TOKENS[name]} and 96 in its `vocab_size`" in said
+    assert said.endswith("use another target.")
+
+
+@pytest.mark.parametrize("name", ["deepseek_v4", "hy_v4"])
+def test_streams_side_by_side_have_no_taps_and_their_last_hidden_states_are_read(name):
+    model = tiny_model_type(name)
+    with pytest.raises(ValueError, match=rf"\({name}\) keeps what goes from layer to layer in 4 streams, .*eagle1"):
+        FrozenTarget(model, [1, 2])
+    target = FrozenTarget(model)
+    with torch.no_grad():
+        own = model(input_ids=IDS, use_cache=False)
+    torch.testing.assert_close(target.logits(target(IDS).last_hidden), own.logits, rtol=1e-5, atol=1e-5)
+
+
+class Streams(LlamaForCausalLM):
+    """A Llama that passes two streams on, which its config does not say."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.model.layers[1].register_forward_pre_hook(lambda module, args: (torch.stack([args[0]] * 2, 2), *args[1:]))
+        self.model.layers[1].forward = lambda hidden, *args, **kwargs: hidden[:, :, 0]
+
+
+def test_streams_that_no_config_names_are_seen_by_the_first_forward():
+    target = FrozenTarget(Streams(LlamaConfig(**SMALL)), [1, 2])
+    said = r"Streams \(llama\) keeps what goes from layer to layer as \(1, 14, 2, 32\), and a tap is one vector of 32"
+    with pytest.raises(ValueError, match=said):
         target(IDS)
 
 

@@ -29,7 +29,7 @@ MLP = {"gpt-oss": 6 * 32, "llama4": 56}
 HEAD_DIM = {"qwen3": 16, "qwen3-moe": 16, "gpt-oss": 16, "gemma2": 16, "gemma3": 16, "glm": 16, "glm4": 16}
 HEAD_DIM |= dict.fromkeys(("glm4-moe", "qwen3_5_text", "qwen3_5_moe_text", "qwen3_next"), 16)
 OBJECTIVES = {"eagle3": {"ttt_steps": 2}, "eagle1": {"feature_noise": "none"}, "dflash": {"num_anchors": 4}}
-LATENT = {"deepseek-v2", "deepseek-v3", "glm4-moe-lite", "deepseek_v32", "glm_moe_dsa"}
+LATENT = {"deepseek-v2", "deepseek-v3", "glm4-moe-lite", "deepseek_v32", "glm_moe_dsa", "kimi_linear"}
 
 
 def config_of(name):

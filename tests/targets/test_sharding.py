@@ -6,6 +6,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 from tiny import tiny_llama
+from tiny_new_families import new_family_config
 from tiny_targets import FAMILIES, MIXTURES, tiny_family
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedConfig
 from workers import run_worker
@@ -133,6 +134,13 @@ def test_a_transformers_that_cannot_spread_a_target_is_named_with_its_version(mo
         loading_arguments(str(tmp_path), mode)
     with pytest.raises(ValueError, match=message) if old else nullcontext():
         layout_of(FAMILIES["qwen3_moe"](), mode, world=2)
+
+
+def test_heads_may_differ_from_layer_to_layer():
+    """Gemma 4 has one key head in layers of full attention and two in the others, and no value for all."""
+    with pytest.raises(ValueError, match="2, which does not divide the target's 1 `num_key_value_heads`"):
+        layout_of(new_family_config("gemma4_text"), "tensor", world=2)
+    assert layout_of(new_family_config("gemma4_text", num_global_key_value_heads=2), "tensor", world=2)["tp_size"] == 2
 
 
 def test_a_model_without_a_plan():

@@ -1,0 +1,68 @@
+"""The table of families in page `targets` is what the code says, and `hf-eagle targets` answers from it."""
+
+import json
+
+import pytest
+from family_table import MAKERS, measured, of_family
+from transformers import CohereConfig
+
+from hf_eagle import cli
+from hf_eagle.docs import read_page
+from hf_eagle.targets.architectures import FAMILIES
+from hf_eagle.training.target_row import COLUMNS, as_table, read_table, row_from_config
+
+
+TABLE = read_table(read_page("targets"))
+ROWS = {row["family"]: row for row in TABLE}
+
+
+def call(monkeypatch, capsys, *arguments):
+    """The rows that the verb prints."""
+    monkeypatch.setattr("sys.argv", ["hf-eagle", "targets", *arguments])
+    cli.main()
+    return read_table(capsys.readouterr().out)
+
+
+def test_the_page_has_a_row_for_each_family():
+    assert list(ROWS) == [family.name for family in FAMILIES]
+    assert as_table(TABLE) in read_page("targets")
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_what_follows_from_a_config_is_as_the_page_says(family):
+    found = row_from_config(MAKERS[of_family(family)[0]][0]())
+    assert found == {name: ROWS[family.name][name] for name in found}
+
+
+# `python tests/family_table.py` looks at all of them
+@pytest.mark.parametrize("family", [x for x in FAMILIES if x.name in ("Llama", "Llama 4", "DeepSeek-V3.2", "Gemma 4")])
+def test_what_a_run_shows_is_as_the_page_says(family):
+    (name,) = of_family(family)
+    found = measured(name)
+    assert found == {step: ROWS[family.name][step] for step in found}
+
+
+def test_the_verb_shows_the_table_and_a_row_of_it(monkeypatch, capsys):
+    assert call(monkeypatch, capsys) == TABLE
+    for name in ("Qwen3.5", "qwen3.5", "qwen3_5_text"):
+        assert call(monkeypatch, capsys, name) == [ROWS["Qwen3.5"]]
+
+
+def test_a_folder_is_answered_from_its_own_config_without_weights(monkeypatch, capsys, tmp_path):
+    """Three key heads cannot be spread over two ranks."""
+    sizes = {"hidden_size": 24, "num_attention_heads": 3, "num_key_value_heads": 3, "num_hidden_layers": 8}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": 96, **sizes}))
+    assert call(monkeypatch, capsys, str(tmp_path)) == [{**ROWS["Llama"], "sharded": "fsdp2"}]
+
+
+def test_a_folder_of_no_family_says_so(monkeypatch, capsys, tmp_path):
+    CohereConfig(num_hidden_layers=8).save_pretrained(tmp_path)
+    (row,) = call(monkeypatch, capsys, str(tmp_path))
+    assert tuple(row) == COLUMNS and row["family"] == "cohere (not tested)" and row["vLLM"] == "unknown"
+    assert row["tapped"] == "checked when loaded" and "EAGLE-3" in row["drafts"]
+
+
+def test_neither_a_family_nor_a_folder_is_refused(monkeypatch, capsys, tmp_path):
+    with pytest.raises(SystemExit):
+        call(monkeypatch, capsys, str(tmp_path / "nothing"))
+    assert "`target`" in capsys.readouterr().err
