@@ -147,7 +147,9 @@ class BenchmarkArguments:
     def _check_method(self):
         from hf_eagle.drafts.kinds import kind_of_method
 
-        refused = {**dict.fromkeys(kind_of_method(self.method).refused), **REFUSED.get(self.method, {})}
+        kind = kind_of_method(self.method)
+        others = kind.refused.difference(kind.meaningless)  # without a meaning to it, they may be of the one beside it
+        refused = {**dict.fromkeys(others), **REFUSED.get(self.method, {})}
         if self.compare == self.method:
             refused["compare"] = (self.method,)
         for name, values in refused.items():

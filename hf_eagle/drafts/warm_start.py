@@ -47,7 +47,8 @@ def _check_fits(draft: EaglePreTrainedModel, source: EaglePreTrainedModel) -> No
     wanted, seen = type(draft).__name__, type(source).__name__
     if wanted != seen:
         raise ValueError(
-            f"`init_from` is of class {seen}, but the draft to train of {wanted}: give both the same `draft_attention`."
+            f"`init_from` is of class {seen}, but the draft to train of {wanted}: give both the same `draft_attention` "
+            "and `method`."
         )
 
     # shapes can be equal while these differ, and the same weights then compute something else

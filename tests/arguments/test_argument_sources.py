@@ -32,6 +32,7 @@ GROUPS = {
     "compare": set(),
     "ablate": set(),  # hands a recipe to train and evaluate
     "benchmark": set(),  # times a step
+    "targets": set(),  # lists families, or reads a config
 }
 TOOL = {"name": "weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}
 

@@ -17,6 +17,8 @@ SIZES = {
     **{"vocab_size": 40, "hidden_size": 16, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 8},
     **{"intermediate_size": 24, "max_position_embeddings": 64, "num_hidden_layers": 1},
 }
+# what a new config of a kind needs besides
+NEEDED = {"dflash": {"target_layer_ids": [1, 3, 5], "num_target_layers": 8, "mask_token_id": 1}}
 # fields of config.json with values that no draft may have
 BROKEN = [
     *[("draft_vocab_size", value) for value in (7_000, 41, 0, -3, "many")],
@@ -31,7 +33,7 @@ BROKEN = [
 def folder(request, tmp_path):
     kind, architecture = request.param
     made = kind.draft_class(architecture)
-    own = {"draft_vocab_size": 24} if "draft_vocab_size" not in kind.meaningless else {}
+    own = {"draft_vocab_size": 24} if "draft_vocab_size" not in kind.meaningless else NEEDED.get(kind.name, {})
     made(made.config_class(**SIZES, **own, architectures=[architecture])).save_pretrained(tmp_path / "draft")
     return tmp_path / "draft"
 
@@ -47,6 +49,10 @@ def refused(folder, argument: str) -> str:
 @pytest.mark.parametrize("argument", ["draft", "init_from"])
 @pytest.mark.parametrize(("field", "value"), BROKEN)
 def test_a_broken_field(folder, field, value, argument):
+    tensors = load_file(folder / "model.safetensors").values()
+    if field == "vocab_size" and not any(SIZES["vocab_size"] in x.shape for x in tensors):
+        pytest.skip("only a target can tell: the folder holds no table and no head")
+
     config = json.loads((folder / "config.json").read_text()) | {field: value}
     (folder / "config.json").write_text(json.dumps(config))
     said = refused(folder, argument)

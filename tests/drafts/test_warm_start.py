@@ -114,6 +114,6 @@ def test_training_goes_on_from_a_draft_with_other_data(trained, folder, tmp_path
 @pytest.mark.parametrize("pairs", list(permutations([tiny_pair, tiny_eagle1_pair, tiny_block_pair], 2)))
 def test_a_draft_of_another_kind_is_refused(pairs):
     draft, source = (pair()[1] for pair in pairs)
-    told = f"`init_from` is {source.kind.titled} draft, but the draft to train is {draft.kind.titled} draft"
-    with pytest.raises(ValueError, match=told):
+    told = f"`init_from` is of class {type(source).__name__}, but the draft to train of {type(draft).__name__}"
+    with pytest.raises(ValueError, match=f"{told}: give both the same `draft_attention` and `method`"):
         start_from(draft, source)
