@@ -26,7 +26,7 @@ from .decoder_parts import find_decoder
 # types of layer that keep keys of every token, or nothing; any other type makes us look
 ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention", "indexed_attention", "moe", "mlp"}
 # `(mixer, hidden, apply)`: its output for `hidden`, made of calls of `apply(cut, cache)`, see `_Call`
-Way = Callable[["Mixer", torch.Tensor, "_Call"], torch.Tensor]
+Way = Callable[..., torch.Tensor]
 
 
 @dataclass(eq=False)
