@@ -1,1 +1,1 @@
-"""The DFlash draft: behind the newest token stand masked slots, and one forward fills all of them at once."""
+"""The DFlash draft: masked slots follow the newest token, and one forward fills all of them."""

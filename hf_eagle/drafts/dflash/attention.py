@@ -1,7 +1,8 @@
 """Attention of a batch's blocks: each row sees the context before its block's anchor, and all rows of its block.
 
 `eager` is the readable form. `sdpa` and `flex_attention` never hold the scores of the context: a fused kernel attends
-to it and returns its log-sum-exp, which merges the few scores inside the block exactly. Memory is linear in length.
+to it and returns the log-sum-exp of its scores, with which the few scores inside the block are merged exactly. Memory
+is linear in length.
 """
 
 from collections.abc import Callable
@@ -47,7 +48,7 @@ def eager_block_attention(
 
 
 class _FlashBlocks(torch.autograd.Function):
-    """The context by PyTorch's flash kernel for CPUs, a chunk of blocks at a time; own keys merged by log-sum-exp."""
+    """Attend to the context with PyTorch's flash kernel for CPUs, a chunk of blocks at a time, and merge own keys."""
 
     @staticmethod
     def forward(ctx, query, key, value, own_key, own_value, layout, scaling):
@@ -110,7 +111,7 @@ def _rows(blocks: slice, size: int) -> slice:
 
 
 def _by_block(own: torch.Tensor, size: int) -> torch.Tensor:
-    """`(N, kv, dim)` -> `(kv, 1, A, size, dim)`, a view that meets grouped queries."""
+    """`(N, kv, dim)` -> `(kv, 1, A, size, dim)`, a view that broadcasts over the queries of a group."""
     return own.transpose(0, 1).unflatten(1, (-1, size))[:, None]
 
 

@@ -1,4 +1,4 @@
-"""The config of a DFlash draft: what is in its config.json, in the two forms that readers want."""
+"""The config of a DFlash draft, and the config.json of each of the two forms of its folder."""
 
 import logging
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from .mask_token import check_mask_token, choose_mask_token
 logger = logging.getLogger(__name__)
 
 ARCHITECTURE = "DFlashDraftModel"
-# form of the folder -> `model_type`: the servers take any that transformers knows, transformers only its own
+# form of the folder -> `model_type`: the servers take both, transformers only its own
 MODEL_TYPES = {"servers": "qwen3", "transformers": "muse_glimmer_assistant"}
 _SLIDING = ("is_causal", "use_sliding_window", "sliding_window")
 _NOT_WRITTEN = (
@@ -33,17 +33,17 @@ class DFlashConfig(DraftConfig):
     """Configuration of a DFlash draft: it has taps, and uses the target's vocabulary and head.
 
     Args:
-        block_size (`int`, defaults to 8): slots of a block: the newest token, and those proposed behind it.
+        block_size (`int`, defaults to 8): slots of a block: that of the newest token, and those proposed after it.
         target_layer_ids (`list[int]`): layers whose OUTPUT is tapped, counted from 0, ascending.
         num_target_layers (`int`): layers of the target.
         mask_token_id (`int`, *optional*): token in the slots to be filled; chosen from tokenizer and data if `None`.
-        share_k_norm (`bool`, defaults to `False`): whether all layers have one `k_norm`, which is written for each.
+        share_k_norm (`bool`, defaults to `False`): whether layers share one `k_norm`; the folder has a copy for each.
         served_form (`str`, defaults to `"servers"`): form of the folder, `"servers"` or `"transformers"`.
         logit_scale, final_logit_softcapping (`float`, *optional*): what the target does to its logits, if anything.
         kwargs: as for [`DraftConfig`], and what config.json holds beside these.
 
     Raises:
-        ValueError: for what not all readers run alike: sliding or causal attention, biases, a draft vocabulary.
+        ValueError: for what readers run differently: sliding or causal attention, biases, a draft vocabulary.
     """
 
     model_type = MODEL_TYPES["servers"]
@@ -108,7 +108,7 @@ class DFlashConfig(DraftConfig):
 
     @property
     def chain_length(self) -> int:
-        """A block's slots behind the newest token."""
+        """A block's slots after that of the newest token."""
         return self.block_size - 1
 
     def as_arguments(self) -> dict[str, Any]:
@@ -127,7 +127,7 @@ class DFlashConfig(DraftConfig):
             held: config of the draft that training continues or starts from: it keeps its mask token.
 
         Raises:
-            ValueError: for a token of the data, also one that is kept, or one whose row of the table is zero.
+            ValueError: for a mask token that the data hold, even that of `held`, or whose row of the table is zero.
         """
         why, keeps = "as asked for", self.mask_token_id is None and held is not None
         if keeps:
@@ -157,7 +157,7 @@ class DFlashConfig(DraftConfig):
         return {**found, "model_type": cls.model_type, "served_form": form}, rest
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """The content of config.json: all that vLLM, SGLang and z-lab's own code read, in `transformers` also its."""
+        """The content of config.json: all that vLLM, SGLang and z-lab's code read, in its form also transformers."""
         written = written_for_servers(self, LlamaConfig.to_diff_dict(self))
         for name in _NOT_WRITTEN:
             written.pop(name, None)
@@ -172,7 +172,7 @@ class DFlashConfig(DraftConfig):
             "model_type": MODEL_TYPES[self.served_form],
             "block_size": self.block_size,
             "num_target_layers": self.num_target_layers,
-            # transformers' default are sliding layers
+            # without it, transformers makes all layers slide
             "layer_types": ["full_attention"] * self.num_hidden_layers,
             "use_sliding_window": False,
             "sliding_window": None,
@@ -205,7 +205,7 @@ def default_layers(target_config: PreTrainedConfig, count: int) -> list[int]:
 
 
 def check_layers(layers: list[int], num_layers: int | None) -> None:
-    """`ValueError` unless these are layers whose output every reader taps, ascending and unique."""
+    """`ValueError` unless these are ascending, unique, and layers whose output all readers tap alike."""
     last = None if num_layers is None else num_layers - 2
     outside = [number for number in layers if number < 0 or (last is not None and number > last)]
     if outside or not layers:

@@ -1,4 +1,4 @@
-"""What a training step of a DFlash draft costs: its rows are blocks, of which a document has a fixed number at most."""
+"""What a training step of a DFlash draft costs. Its rows are those of blocks, at most a fixed number a document."""
 
 from ..costs_base import (
     FLOAT32,
@@ -19,7 +19,7 @@ class DFlashCosts(DraftCosts):
     config: DFlashConfig
 
     def _rows(self, shapes: RunShapes) -> int:
-        """Most rows that go through the layers."""
+        """Rows that go through the layers, at most."""
         return self.config.block_size * min(shapes.supervised, shapes.rows * shapes.num_anchors)
 
     def teacher(self, shapes: RunShapes) -> tuple[str, int]:
@@ -28,7 +28,7 @@ class DFlashCosts(DraftCosts):
         return "the target's last hidden states of supervised rows", held
 
     def _layer(self, shapes: RunShapes) -> int:
-        """Numbers that one layer keeps."""
+        """Elements that one layer keeps for the backward pass."""
         attention = AttentionMemory.of_llama(self.config, shapes.accelerator)
         # queries and keys are normed before they are rotated, so each is kept once more
         per_row = attention.with_layer(self.config) + 2 * attention.query + attention.key_value
@@ -36,7 +36,7 @@ class DFlashCosts(DraftCosts):
 
     def kept_by_unroll(self, shapes: RunShapes) -> int:
         config, hidden = self.config, self.config.hidden_size
-        # the taps in the draft's dtype, and what `fc` makes of them, also normed
+        # the taps in the draft's dtype, and the output of `fc` before and after its norm
         context = shapes.tokens * (config.num_taps * hidden + 2 * hidden)
         layer = self._rows(shapes) * hidden if shapes.checkpointing else self._layer(shapes)
         return shapes.width * (context + config.num_hidden_layers * layer) + FLOAT32 * config.num_taps * shapes.tokens
@@ -54,11 +54,11 @@ class DFlashCosts(DraftCosts):
         hidden, rows, keys = config.hidden_size, layout.rows, len(layout.keys)
 
         per_layer = 3 * rows * attention.per_row(config) + 3 * (rows + keys) * hidden * attention.key_value
-        # the taps are given, so `fc` has no gradient to pass on
+        # the taps need no gradient, so the backward pass of `fc` is only that of its weight
         projections = config.num_hidden_layers * per_layer + 2 * keys * config.num_taps * hidden * hidden
 
         pairs = layout.size * int((layout.end - layout.begin).sum()) + rows * layout.size
-        # the head has no gradient, but also makes the target's distribution of each place
+        # the head's weight needs no gradient, but the head also makes the target's distribution at each position
         head = (2 * len(plan.labels) + len(plan.supervised.positions)) * hidden * config.vocab_size
         return {
             "projections": 2.0 * projections,

@@ -1,7 +1,7 @@
 """The mask token of a block draft, which stands in the slots to be filled.
 
-It must be no token of the data, and its row of the target's table must not be zero: a slot that embeds nothing has no
-query in the first layer, so it would attend to everything alike.
+The data must not hold it, and its row of the target's table must not be zero: the query of a zero embedding is zero in
+the first layer, so the slot would attend to everything equally.
 """
 
 import torch
@@ -12,12 +12,12 @@ def choose_mask_token(tokenizer, data, embeddings: torch.Tensor) -> tuple[int, s
     """A token to mask with, and why it was chosen.
 
     The first of these that the data do not hold and whose row is not zero: the tokenizer's mask token; the first row of
-    the target's table that no token has; the special token with the highest id that neither begins, ends nor pads a
-    text.
+    the target's table that no token has; the special token with the highest id, other than the bos, eos, pad, unk, sep
+    and cls tokens.
 
     Args:
         tokenizer: the target's.
-        data: with a column `input_ids`; a stream cannot be looked through first, and is looked at batch by batch.
+        data: with a column `input_ids`; a stream cannot be searched beforehand, and is searched batch by batch.
         embeddings: `(vocab_size, hidden)`, the target's table.
 
     Raises:
@@ -45,7 +45,7 @@ def choose_mask_token(tokenizer, data, embeddings: torch.Tensor) -> tuple[int, s
 
 
 def tokens_of(data, vocab_size: int) -> torch.Tensor:
-    """Which tokens the data hold, bool `(vocab_size,)`; of a stream, none is known."""
+    """Which tokens the data hold, bool `(vocab_size,)`; all false for a stream, whose tokens are not known yet."""
     held = torch.zeros(vocab_size, dtype=torch.bool)
     if data is None or isinstance(data, IterableDataset):
         return held
@@ -63,7 +63,7 @@ def check_mask_token(mask_token_id: int, data, embeddings: torch.Tensor, keeps: 
         mask_token_id: the token.
         data: as for [`choose_mask_token`].
         embeddings: `(vocab_size, hidden)`, the target's table.
-        keeps: whether a draft was trained with it, so that it can be no other.
+        keeps: whether it is kept from an earlier draft, which was trained with it; the error then says so.
     """
     if bool(tokens_of(data, mask_token_id + 2)[mask_token_id]):
         raise_for_mask_token(mask_token_id, keeps)

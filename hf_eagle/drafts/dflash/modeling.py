@@ -21,7 +21,7 @@ from .plan import BlockPlan
 from .proposal import DFlashProposer
 
 
-# names in a folder of the form `transformers`, of those that differ
+# our names -> those in a folder of the form `transformers`, where they differ
 _OTHER_NAMES = {"fc.weight": "encoder.fc.weight", "hidden_norm.weight": "encoder.output_norm_enc.weight"}
 
 
@@ -42,7 +42,7 @@ class DFlashAttention(EagleAttention):
 
 
 class DFlashLayer(DraftLayer):
-    """A Qwen3 layer whose keys and values are made of the block's rows and, by the same matrices, of the context."""
+    """A Qwen3 layer whose keys and values come from the block's rows and, by the same matrices, from the context."""
 
     def __init__(self, config: DFlashConfig):
         super().__init__(config, DFlashAttention(config))
@@ -60,11 +60,11 @@ class DFlashLayer(DraftLayer):
 
 
 class DFlashDraftModel(WithLentHead, EaglePreTrainedModel):
-    """DFlash draft: the newest token and masked slots behind it -> layers, which see the target's taps -> its head.
+    """DFlash draft: the newest token and masked slots after it -> layers, which see the target's taps -> head.
 
-    Slots `0 .. block_size - 1` stand at an anchor and behind it. Slot 0 embeds the anchor's token, all others the mask
+    Slots `0 .. block_size - 1` stand at an anchor and after it. Slot 0 embeds the anchor's token, all others the mask
     token. They attend to each other, in both directions, and to keys that each layer makes of the target's taps at the
-    tokens before the anchor. Slot k predicts the token k places behind the anchor. Embeddings and head are the target's
+    tokens before the anchor. Slot k predicts the token k places after the anchor. Embeddings and head are the target's
     and are never saved.
 
     Example:
@@ -121,15 +121,21 @@ class DFlashDraftModel(WithLentHead, EaglePreTrainedModel):
         return self.hidden_norm(self.fc(taps.to(self.fc.weight.dtype)))
 
     def embed_blocks(self, tokens: torch.Tensor) -> torch.Tensor:
-        """The input of blocks behind these tokens, `(..., block rows, hidden)`; `tokens` `(..., block rows)`, of which
-        only the first is read."""
+        """The embeddings of a block: of the newest token, then of masked slots.
+
+        Args:
+            tokens: `(..., n)`, of which only the first, the newest, is read.
+
+        Returns:
+            `(..., n, hidden)`.
+        """
         tokens = torch.full_like(tokens, self.config.mask_token_id).index_copy_(
             -1, tokens.new_zeros(1), tokens[..., :1]
         )
         return self.embed_tokens(tokens)
 
     def forward(self, input_ids, features, plan: BlockPlan, objective=None) -> EagleOutput:
-        """All blocks of a batch, in one forward.
+        """Compute all blocks of a batch at once.
 
         Args:
             input_ids: `(batch, length)`.
@@ -147,7 +153,7 @@ class DFlashDraftModel(WithLentHead, EaglePreTrainedModel):
         return EagleOutput(hidden_states=hidden) if objective is None else objective(hidden, self.lm_head)
 
     def _blocks(self, input_ids: torch.Tensor, taps: torch.Tensor, plan: BlockPlan) -> torch.Tensor:
-        """What the head takes of each slot behind the anchors, `(block_size - 1, A, hidden)`.
+        """What the head takes of each slot after the anchors, `(block_size - 1, A, hidden)`.
 
         Args:
             input_ids: `(batch * length,)`.
@@ -193,12 +199,12 @@ class DFlashDraftModel(WithLentHead, EaglePreTrainedModel):
             cache.update(*(x.transpose(1, 2) for x in layer.context(seen, cos_sin)), number)
 
     def fill(self, tokens: torch.Tensor, positions: torch.Tensor, cache, visible: torch.Tensor | None) -> torch.Tensor:
-        """Fill the slots behind the newest tokens.
+        """Fill the slots after the newest tokens.
 
         Args:
             tokens: `(rows, n)`, of which only the first, the newest, is read.
             positions: `(rows, n)`.
-            cache ([`SlotCache`]): with the context; the block's own keys last until it is written again.
+            cache ([`SlotCache`]): holds the context; the block's own keys last until the next write.
             visible: bool `(rows, 1, n, slots)`, which slots each row sees; all when `None`.
 
         Returns:
@@ -216,7 +222,7 @@ class DFlashDraftModel(WithLentHead, EaglePreTrainedModel):
         return self.norm(x)
 
     def drafted_logits(self, next_ids: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
-        """See [`EaglePreTrainedModel.drafted_logits`]: of the blocks behind each of the last three rows of features."""
+        """See [`EaglePreTrainedModel.drafted_logits`]: of the blocks after each of the last three rows of features."""
         found, slots = [], self.config.block_size
         for end in range(len(features) - 2, len(features) + 1):
             lengths = Lengths([0], next_ids.new_zeros(1))

@@ -14,7 +14,7 @@ from ..flex_context import FlexMask
 from ..training_base import BatchPlan, Draw
 
 
-# rows of a chunk of attention: a chunk computes scores of keys that only its later blocks see, fewer the smaller it is
+# rows of a chunk of attention. All of them score the keys that its last block sees, so small chunks waste less
 _ROWS = 256
 
 
@@ -28,7 +28,7 @@ class BlockLayout:
         size: rows of a block.
         anchors: `(A,)` flat ids `b * length + t` of the anchors, ascending.
         keys: `(K,)` flat ids of the tokens with a context key, ascending.
-        begin, end: `(A,)`: a block sees `keys[begin:end]`. Neither descends.
+        begin, end: `(A,)`: a block sees `keys[begin:end]`. Both are in ascending order, with repeats.
     """
 
     size: int
@@ -43,7 +43,7 @@ class BlockLayout:
         document = number_documents(documents)
         indices = torch.arange(document.numel())
         last = torch.full_like(indices, -1).scatter_reduce(0, document[anchors], anchors, "amax")
-        needed = indices < last[document]  # strictly: the features of an anchor come later
+        needed = indices < last[document]  # strictly: an anchor has no features yet when its block is drafted
         keys, before = needed.nonzero()[:, 0], needed.cumsum(0) - needed.long()
         return cls(size, anchors, keys, torch.searchsorted(document[keys], document[anchors]), before[anchors])
 
@@ -66,7 +66,7 @@ class BlockLayout:
         return found
 
     def hidden(self, blocks: slice, keys: slice, dtype: torch.dtype) -> torch.Tensor:
-        """What to add to a chunk's scores, `(1, 1, rows, keys)`: a key behind an anchor then weighs nothing."""
+        """What to add to a chunk's scores, `(1, 1, rows, keys)`: keys from a block's anchor on then weigh nothing."""
         unseen = torch.arange(keys.start, keys.stop, device=self.end.device) >= self.end[blocks, None]
         mask = torch.zeros(unseen.shape, dtype=dtype, device=unseen.device)
         mask.masked_fill_(unseen, torch.finfo(dtype).min)
@@ -74,7 +74,8 @@ class BlockLayout:
 
     @cached_property
     def flex_mask(self) -> FlexMask:
-        """The context as `flex_attention` takes it: rows and keys are places in `keys`, a document is its first."""
+        """The context as `flex_attention` takes it, in places in `keys`: a row has that of the last key it sees, a
+        document that of its first key."""
         keys = torch.arange(len(self.keys), device=self.end.device)
         document = self.begin[torch.searchsorted(self.begin, keys, right=True) - 1]
         return FlexMask.of(*(x.repeat_interleave(self.size) for x in (self.end - 1, self.begin)), keys, document)
@@ -95,9 +96,9 @@ class BlockPlan(BatchPlan):
         layout: where the blocks stand, and what they see.
         anchor_positions, key_positions: `(A,)` and `(K,)`, where anchors and context tokens stand in their documents.
         supervised: slot `s + 1` of a block is step `s` here; a row is a block.
-        slot, block: `(M,)`, the step and the block of each slot that counts, ordered by its token.
-        labels: `(M,)`, its token.
-        where: `(M,)`, indices into `supervised.positions` of what it is compared with; they ascend.
+        slot, block: `(M,)`, the step and the block of each slot that counts, ordered by the position of its token.
+        labels: `(M,)`, the token of each.
+        where: `(M,)`, indices into `supervised.positions` of what each is compared with; they ascend.
         where_on_host: the same, always on the CPU.
     """
 
@@ -116,7 +117,7 @@ class BlockPlan(BatchPlan):
 
     @property
     def counts(self) -> torch.Tensor:
-        """Blocks of which each slot counts, `(slots,)`."""
+        """`(slots,)`, in how many blocks each slot counts."""
         return self.supervised.counts
 
     @classmethod
@@ -129,7 +130,7 @@ class BlockPlan(BatchPlan):
         Args:
             batch: of a collator, on the CPU.
             size: slots of a block, the anchor's included.
-            num_anchors: most blocks of a document.
+            num_anchors: blocks of a document, at most.
             draw: where random choices come from.
         """
         ids, documents = batch["input_ids"], documents_of(batch)
@@ -186,7 +187,7 @@ class BlockPlan(BatchPlan):
 def draw_anchors(
     input_ids: torch.Tensor, documents: torch.Tensor, candidates: torch.Tensor, most: int, draw: Draw
 ) -> torch.Tensor:
-    """At most so many of the candidates `(batch, length)` of each document, whose tokens alone decide the draw."""
+    """Keep at most `most` candidates `(batch, length)` of each document. Beside `draw`, only its tokens decide."""
     number, flat, kept = number_documents(documents), candidates.flatten(), candidates.clone()
     for document, count in enumerate(torch.bincount(number, weights=flat).tolist()):
         if count > most:

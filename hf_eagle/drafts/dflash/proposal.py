@@ -31,7 +31,7 @@ class DFlashProposer(Proposer):
         self.cache.place(before)
         self.draft.read_context(features, before.slots(new).expand(rows, -1), self.cache)
 
-        # the newest token has no features yet: it stands in the block, at the place behind the context
+        # the newest token has no features yet: it stands in the block, at the position after the context
         newest = next_ids.gather(1, (lengths.device - before.device - 1)[:, None]).expand(-1, self.slots)
         visible = None
         if not lengths.uniform:

@@ -1,4 +1,4 @@
-"""How a DFlash draft is trained: on blocks behind drawn anchors, against the target or the tokens of the data."""
+"""How a DFlash draft is trained: on blocks at drawn anchors, against the target or the tokens of the data."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ class BlockTeacher:
 
     Attributes:
         hidden: `(P, hidden)`, the target's last hidden states at `plan.supervised.positions`.
-        logits: the target's logits `(rows, vocabulary)` from such.
+        logits: makes the target's logits `(rows, vocabulary)` of such hidden states.
         dtype: of the distributions made from them.
     """
 
@@ -32,13 +32,13 @@ class BlockTeacher:
 
 @dataclass
 class BlockObjective:
-    """A loss of every slot that counts, through the fused head: no logits of all slots ever exist.
+    """The loss of all slots that count, through the fused head, which never holds the logits of all of them.
 
     Args:
         loss: `"ce"` is soft cross-entropy to the target's distribution at the token before the slot's. `"label"` is
-            `-log q_k`, of the probability of the slot's token. `"dpace"` is that with the weight
-            `sum_{j >= k} prod_{i <= j} ((1 - alpha) q_i + alpha)` over the slots j of the block that count, which has
-            no gradient.
+            `-log q_k`, of the probability of the slot's token. `"dpace"` is the same, times
+            `sum_{j >= k} prod_{i <= j} ((1 - alpha) q_i + alpha)` over the slots j of the block that count; this
+            weight has no gradient.
         alpha: of `"dpace"`.
     """
 
@@ -84,7 +84,7 @@ class BlockObjective:
                 loss=loss,
                 loss_sums=summed_by_step(losses if weight is None else losses * weight, slot, slots),
                 correct=right.sum(1),
-                leading=right.cumprod(0).sum(1),  # a slot that does not count, and all behind it, count nothing
+                leading=right.cumprod(0).sum(1),  # a slot that does not count ends the run of right ones
             )
 
         return objective
@@ -98,7 +98,7 @@ class BlockObjective:
 
 
 class DFlashTraining(DraftTraining):
-    """Every slot behind an anchor is a step.
+    """Every slot after an anchor is a step.
 
     Args:
         objective: the loss.
@@ -129,7 +129,7 @@ class DFlashTraining(DraftTraining):
 
     def plan(self, batch, draw) -> BlockPlan:
         plan = BlockPlan.of(batch, self.block_size, self.num_anchors, draw)
-        # of what blocks are trained on: padding and filler may be any token
+        # only tokens that blocks see or predict: padding and filler may be any token
         seen = torch.cat(
             [batch["input_ids"].flatten()[torch.cat([plan.layout.keys, plan.layout.anchors])], plan.labels]
         )
