@@ -1,8 +1,8 @@
 """`flex_attention` of rows to earlier tokens, for accelerators: compiled once for training and once for evaluation.
 
-PyTorch makes a graph of its own for sizes of 0 and 1, for sizes that happen to be equal, and for each new value of
-anything but a tensor. So there are always two blocks of rows and of keys, or more, every size that a batch decides is
-marked as dynamic, and the compiled function gets tensors only.
+PyTorch compiles another graph for sizes of 0 and 1, for sizes that happen to be equal, and for each new value of
+anything but a tensor. So there are always at least two blocks of rows and of keys, every size that depends on the batch
+is marked as dynamic, and of a batch the compiled function gets tensors only.
 """
 
 import logging
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 BLOCK = 128  # rows and keys of a block of the mask
-_NO_ROW = 2**62  # behind every row
+_NO_ROW = 2**62  # after every row
 # devices without the kernel's backward pass
 _WITHOUT_BACKWARD = ("mps",)
 # what its Triton kernels take
@@ -58,7 +58,7 @@ def why_not_flex(device: torch.device, key_dim: int, value_dim: int) -> str | No
 
 
 def kernel_options(key_dim: int, value_dim: int, dtype: torch.dtype) -> dict[str, int]:
-    """Blocks of the kernel that fit 99 KiB of shared memory, as the smallest of today's devices have it; empty where
+    """Sizes of the kernel's blocks that fit 99 KiB of shared memory, the least that today's devices have; empty where
     those that PyTorch chooses do."""
     if max(key_dim, value_dim) <= _WIDE:
         return {}
@@ -104,13 +104,13 @@ class FlexMask:
 
     @property
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Those of `blocks`, by its own names."""
+        """The tensors of `blocks`, by its names for them."""
         sides = ("kv_num_blocks", "kv_indices", "q_num_blocks", "q_indices")
         return {name: getattr(self.blocks, name) for name in (*sides, *(f"full_{side}" for side in sides))}
 
 
 def lengthened(x: torch.Tensor) -> torch.Tensor:
-    """`(n, ...)` with rows of zeros behind, up to two blocks, and in plain layout."""
+    """`(n, ...)`, contiguous, and padded with rows of zeros to two blocks if it has fewer."""
     return pad(x, (0, 0) * (x.dim() - 1) + (0, _missing(len(x)))) if _missing(len(x)) else x.contiguous()
 
 
@@ -152,7 +152,7 @@ def by_flex(
 
 @lru_cache
 def _kernel(device_type: str) -> Callable:
-    # as one graph, or it would run uncompiled and in quadratic memory, silently, once there are too many
+    # as one graph: after too many recompilations it would silently run uncompiled, in quadratic memory
     return _attend if device_type == "cpu" else torch.compile(_attend, fullgraph=True)
 
 
@@ -177,12 +177,12 @@ def _attend(query, key, value, ids, blocks, scaling, options) -> tuple[torch.Ten
 
 
 def _trained(x: torch.Tensor) -> torch.Tensor:
-    """The same, with a gradient in training even if none is asked for: which tensors have one decides the graph."""
+    """The same tensor, which in training always requires a gradient: the graph depends on which tensors do."""
     return x.detach().requires_grad_() if torch.is_grad_enabled() and not x.requires_grad else x
 
 
 def _missing(count: int) -> int:
-    """How many rows are missing to two blocks."""
+    """How many rows it takes to fill up two blocks."""
     return max(0, 2 * BLOCK - count)
 
 
@@ -197,14 +197,14 @@ def _ends_of_blocks(ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _listed(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Bool `(rows, columns)` in the form of a `BlockMask`: how many columns a row has, and their numbers first."""
+    """Bool `(rows, columns)` in the form of a `BlockMask`: each row's count, and its columns before all others."""
     order = blocks.int().argsort(dim=-1, descending=True, stable=True)
     return blocks.sum(-1, dtype=torch.int32)[None, None], order.int()[None, None]
 
 
 @lru_cache
 def say_eager(why: str) -> None:
-    """Once a reason."""
+    """Warn, once for each reason."""
     logger.warning("The draft attends without `flex_attention`, slower and in quadratic memory: %s.", why)
 
 

@@ -37,7 +37,7 @@ class Kind:
             each inside the package.
         methods: values of the argument `method` that train it, and how its drafts are decoded during training.
         meaningless: arguments that have no effect on it, and are therefore refused.
-        anyhow: values of such arguments that say what it does anyhow, and are therefore taken.
+        anyhow: values of such arguments that ask for what it does anyhow, and are therefore accepted.
         own: arguments that are refused for every kind that does not list them here.
         losses: values of the argument `loss` that it can be trained with.
         metrics: what an evaluation measures only for this kind, in addition to what it measures for all.

@@ -25,7 +25,7 @@ class LentHead(nn.Linear):
 
 
 class WithLentHead:
-    """Of a draft whose `lm_head` is a [`LentHead`]; place it before the draft's base class."""
+    """For a draft whose `lm_head` is a [`LentHead`]; name it before the draft's base class."""
 
     _keys_to_ignore_on_save = ["embed_tokens.weight", "lm_head.weight"]
     _keys_to_ignore_on_load_missing = [r"^embed_tokens\.weight$", r"^lm_head\.weight$"]

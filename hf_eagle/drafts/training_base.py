@@ -49,8 +49,8 @@ class BatchPlan(ABC):
         """The plan on the device of a step."""
 
     def pin_memory(self) -> "BatchPlan":
-        """The plan in memory that a device reads by itself; a `DataLoader` calls this, so that sending does not wait.
-        A plan that is not pinned is sent as well, but with a wait."""
+        """The plan in pinned memory, so that sending it to a device does not wait; a `DataLoader` calls this. A plan
+        that is not pinned is sent too, with a wait."""
         return self
 
 
@@ -88,7 +88,7 @@ class DraftTraining(ABC):
 
         Args:
             total: `(steps,)`, the rows of each step in all batches whose gradients are added.
-            processes: the number whose gradients are averaged.
+            processes: number of processes whose gradients are averaged.
         """
         weights = self.step_weights.to(total.device, non_blocking=True)
         return weights * processes / total.clamp_min(1)
