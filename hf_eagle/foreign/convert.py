@@ -39,7 +39,7 @@ def from_foreign(
 
     A form is how one project writes drafts (`forms.py`), a kind is the architecture of one (`kinds.py`). The draft's
     own code never runs, and a pickle that holds anything but tensors is refused. The target's config and tokenizer are
-    read, and its embeddings too if they are on this machine.
+    read. So are its embeddings and its head, if they are on this machine and the draft's files hold copies of them.
 
     Args:
         path: the draft, a folder or a Hub id.

@@ -31,7 +31,7 @@ _DEFAULT_EPS = 1e-6
 
 
 def flat_config(form: Form, kind: ForeignKind, config: dict[str, Any]) -> dict[str, Any]:
-    """Return all fields in one mapping; speculators keep those of the layer in a nested mapping."""
+    """Return all fields in one mapping; speculators keeps those of the layer in a nested one."""
     if form.name != "speculators":
         return {**form.defaults, **config}
 

@@ -12,8 +12,8 @@
 | `zlab` | z-lab/dflash: `dflash/model.py`; SpecForge writes its DFlash drafts in this form too |
 | `transformers` | huggingface/transformers: `models/muse_glimmer_assistant/` |
 
-EAGLE drafts are one layer with the mathematics of contract sections 2 to 4, DFlash drafts are those of section 7; they
-use other names. `speculators` is the form of both.
+EAGLE drafts have one layer and the mathematics of sections 2 to 4 of page `contract`, DFlash drafts that of section 7.
+Only names and fields differ from ours. `speculators` is a form of both.
 """
 
 from collections.abc import Iterable, Mapping
@@ -73,7 +73,7 @@ FORMS = {
             "transformers' muse_glimmer_assistant",
             kinds=("dflash",),
             names={"encoder.fc.": "fc.", "encoder.output_norm_enc.": "hidden_norm."},
-            # its config.json holds only what differs from these
+            # those of its config class; a config.json may leave them out
             defaults={
                 "head_dim": 128,
                 "num_key_value_heads": 8,

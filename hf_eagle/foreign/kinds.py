@@ -52,7 +52,7 @@ class ForeignKind:
         several_layers: whether servers run more than one layer of it.
         lent_head: whether a head in the file must be the target's.
         stored_taps: `(form, config, tensors, num_target_layers)` -> entry ids of the taps, `None` if none are named.
-        check: raises `ValueError` for a config, flat, whose draft servers run differently; warns of what they may.
+        check: raises `ValueError` for a flat config whose draft servers run differently; warns of what one may do.
         new_config: `(target_config, fields)` -> our config.
     """
 
@@ -147,7 +147,7 @@ def _no_biases(tensors: dict[str, torch.Tensor], drop_fc_bias: bool) -> None:
 
 
 def _output_ids(form: Form, config: dict[str, Any], tensors: Iterable[str], num_target_layers: int) -> list[int] | None:
-    """Entry ids: speculators counts these, all others count the OUTPUTS of layers."""
+    """Entry ids of the taps. Speculators writes these; all others write the layers whose OUTPUTS are tapped."""
     entries = config.get("aux_hidden_state_layer_ids")
     if entries:
         return list(entries)
@@ -175,7 +175,7 @@ def _new_block_config(target_config: PreTrainedConfig, fields: dict[str, Any]) -
 
 
 def _check_block(config: dict[str, Any]) -> None:
-    """Refuse windows, and tell what vLLM makes of a folder in the form of its speculators."""
+    """Refuse windows, and warn of what vLLM makes of a folder in the form of its speculators."""
     if "sliding_attention" in (config.get("layer_types") or ()):
         raise ValueError(
             "`layer_types` of this draft has sliding attention, whose window and order inside a block vLLM, SGLang and "
@@ -191,7 +191,7 @@ def _check_block(config: dict[str, Any]) -> None:
 
 
 def _target_vocabulary(tensors: dict[str, torch.Tensor], vocab_size: int) -> int:
-    """Leave out a map of all tokens; refuse one of a part, which SGLang and transformers do not read."""
+    """Leave out a mapping of all tokens; refuse one of some, which SGLang and transformers do not read."""
     d2t = tensors.pop("d2t", None)
     tensors.pop("t2d", None)
     if d2t is not None and (d2t.numel() != vocab_size or d2t.any()):
@@ -203,7 +203,7 @@ def _target_vocabulary(tensors: dict[str, torch.Tensor], vocab_size: int) -> int
 
 
 def _qwen_heads(config: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
-    """As grouped heads, whose width Qwen3's config class assumes."""
+    """As `_grouped_heads`, with the width that Qwen3's config class assumes where none is written."""
     return _grouped_heads({"head_dim": 128, **config}, fields)
 
 

@@ -34,7 +34,7 @@ def tells(folder: DraftFolder) -> bool:
 
 
 def _drafted(config: Mapping[str, object]) -> int | None:
-    """A block's slots without the newest token's."""
+    """The slots of a block, less that of the newest token; `None` if their number is not known."""
     size = fields.named(dict(config), "block_size")
     return size - 1 if isinstance(size, int) and size > 1 else None
 

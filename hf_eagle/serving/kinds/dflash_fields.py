@@ -13,7 +13,7 @@ from .parameters import layer, llama_attention
 
 ARCHITECTURE = "DFlashDraftModel"
 MAIN_TYPE, SECOND_TYPE = "qwen3", "muse_glimmer_assistant"
-# read by the same class of vLLM
+# one class of vLLM reads them all
 MODEL_TYPES = (MAIN_TYPE, SECOND_TYPE, "llama")
 FULL, SLIDING = "full_attention", "sliding_attention"
 _HEAD_WIDTH = 128  # of Qwen3's config class, where none is written
@@ -35,7 +35,7 @@ def named(config: dict, name: str) -> Any:
 
 
 def layer_ids(config: dict) -> list[int] | None:
-    """Layers whose OUTPUTS are tapped, in the order that is written; `None` if that is no list of numbers."""
+    """Layers whose OUTPUTS are tapped, in the order that is written; `None` if that is not a list of numbers."""
     ids = named(config, "target_layer_ids")
     sound = isinstance(ids, list) and ids and all(isinstance(i, int) and not isinstance(i, bool) for i in ids)
     return ids if sound else None
@@ -93,7 +93,7 @@ def taps_known(folder: DraftFolder, target: TargetFacts | None, reader: str) -> 
 
     Args:
         folder, target: as for every rule.
-        reader: whom the findings name.
+        reader: the one that the findings name.
     """
     ids, wanted = layer_ids(folder.config), "write the layers of training there, whose OUTPUTS were tapped, from 0"
     if ids is None:

@@ -1,4 +1,4 @@
-"""What vLLM computes with a DFlash draft, from `models/qwen3_dflash.py`: one block behind a context."""
+"""What vLLM computes with a DFlash draft, from `models/qwen3_dflash.py`: one block after a context."""
 
 import torch
 
@@ -20,12 +20,12 @@ class ServedDFlash(ServedDraft):
         return self.tensors["fc.weight"].shape[1]
 
     def drafted_logits(self, ids: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
-        """Of the masked slots of a block behind the last rows of features, `(3 * (block_size - 1), vocab)`."""
+        """Of the masked slots of blocks after each of the last three rows, `(3 * (block_size - 1), vocab)`."""
         ends = range(len(features) - _BLOCKS + 1, len(features) + 1)
         return torch.cat([self._block(int(ids[end - 1]), features[:end]) for end in ends])
 
     def _block(self, newest: int, features: torch.Tensor) -> torch.Tensor:
-        """Logits of what is drafted behind the token `newest`, whose own features are not known yet."""
+        """Logits of what is drafted after the token `newest`, whose own features are not known yet."""
         slots, start = int(fields.named(self.config, "block_size")), len(features)
         tokens = torch.full((slots,), int(fields.named(self.config, "mask_token_id")))
         tokens[0] = newest

@@ -20,7 +20,7 @@ def _reads(config: Mapping[str, object]) -> bool:
 
 
 def forms(folder: DraftFolder, target: TargetFacts | None) -> Iterator[Finding]:
-    """Say which readers take which form."""
+    """Say which readers take a folder of this form."""
     if _reads(folder.config):
         yield Finding(
             READER,

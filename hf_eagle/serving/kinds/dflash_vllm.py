@@ -27,7 +27,7 @@ _CLASSES = (fields.ARCHITECTURE, "DFlashMuseGlimmerAssistantModel")
 
 def _resolve(name: str) -> str:
     """The name that vLLM with method `dflash` looks up for one in `architectures`."""
-    # its registry has to know the name itself first, which it does not of this one
+    # its registry first has to know the name as it is written, and does not know `DraftModel`
     name = str(name)
     whole = name.startswith("DFlash") or name.endswith("DFlash") or name == "DraftModel"
     return name if whole else f"DFlash{name}"
@@ -299,7 +299,7 @@ VLLM = Served(
 
 
 def converted_causal(folder: DraftFolder) -> Iterator[Finding]:
-    """vLLM makes `causal` of a field that is about windows."""
+    """vLLM takes `causal` from a field that is about windows."""
     if folder.config.get("sliding_window_non_causal", True) is False:
         yield Finding(
             READER,
