@@ -66,7 +66,7 @@ class Comparison:
     """What is to be run, what of it is done, and running it.
 
     Args:
-        args: the arguments; `out` and the paths are those of the repository.
+        args: the arguments; relative paths start at the root of the repository.
     """
 
     def __init__(self, args: ComparisonArguments):
@@ -81,7 +81,7 @@ class Comparison:
         self.settings = self._settings()
 
     def _settings(self) -> dict:
-        """What all runs of a folder share; `ValueError` for a folder of other ones."""
+        """What all runs of a folder share; `ValueError` if the runs in it were made with something else."""
         from hf_eagle.door.json_files import read_json
 
         shared = ("minutes", "jobs", "points", "eagle3", "dflash", "prompts", "num_prompts")
@@ -108,7 +108,7 @@ class Comparison:
         return runs + [(EAGLE3, 1 + number) for number in range(-len(runs) % self.args.jobs)]
 
     def second(self, best: str) -> list[tuple[str, int]]:
-        """Further seeds of EAGLE-3 and of the best DFlash; if cores are left, still further ones of that."""
+        """Further seeds of EAGLE-3 and of the best DFlash; if cores are left, still further ones of the latter."""
         found = [(name, seed) for seed in range(1, self.args.seeds) for name in (EAGLE3, best)]
         found = [run for run in found if run not in self.first()]
         return found + [(best, self.args.seeds + number) for number in range(-len(found) % self.args.jobs)]

@@ -26,13 +26,13 @@ WARM_UP = 0.03  # share of the time, as in the recipes
 
 
 class Clock(TrainerCallback):
-    """Ends training when its time is over, and measures at equal distances until then, without counting that.
+    """Ends training when its time is over, and measures at equal intervals until then, which does not count.
 
     Args:
         trainer: whose draft is measured; its log gets the measurements.
         measure: returns the draft's acceptance length.
         minutes: training time.
-        points: measurements; the last is that of the finished draft.
+        points: number of measurements; the last is of the finished draft.
         now: the time in seconds.
     """
 
