@@ -1,4 +1,4 @@
-"""Measure speed at one request, on as many prompts as the ratio's interval needs."""
+"""Measure speed one request at a time, on as many prompts as it takes to know the speedup."""
 
 import random
 
