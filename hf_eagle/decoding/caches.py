@@ -18,7 +18,7 @@ from transformers.cache_utils import (
 )
 
 
-SPARE_SLOTS = 256  # allocated ahead at most: storage is copied once in so many tokens
+SPARE_SLOTS = 256  # at most so many are allocated ahead, so storage is copied only once in so many tokens
 
 
 class Lengths:

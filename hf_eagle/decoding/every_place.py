@@ -117,7 +117,7 @@ class _Chains:
         return accepted.tolist()
 
     def _seen(self, places: torch.Tensor, queries: torch.Tensor, slots: int) -> torch.Tensor:
-        """Which slots a query sees: those up to its chain's place `(n,)`, inside the window of where it stands."""
+        """Which slots a query sees: those up to its chain's place `(n,)`, within the window that ends at it."""
         slots = torch.arange(slots, device=places.device)
         seen = slots <= places[:, None]
         return seen if self.window is None else seen & (slots > queries[:, None] - self.window)

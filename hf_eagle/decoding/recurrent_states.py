@@ -5,10 +5,10 @@ after each. When the round is judged, each row goes on from the state after its 
 second forward, lets the rows of a batch accept different numbers of tokens, and computes what the target alone
 computes. It holds one state for each token of the window: K + 1 times the memory of the layers' states.
 
-It is also the faster way on most layers. The other one is the layer's form for many tokens, and once more over the
-accepted ones. On a CPU with transformers' own code, at hidden size 1,024 and a window of 4 tokens, steps take 0.09 of
-its time in Kimi-Linear, 0.17 in Bamba, 0.6 in Qwen3-Next, and as long in LFM2 and MiniMax. With 8 tokens they take
-0.19, 0.34, 1.0, 1.4 and 1.9 of it.
+It is also the faster way on most layers. The other way runs the window in the layer's form for many tokens, and then
+the accepted tokens again. On a CPU with transformers' own code, at hidden size 1,024 and a window of 4 tokens, single
+steps take 0.09 of that time in Kimi-Linear, 0.17 in Bamba, 0.6 in Qwen3-Next, and as long in LFM2 and MiniMax. With 8
+tokens they take 0.19, 0.34, 1.0, 1.4 and 1.9 of it.
 """
 
 from collections.abc import Iterator
@@ -63,7 +63,7 @@ class RecurrentStates:
 
     @contextmanager
     def stepping(self) -> Iterator[None]:
-        """Inside the block, run a window of tokens one by one, after the states that were kept last."""
+        """Inside the block, run a window of tokens one by one, from the states that were kept last."""
         self._after = {}
 
         def step(mixer: Mixer, hidden: torch.Tensor, apply) -> torch.Tensor:

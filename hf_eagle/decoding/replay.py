@@ -25,7 +25,8 @@ class Transcript:
 
     Attributes:
         prompts: the batch of prompts, before any decoding.
-        read, said: the target's features of the prompts and of the answers, without the last token of each.
+        read, said: the target's features of the prompts, and of the answers without their last tokens; `said` is `None`
+            if no answer has a second token.
         ids: `(batch, longest)`, prompts, answers and the tokens beyond, padded on the right.
         ends: tokens of every answer.
     """

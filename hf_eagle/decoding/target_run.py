@@ -21,7 +21,7 @@ _BOTH = {
     "hybrid": {"full_attention", "linear_attention"},
     "hybrid_sliding": {"sliding_attention", "linear_attention"},
 }
-_checked: WeakKeyDictionary = WeakKeyDictionary()  # of models that passed: with masks, without, or both
+_checked: WeakKeyDictionary = WeakKeyDictionary()  # of models that passed: with which `needs_masks`
 
 
 class TargetRun:
@@ -159,7 +159,7 @@ class TargetRun:
 
         masks = {}
         for kind in kinds:
-            if kind not in ATTENTION:  # nothing that a mask keeps from it
+            if kind not in ATTENTION:  # it has nothing to mask
                 masks[kind] = None
                 continue
 
@@ -233,7 +233,7 @@ def _check_masks(target: TappedModel, name: str) -> None:
             f"`target` was loaded with `attn_implementation={implementation!r}`, which takes no 4-D attention mask, "
             f"{what}, or load it with one of {', '.join(MASKED_ATTENTION)}."
         )
-    if target.mixers:  # tokens that are hidden from attention reach their states: `_carries_states` looks at batches
+    if target.mixers:  # hidden tokens reach their states all the same: `_carries_states` tries batches
         return
 
     kinds = set(getattr(target.config, "layer_types", None) or ()) - set(ATTENTION)

@@ -133,7 +133,7 @@ def decode_prompts(
             The target's answers, kept from one teacher-forced measurement of the same prompts and settings to the next;
             at first empty.
         warm (`bool`, *optional*, defaults to `True`):
-            Decode two tokens first, so that no clock sees what is slow only once.
+            Decode two tokens first, so that what is slow only once is not timed.
 
     Raises:
         `ValueError`: if there are no prompts, a prompt cannot be rendered, or the draft does not fit the target.
@@ -162,7 +162,7 @@ def decode_variants(
 ) -> list[Measurement]:
     """Decode prompts as `decode_prompts` does, alternating between settings that draft differently.
 
-    `warm` runs a decoding before the first one that a clock sees.
+    `warm` decodes once before the first decoding that is timed.
     """
     if not prompts:
         raise ValueError("`prompts` is empty; give at least one prompt to measure acceptance on.")

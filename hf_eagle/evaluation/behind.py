@@ -13,8 +13,8 @@ def prompts_behind(
     """
     Return every question behind so many tokens of text, for each of `lengths`.
 
-    A question stands behind texts of its own choice, joined by blank lines. The text right in front of it is the same
-    at every length; a longer one only reaches further back. Later turns of a question are left out.
+    Each question has texts of its own, drawn at random and joined by blank lines. The text right in front of it is the
+    same at every length; a longer one only reaches further back. Later turns of a question are left out.
 
     Args:
         questions: prompts of text.

@@ -34,7 +34,7 @@ def acceptance_by_context(runs: list, edges: Sequence[int], depth: int) -> list[
 
     Returns:
         For each bucket a `dict` with
-        * `above` and `up_to`: a context length lies above the one and at most at the other, `None` without an end;
+        * `above` and `up_to`: contexts are longer than the one, and at most as long as the other (`None`: no limit);
         * `acceptance_length`: 1 + accepted / drafts, `None` without drafts, and `acceptance_length_interval`: its 95%
           interval by the bootstrap over prompts, `None` with fewer than two prompts;
         * `drafts`: rounds; `num_prompts`: prompts that have such a round;

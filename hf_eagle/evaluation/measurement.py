@@ -93,7 +93,7 @@ class PromptRun:
 class Measurement:
     """All prompts, decoded with one choice of settings, and the seconds this took, including the prompts' forward pass.
 
-    Seconds are summed over batches, as measured in the run that decoded each batch. Of replayed answers there are none.
+    Seconds are summed over batches, as measured in the run that decoded each batch. Replayed answers have none.
     """
 
     settings: DecodingSettings

@@ -1,4 +1,4 @@
-"""Measure speed at one request, on as many prompts as the ratio's interval needs."""
+"""Measure speed one request at a time, on as many prompts as it takes to know the speedup."""
 
 import random
 
@@ -37,8 +37,8 @@ def measure_speed(
     Returns:
         `tokens_per_second`, `target_only_tokens_per_second`, `draft_seconds_per_round`, `target_seconds_per_round`,
         `identical_to_target` and `first_difference` as `summarize` gives them for these prompts, and
-        * `speedup`: the first of these through the second; `speedup_interval`: its 95% interval by the bootstrap over
-          prompts, `None` for a single one;
+        * `speedup`: the first of these divided by the second; `speedup_interval`: its 95% interval by the bootstrap
+          over prompts, `None` for a single one;
         * `speed_prompts`: their number. All prompts, if the interval is still too wide then.
     """
     order = random.Random(0).sample(range(len(prompts)), len(prompts))

@@ -1,11 +1,11 @@
-"""What a measurement is told as in a terminal."""
+"""Tell the result of a measurement in lines for a terminal."""
 
 from .contexts import bucket_name, told_length
 from .windows import best_windows, window_name
 
 
 def told(result: dict) -> str:
-    """Return what `evaluate_draft.py` writes, in a few lines."""
+    """Return in a few lines what `evaluate_draft.py` prints of its result."""
     length = "not measured" if result["acceptance_length"] is None else f"{result['acceptance_length']:.3f}"
     accepted = ", ".join(map(str, result["accepted_per_position"]))
     first = (

@@ -16,7 +16,7 @@ BATCH = 16  # prompts in which acceptance is counted together
 
 
 def counting_settings(settings: DecodingSettings, batch_size: int | None) -> DecodingSettings:
-    """Return the settings with which acceptance is counted, if `batch_size` prompts are decoded together or `None`."""
+    """Return the settings with which acceptance is counted: `batch_size` prompts together, by default up to 16."""
     return replace(settings, batch_size=batch_size or BATCH)
 
 
@@ -52,7 +52,7 @@ def measure_whole(
         windows: also measure these windows of the draft.
 
     Returns:
-        What `summarize` returns, of `measure_speed` what replaces its speeds, and `sweep` and `windows`; and the runs.
+        What `summarize` returns, with the speeds of `measure_speed` and with `sweep` and `windows`; and the runs.
     """
     counted = counting_settings(settings, batch_size)
     together = batch_size is not None and not teacher_forced

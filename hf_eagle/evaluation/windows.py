@@ -1,4 +1,4 @@
-"""Try sliding windows on a draft that was trained without: acceptance with each, and which is the best where."""
+"""Try sliding windows on a draft that was trained without one: acceptance with each, and the best by context."""
 
 from collections.abc import Sequence
 from dataclasses import replace

@@ -6,7 +6,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 
-# between several norms of the right width: those named after something else that they norm
+# parts of the names of norms that have the right width, but belong to something else
 _OF_SOMETHING_ELSE = ("embed", "proj", "per_layer")
 
 

@@ -1,7 +1,7 @@
-"""Causal attention of documents that lie end to end: by one kernel for all of them, or by one a document.
+"""Causal attention of documents that lie end to end: by one kernel for all of them, or by one for each.
 
-One a document is the plain way, and the CPU's. A GPU would do hundreds of small launches in each layer, so there one
-kernel takes the places where documents begin, if PyTorch has it.
+One for each is the plain way, and the CPU's. On a GPU that would be hundreds of small launches in each layer, so there
+one kernel for all takes the places where documents begin, if PyTorch has it.
 """
 
 import inspect
@@ -131,8 +131,8 @@ def _longest(bounds: list[int]) -> int:
 
 
 def needs_own_keys(device: torch.device, dtype: torch.dtype, masked_or_wide: bool = False) -> bool:
-    """Whether PyTorch would hold all scores if groups of heads shared their keys: on a GPU, its fused kernels do that
-    in half precision only, without a mask, and for heads of up to 256."""
+    """Whether PyTorch would hold all scores if query heads shared keys: on a GPU, its fused kernels take shared keys in
+    half precision only, without a mask, and for heads of up to 256."""
     return device.type != "cpu" and (masked_or_wide or dtype not in _HALF)
 
 

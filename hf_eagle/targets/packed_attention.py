@@ -52,7 +52,7 @@ class Segments:
             self.bounds_there = torch.tensor(self.bounds, dtype=torch.int32).to(self.tokens.device)
 
     def anew(self, compiled: bool) -> "Segments":
-        """For a forward, to which no layer has attended yet."""
+        """The same for a new forward, in which no layer has attended yet."""
         return replace(self, attended=0, bounds_here=torch.tensor(self.bounds) if compiled else None)
 
     @classmethod
@@ -90,7 +90,7 @@ class Segments:
         return self._rows_of(list(range(len(self.bounds) - 1)))
 
     def _rows_of(self, documents: list[int]) -> "DocumentRows":
-        """Made on the host, which knows the bounds."""
+        """Compute the indices on the host, which knows the bounds."""
         bounds = torch.tensor(self.bounds)
         starts, lengths = bounds[documents], bounds.diff()[documents]
         steps = torch.arange(int(lengths.max()))

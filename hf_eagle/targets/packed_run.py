@@ -2,7 +2,7 @@
 
 1. By segments: all tokens in one row, attention inside each document (`packed_attention`), recurrent layers with a row
    for each document.
-2. By a mask of documents: attention of its own that obeys one, with nothing recurrent.
+2. By a mask of documents: for targets with an attention of their own that obeys masks, and no recurrent layers.
 3. By rows: each document is a row of the whole model, padded on the right. This is for all other targets, for instance
    those that choose which keys they attend to (sparse attention), and takes up to twice the time.
 """
@@ -21,7 +21,7 @@ from .recurrent import Mixer, Way
 
 logger = logging.getLogger(__name__)
 
-# how far packed features may lie from those of documents alone, relative to their size, before we look at leaks
+# relative distance of packed features from those of documents alone up to which it is surely rounding
 _ROUNDING = 1e-3
 _PROBE = (7, 5)  # tokens of the two documents that a target is checked with
 
@@ -71,7 +71,7 @@ def packed_features(
 
 
 def is_plain(target) -> bool:
-    """Return whether the target is attention alone, of the kinds known to obey masks: nothing needs a check."""
+    """Return whether the target has attention alone, of the kinds known to obey masks, so that it needs no trial."""
     return not target.mixers and takes_document_masks(target.decoder)
 
 
@@ -153,7 +153,7 @@ def keeps_documents_apart(target) -> bool:
 
 
 def check_padding_is_right(model, attention_mask: torch.Tensor) -> None:
-    """Refuse padding before tokens, for a target that can neither be shown its documents apart nor be trusted to mask.
+    """Refuse padding before tokens, for a target that neither keeps documents apart nor is known to obey masks.
 
     Raises:
         ValueError: names the target.

@@ -1,8 +1,8 @@
 """Recurrent layers of a target: find the modules that carry a state from token to token, and run them in our own way.
 
 Hybrids mix attention with layers that keep one state of fixed size (linear attention, state space models, short
-convolutions). Which modules those are is seen, not known by name: in a run over one token each module that takes a
-cache gets an empty one of its own, and those that leave a state in it, and no keys, are the mixers.
+convolutions). Such modules are found by what they do, not by name: in a run over one token, each module that takes a
+cache gets an empty one of its own. Those that leave a state in it, and no keys, are the mixers.
 """
 
 import copy
@@ -23,9 +23,9 @@ from transformers.cache_utils import LinearAttentionCacheLayerMixin
 from .decoder_parts import find_decoder
 
 
-# types of layer that keep keys of every token, or nothing; any other type makes us look
+# types of layer that keep keys of every token, or nothing; for any other type mixers are searched for
 ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention", "indexed_attention", "moe", "mlp"}
-# `(mixer, hidden, apply)`: its output for `hidden`, made of calls of `apply(cut, cache)`, see `_Call`
+# `way(mixer, hidden, apply)` returns the mixer's output for `hidden`, from calls of `apply(cut, cache)`, see `_Call`
 Way = Callable[..., torch.Tensor]
 
 
@@ -34,8 +34,8 @@ class Mixer:
     """A module that carries a state from token to token, inside a decoder layer.
 
     Attributes:
-        module: it takes hidden states `(rows, length, hidden)` first, and returns as many, alone or first of a tuple.
-        empty: a cache of the target in which nothing is.
+        module: its first argument is hidden states `(rows, length, hidden)`. It returns as many, alone or in a tuple.
+        empty: an empty cache of the target.
     """
 
     module: nn.Module
@@ -44,7 +44,7 @@ class Mixer:
     _way: "Way | None" = None
 
     def __post_init__(self):
-        # one object, since a compiled model is compiled again for another; and it is not compiled itself
+        # one object for good, since a new one would have the model compiled again; it is not compiled itself
         self._stand_in = torch.compiler.disable(self._run)
 
     def new_cache(self) -> Cache:
@@ -158,7 +158,7 @@ def find_mixers(model: PreTrainedModel) -> Mixers:
         # `forward` skips torch.compile; a sharded model gathers its weights only when it is called itself
         run = model if isinstance(model, FSDPModule) else model.forward
         run(input_ids=torch.ones(1, 1, dtype=torch.long, device=model.device), use_cache=True)
-    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):  # not with a cache of its own
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):  # it does not run so
         return Mixers()
     finally:
         _give_back(candidates)
@@ -172,7 +172,7 @@ def _takes_cache(module: nn.Module) -> bool:
 
 
 def _give_back(forwards: dict[nn.Module, Callable | None]) -> None:
-    """Let modules have their own `forward` again, or that which something else had given them before."""
+    """Give modules their own `forward` back, or the one that something else had set before."""
     for module, own in forwards.items():
         module.__dict__.pop("forward", None)
         if own is not None:

@@ -16,7 +16,7 @@ from .media_inputs import shows_media
 from .recurrent import Mixers, find_mixers
 
 
-# a config's field that says so of a model whose layers pass several residual streams on (DeepSeek-V4)
+# the config's field for the number of residual streams that layers pass on (DeepSeek-V4)
 _STREAMS = "hc_mult"
 
 
@@ -94,7 +94,7 @@ class TappedModel:
         return next(self.model.parameters()).dtype
 
     def check(self) -> None:
-        """What is looked at once, by forwards of its own; a [`FrozenTarget`] checks what it teaches."""
+        """Run what is checked once, by forwards of its own: nothing here, in a [`FrozenTarget`] what it teaches."""
 
     @torch.no_grad()
     def __call__(self, input_ids: torch.Tensor, **inputs: Any) -> TargetFeatures:
@@ -148,7 +148,7 @@ class TappedModel:
         cache = arguments.pop("past_key_values", None)
         if cache is None:
             return arguments
-        # told to use a cache, some hybrids refuse one that is not of their own class (MiniMax), but use what is given
+        # with `use_cache`, some hybrids refuse a cache of another class than theirs (MiniMax); without, they use it
         return {**arguments, self.cache_argument: cache, "use_cache": not self.mixers}
 
     def decode(self, **arguments: Any):

@@ -195,7 +195,7 @@ class FrozenTarget(TappedModel):
             position_ids: `(batch, length)`, or `(3, batch, length)` of a target with m-RoPE; by default counted along
                 the tokens of each document, with media as the model's own `get_rope_index` says.
             documents: `(batch, length)` ids of packed documents, which do not see each other; negative on padding.
-            segments: the same, or one document a row, without padding, if it was counted before; it spares a wait.
+            segments: the documents, or the rows without padding, if they were found before; this spares a wait.
             past_key_values, use_cache: as in `transformers`, for decoding.
             inputs: whatever else the model's forward takes (images, video grids); `None` values are left out.
 
@@ -248,7 +248,7 @@ class FrozenTarget(TappedModel):
         return rope_index(self.model, input_ids, attention_mask, **media)
 
     def _say_quadratic(self, device: torch.device) -> None:
-        """Say once if the model's own attention holds all scores of a row: by segments, keys are repeated instead."""
+        """Warn once if the model's own attention holds all scores of a row; by segments, keys are repeated instead."""
         config, dtype = self.config, self.dtype
         grouped = values_of_field(config, "num_key_value_heads") not in ([], [config.num_attention_heads])
         if self._said_quadratic or self._attention != "sdpa" or not (grouped and needs_own_keys(device, dtype)):
@@ -274,8 +274,8 @@ class FrozenTarget(TappedModel):
         return keeps_documents_apart(self)
 
     def _wants_segments(self, attention_mask: torch.Tensor, segments: Segments | None) -> bool:
-        """Whether to run a batch by segments: if rows are padded, or if they are known, since a mask is read to see
-        that it masks nothing."""
+        """Whether to run a batch by segments: if rows are padded, or segments are known, since only reading the mask
+        tells that nothing is padding."""
         return segments is not None or not attention_mask.all()
 
     def _recorded(self, entries: list[int], **arguments: Any):
@@ -322,7 +322,7 @@ class FrozenTarget(TappedModel):
             dtype: in which the probabilities are kept.
             with_mass: also sum the full softmax, which costs another pass over the whole vocabulary.
             chunk: rows whose full logits exist at a time.
-            head_summary: of these indices, if known; then the head's rows outside the draft vocabulary are skipped.
+            head_summary: of these `hidden`, if known; then the head's rows outside the draft vocabulary are skipped.
         """
         if head_summary is None or draft_ids is None:
             return by_whole_head(self.teacher_head(), hidden, draft_ids, dtype, with_mass, chunk)

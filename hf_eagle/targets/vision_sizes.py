@@ -15,7 +15,8 @@ from transformers import PreTrainedModel
 from .media_inputs import GRIDS
 
 
-# targets whose towers compute nothing else from the sizes, and what their modules call where they take it as arguments
+# targets whose towers compute nothing else from the sizes, and a function that their modules have if towers take such
+# arguments, which depends on the version of transformers
 _KNOWN = {
     "qwen3_vl": "get_vision_interpolation_indices_and_weights",
     "qwen3_vl_moe": "get_vision_interpolation_indices_and_weights",
@@ -50,7 +51,7 @@ class VisionSizes:
         return self.each(lambda x: x.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> "VisionSizes":
-        """In memory from which a device can fetch them by itself."""
+        """In pinned memory, from which a device can fetch them by itself."""
         return self.each(torch.Tensor.pin_memory)
 
 
@@ -74,7 +75,7 @@ class SizesOfMedia:
         self._tower = {name: getattr(tower, name) for name in asked if hasattr(tower, name)}
 
     def __call__(self, batch: Mapping[str, Any]) -> VisionSizes | None:
-        """Of a batch with media on the CPU, else `None`; also for a tower that takes no such arguments."""
+        """Of a batch on the CPU; `None` without media, or for a tower that takes no such arguments."""
         if self._tower is None:
             return None
 

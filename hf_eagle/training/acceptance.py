@@ -17,7 +17,7 @@ class AcceptanceLengthCallback(TrainerCallback):
 
     The target answers the prompts once, alone. A measurement only reads prompts and answers with the target, and counts
     what the draft would have accepted in every round. These are the counts of decoding, see `hf_eagle.decoding.replay`,
-    so checkpoints are compared as decoding compares them.
+    so checkpoints rank as they would by decoding.
 
     Measurements every `every_steps` steps are logged as `acceptance_length`. Evaluations log `eval_acceptance_length`,
     which `metric_for_best_model="acceptance_length"`, `load_best_model_at_end` and `EarlyStoppingCallback` can use.

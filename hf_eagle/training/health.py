@@ -96,8 +96,8 @@ class HealthMixin:
             return
 
         if training and self.args.world_size > 1:
-            # the others wait for this rank's gradient. They learn of it by that, if it is broken too and no loss scaler
-            # takes that for an overflow; or else by a flag, see `StoppingMixin`
+            # the others wait for this rank's gradient. It tells them, if it is broken too and no loss scaler takes that
+            # for an overflow; otherwise a flag does, see `StoppingMixin`
             self.watch.loss, self.watch.loss_step = loss, step
             return
 

@@ -106,7 +106,7 @@ def savings_of(trainer, batch: dict[str, torch.Tensor] | None) -> list[tuple[str
 
     Args:
         trainer ([`EagleTrainer`]): its arguments, draft and target.
-        batch: `input_ids` and maybe `loss_mask`, each `(batch, length)`; `None` for one that the arguments describe.
+        batch: `input_ids` and maybe `loss_mask`, each `(batch, length)`; `None` for a full one of 2,048 tokens a row.
     """
     args, target = trainer.args, trainer.target
     draft = trainer.accelerator.unwrap_model(trainer.model)

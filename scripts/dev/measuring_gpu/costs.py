@@ -88,7 +88,7 @@ def bare(target, input_ids: torch.Tensor) -> None:
 
 
 def said_share(step: Step, draft, batch: dict) -> float:
-    """Share of the positions whose most probable word is in the draft's vocabulary."""
+    """Share of the positions whose most probable token is in the draft's vocabulary."""
     plan = step.training_step.plan(batch)
     seen = step.training_step.target_features(batch, plan)
     hidden = seen.last_hidden.flatten(0, 1)[plan.supervised.positions]

@@ -1,4 +1,4 @@
-"""Run a part in a process of its own: a fault, a device that is lost, or a clock that is over ends only that part."""
+"""Run a part in a process of its own: a fault, a lost device or a time limit ends only that part."""
 
 import multiprocessing
 import os
@@ -80,7 +80,7 @@ def run_part(name: str, tiny: bool, limit: float, log: Path, show: Callable[[dic
 
 
 def _end(child: multiprocessing.Process) -> None:
-    """With all that it started."""
+    """End a part's process, with all that it started."""
     if child.is_alive():
         try:
             os.killpg(child.pid, signal.SIGKILL)

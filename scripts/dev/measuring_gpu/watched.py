@@ -47,7 +47,7 @@ class Waits(TrainerCallback):
 
 
 def _line() -> str:
-    """The innermost line of hf_eagle that runs, or of whatever runs."""
+    """The innermost line of hf_eagle on the stack, `elsewhere` if there is none."""
     frame, name = sys._getframe(1), "elsewhere"
     while frame is not None:
         if "/hf_eagle/" in frame.f_code.co_filename:
