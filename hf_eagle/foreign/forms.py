@@ -12,7 +12,7 @@
 | `zlab` | z-lab/dflash: `dflash/model.py`; SpecForge writes its DFlash drafts in this form too |
 | `transformers` | huggingface/transformers: `models/muse_glimmer_assistant/` |
 
-EAGLE drafts have one layer and the mathematics of sections 2 to 4 of page `contract`, DFlash drafts that of section 7.
+EAGLE drafts have one layer and the mathematics of contract sections 2 to 4, DFlash drafts that of contract section 7.
 Only names and fields differ from ours. `speculators` is a form of both.
 """
 
