@@ -256,6 +256,8 @@ def _carries_states(target: TappedModel, rows: int) -> bool:
         run.verify(window)
         run.keep(kept, torch.tensor(kept, device=target.device))
         last = run.verify(ids[:, :1]).last_hidden[:, -1].float()
+    except torch.OutOfMemoryError:
+        raise  # it says nothing of the target
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
         return False
 
@@ -282,6 +284,8 @@ def _obeys_masks(target: TappedModel) -> bool:
     try:
         masks = run._masks(positions, seen)
         hidden = target(ids, attention_mask=masks, position_ids=positions, past_key_values=run.cache, use_cache=True)
+    except torch.OutOfMemoryError:
+        raise  # it says nothing of the target
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
         return False
 

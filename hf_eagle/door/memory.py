@@ -3,7 +3,7 @@
 import errno
 
 
-_SAID = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory", "os error 12")
+_SAID = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory", "(os error 12)")
 
 
 def ran_out_of_memory(problem: BaseException | None) -> bool:

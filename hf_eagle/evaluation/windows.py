@@ -57,7 +57,8 @@ def best_windows(found: list[dict]) -> list[dict]:
     best = []
     for place in range(len(found[0]["acceptance_by_context"])):
         lengths = [entry["acceptance_by_context"][place]["acceptance_length"] for entry in found]
-        best.append(None if lengths[0] is None else found[lengths.index(max(lengths))])
+        drafted = [length for length in lengths if length is not None]  # rounds of another window start elsewhere
+        best.append(found[lengths.index(max(drafted))] if drafted else None)
     return best
 
 

@@ -160,13 +160,13 @@ def form_of(name: str, config: dict[str, Any], tensors: Iterable[str]) -> Form:
     Raises:
         ValueError: if the name, or the draft's form, is unknown.
     """
+    names = list(tensors)
+    _refuse_dspark(config, names)
     if name != "auto":
         if name not in FORMS:
             raise ValueError(f"`form` must be auto or one of {', '.join(FORMS)}, got {name!r}.")
         return FORMS[name]
 
-    names = list(tensors)
-    _refuse_dspark(config, names)
     found = next((form for form, sign in _SIGNS if sign.is_in(config, names)), None)
     if found is None:
         raise ValueError(

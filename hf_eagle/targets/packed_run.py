@@ -147,8 +147,11 @@ def keeps_documents_apart(target) -> bool:
     All ranks of a sharded target must call this together.
     """
     if not is_plain(target) and target.packing_gap is None:
-        target.packing_gap = 0.0  # while it is tried
-        target.packing_gap = _smallest_gap(target)
+        target.packing_gap, gap = 0.0, None  # while it is tried
+        try:
+            gap = _smallest_gap(target)
+        finally:
+            target.packing_gap = gap
     return not target.packing_gap
 
 
@@ -179,6 +182,8 @@ def _smallest_gap(target) -> float:
         target._by_segments = by_segments
         try:
             packed = packed_features(target, ids, None, documents[None], None).last_hidden.float()
+        except torch.OutOfMemoryError:
+            raise  # it says nothing of the layers
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
             continue  # its layers cannot be run in this way
 

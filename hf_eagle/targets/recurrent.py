@@ -158,6 +158,8 @@ def find_mixers(model: PreTrainedModel) -> Mixers:
         # `forward` skips torch.compile; a sharded model gathers its weights only when it is called itself
         run = model if isinstance(model, FSDPModule) else model.forward
         run(input_ids=torch.ones(1, 1, dtype=torch.long, device=model.device), use_cache=True)
+    except torch.OutOfMemoryError:
+        raise  # it says nothing of the model
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):  # it does not run so
         return Mixers()
     finally:

@@ -29,6 +29,7 @@ OTHERS = [
     OSError(errno.ENOSPC, "No space left on device"),
     RuntimeError(WRITER),
     SafetensorError("I/O error: No space left on device (os error 28)"),
+    SafetensorError("I/O error: Disk quota exceeded (os error 122)"),
     ValueError("out of memory lane"),
 ]
 

@@ -288,6 +288,12 @@ def test_the_mask_token_is_one_that_the_data_do_not_hold(tokenizer, data, wanted
         assert choose_mask_token(tokenizer, rows, table())[0] == wanted
 
 
+def test_a_row_of_zeros_without_a_token_leaves_the_next_one():
+    rows = torch.ones(20, 4)
+    rows[18] = 0
+    assert choose_mask_token(Words(18), Dataset.from_list([{"input_ids": [3]}]), rows)[0] == 19
+
+
 def table():
     """Of 20 tokens, the last of which has a row of zeros."""
     rows = torch.ones(20, 4)

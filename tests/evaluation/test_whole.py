@@ -103,6 +103,16 @@ def test_windows_are_measured_on_the_same_answers(pair, tokenizer, prompts):
     assert "| 1 to 8 |" in contexts_table(found[0]["acceptance_by_context"])
 
 
+def test_a_bucket_without_drafts_of_one_window_has_a_best_one():
+    """Rounds start at other contexts with another window."""
+    lengths = {None: [None, 2.0, None], 4: [1.5, None, None], 8: [1.7, 2.1, None]}
+    found = [
+        {"window": window, "acceptance_by_context": [{"acceptance_length": x} for x in of]}
+        for window, of in lengths.items()
+    ]
+    assert [None if best is None else best["window"] for best in best_windows(found)] == [8, 8, None]
+
+
 def test_the_target_answers_once_for_the_counts_and_all_windows(pair, tokenizer, prompts, monkeypatch):
     answered, answer = [], acceptance.continued_answers
     monkeypatch.setattr(acceptance, "continued_answers", lambda *a, **k: answered.append(1) or answer(*a, **k))

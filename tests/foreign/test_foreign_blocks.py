@@ -183,11 +183,12 @@ def test_what_servers_would_run_otherwise_is_refused_by_name(
         from_foreign(write(tmp_path, config, tensors), target_folder)
 
 
-def test_deepspecs_dflash_is_told_by_its_tensors_too(target_folder, embedding, tmp_path):
+@pytest.mark.parametrize("form", ["auto", "zlab"])
+def test_deepspecs_dflash_is_told_by_its_tensors_too(form, target_folder, embedding, tmp_path):
     config, tensors = forms.zlab_blocks(embedding)
     write(tmp_path, config, tensors | {"markov_head.markov_w1.weight": torch.ones(len(embedding), 1)})
     with pytest.raises(ValueError, match="slot k predicts the token after its own.*cannot be imported"):
-        from_foreign(tmp_path, target_folder)
+        from_foreign(tmp_path, target_folder, form=form)
 
 
 @pytest.mark.parametrize(

@@ -111,6 +111,17 @@ def test_the_model_runs_as_before_afterwards(name):
     assert all(torch.equal(x, y) for x, y in zip(alone(target, IDS[0]), before, strict=True))
 
 
+def test_memory_that_runs_out_says_nothing_of_a_model(monkeypatch):
+    model = tiny_model_type(RECURRENT[0])
+    monkeypatch.setattr(model, "forward", raise_out_of_memory)
+    with pytest.raises(torch.OutOfMemoryError):
+        find_mixers(model)
+
+
+def raise_out_of_memory(*args, **kwargs):
+    raise torch.OutOfMemoryError("out of memory")
+
+
 def test_a_mixers_own_forward_is_there_again():
     """Accelerate puts one there, for instance to move weights."""
     target = target_of("minimax")

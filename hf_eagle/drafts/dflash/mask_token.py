@@ -27,20 +27,21 @@ def choose_mask_token(tokenizer, data, embeddings: torch.Tensor) -> tuple[int, s
     held = tokens_of(data, vocab_size)
     named = {getattr(tokenizer, f"{name}_token_id", None) for name in ("bos", "eos", "pad", "unk", "sep", "cls")}
     special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
-    unused = next((number for number in range(vocab_size) if number not in known), None)
+    unused = [number for number in range(vocab_size) if number not in known]
+    embedded = embeddings.any(dim=-1).cpu()
 
     candidates = [
         (getattr(tokenizer, "mask_token_id", None), "the tokenizer's mask token"),
-        (unused, "the first row of the target's table without a token"),
+        *((number, "a row of the target's table without a token") for number in unused),
         *((number, "a special token") for number in sorted(special - named, reverse=True)),
     ]
     for number, why in candidates:
-        if number is not None and number < vocab_size and not held[number] and bool(embeddings[number].any()):
+        if number is not None and number < vocab_size and not held[number] and embedded[number]:
             return number, why
 
     raise ValueError(
-        "`mask_token_id` is unset, but the tokenizer has no mask token, each row of the target's table has a token, "
-        "and the data hold each special one: set it to a token that the data do not hold."
+        "`mask_token_id` is unset, but the tokenizer's mask token, the rows of the target's table without a token, and "
+        "the special tokens are missing, in the data, or zero in that table: set it to a token that the data lack."
     )
 
 

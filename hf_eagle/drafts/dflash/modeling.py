@@ -228,10 +228,10 @@ class DFlashDraftModel(WithLentHead, EaglePreTrainedModel):
             lengths = Lengths([0], next_ids.new_zeros(1))
             cache = SlotCache(lengths, len(features) + slots)
             cache.place(lengths)
-            self.read_context(features[None, :end], torch.arange(end)[None], cache)
+            self.read_context(features[None, :end], torch.arange(end, device=next_ids.device)[None], cache)
 
             cache.place(Lengths([end], next_ids.new_full((1,), end)))
-            places = torch.arange(end, end + slots)[None]
+            places = torch.arange(end, end + slots, device=next_ids.device)[None]
             found.append(self.fill(next_ids[None, end - 1].expand(1, slots), places, cache, None)[0, 1:])
         return self.compute_logits(torch.cat(found))
 
