@@ -10,14 +10,11 @@ from functools import partial
 
 import torch
 from transformers import Cache, DynamicCache
-from transformers.cache_utils import (
-    DummyLayer,
-    DynamicLayer,
-    DynamicSlidingWindowLayer,
-    LinearAttentionCacheLayerMixin,
-)
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionCacheLayerMixin
 
 
+# of layers that keep nothing; by name, because older versions of transformers have no such class
+_NOTHING = "DummyLayer"
 SPARE_SLOTS = 256  # at most so many are allocated ahead, so storage is copied only once in so many tokens
 
 
@@ -183,7 +180,8 @@ def check_cache(target) -> None:
     try:
         for layer in DynamicCache(config=target.config).layers:
             recurrent = isinstance(layer, LinearAttentionCacheLayerMixin) and target.mixers
-            if not recurrent and type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer, DummyLayer):
+            plain = type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) or type(layer).__name__ == _NOTHING
+            if not recurrent and not plain:
                 other.add(type(layer).__name__)
     except KeyError as unknown:  # a type of layer that transformers' own caches do not know
         other.add(f"a cache of its own ({unknown})")
