@@ -54,7 +54,7 @@ def mlp(rows):
 
 
 def rotation(rows):
-    x, (cos, sin) = torch.randn(rows, 3, 8, requires_grad=True), torch.randn(2, rows, 1, 4).repeat(1, 1, 1, 2)
+    x, (cos, sin) = torch.randn(rows, 3, 8, requires_grad=True), torch.randn(2, rows, 1, 8)
     y = Rotation.apply(x, cos, sin, True)
     return [y, *torch.autograd.grad((y * torch.randn(rows, 3, 8)).sum(), [x])]
 

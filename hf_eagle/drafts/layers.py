@@ -7,7 +7,7 @@ The unroll holds every step's activations at once, so they decide its memory. Re
 import torch
 from torch import nn
 from torch.nn.functional import linear, silu
-from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
+from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm, rotate_half
 
 from ..regions import region
 
@@ -115,7 +115,7 @@ def _swiglu_backward(d_product: torch.Tensor, gate: torch.Tensor, up: torch.Tens
 
 
 class Rotation(torch.autograd.Function):
-    """RoPE of `(..., heads, dim)` by tables `(..., 1, dim)` of two equal halves, which are not trained."""
+    """RoPE of `(..., heads, dim)` by tables `(..., 1, dim)`, which are not trained."""
 
     @staticmethod
     def forward(ctx, x, cos, sin, training):
@@ -129,18 +129,9 @@ class Rotation(torch.autograd.Function):
 
 @region
 def _rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    return _add_turned(x * cos, x, sin, 1)
+    return x * cos + rotate_half(x) * sin
 
 
 @region
 def _rotated_back(grad: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    return _add_turned(grad * cos, grad, sin, -1)
-
-
-def _add_turned(total: torch.Tensor, x: torch.Tensor, sin: torch.Tensor, sign: int) -> torch.Tensor:
-    """`total + sign * rotate_half(x) * sin`, changed in place; the tables' two halves are equal."""
-    (first, second), (x1, x2) = total.chunk(2, dim=-1), x.chunk(2, dim=-1)
-    sin = sin[..., : x1.shape[-1]]
-    first.addcmul_(x2, sin, value=-sign)
-    second.addcmul_(x1, sin, value=sign)
-    return total
+    return grad * cos - rotate_half(grad * sin)
