@@ -8,7 +8,7 @@ is marked as dynamic, and of a batch the compiled function gets tensors only.
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, wraps
 from typing import TYPE_CHECKING
 
 import torch
@@ -200,6 +200,23 @@ def _listed(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Bool `(rows, columns)` in the form of a `BlockMask`: each row's count, and its columns before all others."""
     order = blocks.int().argsort(dim=-1, descending=True, stable=True)
     return blocks.sum(-1, dtype=torch.int32)[None, None], order.int()[None, None]
+
+
+def or_else(eager: Callable) -> Callable:
+    """Let a function that calls `by_flex` give way to `eager`, of the same arguments, where that cannot attend."""
+
+    def decorate(attend: Callable) -> Callable:
+        @wraps(attend)
+        def run(*args):
+            try:
+                return attend(*args)
+            except CannotAttend as why:
+                say_eager(str(why))
+                return eager(*args)
+
+        return run
+
+    return decorate
 
 
 @lru_cache

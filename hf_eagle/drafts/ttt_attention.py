@@ -13,7 +13,7 @@ import torch
 from torch.nn.functional import pad
 
 from .flash_cpu import expanded, flash, flash_backward, grouped, ungrouped
-from .flex_context import CannotAttend, by_flex, chosen_attention, lengthened, say_eager
+from .flex_context import by_flex, chosen_attention, lengthened, or_else
 from .unroll_plan import RowLayout
 
 
@@ -166,17 +166,14 @@ def _widen(x: torch.Tensor, width: int) -> torch.Tensor:
     return x if x.shape[-1] == width else pad(x, (0, width - x.shape[-1]))
 
 
+@or_else(eager_ttt_attention)
 def flex_ttt_attention(query, key, value, own_keys, own_values, layout, scaling) -> torch.Tensor:
     """`eager_ttt_attention` with `flex_attention`, whose log-sum-exp is differentiable; for accelerators.
 
     Where it cannot run, `eager_ttt_attention` does, and a line of the log says so. On a CPU it runs uncompiled, in
     quadratic memory: only good for tests.
     """
-    try:
-        out, lse = by_flex(query, key, value, layout.flex_mask, scaling)
-    except CannotAttend as why:
-        say_eager(str(why))
-        return eager_ttt_attention(query, key, value, own_keys, own_values, layout, scaling)
+    out, lse = by_flex(query, key, value, layout.flex_mask, scaling)
     if not own_keys:
         return out
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 
 from ..flash_cpu import expanded, flash, flash_backward, grouped, ungrouped
-from ..flex_context import CannotAttend, by_flex, chosen_attention, say_eager
+from ..flex_context import by_flex, chosen_attention, or_else
 from .plan import BlockLayout
 
 
@@ -126,17 +126,14 @@ def flash_block_attention(query, key, value, own_key, own_value, layout, scaling
     return _FlashBlocks.apply(query, *parts, layout, scaling)
 
 
+@or_else(eager_block_attention)
 def flex_block_attention(query, key, value, own_key, own_value, layout, scaling) -> torch.Tensor:
     """`eager_block_attention` with `flex_attention`, whose log-sum-exp is differentiable; for accelerators.
 
     Where it cannot run, `eager_block_attention` does, and a line of the log says so. On a CPU it runs uncompiled, in
     quadratic memory: only good for tests.
     """
-    try:
-        out, lse = by_flex(query, key, value, layout.flex_mask, scaling)
-    except CannotAttend as why:
-        say_eager(str(why))
-        return eager_block_attention(query, key, value, own_key, own_value, layout, scaling)
+    out, lse = by_flex(query, key, value, layout.flex_mask, scaling)
 
     size, kv_heads = layout.size, key.shape[1]
     scores = _own_scores(grouped(query, kv_heads), own_key, size, scaling)
