@@ -8,6 +8,7 @@ import torch
 from ..targets.features import TargetFeatures
 from ..targets.media_inputs import has_mrope, rope_index
 from ..targets.tapped import TappedModel
+from ..targets.trial import tried
 from .caches import Lengths, SlotCache, check_cache
 from .recurrent_states import RecurrentStates
 from .tree import DraftTree
@@ -148,28 +149,28 @@ class TargetRun:
         self.moved = None if self.moved is None else self.moved[kept_on_device]
 
     def _masks(self, positions: torch.Tensor, visible: torch.Tensor):
-        """Additive 4-D masks, one for each kind of layer if the target has several."""
+        """Additive 4-D masks, one for each type of layer if the target has several."""
         config = self.target.config
         window = getattr(config, "sliding_window", None)
-        kinds = set(
+        layer_types = set(
             getattr(config, "layer_types", None) or ["full_attention" if window is None else "sliding_attention"]
         )
-        for kind in kinds & set(_BOTH):
-            kinds = kinds | _BOTH[kind]
+        for both in layer_types & set(_BOTH):
+            layer_types = layer_types | _BOTH[both]
 
         masks = {}
-        for kind in kinds:
-            if kind not in ATTENTION:  # it has nothing to mask
-                masks[kind] = None
+        for layer_type in layer_types:
+            if layer_type not in ATTENTION:  # it has nothing to mask
+                masks[layer_type] = None
                 continue
 
             seen = visible
             # a sliding window counts positions: in a tree, tokens of one level share theirs
-            if kind == "sliding_attention":
+            if layer_type == "sliding_attention":
                 seen = visible & (self._slot_positions(positions, visible.shape[-1]) > positions[..., None] - window)
             mask = torch.zeros(seen.shape, dtype=self.target.dtype, device=seen.device)
-            masks[kind] = mask.masked_fill_(~seen, torch.finfo(mask.dtype).min)[:, None]
-        return masks if len(kinds) > 1 else masks.popitem()[1]
+            masks[layer_type] = mask.masked_fill_(~seen, torch.finfo(mask.dtype).min)[:, None]
+        return masks if len(layer_types) > 1 else masks.popitem()[1]
 
     def _slot_positions(self, positions: torch.Tensor, slots: int) -> torch.Tensor:
         """`(rows, 1, slots)`: a verified token's position is its slot; a window's tokens have the given ones."""
@@ -248,17 +249,18 @@ def _carries_states(target: TappedModel, rows: int) -> bool:
     ids = (20 + torch.arange(5 * rows, device=target.device).view(rows, 5)) % target.vocab_size
     present = torch.ones_like(ids)
     present[1:, 0] = 0
-    try:
+    # of three tokens row 0 keeps one, and row 1 two: another one follows
+    window, kept = ids[:, :3].flip(1), [1, 2][:rows]
+
+    def go_on() -> torch.Tensor:
         run = TargetRun(target, ids, present, room=5)
         run.read_prompt()
-        # of three tokens row 0 keeps one, and row 1 two: another one follows
-        window, kept = ids[:, :3].flip(1), [1, 2][:rows]
         run.verify(window)
         run.keep(kept, torch.tensor(kept, device=target.device))
-        last = run.verify(ids[:, :1]).last_hidden[:, -1].float()
-    except torch.OutOfMemoryError:
-        raise  # it says nothing of the target
-    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
+        return run.verify(ids[:, :1]).last_hidden[:, -1].float()
+
+    last = tried(go_on)
+    if last is None:
         return False
 
     def alone(row: int, count: int) -> torch.Tensor:
@@ -281,12 +283,13 @@ def _obeys_masks(target: TappedModel) -> bool:
     run = TargetRun(target, ids, None, room=0)
     run.lengths = Lengths([0], torch.zeros(1, dtype=torch.long, device=target.device))
     run.cache.place(run.lengths)
-    try:
+
+    def masked() -> TargetFeatures:
         masks = run._masks(positions, seen)
-        hidden = target(ids, attention_mask=masks, position_ids=positions, past_key_values=run.cache, use_cache=True)
-    except torch.OutOfMemoryError:
-        raise  # it says nothing of the target
-    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
+        return target(ids, attention_mask=masks, position_ids=positions, past_key_values=run.cache, use_cache=True)
+
+    hidden = tried(masked)
+    if hidden is None:
         return False
 
     absent, ignored = target(ids[:, ::2]), target(ids)

@@ -17,6 +17,7 @@ from .document_kernels import length_of_all
 from .features import TargetFeatures, at_indices
 from .packed_attention import CannotStandIn, Segments, documents_mask, segment_attention, takes_document_masks
 from .recurrent import Mixer, Way
+from .trial import tried
 
 
 logger = logging.getLogger(__name__)
@@ -180,14 +181,11 @@ def _smallest_gap(target) -> float:
     gap = torch.inf
     for by_segments in (True, False) if target._by_segments else (False,):
         target._by_segments = by_segments
-        try:
-            packed = packed_features(target, ids, None, documents[None], None).last_hidden.float()
-        except torch.OutOfMemoryError:
-            raise  # it says nothing of the layers
-        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
+        packed = tried(lambda: packed_features(target, ids, None, documents[None], None))
+        if packed is None:
             continue  # its layers cannot be run in this way
 
-        gap = float((packed - alone).norm() / alone.norm())
+        gap = float((packed.last_hidden.float() - alone).norm() / alone.norm())
         if gap <= _ROUNDING or (gap <= 16 * torch.finfo(target.dtype).eps and gap < leak / 2):
             if not target._by_segments:
                 logger.warning(

@@ -21,6 +21,7 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
 from .decoder_parts import find_decoder
+from .trial import tried
 
 
 # types of layer that keep keys of every token, or nothing; for any other type mixers are searched for
@@ -157,11 +158,9 @@ def find_mixers(model: PreTrainedModel) -> Mixers:
             module.forward = partial(seen.look, module, module.forward)
         # `forward` skips torch.compile; a sharded model gathers its weights only when it is called itself
         run = model if isinstance(model, FSDPModule) else model.forward
-        run(input_ids=torch.ones(1, 1, dtype=torch.long, device=model.device), use_cache=True)
-    except torch.OutOfMemoryError:
-        raise  # it says nothing of the model
-    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):  # it does not run so
-        return Mixers()
+        one = torch.ones(1, 1, dtype=torch.long, device=model.device)
+        if tried(lambda: run(input_ids=one, use_cache=True)) is None:
+            return Mixers()
     finally:
         _give_back(candidates)
 
