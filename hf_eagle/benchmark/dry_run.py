@@ -16,11 +16,9 @@ from ..drafts.kinds import find_kind
 from ..targets.config_fields import largest_field
 from ..targets.decoder_parts import find_decoder_parts
 from ..targets.loading import auto_class, load_config
-from ..targets.sharding import layout_of
+from ..targets.shard_layout import layout_of
 from ..training.launching import launch_of
-
-
-GIB = 2**30
+from ..training.memory import GIB
 
 
 @dataclass

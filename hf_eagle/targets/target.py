@@ -23,7 +23,8 @@ from .loading import load_causal_lm
 from .media_inputs import MEDIA, check_media, rope_index
 from .packed_attention import Segments, stands_in_for
 from .packed_run import check_padding_is_right, is_plain, keeps_documents_apart, packed_features
-from .sharding import TargetSharding, check_weights, loading_arguments, move_shards_to_main_memory
+from .shard_layout import loading_arguments
+from .sharding import TargetSharding, check_weights, move_shards_to_main_memory
 from .tapped import TappedModel
 from .teacher_check import check_teacher
 from .vision_sizes import VisionSizes
@@ -94,7 +95,7 @@ class FrozenTarget(TappedModel):
         Args:
             dtype: `"auto"` keeps the checkpoint's dtype.
             device: where to put it; `None` is the default device. A sharded target stays on its rank's device.
-            sharding, shard_size, cpu_offload: how to spread it over ranks, see `sharding.layout_of`. All ranks must
+            sharding, shard_size, cpu_offload: how to spread it over ranks, see `shard_layout.layout_of`. All ranks must
                 then load it, and run it equally often.
 
         Raises:

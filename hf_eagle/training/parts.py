@@ -42,7 +42,7 @@ from ..targets.config_fields import read_field
 from ..targets.loading import files_of_processor, is_adapter, load_processor, load_tokenizer, takes_media
 from ..targets.merged_folder import save_merged
 from ..targets.room import config_before_loading
-from ..targets.sharding import loading_arguments
+from ..targets.shard_layout import loading_arguments
 from ..targets.target import FrozenTarget
 from .memory import LESS_OF_TARGET, explained
 from .stalls import watched

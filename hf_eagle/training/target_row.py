@@ -5,7 +5,7 @@ from transformers import PreTrainedConfig
 from ..arguments.groups import DraftArguments, TargetArguments
 from ..drafts.kinds import KINDS
 from ..targets.architectures import Family, family_of
-from ..targets.sharding import MODES, layout_of
+from ..targets.shard_layout import MODES, layout_of
 from .parts import config_of_draft
 
 

@@ -19,7 +19,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).res
 
 from hf_eagle import FrozenTarget  # noqa: E402
 from hf_eagle.targets.loading import load_causal_lm  # noqa: E402
-from hf_eagle.targets.sharding import loading_arguments  # noqa: E402
+from hf_eagle.targets.shard_layout import loading_arguments  # noqa: E402
 from hf_eagle.training.distributed import leave  # noqa: E402
 
 

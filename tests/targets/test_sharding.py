@@ -13,8 +13,8 @@ from workers import run_worker
 
 from hf_eagle import FrozenTarget
 from hf_eagle.arguments.groups import TargetArguments
-from hf_eagle.targets import sharding
-from hf_eagle.targets.sharding import layout_of, loading_arguments
+from hf_eagle.targets import shard_layout
+from hf_eagle.targets.shard_layout import layout_of, loading_arguments
 
 
 TWO_RANKS = [
@@ -127,7 +127,7 @@ def test_a_transformers_that_cannot_spread_a_target_is_named_with_its_version(mo
     """Before its plans are looked at, which say nothing of experts: also in a dry run, which asks for the layout."""
     FAMILIES["qwen3_moe"]().save_pretrained(tmp_path)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr(sharding, "RELEASE", version)
+    monkeypatch.setattr(shard_layout, "RELEASE", version)
     old = version in ("5.17.0", "5.23.0")
     message = f"`target_sharding` {mode} needs transformers 5.24 or newer, and this is {version}: install a newer one"
     with pytest.raises(ValueError, match=message) if old else nullcontext():

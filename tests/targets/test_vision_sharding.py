@@ -8,7 +8,7 @@ from transformers import AutoModelForImageTextToText
 from workers import run_worker
 
 from hf_eagle.targets.merged_folder import save_merged
-from hf_eagle.targets.sharding import layout_of
+from hf_eagle.targets.shard_layout import layout_of
 from hf_eagle.targets.turned_weights import refuse_turned_experts
 
 

@@ -12,7 +12,7 @@ from transformers import Qwen3MoeConfig
 from hf_eagle import EagleTrainingArguments
 from hf_eagle.arguments.groups import DataArguments, DraftArguments, TargetArguments
 from hf_eagle.arguments.parser import EagleArgumentParser
-from hf_eagle.targets.sharding import layout_of
+from hf_eagle.targets.shard_layout import layout_of
 from hf_eagle.training.distributed import check_plugin
 
 
