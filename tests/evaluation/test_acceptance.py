@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from chain_models import VOCAB, generate, make_draft, make_target
-from tiny_tokenizer import word_tokenizer
+from chain_models import generate, make_target
 from warm_python import warm_python
 
 from hf_eagle.decoding import speculative_generate
@@ -27,17 +26,6 @@ from hf_eagle.evaluation.summary import summarize
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "evaluate_draft.py"
 EOS = 9
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return word_tokenizer(VOCAB, EOS)
-
-
-@pytest.fixture(scope="module")
-def pair():
-    target = make_target()
-    return target, make_draft(target, draft_vocab_size=40, tap_ids=[0, 2, 3])
 
 
 @pytest.fixture(scope="module")

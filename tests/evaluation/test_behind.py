@@ -6,8 +6,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from chain_models import VOCAB
-from tiny_tokenizer import word_tokenizer
 
 from hf_eagle.evaluation.behind import prompts_behind
 from hf_eagle.evaluation.prompts import Prompt, encode_prompt, load_prompts
@@ -19,11 +17,6 @@ QUESTIONS = [
     Prompt([{"role": "user", "content": "w11 w12"}], "a", 81, ("w13",)),
     Prompt([{"role": "system", "content": "w14"}, {"role": "user", "content": "w15"}], None, "q"),
 ]
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return word_tokenizer(VOCAB, 9)
 
 
 def test_lengths_differ_by_what_is_asked_and_the_question_stays_last(tokenizer, tmp_path):

@@ -2,10 +2,9 @@
 
 import pytest
 import torch
-from chain_models import VOCAB, make_draft, make_target
+from chain_models import make_draft, make_target
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_tokenizer import word_tokenizer
 
 from hf_eagle.arguments.parser import parse_lengths
 from hf_eagle.evaluation.acceptance import DecodingSettings, decode_prompts, measure_acceptance
@@ -17,17 +16,6 @@ from hf_eagle.evaluation.summary import summarize
 
 
 EDGES = [8, 16, 24]
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return word_tokenizer(VOCAB, 9)
-
-
-@pytest.fixture(scope="module")
-def pair():
-    target = make_target()
-    return target, make_draft(target, draft_vocab_size=40, tap_ids=[0, 2, 3])
 
 
 @pytest.fixture(scope="module")

@@ -35,17 +35,6 @@ WAYS = {
 }
 
 
-@pytest.fixture(scope="module")
-def tokenizer():
-    return word_tokenizer(VOCAB, 9)
-
-
-@pytest.fixture(scope="module")
-def pair():
-    target = make_target()
-    return target, make_draft(target, draft_vocab_size=40, tap_ids=[0, 2, 3])
-
-
 def with_first_rows(path: Path, number: int, torn: bytes = b"") -> Path:
     """The journal as a kill leaves it behind so many batches."""
     lines = path.read_bytes().splitlines(keepends=True)

@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from chain_models import VOCAB, make_draft, make_target
-from tiny_tokenizer import word_tokenizer
 
 from hf_eagle.door.journal import Journal
 from hf_eagle.evaluation import acceptance, speed_sample
@@ -24,17 +22,6 @@ from hf_eagle.evaluation.windows import best_windows, measure_windows, windows_t
 SCRIPT = str(Path(__file__).parents[2] / "scripts" / "evaluate_draft.py")
 TREE = {"method": "tree", "depth": 3, "top_k": 3, "total_tokens": 9}
 WAYS = {"chain": {}, "tree": TREE, "two turns": {"turns": 2}, "window": {"draft_window": 5}}
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return word_tokenizer(VOCAB, 9)
-
-
-@pytest.fixture(scope="module")
-def pair():
-    target = make_target()
-    return target, make_draft(target, draft_vocab_size=40, tap_ids=[0, 2, 3])
 
 
 @pytest.fixture(scope="module")

@@ -10,11 +10,10 @@ from foreign_folders import DRAFT_VOCAB, FORMS, HEADS, TAP_IDS, write
 from foreign_math import ForeignDraft
 from safetensors.torch import load_file
 from tiny import unrolled
-from tiny_files import write_tiny_target
 from tiny_mla import SIZES, YARN
 from transformers import DynamicCache
 
-from hf_eagle import FrozenTarget, load_draft
+from hf_eagle import load_draft
 from hf_eagle.foreign.convert import from_foreign
 
 
@@ -37,23 +36,6 @@ MATHEMATICS = {
 }
 TAPS = {"specforge": [1, 3, 7], "speculators": [1, 4, 7]}  # all others: the default of a target of 8 layers
 DEFAULT_TAPS = [2, 4, 5]
-
-
-@pytest.fixture(scope="module")
-def target_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("target")
-    write_tiny_target(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def target(target_folder):
-    return FrozenTarget.from_pretrained(str(target_folder))
-
-
-@pytest.fixture(scope="module")
-def embedding(target):
-    return target.embedding_weight().detach().float()
 
 
 def our_logits(draft, target, tokens, taps):

@@ -9,9 +9,8 @@ import torch
 from foreign_folders import BLOCK, BLOCKS, HEADS, MASK, OUTPUTS, write
 from foreign_math import block_logits
 from safetensors.torch import load_file
-from tiny_files import write_tiny_target
 
-from hf_eagle import FrozenTarget, load_draft
+from hf_eagle import load_draft
 from hf_eagle.drafts.build import new_draft
 from hf_eagle.drafts.warm_start import start_from
 from hf_eagle.foreign.convert import from_foreign
@@ -26,23 +25,6 @@ SAID = {
     "speculators_blocks": ("speculators", {"eps": 1e-6, "theta": 7e4}),
     "transformers_blocks": ("transformers", {"eps": 1e-6, "theta": 3e4}),
 }
-
-
-@pytest.fixture(scope="module")
-def target_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("target")
-    write_tiny_target(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def target(target_folder):
-    return FrozenTarget.from_pretrained(str(target_folder))
-
-
-@pytest.fixture(scope="module")
-def embedding(target):
-    return target.embedding_weight().detach().float()
 
 
 @pytest.mark.parametrize("build", BLOCKS)

@@ -8,7 +8,6 @@ import foreign_folders as forms
 import pytest
 import torch
 from foreign_folders import TAP_IDS, write
-from tiny_files import write_tiny_target
 from tiny_tokenizer import LLAMA3, tiny_tokenizer
 from transformers import AutoTokenizer
 from warm_python import warm_python
@@ -19,18 +18,6 @@ from hf_eagle.foreign.convert import from_foreign
 
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(scope="module")
-def target_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("target")
-    write_tiny_target(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def embedding(target_folder):
-    return FrozenTarget.from_pretrained(str(target_folder)).embedding_weight().detach().float()
 
 
 def nested(config, **fields):
