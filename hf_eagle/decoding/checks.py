@@ -105,6 +105,11 @@ class DraftShape:
             raise ValueError(f"`draft_window` is {self.window}, but must be above the {self.depth} tokens of a draft.")
 
 
+def chain_length(draft, method: str, asked: int | None) -> int | None:
+    """Return the tokens of a chain in a round, by default what the draft's config says; of a tree what was given."""
+    return draft.config.chain_length if method == "chain" and asked is None else asked
+
+
 def check_sampling(temperature: float, top_p: float, top_k: int | None, name: str = "sampling_top_k") -> None:
     """Raise `ValueError` for a value out of range, or for one that greedy decoding would ignore."""
     if temperature < 0:

@@ -22,9 +22,17 @@ from transformers.generation.streamers import BaseStreamer
 
 from ..targets.few_rows import few_rows_products
 from .answers import Answers, RoundClock
-from .checks import DraftShape, check_draft_fits, check_draws, check_prompt_media, check_prompts, check_sampling
+from .checks import (
+    DraftShape,
+    chain_length,
+    check_draft_fits,
+    check_draws,
+    check_prompt_media,
+    check_prompts,
+    check_sampling,
+)
 from .target_run import TargetRun, check_target
-from .verification import Sampling, judge
+from .verification import Sampling, judge, per_position
 
 
 @dataclass(frozen=True)
@@ -117,8 +125,7 @@ def speculative_generate(
         `ValueError`: an argument out of range or without meaning given the others, a draft that was made for a target
             of another shape, or a target that cannot verify such drafts.
     """
-    if method == "chain" and num_speculative_tokens is None:
-        num_speculative_tokens = draft.config.chain_length
+    num_speculative_tokens = chain_length(draft, method, num_speculative_tokens)
     shape = DraftShape.of(method, num_speculative_tokens, depth, top_k, total_tokens, draft_window)
     shape.check_vocabulary(draft)
     shape.check_window(draft)
@@ -147,8 +154,8 @@ def speculative_generate(
             kept = answers.extend([chosen[: count + 1] for count, *chosen in report])
 
     sequences = answers.sequences(_pad_token_id(target, eos_token_ids)).to(target.device)
-    clock, per_position = decoding.clock, [[sum(n > k for n in x) for k in range(shape.depth)] for x in accepted]
-    counts = list(map(len, accepted)), per_position, accepted
+    clock, depth = decoding.clock, shape.depth
+    counts = list(map(len, accepted)), [per_position(rounds, depth) for rounds in accepted], accepted
     return SpeculativeOutput(sequences, answers.tokens, *counts, len(clock.marks), *clock.seconds())
 
 

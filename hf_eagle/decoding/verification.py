@@ -8,6 +8,7 @@ p(x)). A token that equals no sibling is distributed as p without them. So the c
 greedy decoding is the case where it is the most probable token.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -94,3 +95,8 @@ def keep_chosen(choices: torch.Tensor, window: torch.Tensor, tree: DraftTree | N
     # nodes are ordered by level, so the kept ones, moved to the front in their order, are the path
     path = kept.long().sort(dim=1, descending=True, stable=True).indices[:, : deepest + 1]
     return Verdict(accepted=kept.sum(1) - 1, chosen=choices.gather(1, path), path=path)
+
+
+def per_position(accepted_by_round: Sequence[int], depth: int) -> list[int]:
+    """How many rounds accepted at least 1, 2, ... `depth` drafted tokens."""
+    return [sum(count > position for count in accepted_by_round) for position in range(depth)]

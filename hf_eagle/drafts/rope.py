@@ -62,23 +62,23 @@ def draft_rope(text_config, kind: str = "1d", reads_mscale: bool = False) -> dic
         raise ValueError(f"`draft_rope` must be one of {', '.join(ROPES)}, got {kind!r}.")
 
     rope = _of_layer(text_config)
-    by_axes, kind = kind == "mrope", rope.get("rope_type") or "default"
-    if by_axes and not (rope.get("mrope_section") and kind == "default"):
-        seen = f"has RoPE of type {kind}" if rope.get("mrope_section") else "counts all tokens alike"
+    by_axes, scaling = kind == "mrope", rope.get("rope_type") or "default"
+    if by_axes and not (rope.get("mrope_section") and scaling == "default"):
+        seen = f"has RoPE of type {scaling}" if rope.get("mrope_section") else "counts all tokens alike"
         raise ValueError(f"`draft_rope` is mrope, but the target {seen}: set it to 1d.")
 
-    if kind not in _READ:
-        by_length = kind in ("longrope", "dynamic")
+    if scaling not in _READ:
+        by_length = scaling in ("longrope", "dynamic")
         logger.warning(
             "The target's RoPE scaling %r is not copied, because servers %s: the draft gets plain RoPE with the same "
             "base.",
-            kind,
+            scaling,
             "choose among its factors differently from training" if by_length else "do not all run it in a draft",
         )
-        kind = "default"
+        scaling = "default"
 
-    read = {name: rope[name] for name in _READ[kind] if rope.get(name) is not None}
-    if kind == "yarn" and all(rope.get(name) for name in MSCALES):  # readers differ on one alone, and on a zero
+    read = {name: rope[name] for name in _READ[scaling] if rope.get(name) is not None}
+    if scaling == "yarn" and all(rope.get(name) for name in MSCALES):  # readers differ on one alone, and on a zero
         mscales = {name: rope[name] for name in MSCALES}
         if reads_mscale:
             read |= mscales
@@ -92,7 +92,7 @@ def draft_rope(text_config, kind: str = "1d", reads_mscale: bool = False) -> dic
     if by_axes:
         read = {"mrope_section": list(rope["mrope_section"]), "mrope_interleaved": bool(rope.get("mrope_interleaved"))}
 
-    return {"rope_type": kind, "rope_theta": rope.get("rope_theta", 10000.0), **read}
+    return {"rope_type": scaling, "rope_theta": rope.get("rope_theta", 10000.0), **read}
 
 
 def check_rope_scaling(given: Any) -> dict[str, Any]:
@@ -109,9 +109,9 @@ def check_rope_scaling(given: Any) -> dict[str, Any]:
         raise ValueError(f"`draft_rope_scaling` must be a JSON object, got {given!r}.")
 
     types = {given[name] for name in ("rope_type", "type") if isinstance(given.get(name), str)}
-    kind = types.pop() if len(types) == 1 else None
+    scaling = types.pop() if len(types) == 1 else None
 
-    if kind not in _READ:
+    if scaling not in _READ:
         seen = given.get("rope_type", given.get("type"))
         raise ValueError(
             f"`rope_type` of `draft_rope_scaling` must be one of {', '.join(_READ)}, which transformers and both "
@@ -119,19 +119,19 @@ def check_rope_scaling(given: Any) -> dict[str, Any]:
         )
 
     fields = {name: value for name, value in given.items() if name not in ("rope_type", "type") and value is not None}
-    known = (*_READ[kind], *(MSCALES if kind == "yarn" else ()), "rope_theta")
+    known = (*_READ[scaling], *(MSCALES if scaling == "yarn" else ()), "rope_theta")
     for name, value in fields.items():
         if name not in known:
             raise ValueError(
-                f"`draft_rope_scaling` holds `{name}`, which is not read of type {kind} by both servers: leave it out; "
-                f"it takes {', '.join(known)}."
+                f"`draft_rope_scaling` holds `{name}`, which is not read of type {scaling} by both servers: leave it "
+                f"out; it takes {', '.join(known)}."
             )
         if (wanted := _refused(name, value)) is not None:
             raise ValueError(f"`{name}` of `draft_rope_scaling` must be {wanted}, got {value!r}.")
 
-    missing = [name for name in _NEEDED[kind] if name not in fields]
+    missing = [name for name in _NEEDED[scaling] if name not in fields]
     if missing:
-        raise ValueError(f"`draft_rope_scaling` of type {kind} lacks `{missing[0]}`: add it.")
+        raise ValueError(f"`draft_rope_scaling` of type {scaling} lacks `{missing[0]}`: add it.")
 
     low, high = fields.get("low_freq_factor", 0), fields.get("high_freq_factor", 1)
     if low >= high:
@@ -146,7 +146,7 @@ def check_rope_scaling(given: Any) -> dict[str, Any]:
     if ("mscale" in fields) != ("mscale_all_dim" in fields):
         raise ValueError("`draft_rope_scaling` must hold both `mscale` and `mscale_all_dim`, or neither.")
 
-    return {"rope_type": kind, **fields}
+    return {"rope_type": scaling, **fields}
 
 
 def _refused(name: str, value: Any) -> str | None:

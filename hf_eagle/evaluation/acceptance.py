@@ -12,7 +12,7 @@ from ..decoding import SpeculativeOutput, speculative_generate, target_generate
 from ..decoding.checks import check_draft_fits
 from ..decoding.continued import continued_answers
 from ..decoding.replay import replay, transcribe
-from .contexts import per_position
+from ..decoding.verification import per_position
 from .finished import Finished
 from .measurement import DecodingSettings, Measurement
 from .prompt_batches import PromptBatch, Rendering, check_rendering, planned_batches

@@ -28,9 +28,18 @@ def confidence_interval(accepted: Sequence[int], drafts: Sequence[int]) -> list[
     if sum(count > 0 for count in drafts) < 2:
         return None
 
-    generator = torch.Generator().manual_seed(0)
-    drawn = torch.randint(len(drafts), (RESAMPLES, len(drafts)), generator=generator)
+    drawn = resampled(len(drafts))
     sums = [torch.tensor(values, dtype=torch.float64)[drawn].sum(1) for values in (accepted, drafts)]
     lengths = 1 + sums[0][sums[1] > 0] / sums[1][sums[1] > 0]  # a sample without drafts has no length
+    return middle_of(lengths)
+
+
+def resampled(count: int) -> torch.Tensor:
+    """Return which of `count` prompts each sample of the bootstrap draws, `(samples, count)`, with a fixed seed."""
+    return torch.randint(count, (RESAMPLES, count), generator=torch.Generator().manual_seed(0))
+
+
+def middle_of(values: torch.Tensor) -> list[float]:
+    """Return the ends of the middle 95% of the samples' values, float64 `(samples,)`."""
     tail = (1 - CONFIDENCE) / 2
-    return torch.quantile(lengths, torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
+    return torch.quantile(values, torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()

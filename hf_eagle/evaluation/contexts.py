@@ -3,12 +3,8 @@
 from bisect import bisect_left
 from collections.abc import Sequence
 
+from ..decoding.verification import per_position
 from .acceptance_length import acceptance_length, confidence_interval
-
-
-def per_position(accepted_by_round: Sequence[int], depth: int) -> list[int]:
-    """How many rounds accepted at least 1, 2, ... `depth` drafted tokens."""
-    return [sum(count > position for count in accepted_by_round) for position in range(depth)]
 
 
 def context_lengths(prompt_length: int, accepted_by_round: Sequence[int]) -> list[int]:

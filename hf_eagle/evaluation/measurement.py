@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from ..decoding.checks import DraftShape, check_sampling
+from ..decoding.checks import DraftShape, chain_length, check_sampling
 from .acceptance_length import acceptance_length
 from .prompts import Prompt
 
@@ -60,9 +60,8 @@ class DecodingSettings:
 
     def for_draft(self, draft) -> "DecodingSettings":
         """The same settings, with the number of tokens that this draft proposes if none was asked for."""
-        if self.method != "chain" or self.num_speculative_tokens is not None:
-            return self
-        return replace(self, num_speculative_tokens=draft.config.chain_length)
+        asked = self.num_speculative_tokens
+        return replace(self, num_speculative_tokens=chain_length(draft, self.method, asked))
 
     def choosing(self, device, batch: int) -> dict:
         """Return the arguments that target and draft share, with a generator for this batch."""

@@ -5,7 +5,7 @@ import random
 import torch
 
 from .acceptance import decode_prompts
-from .acceptance_length import CONFIDENCE, RESAMPLES
+from .acceptance_length import middle_of, resampled
 from .finished import Finished
 from .measurement import DecodingSettings, Measurement
 from .prompts import Prompt
@@ -89,7 +89,4 @@ def speedup(prompts: list[list[float]]) -> tuple[float, list[float] | None]:
     if len(prompts) < 2:
         return value, None
 
-    drawn = torch.randint(len(prompts), (RESAMPLES, len(prompts)), generator=torch.Generator().manual_seed(0))
-    tail = (1 - CONFIDENCE) / 2
-    ends = torch.quantile(ratio(counted[drawn].sum(1)), torch.tensor([tail, 1 - tail], dtype=torch.float64))
-    return value, ends.tolist()
+    return value, middle_of(ratio(counted[resampled(len(prompts))].sum(1)))

@@ -87,7 +87,7 @@ def _all_at_once(query, key, value, bounds, bounds_there, scaling, window) -> to
 
     behind = -1 if window is None else window - 1  # a query's own key is not counted
     rows = (x[0].transpose(0, 1).contiguous() for x in (query, key, value))  # (N, heads, head_dim)
-    where = (bounds_there, bounds_there, _longest(bounds), _longest(bounds))
+    where = (bounds_there, bounds_there, longest_of(bounds), longest_of(bounds))
     groups = {"enable_gqa": True} if grouped else {}
     return kernel(*rows, *where, scale=scaling, window_size=(behind, 0), **groups)[None]
 
@@ -102,7 +102,7 @@ def _takes_groups(kernel: Callable) -> bool:
 
 
 def _one_by_one(query, key, value, bounds: list[int], scaling, window) -> torch.Tensor:
-    masked_or_wide = query.shape[-1] > _WIDEST or (window is not None and _longest(bounds) > window)
+    masked_or_wide = query.shape[-1] > _WIDEST or (window is not None and longest_of(bounds) > window)
     if query.shape[1] != key.shape[1] and needs_own_keys(query.device, query.dtype, masked_or_wide):
         key, value = (_repeated(x, query) for x in (key, value))
 
@@ -126,7 +126,8 @@ def length_of_all(bounds: list[int]) -> int | None:
     return lengths.pop() if len(lengths) == 1 else None
 
 
-def _longest(bounds: list[int]) -> int:
+def longest_of(bounds: list[int]) -> int:
+    """The length of the longest document, 0 without one."""
     return max((end - start for start, end in pairwise(bounds)), default=0)
 
 

@@ -13,7 +13,7 @@ from itertools import pairwise
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
-from .document_kernels import attend_documents, attend_documents_compiled
+from .document_kernels import attend_documents, attend_documents_compiled, longest_of
 
 
 # the name must hold none of "sdpa", "flash" and "flex", which transformers searches names for
@@ -103,8 +103,7 @@ class Segments:
 
     def flash_arguments(self) -> dict:
         """The same for `flash_attention_*` in `transformers`, whose kernels take the bounds themselves."""
-        longest = max(end - start for start, end in pairwise(self.bounds))
-        sides = ("q", "k")
+        longest, sides = longest_of(self.bounds), ("q", "k")
         return {f"cu_seq_lens_{s}": self.bounds_there for s in sides} | {f"max_length_{s}": longest for s in sides}
 
 

@@ -90,10 +90,13 @@ class DFlashConfig(DraftConfig):
             eagle_aux_hidden_state_layer_ids=None,
             image_embeddings="token",
         )
+
+        # fields of its own
         if self.block_size < 2:
             raise ValueError(f"`block_size` of a DFlash draft must be at least 2, got {self.block_size}.")
         if self.served_form not in MODEL_TYPES:
             raise ValueError(f"`served_form` must be one of {', '.join(MODEL_TYPES)}, got {self.served_form!r}.")
+
         if self.mask_token_id is not None and not 0 <= self.mask_token_id < self.vocab_size:
             raise ValueError(
                 f"`mask_token_id` must be a row of the target's table, 0 to {self.vocab_size - 1}, got "
