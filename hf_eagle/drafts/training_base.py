@@ -1,7 +1,7 @@
 """What every kind of draft defines for its training: which rows of a batch count, and their targets."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
@@ -52,6 +52,37 @@ class BatchPlan(ABC):
         """The plan in pinned memory, so that sending it to a device does not wait; a `DataLoader` calls this. A plan
         that is not pinned is sent too, with a wait."""
         return self
+
+
+class PlanOfTensors(BatchPlan):
+    """A plan that can change each of its tensors: moving and pinning them follow from that."""
+
+    @abstractmethod
+    def each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "PlanOfTensors":
+        """The same plan, with each of its tensors changed, for instance moved; what was counted on the host stays."""
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "PlanOfTensors":
+        if self.documents.device == torch.device(device):
+            return self
+        return self.each(lambda x: x.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> "PlanOfTensors":
+        return self.each(torch.Tensor.pin_memory)
+
+
+@dataclass
+class HeadTeacher:
+    """What a draft that uses its target's head is compared with.
+
+    Attributes:
+        hidden: `(positions, hidden)`, the target's last hidden states.
+        logits: the target's logits `(rows, vocabulary)` from such.
+        dtype: of the distributions made from them.
+    """
+
+    hidden: torch.Tensor
+    logits: Callable[[torch.Tensor], torch.Tensor]
+    dtype: torch.dtype
 
 
 @dataclass

@@ -11,7 +11,7 @@ from ..data.collators import any_packed, documents_of, mark_padding, number_docu
 from ..losses.supervision import SupervisionPlan, supervised_steps
 from ..targets.packed_attention import Segments
 from .flex_context import FlexMask
-from .training_base import BatchPlan
+from .training_base import PlanOfTensors
 
 
 @dataclass
@@ -141,7 +141,7 @@ class StepTokens:
 
 
 @dataclass
-class UnrollPlan(BatchPlan):
+class UnrollPlan(PlanOfTensors):
     """Which rows are unrolled, at which positions, and what each is compared with.
 
     Attributes:
@@ -214,14 +214,6 @@ class UnrollPlan(BatchPlan):
             supervised=None if self.supervised is None else self.supervised.each(change),
             segments=None if self.segments is None else self.segments.each(change),
         )
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> "UnrollPlan":
-        if self.documents.device == torch.device(device):
-            return self
-        return self.each(lambda x: x.to(device, non_blocking=non_blocking))
-
-    def pin_memory(self) -> "UnrollPlan":
-        return self.each(torch.Tensor.pin_memory)
 
 
 def _positions(

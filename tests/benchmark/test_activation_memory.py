@@ -15,7 +15,8 @@ from hf_eagle.benchmark.workload import Step, build_block_draft, build_draft, ch
 from hf_eagle.drafts.build import new_draft
 from hf_eagle.drafts.costs_base import RunShapes
 from hf_eagle.drafts.eagle1.configuration import Eagle1Config
-from hf_eagle.drafts.eagle1.training import FeatureObjective, FeatureTeacher
+from hf_eagle.drafts.eagle1.training import FeatureObjective
+from hf_eagle.drafts.training_base import HeadTeacher
 from hf_eagle.drafts.unroll_plan import UnrollPlan
 from hf_eagle.targets.features import TargetFeatures
 
@@ -124,7 +125,7 @@ def test_activations_of_eagle1_are_those_of_a_real_step(autocast):
     plan = UnrollPlan.of({"input_ids": ids, "loss_mask": torch.ones_like(ids)}, 1)
     features, dtype = torch.randn(1, LENGTH, 288), autocast or torch.float32
     head, rows = draft.lm_head.weight.to(dtype), plan.supervised
-    teacher = FeatureTeacher(features[0, rows.positions], lambda hidden: hidden.to(dtype) @ head.T, dtype)
+    teacher = HeadTeacher(features[0, rows.positions], lambda hidden: hidden.to(dtype) @ head.T, dtype)
     objective = FeatureObjective().bind(rows, teacher, torch.ones(1) / len(rows.rows))
     seen_by_draft = TargetFeatures(taps=None, last_hidden=features)
     known = [*draft.parameters(), *draft.buffers(), ids, features, head, teacher.hidden]

@@ -10,7 +10,8 @@ from tiny import unrolled
 
 from hf_eagle import Eagle1Config, FrozenTarget, LlamaForCausalLMEagle
 from hf_eagle.decoding import speculative_generate
-from hf_eagle.drafts.eagle1.training import FeatureObjective, FeatureTeacher
+from hf_eagle.drafts.eagle1.training import FeatureObjective
+from hf_eagle.drafts.training_base import HeadTeacher
 from hf_eagle.losses.supervision import SupervisionPlan, supervised_steps
 
 
@@ -24,7 +25,7 @@ def pair():
     answers = generate(target, random_prompts(24, 4, seed=2), 30)
     plan = SupervisionPlan.of(supervised_steps(torch.ones_like(answers), torch.zeros_like(answers), 1))
     features, objective = target(answers).last_hidden, FeatureObjective(regression_weight=1.0, ce_weight=0.5)
-    teacher = FeatureTeacher(features.flatten(0, 1)[plan.positions], target.teacher_head(), torch.float32)
+    teacher = HeadTeacher(features.flatten(0, 1)[plan.positions], target.teacher_head(), torch.float32)
     bound = objective.bind(plan, teacher, 1 / plan.counts)
     optimizer = torch.optim.Adam([p for p in draft.parameters() if p.requires_grad], lr=5e-3)
     for _ in range(80):

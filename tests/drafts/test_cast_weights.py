@@ -13,7 +13,8 @@ from hf_eagle.drafts.adapters import AdaptedDraft
 from hf_eagle.drafts.build import new_draft
 from hf_eagle.drafts.cast_weights import CastWeights
 from hf_eagle.drafts.eagle1.configuration import Eagle1Config
-from hf_eagle.drafts.eagle1.training import FeatureObjective, FeatureTeacher
+from hf_eagle.drafts.eagle1.training import FeatureObjective
+from hf_eagle.drafts.training_base import HeadTeacher
 from hf_eagle.drafts.unroll_plan import UnrollPlan
 from hf_eagle.targets.features import TargetFeatures
 
@@ -90,7 +91,7 @@ def test_each_weight_of_eagle1_is_cast_once_a_batch(checkpointing):
         draft.gradient_checkpointing_enable()
     ids, features = torch.randint(0, 200, (1, LENGTH)), torch.randn(1, LENGTH, 48)
     plan = UnrollPlan.of({"input_ids": ids, "loss_mask": torch.ones_like(ids)}, 1)
-    teacher = FeatureTeacher(features[0, plan.supervised.positions], lambda hidden: hidden @ head.T, torch.float32)
+    teacher = HeadTeacher(features[0, plan.supervised.positions], lambda hidden: hidden @ head.T, torch.float32)
     objective = FeatureObjective().bind(plan.supervised, teacher, torch.ones(1))
     with Casts(draft) as casts, torch.autocast("cpu", torch.bfloat16):
         draft(ids, TargetFeatures(taps=None, last_hidden=features), plan, objective).loss.backward()

@@ -8,7 +8,8 @@ from tiny_families import SMALL
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, CohereConfig, Gemma2Config, GraniteConfig, Qwen2Config, Qwen3Config
 
-from hf_eagle.drafts.eagle1.training import FeatureObjective, FeatureTeacher, add_feature_noise
+from hf_eagle.drafts.eagle1.training import FeatureObjective, add_feature_noise
+from hf_eagle.drafts.training_base import HeadTeacher
 from hf_eagle.losses import fused_head as fused_loss
 from hf_eagle.losses.supervision import SupervisionPlan, supervised_steps
 
@@ -24,7 +25,7 @@ def forward(target, draft, batch, supervision="serving", documents=None, positio
     plan = SupervisionPlan.of(supervised_steps(batch["loss_mask"], labels, 1, supervision))
     seen = target(batch["input_ids"], batch["attention_mask"]).last_hidden if features is None else features
     objective = FeatureObjective(REGRESSION, CE)
-    teacher = FeatureTeacher(seen.flatten(0, 1)[plan.positions], target.teacher_head(), torch.float32)
+    teacher = HeadTeacher(seen.flatten(0, 1)[plan.positions], target.teacher_head(), torch.float32)
     output = unrolled(
         draft,
         batch["input_ids"],
@@ -118,7 +119,7 @@ def test_a_perfect_draft_has_no_regression_and_the_targets_entropy():
     plan = SupervisionPlan.of(supervised_steps(batch["loss_mask"], batch["attention_mask"] - 1, 1))
     objective = FeatureObjective(REGRESSION, CE)
     truth = seen.flatten(0, 1)[plan.positions]
-    bound = objective.bind(plan, FeatureTeacher(truth, target.teacher_head(), torch.float32), FACTOR)
+    bound = objective.bind(plan, HeadTeacher(truth, target.teacher_head(), torch.float32), FACTOR)
     output = bound(truth[plan.position_of[0]][None], draft.lm_head)
     p = target.logits(truth).softmax(-1)
     entropy = -(p * p.log()).sum(-1)[plan.position_of[0]].sum()

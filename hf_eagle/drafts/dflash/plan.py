@@ -11,7 +11,7 @@ from ...data.collators import any_packed, documents_of, number_documents
 from ...losses.supervision import SupervisionPlan, supervised_steps
 from ...targets.packed_attention import Segments
 from ..flex_context import FlexMask
-from ..training_base import BatchPlan, Draw
+from ..training_base import Draw, PlanOfTensors
 
 
 # rows of a chunk of attention. All of them score the keys that its last block sees, so small chunks waste less
@@ -88,7 +88,7 @@ class BlockLayout:
 
 
 @dataclass
-class BlockPlan(BatchPlan):
+class BlockPlan(PlanOfTensors):
     """Which blocks are trained in a batch.
 
     Attributes:
@@ -174,14 +174,6 @@ class BlockPlan(BatchPlan):
             supervised=self.supervised.each(change),
             segments=None if self.segments is None else self.segments.each(change),
         )
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> "BlockPlan":
-        if self.documents.device == torch.device(device):
-            return self
-        return self.each(lambda x: x.to(device, non_blocking=non_blocking))
-
-    def pin_memory(self) -> "BlockPlan":
-        return self.each(torch.Tensor.pin_memory)
 
 
 def draw_anchors(

@@ -1,6 +1,5 @@
 """How a DFlash draft is trained: on blocks at drawn anchors, against the target or the tokens of the data."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -9,25 +8,10 @@ from torch import nn
 from ...losses.fused_head import FusedHeadLoss, LabelRows, StreamedRows
 from ...losses.objectives import summed_by_step
 from ...losses.output import EagleOutput, Objective
-from ..training_base import DraftTraining, Lesson
+from ..training_base import DraftTraining, HeadTeacher, Lesson
 from .configuration import DFlashConfig
 from .mask_token import raise_for_mask_token
 from .plan import BlockPlan
-
-
-@dataclass
-class BlockTeacher:
-    """What blocks are compared with, if not with tokens.
-
-    Attributes:
-        hidden: `(P, hidden)`, the target's last hidden states at `plan.supervised.positions`.
-        logits: makes the target's logits `(rows, vocabulary)` of such hidden states.
-        dtype: of the distributions made from them.
-    """
-
-    hidden: torch.Tensor
-    logits: Callable[[torch.Tensor], torch.Tensor]
-    dtype: torch.dtype
 
 
 @dataclass
@@ -45,7 +29,7 @@ class BlockObjective:
     loss: str = "ce"
     alpha: float = 0.5
 
-    def bind(self, plan: BlockPlan, teacher: BlockTeacher | None, step_factors: torch.Tensor) -> Objective:
+    def bind(self, plan: BlockPlan, teacher: HeadTeacher | None, step_factors: torch.Tensor) -> Objective:
         """Build the callable that a draft's forward takes, for one batch.
 
         Args:
@@ -141,7 +125,7 @@ class DFlashTraining(DraftTraining):
         teacher = None
         if self.objective.loss == "ce":
             hidden = seen.last_hidden.flatten(0, 1)[plan.supervised.positions]
-            teacher = BlockTeacher(hidden, target.teacher_head(), dtype)
+            teacher = HeadTeacher(hidden, target.teacher_head(), dtype)
         return Lesson(seen, self.objective.bind(plan, teacher, step_factors))
 
 

@@ -1,6 +1,5 @@
 """Train an EAGLE-1/2 draft to predict the target's next feature, from features with noise (arXiv 2401.15077)."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,24 +10,9 @@ from ...data.collators import number_documents
 from ...losses.fused_head import FusedHeadLoss, StreamedRows
 from ...losses.output import EagleOutput, Objective
 from ...losses.supervision import SupervisionPlan
-from ..training_base import DraftTraining, Lesson
+from ..training_base import DraftTraining, HeadTeacher, Lesson
 from ..unroll_plan import UnrollPlan
 from .configuration import Eagle1Config
-
-
-@dataclass
-class FeatureTeacher:
-    """What a feature-predicting draft is compared with.
-
-    Attributes:
-        hidden: `(positions, hidden)`, the target's last hidden states.
-        logits: the target's logits `(rows, vocabulary)` from such.
-        dtype: of the distributions made from them.
-    """
-
-    hidden: torch.Tensor
-    logits: Callable[[torch.Tensor], torch.Tensor]
-    dtype: torch.dtype
 
 
 @dataclass
@@ -45,7 +29,7 @@ class FeatureObjective:
     regression_weight: float = 1.0
     ce_weight: float = 0.1
 
-    def bind(self, plan: SupervisionPlan, teacher: FeatureTeacher, step_factors: torch.Tensor) -> Objective:
+    def bind(self, plan: SupervisionPlan, teacher: HeadTeacher, step_factors: torch.Tensor) -> Objective:
         """As [`DraftObjective.bind`], for the predicted features of one step, `(1, N, hidden)`."""
 
         def objective(predicted: torch.Tensor, head: nn.Module):
@@ -118,7 +102,7 @@ class Eagle1Training(DraftTraining):
         """The next features without noise, and the target's own head. The draft's input gets noise only in training,
         so that it learns to bear its own errors."""
         hidden = seen.last_hidden.flatten(0, 1)[plan.supervised.positions]
-        teacher = FeatureTeacher(hidden, target.teacher_head(), dtype)
+        teacher = HeadTeacher(hidden, target.teacher_head(), dtype)
 
         if draft.training:
             noisy = add_feature_noise(seen.last_hidden, plan.documents, self.feature_noise)
