@@ -59,7 +59,8 @@ test: assets ## all tests but those against a real server; no network once the a
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(PY) -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 # by hand, and best with PYTHON=python3.10, the lowest that setup.cfg allows; tests of what needs newer releases are skipped
-test-floor: .venv-floor/.installed assets ## the tests with the lowest versions that setup.cfg allows, in .venv-floor
+test-floor: .venv-floor/.installed ## the tests with the lowest versions that setup.cfg allows, in .venv-floor
+	@$(FLOOR_PY) scripts/fetch_assets.py
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(FLOOR_PY) -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 # ARGS="mamba xlstm" looks at those alone

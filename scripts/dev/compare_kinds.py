@@ -10,15 +10,15 @@ first prompts of MT-Bench while the clock stands still. All train on the target'
 `--jobs 2` trains two drafts side by side, each on its own half of the cores. All runs must meet the same conditions, so
 a round that would leave cores idle trains one seed more. Speed is always measured alone, on all cores.
 
-Writes `table.md`, `compared.json` and `compared.png` into `--out` after every round. Finished runs are not repeated, so
-the same command continues an interrupted comparison. Run it on an otherwise idle machine.
+Writes `table.md`, `compared.json` and `compared.png` into `--out` after every round. Finished rounds are not repeated,
+so the same command continues an interrupted comparison. Run it on an otherwise idle machine.
 """
 
 import json
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -84,13 +84,11 @@ class Comparison:
         """What all runs of a folder share; `ValueError` if the runs in it were made with something else."""
         from hf_eagle.door.json_files import read_json
 
-        shared = ("minutes", "jobs", "points", "eagle3", "dflash", "prompts", "num_prompts")
-        asked = {name: getattr(self.args, name) for name in shared}
+        shared = ("minutes", "jobs", "points", "eagle3", "dflash", "prompts", "num_prompts", "questions")
+        asked = {name: getattr(self.args, name) for name in (*shared, "max_new_tokens")}
         path = self.out / "settings.json"
         if not path.exists():
-            import quickstart
-
-            return asked | {"bf16": quickstart.bfloat16_is_faster()}
+            return asked
         found = read_json(path, {"bf16": bool}, "delete the folder that it is in")
         for name, value in asked.items():
             if found.get(name) != value:
@@ -141,10 +139,10 @@ class Comparison:
         lines = [] if self.answers.exists() else [f"the target answers {self.args.questions}: {minutes:g} minutes"]
         for runs in (self.first(), self.second(self.best_dflash() or "the best DFlash")):
             for together in self.rounds(runs):
-                left = [f"{name}, seed {seed}" for name, seed in together if not self.trained((name, seed))]
-                if left:
+                if not all(map(self.trained, together)):
+                    told = " | ".join(f"{name}, seed {seed}" for name, seed in together)
                     minutes += self.args.minutes + ROUND_MINUTES
-                    lines.append(f"train {' | '.join(left)}: {self.args.minutes:g} minutes")
+                    lines.append(f"train {told}: {self.args.minutes:g} minutes")
             left = [run for run in runs if not self.served(run)]
             if left:
                 minutes += SERVED_MINUTES * len(left)
@@ -157,6 +155,10 @@ class Comparison:
         """Whatever is left."""
         from hf_eagle.door.writing import write_output
 
+        if "bf16" not in self.settings:
+            import quickstart
+
+            self.settings["bf16"] = quickstart.bfloat16_is_faster()
         self.out.mkdir(parents=True, exist_ok=True)
         write_output("out", self.out / "settings.json", json.dumps(self.settings, indent=2))
         if not self.answers.exists():
@@ -168,18 +170,18 @@ class Comparison:
         self.go_through(second, first + second)
 
     def go_through(self, runs: list[tuple[str, int]], known: list[tuple[str, int]]) -> None:
-        """Train these runs and serve their drafts, and write the result of all known ones after each."""
+        """Train these runs and serve their drafts, and write the result of all known ones after each.
+
+        A round of which a run is missing is trained whole: alone, that run would have met a quieter machine.
+        """
         cores = shares(sorted(os.sched_getaffinity(0)), self.args.jobs)
         with ThreadPoolExecutor(self.args.jobs) as pool:
             for together in self.rounds(runs):
-                waiting = [
-                    pool.submit(self.train, run, share)
-                    for run, share in zip(together, cores, strict=True)
-                    if not self.trained(run)
-                ]
-                for done in waiting:
-                    done.result()
-                self.write(known)
+                if not all(map(self.trained, together)):
+                    for run in together:
+                        (self.folder(run) / "serving.json").unlink(missing_ok=True)
+                    list(pool.map(self.train, together, cores))
+                    self.write(known)
 
         for run in runs:
             if not self.served(run):
@@ -192,7 +194,7 @@ class Comparison:
         values |= {"held_out": self.args.prompts, "max_new_tokens": self.args.max_new_tokens}
         values |= {"time_limit": self.args.answer_minutes, "dtype": self.dtype}
         print("the target answers", flush=True)
-        ablate.call(self.args, "regenerate_answers.py", values, self.out / "answers.log")
+        ablate.call(replace(self.args, jobs=1), "regenerate_answers.py", values, self.out / "answers.log")
 
     def train(self, run: tuple[str, int], cores: list[int]) -> None:
         import yaml
@@ -233,7 +235,7 @@ class Comparison:
         values = {"target": self.recipe(run[0])["target"], "draft": folder, "prompts": self.args.prompts}
         values |= {"num_prompts": self.args.num_prompts, "batch_sizes": ",".join(map(str, REQUESTS)), "rounds": 3}
         values |= {"dtype": self.dtype, "output_json": folder / "serving.json"}
-        ablate.call(self.args, "benchmark_serving.py", values, folder.with_suffix(".served.log"))
+        ablate.call(replace(self.args, jobs=1), "benchmark_serving.py", values, folder.with_suffix(".served.log"))
 
     def write(self, known: list[tuple[str, int]]) -> None:
         """Write table, JSON and picture of what is done."""

@@ -124,6 +124,50 @@ def test_it_runs_whole_and_does_nothing_twice(folder, called):
     with pytest.raises(ValueError, match="^`minutes` is 5, but the runs in `out` .* have 0.01: give that, or name"):
         Comparison(arguments(folder, minutes=5))
 
+    told = "^`max_new_tokens` is 13, but the runs in `out` .* have 12: give that, or name"
+    with pytest.raises(ValueError, match=told):
+        Comparison(arguments(folder, max_new_tokens=13))
+
+
+@pytest.mark.parametrize("left", [set(), {1}, {0, 1}], ids=["whole", "half", "none"])
+def test_a_round_that_was_interrupted_is_trained_whole(tmp_path, monkeypatch, left):
+    comparison = Comparison(arguments(tmp_path, jobs=2))
+    together = comparison.first()[:2]
+    for number, run in enumerate(together):
+        folder = comparison.folder(run)
+        folder.mkdir(parents=True)
+        (folder / "serving.json").touch()
+        if number not in left:
+            (folder / "trainer_state.json").touch()
+
+    trained, served = [], []
+    monkeypatch.setattr(compare_kinds, "shares", lambda cores, jobs: [[0], [1]])
+    monkeypatch.setattr(comparison, "train", lambda run, cores: trained.append((run, cores)))
+    monkeypatch.setattr(comparison, "serve", served.append)
+    monkeypatch.setattr(comparison, "write", lambda known: None)
+    comparison.go_through(together, together)
+    assert dict(trained) == (dict(zip(together, [[0], [1]], strict=True)) if left else {})
+    assert served == (together if left else [])
+
+
+def test_answers_and_speed_get_all_cores_and_training_its_share(tmp_path, monkeypatch):
+    comparison = Comparison(arguments(tmp_path, jobs=2))
+    comparison.settings["bf16"] = False
+    threads = {}
+
+    def run(command, env, stdout, stderr):
+        threads[os.path.basename(command[1])] = int(env["OMP_NUM_THREADS"])
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(comparison, "recipe", lambda name: {"target": "target"})
+    comparison.make_answers()
+    comparison.train((EAGLE3, 0), [0, 1, 2])
+    comparison.serve((EAGLE3, 0))
+    assert threads == {"regenerate_answers.py": 6, "clocked.py": 3, "benchmark_serving.py": 6}
+
 
 @given(jobs=st.integers(1, 6), seeds=st.integers(1, 5), place=st.integers(1, 4))
 def test_every_round_keeps_all_cores_at_work_and_no_run_comes_twice(jobs, seeds, place):
