@@ -18,7 +18,7 @@ from hf_eagle.evaluation.finished import Finished
 from hf_eagle.evaluation.prompts import Prompt
 from hf_eagle.evaluation.speed_sample import measure_speed, speedup
 from hf_eagle.evaluation.whole import measure_whole
-from hf_eagle.evaluation.windows import best_windows, measure_windows, windows_table
+from hf_eagle.evaluation.windows import best_windows, check_windows, measure_windows, windows_table
 
 
 SCRIPT = str(Path(__file__).parents[2] / "scripts" / "evaluate_draft.py")
@@ -221,6 +221,13 @@ def test_what_cannot_be_measured_is_refused_before_anything_is_decoded(
     monkeypatch.setattr(whole, "decode_prompts", lambda *args, **options: pytest.fail("something was decoded"))
     with pytest.raises(ValueError, match=message):
         measure_whole(*pair, tokenizer, prompts, DecodingSettings(**settings), progress=False, **changes)
+
+
+def test_windows_are_refused_for_a_draft_that_takes_none(pair, monkeypatch):
+    monkeypatch.setattr(type(pair[1]), "takes_window", False)
+    check_windows(pair[1], DecodingSettings(), [None])
+    with pytest.raises(ValueError, match="`windows` contains 8, which a LlamaForCausalLMEagle3 ignores: leave it out"):
+        check_windows(pair[1], DecodingSettings(), [None, 8])
 
 
 @pytest.mark.parametrize("given", [1, 3], ids=lambda given: f"settings of {given}")
