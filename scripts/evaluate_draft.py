@@ -58,7 +58,8 @@ class EvaluationArguments(MediaArguments):
         default="chain", metadata={"help": "Draft a chain of tokens, or EAGLE-2's dynamic tree."}
     )
     num_speculative_tokens: Depth | None = field(
-        default=None, metadata={"help": "Chain: tokens drafted per forward pass of the target (K); 3 when unset."}
+        default=None,
+        metadata={"help": "Chain: tokens drafted per forward pass of the target (K). Unset: the draft's block, or 3."},
     )
     depth: Depth | None = field(default=None, metadata={"help": "Tree: number of levels; 5 when unset."})
     top_k: Annotated[int, Bounds(least=1, most=1024)] | None = field(
@@ -121,7 +122,7 @@ class EvaluationArguments(MediaArguments):
     )
 
     def __post_init__(self):
-        from hf_eagle.arguments.parser import parse_lengths
+        from hf_eagle.arguments.parser import parse_counts, parse_lengths
 
         check_numbers(self)
         if self.context_buckets is not None:
@@ -134,10 +135,10 @@ class EvaluationArguments(MediaArguments):
                 "leave one out."
             )
         if self.sweep_tokens is not None:
+            if self.teacher_forced:
+                raise ValueError("`sweep_tokens` measures speeds, but `teacher_forced` does not; leave one out.")
             if self.method != "chain":
                 raise ValueError(f"`sweep_tokens` measures chains, but `method` is {self.method!r}; leave one out.")
-            from hf_eagle.arguments.parser import parse_counts
-
             self.sweep_tokens = parse_counts("sweep_tokens", self.sweep_tokens)
 
 
@@ -259,7 +260,7 @@ def decoding_settings(args: EvaluationArguments):
 def load(args: EvaluationArguments, source: dict, template_kwargs: dict, settings):
     """Return target, draft, tokenizer or processor, and prompts, checked against each other, and their `Rendering`.
 
-    Raises `OSError` or `ValueError` for bad prompts before the models are read.
+    Raises `OSError` or `ValueError`: for prompts before the models are read, for the draft before the target is.
     """
     from hf_eagle.arguments.devices import device_of
     from hf_eagle.door.inputs import naming
@@ -269,8 +270,6 @@ def load(args: EvaluationArguments, source: dict, template_kwargs: dict, setting
     with naming("prompts"):
         prompts = load_prompts(args.prompts, args.num_prompts, args.media_root, args.skip_bad_records)
 
-    from dataclasses import replace
-
     import torch
 
     from hf_eagle import load_draft
@@ -278,6 +277,7 @@ def load(args: EvaluationArguments, source: dict, template_kwargs: dict, setting
     from hf_eagle.decoding.checks import check_draft_fits
     from hf_eagle.decoding.target_run import check_target
     from hf_eagle.evaluation.prompt_batches import check_rendering, holds_media
+    from hf_eagle.evaluation.windows import check_windows
     from hf_eagle.hub.card_facts import tell_other_limits
     from hf_eagle.targets.loading import load_processor, load_tokenizer, takes_media
     from hf_eagle.targets.room import check_room
@@ -297,21 +297,21 @@ def load(args: EvaluationArguments, source: dict, template_kwargs: dict, setting
 
     dtype = getattr(torch, args.dtype)
     draft = load_draft(args.draft, dtype=dtype)
+    settings.shape.check_vocabulary(draft)
+    check_windows(draft, settings, args.windows or ())
+
     target = FrozenTarget.from_pretrained(
         args.target, tap_ids=draft.config.tap_ids, dtype=dtype, device=device, **source
     )
     check_draft_fits(target, draft)
-    settings.shape.check_vocabulary(draft)
-    for window in args.windows or ():
-        replace(settings, draft_window=window).shape.check_window(draft)
-    if args.batch_size is None:
+    branches = settings.shape.tree
+    check_target(target, needs_masks=branches or settings.batch_size > 1, branches=branches)
+    if args.batch_size is None:  # a target that decodes prompts alone may not decode them in batches
         try:
-            check_target(target, needs_masks=True, branches=settings.shape.tree)
+            check_target(target, needs_masks=True, branches=branches)
         except ValueError as problem:
             print(f"every prompt is decoded alone, with and without the draft: {problem}", flush=True)
             args.batch_size = 1
-    branches = settings.shape.tree
-    check_target(target, needs_masks=branches or settings.batch_size > 1, branches=branches)
     draft.to(device).eval()
     draft.attach(target)
     return target, draft, processing, prompts, rendered

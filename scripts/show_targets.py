@@ -24,7 +24,10 @@ from hf_eagle.door.printer import run_verb
 class TargetsArguments:
     target: str | None = field(
         default=None,
-        metadata={"help": "Family, model type, folder or Hub id; may also come first, without its flag."},
+        metadata={
+            "help": "Family, model type, folder or Hub id; may also come first, without its flag. A folder of the same "
+            "name as a family is ./NAME."
+        },
     )
     trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with the target's config."})
 

@@ -147,6 +147,7 @@ def pretend() -> None:
     for name in _HALF_IN_AUTOCAST:
         _operations.impl(name, partial(_in_half, getattr(aten, name).default), AUTOCAST_KEY)
     torch.Tensor.pin_memory = lambda x, device=None: x  # a device in Python has no such memory
+    torch.accelerator.synchronize = lambda device=None: None  # nor a queue to wait for
 
 
 # ---- operations ----

@@ -38,8 +38,8 @@ def seconds(function: Callable, device: torch.device) -> float:
 
 def drain(device: torch.device) -> None:
     """Wait until a device has finished its work."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
 
 
 def peak_memory(function: Callable, device: torch.device) -> int | None:

@@ -70,14 +70,16 @@ class Answers:
 
 
 class RoundClock:
-    """Seconds spent on drafting and in the target. On a GPU events measure them, so the host does not wait."""
+    """Seconds spent on drafting and in the target. With CUDA, events measure them, so the host does not wait."""
 
     def __init__(self, device: torch.device):
-        self.cuda = device.type == "cuda"
+        self.device, self.cuda = device, device.type == "cuda"
         self.marks: list[tuple] = []
 
     def mark(self):
         if not self.cuda:
+            if self.device.type != "cpu":  # or the time would be that of asking for the work
+                torch.accelerator.synchronize(self.device)
             return time.perf_counter()
 
         event = torch.cuda.Event(enable_timing=True)

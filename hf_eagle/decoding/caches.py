@@ -178,13 +178,17 @@ def check_cache(target) -> None:
     """Raise `ValueError` for a target that keeps something between tokens that cannot be rolled back."""
     model, other = target.model, set()
     try:
-        for layer in DynamicCache(config=target.config).layers:
-            recurrent = isinstance(layer, LinearAttentionCacheLayerMixin) and target.mixers
-            plain = type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) or type(layer).__name__ == _NOTHING
-            if not recurrent and not plain:
-                other.add(type(layer).__name__)
-    except KeyError as unknown:  # a type of layer that transformers' own caches do not know
+        layers = DynamicCache(config=target.config).layers
+    # a type of layer that transformers' own caches do not know, or a config that does not say what they ask it
+    except (AttributeError, LookupError, TypeError) as unknown:
+        layers = []
         other.add(f"a cache of its own ({unknown})")
+
+    for layer in layers:
+        recurrent = isinstance(layer, LinearAttentionCacheLayerMixin) and target.mixers
+        plain = type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) or type(layer).__name__ == _NOTHING
+        if not recurrent and not plain:
+            other.add(type(layer).__name__)
 
     if other or (getattr(model, "_is_stateful", False) and not target.mixers):
         raise ValueError(

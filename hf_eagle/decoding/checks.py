@@ -95,14 +95,17 @@ class DraftShape:
                 "tokens; lower it."
             )
 
-    def check_window(self, draft) -> None:
-        """Raise `ValueError` for a window that shows too little, or that this kind of draft would ignore."""
+    def check_window(self, draft, given: str = "`draft_window` is") -> None:
+        """Raise `ValueError` for a window that shows too little, or that this kind of draft would ignore.
+
+        `given` begins the sentence; it names the argument that the window comes from.
+        """
         if self.window is None:
             return
         if not draft.takes_window:
-            raise ValueError(f"`draft_window` is {self.window}, which a {type(draft).__name__} ignores: leave it out.")
+            raise ValueError(f"{given} {self.window}, which a {type(draft).__name__} ignores: leave it out.")
         if self.window <= self.depth:  # the last drafted token sees all before it, and one of the target's at least
-            raise ValueError(f"`draft_window` is {self.window}, but must be above the {self.depth} tokens of a draft.")
+            raise ValueError(f"{given} {self.window}, but must be above the {self.depth} tokens of a draft.")
 
 
 def chain_length(draft, method: str, asked: int | None) -> int | None:

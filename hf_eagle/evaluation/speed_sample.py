@@ -1,6 +1,7 @@
 """Measure speed one request at a time, on as many prompts as it takes to know the speedup."""
 
 import random
+from dataclasses import replace
 
 import torch
 
@@ -31,7 +32,7 @@ def measure_speed(
 
     Args:
         target, draft, tokenizer, prompts, settings, how: as for `decode_prompts`. Prompts are taken in a random order,
-            the same in every run.
+            the same in every run, and the `batch_size` of `settings` is not used.
         journal ([`Journal`], *optional*): keeps what is decoded.
 
     Returns:
@@ -41,6 +42,7 @@ def measure_speed(
           over prompts, `None` for a single one;
         * `speed_prompts`: their number. All prompts, if the interval is still too wide then.
     """
+    settings = replace(settings, batch_size=1)
     order = random.Random(0).sample(range(len(prompts)), len(prompts))
     measured, seconds = Measurement(settings), {}
     for begin in range(0, len(order), _AT_ONCE):

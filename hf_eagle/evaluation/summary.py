@@ -45,9 +45,9 @@ def summarize(measurement, context_buckets: Sequence[int] = ()) -> dict:
     difference = _first_difference(runs) if compared and greedy else None
     if difference is not None:
         logger.warning(
-            "The answer to prompt %r differs from the target's answer from token %d on. In bfloat16 or float16, "
+            "The answer to %s differs from the target's answer from token %d on. In bfloat16 or float16, "
             "near-ties cause that; in float32 it is an error.",
-            difference["prompt"],
+            prompt_of(difference, measurement.settings.turns),
             difference["token"],
         )
 
@@ -114,6 +114,12 @@ def described(settings) -> dict:
     if settings.draft_window is not None:
         described["draft_window"] = settings.draft_window
     return described
+
+
+def prompt_of(difference: dict, turns: int) -> str:
+    """Name what an answer answers, from `first_difference`: `prompt 'q81'`, or `turn 1 of prompt 'q81'` of several."""
+    prompt = f"prompt {difference['prompt']!r}"
+    return prompt if turns == 1 else f"turn {difference.get('turn', 1)} of {prompt}"
 
 
 def _first_difference(runs: list) -> dict | None:

@@ -1,6 +1,7 @@
 """Tell the result of a measurement in lines for a terminal."""
 
 from .contexts import bucket_name, told_length
+from .summary import prompt_of
 from .windows import best_windows, window_name
 
 
@@ -26,10 +27,10 @@ def told(result: dict) -> str:
 
     if result["identical_to_target"] is not None:
         lines.append("output identical to the target's")
-        if not result["identical_to_target"]:
-            lines[-1] = "output NOT identical to the target's, first at prompt {prompt!r}, token {token}".format(
-                **result["first_difference"]
-            )
+        difference = result["first_difference"]
+        if difference is not None:
+            place = f"{prompt_of(difference, result['turns'])}, token {difference['token']}"
+            lines[-1] = f"output NOT identical to the target's, first at {place}"
     return "\n".join(lines)
 
 

@@ -9,7 +9,7 @@ from .measurement import DecodingSettings, PromptRun
 from .prompts import Prompt
 from .speed_sample import SPEEDS, measure_speed
 from .summary import summarize
-from .windows import measure_windows
+from .windows import check_windows, measure_windows
 
 
 BATCH = 16  # prompts in which acceptance is counted together
@@ -17,7 +17,22 @@ BATCH = 16  # prompts in which acceptance is counted together
 
 def counting_settings(settings: DecodingSettings, batch_size: int | None) -> DecodingSettings:
     """Return the settings with which acceptance is counted: `batch_size` prompts together, by default up to 16."""
-    return replace(settings, batch_size=batch_size or BATCH)
+    return replace(settings, batch_size=BATCH if batch_size is None else batch_size)
+
+
+def _check_asked(draft, settings: DecodingSettings, batch_size, teacher_forced, sweep_tokens, windows) -> None:
+    """Raise `ValueError` for what could not be measured, before anything is decoded."""
+    if sweep_tokens and teacher_forced:
+        raise ValueError("`sweep_tokens` measures speeds, but `teacher_forced` does not: leave one out.")
+    for count in sweep_tokens:
+        replace(settings, num_speculative_tokens=count)
+    check_windows(draft, settings, windows)
+
+    if settings.batch_size not in (1, batch_size):
+        raise ValueError(
+            f"`batch_size` is {batch_size}, but {settings.batch_size} in `settings`, which alone would not be used for "
+            "speeds: give it to `measure_whole` instead."
+        )
 
 
 def measure_whole(
@@ -41,7 +56,7 @@ def measure_whole(
 
     Args:
         target, draft, tokenizer, prompts, how: as for `decode_prompts`.
-        settings: how to decode, one prompt at a time where speed is measured.
+        settings: how to decode; with a `batch_size` of 1, or the one given here.
         journal ([`Journal`], *optional*): keeps finished batches.
         batch_size (`int`, *optional*): decode all prompts with and without the draft in such batches. By default
             acceptance is counted in batches of up to 16, and speed is measured by `measure_speed`.
@@ -53,8 +68,13 @@ def measure_whole(
 
     Returns:
         What `summarize` returns, with the speeds of `measure_speed` and with `sweep` and `windows`; and the runs.
+
+    Raises:
+        `ValueError`: before anything is decoded, for arguments that do not fit together or do not fit the draft.
     """
     counted = counting_settings(settings, batch_size)
+    _check_asked(draft, settings, batch_size, teacher_forced, sweep_tokens, windows)
+    settings = replace(settings, batch_size=batch_size or 1)
     together = batch_size is not None and not teacher_forced
     given = {"compare_to_target": together and compare_to_target, "teacher_forced": teacher_forced}
     models = (target, draft, tokenizer, prompts)

@@ -13,6 +13,13 @@ from .summary import summarize
 _NAMES = ("acceptance_length", "acceptance_length_interval", "accepted_per_position", "drafts")
 
 
+def check_windows(draft, settings: DecodingSettings, windows: Sequence[int | None]) -> None:
+    """Raise `ValueError`, before anything is decoded, for a window with which this draft cannot be decoded."""
+    shape = settings.for_draft(draft).shape
+    for window in windows:
+        replace(shape, window=window).check_window(draft, given="`windows` contains")
+
+
 def measure_windows(
     target,
     draft,
@@ -34,7 +41,11 @@ def measure_windows(
     Returns:
         For each of `windows` a `dict` with `window`, `acceptance_length`, its interval, `accepted_per_position`,
         `drafts` and, with or without buckets, `acceptance_by_context`.
+
+    Raises:
+        `ValueError`: for a window with which this draft cannot be decoded, and as `decode_prompts`.
     """
+    check_windows(draft, settings, windows)
     variants = [replace(settings, draft_window=window) for window in windows]
     how = {"compare_to_target": False, "teacher_forced": settings.temperature == 0, **how}
     found = decode_variants(target, draft, tokenizer, prompts, variants, **how)

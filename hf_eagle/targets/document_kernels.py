@@ -49,7 +49,7 @@ def attend_documents(
     if width < query.shape[-1]:  # the fused kernels want one width (twice as fast on CPU as without them)
         value = pad(value, (0, query.shape[-1] - width))
 
-    if _takes_varlen(query):
+    if _takes_varlen(query, key, value):
         try:
             return _all_at_once(query, key, value, bounds, bounds_there, scaling, window)[..., :width]
         except torch.OutOfMemoryError:
@@ -74,10 +74,12 @@ def _varlen() -> Callable | None:
     return varlen_attn if {"scale", "window_size"} <= inspect.signature(varlen_attn).parameters.keys() else None
 
 
-def _takes_varlen(query: torch.Tensor) -> bool:
+def _takes_varlen(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> bool:
     width = query.shape[-1]
     fits = query.device.type in _WITH_VARLEN and query.dtype in _HALF and width % 8 == 0 and width <= _WIDEST
-    return fits and query.shape[2] > 0 and not _failed and _varlen() is not None
+    alike = all(x.dtype == query.dtype and x.shape[-1] == width for x in (key, value))
+    shared = key.shape[1] == value.shape[1] and query.shape[1] % key.shape[1] == 0
+    return fits and alike and shared and query.shape[2] > 0 and not _failed and _varlen() is not None
 
 
 def _all_at_once(query, key, value, bounds, bounds_there, scaling, window) -> torch.Tensor:

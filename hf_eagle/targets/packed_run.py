@@ -9,6 +9,7 @@
 
 import inspect
 import logging
+import math
 from collections.abc import Callable
 
 import torch
@@ -47,9 +48,8 @@ def packed_features(
     segments = (Segments.of(documents) if segments is None else segments).anew(compiled)
     if not keeps_documents_apart(target):
         raise ValueError(
-            f"`packing` needs a target that keeps documents apart, but in {type(target.model).__name__} the features "
-            f"of a packed document differ from those of the document alone by {target.packing_gap:.2g} of their size: "
-            "train it on padded batches, or choose another target."
+            f"`packing` needs a target that keeps documents apart, but {_seen_of(target)}: train it on padded batches, "
+            "or choose another target."
         )
 
     positions = segments.position_ids
@@ -154,6 +154,14 @@ def keeps_documents_apart(target) -> bool:
         finally:
             target.packing_gap = gap
     return not target.packing_gap
+
+
+def _seen_of(target) -> str:
+    """What was seen of a target that does not keep documents apart."""
+    name, gap = type(target.model).__name__, target.packing_gap
+    if not math.isfinite(gap):
+        return f"{name} cannot run packed documents, or its features of them are not finite"
+    return f"in {name} the features of a packed document differ by {gap:.2g} of their size from those of it alone"
 
 
 def check_padding_is_right(model, attention_mask: torch.Tensor) -> None:

@@ -1,5 +1,9 @@
 """What is done with a target, as the table of page `targets` says it: the columns that follow from a config."""
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from transformers import PreTrainedConfig
 
 from ..arguments.groups import DraftArguments, TargetArguments
@@ -16,7 +20,21 @@ COLUMNS = ("family", *MEASURED, "sharded", "drafts", "vLLM", "SGLang")
 
 def row_from_config(config: PreTrainedConfig) -> dict[str, str]:
     """How a target can be sharded over two ranks, which kinds of draft fit it, and which server takes its taps."""
-    return {"sharded": _ways(config), "drafts": _kinds(config), **_servers(family_of(config))}
+    with _quiet():
+        return {"sharded": _ways(config), "drafts": _kinds(config), **_servers(family_of(config))}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Suppress this package's warnings: they are about what is only tried here, and come when a run chooses it."""
+    own = logging.getLogger(__name__.partition(".")[0])
+    level = own.level
+
+    own.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        own.setLevel(level)
 
 
 def _ways(config: PreTrainedConfig) -> str:

@@ -140,6 +140,15 @@ def test_peak_memory_sees_what_is_taken_and_given_back():
     assert 120 * 2**20 < added < 200 * 2**20
 
 
+@pytest.mark.parametrize("name", ["cpu", "cuda", "mps", "xpu"])
+def test_the_time_of_a_call_is_the_devices(name, monkeypatch):
+    waits = []
+    monkeypatch.setattr(torch.accelerator, "synchronize", lambda device: waits.append(device))
+    measures.seconds(lambda: waits.append("called"), torch.device(name))
+    around = [] if name == "cpu" else [torch.device(name)]
+    assert waits == [*around, "called", *around]
+
+
 MLA = "--preset kimi-mla --q_lora_rank 24 --kv_lora_rank 32 --qk_nope_head_dim 16 --qk_rope_head_dim 8 --v_head_dim 16"
 
 

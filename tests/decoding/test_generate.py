@@ -11,11 +11,20 @@ from transformers import BloomConfig, LlamaForCausalLM, MistralConfig
 from transformers.generation.streamers import BaseStreamer
 
 from hf_eagle.decoding import speculative_generate, target_generate
+from hf_eagle.decoding.caches import check_cache
 from hf_eagle.targets.target import FrozenTarget
 
 
 CHAIN = {"num_speculative_tokens": 3}
 TREE = {"method": "tree", "depth": 3, "top_k": 4, "total_tokens": 12}
+# what a config may say of its layers, which transformers' caches cannot follow
+UNKNOWN = [
+    {"layer_types": ["of a new kind"] * 4},
+    {"layer_types": ["sliding_attention"] * 4},  # and no window
+    {"layer_types": ["chunked_attention"] * 4},
+    {"layer_types": ["sliding_attention"] * 4, "sliding_window": None},
+    {"layer_types": 4},
+]
 both = pytest.mark.parametrize("shape", [CHAIN, TREE], ids=["chain", "tree"])
 
 
@@ -328,3 +337,11 @@ class TestErrors:
             said = f"`target` is a {name}, which keeps {kept} between tokens in a way that rejected tokens cannot be"
             with pytest.raises(ValueError, match=said):
                 self.call(target, draft)
+
+    @pytest.mark.parametrize("changes", UNKNOWN, ids=str)
+    def test_layers_that_the_caches_do_not_know(self, changes):
+        target = make_target()
+        for name, value in changes.items():
+            setattr(target.config, name, value)
+        with pytest.raises(ValueError, match=r"`target` is a LlamaForCausalLM, which keeps a cache of its own \("):
+            check_cache(target)

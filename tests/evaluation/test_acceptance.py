@@ -22,6 +22,7 @@ from hf_eagle.evaluation.acceptance import (
 )
 from hf_eagle.evaluation.prompts import Prompt, encode_prompt
 from hf_eagle.evaluation.summary import summarize
+from hf_eagle.evaluation.told import told
 
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "evaluate_draft.py"
@@ -86,6 +87,20 @@ def test_speeds_are_tokens_over_seconds_and_the_first_difference_is_named(pair, 
         assert result["identical_to_target"] is False
         assert result["first_difference"] == {"prompt": f"p{first}", "token": at}
         assert f"prompt 'p{first}' differs from the target's answer from token {at} on" in caplog.text
+
+
+@pytest.mark.parametrize("turns", [1, 2, 3])
+def test_a_difference_is_told_with_its_turn_where_there_are_several(pair, tokenizer, prompts, turns, caplog):
+    prompts = [replace(prompt, follow_ups=("w20 w21", "w30")) for prompt in prompts[:2]]
+    settings = DecodingSettings(max_new_tokens=3, turns=turns)
+    found = decode_prompts(*pair, tokenizer, prompts, settings, progress=False)
+    assert "output identical to the target's" in told(summarize(found))
+    for turn in reversed(range(turns)):
+        run = next(run for run in found.runs if run.prompt.id == "p1" and run.turn == turn)
+        run.target_token_ids[1] += 1
+        place = "prompt 'p1'" if turns == 1 else f"turn {turn + 1} of prompt 'p1'"
+        assert f"output NOT identical to the target's, first at {place}, token 1" in told(summarize(found))
+        assert f"The answer to {place} differs from the target's answer from token 1 on" in caplog.messages[-1]
 
 
 @pytest.mark.parametrize("shape", [{}, {"method": "tree", "depth": 3, "top_k": 3, "total_tokens": 9}])

@@ -8,15 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 
+from hf_eagle import FrozenTarget
+from hf_eagle.decoding import target_run
 from hf_eagle.door.journal import Journal
-from hf_eagle.evaluation import acceptance, speed_sample
+from hf_eagle.evaluation import acceptance, speed_sample, whole
 from hf_eagle.evaluation.acceptance import DecodingSettings, decode_prompts, measure_acceptance
 from hf_eagle.evaluation.contexts import contexts_table
 from hf_eagle.evaluation.finished import Finished
 from hf_eagle.evaluation.prompts import Prompt
 from hf_eagle.evaluation.speed_sample import measure_speed, speedup
 from hf_eagle.evaluation.whole import measure_whole
-from hf_eagle.evaluation.windows import best_windows, measure_windows, windows_table
+from hf_eagle.evaluation.windows import best_windows, check_windows, measure_windows, windows_table
 
 
 SCRIPT = str(Path(__file__).parents[2] / "scripts" / "evaluate_draft.py")
@@ -113,10 +115,10 @@ def test_finished_parts_are_not_measured_again(pair, tokenizer, prompts, tmp_pat
     settings = DecodingSettings(max_new_tokens=6)
     asked = {"windows": [None, 4], "context_buckets": [8], "progress": False}
     with Journal(tmp_path / "journal", {}) as journal:
-        whole = measure_whole(*pair, tokenizer, prompts, settings, journal=journal, **asked)
+        measured = measure_whole(*pair, tokenizer, prompts, settings, journal=journal, **asked)
         rows = len(journal.rows)
     with Journal(tmp_path / "journal", {}) as journal:
-        assert measure_whole(*pair, tokenizer, prompts, settings, journal=journal, **asked) == whole
+        assert measure_whole(*pair, tokenizer, prompts, settings, journal=journal, **asked) == measured
         assert len(journal.rows) == rows
         assert Finished(journal, "windows").row(1) is not None
 
@@ -163,12 +165,83 @@ def test_the_script_tells_contexts_and_windows(folder, monkeypatch, capsys):
     [
         ({"context_buckets": "9,8"}, "`context_buckets` must be ascending numbers of tokens, as `512,2048,8192`"),
         ({"windows": "8,none"}, "`windows` must be ascending numbers of tokens, as `none,512,1024,2048`"),
-        ({"windows": "3"}, "`draft_window` is 3, but must be above the 3"),
+        ({"windows": "none,3,8"}, "`windows` contains 3, but must be above the 3 tokens of a draft"),
+        ({"windows": "8", "num_speculative_tokens": 9}, "`windows` contains 8, but must be above the 9"),
+        ({"method": "tree", "top_k": 64}, "`top_k` is 64, but the draft can propose only 40 different tokens"),
+        ({"teacher_forced": True, "sweep_tokens": "1..3"}, "`sweep_tokens` measures speeds, but `teacher_forced`"),
         ({"teacher_forced": True, "temperature": 1}, "`teacher_forced` counts what greedy decoding accepts"),
     ],
 )
-def test_what_cannot_be_measured_is_refused(folder, monkeypatch, capsys, changes, message):
+def test_what_cannot_be_measured_is_refused_before_the_target_is_loaded(folder, monkeypatch, capsys, changes, message):
+    loaded = []
+    monkeypatch.setattr(FrozenTarget, "from_pretrained", lambda *args, **options: loaded.append(args))
     with pytest.raises(SystemExit):
         run(folder, monkeypatch, output_json=folder / "never.json", **changes)
     assert message in capsys.readouterr().err
-    assert not (folder / "never.json").exists()
+    assert not loaded and not (folder / "never.json").exists()
+
+
+def test_a_target_that_cannot_verify_is_refused_without_a_word_of_what_would_be_done(folder, monkeypatch, capsys):
+    def refuse(target):
+        raise ValueError("`target` keeps a state of its own.")
+
+    monkeypatch.setattr(target_run, "check_cache", refuse)
+    with pytest.raises(SystemExit):
+        run(folder, monkeypatch, output_json=folder / "never.json")
+    told = capsys.readouterr()
+    assert "`target` keeps a state of its own" in told.err and "is decoded alone" not in told.out
+
+
+def test_a_target_that_verifies_no_batches_decodes_each_prompt_alone(folder, monkeypatch, capsys):
+    def refuse(target, name):
+        raise ValueError("`target` takes no masks.")
+
+    monkeypatch.setattr(target_run, "_check_masks", refuse)
+    result = run(folder, monkeypatch, num_prompts=2, max_new_tokens=2)
+    assert "every prompt is decoded alone, with and without the draft: `target` takes no" in capsys.readouterr().out
+    assert result["batch_size"] == 1 and "speed_prompts" not in result
+
+
+@pytest.mark.parametrize(
+    ("settings", "changes", "message"),
+    [
+        ({}, {"sweep_tokens": [1, 2], "teacher_forced": True}, "`sweep_tokens` measures speeds, but `teacher_forced`"),
+        ({}, {"sweep_tokens": [1, 0]}, "`num_speculative_tokens` must be at least 1, but is 0"),
+        ({}, {"windows": [None, 3]}, "`windows` contains 3, but must be above the 3 tokens of a draft"),
+        ({"num_speculative_tokens": 5}, {"windows": [5]}, "`windows` contains 5, but must be above the 5 tokens"),
+        ({}, {"batch_size": 0}, "`batch_size` must be at least 1, but is 0"),
+        ({}, {"batch_size": -2}, "`batch_size` must be at least 1, but is -2"),
+        ({"batch_size": 4}, {}, "`batch_size` is None, but 4 in `settings`"),
+        ({"batch_size": 4}, {"batch_size": 2}, "`batch_size` is 2, but 4 in `settings`"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_before_anything_is_decoded(
+    pair, tokenizer, prompts, monkeypatch, settings, changes, message
+):
+    monkeypatch.setattr(whole, "decode_prompts", lambda *args, **options: pytest.fail("something was decoded"))
+    with pytest.raises(ValueError, match=message):
+        measure_whole(*pair, tokenizer, prompts, DecodingSettings(**settings), progress=False, **changes)
+
+
+def test_windows_are_refused_for_a_draft_that_takes_none(pair, monkeypatch):
+    monkeypatch.setattr(type(pair[1]), "takes_window", False)
+    check_windows(pair[1], DecodingSettings(), [None])
+    with pytest.raises(ValueError, match="`windows` contains 8, which a LlamaForCausalLMEagle3 ignores: leave it out"):
+        check_windows(pair[1], DecodingSettings(), [None, 8])
+
+
+@pytest.mark.parametrize("given", [1, 3], ids=lambda given: f"settings of {given}")
+def test_a_sweep_decodes_the_batches_that_were_asked_for(pair, tokenizer, prompts, monkeypatch, given):
+    sizes, sweep = [], whole.sweep_speculative_tokens
+    monkeypatch.setattr(
+        whole, "sweep_speculative_tokens", lambda *args, **how: sizes.append(args[5].batch_size) or sweep(*args, **how)
+    )
+    asked = {"batch_size": 3, "sweep_tokens": [1], "progress": False}
+    settings = DecodingSettings(max_new_tokens=2, batch_size=given)
+    result, _ = measure_whole(*pair, tokenizer, prompts[:3], settings, **asked)
+    assert sizes == [3] and result["batch_size"] == 3
+
+
+def test_speed_is_that_of_one_request_whatever_the_settings(pair, tokenizer, prompts):
+    result = measure_speed(*pair, tokenizer, prompts[:4], DecodingSettings(max_new_tokens=2, batch_size=4))
+    assert result["speed_prompts"] == 4

@@ -66,7 +66,7 @@ LENGTHS = st.lists(st.integers(1, 9), min_size=1, max_size=6)
     st.sampled_from([1, 2]),
     st.sampled_from([1, 3]),
     st.sampled_from([None, 1, 2, 5]),
-    st.sampled_from([8, 16]),
+    st.sampled_from([8, 16, 24]),
 )
 def test_each_way_is_a_document_alone(lengths, kv_heads, group, window, value_dim):
     bounds = [0, *accumulate(lengths)]
@@ -118,7 +118,31 @@ def test_what_a_graph_holds_of_it_has_the_shape_of_its_result():
 def test_one_kernel_is_chosen_by_device_and_heads(device, dtype, width, at_once, kernel, monkeypatch):
     monkeypatch.setattr(document_kernels, "_varlen", lambda: kernel)
     query = SimpleNamespace(device=torch.device(device), dtype=dtype, shape=(1, 4, 7, width))
-    assert document_kernels._takes_varlen(query) == (at_once and kernel is not None)
+    assert document_kernels._takes_varlen(query, query, query) == (at_once and kernel is not None)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "at_once"),
+    [
+        ({}, {}, True),
+        ({"heads": 2}, {"heads": 2}, True),
+        ({"heads": 3}, {"heads": 3}, False),
+        ({"heads": 2}, {"heads": 4}, False),
+        ({"dtype": torch.float32}, {}, False),
+        ({}, {"dtype": torch.float32}, False),
+        ({}, {"dtype": torch.float16}, False),
+        ({"width": 128}, {}, False),
+        ({}, {"width": 128}, False),
+        ({}, {"width": 32}, False),
+    ],
+)
+def test_one_kernel_is_for_keys_and_values_like_the_queries(key, value, at_once, monkeypatch):
+    monkeypatch.setattr(document_kernels, "_varlen", lambda: plain_varlen)
+
+    def rows(heads=4, width=64, dtype=torch.bfloat16):
+        return SimpleNamespace(device=torch.device("cuda"), dtype=dtype, shape=(1, heads, 7, width))
+
+    assert document_kernels._takes_varlen(rows(), rows(**key), rows(**value)) == at_once
 
 
 def test_pytorchs_kernel_takes_what_it_is_given():
@@ -167,7 +191,7 @@ def test_a_device_without_memory_is_no_reason_to_change(one_kernel, monkeypatch)
 def test_pytorchs_kernel_is_a_document_alone(key_dim, value_dim, window):
     bounds = [0, 3, 260, 261, 400]
     rows = [x.cuda() for x in rows_of(bounds, 4, 2, key_dim, value_dim, torch.bfloat16)]
-    if not document_kernels._takes_varlen(rows[0]):
+    if not document_kernels._takes_varlen(rows[0], rows[1], rows[1]):  # values get the width of keys
         pytest.skip("this version of PyTorch has no kernel for all documents")
     there = torch.tensor(bounds, dtype=torch.int32).cuda()
     found = attend_documents(*rows, bounds, there, 0.1, window).float()

@@ -138,6 +138,9 @@ def test_a_mixers_own_forward_is_there_again():
     assert module.forward is watched and calls
 
 
+SMALL = LlamaConfig(vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4)
+
+
 class Leaking(LlamaForCausalLM):
     """A model that counts on what it saw before, which no cache shows."""
 
@@ -156,14 +159,34 @@ class Leaking(LlamaForCausalLM):
 
 
 def test_a_target_that_keeps_nothing_apart_is_refused():
-    config = LlamaConfig(
-        vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4
-    )
     torch.manual_seed(0)
-    model = Leaking(config).eval()
+    model = Leaking(SMALL).eval()
     model.model._is_stateful = True
     with pytest.raises(ValueError, match="`packing` needs a target that keeps documents apart, but in Leaking the fea"):
         FrozenTarget(model, TAPS)(IDS, documents=DOCUMENTS)
+
+
+class Failing(LlamaForCausalLM):
+    """A model that does not run packed documents, or whose features of them are no numbers."""
+
+    by = None
+
+    def forward(self, input_ids=None, position_ids=None, **kwargs):
+        output = super().forward(input_ids, position_ids=position_ids, **kwargs)
+        if position_ids is not None:
+            if self.by is None:
+                raise RuntimeError("no positions")
+            output.hidden_states[-1].fill_(self.by)
+        return output
+
+
+@pytest.mark.parametrize("by", [None, torch.nan, torch.inf, -torch.inf])
+def test_a_target_that_cannot_run_packed_documents_is_refused_in_words(by):
+    model = Failing(SMALL).eval()
+    model.by, model.model._is_stateful = by, True
+    with pytest.raises(ValueError, match="but Failing cannot run packed documents, or its features") as refused:
+        FrozenTarget(model, TAPS)(IDS, documents=DOCUMENTS)
+    assert not {"nan", "inf"} & set(str(refused.value).split())
 
 
 def test_what_needs_a_row_for_each_document_says_so_once(caplog):

@@ -10,6 +10,7 @@ from transformers import CohereConfig
 from hf_eagle import cli
 from hf_eagle.docs import read_page
 from hf_eagle.targets.architectures import FAMILIES
+from hf_eagle.targets.shard_layout import layout_of
 from hf_eagle.training.target_row import COLUMNS, as_table, read_table, row_from_config
 
 
@@ -31,9 +32,19 @@ def test_the_page_has_a_row_for_each_family():
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
-def test_what_follows_from_a_config_is_as_the_page_says(family):
-    found = row_from_config(MAKERS[of_family(family)[0]][0]())
+def test_what_follows_from_a_config_is_as_the_page_says(family, caplog):
+    config = MAKERS[of_family(family)[0]][0]()
+    found = row_from_config(config)
     assert found == {name: ROWS[family.name][name] for name in found}
+    # nobody has chosen what is tried for the row
+    assert not [record.getMessage() for record in caplog.records if record.name.startswith("hf_eagle")]
+
+
+def test_what_is_suppressed_for_a_row_is_said_to_who_chooses_it(caplog):
+    config = MAKERS[of_family(next(x for x in FAMILIES if x.name == "gpt-oss"))[0]][0]()
+    row_from_config(config)
+    layout_of(config, "tensor", world=2)
+    assert "`target_sharding` tensor splits the embedding" in caplog.text
 
 
 # `python tests/family_table.py` looks at all of them
@@ -55,6 +66,15 @@ def test_a_folder_is_answered_from_its_own_config_without_weights(monkeypatch, c
     sizes = {"hidden_size": 24, "num_attention_heads": 3, "num_key_value_heads": 3, "num_hidden_layers": 8}
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": 96, **sizes}))
     assert call(monkeypatch, capsys, str(tmp_path)) == [{**ROWS["Llama"], "sharded": "fsdp2"}]
+
+
+def test_a_folder_with_the_name_of_a_family_is_written_as_a_path(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for name in ("Llama", "llama"):  # a family's name, and its model type
+        CohereConfig(num_hidden_layers=8).save_pretrained(name)
+        assert call(monkeypatch, capsys, name) == [ROWS["Llama"]]
+        for path in (f"./{name}", f"{name}/", str(tmp_path / name)):
+            assert call(monkeypatch, capsys, path)[0]["family"] == "cohere (not tested)"
 
 
 def test_a_folder_of_no_family_says_so(monkeypatch, capsys, tmp_path):
