@@ -6,9 +6,10 @@ import logging
 import foreign_folders as forms
 import pytest
 import torch
-from foreign_folders import BLOCK, BLOCKS, HEADS, MASK, OUTPUTS, write
+from foreign_folders import BLOCK, BLOCKS, HEADS, MASK, OUTPUTS, TAP_IDS, write
 from foreign_math import block_logits
 from safetensors.torch import load_file
+from transformers import Qwen3Config
 
 from hf_eagle import load_draft
 from hf_eagle.drafts.build import new_draft
@@ -70,6 +71,29 @@ def test_taps_count_what_the_form_counts(target_folder, embedding, tmp_path):
         assert from_foreign(folder, target_folder, tap_ids=[2, 4, 7]).config.target_layer_ids == OUTPUTS
         with pytest.raises(ValueError, match=r"`tap_ids` is \[1, 3, 6\], but the draft's own files say"):
             from_foreign(folder, target_folder, tap_ids=OUTPUTS)
+
+
+@pytest.mark.parametrize("build", [*BLOCKS, forms.specforge])
+@pytest.mark.parametrize("other", [[2, 7, 4], [4, 2, 7], [7, 4, 2]])
+def test_taps_in_another_order_are_refused(build, other, target_folder, embedding, tmp_path):
+    """The columns of `fc` have the order of training, whichever of both is said to be wrong."""
+    config, tensors = build(embedding)
+    for given, stored in ((sorted(other), other), (other, sorted(other))):
+        config = with_taps(config, stored)
+        with pytest.raises(ValueError, match="own files say that it was trained on .* in this order"):
+            from_foreign(write(tmp_path, config, tensors), target_folder, tap_ids=given)
+
+
+def with_taps(config, entries):
+    """A config that names the taps, by the ids of their entries, where it named them before."""
+    outputs = [i - 1 for i in entries]
+    if "aux_hidden_state_layer_ids" in config:
+        return config | {"aux_hidden_state_layer_ids": entries}
+    if "eagle_config" in config:
+        return config | {"eagle_config": config["eagle_config"] | {TAP_IDS: outputs}}
+    if "dflash_config" in config:
+        return config | nested(config, target_layer_ids=outputs)
+    return config | {"target_layer_ids": outputs}
 
 
 @pytest.mark.parametrize(("said", "told"), [(False, True), (True, False), (None, False)])
