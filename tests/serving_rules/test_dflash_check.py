@@ -24,6 +24,7 @@ from tiny import tiny_llama
 from tiny_blocks import tiny_block_pair
 from transformers import LlamaConfig
 
+from hf_eagle import load_draft
 from hf_eagle.drafts.dflash.modeling import DFlashLayer
 from hf_eagle.serving.check import check_draft
 from hf_eagle.serving.commands import serve_commands, tokens_of_a_round
@@ -353,6 +354,19 @@ def test_a_target_that_scales_its_embeddings_is_a_limit(model_type, folders):
     scaling.model_type = model_type
     found = [x for x in check_draft(folders["main"], scaling) if x.level == "limit"]
     assert len(found) == 1 and f"a target of type {model_type} scales its embeddings" in found[0].text
+
+
+@pytest.mark.parametrize("form", ["main", "second"])
+def test_a_head_in_the_file_is_told_alike_by_the_check_and_by_loading(form, folders, target, tmp_path):
+    """vLLM uses it, SGLang and transformers do not."""
+    folder = tmp_path / "draft"
+    damaged(folders[form], folder, tensor("lm_head.weight", lambda x: torch.ones(96, 32)))
+    with pytest.raises(ValueError, match="refuse, ignore or use one of its own: remove it if it is a copy of the"):
+        load_draft(folder)
+
+    (found,) = [x for x in check_draft(folder, target.config) if x.level != "note"]
+    assert "is used instead of the target's head, which SGLang and transformers use" in found.text
+    assert "remove it if it is a copy of the target's" in found.fix and "cannot be served alike" in found.fix
 
 
 @pytest.mark.parametrize(
