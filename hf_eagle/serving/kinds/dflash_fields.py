@@ -134,7 +134,7 @@ def windows(folder: DraftFolder, target: TargetFacts | None, reader: str) -> Ite
 
 def embedding_factor(folder: DraftFolder, target: TargetFacts | None, reader: str) -> Iterator[Finding]:
     """The target does not scale its embeddings."""
-    if target is not None and target.model_type.startswith(("gemma", "granite")):
+    if target is not None and target.scales_embeddings:
         yield Finding(
             reader,
             f"a target of type {target.model_type} scales its embeddings: vLLM gives the draft the table's rows, "
