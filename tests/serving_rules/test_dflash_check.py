@@ -382,6 +382,15 @@ def test_a_head_in_the_file_is_told_alike_by_the_check_and_by_loading(form, fold
     assert "remove it if it is a copy of the target's" in found.fix and "cannot be served alike" in found.fix
 
 
+@pytest.mark.parametrize("field", ["architectures", "model_type", "dflash_config", "layer_types", "block_size"])
+@pytest.mark.parametrize("dspark", [False, True])
+@pytest.mark.parametrize("form", ["main", "second"])
+def test_a_copy_is_mended_whatever_field_is_missing(form, dspark, field, folders, tmp_path):
+    damaged(folders[form], tmp_path / "draft", put(**({"markov_rank": 0} if dspark else {}), **{field: ...}))
+    repair_draft(tmp_path / "draft", tmp_path / "mended")
+    assert (tmp_path / "mended" / "config.json").exists()
+
+
 @pytest.mark.parametrize(
     ("fields", "told"),
     [

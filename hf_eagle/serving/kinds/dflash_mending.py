@@ -83,7 +83,7 @@ def _attention(draft: Draft) -> None:
     if fields.nested(config).get("use_swa") or (isinstance(types, list) and fields.SLIDING in types):
         return
     draft.write("layer_types", [fields.FULL] * draft.num_layers)
-    if config["model_type"] == fields.SECOND_TYPE and not isinstance(config.get("sliding_window"), int):
+    if config.get("model_type") == fields.SECOND_TYPE and not isinstance(config.get("sliding_window"), int):
         draft.write("sliding_window", 2048)  # a number is needed there, and not used
 
 
