@@ -73,7 +73,7 @@ def from_foreign(
         _check_options(found_form, kind, tap_ids, rope_theta, drop_fc_bias)
 
         # before the tensors are renamed, since their names help to tell what the tap ids count
-        stored_taps = kind.stored_taps(found_form, {**found_form.defaults, **config}, tensors, text.num_hidden_layers)
+        stored_taps = kind.stored_taps(found_form, found_form.filled(config), tensors, text.num_hidden_layers)
         config = flat_config(found_form, kind, config)
         check_config_numbers("draft", path, config)
         check_flags(found_form, kind, config)

@@ -225,6 +225,7 @@ PLANTED = {
     "no head_dim": ("main", put(head_dim=...), "`head_dim` is missing: 128 is taken, but the tensors have 12", True),
     "no head_dim, SGLang": ("main", put(head_dim=...), "missing: 8, `hidden_size` over heads, is taken", True),
     "no kv heads": ("main", put(num_key_value_heads=...), "`num_key_value_heads` is missing: 32 are taken", True),
+    "second form, no kv heads": ("second", put(num_key_value_heads=...), "is missing: 32 are taken, and loading", True),
     "vocab_size of another": ("main", put(vocab_size=95), "`vocab_size` is 95, the target's is 96", False),
     "no vocab_size": ("main", put(vocab_size=...), "`vocab_size` is missing in config.json", None),
     "hidden_size of another": ("main", put(target_hidden_size=64), "`target_hidden_size` is 64", False),
@@ -238,6 +239,12 @@ PLANTED = {
     "model_type dflash": ("main", put(model_type="dflash"), "`model_type` 'dflash' for such a draft is not", True),
     "DSpark": ("main", put(architectures=["Qwen3DSparkModel"]), "slot k predicts the token after its own", False),
     "DSpark of rank 0": ("main", put(markov_rank=0), "slot k predicts the token after its own", False),
+    "DSpark by its head": (
+        "main",
+        lambda config, tensors: tensors.update({"markov_head.markov_w1.weight": torch.ones(96, 4)}),
+        "`markov_head.markov_w1.weight` shows a DSpark draft",
+        False,
+    ),
     # taps
     "no taps": ("main", nested(target_layer_ids=...), "`dflash_config.target_layer_ids` is missing", False),
     "taps at top level": (
@@ -284,6 +291,18 @@ PLANTED = {
     "types of one layer": ("main", put(layer_types=TYPES[:1]), "must name the attention of 2 layers", True),
     "types of no kind": ("main", put(layer_types=["full", "full"]), "must name the attention of 2 layers", True),
     "use_swa": ("main", nested(use_swa=True), "`dflash_config.use_swa`", False),
+    "a window of the class": (
+        "main",
+        put(use_sliding_window=True, sliding_window=16, max_window_layers=1, layer_types=...),
+        "`use_sliding_window` without `layer_types`, asks for sliding attention",
+        False,
+    ),
+    "a window of the class's own": (
+        "main",
+        put(use_sliding_window=True, sliding_window=..., max_window_layers=0, layer_types=...),
+        "`use_sliding_window` without `layer_types`, asks for sliding attention",
+        False,
+    ),
     # vocabulary
     "a vocabulary without a map": ("main", put(draft_vocab_size=24), "is 24 without a `d2t`", False),
     "a vocabulary of its own": ("main", mapped, "are not supported, the target's head is run", False),
