@@ -79,5 +79,6 @@ class WithLentHead:
         if self.lm_head.weight.any():
             raise ValueError(
                 f"This folder holds `lm_head.weight`, but a {type(self).__name__} uses the target's head, and servers "
-                "refuse or ignore one of its own: remove it."
+                "refuse, ignore or use one of its own: remove it if it is a copy of the target's, since a draft with a "
+                "head of its own cannot be served alike."
             )

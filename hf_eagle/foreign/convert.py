@@ -46,7 +46,7 @@ def from_foreign(
         target: its target, a folder or a Hub id.
         form: one of `FORMS`; `"auto"` recognises it from the config and the names of tensors.
         tap_ids: entry ids of the taps, if the draft's files do not tell them and it was not trained on the default
-            ones. Ids that differ from those in the files are refused.
+            ones. Ids that differ from those in the files, or in their order, are refused.
         rope_theta: the RoPE base that the draft was trained with, if its config gives a different one.
         drop_fc_bias: leave out the trained `fc.bias` of an EAGLE-1 draft, as vLLM does.
         trust_remote_code: run code that comes with the target's config or tokenizer.
@@ -73,7 +73,7 @@ def from_foreign(
         _check_options(found_form, kind, tap_ids, rope_theta, drop_fc_bias)
 
         # before the tensors are renamed, since their names help to tell what the tap ids count
-        stored_taps = kind.stored_taps(found_form, {**found_form.defaults, **config}, tensors, text.num_hidden_layers)
+        stored_taps = kind.stored_taps(found_form, found_form.filled(config), tensors, text.num_hidden_layers)
         config = flat_config(found_form, kind, config)
         check_config_numbers("draft", path, config)
         check_flags(found_form, kind, config)
@@ -107,10 +107,11 @@ def _check_options(
 
 
 def _check_taps_agree(given: list[int] | None, stored: list[int] | None) -> None:
-    if given and stored and sorted(given) != sorted(stored):
+    # in another order they would give the columns of `fc` other layers
+    if given and stored and list(given) != list(stored):
         raise ValueError(
-            f"`tap_ids` is {given}, but the draft's own files say that it was trained on {stored}: leave `tap_ids` "
-            "out, or correct its config.json."
+            f"`tap_ids` is {given}, but the draft's own files say that it was trained on {stored}, in this order: "
+            "leave `tap_ids` out, or correct its config.json."
         )
 
 

@@ -6,7 +6,7 @@ from transformers import PreTrainedConfig
 
 from ..drafts.configuration_base import DraftConfig
 from .forms import Form
-from .kinds import ForeignKind
+from .kinds import ForeignKind, check_attention
 
 
 # flag -> values that change nothing, and why no other value can be kept
@@ -31,26 +31,32 @@ _DEFAULT_EPS = 1e-6
 
 
 def flat_config(form: Form, kind: ForeignKind, config: dict[str, Any]) -> dict[str, Any]:
-    """Return all fields in one mapping; speculators keeps those of the layer in a nested one."""
-    if form.name != "speculators":
-        return {**form.defaults, **config}
+    """Return all fields in one mapping, with the defaults of the form's config class."""
+    flat = _with_layer(form, kind, config) if form.name == "speculators" else form.filled(config)
+    known = any(place.get("rope_theta") is not None for place in (flat, _rope_fields(flat)))
+    return flat if known or form.default_theta is None else flat | {"rope_theta": form.default_theta}
 
-    # speculators uses our names of kinds
+
+def _with_layer(form: Form, kind: ForeignKind, config: dict[str, Any]) -> dict[str, Any]:
+    """All fields of a config of speculators, which keeps those of the layer in a nested mapping."""
+    # it uses our names of kinds
     said = config.get("speculators_model_type")
     if said not in form.kinds:
         raise ValueError(
             f"`speculators_model_type` is {said!r}, but only {' and '.join(form.kinds)} drafts can be imported."
         )
-    layer = config.get("transformer_layer_config") or {}
-    if layer.get("model_type", kind.layer_types[0]) not in kind.layer_types:
-        raise ValueError(
-            f"`model_type` of this draft's layer is {layer['model_type']!r}, and SGLang's draft of this kind has "
-            f"layers of {' or '.join(kind.layer_types)}, of which only those of Qwen3 norm queries and keys."
-        )
-    if "sliding_attention" in (layer.get("layer_types") or ()):
-        raise ValueError("`layer_types` of this draft has sliding attention, which SGLang's draft does not.")
 
-    return {**kind.assumed} | layer | {k: v for k, v in config.items() if v is not None}
+    layer = config.get("transformer_layer_config") or {}
+    model_type = layer.get("model_type", kind.layer_types[0])
+    if model_type not in kind.layer_types:
+        raise ValueError(
+            f"`model_type` of this draft's layer is {model_type!r}, but SGLang's draft of this kind has layers of "
+            f"{' or '.join(kind.layer_types)}: no other one can be imported."
+        )
+    check_attention(layer)
+
+    # the model type at top level is that of the whole config, not of the layer
+    return {**kind.assumed, **layer, **{k: v for k, v in config.items() if v is not None}, "model_type": model_type}
 
 
 def check_flags(form: Form, kind: ForeignKind, config: dict[str, Any]) -> None:
@@ -107,7 +113,9 @@ def rope_parameters(config: dict[str, Any]) -> dict[str, Any]:
     """Return RoPE of a config in the form of transformers 5; the config may use the old form, the new form, or both."""
     given = {k: v for k, v in _rope_fields(config).items() if v is not None}
     if any(isinstance(value, dict) for value in given.values()):
-        raise ValueError("`rope_parameters` of this draft differ by kind of layer, but our drafts have one layer.")
+        raise ValueError(
+            "`rope_parameters` of this draft differ by type of layer, but our drafts have one RoPE for all layers."
+        )
 
     # old configs say `type`, newer ones `rope_type`
     old = given.pop("type", "default")

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
+from ..door.config_readings import SECOND_DEFAULTS, SECOND_THETA, shown_dspark
 from ..targets.latent import LATENT_SIZES
 
 
@@ -38,6 +39,8 @@ class Form:
         prefix: prefix of its tensor names.
         names: beginnings of tensor names -> those of ours.
         defaults: values that its config class has for fields that a config.json leaves out.
+        filled_if_null: fields whose default it takes for null too; as another field it refuses null.
+        default_theta: the RoPE base that it takes where none is written, if not Llama's.
         own_copies: tensors that only its training needs.
         trains_on_default_base: whether it trains scaled RoPE with base 10000 and ignores `rope_theta` in the config.
     """
@@ -48,8 +51,14 @@ class Form:
     prefix: str = ""
     names: Mapping[str, str] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    filled_if_null: tuple[str, ...] = ()
+    default_theta: float | None = None
     own_copies: tuple[str, ...] = ()
     trains_on_default_base: bool = False
+
+    def filled(self, config: dict[str, Any]) -> dict[str, Any]:
+        """Return a config with what its class fills in."""
+        return {**self.defaults, **{k: v for k, v in config.items() if v is not None or k not in self.filled_if_null}}
 
 
 FORMS = {
@@ -73,17 +82,9 @@ FORMS = {
             "transformers' muse_glimmer_assistant",
             kinds=("dflash",),
             names={"encoder.fc.": "fc.", "encoder.output_norm_enc.": "hidden_norm."},
-            # those of its config class; a config.json may leave them out
-            defaults={
-                "head_dim": 128,
-                "num_key_value_heads": 8,
-                "rms_norm_eps": 1e-5,
-                "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0},
-                "layer_types": ["sliding_attention"],
-                "block_size": 16,
-                "mask_token_id": 201818,
-                "target_layer_ids": [1, 13, 25, 37, 49],
-            },
+            defaults=SECOND_DEFAULTS,
+            filled_if_null=("layer_types", "target_layer_ids"),
+            default_theta=SECOND_THETA,
         ),
     )
 }
@@ -178,13 +179,8 @@ def form_of(name: str, config: dict[str, Any], tensors: Iterable[str]) -> Form:
 
 def _refuse_dspark(config: dict[str, Any], names: list[str]) -> None:
     """Raise a `ValueError` for a draft whose slots predict one token further than those of DFlash."""
-    classes = [str(name) for name in config.get("architectures") or []]
-    if any("DSpark" in name for name in classes) or "markov_rank" in config or _some_match(names, "markov_head.*"):
-        raise ValueError(
-            f"`architectures` of this draft is {classes}, a DSpark draft, which DeepSpec also calls dflash where "
-            "`markov_rank` is 0: its slot k predicts the token after its own, so that as a DFlash draft it would be "
-            "off by one, and it cannot be imported."
-        )
+    if (why := shown_dspark(config, names)) is not None:
+        raise ValueError(f"{why}: it cannot be imported.")
 
 
 def stored_tap_ids(

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig
 
+from ..door.config_readings import FULL, head_width, kv_heads, named, slides_by_default
 from ..drafts.configuration_base import DraftConfig
 from ..drafts.dflash import configuration as dflash
 from ..drafts.eagle1.configuration import Eagle1Config
@@ -100,6 +101,16 @@ def _grouped_heads(config: dict[str, Any], fields: dict[str, Any]) -> dict[str, 
     }
 
 
+def check_attention(config: dict[str, Any]) -> None:
+    """Raise a `ValueError` for a type of layer that our drafts do not have."""
+    strange = [name for name in config.get("layer_types") or () if name != FULL]
+    if strange:
+        raise ValueError(
+            f"`layer_types` of this draft has {str(strange[0]).replace('_', ' ')}, which the servers run differently: "
+            "only full attention can be imported."
+        )
+
+
 def _latent_sizes(config: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
     return {name: config[name] for name in LATENT_SIZES}
 
@@ -151,17 +162,12 @@ def _output_ids(form: Form, config: dict[str, Any], tensors: Iterable[str], num_
     entries = config.get("aux_hidden_state_layer_ids")
     if entries:
         return list(entries)
-    outputs = _of_block(config, "target_layer_ids")
+    outputs = named(config, "target_layer_ids")
     return [i + 1 for i in outputs] if outputs else None
 
 
-def _of_block(config: dict[str, Any], name: str) -> Any:
-    """A field that is in `dflash_config`, or at top level."""
-    return (config.get("dflash_config") or {}).get(name, config.get(name))
-
-
 def _block_fields(config: dict[str, Any], draft_vocab_size: int, tap_ids: list[int] | None) -> dict[str, Any]:
-    found = {name: _of_block(config, name) for name in ("block_size", "mask_token_id")}
+    found = {name: named(config, name) for name in ("block_size", "mask_token_id")}
     for name, value in found.items():
         if not isinstance(value, int) or isinstance(value, bool):
             raise ValueError(f"`{name}` of this draft is {value!r}, without which no block can be made.")
@@ -176,10 +182,11 @@ def _new_block_config(target_config: PreTrainedConfig, fields: dict[str, Any]) -
 
 def _check_block(config: dict[str, Any]) -> None:
     """Refuse windows, and warn of what vLLM makes of a folder in the form of its speculators."""
-    if "sliding_attention" in (config.get("layer_types") or ()):
+    check_attention(config)
+    if slides_by_default(config, config.get("num_hidden_layers", 1)):
         raise ValueError(
-            "`layer_types` of this draft has sliding attention, whose window and order inside a block vLLM, SGLang and "
-            "transformers each read differently: only full attention can be imported."
+            "`use_sliding_window` of this draft is set and `layer_types` is not, which Qwen3's config class takes for "
+            "sliding attention: only full attention can be imported."
         )
 
     if config.get("sliding_window_non_causal") is False:
@@ -202,9 +209,10 @@ def _target_vocabulary(tensors: dict[str, torch.Tensor], vocab_size: int) -> int
     return vocab_size
 
 
-def _qwen_heads(config: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
-    """As `_grouped_heads`, with the width that Qwen3's config class assumes where none is written."""
-    return _grouped_heads({"head_dim": 128, **config}, fields)
+def _block_heads(config: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
+    """As `_grouped_heads`, with what the config's class assumes where none are written."""
+    sizes = config | fields
+    return {"num_key_value_heads": kv_heads(sizes), "head_dim": head_width(sizes)}
 
 
 _CAUSAL = "its slots would not see the later slots of their block, as our drafts' do"
@@ -263,7 +271,7 @@ _DFLASH = ForeignKind(
     name="dflash",
     config_class=dflash.DFlashConfig,
     layer="layers.0.",
-    attention_fields=_qwen_heads,
+    attention_fields=_block_heads,
     own_fields=_block_fields,
     take_biases=_no_biases,
     take_vocabulary=_target_vocabulary,

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from safetensors import safe_open
 
+from ..door.config_readings import scales_embeddings
 from ..door.json_files import read_json
 from ..door.reading import reading
 
@@ -106,7 +107,9 @@ class DraftFolder:
 class TargetFacts:
     """The properties of a target that a server uses when it runs a draft.
 
-    `window` is that of its attention, if all of its layers slide and it is shorter than the context; else `None`.
+    Attributes:
+        window: that of its attention, if all of its layers slide and it is shorter than the context; else `None`.
+        scales_embeddings: whether it multiplies the rows of its embedding table.
     """
 
     model_type: str
@@ -117,6 +120,7 @@ class TargetFacts:
     max_positions: int
     rope: dict[str, Any]
     window: int | None = None
+    scales_embeddings: bool = False
 
     @classmethod
     def of(cls, config: Any) -> "TargetFacts":
@@ -136,6 +140,7 @@ class TargetFacts:
             max_positions=positions,
             rope=dict(rope),
             window=window if slides and isinstance(window, int) and 0 < window < positions else None,
+            scales_embeddings=scales_embeddings(config),
         )
 
 

@@ -156,17 +156,6 @@ def logit_transform(config) -> Callable[[torch.Tensor], torch.Tensor]:
     return transform
 
 
-# fields of a config that the output of the embedding table is multiplied by
-_EMBEDDING_FACTORS = ("embedding_multiplier", "scale_emb", "embed_scale", "emb_scale")
-
-
-def scales_embeddings(config) -> bool:
-    """Whether a target multiplies the rows of its embedding table before its first layer, as Gemma and Granite do."""
-    text = config.get_text_config()
-    factors = (getattr(text, name, None) for name in _EMBEDDING_FACTORS)
-    return text.model_type.startswith("gemma") or any(factor not in (None, 1) for factor in factors)
-
-
 def default_tap_ids(config) -> list[int]:
     """Entry ids that both servers use when a draft names none: `(2, N // 2, N - 3)` for a target of `N` layers.
 

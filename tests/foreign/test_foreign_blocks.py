@@ -6,9 +6,10 @@ import logging
 import foreign_folders as forms
 import pytest
 import torch
-from foreign_folders import BLOCK, BLOCKS, HEADS, MASK, OUTPUTS, write
+from foreign_folders import BLOCK, BLOCKS, HEADS, MASK, OUTPUTS, TAP_IDS, write
 from foreign_math import block_logits
 from safetensors.torch import load_file
+from transformers import Qwen3Config
 
 from hf_eagle import load_draft
 from hf_eagle.drafts.build import new_draft
@@ -72,6 +73,29 @@ def test_taps_count_what_the_form_counts(target_folder, embedding, tmp_path):
             from_foreign(folder, target_folder, tap_ids=OUTPUTS)
 
 
+@pytest.mark.parametrize("build", [*BLOCKS, forms.specforge])
+@pytest.mark.parametrize("other", [[2, 7, 4], [4, 2, 7], [7, 4, 2]])
+def test_taps_in_another_order_are_refused(build, other, target_folder, embedding, tmp_path):
+    """The columns of `fc` have the order of training, whichever of both is said to be wrong."""
+    config, tensors = build(embedding)
+    for given, stored in ((sorted(other), other), (other, sorted(other))):
+        config = with_taps(config, stored)
+        with pytest.raises(ValueError, match="own files say that it was trained on .* in this order"):
+            from_foreign(write(tmp_path, config, tensors), target_folder, tap_ids=given)
+
+
+def with_taps(config, entries):
+    """A config that names the taps, by the ids of their entries, where it named them before."""
+    outputs = [i - 1 for i in entries]
+    if "aux_hidden_state_layer_ids" in config:
+        return config | {"aux_hidden_state_layer_ids": entries}
+    if "eagle_config" in config:
+        return config | {"eagle_config": config["eagle_config"] | {TAP_IDS: outputs}}
+    if "dflash_config" in config:
+        return config | nested(config, target_layer_ids=outputs)
+    return config | {"target_layer_ids": outputs}
+
+
 @pytest.mark.parametrize(("said", "told"), [(False, True), (True, False), (None, False)])
 def test_the_causal_trap_of_speculators_is_told(said, told, target_folder, embedding, tmp_path, caplog):
     config, tensors = forms.speculators_blocks(embedding, sliding_window_non_causal=said)
@@ -116,6 +140,16 @@ def of_layer(config, **fields):
     return {"transformer_layer_config": config["transformer_layer_config"] | fields}
 
 
+def without_ellipses(config):
+    """A config without the fields that `...` takes out, of the nested ones too."""
+    return {
+        name: without_ellipses(value) if isinstance(value, dict) else value
+        for name, value in config.items()
+        if value is not ...
+    }
+
+
+WINDOWED = {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 0, "layer_types": ...}
 SLIDING = {"layer_types": ["sliding_attention", "full_attention"]}
 
 
@@ -143,6 +177,19 @@ SLIDING = {"layer_types": ["sliding_attention", "full_attention"]}
         ),
         (forms.transformers_blocks, SLIDING, "`layer_types` of this draft has sliding attention"),
         (forms.transformers_blocks, {"layer_types": ...}, "`layer_types` of this draft has sliding attention"),
+        (forms.zlab_blocks, {"layer_types": ["chunked_attention"] * 2}, "`layer_types` .* has chunked attention"),
+        (forms.zlab_blocks, {"layer_types": ["full_attention", "linear_attention"]}, "has linear attention"),
+        (forms.speculators_blocks, (of_layer, {"layer_types": ["full"] * 2}), "`layer_types` of this draft has full,"),
+        (forms.zlab_blocks, WINDOWED, "`use_sliding_window` of this draft is set and `layer_types` is not"),
+        (forms.zlab_blocks, WINDOWED | {"sliding_window": ...}, "`use_sliding_window` of this draft is set"),
+        (forms.zlab_blocks, WINDOWED | {"max_window_layers": 1}, "`use_sliding_window` of this draft is set"),
+        (forms.zlab_blocks, WINDOWED | {"layer_types": None}, "`use_sliding_window` of this draft is set"),
+        (forms.speculators_blocks, (of_layer, WINDOWED), "`use_sliding_window` of this draft is set"),
+        (
+            forms.zlab_blocks,
+            {"rope_parameters": {"full_attention": {"rope_theta": 1e4}}, "rope_theta": ...},
+            "differ by type of layer, but our drafts have one RoPE for all layers",
+        ),
         (forms.zlab_blocks, (nested, {"mask_token_id": None}), "`mask_token_id` of this draft is None"),
         (forms.zlab_blocks, (nested, {"mask_token_id": 10**6}), "`mask_token_id` must be a row of the target's table"),
         (forms.zlab_blocks, {"block_size": ...}, "`block_size` of this draft is None"),
@@ -160,9 +207,27 @@ def test_what_servers_would_run_otherwise_is_refused_by_name(
 ):
     config, tensors = build(embedding)
     changes = change[0](config, **change[1]) if isinstance(change, tuple) else change
-    config = {name: value for name, value in {**config, **changes}.items() if value is not ...}
+    config = without_ellipses({**config, **changes})
     with pytest.raises(ValueError, match=message):
         from_foreign(write(tmp_path, config, tensors), target_folder)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"use_sliding_window": True, "sliding_window": 16, "layer_types": ...},
+        {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 2, "layer_types": ...},
+        {"use_sliding_window": True, "sliding_window": None, "max_window_layers": 0, "layer_types": ...},
+        {"use_sliding_window": False, "sliding_window": 16, "max_window_layers": 0, "layer_types": ...},
+        {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 0},
+    ],
+    ids=str,
+)
+def test_a_window_that_hides_nothing_is_taken_as_its_class_takes_it(fields, target_folder, embedding, tmp_path):
+    config, tensors = forms.zlab_blocks(embedding)
+    config = without_ellipses(config | fields)
+    assert Qwen3Config(**config).layer_types == ["full_attention"] * 2
+    from_foreign(write(tmp_path, config, tensors), target_folder)
 
 
 @pytest.mark.parametrize("form", ["auto", "zlab"])

@@ -39,7 +39,11 @@ def in_eagle_config(config, **fields):
         (forms.speculators, {"norm_before_residual": None}, "`norm_before_residual` of this draft is True"),
         (forms.speculators, {"norm_before_fc": True}, "`norm_before_fc` of this draft is True"),
         (forms.speculators, {"speculators_model_type": "peagle"}, "`speculators_model_type` is 'peagle'"),
-        (forms.speculators, (nested, {"model_type": "qwen3"}), "`model_type` of this draft's layer is 'qwen3'"),
+        (
+            forms.speculators,
+            (nested, {"model_type": "qwen3"}),
+            "`model_type` of this draft's layer is 'qwen3', but .* has layers of llama: no other",
+        ),
         (forms.speculators, (nested, {"layer_types": ["sliding_attention"]}), "`layer_types` of this draft"),
         (forms.nemo, {"parallel_drafting": True}, "`parallel_drafting` of this draft is True"),
         (forms.nemo, {"hidden_act": "gelu"}, "`hidden_act` of this draft is 'gelu'"),

@@ -24,6 +24,7 @@ from tiny import tiny_llama
 from tiny_blocks import tiny_block_pair
 from transformers import LlamaConfig
 
+from hf_eagle import load_draft
 from hf_eagle.drafts.dflash.modeling import DFlashLayer
 from hf_eagle.serving.check import check_draft
 from hf_eagle.serving.commands import serve_commands, tokens_of_a_round
@@ -224,6 +225,7 @@ PLANTED = {
     "no head_dim": ("main", put(head_dim=...), "`head_dim` is missing: 128 is taken, but the tensors have 12", True),
     "no head_dim, SGLang": ("main", put(head_dim=...), "missing: 8, `hidden_size` over heads, is taken", True),
     "no kv heads": ("main", put(num_key_value_heads=...), "`num_key_value_heads` is missing: 32 are taken", True),
+    "second form, no kv heads": ("second", put(num_key_value_heads=...), "is missing: 32 are taken, and loading", True),
     "vocab_size of another": ("main", put(vocab_size=95), "`vocab_size` is 95, the target's is 96", False),
     "no vocab_size": ("main", put(vocab_size=...), "`vocab_size` is missing in config.json", None),
     "hidden_size of another": ("main", put(target_hidden_size=64), "`target_hidden_size` is 64", False),
@@ -237,6 +239,12 @@ PLANTED = {
     "model_type dflash": ("main", put(model_type="dflash"), "`model_type` 'dflash' for such a draft is not", True),
     "DSpark": ("main", put(architectures=["Qwen3DSparkModel"]), "slot k predicts the token after its own", False),
     "DSpark of rank 0": ("main", put(markov_rank=0), "slot k predicts the token after its own", False),
+    "DSpark by its head": (
+        "main",
+        lambda config, tensors: tensors.update({"markov_head.markov_w1.weight": torch.ones(96, 4)}),
+        "`markov_head.markov_w1.weight` shows a DSpark draft",
+        False,
+    ),
     # taps
     "no taps": ("main", nested(target_layer_ids=...), "`dflash_config.target_layer_ids` is missing", False),
     "taps at top level": (
@@ -283,6 +291,18 @@ PLANTED = {
     "types of one layer": ("main", put(layer_types=TYPES[:1]), "must name the attention of 2 layers", True),
     "types of no kind": ("main", put(layer_types=["full", "full"]), "must name the attention of 2 layers", True),
     "use_swa": ("main", nested(use_swa=True), "`dflash_config.use_swa`", False),
+    "a window of the class": (
+        "main",
+        put(use_sliding_window=True, sliding_window=16, max_window_layers=1, layer_types=...),
+        "`use_sliding_window` without `layer_types`, asks for sliding attention",
+        False,
+    ),
+    "a window of the class's own": (
+        "main",
+        put(use_sliding_window=True, sliding_window=..., max_window_layers=0, layer_types=...),
+        "`use_sliding_window` without `layer_types`, asks for sliding attention",
+        False,
+    ),
     # vocabulary
     "a vocabulary without a map": ("main", put(draft_vocab_size=24), "is 24 without a `d2t`", False),
     "a vocabulary of its own": ("main", mapped, "are not supported, the target's head is run", False),
@@ -346,13 +366,48 @@ def test_a_whole_draft_is_mended_by_leaving_it_as_it_is(folders, target, tmp_pat
         assert load_file(folder / "model.safetensors").keys() == load_file(tmp_path / form / "model.safetensors").keys()
 
 
-@pytest.mark.parametrize("model_type", ["gemma2", "gemma3_text", "granite"])
-def test_a_target_that_scales_its_embeddings_is_a_limit(model_type, folders):
+@pytest.mark.parametrize(
+    ("model_type", "factors", "told"),
+    [
+        ("gemma2", {}, True),
+        ("gemma3_text", {}, True),
+        ("granite", {"embedding_multiplier": 12.0}, True),
+        ("granite", {"embedding_multiplier": 1.0}, False),
+        ("falcon_h1", {"embedding_multiplier": 5.6}, True),
+        ("minicpm", {"scale_emb": 12}, True),
+        ("llama", {}, False),
+    ],
+)
+def test_a_target_that_scales_its_embeddings_is_a_limit(model_type, factors, told, folders):
+    """As training decides it, which refuses such a target."""
     fields = {"vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 8, "max_position_embeddings": 512}
     scaling = LlamaConfig(**fields)
+    vars(scaling).update(factors)
     scaling.model_type = model_type
-    found = [x for x in check_draft(folders["main"], scaling) if x.level == "limit"]
-    assert len(found) == 1 and f"a target of type {model_type} scales its embeddings" in found[0].text
+    found = [x.text for x in check_draft(folders["main"], scaling) if x.level == "limit"]
+    assert [f"a target of type {model_type} scales its embeddings" in text for text in found] == [True] * told
+
+
+@pytest.mark.parametrize("form", ["main", "second"])
+def test_a_head_in_the_file_is_told_alike_by_the_check_and_by_loading(form, folders, target, tmp_path):
+    """vLLM uses it, SGLang and transformers do not."""
+    folder = tmp_path / "draft"
+    damaged(folders[form], folder, tensor("lm_head.weight", lambda x: torch.ones(96, 32)))
+    with pytest.raises(ValueError, match="refuse, ignore or use one of its own: remove it if it is a copy of the"):
+        load_draft(folder)
+
+    (found,) = [x for x in check_draft(folder, target.config) if x.level != "note"]
+    assert "is used instead of the target's head, which SGLang and transformers use" in found.text
+    assert "remove it if it is a copy of the target's" in found.fix and "cannot be served alike" in found.fix
+
+
+@pytest.mark.parametrize("field", ["architectures", "model_type", "dflash_config", "layer_types", "block_size"])
+@pytest.mark.parametrize("dspark", [False, True])
+@pytest.mark.parametrize("form", ["main", "second"])
+def test_a_copy_is_mended_whatever_field_is_missing(form, dspark, field, folders, tmp_path):
+    damaged(folders[form], tmp_path / "draft", put(**({"markov_rank": 0} if dspark else {}), **{field: ...}))
+    repair_draft(tmp_path / "draft", tmp_path / "mended")
+    assert (tmp_path / "mended" / "config.json").exists()
 
 
 @pytest.mark.parametrize(

@@ -14,11 +14,12 @@ from tiny_new_families import new_family_config, tiny_new_family
 from transformers import CohereConfig, Kimi_K25Config, LlamaConfig, LongcatFlashConfig, Qwen2Config
 
 from hf_eagle import EagleMLAConfig, EagleTrainer, EagleTrainingArguments, FrozenTarget, load_draft
+from hf_eagle.door.config_readings import scales_embeddings
 from hf_eagle.drafts.build import new_draft
 from hf_eagle.drafts.eagle1.configuration import Eagle1Config
 from hf_eagle.drafts.eagle3.configuration import draft_config
 from hf_eagle.drafts.eagle3.taps import describe_taps, sglang_counts_entries
-from hf_eagle.targets.architectures import FAMILIES, family_of, scales_embeddings
+from hf_eagle.targets.architectures import FAMILIES, family_of
 from hf_eagle.targets.latent import has_latent_attention
 
 

@@ -7,7 +7,8 @@ from typing import Any
 from torch.utils.data import IterableDataset
 from transformers import LlamaConfig, PreTrainedConfig
 
-from ...targets.architectures import family_of, scales_embeddings
+from ...door.config_readings import scales_embeddings
+from ...targets.architectures import family_of
 from ...targets.config_fields import read_field
 from ..configuration_base import DraftConfig, fields_of_head, fields_of_target, written_for_servers
 from .mask_token import check_mask_token, choose_mask_token

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from ...door.config_readings import SECOND_TYPE, named
 from .. import rules_folder
 from ..draft_folder import DraftFolder
 from . import dflash_fields as fields
@@ -30,12 +31,12 @@ def tells(folder: DraftFolder) -> bool:
         return True
 
     said = any("DFlash" in str(name) for name in config.get("architectures") or [])
-    return said or config.get("model_type") == fields.SECOND_TYPE
+    return said or config.get("model_type") == SECOND_TYPE
 
 
 def _drafted(config: Mapping[str, object]) -> int | None:
     """The slots of a block, less that of the newest token; `None` if their number is not known."""
-    size = fields.named(dict(config), "block_size")
+    size = named(dict(config), "block_size")
     return size - 1 if isinstance(size, int) and size > 1 else None
 
 

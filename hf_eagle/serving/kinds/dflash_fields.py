@@ -5,33 +5,18 @@ calls `muse_glimmer_assistant`, with some fields at top level too, and other nam
 """
 
 from collections.abc import Iterator
-from typing import Any
 
+from ...door.config_readings import FULL, MAIN_TYPE, SECOND_TYPE, SLIDING, head_width, kv_heads, named, shown_dspark
 from ..draft_folder import DraftFolder, Finding, Shape, TargetFacts
 from .parameters import layer, llama_attention
 
 
 ARCHITECTURE = "DFlashDraftModel"
-MAIN_TYPE, SECOND_TYPE = "qwen3", "muse_glimmer_assistant"
 # one class of vLLM reads them all
 MODEL_TYPES = (MAIN_TYPE, SECOND_TYPE, "llama")
-FULL, SLIDING = "full_attention", "sliding_attention"
-_HEAD_WIDTH = 128  # of Qwen3's config class, where none is written
-_KV_HEADS = {MAIN_TYPE: 32, SECOND_TYPE: 8}
 
 
 # ---- the config ----
-
-
-def nested(config: dict) -> dict:
-    """The fields in `dflash_config`."""
-    found = config.get("dflash_config")
-    return found if isinstance(found, dict) else {}
-
-
-def named(config: dict, name: str) -> Any:
-    """A field that may be in `dflash_config` or at top level; the former wins."""
-    return nested(config).get(name, config.get(name))
 
 
 def layer_ids(config: dict) -> list[int] | None:
@@ -39,19 +24,6 @@ def layer_ids(config: dict) -> list[int] | None:
     ids = named(config, "target_layer_ids")
     sound = isinstance(ids, list) and ids and all(isinstance(i, int) and not isinstance(i, bool) for i in ids)
     return ids if sound else None
-
-
-def head_width(config: dict) -> int:
-    """The width of a head that vLLM takes: Qwen3's config class has a default of its own."""
-    if "head_dim" not in config and config.get("model_type") in (MAIN_TYPE, SECOND_TYPE):
-        return _HEAD_WIDTH
-    return config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-
-
-def kv_heads(config: dict) -> int:
-    """The number of key heads that vLLM takes, as `head_width`."""
-    default = _KV_HEADS.get(str(config.get("model_type")), config["num_attention_heads"])
-    return config.get("num_key_value_heads", default) or config["num_attention_heads"]
 
 
 def whole_vocabulary(config: dict, target: TargetFacts | None) -> bool:
@@ -69,11 +41,11 @@ def place(name: str) -> str:
     return name.replace("midlayer.", "layers.0.")
 
 
-def parameters(config: dict, num_layers: int) -> dict[str, Shape]:
-    """The parameters by their names in the main form, without what the target lends."""
+def parameters(config: dict, num_layers: int, read_as: str | None = None) -> dict[str, Shape]:
+    """The parameters by their names in the main form, without what the target lends; `read_as` as for `kv_heads`."""
     hidden, width = config["hidden_size"], head_width(config)
     taps = len(layer_ids(config) or [0])
-    sizes = {**config, "head_dim": width, "num_key_value_heads": kv_heads(config)}
+    sizes = {**config, "head_dim": width, "num_key_value_heads": kv_heads(config, read_as)}
     attention = llama_attention(sizes, hidden) | {"q_norm": (width,), "k_norm": (width,)}
 
     found = {"fc.weight": (hidden, taps * hidden), "hidden_norm.weight": (hidden,), "norm.weight": (hidden,)}
@@ -134,7 +106,7 @@ def windows(folder: DraftFolder, target: TargetFacts | None, reader: str) -> Ite
 
 def embedding_factor(folder: DraftFolder, target: TargetFacts | None, reader: str) -> Iterator[Finding]:
     """The target does not scale its embeddings."""
-    if target is not None and target.model_type.startswith(("gemma", "granite")):
+    if target is not None and target.scales_embeddings:
         yield Finding(
             reader,
             f"a target of type {target.model_type} scales its embeddings: vLLM gives the draft the table's rows, "
@@ -144,18 +116,12 @@ def embedding_factor(folder: DraftFolder, target: TargetFacts | None, reader: st
         )
 
 
-def is_dspark(config: dict) -> bool:
-    """Whether a config is that of a DSpark draft."""
-    return any("DSpark" in str(name) for name in config.get("architectures") or []) or "markov_rank" in config
-
-
 def other_kind(folder: DraftFolder) -> Iterator[Finding]:
     """The folder is not one of DSpark, whose slots predict one token further."""
-    if is_dspark(folder.config):
+    why = shown_dspark(folder.config, folder.shapes)
+    if why is not None:
         yield Finding(
             "Every reader",
-            f"`architectures` {folder.config.get('architectures')} or `markov_rank` says that this is a DSpark draft, "
-            "which DeepSpec also calls dflash where its rank is 0: slot k predicts the token after its own, so as "
-            "DFlash it would be off by one.",
+            f"{why}.",
             "serve it with vLLM's method dspark, or train a DFlash draft",
         )

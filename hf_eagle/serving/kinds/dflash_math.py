@@ -2,6 +2,7 @@
 
 import torch
 
+from ...door.config_readings import named
 from ..served_math import ServedDraft, rotated
 from . import dflash_fields as fields
 
@@ -26,8 +27,8 @@ class ServedDFlash(ServedDraft):
 
     def _block(self, newest: int, features: torch.Tensor) -> torch.Tensor:
         """Logits of what is drafted after the token `newest`, whose own features are not known yet."""
-        slots, start = int(fields.named(self.config, "block_size")), len(features)
-        tokens = torch.full((slots,), int(fields.named(self.config, "mask_token_id")))
+        slots, start = int(named(self.config, "block_size")), len(features)
+        tokens = torch.full((slots,), int(named(self.config, "mask_token_id")))
         tokens[0] = newest
 
         context = self._norm(features @ self.tensors["fc.weight"].T, "hidden_norm")

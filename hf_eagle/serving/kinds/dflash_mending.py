@@ -1,5 +1,6 @@
 """Mend a DFlash draft: fields that follow from others or from the tensors, and names."""
 
+from ...door.config_readings import FULL, SECOND_TYPE, SLIDING, nested, shown_dspark, slides_by_default
 from .. import mending
 from ..mending import Draft
 from . import dflash_fields as fields
@@ -11,7 +12,7 @@ _UNREAD = ("eagle_config", "eagle_aux_hidden_state_layer_ids", "use_aux_hidden_s
 
 def _names(draft: Draft) -> None:
     """Name tensors as the folder's own form does."""
-    second = draft.config.get("model_type") == fields.SECOND_TYPE
+    second = draft.config.get("model_type") == SECOND_TYPE
     theirs = {"fc.": "encoder.fc.", "hidden_norm.": "encoder.output_norm_enc."} if second else {}
 
     def new_name(name: str) -> str:
@@ -38,7 +39,7 @@ def _surplus(draft: Draft) -> None:
 
 def _classes(draft: Draft) -> None:
     """Name the class, unless the draft is of another kind."""
-    if not fields.is_dspark(draft.config):
+    if shown_dspark(draft.config, draft.tensors) is None:
         mending.classes(draft, (fields.ARCHITECTURE,), fields.MODEL_TYPES)
 
 
@@ -53,14 +54,14 @@ def _sizes(draft: Draft) -> None:
 
 def _places(draft: Draft) -> None:
     """Write taps, mask token and block where each reader looks, if all places agree."""
-    config, second = draft.config, draft.config.get("model_type") == fields.SECOND_TYPE
+    config, second = draft.config, draft.config.get("model_type") == SECOND_TYPE
     for name in ("target_layer_ids", "mask_token_id", "block_size"):
-        said = [place[name] for place in (fields.nested(config), config) if place.get(name) is not None]
+        said = [place[name] for place in (nested(config), config) if place.get(name) is not None]
         if not said or said.count(said[0]) != len(said):
             continue  # it is not known which was trained
 
         if name != "block_size":
-            draft.write("dflash_config", {**fields.nested(config), name: said[0]})
+            draft.write("dflash_config", {**nested(config), name: said[0]})
         if second or name == "block_size":
             draft.write(name, said[0])
 
@@ -80,10 +81,11 @@ def _taps(draft: Draft) -> None:
 def _attention(draft: Draft) -> None:
     """Write full attention for each layer, unless the folder asks for another one."""
     config, types = draft.config, draft.config.get("layer_types")
-    if fields.nested(config).get("use_swa") or (isinstance(types, list) and fields.SLIDING in types):
+    written = isinstance(types, list) and SLIDING in types
+    if written or nested(config).get("use_swa") or slides_by_default(config, draft.num_layers):
         return
-    draft.write("layer_types", [fields.FULL] * draft.num_layers)
-    if config["model_type"] == fields.SECOND_TYPE and not isinstance(config.get("sliding_window"), int):
+    draft.write("layer_types", [FULL] * draft.num_layers)
+    if config.get("model_type") == SECOND_TYPE and not isinstance(config.get("sliding_window"), int):
         draft.write("sliding_window", 2048)  # a number is needed there, and not used
 
 

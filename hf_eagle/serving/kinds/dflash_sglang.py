@@ -6,6 +6,7 @@ It was not run: DFLASH needs a GPU.
 from collections.abc import Iterator
 from functools import partial
 
+from ...door.config_readings import MAIN_TYPE, named
 from .. import rules_sglang
 from ..draft_folder import DraftFolder, Finding, TargetFacts
 from ..rules_sglang import READER
@@ -22,7 +23,7 @@ def _model_type(folder: DraftFolder, target: TargetFacts | None) -> Iterator[Fin
         yield Finding(
             READER,
             f"the installed transformers has no config of type {model_type!r}, or not that of a Qwen3 layer.",
-            f"set `model_type` to '{fields.MAIN_TYPE}'",
+            f"set `model_type` to '{MAIN_TYPE}'",
         )
 
 
@@ -85,7 +86,7 @@ def _taps(folder: DraftFolder, target: TargetFacts | None) -> Iterator[Finding]:
 
 def _block_size(folder: DraftFolder, target: TargetFacts | None) -> Iterator[Finding]:
     """The size of a block is written; without a flag the server drafts so many tokens less one."""
-    config, size = folder.config, fields.named(folder.config, "block_size")
+    config, size = folder.config, named(folder.config, "block_size")
     if size is None:
         yield Finding(
             READER,

@@ -6,17 +6,18 @@ It has one class for such drafts, which reads the second form of a folder and no
 
 from collections.abc import Iterator, Mapping
 
+from ...door.config_readings import FULL, SECOND_DEFAULTS, SECOND_THETA, SECOND_TYPE
 from ..draft_folder import DraftFolder, Finding, TargetFacts, named
 from . import dflash_fields as fields
 
 
 READER = "transformers"
-_DEFAULTS = {"mask_token_id": 201818, "target_layer_ids": [1, 13, 25, 37, 49], "block_size": 16}
+_TAKEN = ("mask_token_id", "target_layer_ids", "block_size")
 _NAMES = {"fc.weight": "encoder.fc.weight", "hidden_norm.weight": "encoder.output_norm_enc.weight"}
 
 
 def _reads(config: Mapping[str, object]) -> bool:
-    return config.get("model_type") == fields.SECOND_TYPE
+    return config.get("model_type") == SECOND_TYPE
 
 
 def forms(folder: DraftFolder, target: TargetFacts | None) -> Iterator[Finding]:
@@ -24,7 +25,7 @@ def forms(folder: DraftFolder, target: TargetFacts | None) -> Iterator[Finding]:
     if _reads(folder.config):
         yield Finding(
             READER,
-            f"a folder of type '{fields.SECOND_TYPE}' is read by vLLM, SGLang and transformers, where the installed "
+            f"a folder of type '{SECOND_TYPE}' is read by vLLM, SGLang and transformers, where the installed "
             "transformers has that class (5.19 or newer). z-lab's own code does not read it.",
             "do nothing, or train with `--served_form servers` for z-lab's code",
             level="note",
@@ -47,11 +48,11 @@ def rules(folder: DraftFolder, target: TargetFacts | None) -> Iterator[Finding]:
 
 
 def _config(config: dict) -> Iterator[Finding]:
-    for name, default in _DEFAULTS.items():
+    for name in _TAKEN:
         if config.get(name) is None:
             yield Finding(
                 READER,
-                f"the top-level `{name}` is missing: {default} is taken, silently.",
+                f"the top-level `{name}` is missing: {SECOND_DEFAULTS[name]} is taken, silently.",
                 "write that of `dflash_config` at top level too",
             )
 
@@ -67,14 +68,14 @@ def _config(config: dict) -> Iterator[Finding]:
             READER,
             "`layer_types` is missing: sliding attention is taken for all layers, which hides keys that training "
             "showed.",
-            f'write "{fields.FULL}" for each layer',
+            f'write "{FULL}" for each layer',
         )
     if not isinstance(config.get("sliding_window", 1), int):
         yield Finding(READER, "`sliding_window` is null, and the config is refused.", "write any whole number, as 2048")
     if not (config.get("rope_parameters") or {}).get("rope_theta"):
         yield Finding(
             READER,
-            "`rope_parameters` holds no `rope_theta`: 500000 is taken, silently.",
+            f"`rope_parameters` holds no `rope_theta`: {SECOND_THETA:g} is taken, silently.",
             "write the base of training there too",
         )
 

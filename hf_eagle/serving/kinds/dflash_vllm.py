@@ -9,6 +9,7 @@ from functools import partial
 
 import torch
 
+from ...door.config_readings import MAIN_TYPE, SECOND_TYPE, head_width, kv_heads, named, nested, slides_by_default
 from .. import rules_vllm
 from ..draft_folder import DraftFolder, Finding, TargetFacts
 from ..rules_folder import DTYPES
@@ -33,23 +34,28 @@ def _resolve(name: str) -> str:
     return name if whole else f"DFlash{name}"
 
 
+def _read_as(config: dict) -> str | None:
+    """The model type whose class vLLM takes: that of the second form is its own, made from Qwen3's."""
+    return MAIN_TYPE if config.get("model_type") == SECOND_TYPE else None
+
+
 def _sizes(folder: DraftFolder, target: TargetFacts | None) -> Iterator[Finding]:
     """Sizes of attention are written; the config's class has defaults that do not depend on other sizes."""
     config = folder.config
     rows = {name.split(".")[-2]: shape[0] for name, shape in folder.shapes.items() if ".self_attn." in name}
     width, keys = rows.get("k_norm"), rows.get("k_proj")
+    taken = kv_heads(config, _read_as(config))
 
-    if "head_dim" not in config and width not in (None, fields.head_width(config)):
+    if "head_dim" not in config and width not in (None, head_width(config)):
         yield Finding(
             READER,
-            f"`head_dim` is missing: {fields.head_width(config)} is taken, but the tensors have {width}, and loading "
-            "fails.",
+            f"`head_dim` is missing: {head_width(config)} is taken, but the tensors have {width}, and loading fails.",
             f"set it to {width}",
         )
-    if "num_key_value_heads" not in config and width and keys not in (None, fields.kv_heads(config) * width):
+    if "num_key_value_heads" not in config and width and keys not in (None, taken * width):
         yield Finding(
             READER,
-            f"`num_key_value_heads` is missing: {fields.kv_heads(config)} are taken, and loading fails.",
+            f"`num_key_value_heads` is missing: {taken} are taken, and loading fails.",
             f"set it to {keys // width}",
         )
     if config.get("target_hidden_size") not in (None, config["hidden_size"]):
@@ -73,7 +79,7 @@ def _taps(folder: DraftFolder, target: TargetFacts | None) -> Iterator[Finding]:
     if ids is None:
         return
 
-    if "target_layer_ids" not in fields.nested(config):
+    if "target_layer_ids" not in nested(config):
         yield Finding(
             READER,
             "`target_layer_ids` is at top level only: loading fails.",
@@ -101,7 +107,7 @@ def _taps(folder: DraftFolder, target: TargetFacts | None) -> Iterator[Finding]:
             "`eagle_config` replaces the taps in `dflash_config`, and the server crashes.",
             "leave `eagle_config` out",
         )
-    if fields.named(config, "use_aux_hidden_state") not in (None, True):
+    if named(config, "use_aux_hidden_state") not in (None, True):
         yield Finding(
             READER,
             "`use_aux_hidden_state` is false: the draft gets the last hidden state instead of its taps.",
@@ -111,11 +117,11 @@ def _taps(folder: DraftFolder, target: TargetFacts | None) -> Iterator[Finding]:
 
 def _mask(folder: DraftFolder, target: TargetFacts | None) -> Iterator[Finding]:
     """The mask token is a row of the target's table, and the same for every reader."""
-    config, mask = folder.config, fields.named(folder.config, "mask_token_id")
+    config, mask = folder.config, named(folder.config, "mask_token_id")
     vocab = config["vocab_size"] if target is None else target.vocab_size
     fix = "write the id of training as `dflash_config.mask_token_id`"
 
-    if "mask_token_id" not in {**fields.nested(config), **config}:
+    if "mask_token_id" not in {**nested(config), **config}:
         yield Finding(READER, "`dflash_config.mask_token_id` is missing: the draft is refused.", fix)
     elif not isinstance(mask, int) or isinstance(mask, bool) or mask < 0:
         yield Finding(READER, f"`mask_token_id` is {mask!r}, no token: the server crashes.", fix)
@@ -146,7 +152,7 @@ def _mask(folder: DraftFolder, target: TargetFacts | None) -> Iterator[Finding]:
 def _causal(folder: DraftFolder, target: TargetFacts | None) -> Iterator[Finding]:
     """Rows of a block see each other. `is_causal` wins, then `dflash_config.causal`."""
     yield from fields.causal(folder, target, READER)
-    if folder.config.get("is_causal") is None and fields.nested(folder.config).get("causal"):
+    if folder.config.get("is_causal") is None and nested(folder.config).get("causal"):
         yield Finding(
             READER,
             "`dflash_config.causal` is true: a slot does not see the later slots of its block, which training showed. "
@@ -158,8 +164,7 @@ def _causal(folder: DraftFolder, target: TargetFacts | None) -> Iterator[Finding
 def _windows(folder: DraftFolder, target: TargetFacts | None) -> Iterator[Finding]:
     yield from fields.windows(folder, target, READER)
     config = folder.config
-    late = config.get("use_sliding_window") and config.get("sliding_window") and "layer_types" not in config
-    if fields.nested(config).get("use_swa") or (late and config.get("max_window_layers", 28) < folder.num_layers):
+    if nested(config).get("use_swa") or slides_by_default(config, folder.num_layers):
         yield Finding(
             READER,
             "`dflash_config.use_swa`, or `use_sliding_window` without `layer_types`, asks for sliding attention, which "
@@ -207,7 +212,7 @@ def _scales(folder: DraftFolder, target: TargetFacts | None) -> Iterator[Finding
     """Fields that change the computation here, and that not every reader knows."""
     harmless = {"is_neox_style": (None, True), "attention_sink_bias": (None, False)}
     harmless |= {"attention_value_scale": (None, 1, 1.0)}
-    strange = {name for name, values in harmless.items() if fields.named(folder.config, name) not in values}
+    strange = {name for name, values in harmless.items() if named(folder.config, name) not in values}
     # a positive factor leaves the most probable token where it was
     scale = folder.config.get("logit_scale", 1)
     if not isinstance(scale, (int, float)) or scale <= 0:
@@ -216,8 +221,7 @@ def _scales(folder: DraftFolder, target: TargetFacts | None) -> Iterator[Finding
     for name in sorted(strange):
         yield Finding(
             READER,
-            f"`{name}` is {fields.named(folder.config, name)!r}: vLLM computes with it, and other readers do not all "
-            "know it.",
+            f"`{name}` is {named(folder.config, name)!r}: vLLM computes with it, and other readers do not all know it.",
             "leave the field out",
         )
 
@@ -241,7 +245,7 @@ def _context(folder: DraftFolder, target: TargetFacts | None) -> Iterator[Findin
 
 
 def _tensors(folder: DraftFolder, target: TargetFacts | None) -> Iterator[Finding]:
-    wanted = fields.parameters(folder.config, folder.num_layers)
+    wanted = fields.parameters(folder.config, folder.num_layers, _read_as(folder.config))
     if not fields.whole_vocabulary(folder.config, target):
         wanted["lm_head.weight"] = (folder.config["draft_vocab_size"], folder.config["hidden_size"])
 
