@@ -19,6 +19,7 @@ from hf_eagle.arguments.objective import EagleArguments, refuse_other_methods
 from hf_eagle.decoding import speculative_generate
 from hf_eagle.drafts.dflash.configuration import DFlashConfig, config_for, default_layers
 from hf_eagle.drafts.dflash.mask_token import choose_mask_token
+from hf_eagle.drafts.dflash.modeling import DFlashDraftModel
 from hf_eagle.drafts.kinds import KINDS
 from hf_eagle.drafts.warm_start import start_from
 
@@ -189,6 +190,33 @@ def test_arguments_that_no_draft_can_have_are_refused(given, told):
         config_for(tiny_llama().config, options_of(**given))
 
 
+@pytest.mark.parametrize("taps", [None, [1]])
+def test_a_target_of_one_layer_is_refused_by_its_number_of_layers(taps):
+    with pytest.raises(ValueError, match="at least 2 layers, but `num_target_layers` is 1: .* `method` eagle1.$"):
+        config_for(LlamaConfig(num_hidden_layers=1), options_of(tap_ids=taps))
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("eos, written", [(None, None), (7, 7), ([7], 7), ([7, 8], 7), ([], None)])
+def test_tokens_that_end_an_answer_are_written_as_readers_take_them(form, eos, written):
+    config = DFlashConfig(target_layer_ids=[1], served_form=form, eos_token_id=eos)
+    found = json.loads(config.to_json_string())["eos_token_id"]
+    assert found == (written if form == "transformers" else eos)
+
+
+def test_an_empty_config_is_one_like_any_other_of_transformers(tmp_path):
+    empty = DFlashConfig()
+    assert empty.tap_ids is None and "DFlashConfig" in repr(empty)
+    empty.save_pretrained(tmp_path)
+    assert DFlashConfig.from_pretrained(tmp_path).to_json_string() == empty.to_json_string()
+
+
+@pytest.mark.parametrize("taps", [{}, {"target_layer_ids": []}, {"num_target_layers": 8}])
+def test_a_draft_without_taps_is_refused(taps):
+    with pytest.raises(ValueError, match=r"`tap_ids` of a DFlash draft must be entry ids between 1 and .*, got \[\]"):
+        DFlashDraftModel(DFlashConfig(**taps))
+
+
 @pytest.mark.parametrize("kind, loss", [("eagle3", "label"), ("eagle3", "dpace"), ("dflash", "lk_alpha")])
 def test_a_loss_of_another_kind_is_refused(kind, loss):
     with pytest.raises(ValueError, match=f"`loss` is {loss}, which an? .* draft cannot be trained with"):
@@ -342,8 +370,15 @@ def test_of_a_stream_it_is_not_said_that_it_does_not_hold_it(given, caplog):
     config = config_for(tiny_llama().config, options_of(mask_token_id=given))
     with caplog.at_level(logging.INFO):
         config.fit_to_data(Words(20), Stream(), table())
+    assert "do not hold" not in config.told_to_card()[0]
     assert f"is {config.mask_token_id}; the stream is searched for it while it is read (" in caplog.text
     assert "the data do not hold" not in caplog.text
+
+
+def test_a_draft_without_one_is_refused_before_it_trains_or_decodes():
+    target, draft = tiny_block_pair(mask_token_id=None)
+    with pytest.raises(ValueError, match="^`mask_token_id` of this DFlash draft is unset, .*: set it, or let"):
+        draft.attach(target)
 
 
 # ---- started from another ----
