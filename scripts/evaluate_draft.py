@@ -276,7 +276,7 @@ def load(args: EvaluationArguments, source: dict, template_kwargs: dict, setting
     from hf_eagle import load_draft
     from hf_eagle.data.media import limit_media
     from hf_eagle.decoding.checks import check_draft_fits
-    from hf_eagle.decoding.target_run import check_target
+    from hf_eagle.decoding.target_run import check_target, why_alone
     from hf_eagle.evaluation.prompt_batches import check_rendering, holds_media
     from hf_eagle.hub.card_facts import tell_other_limits
     from hf_eagle.targets.loading import load_processor, load_tokenizer, takes_media
@@ -304,13 +304,10 @@ def load(args: EvaluationArguments, source: dict, template_kwargs: dict, setting
     settings.shape.check_vocabulary(draft)
     for window in args.windows or ():
         replace(settings, draft_window=window).shape.check_window(draft)
-    if args.batch_size is None:
-        try:
-            check_target(target, needs_masks=True, branches=settings.shape.tree)
-        except ValueError as problem:
-            print(f"every prompt is decoded alone, with and without the draft: {problem}", flush=True)
-            args.batch_size = 1
     branches = settings.shape.tree
+    if args.batch_size is None and (alone := why_alone(target, branches)) is not None:
+        print(alone, flush=True)
+        args.batch_size = 1
     check_target(target, needs_masks=branches or settings.batch_size > 1, branches=branches)
     draft.to(device).eval()
     draft.attach(target)
