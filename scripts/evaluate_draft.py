@@ -275,7 +275,7 @@ def load(args: EvaluationArguments, source: dict, template_kwargs: dict, setting
     from hf_eagle import load_draft
     from hf_eagle.data.media import limit_media
     from hf_eagle.decoding.checks import check_draft_fits
-    from hf_eagle.decoding.target_run import check_target
+    from hf_eagle.decoding.target_run import check_target, why_alone
     from hf_eagle.evaluation.prompt_batches import check_rendering, holds_media
     from hf_eagle.evaluation.windows import check_windows
     from hf_eagle.hub.card_facts import tell_other_limits
@@ -306,12 +306,9 @@ def load(args: EvaluationArguments, source: dict, template_kwargs: dict, setting
     check_draft_fits(target, draft)
     branches = settings.shape.tree
     check_target(target, needs_masks=branches or settings.batch_size > 1, branches=branches)
-    if args.batch_size is None:  # a target that decodes prompts alone may not decode them in batches
-        try:
-            check_target(target, needs_masks=True, branches=branches)
-        except ValueError as problem:
-            print(f"every prompt is decoded alone, with and without the draft: {problem}", flush=True)
-            args.batch_size = 1
+    if args.batch_size is None and (alone := why_alone(target, branches)) is not None:
+        print(alone, flush=True)
+        args.batch_size = 1
     draft.to(device).eval()
     draft.attach(target)
     return target, draft, processing, prompts, rendered

@@ -6,8 +6,9 @@
 
 It takes every argument of scripts/train_eagle.py, so the same YAML file and options show exactly what training sees; no
 model is loaded. The statistics, which `--output_json` also writes for the model card, are lengths, the share of
-supervised tokens, the share that draft vocabularies of several sizes cover, duplicates, and the overlap with evaluation
-prompts.
+supervised tokens, the share that draft vocabularies of several sizes cover (of drafts that have one), duplicates, and
+the overlap with evaluation prompts. It also says if training would refuse the draft for these data, for instance its
+mask token, as far as that shows without the target's weights.
 """
 
 import json
@@ -69,7 +70,7 @@ def door(argv: list[str] | None = None):
     check_data_paths(target, data)
     for path in preview.overlap_prompts or ():
         check_file("overlap_prompts", path)
-    reads = paths_read(target, data) | {"overlap_prompts": preview.overlap_prompts}
+    reads = paths_read(target, data, draft) | {"overlap_prompts": preview.overlap_prompts}
     outputs = {"html": preview.html, "output_json": preview.output_json}
     ours = {"html": begins_with(b"<!doctype html"), "output_json": holds_object_with("supervised_tokens")}
     for name, path in outputs.items():
@@ -86,7 +87,7 @@ def main() -> None:
     from hf_eagle.data.preview import to_html, to_terminal
     from hf_eagle.drafts.vocabulary import count_supervised_tokens, token_rows
     from hf_eagle.evaluation.prompts import load_prompts
-    from hf_eagle.training.parts import conversations, processor_of, tokenizer_of
+    from hf_eagle.training.parts import conversations, processor_of, read_in_a_run, tokenizer_of
 
     show_log()
     tell_traps()
@@ -97,7 +98,7 @@ def main() -> None:
             for path in preview.overlap_prompts or ()
         }
     tokenizer = tokenizer_of(target)
-    rows, _ = conversations(tokenizer, data, args, processor_of(target, data))
+    rows, held_out = conversations(tokenizer, data, args, processor_of(target, data))
     for place in spread(len(rows), preview.num_previews):
         row = rows[place]
         print(f"\n=== conversation {place}\n{to_terminal(tokenizer, row['input_ids'], row['loss_mask'])}")
@@ -107,9 +108,9 @@ def main() -> None:
         print(f"\nwrote {preview.html}")
 
     counts = count_supervised_tokens(rows, token_rows(tokenizer))
-    statistics = measure(rows, counts, tokenizer, data, asked)
+    statistics = measure(rows, counts, tokenizer, data, asked, "draft_vocab_size" not in draft.kind.meaningless)
     print(f"\n{told(statistics)}")
-    if (problem := refused_vocabulary(counts, tokenizer, draft)) is not None:
+    if (problem := refused_draft(read_in_a_run(rows, held_out), counts, tokenizer, target, draft)) is not None:
         print(f"\nTraining will stop here: {problem}")
 
     if preview.output_json is not None:
@@ -123,22 +124,45 @@ def spread(total: int, number: int) -> list[int]:
     return [n * (total - 1) // max(1, number - 1) for n in range(number)]
 
 
-def refused_vocabulary(counts, tokenizer, draft: DraftArguments) -> str | None:
-    """Return why training would refuse `draft_vocab_size` for these data, if it would."""
+def refused_draft(read, counts, tokenizer, target: TargetArguments, draft: DraftArguments) -> str | None:
+    """Return why training would refuse this draft for the data that are `read` in a run, if it would."""
     from hf_eagle.drafts.vocabulary import VocabularyMapping, frequent_ids
 
-    if draft.draft_vocab_size is None:
-        return None
-    fill = frequent_ids(tokenizer) if draft.fill_vocabulary else ()
     try:
-        VocabularyMapping.from_counts(counts, draft.draft_vocab_size, tokenizer.all_special_ids, fill)
-    except ValueError as problem:
+        fit_to_data(read, tokenizer, target, draft)
+        if draft.draft_vocab_size is not None:
+            fill = frequent_ids(tokenizer) if draft.fill_vocabulary else ()
+            VocabularyMapping.from_counts(counts, draft.draft_vocab_size, tokenizer.all_special_ids, fill)
+    except (OSError, ValueError) as problem:
         return str(problem)
     return None
 
 
-def measure(rows, counts, tokenizer, data, asked: dict[str, list[str]]) -> dict:
-    """Return all statistics for the JSON file; `asked` are the texts of evaluation prompts, by file name."""
+def fit_to_data(read, tokenizer, target: TargetArguments, draft: DraftArguments) -> None:
+    """Complete the draft's config with what depends on the data, as training does; the log says what was chosen."""
+    import torch
+
+    from hf_eagle.drafts.build import draft_class_of
+    from hf_eagle.targets.room import config_before_loading
+    from hf_eagle.training.parts import config_of_draft
+
+    target_config, source = config_before_loading(target.target, **target.source), draft.init_from
+    if target_config is None:
+        return
+    held = None if source is None else draft_class_of(source, "init_from").config_class.from_pretrained(source)
+    config = config_of_draft(target_config, target, draft)
+    # the target's table is not read: this one has no row of zeros
+    config.fit_to_data(tokenizer, read, torch.ones(config.vocab_size, 1), held)
+
+
+def measure(rows, counts, tokenizer, data, asked: dict[str, list[str]], own_vocabulary: bool = True) -> dict:
+    """Return all statistics for the JSON file.
+
+    Args:
+        rows, counts, tokenizer, data: what is measured.
+        asked: the texts of evaluation prompts, by file name.
+        own_vocabulary: whether the draft may have fewer tokens than the target.
+    """
     from hf_eagle.data.overlap import overlap_statistics
     from hf_eagle.data.records import load_records
     from hf_eagle.data.statistics import duplicate_statistics, token_statistics
@@ -146,8 +170,9 @@ def measure(rows, counts, tokenizer, data, asked: dict[str, list[str]]) -> dict:
 
     statistics = token_statistics(rows) | duplicate_statistics(rows)
     statistics["different_tokens"] = int((counts > 0).sum())
-    coverage = coverage_by_size(counts, tokenizer.all_special_ids)
-    statistics["coverage"] = {str(size): share for size, share in coverage.items()}  # as JSON has it
+    if own_vocabulary:
+        coverage = coverage_by_size(counts, tokenizer.all_special_ids)
+        statistics["coverage"] = {str(size): share for size, share in coverage.items()}  # as JSON has it
     if asked:
         form = data.dataset_format
         records = load_records(data.train_data, dataset_format=form, weights=data.data_weights)
@@ -169,8 +194,11 @@ def told(statistics: dict) -> str:
             for name in ("length", "supervised")
         ),
         f"{s['duplicates']:,} conversations repeat an earlier one, token for token",
-        f"{s['different_tokens']:,} different tokens are supervised; a draft vocabulary of",
-        *(f"{int(size):>9,} tokens holds {share:7.2%} of what is said" for size, share in s["coverage"].items()),
+        f"{s['different_tokens']:,} different tokens are supervised{'; a draft vocabulary of' * ('coverage' in s)}",
+        *(
+            f"{int(size):>9,} tokens holds {share:7.2%} of what is said"
+            for size, share in s.get("coverage", {}).items()
+        ),
     ]
     for name, found in s.get("overlap", {}).items():
         lines.append(

@@ -55,9 +55,10 @@ AttentionInterface.register(FLASH, flash_attention)
 AttentionMaskInterface.register(FLASH, flash_attention_mask)
 
 
-def eagle3(data=PADDED, vocabulary=40, draft=None, peft=None, attention=None, **args):
+def eagle3(data=PADDED, vocabulary=40, draft=None, peft=None, own_attention="sdpa", attention=None, **args):
     def parts(folder):
-        pair = target, _ = tiny_pair(vocabulary, **(draft or {}))
+        pair = target, made = tiny_pair(vocabulary, **(draft or {}))
+        made.set_attn_implementation(own_attention)  # `new_draft` sets its default, whatever the config says
         if attention is not None:
             target.model.config._attn_implementation = attention  # past the search for a package of this name
         return {"pair": pair, "data": data, "peft_config": peft}
@@ -128,7 +129,7 @@ FORMS = {
     "EAGLE-3, LoRA on the head, packed": eagle3(PACKED, peft=LoraConfig(r=4, target_modules=["fc", "lm_head"])),
     "EAGLE-3, LoRA behind attention": eagle3(peft=LoraConfig(r=4, target_modules=["down_proj"])),
     "EAGLE-3, gradient checkpointing": eagle3(gradient_checkpointing=True),
-    "EAGLE-3, eager": eagle3(draft={"attn_implementation": "eager"}),
+    "EAGLE-3, eager": eagle3(own_attention="eager"),
     "EAGLE-3, heads too narrow, packed": eagle3(PACKED, draft={"head_dim": NARROWEST // 2}),
     "EAGLE-3, one kernel for all documents": eagle3(PACKED),
     "EAGLE-3, one kernel for padded rows": eagle3(),

@@ -132,6 +132,7 @@ def shapes_of(target_config: PreTrainedConfig, target_args, data_args, dry_args,
         ttt_steps=steps,
         # a packed row holds many conversations, each with as many blocks
         num_anchors=data_args.max_length if data_args.packing else args.num_anchors,
+        loss=args.loss,
         supervised_share=dry_args.supervised_share,
         bf16=args.bf16,
         checkpointing=bool(args.gradient_checkpointing),

@@ -226,6 +226,24 @@ def check_target(target: TappedModel, needs_masks: bool, branches: bool = False)
     _checked.setdefault(model, set()).add(needs_masks)
 
 
+def why_alone(target: TappedModel, branches: bool = False) -> str | None:
+    """Why this target decodes prompts only one at a time, as a sentence to tell; `None` if it also decodes batches.
+
+    Args:
+        target: the target.
+        branches: for draft trees.
+
+    Raises:
+        ValueError: if it cannot verify even for one prompt.
+    """
+    try:
+        check_target(target, needs_masks=True, branches=branches)
+    except ValueError as problem:
+        check_target(target, needs_masks=branches, branches=branches)
+        return f"Every prompt is decoded alone: {problem}"
+    return None
+
+
 def _check_masks(target: TappedModel, name: str) -> None:
     what = "which draft trees and batches need; decode one prompt at a time with a chain"
     implementation = target.config._attn_implementation

@@ -39,6 +39,7 @@ class RunShapes:
             and with them; the CPU kernel keeps the latter only.
         memory: bytes of the accelerator, by which the loss chooses how many rows it takes at once.
         num_anchors: blocks trained of each sequence at most, of a draft that is trained on blocks.
+        loss: as the argument of this name; one that compares with tokens needs nothing of the target's head.
     """
 
     world_size: int = 1
@@ -55,6 +56,7 @@ class RunShapes:
     accelerator: bool = True
     memory: int = 80 * 2**30
     num_anchors: int = 512
+    loss: str = "ce"
 
     @property
     def tokens(self) -> int:
@@ -99,7 +101,7 @@ class DraftCosts(ABC):
 
     @abstractmethod
     def needed_flops(self, plan: BatchPlan) -> dict[str, float]:
-        """Matrix operations of the draft's forward and backward that the supervised rows need, in FLOP.
+        """Matrix operations of the draft's forward and backward that the supervised rows need, in FLOP, with `loss` ce.
 
         A product of `n` multiplications is `2 * n` FLOP. It counts three times (forward and both gradients) if both
         sides are trained or depend on something trained. What a kernel recomputes does not count.
@@ -186,13 +188,20 @@ class AttentionProducts:
         return projected + 3 * config.hidden_size * config.intermediate_size
 
 
-def chunked_loss(rows: int, config: DraftConfig, shapes: RunShapes) -> int:
-    """Bytes that the fused head and loss take for this many rows, see `losses/fused_head.py`."""
+def chunked_loss(rows: int, config: DraftConfig, shapes: RunShapes, labels: bool = False) -> int:
+    """Bytes that the fused head and loss take for this many rows, see `losses/fused_head.py`.
+
+    Args:
+        rows: that are compared.
+        config: the draft's.
+        shapes: the run.
+        labels: whether they are compared with tokens instead of distributions.
+    """
     chunk = chunked_logits(rows, config, shapes)
     block = chunk if shapes.accelerator else min(BLOCK_ELEMENTS, chunk)
 
-    # both distributions of a block, and their product in float32
-    judged = block * (2 * shapes.width + FLOAT32)
+    # both distributions of a block, and their product in float32; or its probabilities, and these less the token's one
+    judged = block * (2 * FLOAT32 if labels else 2 * shapes.width + FLOAT32)
     # the head's inputs: of all steps, and of those that count
     return chunk * shapes.width + judged + 2 * rows * config.hidden_size * shapes.width
 

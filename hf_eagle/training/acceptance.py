@@ -1,14 +1,23 @@
 """Measure acceptance while a draft is trained, as decoding gives it."""
 
+import logging
+from dataclasses import replace
+
 import torch
 from transformers import TrainerCallback
 
-from ..decoding.target_run import check_target
+from ..decoding.target_run import check_target, why_alone
 from ..evaluation.acceptance import DecodingSettings, decode_prompts
 from ..evaluation.acceptance_length import acceptance_length
 from ..evaluation.prompt_batches import PromptBatch
 from ..evaluation.prompts import Prompt
 from .distributed import whole_draft
+from .memory import explained
+
+
+logger = logging.getLogger(__name__)
+
+BATCH = 8  # prompts answered and read together
 
 
 class AcceptanceLengthCallback(TrainerCallback):
@@ -40,8 +49,8 @@ class AcceptanceLengthCallback(TrainerCallback):
             Chain: K, the tokens drafted per round; by default what the draft's config says, see `chain_length`.
         max_new_tokens (`int`, *optional*, defaults to `64`):
             The longest answer, in tokens.
-        batch_size (`int`, *optional*, defaults to `8`):
-            Prompts answered and read together.
+        batch_size (`int`, *optional*):
+            Prompts answered and read together; by default 8, or 1 for a target that can decode only one at a time.
         template_kwargs (`dict`, *optional*):
             Further arguments of the chat template, as in training: `{"enable_thinking": False}`.
 
@@ -64,7 +73,7 @@ class AcceptanceLengthCallback(TrainerCallback):
         method: str = "chain",
         num_speculative_tokens: int | None = None,
         max_new_tokens: int = 64,
-        batch_size: int = 8,
+        batch_size: int | None = None,
         template_kwargs: dict | None = None,
     ):
         if not prompts:
@@ -77,16 +86,20 @@ class AcceptanceLengthCallback(TrainerCallback):
                 "them."
             )
 
-        self.settings = DecodingSettings(
+        settings = DecodingSettings(
             method=method,
             num_speculative_tokens=num_speculative_tokens,
             max_new_tokens=max_new_tokens,
-            batch_size=batch_size,
+            batch_size=BATCH if batch_size is None else batch_size,
         )
 
         # on every rank, and before any step
-        branches = self.settings.shape.tree
-        check_target(trainer.target, needs_masks=branches or batch_size > 1, branches=branches)
+        branches = settings.shape.tree
+        if batch_size is None and (told := why_alone(trainer.target, branches)) is not None:
+            logger.info("%s", told)
+            settings = replace(settings, batch_size=1)
+        check_target(trainer.target, needs_masks=branches or settings.batch_size > 1, branches=branches)
+        self.settings = settings
 
         for prompt in prompts:
             # on every rank, so that none fails alone
@@ -117,8 +130,14 @@ class AcceptanceLengthCallback(TrainerCallback):
         """
         step = self.trainer.state.global_step
         if self._latest is None or self._latest[0] != step:
-            self._latest = (step, self._replay())
+            with explained(f"while acceptance was measured after step {step}", self._advice):
+                self._latest = (step, self._replay())
         return self._latest[1]
+
+    def _advice(self) -> str:
+        size = self.settings.batch_size
+        lower = "a lower `max_new_tokens`" if size == 1 else f"a lower `batch_size` than {size}"
+        return f"give `AcceptanceLengthCallback` {lower}, or shorter prompts (`acceptance_prompts`)"
 
     def _replay(self) -> float:
         accelerator = self.trainer.accelerator
@@ -134,18 +153,20 @@ class AcceptanceLengthCallback(TrainerCallback):
         with whole_draft(draft):  # all ranks gather it together, also those without a prompt
             if share:
                 draft.eval()
-                runs = decode_prompts(
-                    self.trainer.target,
-                    draft,
-                    self.tokenizer,
-                    share,
-                    self.settings,
-                    teacher_forced=True,
-                    answers=self._answers,
-                    progress=False,
-                    template_kwargs=self.template_kwargs,
-                ).runs
-                draft.train(training)
+                try:
+                    runs = decode_prompts(
+                        self.trainer.target,
+                        draft,
+                        self.tokenizer,
+                        share,
+                        self.settings,
+                        teacher_forced=True,
+                        answers=self._answers,
+                        progress=False,
+                        template_kwargs=self.template_kwargs,
+                    ).runs
+                finally:
+                    draft.train(training)
 
         if share and counting:
             counts[0] = sum(sum(run.accepted_per_position) for run in runs)

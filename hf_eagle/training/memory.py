@@ -46,7 +46,7 @@ def explained(doing: str | Callable[[], str], advice: str | Callable[[], str]) -
 class MemoryMixin:
     """Says what to lower when memory runs out; place it before all others and `Trainer`."""
 
-    _batch: dict[str, torch.Tensor] | None = None  # of the step under way: its tokens and its mask
+    _batch: dict[str, torch.Tensor] | None = None  # of the step under way: its tokens, mask and, packed, documents
 
     def train(self, *args, **kwargs):
         """As in `Trainer`.
@@ -59,7 +59,7 @@ class MemoryMixin:
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args, **kwargs) -> torch.Tensor:
         """As in `Trainer`."""
-        self._batch = {name: inputs[name] for name in ("input_ids", "loss_mask") if name in inputs}
+        self._batch = {name: inputs[name] for name in ("input_ids", "loss_mask", "documents") if name in inputs}
         return super().training_step(model, inputs, *args, **kwargs)
 
     def evaluate(self, *args, **kwargs):
@@ -106,13 +106,15 @@ def savings_of(trainer, batch: dict[str, torch.Tensor] | None) -> list[tuple[str
 
     Args:
         trainer ([`EagleTrainer`]): its arguments, draft and target.
-        batch: `input_ids` and maybe `loss_mask`, each `(batch, length)`; `None` for a full one of 2,048 tokens a row.
+        batch: `input_ids`, maybe `loss_mask` and, packed, `documents`, each `(batch, length)`; `None` for a full one of
+            2,048 tokens a row.
     """
     args, target = trainer.args, trainer.target
     draft = trainer.accelerator.unwrap_model(trainer.model)
     kind, config = draft.kind, draft.config
     shapes = _shapes_of(trainer, batch)
     costs = kind.part("costs").costs_of(config)
+    held, ranks = local_bytes(target.model), args.world_size
 
     def saved(**changed) -> float:
         return _step(costs, shapes) - _step(costs, replace(shapes, **changed))
@@ -129,10 +131,10 @@ def savings_of(trainer, batch: dict[str, torch.Tensor] | None) -> list[tuple[str
         half.draft_vocab_size = max(1, config.draft_vocab_size // 2)
         less = _step(costs, shapes) - _step(kind.part("costs").costs_of(half), shapes)
         head = config.draft_vocab_size // 2 * config.hidden_size * 4 * FLOAT32  # weight, gradient, AdamW's moments
+        head /= ranks if shapes.draft_sharded else 1
         found.append((f"`draft_vocab_size` {half.draft_vocab_size}", head + less))
 
     trained = sum(p.numel() for p in draft.parameters() if p.requires_grad)
-    held, ranks = local_bytes(target.model), args.world_size
     if ranks > 1 and not trainer.is_fsdp_enabled and trainer._adapter() is None:
         # weights, gradients and moments are shared, but the weights are gathered; and DDP's buckets go
         found.append(("the launch config `fsdp2`", 4 * trained * FLOAT32 * (ranks - 1) / ranks))
@@ -149,6 +151,7 @@ def _shapes_of(trainer, batch: dict[str, torch.Tensor] | None) -> RunShapes:
     args, target = trainer.args, trainer.target
     rows, length = (args.per_device_train_batch_size, 2048) if batch is None else batch["input_ids"].shape
     mask = None if batch is None else batch.get("loss_mask")
+    packed = batch is not None and "documents" in batch
     return RunShapes(
         world_size=args.world_size,
         rows=rows,
@@ -160,6 +163,9 @@ def _shapes_of(trainer, batch: dict[str, torch.Tensor] | None) -> RunShapes:
         draft_sharded=trainer.is_fsdp_enabled,
         target_dtype=target.model.dtype,
         accelerator=args.device.type != "cpu",
+        # a packed row holds many conversations, each with as many blocks
+        num_anchors=length if packed else args.num_anchors,
+        loss=args.loss,
     )
 
 

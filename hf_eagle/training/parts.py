@@ -221,7 +221,7 @@ def draft_for(
     held_out: Dataset | None = None,
 ) -> EaglePreTrainedModel:
     """The draft to train: the one in the folder `existing` with its vocabulary mapping, or a new one for these data."""
-    data = _read_in_a_run(train, held_out)
+    data = read_in_a_run(train, held_out)
     compile_regions(draft_args.compile_draft)
     source = None
     if draft_args.init_from is not None and existing is None:
@@ -285,7 +285,7 @@ def _existing_draft(
     return draft
 
 
-def _read_in_a_run(train: Dataset | RankStream, held_out: Dataset | None) -> Dataset | RankStream:
+def read_in_a_run(train: Dataset | RankStream, held_out: Dataset | None) -> Dataset | RankStream:
     """All that batches are made of: evaluations read the same draft, hours later."""
     if not held_out or isinstance(train, IterableDataset):
         return train

@@ -6,11 +6,16 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from tiny_files import write_tiny_target
+from tiny_blocks import options_of
+from tiny_files import write_chats, write_tiny_target
 from tiny_tokenizer import CHATML, assistant, encode_conversation, tiny_tokenizer, user
+from transformers import AutoConfig, AutoTokenizer
 from warm_python import warm_python
 
 from hf_eagle.data.preview import to_html, to_terminal, token_texts
+from hf_eagle.drafts.dflash.configuration import config_for
+from hf_eagle.drafts.dflash.modeling import DFlashDraftModel
+from hf_eagle.drafts.kinds import kind_of_method, method_names
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -98,6 +103,58 @@ def test_script(tmp_path):
         "-m", "hf_eagle", "preview", "--target", "target", "--train_data", "chats.jsonl", cwd=tmp_path
     )
     assert done.returncode == 0 and "9 conversations, " in done.stdout, done.stderr
+
+
+@pytest.fixture
+def previewed(tmp_path, monkeypatch, capsys, caplog):
+    """A tiny target with chats, and what the script prints and logs of them with some arguments."""
+    write_tiny_target(tmp_path / "target")
+    write_chats(tmp_path / "chats.jsonl")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    import preview_data
+
+    def show(*words):
+        command = ["preview_data.py", "--target", "target", "--train_data", "chats.jsonl", "--num_previews", "0"]
+        monkeypatch.setattr("sys.argv", [*command, *words])
+        caplog.clear()
+        with caplog.at_level("INFO"):
+            preview_data.main()
+        return capsys.readouterr().out, caplog.text
+
+    return show
+
+
+@pytest.mark.parametrize("method", method_names())
+def test_only_drafts_with_a_vocabulary_of_their_own_are_shown_its_sizes(method, previewed, tmp_path):
+    printed, logged = previewed("--method", method, "--output_json", "data.json")
+    own = "draft_vocab_size" not in kind_of_method(method).meaningless
+    assert ("a draft vocabulary of" in printed) == ("tokens holds" in printed) == own
+    assert ("coverage" in json.loads((tmp_path / "data.json").read_text())) == own
+    assert " different tokens are supervised" in printed and "Training will stop here" not in printed
+    assert ("The mask token of its blocks is" in logged) == (method == "dflash")
+
+
+def test_a_mask_token_is_looked_for_as_training_does(previewed, tmp_path):
+    """In the data to train on and in held-out data, asked for or kept from the draft to start from."""
+    tokenizer = AutoTokenizer.from_pretrained("target")
+    seen, held_out = (tokenizer.encode(text, add_special_tokens=False)[0] for text in ("red", "Z"))
+    turns = [{"role": "user", "content": "red"}, {"role": "assistant", "content": "green Z blue"}]
+    (tmp_path / "held_out.jsonl").write_text(json.dumps({"messages": turns}))
+    refused = "\nTraining will stop here: `mask_token_id` is {}, but the data hold that token, "
+
+    assert refused.format(seen) in previewed("--method", "dflash", "--mask_token_id", str(seen))[0]
+    words = ["--method", "dflash", "--mask_token_id", str(held_out)]
+    assert "Training will stop here" not in previewed(*words)[0]
+    assert refused.format(held_out) in previewed(*words, "--eval_data", "held_out.jsonl")[0]
+
+    options = options_of(mask_token_id=seen, block_size=8)
+    config = config_for(AutoConfig.from_pretrained("target"), options)
+    DFlashDraftModel(config).save_pretrained("draft")
+    printed, _ = previewed("--method", "dflash", "--init_from", "draft")
+    assert refused.format(seen) in printed and "leave out the records that hold it" in printed
+    outside = previewed("--method", "dflash", "--mask_token_id", "5000")[0]
+    assert "\nTraining will stop here: `mask_token_id` must be a row of the target's table" in outside
 
 
 def test_what_cannot_be_shown_is_refused_first(tmp_path, monkeypatch, capsys):

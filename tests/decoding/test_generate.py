@@ -12,6 +12,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from hf_eagle.decoding import speculative_generate, target_generate
 from hf_eagle.decoding.caches import check_cache
+from hf_eagle.decoding.target_run import why_alone
 from hf_eagle.targets.target import FrozenTarget
 
 
@@ -316,6 +317,18 @@ class TestErrors:
         for target, name in ((deaf, "Deaf"), (bloom, "BloomForCausalLM")):
             with pytest.raises(ValueError, match=f"`target` is a {name}, which does not obey a 4-D attention mask"):
                 self.call(target, make_draft(make_target(), tap_ids=[0, 2, 3], steps=0), **TREE)
+
+    @pytest.mark.parametrize("branches", [False, True])
+    def test_why_a_target_decodes_alone_is_said(self, branches):
+        """A tree needs masks for one prompt too, so a target without them cannot verify it at all."""
+        assert why_alone(make_target(), branches) is None
+        bloom = make_target(BloomConfig, n_layer=4, n_head=4)
+        if branches:
+            with pytest.raises(ValueError, match="^`target` is a BloomForCausalLM, which does not obey a 4-D"):
+                why_alone(bloom, branches)
+        else:
+            told = why_alone(bloom)
+            assert told.startswith("Every prompt is decoded alone: `target` is a BloomForCausalLM, which does not obey")
 
     def test_a_chain_for_one_prompt_needs_no_masks(self):
         target = make_target(BloomConfig, n_layer=4, n_head=4, initializer_range=0.2)

@@ -1,5 +1,6 @@
 """Runs with a DFlash draft: draws, ranks, FSDP2, resuming, both forms of its folder, costs, and the script."""
 
+import inspect
 import json
 import shutil
 from pathlib import Path
@@ -15,9 +16,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from workers import run_worker
 
 from hf_eagle import EagleTrainer, EagleTrainingArguments, load_draft
-from hf_eagle.benchmark.dry_run import dry_run
+from hf_eagle.benchmark.dry_run import dry_run, shapes_of
 from hf_eagle.drafts.costs_base import RunShapes
-from hf_eagle.drafts.dflash.training import BlockObjective, DFlashTraining
+from hf_eagle.drafts.dflash.training import BlockObjective, DFlashTraining, training_for
+from hf_eagle.drafts.kinds import KINDS
 from hf_eagle.training.run_arguments import RunArguments
 from hf_eagle.training.step import TrainingStep
 
@@ -111,7 +113,7 @@ def test_two_ranks_end_as_one(way, ranks):
 # ---- what a step costs ----
 
 
-@pytest.mark.parametrize("loss", ["ce", "label"])
+@pytest.mark.parametrize("loss", ["ce", "label", "dpace"])
 def test_the_costs_are_those_that_pytorch_counts(loss):
     """Its counter does not see the flash kernel, nor the scores inside blocks, which are products of batches."""
     target, draft = tiny_block_pair(draft_num_layers=2)
@@ -125,9 +127,7 @@ def test_the_costs_are_those_that_pytorch_counts(loss):
     operations = counted.get_flop_counts()["Global"]
     products = sum(n for op, n in operations.items() if "bmm" not in str(op) and "attention" not in str(op))
 
-    needed = draft.kind.part("costs").costs_of(draft.config).needed_flops(plan)
-    teacher = 2 * len(plan.supervised.positions) * draft.config.hidden_size * draft.config.vocab_size
-    needed["head"] -= teacher if loss == "label" else 0
+    needed = draft.kind.part("costs").costs_of(draft.config).needed_flops(plan, loss)
     assert needed["projections"] + needed["head"] == pytest.approx(products, rel=0.02)
     assert needed["attention"] > 0
 
@@ -140,6 +140,24 @@ def test_a_dry_run_counts_what_it_holds():
     assert held["draft, trained, float32"].parameters == wanted and "DFlashDraftModel" in run.title
     fewer = dry_run(target.model.config, draft.config, RunShapes(rows=2, length=64, bf16=False, num_anchors=2))
     assert fewer.draft_step[2].bytes < run.draft_step[2].bytes
+
+
+@pytest.mark.parametrize("loss", KINDS["dflash"].losses)
+def test_a_dry_run_counts_what_its_loss_needs_of_the_target(loss, recipe):
+    """Losses of tokens need nothing: a step keeps the target's hidden states only to make its distributions."""
+    target, draft = tiny_block_pair()
+    run = RunArguments.parse([*recipe, "--dry_run", "--loss", loss])
+    shapes = shapes_of(target.model.config, run.target, run.data, run.dry_run, run.training, 1)
+    assert shapes.loss == loss
+    batch, step = pad_batch(CHATS), TrainingStep(target, training_for(run.training, draft.config))
+    plan = step.plan(batch)
+    objective = step.teach(
+        draft, step.target_features(batch, plan), plan, torch.ones(draft.config.chain_length)
+    ).objective
+    bound = inspect.getclosurevars(objective).nonlocals["teacher"]
+
+    what, held = draft.kind.part("costs").costs_of(draft.config).teacher(shapes)
+    assert (held > 0) == (loss == "ce") == (bound is not None) and "hidden states" in what
 
 
 # ---- as a user starts it ----

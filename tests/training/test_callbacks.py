@@ -7,9 +7,10 @@ import torch
 from datasets import Dataset
 from tiny import VOCAB, random_chats, tiny_pair
 from tiny_tokenizer import word_tokenizer
+from transformers import LlamaForCausalLM
 from workers import losses, run_worker
 
-from hf_eagle import EagleTrainer, EagleTrainingArguments, load_draft
+from hf_eagle import EagleTrainer, EagleTrainingArguments, FrozenTarget, load_draft
 from hf_eagle.arguments.groups import DataArguments
 from hf_eagle.evaluation import acceptance
 from hf_eagle.evaluation.acceptance import measure_acceptance
@@ -95,9 +96,17 @@ def test_early_stopping_goes_by_it(tmp_path):
     assert sorted(measured(history, "eval_acceptance_length")) == [2, 4, 6]
 
 
+class Deaf(LlamaForCausalLM):
+    """It obeys no mask, so it decodes prompts only one at a time."""
+
+    def forward(self, *args, attention_mask=None, **kwargs):
+        return super().forward(*args, **kwargs)
+
+
 class TestErrors:
-    def call(self, tmp_path, prompts=PROMPTS, **arguments):
-        target, draft = tiny_pair(40)
+    def call(self, tmp_path, prompts=PROMPTS, target=None, **arguments):
+        usual, draft = tiny_pair(40)
+        target = usual if target is None else target
         args = EagleTrainingArguments(output_dir=str(tmp_path), report_to="none")
         data = Dataset.from_list(random_chats(4))
         trainer = EagleTrainer(model=draft, args=args, target=target, train_dataset=data)
@@ -112,6 +121,23 @@ class TestErrors:
             self.call(tmp_path)
         with pytest.raises(ValueError, match="`batch_size` must be at least 1"):
             self.call(tmp_path, every_steps=1, batch_size=0)
+
+    def test_a_target_that_decodes_only_alone_is_measured_alone_and_said(self, tmp_path, caplog):
+        model = tiny_pair(40)[0].model
+        deaf = Deaf(model.config)
+        deaf.load_state_dict(model.state_dict())
+        deaf = FrozenTarget(deaf, tiny_pair(40)[0].tap_ids)
+
+        with caplog.at_level("INFO"):
+            callback = self.call(tmp_path, target=deaf, every_steps=1, max_new_tokens=12)
+        assert "Every prompt is decoded alone: `target` is a Deaf, which does not obey a 4-D" in caplog.text
+        found = callback.measure()
+        caplog.clear()
+        assert found == self.call(tmp_path, every_steps=1, max_new_tokens=12).measure() and "alone" not in caplog.text
+
+        for asked in ({"batch_size": 8}, {"method": "tree"}):
+            with pytest.raises(ValueError, match="`target` is a Deaf, which does not obey a 4-D attention mask"):
+                self.call(tmp_path, target=deaf, every_steps=1, **asked)
 
     def test_nothing_to_draft(self, tmp_path):
         callback = self.call(tmp_path, every_steps=1, max_new_tokens=1)
@@ -142,6 +168,15 @@ class TestErrors:
         before = torch.get_rng_state()
         callback.measure()
         assert draft.training and torch.equal(torch.get_rng_state(), before)
+
+    @pytest.mark.parametrize("training", [True, False])
+    def test_also_after_a_measurement_that_failed(self, training, tmp_path, monkeypatch):
+        callback = self.call(tmp_path, every_steps=1, max_new_tokens=4)
+        draft = callback.trainer.model.train(training)
+        monkeypatch.setattr(acceptance, "transcribe", lambda *a, **k: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            callback.measure()
+        assert draft.training == training
 
     def test_steps_without_prompts(self):
         with pytest.raises(ValueError, match="`acceptance_steps` is 3, but `acceptance_prompts` names no file"):

@@ -6,11 +6,16 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig
-from tiny import random_chats, tiny_eagle1_pair, tiny_pair
+from tiny import VOCAB, random_chats, tiny_eagle1_pair, tiny_pair
+from tiny_blocks import tiny_block_pair
 from tiny_mla import tiny_mla_pair
+from tiny_tokenizer import word_tokenizer
 
 from hf_eagle import EagleTrainer, EagleTrainingArguments
 from hf_eagle.door.printer import told
+from hf_eagle.evaluation.prompts import Prompt
+from hf_eagle.training import acceptance
+from hf_eagle.training.acceptance import AcceptanceLengthCallback
 from hf_eagle.training.checkpoints import checkpoints
 from hf_eagle.training.memory import LESS_OF_TARGET as LESS
 from hf_eagle.training.memory import savings_of
@@ -109,6 +114,27 @@ def test_several_ranks_are_told_to_share(adapter, tmp_path, monkeypatch):
     assert found["`target_sharding`"] > 0 and ("`fsdp2`" in found) == (not adapter)
 
 
+def test_ranks_that_share_a_draft_share_what_its_vocabulary_saves(tmp_path, monkeypatch):
+    """Weight, gradient and moments of its head; what a step makes of the head is whole on each rank."""
+    trainer, found = make(tmp_path), {}
+    monkeypatch.setattr(type(trainer.args), "world_size", 4)
+    for sharded in (False, True):
+        trainer.is_fsdp_enabled = sharded
+        found[sharded] = advised(trainer)["`draft_vocab_size`"]
+    head = trainer.model.lm_head.weight.numel() // 2 * 4 * 4
+    assert found[False] - found[True] == pytest.approx(head * 3 / 4)
+
+
+def test_blocks_are_counted_as_the_run_draws_them(tmp_path):
+    """As many of a row as the run asks for; packed, of each of its conversations."""
+    batch = {"input_ids": torch.ones(2, 600).long(), "loss_mask": torch.ones(2, 600)}
+    few, many = (savings_of(make(tmp_path, tiny_block_pair, num_anchors=n), batch)[0][1] for n in (2, 512))
+    packed = savings_of(make(tmp_path, tiny_block_pair, num_anchors=2), {**batch, "documents": batch["input_ids"]})
+    assert few < many < packed[0][1]
+    label = savings_of(make(tmp_path, tiny_block_pair, num_anchors=512, loss="label"), batch)[0][1]
+    assert label < many
+
+
 def test_the_larger_batch_is_told_first_and_the_larger_target_before_it(tmp_path):
     trainer = make(tmp_path)
     mask = torch.ones(64, 512)
@@ -125,6 +151,29 @@ def test_an_evaluation_has_a_batch_size_of_its_own(tmp_path, monkeypatch):
         "^Out of memory in the evaluation after step 2 .*: lower `per_device_eval_batch_size` .2., then `max_length`"
     )
     with pytest.raises(torch.OutOfMemoryError, match=message):
+        trainer.train()
+
+
+@pytest.mark.parametrize(
+    ("fields", "when", "step"),
+    [
+        ({}, {"every_steps": 2}, 2),  # in the loop of steps
+        ({"eval_strategy": "steps", "eval_steps": 3}, {}, 3),  # in an evaluation
+    ],
+)
+@pytest.mark.parametrize(("size", "lower"), [(None, "`batch_size` than 8"), (1, "`max_new_tokens`")])
+def test_a_measurement_of_acceptance_has_a_batch_size_of_its_own(
+    fields, when, step, size, lower, tmp_path, monkeypatch
+):
+    trainer = make(tmp_path, **fields)
+    prompts = [Prompt([{"role": "user", "content": "w10 w20"}], None, 0)]
+    given = {**when, "batch_size": size, "max_new_tokens": 4}
+    trainer.add_callback(AcceptanceLengthCallback(trainer, word_tokenizer(VOCAB, 2), prompts, **given))
+    running_out(monkeypatch, acceptance, "decode_prompts", torch.OutOfMemoryError(CUDA))
+    told = (
+        f"^Out of memory while acceptance was measured after step {step} .CUDA.*: give .* a lower {lower}, or shorter"
+    )
+    with pytest.raises(torch.OutOfMemoryError, match=told):
         trainer.train()
 
 

@@ -46,6 +46,12 @@ def waits(form: dict, *parts: str) -> float:
     return sum(count for count, part, *_ in form["waits"] if not parts or part in parts)
 
 
+@pytest.mark.parametrize("form", [form for form in FORMS if form.endswith(", eager")])
+def test_a_form_has_the_attention_that_it_names(form, tmp_path):
+    _, draft = FORMS[form][0](tmp_path)["pair"]
+    assert draft.config._attn_implementation == "eager"
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_a_step_computes_what_it_computes_on_the_cpu(form, found):
     seen = found["forms"][form]

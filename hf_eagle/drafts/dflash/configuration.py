@@ -103,12 +103,14 @@ class DFlashConfig(DraftConfig):
                 f"`mask_token_id` must be a row of the target's table, 0 to {self.vocab_size - 1}, got "
                 f"{self.mask_token_id}."
             )
-        check_layers(self.target_layer_ids or [], self.num_target_layers)
+        # transformers compares a config with an empty one, to write what differs
+        if (self.target_layer_ids, self.num_target_layers) != (None, None):
+            check_layers(self.target_layer_ids or [], self.num_target_layers)
 
     @property
-    def tap_ids(self) -> list[int]:
+    def tap_ids(self) -> list[int] | None:
         """Entry ids of the taps: the output of layer k is the input of layer k + 1. `layers_of` is the opposite."""
-        return [number + 1 for number in self.target_layer_ids]
+        return None if self.target_layer_ids is None else [number + 1 for number in self.target_layer_ids]
 
     @property
     def chain_length(self) -> int:
@@ -141,16 +143,15 @@ class DFlashConfig(DraftConfig):
         else:
             check_mask_token(self.mask_token_id, data, embeddings, keeps)
 
-        told = self.told_to_card()[0]
+        searched = ", which the data do not hold"
         if isinstance(data, IterableDataset):
-            told = (
-                f"The mask token of its blocks is {self.mask_token_id}; the stream is searched for it while it is read"
-            )
-        logger.info("%s", f"{told} ({why}).")
+            searched = "; the stream is searched for it while it is read"
+        logger.info("%s", f"The mask token of its blocks is {self.mask_token_id}{searched} ({why}).")
 
     def told_to_card(self) -> list[str]:
         """See [`DraftConfig.told_to_card`]."""
-        return [f"The mask token of its blocks is {self.mask_token_id}, which the data do not hold"]
+        # true of every run: a stream is never searched as a whole, but every batch is, where its blocks are planned
+        return [f"The mask token of its blocks is {self.mask_token_id}; no block saw or predicted it in the data"]
 
     @classmethod
     def get_config_dict(cls, *args, **kwargs) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -187,7 +188,9 @@ class DFlashConfig(DraftConfig):
 
     def _for_transformers(self, dflash: dict[str, Any]) -> dict[str, Any]:
         """Fields that transformers reads at the top level, and of the types that it takes."""
-        eos = self.eos_token_id[0] if isinstance(self.eos_token_id, list) else self.eos_token_id
+        eos = self.eos_token_id
+        if isinstance(eos, list):
+            eos = eos[0] if eos else None
         return {**dflash, "eos_token_id": eos, "sliding_window": self.max_position_embeddings}
 
 
@@ -210,6 +213,12 @@ def default_layers(target_config: PreTrainedConfig, count: int) -> list[int]:
 
 def check_layers(layers: list[int], num_layers: int | None) -> None:
     """`ValueError` unless these are ascending, unique, and layers whose output all readers tap alike."""
+    if num_layers is not None and num_layers < 2:
+        raise ValueError(
+            f"The target of a DFlash draft must have at least 2 layers, but `num_target_layers` is {num_layers}: the "
+            "draft taps outputs of layers, and not the last one's; train a draft without taps, with `method` eagle1."
+        )
+
     last = None if num_layers is None else num_layers - 2
     outside = [number for number in layers if number < 0 or (last is not None and number > last)]
     if outside or not layers:

@@ -64,7 +64,7 @@ def check_mask_token(mask_token_id: int, data, embeddings: torch.Tensor, keeps: 
         mask_token_id: the token.
         data: as for [`choose_mask_token`].
         embeddings: `(vocab_size, hidden)`, the target's table.
-        keeps: whether it is kept from an earlier draft, which was trained with it; the error then says so.
+        keeps: whether the draft is trained with it already, in this run or an earlier one; the error then says so.
     """
     if bool(tokens_of(data, mask_token_id + 2)[mask_token_id]):
         raise_for_mask_token(mask_token_id, keeps)
@@ -79,8 +79,17 @@ def raise_for_mask_token(mask_token_id: int, keeps: bool = False) -> None:
     """Raise the `ValueError` of a mask token that is a token of the data; `keeps` as for [`check_mask_token`]."""
     cure = "set it to a token that they do not hold"
     if keeps:
-        cure = "the draft was trained with it, so leave out the records that hold it, or train a new draft"
+        cure = "the draft is trained with it, so leave out the records that hold it, or train a new draft with another"
     raise ValueError(
         f"`mask_token_id` is {mask_token_id}, but the data hold that token, so that a draft could not tell it from a "
         f"slot to be filled: {cure}."
     )
+
+
+def require_mask_token(mask_token_id: int | None) -> None:
+    """`ValueError` if there is no mask token: nothing could stand in the slots to be filled."""
+    if mask_token_id is None:
+        raise ValueError(
+            "`mask_token_id` of this DFlash draft is unset, so nothing can stand in the slots to be filled: set it, or "
+            "let `fit_to_data` of the draft's config choose a token."
+        )

@@ -16,7 +16,8 @@ from ..layers import DraftLayer, EagleRMSNorm
 from ..lent_head import LentHead, WithLentHead
 from ..modeling_base import EaglePreTrainedModel
 from .attention import block_attention
-from .configuration import DFlashConfig
+from .configuration import DFlashConfig, check_layers
+from .mask_token import require_mask_token
 from .plan import BlockPlan
 from .proposal import DFlashProposer
 
@@ -75,6 +76,7 @@ class DFlashDraftModel(WithLentHead, EaglePreTrainedModel):
 
     def __init__(self, config: DFlashConfig):
         super().__init__(config)
+        check_layers(config.target_layer_ids or [], config.num_target_layers)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.fc = nn.Linear(config.num_taps * config.hidden_size, config.hidden_size, bias=False)
         self.hidden_norm = EagleRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
@@ -103,6 +105,15 @@ class DFlashDraftModel(WithLentHead, EaglePreTrainedModel):
         """As in the base class; reads either form."""
         kwargs["key_mapping"] = {f"^{other}$".replace(".", r"\."): name for name, other in _OTHER_NAMES.items()}
         return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+
+    def attach(self, target) -> None:
+        """As in the base class.
+
+        Raises:
+            ValueError: also for a draft without a mask token.
+        """
+        require_mask_token(self.config.mask_token_id)
+        super().attach(target)
 
     # ---- trained ----
 

@@ -10,7 +10,7 @@ from ...losses.objectives import summed_by_step
 from ...losses.output import EagleOutput, Objective
 from ..training_base import DraftTraining, HeadTeacher, Lesson
 from .configuration import DFlashConfig
-from .mask_token import raise_for_mask_token
+from .mask_token import raise_for_mask_token, require_mask_token
 from .plan import BlockPlan
 
 
@@ -112,13 +112,15 @@ class DFlashTraining(DraftTraining):
         return weights * processes / (weights * total).sum().clamp_min(torch.finfo(weights.dtype).tiny)
 
     def plan(self, batch, draw) -> BlockPlan:
+        require_mask_token(self.mask_token_id)
         plan = BlockPlan.of(batch, self.block_size, self.num_anchors, draw)
         # only tokens that blocks see or predict: padding and filler may be any token
         seen = torch.cat(
             [batch["input_ids"].flatten()[torch.cat([plan.layout.keys, plan.layout.anchors])], plan.labels]
         )
         if bool((seen == self.mask_token_id).any()):
-            raise_for_mask_token(self.mask_token_id)
+            # searched data were refused before, so this is a stream, and the run is under way
+            raise_for_mask_token(self.mask_token_id, keeps=True)
         return plan
 
     def teach(self, target, draft, seen, plan, step_factors, dtype) -> Lesson:
