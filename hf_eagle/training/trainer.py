@@ -69,9 +69,6 @@ class EagleTrainer(MemoryMixin, StallMixin, StoppingMixin, SavingMixin, HealthMi
         >>> trainer.train()
     """
 
-    # compute_loss itself divides by the count over the whole accumulated batch
-    loss_is_scaled_for_ga = True
-
     def __init__(
         self,
         model: EaglePreTrainedModel,
@@ -127,6 +124,10 @@ class EagleTrainer(MemoryMixin, StallMixin, StoppingMixin, SavingMixin, HealthMi
         if args.dataloader_pin_memory and runs_ahead(args.device):
             args.accelerator_config.non_blocking = True  # or each column of a batch waits for the step before
         super().__init__(model=model, args=args, data_collator=data_collator if dispatched else self._plans, **kwargs)
+
+        # so that the loss, which `compute_loss` divides by the count over the whole accumulated batch, is not divided by
+        # the number of its parts too; every transformers asks this
+        self.model_accepts_loss_kwargs = True
 
         print_lines(self)
         tell_launch(self)
