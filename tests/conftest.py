@@ -22,7 +22,11 @@ else:
 
 
 # what is said where a release is too old for what a test asks
-_NEEDS_NEWER = re.compile(r"[^\n]*needs (torch|transformers) [\d.]+ or newer, and this is [\d.]+[^\n]*")
+_NEEDS_NEWER = re.compile(
+    r"[^\n]*needs (torch|transformers|accelerate) [\d.]+ or newer, and this is [\d.]+[^\n]*"
+    # which transformers 5.17 also needs for what 5.24 does without it
+    r"|[^\n]*requires the Torchvision library[^\n]*"
+)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -30,7 +34,9 @@ def pytest_runtest_makereport(item, call):
     """Skip such tests, with the sentence as the reason: `make test-floor` runs the lowest releases. Tests of that
     sentence itself expect it, so it does not come here."""
     report = yield
-    told = None if call.excinfo is None else _NEEDS_NEWER.search(str(call.excinfo.value))
+    # a script that ends says why on stderr
+    said = "" if call.excinfo is None else f"{call.excinfo.value}\n{report.capstderr if report.failed else ''}"
+    told = _NEEDS_NEWER.search(said)
     if report.failed and told is not None:
         report.outcome, report.longrepr = "skipped", (str(item.path), item.location[1], told[0])
     return report

@@ -9,11 +9,37 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+import accelerate
 import torch
+from packaging.version import Version
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, Sampler
 from transformers.trainer_pt_utils import BatchRebalanceSampler, LengthGroupedSampler, get_length_grouped_indices
 
 from ..drafts.training_base import Draw
+
+
+# the first accelerate that deals batches of different sizes
+_DEALS_UNEVEN = Version("1.14")
+
+
+def check_dealt(args) -> None:
+    """`ValueError` for arguments of a run with which several ranks would get different numbers of batches, or none."""
+    if args.world_size < 2:
+        return
+
+    if not args.accelerator_config.even_batches:
+        raise ValueError(
+            "`even_batches` is false in `accelerator_config`: a rank whose data end early would leave the others "
+            "waiting forever; set it to true."
+        )
+    if (
+        args.train_sampling_strategy == "batch_rebalance"
+        and Version(accelerate.__version__).release < _DEALS_UNEVEN.release
+    ):
+        raise ValueError(
+            f"`train_sampling_strategy` batch_rebalance on several ranks needs accelerate {_DEALS_UNEVEN} or newer, "
+            f"and this is {accelerate.__version__}: install a newer one, or set it to group_by_length."
+        )
 
 
 def _generator(draw: Draw) -> torch.Generator:

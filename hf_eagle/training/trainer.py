@@ -32,7 +32,7 @@ from .health import HealthMixin
 from .launching import asked_to_shard, tell_launch
 from .log_lines import print_lines
 from .memory import LESS_OF_TARGET, MemoryMixin, explained
-from .order import Dealing, drawn
+from .order import Dealing, check_dealt, drawn
 from .saving import SavingMixin
 from .stalls import StallMixin
 from .step import OWN_COLUMNS, EpochOfPlans, PlanningCollator, TrainingStep
@@ -125,8 +125,8 @@ class EagleTrainer(MemoryMixin, StallMixin, StoppingMixin, SavingMixin, HealthMi
             args.accelerator_config.non_blocking = True  # or each column of a batch waits for the step before
         super().__init__(model=model, args=args, data_collator=data_collator if dispatched else self._plans, **kwargs)
 
-        # so that the loss, which `compute_loss` divides by the count over the whole accumulated batch, is not divided by
-        # the number of its parts too; every transformers asks this
+        # `compute_loss` divides by the count over the whole accumulated batch: keep `Trainer` from dividing once more, by
+        # the number of its parts
         self.model_accepts_loss_kwargs = True
 
         print_lines(self)
@@ -136,11 +136,7 @@ class EagleTrainer(MemoryMixin, StallMixin, StoppingMixin, SavingMixin, HealthMi
 
         if self.args.n_gpu > 1:
             raise ValueError("Several GPUs need one process each: start with `torchrun` or `accelerate launch`.")
-        if self.args.world_size > 1 and not self.args.accelerator_config.even_batches:
-            raise ValueError(
-                "`even_batches` is false in `accelerator_config`: a rank whose data end early would leave the others "
-                "waiting forever; set it to true."
-            )
+        check_dealt(self.args)
 
         self._share_stream()
         if feature_cache is not None:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from datasets import Dataset
 from PIL import Image
+from releases import skip_before
 from tiny_vision import chat, picture, text, vision_processor
 
 from hf_eagle.data.frames import as_png, load_picture
@@ -34,6 +35,8 @@ def loaded(source):
 def test_every_mode_is_shown_as_its_file(mode, tmp_path):
     path = tmp_path / f"a.{MODES[mode]}"
     of_mode(mode).save(path)
+    if mode == "YCbCr":
+        skip_before("pillow", "13.0")  # which is the first that reads what it wrote
     with Image.open(path) as opened:
         assert np.array_equal(loaded(opened), load_picture(str(path)))
 

@@ -33,11 +33,22 @@ from hf_eagle.training import distributed  # noqa: E402
 CALLED: set[str] = set()
 
 
+def name_of(frame) -> str:
+    """The function's name with its class, which Python before 3.11 does not keep with the code."""
+    code, owner = frame.f_code, frame.f_locals.get("self", frame.f_locals.get("cls"))
+    if hasattr(code, "co_qualname"):
+        return code.co_qualname
+
+    classes = getattr(owner if isinstance(owner, type) else type(owner), "__mro__", ())
+    within = next((each for each in classes if getattr(vars(each).get(code.co_name), "__code__", None) is code), None)
+    return code.co_name if within is None else f"{within.__name__}.{code.co_name}"
+
+
 def note(frame, event: str, _) -> None:
     """Take down a call, as `sys.setprofile` asks."""
     code = frame.f_code
     if event == "call" and code.co_filename.startswith(str(PACKAGE)):
-        CALLED.add(f"{Path(code.co_filename).relative_to(PACKAGE)} {code.co_qualname}")
+        CALLED.add(f"{Path(code.co_filename).relative_to(PACKAGE)} {name_of(frame)}")
 
 
 def shard_drafts() -> None:

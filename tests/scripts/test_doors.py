@@ -50,7 +50,7 @@ TEXTS = {
     *("lora_modules_to_save", "lora_target_modules", "method", "repo_id", "revision", "server_url", "target_revision"),
     *("attn_implementation", "dtype", "engine_args", "form", "include", "system_prompts", "token", "train_options"),
     *("batch_sizes", "draft_rope_scaling", "num_speculative_tokens", "sweep_tokens"),
-    *("behind", "context_buckets", "windows"),
+    *("behind", "context_buckets", "windows", "activation_checkpointing_kwargs"),
     "launch_config",  # of a dry run, which writes nothing and reads nothing else
     "gguf_file",  # a name within `target`, which is looked at with it
 }

@@ -7,14 +7,17 @@ import torch
 from accelerate.data_loader import SeedableRandomSampler, prepare_data_loader
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from releases import is_older
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler
 from transformers.trainer_pt_utils import BatchRebalanceSampler, LengthGroupedSampler
 
 from hf_eagle.drafts.training_base import Draw
-from hf_eagle.training.order import Dealing, DrawnOrder, drawn
+from hf_eagle.training.order import Dealing, DrawnOrder, check_dealt, drawn
 
 
-STRATEGIES = ("random", "sequential", "group_by_length", "batch_rebalance")
+STRATEGIES = ["random", "sequential", "group_by_length"]
+if not is_older("accelerate", "1.14"):  # older ones refuse it, see `check_dealt`
+    STRATEGIES.append("batch_rebalance")
 
 
 def collate(rows):
@@ -142,3 +145,22 @@ def test_what_is_not_dealt_out():
     args = SimpleNamespace(world_size=2, process_index=0, accelerator_config=SimpleNamespace(split_batches=False))
     assert Dealing.of(DataLoader(Stream(), batch_size=2), args) is None
     assert Dealing.of(DataLoader(range(3), batch_sampler=[[0], [1, 2]]), args) is None
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("version", ["1.12.0", "1.14.0.dev0", "1.15.1"])
+@pytest.mark.parametrize("strategy", ["random", "batch_rebalance"])
+def test_what_ranks_would_be_dealt_unevenly_is_refused(strategy, version, ranks, monkeypatch):
+    monkeypatch.setattr("accelerate.__version__", version)
+    config = SimpleNamespace(even_batches=True)
+    args = SimpleNamespace(world_size=ranks, accelerator_config=config, train_sampling_strategy=strategy)
+    if (strategy, version, ranks) == ("batch_rebalance", "1.12.0", 2):
+        with pytest.raises(ValueError, match="needs accelerate 1.14 or newer, and this is 1.12.0: install a newer one"):
+            check_dealt(args)
+    else:
+        check_dealt(args)
+
+    config.even_batches = False
+    if ranks == 2:
+        with pytest.raises(ValueError, match="^`even_batches` is false in `accelerator_config`: a rank whose data"):
+            check_dealt(args)

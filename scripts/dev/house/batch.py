@@ -51,7 +51,7 @@ class Recorder:
             caller = self._caller(frame)
             self.files.setdefault(file)
             if caller != file:
-                self.hops.setdefault((caller, file, getattr(code, "co_qualname", code.co_name)))
+                self.hops.setdefault((caller, file, _name(frame)))
 
     def _file(self, frame: FrameType) -> str:
         """A path in the package; empty for a frame of torch or transformers."""
@@ -66,6 +66,14 @@ class Recorder:
             outer = outer.f_back
         file = "" if outer is None else self._file(outer)
         return file if file in self.files else "Trainer"
+
+
+def _name(frame: FrameType) -> str:
+    """The function's name with its class, which Python before 3.11 does not keep with the code."""
+    code, owner = frame.f_code, frame.f_locals.get("self")
+    if hasattr(code, "co_qualname"):
+        return code.co_qualname
+    return code.co_name if owner is None else f"{type(owner).__name__}.{code.co_name}"
 
 
 def _is_batch(value: object) -> bool:
