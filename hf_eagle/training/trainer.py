@@ -125,7 +125,7 @@ class EagleTrainer(MemoryMixin, StallMixin, StoppingMixin, SavingMixin, HealthMi
             args.accelerator_config.non_blocking = True  # or each column of a batch waits for the step before
         super().__init__(model=model, args=args, data_collator=data_collator if dispatched else self._plans, **kwargs)
 
-        # `compute_loss` divides by the count over the whole accumulated batch: keep `Trainer` from dividing once more, by
+        # `compute_loss` divides by the count over the whole accumulated batch, so `Trainer` must not divide once more by
         # the number of its parts
         self.model_accepts_loss_kwargs = True
 
