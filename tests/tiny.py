@@ -110,4 +110,5 @@ def pad_batch(records: list[dict], side: str = "right") -> dict[str, torch.Tenso
 def unrolled(draft, input_ids, features, rows=None, num_steps=1, objective=None, embeddings=None, **where):
     """A draft's forward over chosen rows, from features that are given as they are: taps, or last hidden states."""
     seen = TargetFeatures(taps=features, last_hidden=features, embeddings=embeddings)
+    where = {"window": draft.config.draft_sliding_window, **where}
     return draft(input_ids, seen, UnrollPlan.of_rows(input_ids, rows, num_steps, **where), objective)

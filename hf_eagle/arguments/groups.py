@@ -134,6 +134,12 @@ class DraftArguments(BlockDraftArguments):
         "The draft's input embedding at an image or a video: that of its token, as in vLLM, or the output of the "
         "target's vision tower, as in SGLang.",
     )
+    draft_sliding_window: Annotated[int, Bounds(least=2, most=2**24)] | None = _arg(
+        None,
+        "EAGLE-3: let the draft's attention see only so many last tokens, its own included, in training and in "
+        "servers. Its cost then grows with the length and not with its square, and what it learns in short "
+        "conversations holds in a long context. Unset: all tokens.",
+    )
     fc_norm: bool = _arg(False, "EAGLE-3.1: apply an RMSNorm to each tap before `fc`.")
     norm_output: bool = _arg(False, "EAGLE-3.1: feed the normed output back instead of the residual stream.")
     draft_init: Literal["target", "random"] = _arg(

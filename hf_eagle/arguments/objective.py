@@ -8,7 +8,7 @@ from typing import Literal, get_args, get_origin
 
 from ..drafts.kinds import KINDS, Kind
 from .blocks import BlockTrainingArguments
-from .bounds import Depth, Mass, Weight, check_numbers
+from .bounds import Count, Depth, Mass, Weight, check_numbers
 from .parser import argument as _arg
 
 
@@ -30,6 +30,12 @@ class EagleArguments(BlockTrainingArguments):
     step_weight: Mass = _arg(0.8, "Weight of TTT step s is `step_weight ** s`, divided by the sum of all weights.")
     supervision: Literal["serving", "reference"] = _arg(
         "serving", "Rows that the loss counts: those that servers draft from, or the official code's (one row later)."
+    )
+    loss_window: Count | None = _arg(
+        None,
+        "EAGLE-3: train on at most so many rows of each conversation, side by side, drawn anew in each epoch. The "
+        "target still reads all of it. With `draft_sliding_window`, the draft's cost then no longer grows with the "
+        "length.",
     )
     loss: Literal["ce", "lk_alpha", "lk_lambda", "label", "dpace"] = _arg(
         "ce",

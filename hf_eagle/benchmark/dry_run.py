@@ -130,8 +130,9 @@ def shapes_of(target_config: PreTrainedConfig, target_args, data_args, dry_args,
         rows=args.per_device_train_batch_size,
         length=data_args.max_length,
         ttt_steps=steps,
-        # a packed row holds many conversations, each with as many blocks
+        # a packed row holds many conversations, each with as many blocks or rows
         num_anchors=data_args.max_length if data_args.packing else args.num_anchors,
+        loss_window=None if data_args.packing else args.loss_window,
         loss=args.loss,
         supervised_share=dry_args.supervised_share,
         bf16=args.bf16,

@@ -1,6 +1,6 @@
 """Refuse, before decoding, arguments that do not fit together and drafts of different targets."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -21,7 +21,7 @@ class DraftShape:
         depth: tokens of a chain, levels of a tree: the most that one round can accept.
         top_k: nodes expanded on each level, and children of each; 1 in a chain.
         total_tokens: drafted tokens that the target verifies.
-        window: keys that a query of the draft sees, its own included; all of them when `None`.
+        window: keys that a query of the draft sees, its own included; as many as in training when `None`.
     """
 
     tree: bool
@@ -95,17 +95,27 @@ class DraftShape:
                 "tokens; lower it."
             )
 
-    def check_window(self, draft, given: str = "`draft_window` is") -> None:
-        """Raise `ValueError` for a window that shows too little, or that this kind of draft would ignore.
+    def windowed(self, draft, given: str = "`draft_window` is") -> "DraftShape":
+        """Return the same shape with the window that this draft was trained with, unless it has one.
 
-        `given` begins the sentence; it names the argument that the window comes from.
+        Args:
+            draft: the draft that is decoded.
+            given: begins the sentence of an error; it names the argument that the window comes from.
+
+        Raises:
+            `ValueError`: for a window that shows too little, or that this kind of draft would ignore.
         """
-        if self.window is None:
-            return
+        window = self.window
+        if window is None:
+            window, given = draft.config.draft_sliding_window, "`draft_sliding_window` of the draft is"
+        if window is None:
+            return self
+
         if not draft.takes_window:
-            raise ValueError(f"{given} {self.window}, which a {type(draft).__name__} ignores: leave it out.")
-        if self.window <= self.depth:  # the last drafted token sees all before it, and one of the target's at least
-            raise ValueError(f"{given} {self.window}, but must be above the {self.depth} tokens of a draft.")
+            raise ValueError(f"{given} {window}, which a {type(draft).__name__} ignores: leave it out.")
+        if window <= self.depth:  # the last drafted token sees all before it, and one of the target's at least
+            raise ValueError(f"{given} {window}, but must be above the {self.depth} tokens of a draft.")
+        return replace(self, window=window)
 
 
 def chain_length(draft, method: str, asked: int | None) -> int | None:

@@ -105,7 +105,7 @@ def speculative_generate(
             With `top_k` 1 and `depth` K it is the chain of K.
         draft_window (`int`, *optional*):
             Let the draft's attention see only so many last tokens, its own included, as a server with a sliding window
-            does. Above the number of tokens drafted in a row.
+            does. Above the number of tokens drafted in a row. By default as many as in training.
         eos_token_ids (collection of `int`, *optional*):
             Tokens that end an answer; the one that ended it is kept in the output.
         temperature (`float`, *optional*, defaults to `0.0`):
@@ -128,7 +128,7 @@ def speculative_generate(
     num_speculative_tokens = chain_length(draft, method, num_speculative_tokens)
     shape = DraftShape.of(method, num_speculative_tokens, depth, top_k, total_tokens, draft_window)
     shape.check_vocabulary(draft)
-    shape.check_window(draft)
+    shape = shape.windowed(draft)
     check_sampling(temperature, top_p, sampling_top_k)
     check_draws(target, temperature, generator)
     check_prompts(input_ids, attention_mask, max_new_tokens, streamer)

@@ -91,7 +91,7 @@ def replay(draft, transcript: Transcript, shape: DraftShape) -> list[list[int]]:
     """
     check_draft_fits(transcript.prompts.target, draft)
     shape.check_vocabulary(draft)
-    shape.check_window(draft)
+    shape = shape.windowed(draft)
 
     documents = _documents(draft, transcript)
     at_every_place = draft.proposer(shape, transcript.prompts).replay(documents)

@@ -36,6 +36,9 @@ class DraftConfig(LlamaConfig):
         image_embeddings (`str`, defaults to `"token"`):
             What the draft embeds at a medium: its `"token"`, as vLLM does, or the output of the target's `"vision"`
             tower, as SGLang does. Neither server reads this field; decoding and checks do.
+        draft_sliding_window (`int`, *optional*):
+            Keys that the draft's attention sees, its own included, in training and in decoding; all of them if unset.
+            Servers do not read this field, see [`EagleConfig`]. It says what the weights were trained with.
         tokenizer_fingerprint (`str`, *optional*): identity of the tokenizer of the vocabulary mapping.
         filled_tokens (`int`, *optional*): tokens of its vocabulary that its data do not supervise; only cards read it.
 
@@ -49,7 +52,8 @@ class DraftConfig(LlamaConfig):
     # whether servers read YaRN's `mscale` and `mscale_all_dim` in such a draft
     reads_mscale = False
     chain_length = DEFAULTS["chain"]["num_speculative_tokens"]  # tokens drafted in a round, unless asked for others
-    free_in_warm_start = ("draft_vocab_size", "draft_rope")  # arguments that `start_from` lets differ
+    # arguments that `start_from` lets differ
+    free_in_warm_start = ("draft_vocab_size", "draft_rope", "draft_sliding_window")
     reads_window = False  # whether vLLM gives such a draft its target's window, unless `sliding_window` is written
 
     num_hidden_layers: int = 1
@@ -58,6 +62,7 @@ class DraftConfig(LlamaConfig):
     target_hidden_size: int | None = None
     eagle_aux_hidden_state_layer_ids: list[int] | tuple[int, ...] | None = None
     image_embeddings: str = "token"
+    draft_sliding_window: int | None = None
     tokenizer_fingerprint: str | None = None
     filled_tokens: int | None = None
 
@@ -240,7 +245,7 @@ def written_for_servers(config: DraftConfig, written: dict[str, Any]) -> dict[st
     for name in ("attention_bias", "mlp_bias", "bos_token_id", "eos_token_id", "pad_token_id"):
         written[name] = getattr(config, name)
 
-    for name in ("tokenizer_fingerprint", "filled_tokens"):
+    for name in ("tokenizer_fingerprint", "filled_tokens", "draft_sliding_window"):
         if written.get(name) is None:
             written.pop(name, None)
     return written

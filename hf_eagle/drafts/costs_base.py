@@ -11,8 +11,8 @@ import torch
 
 from ..losses.fused_head import BLOCK_ELEMENTS, chunk_rows
 from .configuration_base import DraftConfig
+from .row_layout import RowLayout
 from .training_base import BatchPlan
-from .unroll_plan import RowLayout
 
 
 # bytes of a number in float32
@@ -39,6 +39,7 @@ class RunShapes:
             and with them; the CPU kernel keeps the latter only.
         memory: bytes of the accelerator, by which the loss chooses how many rows it takes at once.
         num_anchors: blocks trained of each sequence at most, of a draft that is trained on blocks.
+        loss_window: rows trained of each sequence at most, side by side, of a draft that is unrolled; all when `None`.
         loss: as the argument of this name; one that compares with tokens needs nothing of the target's head.
     """
 
@@ -56,6 +57,7 @@ class RunShapes:
     accelerator: bool = True
     memory: int = 80 * 2**30
     num_anchors: int = 512
+    loss_window: int | None = None
     loss: str = "ce"
 
     @property
@@ -64,7 +66,8 @@ class RunShapes:
 
     @property
     def supervised(self) -> int:
-        return round(self.tokens * self.supervised_share)
+        supervised = round(self.tokens * self.supervised_share)
+        return supervised if self.loss_window is None else min(supervised, self.rows * self.loss_window)
 
     @property
     def width(self) -> int:
@@ -215,7 +218,7 @@ def chunked_logits(rows: int, config: DraftConfig, shapes: RunShapes) -> int:
 def seen_pairs(layout: RowLayout) -> int:
     """Pairs of an unrolled row and a step-0 key that it sees."""
     pairs = 0
-    for rows, blocks in layout.spans:
+    for rows, blocks in layout.spans_at(0):
         count = rows.stop - rows.start
         for keys, causal in blocks:
             pairs += count * (count + 1) // 2 if causal else count * (keys.stop - keys.start)

@@ -78,15 +78,15 @@ class Kind:
 _ONLY_EAGLE3 = (
     *("draft_rope", "image_embeddings", "tap_ids", "tap_method"),
     *("draft_vocab_size", "fill_vocabulary", "fc_norm", "norm_output", "draft_init", "draft_attention"),
-    *LATENT_SIZES,
-    *("ttt_steps", "step_weight", "loss", "oov_rows", "lk_scale", "lk_decay"),
+    *("draft_sliding_window", *LATENT_SIZES),
+    *("ttt_steps", "step_weight", "loss", "loss_window", "oov_rows", "lk_scale", "lk_decay"),
 )
 _ONLY_EAGLE1 = ("regression_weight", "ce_weight", "feature_noise")
 # DFlash uses neither these nor those of EAGLE-1: it has no unroll, and the target's vocabulary and head
 _NOT_DFLASH = (
     *("draft_rope", "image_embeddings", "draft_vocab_size", "fill_vocabulary", "fc_norm", "norm_output", "draft_init"),
-    *("draft_attention", *LATENT_SIZES),
-    *("ttt_steps", "step_weight", "supervision", "oov_rows", "lk_scale", "lk_decay"),
+    *("draft_attention", "draft_sliding_window", *LATENT_SIZES),
+    *("ttt_steps", "step_weight", "supervision", "loss_window", "oov_rows", "lk_scale", "lk_decay"),
 )
 
 KINDS = {

@@ -75,6 +75,9 @@ class UnrolledDraft(EaglePreTrainedModel):
             [`EagleOutput`].
         """
         self._check_steps(plan.num_steps)
+        planned, own = plan.layout.window, self.config.draft_sliding_window
+        if planned != own:
+            raise ValueError(f"`plan` has the window {planned}, but the draft has {own}: plan with `window={own}`.")
 
         if plan.layout.rows.numel():
             embeddings = self.select_embeddings(features)

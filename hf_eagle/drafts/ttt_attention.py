@@ -1,7 +1,8 @@
 """Attention of the training-time test: a row sees the step-0 keys of its past, and its own key of every later step.
 
 At step `s` row `i` attends, under one softmax, to the step-0 keys `j <= i` of its document and to its own keys of the
-steps `1..s` (EAGLE-3, arXiv 2503.01840; contract section 2). Only the unrolled rows have queries.
+steps `1..s` (EAGLE-3, arXiv 2503.01840; contract section 2). Only the unrolled rows have queries. With a sliding window
+of `W` it sees the last `W` of these, as a server's draft does: the step-0 keys `i + s - W < j <= i`.
 
 `eager` is the readable form. `sdpa` and `flex_attention` never hold the scores: a fused kernel attends to the step-0
 keys and returns its log-sum-exp, which merges the few own keys exactly. Memory is linear in length.
@@ -14,7 +15,7 @@ from torch.nn.functional import pad
 
 from .flash_cpu import expanded, flash, flash_backward, grouped, ungrouped
 from .flex_context import by_flex, chosen_attention, lengthened, or_else
-from .unroll_plan import RowLayout
+from .row_layout import RowLayout
 
 
 def eager_ttt_attention(
@@ -43,7 +44,7 @@ def eager_ttt_attention(
     for first_row, last_row, first_key, last_key in layout.documents:
         rows, keys = slice(first_row, last_row), slice(first_key, last_key)
         scores = torch.einsum("nkgd,tkd->nkgt", q[rows], key[keys]) * scaling
-        hidden = layout.keys[None, keys] > layout.rows[rows, None]
+        hidden = layout.hidden(rows, keys, step=len(own_keys))
         scores = scores.masked_fill(hidden[:, None, None], torch.finfo(scores.dtype).min)
 
         own = [torch.einsum("nkgd,nkd->nkg", q[rows], k[rows])[..., None] * scaling for k in own_keys]
@@ -67,13 +68,17 @@ class _FlashTTT(torch.autograd.Function):
     @staticmethod
     def forward(ctx, query, key, value, layout, scaling, *own):
         own_keys, own_values = own[: len(own) // 2], own[len(own) // 2 :]
+        step = len(own_keys)
         q, k, v = grouped(query, key.shape[1]), expanded(key, query), expanded(value, query)
         result = torch.empty_like(query)
         out = grouped(result, key.shape[1])  # (kv, group, N, dim), a view of it
         lse = q.new_empty(q.shape[:3], dtype=torch.float32)
 
-        for rows, blocks in layout.spans:
-            parts = [flash(q[:, :, rows], k[:, :, keys], v[:, :, keys], causal, scaling) for keys, causal in blocks]
+        for rows, blocks in layout.spans_at(step):
+            parts = []
+            for keys, causal in blocks:
+                mask = _mask(layout, rows, keys, step, q) if causal is None else None
+                parts.append(flash(q[:, :, rows], k[:, :, keys], v[:, :, keys], bool(causal), scaling, mask))
             out[:, :, rows], lse[:, :, rows] = _merge(parts)
 
         if own_keys:
@@ -94,17 +99,18 @@ class _FlashTTT(torch.autograd.Function):
     def backward(ctx, grad):
         query, key, value, result, lse, *own = ctx.saved_tensors
         own_keys, own_values = own[: len(own) // 2], own[len(own) // 2 :]
-        scaling = ctx.scaling
+        layout, scaling, step = ctx.layout, ctx.scaling, len(own_keys)
         q, k, v = grouped(query, key.shape[1]), expanded(key, query), expanded(value, query)
         grad, out = (grouped(x.to(q.dtype), key.shape[1]) for x in (grad, result))
 
         dq = torch.zeros(q.shape, dtype=torch.float32, device=q.device)
         dk, dv = (torch.zeros(x.shape[1], x.shape[0], x.shape[2], dtype=torch.float32) for x in (key, value))
-        for rows, blocks in ctx.layout.spans:
+        for rows, blocks in layout.spans_at(step):
             for keys, causal in blocks:
+                mask = _mask(layout, rows, keys, step, q) if causal is None else None
                 parts = flash_backward(
                     *(grad[:, :, rows], q[:, :, rows], k[:, :, keys], v[:, :, keys], out[:, :, rows], lse[:, :, rows]),
-                    *(causal, scaling),
+                    *(bool(causal), scaling, mask),
                 )
                 for total, part in ((dq[:, :, rows], parts[0]), (dk[:, keys], parts[1]), (dv[:, keys], parts[2])):
                     total += part if total.dim() == 4 else part.sum(1)
@@ -125,6 +131,12 @@ class _FlashTTT(torch.autograd.Function):
         dq = ungrouped(dq)
         dk, dv = dk.transpose(0, 1), dv.transpose(0, 1)
         return dq.to(query.dtype), dk.to(key.dtype), dv.to(value.dtype), None, None, *own_grads
+
+
+def _mask(layout: RowLayout, rows: slice, keys: slice, step: int, like: torch.Tensor) -> torch.Tensor:
+    """What the kernel adds to the scores of these rows and keys."""
+    hidden = layout.hidden(rows, keys, step)
+    return like.new_zeros(hidden.shape).masked_fill_(hidden, torch.finfo(like.dtype).min)
 
 
 def _broadcast(own: torch.Tensor) -> torch.Tensor:
@@ -173,7 +185,7 @@ def flex_ttt_attention(query, key, value, own_keys, own_values, layout, scaling)
     Where it cannot run, `eager_ttt_attention` does, and a line of the log says so. On a CPU it runs uncompiled, in
     quadratic memory: only good for tests.
     """
-    out, lse = by_flex(query, key, value, layout.flex_mask, scaling)
+    out, lse = by_flex(query, key, value, layout.flex_mask(len(own_keys)), scaling)
     if not own_keys:
         return out
 

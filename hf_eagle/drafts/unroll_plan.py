@@ -2,101 +2,16 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
 from typing import Any
 
 import torch
 
-from ..data.collators import any_packed, documents_of, mark_padding, number_documents
+from ..data.collators import any_packed, documents_of, mark_padding
 from ..losses.supervision import SupervisionPlan, supervised_steps
 from ..targets.packed_attention import Segments
-from .flex_context import FlexMask
-from .training_base import PlanOfTensors
-
-
-@dataclass
-class RowLayout:
-    """The unrolled rows of a `(batch, length)` grid, and the rows whose keys these need.
-
-    A row's key is needed if an unrolled row of the same document stands at or after it. So padding and what follows
-    the last supervised row of a document cost nothing.
-
-    Attributes:
-        rows: `(N,)` flat ids `b * length + t` of the unrolled rows, ascending.
-        keys: `(K,)` flat ids of the rows with a step-0 key, ascending; they hold `rows`.
-        row_in_keys: `(N,)`: `keys[row_in_keys] == rows`.
-        document_of_row, document_of_key: `(N,)` and `(K,)`, ascending document numbers.
-    """
-
-    rows: torch.Tensor
-    keys: torch.Tensor
-    row_in_keys: torch.Tensor
-    document_of_row: torch.Tensor
-    document_of_key: torch.Tensor
-
-    @classmethod
-    def of(cls, rows: torch.Tensor, documents: torch.Tensor) -> "RowLayout":
-        """For these rows of a batch whose tokens belong to `documents` `(batch, length)`, each contiguous."""
-        document = number_documents(documents)
-        indices = torch.arange(document.numel(), device=rows.device)
-        last_row = torch.full_like(indices, -1).scatter_reduce(0, document[rows], rows, "amax")
-        needed = indices <= last_row[document]
-        keys = needed.nonzero()[:, 0]
-        return cls(rows, keys, (needed.cumsum(0) - 1)[rows], document[rows], document[keys])
-
-    def counted(self) -> "RowLayout":
-        """Itself, with the numbers that kernels need computed now: on a device, reading them would wait for it."""
-        if self.rows.numel():
-            self.spans  # noqa: B018 - `documents` too
-        return self
-
-    def each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "RowLayout":
-        """The same layout, with each of its tensors changed, for instance moved; what was counted on the host stays."""
-        counted = {name: self.__dict__[name] for name in ("documents", "spans") if name in self.__dict__}
-        changed = replace(self, **{f.name: change(getattr(self, f.name)) for f in fields(self)})
-        changed.__dict__.update(counted)
-        return changed
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> "RowLayout":
-        """On another device."""
-        return self.each(lambda x: x.to(device, non_blocking=non_blocking))
-
-    @cached_property
-    def documents(self) -> list[tuple[int, int, int, int]]:
-        """First row, end of rows, first key, end of keys of each document, counted in `rows` and in `keys`."""
-        row_counts, key_counts = (
-            torch.unique_consecutive(document, return_counts=True)[1].tolist()
-            for document in (self.document_of_row, self.document_of_key)
-        )
-
-        found, row, key = [], 0, 0
-        for rows, keys in zip(row_counts, key_counts, strict=True):
-            found.append((row, row + rows, key, key + keys))
-            row, key = row + rows, key + keys
-
-        return found
-
-    @cached_property
-    def spans(self) -> list[tuple[slice, list[tuple[slice, bool]]]]:
-        """Runs of adjacent rows, each with its blocks of keys, `(keys, causal)`: all before it, and its own."""
-        joined = (self.rows[1:] == self.rows[:-1] + 1) & (self.document_of_row[1:] == self.document_of_row[:-1])
-        starts = [0, *((~joined).nonzero()[:, 0] + 1).tolist()]
-
-        key_of, documents = self.row_in_keys.tolist(), iter(self.documents)
-        found, end_of_document, first_key = [], 0, 0
-        for start, end in zip(starts, [*starts[1:], len(key_of)], strict=True):
-            if start == end_of_document:  # rows ascend, so a new document begins with a new span
-                _, end_of_document, first_key, _ = next(documents)
-            own = slice(key_of[start], key_of[start] + end - start)
-            before = slice(first_key, own.start)
-            found.append((slice(start, end), [(own, True)] + [(before, False)] * (before.start < before.stop)))
-
-        return found
-
-    @cached_property
-    def flex_mask(self) -> FlexMask:
-        """The layout as `flex_attention` takes it."""
-        return FlexMask.of(self.rows, self.document_of_row, self.keys, self.document_of_key)
+from .drawn_rows import draw_together
+from .row_layout import RowLayout
+from .training_base import Draw, PlanOfTensors
 
 
 @dataclass
@@ -167,11 +82,30 @@ class UnrollPlan(PlanOfTensors):
         return self.supervised.counts
 
     @classmethod
-    def of(cls, batch: Mapping[str, Any], num_steps: int, supervision: str = "serving") -> "UnrollPlan":
-        """From a collator's output, see [`DraftTraining.plan`]."""
+    def of(
+        cls,
+        batch: Mapping[str, Any],
+        num_steps: int,
+        supervision: str = "serving",
+        window: int | None = None,
+        loss_window: int | None = None,
+        draw: Draw | None = None,
+    ) -> "UnrollPlan":
+        """From a collator's output, see [`DraftTraining.plan`].
+
+        Args:
+            batch: of a collator, on the CPU.
+            num_steps: TTT steps.
+            supervision: which rows count, see `supervised_steps`.
+            window: as in [`RowLayout`].
+            loss_window: rows of a document that count at most, drawn with `draw`; all when `None`.
+        """
         documents = documents_of(batch)
-        supervised = SupervisionPlan.of(supervised_steps(batch["loss_mask"], documents, num_steps, supervision))
-        layout = RowLayout.of(supervised.rows, documents).counted()
+        counted = supervised_steps(batch["loss_mask"], documents, num_steps, supervision)
+        if loss_window is not None:
+            counted &= draw_together(batch["input_ids"], documents, counted.any(0), loss_window, draw)
+        supervised = SupervisionPlan.of(counted)
+        layout = RowLayout.of(supervised.rows, documents, window).counted()
         return cls(
             documents=documents,
             packed=any_packed(documents),
@@ -192,6 +126,7 @@ class UnrollPlan(PlanOfTensors):
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
         documents: torch.Tensor | None = None,
+        window: int | None = None,
     ) -> "UnrollPlan":
         """For chosen rows, `(N,)` flat ids `b * length + t`, ascending; all rows when `None`."""
         if rows is None:
@@ -199,7 +134,7 @@ class UnrollPlan(PlanOfTensors):
 
         documents = mark_padding(documents, attention_mask, like=input_ids)
         positions = _positions(input_ids, attention_mask, position_ids)
-        layout = RowLayout.of(rows, documents)
+        layout = RowLayout.of(rows, documents, window)
         tokens = StepTokens.of(layout, num_steps, documents.numel())
         return cls(documents, any_packed(documents), positions, num_steps, layout, tokens)
 

@@ -15,9 +15,14 @@ _NAMES = ("acceptance_length", "acceptance_length_interval", "accepted_per_posit
 
 def check_windows(draft, settings: DecodingSettings, windows: Sequence[int | None]) -> None:
     """Raise `ValueError`, before anything is decoded, for a window with which this draft cannot be decoded."""
-    shape = settings.for_draft(draft).shape
+    shape, own = settings.for_draft(draft).shape, draft.config.draft_sliding_window
     for window in windows:
-        replace(shape, window=window).check_window(draft, given="`windows` contains")
+        if window is None and own is not None:
+            raise ValueError(
+                f"`windows` contains none, but the draft was trained with a window of {own}: a number as large as the "
+                "longest context shows it everything."
+            )
+        replace(shape, window=window).windowed(draft, given="`windows` contains")
 
 
 def measure_windows(

@@ -8,6 +8,7 @@ from pathlib import Path
 from ..door.names import at_home
 from .draft_folder import DraftFolder
 from .kinds import ServedKind, kind_of, rows_of, serves
+from .windows import sglang_flag, trained_window, window_keys
 
 
 def served_as(kind: str) -> ServedKind:
@@ -49,6 +50,7 @@ def serve_commands(
         kind: hf_eagle's name of the draft's kind.
         media_limits: with which the target's media were shown in training; vLLM is told those of pixels.
         config: the draft's `config.json`; if transformers alone can generate with such a folder, a command says how.
+            A window that it was trained with is passed on.
 
     Returns:
         Server name -> command; empty for a kind that no server is known to run.
@@ -60,15 +62,18 @@ def serve_commands(
     target, draft = str(at_home(target)), str(at_home(draft))
     pixels = {name: value for name, value in (media_limits or {}).items() if name in _PIXELS}
     limits = f" \\\n    --mm-processor-kwargs {shlex.quote(json.dumps(pixels))}" if pixels else ""
+    window = trained_window(config or {})
+    # vLLM gives such a draft its keys in a group of their own, which costs time at every step
+    shown = ("", "") if window is None else (" \\\n    --disable-hybrid-kv-cache-manager", f" {sglang_flag(window)}")
     speculative = {"method": row.vllm.name, "model": draft, "num_speculative_tokens": num_speculative_tokens}
 
     # as modules: these run wherever the package can be imported, even if its console command is not on the path
     commands = {
         "vLLM": f"python -m vllm.entrypoints.openai.api_server --model {shlex.quote(target)} \\\n"
-        f"    --speculative-config {shlex.quote(json.dumps(speculative))}{limits}",
+        f"    --speculative-config {shlex.quote(json.dumps(speculative))}{limits}{shown[0]}",
         "SGLang": f"python -m sglang.launch_server --model-path {shlex.quote(target)} \\\n"
         f"    --speculative-algorithm {row.sglang.name} --speculative-draft-model-path {shlex.quote(draft)} \\\n"
-        f"    {row.sglang.options(num_speculative_tokens)}",
+        f"    {row.sglang.options(num_speculative_tokens)}{shown[1]}",
     }
 
     lines = row.in_python(config or {}, target, draft)
@@ -84,10 +89,9 @@ def serve_window(folder: str | Path, window: int) -> list[str]:
     if not row.windowed:
         return [f"no server is known to run {row.label({})} drafts with a window"]
 
-    keys = json.dumps({"layer_types": ["sliding_attention"], "sliding_window": window})[1:-1]
+    keys = json.dumps(window_keys(window))[1:-1]
     return [
         f"window {window:,} in vLLM: {keys} in the draft's config.json, both; --disable-hybrid-kv-cache-manager saves "
         "time per step",
-        f"window {window:,} in SGLang: --speculative-draft-window-size {window - 1} with FlashAttention, {window} with "
-        "Triton",
+        f"window {window:,} in SGLang: {sglang_flag(window)} with FlashAttention, {window} with Triton",
     ]

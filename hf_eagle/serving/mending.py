@@ -10,6 +10,7 @@ import torch
 from . import rules_sglang
 from .draft_folder import TargetFacts
 from .rules_folder import rope_of
+from .windows import trained_window, window_keys
 
 
 @dataclass
@@ -83,11 +84,16 @@ def layers_and_context(draft: Draft) -> None:
 
 
 def window(draft: Draft) -> None:
-    """Give the draft a window of its own, as long as the context, if vLLM would else give it the target's."""
-    target = draft.target
-    if target is not None and target.window is not None and "layer_types" not in draft.config:
-        draft.write("layer_types", ["sliding_attention"])
-        draft.write("sliding_window", max(target.max_positions, draft.config["max_position_embeddings"]))
+    """Write the window of training, or one as long as the context if vLLM would else give the draft the target's."""
+    target, trained = draft.target, trained_window(draft.config)
+    if trained is not None:
+        keys = window_keys(trained)
+    elif target is not None and target.window is not None and "layer_types" not in draft.config:
+        keys = window_keys(max(target.max_positions, draft.config["max_position_embeddings"]))
+    else:
+        return
+    for name, value in keys.items():
+        draft.write(name, value)
 
 
 def rope(draft: Draft) -> None:

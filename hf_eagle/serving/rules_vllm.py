@@ -104,54 +104,6 @@ def activation(folder: DraftFolder, target: TargetFacts | None) -> Iterator[Find
         yield Finding(READER, f"`hidden_act` is {act!r}, and only silu is run.", "train with silu")
 
 
-def window(folder: DraftFolder, target: TargetFacts | None, reads_layer_types: bool = True) -> Iterator[Finding]:
-    """Attention sees all tokens, as in training.
-
-    `layer_types` and `sliding_window` together give a draft its own window. One at least as long as the context hides
-    nothing. Beside a target all of whose layers slide it is even needed, since vLLM else gives the draft the target's.
-
-    Args:
-        folder, target: as for every rule.
-        reads_layer_types: whether the draft's class can be loaded with that field; with EAGLE-1's loading fails.
-    """
-    own, sliding = folder.config.get("sliding_window"), "sliding_attention" in (folder.config.get("layer_types") or [])
-    context = folder.config.get("max_position_embeddings") if target is None else target.max_positions
-    if sliding and not reads_layer_types:
-        yield Finding(READER, "`layer_types` asks for sliding attention: loading fails.", "leave `layer_types` out")
-    elif sliding and not isinstance(own, int):
-        yield Finding(
-            READER,
-            "`layer_types` asks for sliding attention, which hides keys that training showed, but no `sliding_window` "
-            "says how many are left: loading fails.",
-            "leave `layer_types` out",
-        )
-    elif sliding and isinstance(context, int) and own < context:
-        yield Finding(
-            READER,
-            f"`layer_types` and `sliding_window` {own} ask for sliding attention, which hides keys that training "
-            f"showed from a context of {context}.",
-            _fix_of_window(target),
-        )
-
-    if target is None or target.window is None or sliding:
-        return
-    text = (
-        f"all layers of the target slide, and a draft without a window of its own gets the target's {target.window} "
-        "tokens: beyond them it does not see keys that training showed, and fewer of its tokens are accepted."
-    )
-    if reads_layer_types:
-        yield Finding(READER, text, _fix_of_window(target))
-    else:
-        fix = f"serve at most {target.window} tokens (`--max-model-len`), or train an EAGLE-3 draft"
-        yield Finding(READER, text, fix, level="limit")
-
-
-def _fix_of_window(target: TargetFacts | None) -> str:
-    if target is None or target.window is None:
-        return "leave `layer_types` out"
-    return f'write `layer_types` ["sliding_attention"] and `sliding_window` {target.max_positions}, the whole context'
-
-
 def rope_of(folder: DraftFolder) -> dict[str, Any]:
     """RoPE as vLLM reads it: the new spelling, or the old one if that is missing."""
     return folder.config.get("rope_parameters") or folder.config.get("rope_scaling") or {}

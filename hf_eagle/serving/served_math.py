@@ -130,14 +130,17 @@ class ServedChain(ServedDraft):
         return self._linear(mixed, "layers.0.self_attn.o_proj")
 
     def _mix(self, queries, keys, values, scale: float) -> torch.Tensor:
-        """Causal attention over all rows so far; `(rows, heads * width)`."""
+        """Causal attention over all rows so far, or the last of them; `(rows, heads * width)`."""
         self.keys.append(keys)
         self.values.append(values)
         keys, values = torch.cat(self.keys), torch.cat(self.values)
 
         scores = torch.einsum("qhd,khd->hqk", queries, keys) * scale
-        before = torch.arange(len(keys)) <= torch.arange(len(keys) - len(queries), len(keys))[:, None]
-        weights = scores.masked_fill(~before, float("-inf")).softmax(-1)
+        place, of_query = torch.arange(len(keys)), torch.arange(len(keys) - len(queries), len(keys))[:, None]
+        seen = place <= of_query
+        if "sliding_attention" in (self.config.get("layer_types") or ()):
+            seen &= place > of_query - self.config["sliding_window"]
+        weights = scores.masked_fill(~seen, float("-inf")).softmax(-1)
         return torch.einsum("hqk,khd->qhd", weights, values).flatten(1)
 
 

@@ -163,8 +163,9 @@ def _shapes_of(trainer, batch: dict[str, torch.Tensor] | None) -> RunShapes:
         draft_sharded=trainer.is_fsdp_enabled,
         target_dtype=target.model.dtype,
         accelerator=args.device.type != "cpu",
-        # a packed row holds many conversations, each with as many blocks
+        # a packed row holds many conversations, each with as many blocks or rows
         num_anchors=length if packed else args.num_anchors,
+        loss_window=None if packed else args.loss_window,
         loss=args.loss,
     )
 

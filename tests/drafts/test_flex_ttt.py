@@ -9,8 +9,8 @@ from hf_eagle.benchmark.shapes import Shapes
 from hf_eagle.benchmark.workload import Step, build_draft, chat_batch
 from hf_eagle.drafts import flex_context, ttt_attention
 from hf_eagle.drafts.flex_context import kernel_options, lengthened, why_not_flex
+from hf_eagle.drafts.row_layout import RowLayout
 from hf_eagle.drafts.ttt_attention import eager_ttt_attention, flex_ttt_attention
-from hf_eagle.drafts.unroll_plan import RowLayout
 
 
 LLAMA = Shapes(64, 112, 4, 2, 16, 200, 150, 8)
@@ -97,8 +97,9 @@ def test_parts_that_are_not_trained_make_no_graph(trained, graphs):
 def test_few_rows_are_two_blocks(rows, graphs):
     """The added rows see what the last one sees, so that none sees nothing; the added keys are seen by none."""
     layout = layout_of(torch.arange(310 - rows, 310), 310)
-    ids, blocks = layout.flex_mask.ids, layout.flex_mask.tensors.values()
-    assert [len(x) for x in ids] == [max(256, len(x)) for x in (layout.rows, layout.rows, layout.keys, layout.keys)]
+    ids, blocks = layout.flex_mask(0).ids, layout.flex_mask(0).tensors.values()
+    rows_and_keys = [layout.rows] * 3 + [layout.keys] * 2
+    assert [len(x) for x in ids] == [max(256, len(x)) for x in rows_and_keys]
     assert min(size for x in blocks for size in x.shape[2:]) >= 2
     assert lengthened(torch.ones(rows, 2, 3)).shape == (max(256, rows), 2, 3)
 

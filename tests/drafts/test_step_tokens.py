@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_eagle.data.collators import EagleDataCollator
-from hf_eagle.drafts.unroll_plan import RowLayout, StepTokens, UnrollPlan
+from hf_eagle.drafts.row_layout import RowLayout
+from hf_eagle.drafts.unroll_plan import StepTokens, UnrollPlan
 
 
 @given(

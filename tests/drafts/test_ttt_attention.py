@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from hf_eagle.drafts.row_layout import RowLayout
 from hf_eagle.drafts.ttt_attention import eager_ttt_attention, flash_ttt_attention, flex_ttt_attention, ttt_attention
-from hf_eagle.drafts.unroll_plan import RowLayout
 
 
 # two sequences: two packed documents and padding; one document with padding on the left
@@ -21,6 +21,8 @@ def row_by_row(query, key, value, own_keys, own_values, layout, scaling):
     groups, out = query.shape[1] // key.shape[1], []
     for n, row in enumerate(layout.rows.tolist()):
         first = row - row % length
+        if layout.window is not None:
+            first = max(first, row + len(own_keys) - layout.window + 1)
         seen = [place_of[j] for j in range(first, row + 1) if documents[j] == documents[row]]
         heads = []
         for head in range(query.shape[1]):
@@ -109,7 +111,7 @@ def test_the_blocks_of_flex_attention_are_those_that_hold_a_seen_key():
     layout = RowLayout.of(torch.cat([torch.arange(*span) for span in spans]), documents)
     seen = layout.document_of_row[:, None] == layout.document_of_key
     seen &= layout.keys <= layout.rows[:, None]
-    mask = layout.flex_mask.blocks
+    mask = layout.flex_mask(0).blocks
     found = {"some": torch.zeros(mask.kv_num_blocks.shape[-1], mask.kv_indices.shape[-1], dtype=torch.bool)}
     found["all"] = found["some"].clone()
     for name, counts, ids in (
@@ -173,6 +175,61 @@ def test_the_layout_keeps_the_keys_that_are_seen_and_no_others():
         if row - row % length <= key <= row and documents[key] == documents[row]
     ]
     assert sorted(pairs) == wanted
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2, 6])
+@pytest.mark.parametrize("window", [3, 7, 16, 200])
+@pytest.mark.parametrize("implementation", [*IMPLEMENTATIONS, "flex_attention"])
+def test_a_window_equals_one_softmax_row_by_row(monkeypatch, implementation, window, steps):
+    if steps >= window:
+        pytest.skip("a window is wider than an unroll has steps")
+    monkeypatch.setattr("torch.nn.attention.flex_attention._validate_device", lambda *tensors: None)
+    layout = RowLayout.of(ROWS, DOCUMENTS, window)
+    inputs = random_inputs(layout, 4, 2, 16, 16, steps)
+    out, grads = run(IMPLEMENTATIONS.get(implementation, flex_ttt_attention), layout, inputs, 0.3)
+    wanted, wanted_grads = run(row_by_row, layout, inputs, 0.3)
+    torch.testing.assert_close(out, wanted, rtol=1e-5, atol=1e-5)
+    for ours, theirs in zip(grads, wanted_grads, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=5e-5)
+
+
+@pytest.mark.parametrize("window", [70, 300, 700, 1400])
+@pytest.mark.parametrize("function", [flash_ttt_attention, flex_ttt_attention])
+def test_a_window_in_long_documents(monkeypatch, function, window):
+    """Runs of rows that begin behind their window, at its edge, and far from it; some blocks of keys are skipped."""
+    monkeypatch.setattr("torch.nn.attention.flex_attention._validate_device", lambda *tensors: None)
+    documents = torch.tensor([[0] * 200 + [1] * 1300])
+    layout = RowLayout.of(torch.cat([torch.arange(100, 400), torch.arange(700, 1490)]), documents, window)
+    inputs = random_inputs(layout, 2, 1, 16, 16, 2)
+    out, grads = run(function, layout, inputs, 0.25)
+    wanted, wanted_grads = run(eager_ttt_attention, layout, inputs, 0.25)
+    torch.testing.assert_close(out, wanted, rtol=1e-5, atol=1e-5)
+    for ours, theirs in zip(grads, wanted_grads, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("window", [3, 7, 16, 200])
+def test_the_layout_keeps_the_keys_inside_some_row_s_window_and_no_others(window):
+    layout = RowLayout.of(ROWS, DOCUMENTS, window)
+    length, documents = DOCUMENTS.shape[1], DOCUMENTS.flatten()
+    seen = {
+        j
+        for row in ROWS.tolist()
+        for j in range(max(row - row % length, row - window + 1), row + 1)
+        if documents[j] == documents[row]
+    }
+    assert layout.keys.tolist() == sorted(seen)
+    assert layout.keys[layout.row_in_keys].tolist() == ROWS.tolist()
+
+
+def test_the_work_of_a_window_grows_with_the_length_and_not_with_its_square():
+    def pairs(length):
+        layout = RowLayout.of(torch.arange(length), torch.zeros(1, length, dtype=torch.long), window=256)
+        blocks = [(rows, keys) for rows, blocks in layout.spans_at(1) for keys, _ in blocks]
+        return sum((rows.stop - rows.start) * (keys.stop - keys.start) for rows, keys in blocks)
+
+    assert pairs(8192) < 1.3 * 8192 * 256
+    assert pairs(16384) < 2.05 * pairs(8192)
 
 
 def test_an_unknown_implementation_is_refused():

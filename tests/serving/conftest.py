@@ -93,6 +93,8 @@ DRAFTS = {
     "four_taps": {"draft_vocab_size": 512, "tap_ids": [1, 10, 20, 29]},
     # whose head costs ten times as much to train as all the rest: from another draft, named here, it takes a few steps
     "full_vocabulary": {"init_from": "eagle3", "max_steps": 6, "ttt_steps": 2},
+    # shorter than every prompt
+    "windowed": {"init_from": "eagle3", "max_steps": 12, "draft_vocab_size": 512, "draft_sliding_window": 24},
     "eagle3.1": {"draft_vocab_size": 512, "fc_norm": True, "norm_output": True},
     # its recipe; a draft of features learns more slowly than one of tokens
     "eagle1": {

@@ -36,6 +36,7 @@ def main():
     parser.add_argument("--max_images", type=int, help="pictures of a prompt at most, for a target that takes them")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--attention_backend", help="one of vLLM's, where the one it would choose cannot do the dtype")
+    parser.add_argument("--engine_args", type=json.loads, default={}, help="further arguments of `LLM`, as JSON")
     parser.add_argument("--output", type=Path, required=True)
     args = parser.parse_args()
     args.output.write_text(json.dumps(run(args)) + "\n")
@@ -73,7 +74,7 @@ def run(args) -> dict:
         max_num_seqs=args.max_num_seqs,
         enable_prefix_caching=False,
         disable_log_stats=False,
-        **media,
+        **media | args.engine_args,
     )
     outputs = llm.generate(
         [read_prompt(entry) for entry in json.loads(args.prompts.read_text())],

@@ -1,7 +1,8 @@
-"""Two faults of served drafts that no output shows, in a real vLLM: a target's window, and a draft's short context.
+"""Windows in a real vLLM: of a draft that was trained with one; and two faults of drafts that no output shows, the
+target's window, and a draft's short context.
 
-Both folders are made wrong from a sound one. Decoding by hf_eagle, where a draft sees all tokens and knows no limit,
-says what the counters should be.
+Folders are made wrong from a sound one. Decoding by hf_eagle, where a draft sees what it was trained to see and knows
+no limit, says what the counters should be.
 """
 
 import json
@@ -94,3 +95,45 @@ def test_beyond_its_own_context_the_draft_does_not_run_for_the_whole_batch(measu
     repair_draft(short, tmp_path / "mended", AutoConfig.from_pretrained(TARGET))
     assert faults(tmp_path / "mended", TARGET) == []
     harness.assert_counts_equal(harness.serve(tmp_path, prompts, tmp_path / "mended"), measured)
+
+
+# in chunks shorter than prompt and window; and with the draft's keys in no group of their own
+ENGINES = {
+    "as by default": {},
+    "in chunks": {"max_num_batched_tokens": 20, "max_num_seqs": 4},
+    "one group of keys": {"disable_hybrid_kv_cache_manager": True},
+}
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_draft_with_a_window_is_shown_it_and_no_more(engine, measured_draft, answers, tmp_path):
+    draft, measured, tokens = measured_draft("windowed")
+    window, prompts = json.loads((draft / "config.json").read_text())["sliding_window"], answers["prompt_token_ids"]
+    assert min(map(len, prompts)) > window and faults(draft, TARGET) == []
+
+    served = harness.serve(tmp_path, prompts, draft, engine_args=json.dumps(ENGINES[engine]))
+    assert served["token_ids"] == answers["token_ids"] == [entry["token_ids"] for entry in tokens]
+    harness.assert_counts_equal(served, measured)
+
+
+def test_a_window_in_one_key_is_ignored_or_ends_the_server(measured_draft, answers, prompts_file, tmp_path):
+    draft, measured, _ = measured_draft("windowed")
+    ignored = rewritten(draft, tmp_path / "ignored", layer_types=...)
+    (found,) = faults(ignored, TARGET)
+    assert "but `layer_types` names no sliding attention: it is shown all tokens" in found
+
+    served = harness.serve(tmp_path, answers["prompt_token_ids"], ignored)
+    assert served["token_ids"] == answers["token_ids"]
+    with pytest.raises(AssertionError, match="accepted_per_position"):
+        harness.assert_counts_equal(served, measured)
+    everything = rewritten(ignored, tmp_path / "everything", sliding_window=..., draft_sliding_window=...)
+    how = {"compare_to_target": False, "batch_size": 12}
+    harness.assert_counts_equal(served, harness.measure(tmp_path, everything, prompts_file, **how)[0])
+
+    ended = rewritten(draft, tmp_path / "ended", sliding_window=...)
+    assert faults(ended, TARGET) == [text for text in faults(ended, TARGET) if text.endswith("missing: loading fails.")]
+    with pytest.raises(AssertionError, match="has no attribute 'sliding_window'"):
+        harness.serve(tmp_path, answers["prompt_token_ids"][:1], ended)
+
+    repair_draft(ignored, tmp_path / "mended", AutoConfig.from_pretrained(TARGET))
+    harness.assert_counts_equal(harness.serve(tmp_path, answers["prompt_token_ids"], tmp_path / "mended"), measured)

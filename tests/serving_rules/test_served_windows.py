@@ -146,8 +146,12 @@ def test_no_key_is_hidden_exactly_if_nothing_is_found(sliding, tmp_path_factory,
     else:
         everywhere = types is None or all(one == SLIDING for one in types)
         seen = window if everywhere and window else 512
-    found = [str(x) for x in check_draft(folder, target) if "slid" in str(x)]
-    assert bool(found) == (seen < 512), found
+    found = [x for x in check_draft(folder, target) if "slid" in str(x)]
+    assert any(x.level == "fault" for x in found) == (seen < 512), found
+
+    # what is said besides: that a number alone does nothing
+    ignored = own is not None and own < 512 and not slides
+    assert any("without `layer_types` is ignored" in x.text for x in found) == ignored, found
 
 
 def test_eagle1_has_no_such_cure_and_latent_attention_needs_none(tmp_path):

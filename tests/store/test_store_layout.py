@@ -7,7 +7,7 @@ from tiny import pad_batch, random_chats
 
 from hf_eagle.data.collators import EagleDataCollator, mark_padding
 from hf_eagle.data.packing import pack_dataset
-from hf_eagle.drafts.unroll_plan import RowLayout
+from hf_eagle.drafts.row_layout import RowLayout
 from hf_eagle.losses.supervision import SupervisionPlan, supervised_steps
 from hf_eagle.store.layout import StoreLayout, conversations_in, conversations_of
 

@@ -90,6 +90,7 @@ class DFlashConfig(DraftConfig):
             target_hidden_size=self.hidden_size,
             eagle_aux_hidden_state_layer_ids=None,
             image_embeddings="token",
+            draft_sliding_window=None,
         )
 
         # fields of its own

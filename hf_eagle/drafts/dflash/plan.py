@@ -10,6 +10,7 @@ import torch
 from ...data.collators import any_packed, documents_of, number_documents
 from ...losses.supervision import SupervisionPlan, supervised_steps
 from ...targets.packed_attention import Segments
+from ..drawn_rows import draw_apart
 from ..flex_context import FlexMask
 from ..training_base import Draw, PlanOfTensors
 
@@ -136,7 +137,7 @@ class BlockPlan(PlanOfTensors):
         ids, documents = batch["input_ids"], documents_of(batch)
         # at row t stands the block whose anchor is token t + 1: its slot s + 1 predicts token t + 2 + s
         counted = supervised_steps(batch["loss_mask"], documents, size - 1)
-        counted &= draw_anchors(ids, documents, counted[0], num_anchors, draw)
+        counted &= draw_apart(ids, documents, counted[0], num_anchors, draw)
         supervised = SupervisionPlan.of(counted)
         layout = BlockLayout.of(size, supervised.rows + 1, documents)
 
@@ -174,18 +175,3 @@ class BlockPlan(PlanOfTensors):
             supervised=self.supervised.each(change),
             segments=None if self.segments is None else self.segments.each(change),
         )
-
-
-def draw_anchors(
-    input_ids: torch.Tensor, documents: torch.Tensor, candidates: torch.Tensor, most: int, draw: Draw
-) -> torch.Tensor:
-    """Keep at most `most` candidates `(batch, length)` of each document. Beside `draw`, only its tokens decide."""
-    number, flat, kept = number_documents(documents), candidates.flatten(), candidates.clone()
-    for document, count in enumerate(torch.bincount(number, weights=flat).tolist()):
-        if count > most:
-            inside = number == document
-            places = (inside & flat).nonzero()[:, 0]
-            order = torch.randperm(len(places), generator=draw.generator(input_ids.flatten()[inside]))
-            kept.view(-1)[places[order[most:]]] = False
-
-    return kept

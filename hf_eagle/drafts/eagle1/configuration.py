@@ -55,6 +55,7 @@ class Eagle1Config(DraftConfig):
             fc_norm=False,
             norm_output=False,
             image_embeddings="token",
+            draft_sliding_window=None,
         )
 
     @property

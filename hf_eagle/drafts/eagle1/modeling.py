@@ -11,8 +11,8 @@ from ..cast_weights import CastWeights
 from ..layers import DraftLayer
 from ..lent_head import LentHead, WithLentHead
 from ..modeling_unrolled import UnrolledDraft
+from ..row_layout import RowLayout
 from ..ttt_attention import ttt_attention
-from ..unroll_plan import RowLayout
 from .configuration import Eagle1Config
 from .proposal import Eagle1Proposer
 

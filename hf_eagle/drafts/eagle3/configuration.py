@@ -17,6 +17,9 @@ from .taps import describe_taps, sglang_counts_entries
 
 logger = logging.getLogger(__name__)
 
+# arguments of the command line that are fields of the config
+_FIELDS = ("draft_vocab_size", "tap_ids", "fc_norm", "norm_output", "draft_sliding_window")
+
 # what a draft embeds at a medium
 IMAGE_EMBEDDINGS = ("token", "vision")
 
@@ -33,6 +36,8 @@ class EagleConfig(DraftConfig):
             first of them is 1.
         fc_norm (`bool`, defaults to `False`): EAGLE-3.1: one RMSNorm per tap before `fc`.
         norm_output (`bool`, defaults to `False`): EAGLE-3.1: feed back the normed output, not the residual stream.
+        draft_sliding_window (`int`, *optional*):
+            A sliding window of so many keys. `layer_types` and `sliding_window` follow from it: vLLM needs both.
 
     Raises:
         ValueError: for several layers, tied embeddings, biases, or a draft vocabulary that does not fit.
@@ -54,6 +59,8 @@ class EagleConfig(DraftConfig):
 
         if self.architectures is None:
             self.architectures = ["LlamaForCausalLMEagle3"]
+        if self.draft_sliding_window is not None:
+            kwargs |= window_fields(self.draft_sliding_window)
         super().__post_init__(**kwargs)
 
     def _check(self) -> None:
@@ -76,6 +83,10 @@ class EagleConfig(DraftConfig):
                 "its own, even for a target that ties its own; code that took it for tied may have dropped that tensor."
             )
 
+        window = self.draft_sliding_window
+        if window is not None and (type(window) is not int or window < 2):
+            raise ValueError(f"`draft_sliding_window` of an EAGLE-3 draft must be a whole number from 2, got {window}.")
+
         if self.mrope_section is not None and sum(self.mrope_section) != self.head_dim // 2:
             raise ValueError(
                 f"`mrope_section` {list(self.mrope_section)} of a draft must add up to half of its `head_dim` "
@@ -93,7 +104,8 @@ class EagleConfig(DraftConfig):
     def as_arguments(self) -> dict[str, Any]:
         """See [`DraftConfig.as_arguments`]."""
         said = {"method": "eagle3", "draft_attention": "llama", **super().as_arguments()}
-        return said | {"fc_norm": self.fc_norm, "norm_output": self.norm_output}
+        names = ("fc_norm", "norm_output", "draft_sliding_window")
+        return said | {name: getattr(self, name) for name in names}
 
     @classmethod
     def from_target(
@@ -134,7 +146,7 @@ class EagleConfig(DraftConfig):
 
         if cls.reads_window and window_of_all_layers(target_config) is not None:
             # the draft sees all tokens: this window is as long as the context, and keeps vLLM from taking the target's
-            fields |= {"layer_types": ["sliding_attention"], "sliding_window": fields["max_position_embeddings"]}
+            fields |= window_fields(fields["max_position_embeddings"])
 
         if sglang_counts_entries(target_config):
             fields["sglang_counts_entries"] = tap_ids[0] != 2  # if it is 2, both spellings agree
@@ -163,6 +175,11 @@ class EagleConfig(DraftConfig):
         return written
 
 
+def window_fields(window: int) -> dict[str, Any]:
+    """What makes vLLM show a draft of one layer so many keys."""
+    return {"layer_types": ["sliding_attention"], "sliding_window": window}
+
+
 def config_for(target_config: PreTrainedConfig, options: Mapping[str, Any], **fields: Any) -> EagleConfig:
     """The config of a new draft for a target.
 
@@ -177,7 +194,7 @@ def config_for(target_config: PreTrainedConfig, options: Mapping[str, Any], **fi
         options["latent_sizes"],
         options["draft_rope"],
         options["image_embeddings"],
-        **{name: options[name] for name in ("draft_vocab_size", "tap_ids", "fc_norm", "norm_output")},
+        **{name: options[name] for name in _FIELDS},
         **fields,
     )
     logger.info("%s", describe_taps(target_config, config.tap_ids))
@@ -223,6 +240,11 @@ def draft_config(
             raise ValueError(
                 f"`image_embeddings` is {image_embeddings}, but a draft with latent attention embeds tokens "
                 "only: leave it out, or set `draft_attention` to llama."
+            )
+        if fields.get("draft_sliding_window") is not None:
+            raise ValueError(
+                f"`draft_sliding_window` is {fields['draft_sliding_window']}, but the draft has latent attention, "
+                "which servers run without a window: leave it out, or set `draft_attention` to llama."
             )
         config = EagleMLAConfig.from_target(target_config, **(latent_sizes or {}), **fields)
         if config.q_lora_rank is None:

@@ -62,6 +62,11 @@ class EagleMLAConfig(EagleConfig):
             if not (size is None and name == "q_lora_rank") and size < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {size}.")
 
+        if self.draft_sliding_window is not None:
+            raise ValueError(
+                f"`draft_sliding_window` of a draft with latent attention must be unset, got "
+                f"{self.draft_sliding_window}: no server runs it with a window."
+            )
         if self.qk_rope_head_dim % 2:
             raise ValueError(f"`qk_rope_head_dim` must be even, to be rotated in pairs, got {self.qk_rope_head_dim}.")
         if self.mrope_section is not None:

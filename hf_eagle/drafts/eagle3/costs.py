@@ -32,16 +32,20 @@ class Eagle3Costs(DraftCosts):
             per_row = steps * (attention.with_layer(config) + own + attention.merged) - own - attention.merged
             per_row += steps * (steps - 1) // 2 * attention.again  # every step stores those of earlier steps again
 
+        keys, window = shapes.tokens, config.draft_sliding_window
+        if None not in (window, shapes.loss_window):
+            keys = min(keys, shapes.rows * (shapes.loss_window + window))
+
         taps = config.num_taps * config.target_hidden_size
         per_key = taps + 2 * hidden + own + attention.rotation + 2 * hidden
         # the concatenated weights on the layer's input
         products = _products(config)
         weights = 2 * hidden * (products.query + products.key_value)
-        activations = shapes.width * (shapes.supervised * per_row + shapes.tokens * per_key + weights)
+        activations = shapes.width * (shapes.supervised * per_row + keys * per_key + weights)
 
         # embeddings, and taps before their norms
         in_float32 = hidden + (taps if config.fc_norm else 0)
-        return activations + FLOAT32 * shapes.tokens * in_float32
+        return activations + FLOAT32 * keys * in_float32
 
     def beside_unroll(self, shapes: RunShapes) -> int:
         config, rows = self.config, shapes.supervised * shapes.ttt_steps

@@ -21,6 +21,11 @@ class Eagle3Training(DraftTraining):
         step_weight: the weight of step s is `step_weight ** s`, divided by the sum of all weights.
         supervision: which rows count, see `supervised_steps`.
         sees_embeddings: see [`DraftTraining`].
+        window: of the draft's attention, see [`EagleConfig`].
+        loss_window: rows of a document that are trained at most, side by side; `None` for all.
+
+    Raises:
+        ValueError: for a window in which the last step would see no key of the target's features.
     """
 
     def __init__(
@@ -30,13 +35,22 @@ class Eagle3Training(DraftTraining):
         step_weight: float = 0.8,
         supervision: str = "serving",
         sees_embeddings: bool = False,
+        window: int | None = None,
+        loss_window: int | None = None,
     ):
+        if window is not None and window <= num_steps:
+            raise ValueError(
+                f"`draft_sliding_window` is {window}, but must be above the {num_steps} steps of the training-time "
+                "test (`ttt_steps`): a later step sees its own keys of the earlier ones first."
+            )
+
         self.objective, self.supervision, self.sees_embeddings = objective, supervision, sees_embeddings
+        self.window, self.loss_window = window, loss_window
         weights = torch.tensor([step_weight**s for s in range(num_steps)])
         self.step_weights = weights / weights.sum()
 
     def plan(self, batch, draw) -> UnrollPlan:
-        return UnrollPlan.of(batch, self.steps, self.supervision)
+        return UnrollPlan.of(batch, self.steps, self.supervision, self.window, self.loss_window, draw)
 
     def teach(self, target, draft, seen, plan, step_factors, dtype) -> Lesson:
         """The target's distributions over the draft's vocabulary, cheaper if the summary of the whole head is known."""
@@ -60,4 +74,6 @@ def training_for(args, config: EagleConfig) -> Eagle3Training:
         args.step_weight,
         args.supervision,
         sees_embeddings=config.image_embeddings != "token",
+        window=config.draft_sliding_window,
+        loss_window=args.loss_window,
     )

@@ -5,7 +5,7 @@ from functools import partial
 
 import torch
 
-from .. import mending, rules_folder, rules_sglang, rules_vllm
+from .. import mending, rules_folder, rules_sglang, rules_vllm, windows
 from ..draft_folder import DraftFolder, Finding, Shape, TargetFacts
 from ..served_math import ServedChain
 from .parameters import layer, llama_attention
@@ -77,7 +77,7 @@ VLLM = Served(
         _logit_scale,
         rules_vllm.biases,
         rules_vllm.activation,
-        partial(rules_vllm.window, reads_layer_types=False),
+        partial(windows.vllm_window, reads_layer_types=False),
         rules_vllm.rope_base,
         rules_vllm.rotated_part,
         rules_vllm.assumed_base,

@@ -5,7 +5,7 @@ from functools import partial
 
 import torch
 
-from .. import mending, rules_folder, rules_sglang, rules_vllm
+from .. import mending, rules_folder, rules_sglang, rules_vllm, windows
 from ..draft_folder import DraftFolder, Finding, TargetFacts
 from ..served_math import ServedChain
 from . import taps_mending, taps_sglang, taps_vllm
@@ -70,7 +70,7 @@ VLLM = Served(
         taps_vllm.norm_before_residual,
         _vllm_norm_before_fc,
         rules_vllm.activation,
-        rules_vllm.window,
+        windows.vllm_window,
         rules_vllm.rope_base,
         rules_vllm.rotated_part,
         rules_vllm.assumed_base,
@@ -121,6 +121,7 @@ SGLANG = Served(
         partial(rules_sglang.bias, name="attention_bias"),
         rules_sglang.rope_base,
         rules_sglang.context,
+        windows.sglang_window,
         rules_sglang.dtype,
         partial(taps_sglang.tensors, own=sglang_parameters, place=_place),
     ),

@@ -12,8 +12,8 @@ from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm, rot
 from hf_eagle.benchmark import measures
 from hf_eagle.benchmark.shapes import Shapes
 from hf_eagle.drafts.layers import EagleMLP, EagleRMSNorm, Rotation
+from hf_eagle.drafts.row_layout import RowLayout
 from hf_eagle.drafts.ttt_attention import ttt_attention
-from hf_eagle.drafts.unroll_plan import RowLayout
 from hf_eagle.losses.fused_head import FusedHeadLoss, LossRows
 
 from .costs import SHARE, batch_of
