@@ -53,7 +53,7 @@ def _with_layer(form: Form, kind: ForeignKind, config: dict[str, Any]) -> dict[s
             f"`model_type` of this draft's layer is {model_type!r}, but SGLang's draft of this kind has layers of "
             f"{' or '.join(kind.layer_types)}: no other one can be imported."
         )
-    check_attention(layer)
+    check_attention(layer, kind.attention_types)
 
     # the model type at top level is that of the whole config, not of the layer
     return {**kind.assumed, **layer, **{k: v for k, v in config.items() if v is not None}, "model_type": model_type}

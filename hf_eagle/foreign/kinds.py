@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig
 
-from ..door.config_readings import FULL, head_width, kv_heads, named, slides_by_default
+from ..door.config_readings import FULL, SLIDING, head_width, kv_heads, named, slides_by_default
 from ..drafts.configuration_base import DraftConfig
 from ..drafts.dflash import configuration as dflash
 from ..drafts.eagle1.configuration import Eagle1Config
@@ -48,6 +48,7 @@ class ForeignKind:
         meaningless: option of `from_foreign` -> why it is refused, with `{value}` and `{form}` to be filled in.
         trained_otherwise: form -> flag -> how the project's training differs from decoding in both servers.
         layer_types: model types that a layer of such a draft may have in the form `speculators`.
+        attention_types: what its `layer_types` may name there.
         assumed: fields that readers of that form assume where they are missing.
         flags: flag -> values that change nothing, and why no other value can be kept, as for all kinds in `fields.py`.
         several_layers: whether servers run more than one layer of it.
@@ -68,6 +69,7 @@ class ForeignKind:
     meaningless: Mapping[str, str] = field(default_factory=dict)
     trained_otherwise: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     layer_types: tuple[str, ...] = ("llama",)
+    attention_types: tuple[str, ...] = (FULL,)
     assumed: Mapping[str, Any] = field(default_factory=dict)
     flags: Mapping[str, tuple[tuple, str]] = field(default_factory=dict)
     several_layers: bool = False
@@ -101,13 +103,13 @@ def _grouped_heads(config: dict[str, Any], fields: dict[str, Any]) -> dict[str, 
     }
 
 
-def check_attention(config: dict[str, Any]) -> None:
-    """Raise a `ValueError` for a type of layer that our drafts do not have."""
-    strange = [name for name in config.get("layer_types") or () if name != FULL]
+def check_attention(config: dict[str, Any], types: tuple[str, ...] = (FULL,)) -> None:
+    """Raise a `ValueError` for a type of layer that is none of those `types` which our drafts of a kind may have."""
+    strange = [name for name in config.get("layer_types") or () if name not in types]
     if strange:
         raise ValueError(
             f"`layer_types` of this draft has {str(strange[0]).replace('_', ' ')}, which the servers run differently: "
-            "only full attention can be imported."
+            f"only {' and '.join(types).replace('_', ' ')} can be imported."
         )
 
 
@@ -141,8 +143,27 @@ def _whole_vocabulary(tensors: dict[str, torch.Tensor], vocab_size: int) -> int:
 # ---- EAGLE-3 ----
 
 
+def _window(config: dict[str, Any]) -> int | None:
+    """The window that a draft was trained with. Only speculators trains with one."""
+    if "speculators_model_type" not in config:
+        return config.get("draft_sliding_window")
+    if SLIDING not in (config.get("layer_types") or ()):
+        return None
+
+    window = config.get("sliding_window")
+    if window is None:
+        raise ValueError("`layer_types` of this draft has sliding attention, but it has no `sliding_window`.")
+    logger.warning(
+        "This draft was trained with a window of %d tokens, which is kept. At step s of the unroll speculators shows s "
+        "keys more than servers and hf_eagle do: it moves the row, and not the window.",
+        window,
+    )
+    return window
+
+
 def _eagle3_fields(config: dict[str, Any], draft_vocab_size: int, tap_ids: list[int] | None) -> dict[str, Any]:
     return {
+        "draft_sliding_window": _window(config),
         "draft_vocab_size": draft_vocab_size,
         "tap_ids": tap_ids,
         "fc_norm": bool(config.get("fc_norm")),
@@ -250,6 +271,7 @@ _EAGLE3 = ForeignKind(
     own_fields=_eagle3_fields,
     take_biases=_no_biases,
     take_vocabulary=sort_vocabulary,
+    attention_types=(FULL, SLIDING),
     assumed={"norm_before_residual": True},  # by vLLM
     meaningless={
         "drop_fc_bias": "`drop_fc_bias` is for EAGLE-1 drafts, and this one is in the form `{form}`: leave it out."
@@ -261,6 +283,7 @@ _LATENT = replace(
     name="latent",
     config_class=EagleMLAConfig,
     attention_fields=_latent_sizes,
+    attention_types=(FULL,),
     marks=LATENT_SIZES,
     trained_otherwise={
         "nemo": {"mscale_all_dim": "NeMo trains latent attention without YaRN's temperature, which both servers apply"}

@@ -231,3 +231,25 @@ def test_specforges_norm_output_is_what_the_servers_read(target_folder, target, 
     tokens, taps = random_rows(draft, len(embedding))
     wanted = ForeignDraft(tensors, embedding, None, HEADS, eps=1e-6, theta=1e6, feeds_normed=True).decode(tokens, taps)
     torch.testing.assert_close(our_logits(draft, target, tokens, taps), wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("project", ["speculators", "hf_eagle", "specforge"])
+def test_only_a_window_of_training_is_kept(project, target_folder, embedding, tmp_path, caplog):
+    """SpecForge and others copy a target's keys, and train without a window."""
+    slides = {"layer_types": ["sliding_attention"], "sliding_window": 12}
+    if project == "speculators":
+        config, tensors = foreign_folders.speculators(embedding)
+        config["transformer_layer_config"] |= slides
+    else:
+        config, tensors = foreign_folders.specforge(embedding)
+        config |= slides | ({"draft_sliding_window": 12} if project == "hf_eagle" else {})
+
+    with caplog.at_level(logging.WARNING, "hf_eagle"):
+        draft = from_foreign(write(tmp_path / "foreign", config, tensors), target_folder)
+    kept = project != "specforge"
+    assert draft.config.draft_sliding_window == (12 if kept else None)
+    assert ("shows s keys more" in caplog.text) == (project == "speculators")
+
+    draft.save_pretrained(tmp_path / "ours")
+    written = json.loads((tmp_path / "ours" / "config.json").read_text())
+    assert {name: written.get(name) for name in slides} == (slides if kept else dict.fromkeys(slides))

@@ -44,7 +44,12 @@ def in_eagle_config(config, **fields):
             (nested, {"model_type": "qwen3"}),
             "`model_type` of this draft's layer is 'qwen3', but .* has layers of llama: no other",
         ),
-        (forms.speculators, (nested, {"layer_types": ["sliding_attention"]}), "`layer_types` of this draft"),
+        (
+            forms.speculators,
+            (nested, {"layer_types": ["chunked_attention"]}),
+            "`layer_types` of this draft has chunked",
+        ),
+        (forms.speculators, (nested, {"layer_types": ["sliding_attention"]}), "but it has no `sliding_window`"),
         (forms.nemo, {"parallel_drafting": True}, "`parallel_drafting` of this draft is True"),
         (forms.nemo, {"hidden_act": "gelu"}, "`hidden_act` of this draft is 'gelu'"),
         (forms.nemo, {"partial_rotary_factor": 0.5}, "`partial_rotary_factor` of this draft is 0.5"),
