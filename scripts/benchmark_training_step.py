@@ -12,6 +12,7 @@ run does while it collates. `--compare` also measures a second way, in alternati
 
     eager    unroll every row, and hold its attention scores and full-vocabulary logits (draft only)
     eagle3   an EAGLE-3 draft of the same sizes, for --method dflash
+    full     the same draft without its window, for --draft_sliding_window
     float32  the same step without mixed precision, for --dtype bfloat16
     padded   the same chats in padded batches instead of packed rows, whole step; and a naive version: padded, with
              every row of the draft and full-vocabulary logits computed as under `eager`
@@ -37,9 +38,11 @@ from hf_eagle.targets.latent import LATENT_SIZES
 
 SWEEPS = {"ttt": (1, 2, 3, 5, 7), "batch": (1, 2, 4, 8)}
 SHORTEST = 512  # length that a sweep begins with
-SWEPT_BESIDE = ("none", "eager", "eagle3")  # values of `compare`
+SWEPT_BESIDE = ("none", "eager", "eagle3", "full")  # values of `compare`
 # method -> arguments that it does not take, or not with these values
-REFUSED = {"dflash": {"data": None, "compare": ("eager",), "preset": ("kimi-mla",)}}
+REFUSED = {
+    "dflash": {"data": None, "compare": ("eager",), "preset": ("kimi-mla",), "draft_sliding_window": None},
+}
 Vocabulary = Annotated[int, Bounds(least=2, most=2**22)]
 Layers = Annotated[int, Bounds(least=1, most=1000)]
 Rank = Annotated[int, Bounds(least=0, most=2**17)]  # 0: no bottleneck
@@ -59,6 +62,9 @@ class BenchmarkArguments:
     )
     num_anchors: Count | None = field(
         default=None, metadata={"help": "--method dflash: blocks of a row at most; 512 by default."}
+    )
+    draft_sliding_window: Annotated[int, Bounds(least=2, most=2**24)] | None = field(
+        default=None, metadata={"help": "Keys that the draft's attention sees; all by default."}
     )
     batch_size: Rows = field(default=1, metadata={"help": "Rows of a batch."})
     length: Annotated[int, Bounds(least=4, most=LONGEST)] = field(
@@ -98,7 +104,7 @@ class BenchmarkArguments:
     )
     data: str | None = field(default=None, metadata={"help": "Real chats instead of random tokens; needs a --target."})
     num_chats: Count = field(default=64, metadata={"help": "How many chats of `data` to use, drawn at random."})
-    compare: Literal["none", "eager", "eagle3", "float32", "padded", "trainer", "live"] = field(
+    compare: Literal["none", "eager", "eagle3", "full", "float32", "padded", "trainer", "live"] = field(
         default="none", metadata={"help": "What to compare with, in alternation."}
     )
     store_dtype: Literal["bfloat16", "float32", "float8"] = field(
@@ -132,6 +138,13 @@ class BenchmarkArguments:
         if self.data is not None and (self.compare in ("eager", "float32") or self.sweep != "none"):
             raise ValueError("`data` goes with `compare` none, padded, trainer or live, and without a `sweep`.")
 
+        if self.compare == "full" and self.draft_sliding_window is None:
+            raise ValueError("`compare` full is without a window: set `draft_sliding_window`.")
+        if self.draft_sliding_window is not None and (self.preset == "kimi-mla" or self.data is not None):
+            raise ValueError(
+                "`draft_sliding_window` goes neither with `data` nor with `preset` kimi-mla, whose draft has latent "
+                "attention: leave it out."
+            )
         if self.compare == "float32" and self.dtype == "float32":
             raise ValueError("`compare` float32 needs `dtype` bfloat16.")
         latent = {name: getattr(self, name) for name in LATENT_SIZES if getattr(self, name) is not None}
@@ -139,7 +152,7 @@ class BenchmarkArguments:
             name, size = next(iter(latent.items()))
             raise ValueError(f"`{name}` is {size}, but the draft of `preset` {self.preset} has no latent attention.")
         if self.sweep != "none" and self.compare not in SWEPT_BESIDE:
-            raise ValueError("`sweep` goes with `compare` eager, eagle3 or none.")
+            raise ValueError("`sweep` goes with `compare` eager, eagle3, full or none.")
         self._check_method()
         if self.data is None:
             self._check_workload()

@@ -20,9 +20,11 @@ class PlainTraining(DraftTraining):
 
     Args:
         num_steps: TTT steps.
+        window: of the draft's attention; all keys when `None`.
     """
 
-    def __init__(self, num_steps: int):
+    def __init__(self, num_steps: int, window: int | None = None):
+        self.window = window
         weights = torch.tensor([0.8**s for s in range(num_steps)])
         self.step_weights = weights / weights.sum()
 
@@ -38,7 +40,8 @@ class PlainTraining(DraftTraining):
         compared = answer_of[rows + 1 + torch.arange(self.steps)[:, None]]
 
         mask, positions_of_tokens = batch["attention_mask"], batch.get("position_ids")
-        plan = UnrollPlan.of_rows(batch["input_ids"], rows, self.steps, mask, positions_of_tokens, documents)
+        where = (mask, positions_of_tokens, documents, self.window)
+        plan = UnrollPlan.of_rows(batch["input_ids"], rows, self.steps, *where)
         plan.layout.counted()
         return replace(plan, supervised=SupervisionPlan(rows, counted, positions, compared))
 

@@ -57,7 +57,8 @@ def measure(args, device: torch.device) -> dict:
 def _ways(args, shapes: Shapes, device: torch.device) -> dict[str, Step]:
     """The way that is measured, `fast`, and the one that it is compared with, by its name."""
     blocks = {name: getattr(args, name) for name in ("draft_num_layers", "block_size") if getattr(args, name)}
-    make = {"eagle3": build_draft, "dflash": partial(build_block_draft, **blocks)}
+    unrolled = partial(build_draft, window=args.draft_sliding_window)
+    make = {"eagle3": unrolled, "dflash": partial(build_block_draft, **blocks), "full": build_draft}
     autocast = torch.bfloat16 if args.dtype == "bfloat16" else None
     draft, target = make[args.method](shapes, device), None
     if args.target != "none":

@@ -23,15 +23,16 @@ from .plain import PlainTraining
 from .shapes import LONGEST, Shapes
 
 
-def build_draft(shapes: Shapes, device: torch.device, embedding: torch.Tensor | None = None):
-    """A random draft in training mode, for a target of these shapes."""
+def build_draft(shapes: Shapes, device: torch.device, embedding: torch.Tensor | None = None, window: int | None = None):
+    """A random draft in training mode, for a target of these shapes; `window` is its `draft_sliding_window`."""
     latent = shapes.kv_lora_rank is not None
     left_out = {"num_hidden_layers", *(("num_key_value_heads", "head_dim") if latent else LATENT_SIZES)}
     sizes = {f.name: getattr(shapes, f.name) for f in fields(shapes) if f.name not in left_out}
 
     config_class = EagleMLAConfig if latent else EagleConfig
     taps = _taps(shapes)
-    config = config_class(**sizes, eagle_aux_hidden_state_layer_ids=taps, max_position_embeddings=LONGEST)
+    sizes |= {"eagle_aux_hidden_state_layer_ids": taps, "draft_sliding_window": window}
+    config = config_class(**sizes, max_position_embeddings=LONGEST)
 
     mapping = None
     with torch.device(device):  # a GPU makes a billion weights at once, a CPU needs many seconds
@@ -169,7 +170,7 @@ class Step:
         self.target = NoTarget(draft) if target is None else target
 
         if whole:
-            training = PlainTraining(num_steps)
+            training = PlainTraining(num_steps, draft.config.draft_sliding_window)
         else:
             asked = EagleArguments(ttt_steps=num_steps, num_anchors=num_anchors)
             training = draft.kind.part("training").training_for(asked, draft.config)

@@ -216,11 +216,14 @@ def chunked_logits(rows: int, config: DraftConfig, shapes: RunShapes) -> int:
 
 
 def seen_pairs(layout: RowLayout) -> int:
-    """Pairs of an unrolled row and a step-0 key that it sees."""
+    """Pairs of an unrolled row and a step-0 key that it sees at step 0; at later steps a window also holds its own."""
     pairs = 0
     for rows, blocks in layout.spans_at(0):
         count = rows.stop - rows.start
         for keys, causal in blocks:
-            pairs += count * (count + 1) // 2 if causal else count * (keys.stop - keys.start)
+            if causal is None:
+                pairs += int((~layout.hidden(rows, keys, step=0)).sum())
+            else:
+                pairs += count * (count + 1) // 2 if causal else count * (keys.stop - keys.start)
 
     return pairs

@@ -125,8 +125,7 @@ class EagleTrainer(MemoryMixin, StallMixin, StoppingMixin, SavingMixin, HealthMi
             args.accelerator_config.non_blocking = True  # or each column of a batch waits for the step before
         super().__init__(model=model, args=args, data_collator=data_collator if dispatched else self._plans, **kwargs)
 
-        # `compute_loss` divides by the count over the whole accumulated batch, so `Trainer` must not divide once more by
-        # the number of its parts
+        # `compute_loss` divides by the count over all parts of a step: `Trainer` must not divide by their number too
         self.model_accepts_loss_kwargs = True
 
         print_lines(self)

@@ -200,6 +200,17 @@ def test_the_script_shows_blocks_beside_eagle3_at_many_lengths(tmp_path):
     assert rows[0][2] == f"{operations['fast'][0] / 1e9:,.1f}" and all(len(row) == 5 for row in rows)
 
 
+def test_the_script_shows_a_window_beside_all_tokens(tmp_path):
+    """What attention needs grows with the length, and beside it with its square."""
+    how = ["--draft_sliding_window", "64", "--turns", "1", "--compare", "full", "--sweep", "length"]
+    done = run(*TINY, *how, "--longest", "2048", "--output_json", str(tmp_path / "out.json"))
+    assert done.returncode == 0, done.stderr
+    points = json.loads((tmp_path / "out.json").read_text())["points"]
+    windowed, full = ([point["operations"][way] for point in points] for way in ("fast", "full"))
+    assert windowed[2] < 4.1 * windowed[0] and full[2] > 6 * full[0]
+    assert all(point["speedup_vs_full"] > 0 for point in points)
+
+
 def test_the_script_measures_blocks_beside_a_target(tmp_path):
     done = run(*TINY, "--method", "dflash", "--draft_num_layers", "2", "--target", "random", "--dtype", "bfloat16",
                "--compare", "float32", "--output_json", str(tmp_path / "out.json"))  # fmt: skip
@@ -250,6 +261,9 @@ def test_data_that_are_nothing_are_named(tmp_path):
         ({"target": "random", "num_hidden_layers": 6}, "`num_hidden_layers` must be at least 7"),
         ({"num_anchors": 9}, "`num_anchors` 9 does not go with `method` eagle3: leave it out"),
         ({"compare": "eagle3"}, "`compare` eagle3 does not go with `method` eagle3"),
+        ({"compare": "full"}, "`compare` full is without a window: set `draft_sliding_window`"),
+        ({"preset": "kimi-mla", "draft_sliding_window": 9}, "`draft_sliding_window` goes neither with `data` nor with"),
+        ({"method": "dflash", "draft_sliding_window": 9}, "`draft_sliding_window` 9 does not go with `method` dflash"),
         ({"method": "dflash", "compare": "eager"}, "`compare` eager does not go with `method` dflash"),
         ({"method": "dflash", "preset": "kimi-mla"}, "`preset` kimi-mla does not go with `method` dflash"),
         ({"method": "dflash", "data": "x", "target": "a/model"}, "`data` x does not go with `method` dflash"),

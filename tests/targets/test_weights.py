@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from releases import skip_before
+from safetensors.torch import load_file, save_file
 from tiny_files import write_tiny_target
 from tiny_targets import tiny_family
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
