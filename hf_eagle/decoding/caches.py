@@ -66,7 +66,7 @@ class Lengths:
 
 
 class SlotCache(Cache):
-    """A `transformers` cache over slots; `place` says after which lengths (and how far) the next forward writes.
+    """A `transformers` cache over slots; `place` says where the next forward writes, and from where on it reads.
 
     Args:
         lengths: where the first forward writes.
@@ -77,8 +77,9 @@ class SlotCache(Cache):
         self.where = _Where(lengths, limit)
         super().__init__(layer_class_to_replicate=partial(_SlotLayer, self.where))
 
-    def place(self, lengths: Lengths, skip: int = 0) -> None:
-        self.where.lengths, self.where.skip, self.where.index = lengths, skip, None
+    def place(self, lengths: Lengths, skip: int = 0, first: int = 0) -> None:
+        """Let the next forward write `skip` slots after these lengths, and read from slot `first` on."""
+        self.where.lengths, self.where.skip, self.where.first, self.where.index = lengths, skip, first, None
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self.where.start  # also before the first layer exists
@@ -100,10 +101,10 @@ class SlotCache(Cache):
 
 
 class _Where:
-    """What all layers of a cache share: where the next forward writes."""
+    """What all layers of a cache share: where the next forward writes, and from where on it reads."""
 
     def __init__(self, lengths: Lengths, limit: int):
-        self.lengths, self.skip, self.index, self.limit = lengths, 0, None, limit
+        self.lengths, self.skip, self.first, self.index, self.limit = lengths, 0, 0, None, limit
 
     @property
     def start(self) -> int:
@@ -128,7 +129,7 @@ class _SlotLayer(DynamicLayer):
         return self.where.start + query_length, 0
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
-        """Write `(rows, heads, n, head_dim)` and return everything up to the last slot written in any row."""
+        """Write `(rows, heads, n, head_dim)`; return what is read, up to the last slot written in any row."""
         count = key_states.shape[2]
         end = self.where.start + count
         if not self.is_initialized or end > self.keys.shape[2]:
@@ -146,7 +147,8 @@ class _SlotLayer(DynamicLayer):
             self.keys.scatter_(2, index.expand_as(key_states), key_states)
             self.values.scatter_(2, index.expand_as(value_states), value_states)
 
-        return self.keys[:, :, :end], self.values[:, :, :end]
+        first = self.where.first
+        return self.keys[:, :, first:end], self.values[:, :, first:end]
 
     def gather(self, path: torch.Tensor) -> None:
         count = path.shape[1]

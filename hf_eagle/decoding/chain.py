@@ -45,13 +45,13 @@ class DraftRun:
             hidden)` each. The head predicts what follows the token in `next_ids`.
         """
         before, self.lengths = self.lengths, lengths
-        self.cache.place(before)
-        count = next_ids.shape[1]
+        count, first = next_ids.shape[1], self._first(before)
+        self.cache.place(before, first=first)
         # rows of one length need no mask: the draft's default is causal
         mask = None
-        if not before.uniform or self._cuts(before, count):
+        if not before.uniform or (count > 1 and self._cuts(before, count)):
             causal = torch.ones(1, count, count, dtype=torch.bool, device=next_ids.device).tril()
-            mask = self._windowed(before.visible(causal), before.slots(count))[:, None]
+            mask = self._windowed(before.visible(causal), before.slots(count))[:, None, :, first:]
 
         hidden = self.draft.combine_features(features)
         positions, self.prompt_positions = self.prompt_positions, None  # the prompt comes first, and only once
@@ -81,15 +81,19 @@ class DraftRun:
         """
         rows, count = tokens.shape
         drafted = level + 1 if seen is None else seen.shape[2]
-        mask = None
-        if seen is not None or not self.lengths.uniform or self._cuts(self.lengths, level + 1):
+        mask, first = None, self._first(self.lengths, skip=level)
+        if seen is not None or not self.lengths.uniform:
             if seen is None:
                 seen = torch.ones(1, 1, drafted, dtype=torch.bool, device=tokens.device)
-            mask = self._windowed(self.lengths.visible(seen), self.lengths.slots(1, skip=level))[:, None]
+            mask = self._windowed(self.lengths.visible(seen), self.lengths.slots(1, skip=level))[:, None, :, first:]
 
-        self.cache.place(self.lengths, skip=drafted - count)
+        self.cache.place(self.lengths, skip=drafted - count, first=first)
         positions = self._positions(self.lengths.slots(1, skip=level), rows).expand(rows, count)
         return self.draft.decode(tokens, feedback, positions, self.cache, mask)
+
+    def _first(self, lengths: Lengths, skip: int = 0) -> int:
+        """The first slot that a query sees in any row, `skip` slots after these lengths or later."""
+        return 0 if self.window is None else max(0, min(lengths.host) + skip + 1 - self.window)
 
     def _cuts(self, lengths: Lengths, count: int) -> bool:
         """Whether the window hides a key from the last of `count` tokens after these lengths."""

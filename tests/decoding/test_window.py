@@ -4,6 +4,7 @@ import pytest
 import torch
 from chain_models import make_draft, make_target, random_prompts
 from decoding_reference import reference_chain, reference_tree
+from torch.nn.functional import scaled_dot_product_attention
 
 from hf_eagle.decoding import speculative_generate
 
@@ -49,3 +50,23 @@ def test_rows_of_a_batch_each_have_a_window_of_their_own(pair):
 def test_a_window_that_is_not_wider_than_what_is_drafted_is_refused(pair, shape):
     with pytest.raises(ValueError, match="`draft_window` is 3, but must be above the 3"):
         speculative_generate(*pair, random_prompts(1, 4, seed=1), max_new_tokens=4, draft_window=3, **shape)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("shape", [{"num_speculative_tokens": 3}, TREE], ids=["chain", "tree"])
+def test_no_key_behind_all_windows_is_read(pair, rows, shape, monkeypatch):
+    """So a long context costs the draft no more than a short one."""
+    read = []
+
+    def attend(query, key, value, **how):
+        read.append((key.shape[2], query.shape[2]))
+        return scaled_dot_product_attention(query, key, value, **how)
+
+    monkeypatch.setattr("hf_eagle.drafts.attention.scaled_dot_product_attention", attend)
+    prompts = random_prompts(rows, 40, seed=7)
+    given = {"draft_window": 8, "max_new_tokens": 12, **shape}
+    speculative_generate(*pair, torch.stack(list(prompts)), **given)
+    prompt, *later = read
+    assert prompt == (40, 40) or prompt[0] <= 41
+    # rows part by what they accept, and tokens of a tree are written side by side
+    assert later and max(keys - queries for keys, queries in later) <= 8 + 12 + 9
