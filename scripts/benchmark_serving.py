@@ -5,9 +5,10 @@
         --output_json outputs/quickstart/serving.json
 
 Starts one engine for every K and one without a draft, and keeps all of them running. Each decodes the same prompts in
-turn, greedily, for several rounds, so whatever slows the machine slows all of them. Prints a table of medians and the
-batch size from which the draft no longer pays, and draws the table next to the JSON. Uses the vLLM of the environment
-that `make test-serving` creates; `--serving_python` selects a different one. Run it on an otherwise idle machine.
+turn, greedily, for several rounds, so whatever slows the machine slows all of them. Prints a table of medians, the
+batch size from which the draft no longer pays, and the schedule that has vLLM draft as many tokens as pay at each load.
+Draws the table next to the JSON. Uses the vLLM of the environment that `make test-serving` creates; `--serving_python`
+selects a different one. Run it on an otherwise idle machine.
 
 Prompts may contain images, which are sent as a client sends them, in `image_url` parts with data URLs. If prompts have
 a `category`, the acceptance length of each category is measured too. `--context_buckets 512,2048` takes the length of
@@ -137,6 +138,7 @@ def main() -> None:
     from hf_eagle.evaluation.prompts import holds_media, load_prompts, spread
     from hf_eagle.hub.run_facts import machine
     from hf_eagle.serving.commands import served_as
+    from hf_eagle.serving.schedule import schedule_of, takes_schedule
     from hf_eagle.serving.served_prompts import engine_arguments, served_prompts
     from hf_eagle.serving.speed import Engine, measure_serving, table, table_of_categories, verdict
     from hf_eagle.targets.loading import load_processor, load_tokenizer, takes_media
@@ -183,12 +185,29 @@ def main() -> None:
         entries = measure_serving(start, prompts, *shape, **how)
 
     result = {"server": "vLLM", "prompts": Path(args.prompts).name, "machine": machine(), "entries": entries}
+    result["schedule"], result["takes_schedule"] = schedule_of(entries), takes_schedule(args.serving_python)
     result["arguments"] = asdict(args) | asdict(source) | asdict(template)
     write_output("output_json", output, json.dumps(result, indent=2))
     journal.remove()
     with output_file("output_json", output.with_suffix(".png")) as part:
         plot_serving(entries, part)
-    print("\n".join(filter(None, (table(entries), table_of_categories(entries), verdict(entries)))))
+    said = (table(entries), table_of_categories(entries), verdict(entries), advice(result))
+    print("\n".join(filter(None, said)))
+
+
+def advice(result: dict) -> str:
+    """Return how vLLM is told to draft as many tokens as pay at each load; empty if one load was measured."""
+    from hf_eagle.serving.schedule import FIELD, schedule_fields, told_schedule
+
+    if len({entry["batch_size"] for entry in result["entries"]}) < 2:
+        return ""
+    fields = schedule_fields(result["schedule"])
+    told = f"requests in flight and tokens to draft: {told_schedule(result['schedule'])}"
+    if FIELD not in fields:
+        return told
+    if not result["takes_schedule"]:
+        return f"{told}. The vLLM that was measured takes no such schedule: start it with the number for your load"
+    return f"{told}. In --speculative-config: {json.dumps(fields)[1:-1]}"
 
 
 def categories(args: ServingArguments, chosen: list, prompts: list[list[int] | dict]) -> list[str | None]:

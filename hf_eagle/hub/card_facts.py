@@ -57,6 +57,7 @@ _SERVING = {
     "entries": [_ENTRY],
     "arguments": {"num_prompts": int, "max_new_tokens": int, "dtype": str, "rounds": int},
     "machine": str,
+    "takes_schedule?": bool,
     "prompts?": str | None,
     "plot?": str | None,
 }

@@ -18,6 +18,7 @@ from ..evaluation.windows import windows_table
 from ..serving.commands import serve_commands, tokens_of_a_round
 from ..serving.draft_folder import DraftFolder
 from ..serving.kinds import kind_of, rows_of
+from ..serving.schedule import schedule_of, told_schedule
 from ..serving.speed import table, verdict
 from ..shipped import shipped
 from .card_facts import FACTS, CardFacts, facts_from, read_facts
@@ -154,17 +155,34 @@ def card_text(output_dir: Path, facts: CardFacts, named: str | None = None) -> s
         is_copy=is_copy,
         measurements=measurements,
         served=[
-            {"name": name, "table": table(found["entries"]), "verdict": verdict(found["entries"]), **found}
+            {
+                **found,
+                **{"name": name, "table": table(found["entries"]), "verdict": verdict(found["entries"])},
+                "schedule": told_schedule(schedule_of(found["entries"])) if _loads(found) > 1 else None,
+            }
             for name, found in facts.serving.items()
         ],
         published=published,
         overlap_rule=RULE,
         commands=serve_commands(
-            target, draft, speculative_tokens, known["kind"], facts.media_limits, _config(output_dir)
+            target, draft, speculative_tokens, known["kind"], facts.media_limits, _config(output_dir), _schedule(facts)
         ),
         media_limits=facts.media_limits,
     )
     return card.content.rstrip() + "\n"
+
+
+def _loads(found: dict) -> int:
+    """At how many numbers of requests in flight a server was measured."""
+    return len({entry["batch_size"] for entry in found["entries"]})
+
+
+def _schedule(facts: CardFacts) -> list[list[int]] | None:
+    """Return the number of tokens to draft by load, from the measurement of most loads whose server takes that."""
+    found = max(facts.serving.values(), key=_loads, default=None)
+    if found is None or _loads(found) < 2 or not found.get("takes_schedule"):
+        return None
+    return schedule_of(found["entries"])
 
 
 def _target(facts: CardFacts, published: bool) -> tuple[str, str, bool]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from ..door.names import at_home
 from .draft_folder import DraftFolder
 from .kinds import ServedKind, kind_of, rows_of, serves
+from .schedule import Schedule, schedule_fields
 from .windows import sglang_flag, trained_window, window_keys
 
 
@@ -41,6 +42,7 @@ def serve_commands(
     kind: str = "eagle3",
     media_limits: Mapping[str, float] | None = None,
     config: Mapping[str, object] | None = None,
+    schedule: Schedule | None = None,
 ) -> dict[str, str]:
     """Return shell commands that serve `target` with `draft`, by server; SGLang drafts as many tokens as vLLM.
 
@@ -51,6 +53,7 @@ def serve_commands(
         media_limits: with which the target's media were shown in training; vLLM is told those of pixels.
         config: the draft's `config.json`; if transformers alone can generate with such a folder, a command says how.
             A window that it was trained with is passed on.
+        schedule: number of drafted tokens by load, which vLLM takes in place of one number.
 
     Returns:
         Server name -> command; empty for a kind that no server is known to run.
@@ -66,6 +69,7 @@ def serve_commands(
     # vLLM gives such a draft its keys in a group of their own, which costs time at every step
     shown = ("", "") if window is None else (" \\\n    --disable-hybrid-kv-cache-manager", f" {sglang_flag(window)}")
     speculative = {"method": row.vllm.name, "model": draft, "num_speculative_tokens": num_speculative_tokens}
+    speculative |= {} if schedule is None else schedule_fields(schedule)
 
     # as modules: these run wherever the package can be imported, even if its console command is not on the path
     commands = {
