@@ -20,6 +20,14 @@ from .recurrent import Mixers, find_mixers
 _STREAMS = "hc_mult"
 
 
+class _Hooks:
+    """Registered hooks, and where they write what they see; nowhere while `seen` is `None`."""
+
+    def __init__(self, tap_ids: list[int]):
+        self.tap_ids, self.handles = tap_ids, []
+        self.seen: dict[int | str, torch.Tensor] | None = None
+
+
 class TappedModel:
     """A causal language model whose layers are tapped and whose head is read: all that decoding asks of a target.
 
@@ -44,6 +52,7 @@ class TappedModel:
         # what the model's forward calls its cache: transformers 5.24 renames it, and warns when called by the old name
         parameters = inspect.signature(model.forward).parameters
         self.cache_argument = "cache" if "cache" in parameters else "past_key_values"
+        self._hooks: _Hooks | None = None
         self._head = TargetHead(self.parts.head, self.config, sharded=self.sharding is not None)
         self.tap_ids = tap_ids
 
@@ -162,11 +171,35 @@ class TappedModel:
 
     @contextmanager
     def _recording(self, tap_ids: list[int]):
-        """Hooks which live for one forward: a pre-hook at every tapped entry, one behind the final norm."""
-        seen: dict[int | str, torch.Tensor] = {}
+        """What one forward shows. Hooks of a compiled model stay, and are idle between its forwards: for every new hook
+        PyTorch 2.9 compiles it again."""
+        if self._hooks is None or self._hooks.tap_ids != tap_ids:
+            self._drop_hooks()
+            self._hooks = self._hooked(tap_ids)
+
+        self._hooks.seen = seen = {}
+        try:
+            yield seen
+        finally:
+            self._hooks.seen = None
+            if self.model._compiled_call_impl is None:
+                self._drop_hooks()
+
+    def _drop_hooks(self) -> None:
+        if self._hooks is not None:
+            for handle in self._hooks.handles:
+                handle.remove()
+        self._hooks = None
+
+    def _hooked(self, tap_ids: list[int]) -> "_Hooks":
+        """Register a pre-hook at every tapped entry, and one behind the final norm."""
+        hooks = _Hooks(tap_ids)
 
         def entry(tap_id):
             def record(module, args, kwargs):
+                seen = hooks.seen
+                if seen is None:
+                    return
                 if tap_id in seen:
                     raise ValueError(
                         f"The target {type(self.model).__name__} ({self.config.model_type}) runs its layer {tap_id} "
@@ -180,16 +213,13 @@ class TappedModel:
             return record
 
         def after_norm(module, args, output):
-            seen["last_hidden"] = output
+            if hooks.seen is not None:
+                hooks.seen["last_hidden"] = output
 
         entries = [*self.parts.layers, self.parts.final_norm]
-        handles = [entries[i].register_forward_pre_hook(entry(i), with_kwargs=True) for i in tap_ids]
-        handles.append(self.parts.final_norm.register_forward_hook(after_norm))
-        try:
-            yield seen
-        finally:
-            for handle in handles:
-                handle.remove()
+        hooks.handles = [entries[i].register_forward_pre_hook(entry(i), with_kwargs=True) for i in tap_ids]
+        hooks.handles.append(self.parts.final_norm.register_forward_hook(after_norm))
+        return hooks
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """The target's logits `(..., vocabulary)` of post-norm hidden states `(..., hidden)`."""
