@@ -27,6 +27,7 @@ class OracleDraft(nn.Module):
             tap_ids=None,
             num_taps=taps,
             chain_length=DraftConfig.chain_length,
+            draft_sliding_window=None,
         )
         self.config.hidden_size = target.hidden_size
 

@@ -86,10 +86,3 @@ class EagleTrainingArguments(EagleArguments, TrainingArguments):
         if self.accelerator_config.dispatch_batches is None:
             # each rank reads a stream itself: rank 0 cannot join its batches, which differ in length
             self.accelerator_config.dispatch_batches = False
-
-    @property
-    def device(self) -> torch.device:
-        """Where this process computes."""
-        device = super().device
-        # accelerate numbers CPUs, and PyTorch before 2.10 cannot load a checkpoint onto a numbered one
-        return torch.device("cpu") if device.type == "cpu" else device

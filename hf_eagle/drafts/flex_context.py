@@ -70,8 +70,8 @@ class FlexMask:
     """Which row sees which key, in at least two blocks of each.
 
     Attributes:
-        ids: rows, documents of rows, the first key that each row may see, keys, documents of keys: int64, ascending.
-            If they are few, the last row is repeated, and keys are added that no row sees.
+        ids: rows, documents of rows, keys, documents of keys, and in a window the first key that each row may see:
+            int64, ascending. If they are few, the last row is repeated, and keys are added that no row sees.
         blocks: a `BlockMask`, of the blocks of keys that a block of rows sees in full, or in part.
     """
 
@@ -90,26 +90,29 @@ class FlexMask:
         """A row sees the keys of its document that do not come after it, in a window those from its `first_keys`."""
         from torch.nn.attention.flex_attention import BlockMask
 
-        # without a window too there is a tensor: the compiled graph is the same
-        first_keys = torch.zeros_like(rows) if first_keys is None else first_keys
-        rows, row_documents, first_keys = (_repeat_last(ids) for ids in (rows, row_documents, first_keys))
-        key_documents = _repeat_last(key_documents)
+        rows, row_documents, key_documents = (_repeat_last(ids) for ids in (rows, row_documents, key_documents))
         keys = pad(keys, (0, _missing(len(keys))), value=_NO_ROW)
 
         # rows, keys and documents ascend, so a block's first and last entries bound what is in it
         (first_row, last_row), (row_document, last_row_document) = (_ends_of_blocks(x) for x in (rows, row_documents))
         (first_key, last_key), (key_document, last_document) = (_ends_of_blocks(x) for x in (keys, key_documents))
-        lowest, highest = _ends_of_blocks(first_keys)
 
         met = (first_key <= last_row[:, None]) & (key_document <= last_row_document[:, None])
-        met &= (last_document >= row_document[:, None]) & (last_key >= lowest[:, None])
+        met &= last_document >= row_document[:, None]
         full = (last_key <= first_row[:, None]) & (key_document == last_row_document[:, None])
-        full &= (last_document == row_document[:, None]) & (first_key >= highest[:, None])
+        full &= last_document == row_document[:, None]
+
+        ids = (rows, row_documents, keys, key_documents)
+        if first_keys is not None:
+            ids = (*ids, _repeat_last(first_keys))
+            lowest, highest = _ends_of_blocks(ids[-1])
+            met &= last_key >= lowest[:, None]
+            full &= first_key >= highest[:, None]
 
         blocks = BlockMask.from_kv_blocks(
             *_listed(met & ~full), *_listed(full), BLOCK_SIZE=BLOCK, seq_lengths=(len(rows), len(keys))
         )
-        return cls((rows, row_documents, first_keys, keys, key_documents), blocks)
+        return cls(ids, blocks)
 
     @property
     def tensors(self) -> dict[str, torch.Tensor]:
@@ -168,11 +171,11 @@ def _kernel(device_type: str) -> Callable:
 def _attend(query, key, value, ids, blocks, scaling, options) -> tuple[torch.Tensor, torch.Tensor]:
     from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 
-    rows, row_documents, first_keys, keys, key_documents = ids
+    rows, row_documents, keys, key_documents, *first_keys = ids
 
     def visible(batch, head, row, key):
-        seen = (keys[key] <= rows[row]) & (keys[key] >= first_keys[row])
-        return seen & (row_documents[row] == key_documents[key])
+        seen = (row_documents[row] == key_documents[key]) & (keys[key] <= rows[row])
+        return seen & (keys[key] >= first_keys[0][row]) if first_keys else seen
 
     mask = BlockMask(seq_lengths=(len(rows), len(keys)), **blocks, BLOCK_SIZE=(BLOCK, BLOCK), mask_mod=visible)
     out, aux = flex_attention(

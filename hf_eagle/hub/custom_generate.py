@@ -116,7 +116,8 @@ def _joined(room: str, modules: dict[str, dict[str, set[str]]], reached: Reachab
 
         # a definition that several modules share, such as a logger, is written once
         new = {used: kept[used] for used in kept if _bind(bound, used, module.text({used: kept[used]}), name)}
-        parts.append(module.text(new))
+        # who uses the entry reads all of its docstring; of the rest the source has more
+        parts.append(module.text(new, brief=name != ENTRY))
     origins = ", ".join(f"{name.replace('.', '/')}.py" for name in modules)
     header = "\n".join(wrap(f"{_HEADER}{origins}.", _LINE, subsequent_indent="# "))
     text = "\n\n".join(filter(None, [header, _imports(libraries, rooms), *parts])) + "\n"

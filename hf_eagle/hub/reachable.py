@@ -54,11 +54,12 @@ class Module:
             else:
                 self.absolute[name] = f"{origin}import {ast.unparse(alias)}"
 
-    def text(self, kept: Mapping[str, set[str]]) -> str:
+    def text(self, kept: Mapping[str, set[str]], brief: bool = False) -> str:
         """Return the source with these definitions alone, and in each class these methods alone.
 
         Args:
             kept: from the name of a definition to the names of methods that stay in it.
+            brief: of each docstring only the first paragraph.
         """
         names = {id(statement): name for name, statement in self.definitions.items() if name in kept}
         dropped = set()
@@ -69,10 +70,22 @@ class Module:
             for method in methods_of(statement):
                 if method.name not in kept[names[id(statement)]]:
                     dropped |= self._lines_of(method)
+            for documented in (statement, *methods_of(statement)) if brief else ():
+                dropped |= self._details_of(documented)
 
         lines = [line for number, line in enumerate(self.lines, 1) if number not in dropped]
         left = "\n".join(line for line in lines if not line.startswith("# ----")).strip("\n")
         return re.sub(r"\n{3,}(?=[^\n ])", "\n\n\n", left)
+
+    def _details_of(self, statement: ast.stmt) -> set[int]:
+        """Return the lines of a definition's docstring behind its first paragraph."""
+        first = next(iter(getattr(statement, "body", ())), None)
+        is_docstring = isinstance(first, ast.Expr) and isinstance(getattr(first.value, "value", None), str)
+        if not is_docstring or self.lines[first.end_lineno - 1].strip() != '"""':
+            return set()
+        inside = range(first.lineno, first.end_lineno)
+        blank = next((number for number in inside if not self.lines[number - 1].strip()), first.end_lineno)
+        return set(range(blank, first.end_lineno))
 
     def _lines_of(self, statement: ast.stmt) -> set[int]:
         """Return a statement's lines, with decorators and comments above it, and the blank lines above those."""

@@ -170,7 +170,7 @@ def context(folder: DraftFolder, target: TargetFacts | None) -> Iterator[Finding
                 f"YaRN's table has `factor` x `original_max_position_embeddings`, {reached} positions, and "
                 f"`max_position_embeddings` is {positions}: those between are read from outside of the table.",
                 f"serve at most {reached} tokens (`--max-model-len`)",
-                level="limit",
+                level="note",
             )
 
 

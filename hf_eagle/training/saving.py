@@ -171,11 +171,16 @@ class SavingMixin(PublishingMixin):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None and missing_states(checkpoint):
             return  # both start anew, as `train` has logged
-        if not self.is_fsdp_enabled or checkpoint is None:
+        on_cpu = self.args.device.type == "cpu"
+        if checkpoint is None or not (self.is_fsdp_enabled or on_cpu):
             return super()._load_optimizer_and_scheduler(checkpoint)
 
+        # accelerate numbers CPUs, and PyTorch before 2.10 loads nothing onto a numbered one
         state = torch.load(Path(checkpoint) / OPTIMIZER_NAME, map_location="cpu", weights_only=True)
-        set_optimizer_state(self.model, self.optimizer.optimizer, state)
+        if self.is_fsdp_enabled:
+            set_optimizer_state(self.model, self.optimizer.optimizer, state)
+        else:
+            self.optimizer.load_state_dict(state)
         self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
 
     # ---- save ----

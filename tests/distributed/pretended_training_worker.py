@@ -40,10 +40,11 @@ from hf_eagle.targets import document_kernels  # noqa: E402
 
 def dense_flex(query, key, value, ids, blocks, scaling, options):
     """What `flex_attention` computes, which does not compile for a device in Python."""
-    rows, row_documents, keys, key_documents = ids
+    rows, row_documents, keys, key_documents, *first_keys = ids
     group = query.shape[1] // key.shape[1]
     key, value = (x.repeat_interleave(group, 1, output_size=query.shape[1]) for x in (key, value))
     seen = (row_documents[:, None] == key_documents) & (keys <= rows[:, None])
+    seen = seen & (keys >= first_keys[0][:, None]) if first_keys else seen
 
     query, key, value = (x.transpose(0, 1) for x in (query, key, value))
     scores = ((query @ key.transpose(-1, -2)).float() * scaling).masked_fill(~seen, float("-inf"))

@@ -98,8 +98,7 @@ def test_few_rows_are_two_blocks(rows, graphs):
     """The added rows see what the last one sees, so that none sees nothing; the added keys are seen by none."""
     layout = layout_of(torch.arange(310 - rows, 310), 310)
     ids, blocks = layout.flex_mask(0).ids, layout.flex_mask(0).tensors.values()
-    rows_and_keys = [layout.rows] * 3 + [layout.keys] * 2
-    assert [len(x) for x in ids] == [max(256, len(x)) for x in rows_and_keys]
+    assert [len(x) for x in ids] == [max(256, len(x)) for x in (layout.rows, layout.rows, layout.keys, layout.keys)]
     assert min(size for x in blocks for size in x.shape[2:]) >= 2
     assert lengthened(torch.ones(rows, 2, 3)).shape == (max(256, rows), 2, 3)
 

@@ -26,8 +26,8 @@ from hf_eagle.hub.custom_generate import FOLDER, PACKAGE, bundle
 ARCHITECTURES = [
     name for kind in KINDS.values() if kind.package.startswith(PACKAGE.name) for name in kind.architectures
 ]
-# 40 of the lines decode with a window, and tell what each round accepted; 460 decode with recurrent layers
-MOST_FILES, MOST_LINES = 15, 3050
+# 40 of the lines decode with a window, and tell what each round accepted; 400 decode with recurrent layers
+MOST_FILES, MOST_LINES = 15, 2800
 METHODS = (types.FunctionType, classmethod, staticmethod, property)
 # methods of carried classes that torch or transformers would call to train or to save a draft, which stay at home
 AT_HOME = {

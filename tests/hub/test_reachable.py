@@ -8,7 +8,7 @@ import types
 import pytest
 
 from hf_eagle.hub.custom_generate import joined_rooms
-from hf_eagle.hub.reachable import Reachable
+from hf_eagle.hub.reachable import Module, Reachable
 
 
 MODULES = {
@@ -186,3 +186,47 @@ def test_source_that_cannot_be_followed_is_refused_in_a_sentence(package, case):
     write(package, modules)
     with pytest.raises(ValueError, match=words):
         joined_rooms(reach(package))
+
+
+@pytest.mark.parametrize("brief", [False, True])
+def test_of_a_brief_source_docstrings_have_their_first_paragraph(brief):
+    source = textwrap.dedent('''
+        class Shape:
+            """A shape,
+            of any size.
+
+            Args:
+                size: in metres.
+            """
+
+            def area(self):
+                """Its area."""
+                text = """
+                no docstring
+
+                """
+                return text
+
+            def edge(self):
+                """Its edge.
+
+                Returns:
+                    metres.
+                """
+
+
+        SIZE = """
+        a
+
+        b
+        """
+    ''')
+    text = Module("low.shapes", source).text({"Shape": {"area", "edge"}, "SIZE": set()}, brief=brief)
+    assert (source.strip() == text) != brief
+    namespace: dict = {}
+    exec(text, namespace)
+    shape = namespace["Shape"]
+    assert "of any size." in shape.__doc__ and shape().area().split() == ["no", "docstring"]
+    assert namespace["SIZE"].split() == ["a", "b"] and shape.area.__doc__ == "Its area."
+    for documented, rest in ((shape, "Args:"), (shape.edge, "Returns:")):
+        assert (rest in documented.__doc__) != brief

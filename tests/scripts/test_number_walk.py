@@ -50,7 +50,7 @@ ANY = {
     *("max_steps", "num_train_epochs", "warmup_steps", "max_unsupervised_steps", "acceptance_steps"),
     *("eval_steps", "eval_delay", "save_steps", "save_total_limit", "logging_steps", "torch_empty_cache_steps"),
     *("eval_accumulation_steps", "ddp_bucket_cap_mb", "ddp_timeout", "local_rank", "device_memory_gb"),
-    *("mask_token_id", "num_anchors", "slot_decay"),
+    *("mask_token_id", "num_anchors", "slot_decay", "loss_window"),
     *("ce_weight", "regression_weight", "lk_decay", "lk_scale", "lora_alpha", "max_grad_norm", "neftune_noise_alpha"),
 }
 HANGS = (
