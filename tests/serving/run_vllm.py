@@ -71,10 +71,9 @@ def run(args) -> dict:
         speculative_config=speculative_config or None,
         enforce_eager=True,
         max_model_len=args.max_model_len,
-        max_num_seqs=args.max_num_seqs,
         enable_prefix_caching=False,
         disable_log_stats=False,
-        **media | args.engine_args,
+        **{"max_num_seqs": args.max_num_seqs} | media | args.engine_args,
     )
     outputs = llm.generate(
         [read_prompt(entry) for entry in json.loads(args.prompts.read_text())],
