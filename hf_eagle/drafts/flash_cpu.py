@@ -26,6 +26,11 @@ def expanded(x: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
     return x.transpose(0, 1)[:, None].expand(-1, query.shape[1] // x.shape[1], -1, -1)
 
 
+def added_to(hidden: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """What the kernel adds to scores: where `hidden` is true, the key weighs nothing."""
+    return torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, torch.finfo(dtype).min)
+
+
 def flash(q, k, v, causal: bool, scaling: float, mask=None) -> tuple[torch.Tensor, torch.Tensor]:
     """Attend, and return the output and the log-sum-exp of each row; `mask` is added to the scores."""
     return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(

@@ -13,9 +13,9 @@ from collections.abc import Callable
 import torch
 from torch.nn.functional import pad
 
-from .flash_cpu import expanded, flash, flash_backward, grouped, ungrouped
+from .flash_cpu import added_to, expanded, flash, flash_backward, grouped, ungrouped
 from .flex_context import by_flex, chosen_attention, lengthened, or_else
-from .row_layout import RowLayout
+from .row_layout import Block, RowLayout
 
 
 def eager_ttt_attention(
@@ -76,9 +76,9 @@ class _FlashTTT(torch.autograd.Function):
 
         for rows, blocks in layout.spans_at(step):
             parts = []
-            for keys, causal in blocks:
-                mask = _mask(layout, rows, keys, step, q) if causal is None else None
-                parts.append(flash(q[:, :, rows], k[:, :, keys], v[:, :, keys], bool(causal), scaling, mask))
+            for block in blocks:
+                keys, how = block[0], _how(layout, rows, block, step, scaling, q.dtype)
+                parts.append(flash(q[:, :, rows], k[:, :, keys], v[:, :, keys], *how))
             out[:, :, rows], lse[:, :, rows] = _merge(parts)
 
         if own_keys:
@@ -106,11 +106,11 @@ class _FlashTTT(torch.autograd.Function):
         dq = torch.zeros(q.shape, dtype=torch.float32, device=q.device)
         dk, dv = (torch.zeros(x.shape[1], x.shape[0], x.shape[2], dtype=torch.float32) for x in (key, value))
         for rows, blocks in layout.spans_at(step):
-            for keys, causal in blocks:
-                mask = _mask(layout, rows, keys, step, q) if causal is None else None
+            for block in blocks:
+                keys, how = block[0], _how(layout, rows, block, step, scaling, q.dtype)
                 parts = flash_backward(
                     *(grad[:, :, rows], q[:, :, rows], k[:, :, keys], v[:, :, keys], out[:, :, rows], lse[:, :, rows]),
-                    *(bool(causal), scaling, mask),
+                    *how,
                 )
                 for total, part in ((dq[:, :, rows], parts[0]), (dk[:, keys], parts[1]), (dv[:, keys], parts[2])):
                     total += part if total.dim() == 4 else part.sum(1)
@@ -133,10 +133,11 @@ class _FlashTTT(torch.autograd.Function):
         return dq.to(query.dtype), dk.to(key.dtype), dv.to(value.dtype), None, None, *own_grads
 
 
-def _mask(layout: RowLayout, rows: slice, keys: slice, step: int, like: torch.Tensor) -> torch.Tensor:
-    """What the kernel adds to the scores of these rows and keys."""
-    hidden = layout.hidden(rows, keys, step)
-    return like.new_zeros(hidden.shape).masked_fill_(hidden, torch.finfo(like.dtype).min)
+def _how(layout: RowLayout, rows: slice, block: Block, step: int, scaling: float, dtype: torch.dtype) -> tuple:
+    """The kernel's arguments behind queries, keys and values, for a block of a span: causal, factor and mask."""
+    keys, causal = block
+    mask = added_to(layout.hidden(rows, keys, step), dtype) if causal is None else None
+    return bool(causal), scaling, mask
 
 
 def _broadcast(own: torch.Tensor) -> torch.Tensor:

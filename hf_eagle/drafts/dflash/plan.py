@@ -11,6 +11,7 @@ from ...data.collators import any_packed, documents_of, number_documents
 from ...losses.supervision import SupervisionPlan, supervised_steps
 from ...targets.packed_attention import Segments
 from ..drawn_rows import draw_apart
+from ..flash_cpu import added_to
 from ..flex_context import FlexMask
 from ..training_base import Draw, PlanOfTensors
 
@@ -69,9 +70,7 @@ class BlockLayout:
     def hidden(self, blocks: slice, keys: slice, dtype: torch.dtype) -> torch.Tensor:
         """What to add to a chunk's scores, `(1, 1, rows, keys)`: keys from a block's anchor on then weigh nothing."""
         unseen = torch.arange(keys.start, keys.stop, device=self.end.device) >= self.end[blocks, None]
-        mask = torch.zeros(unseen.shape, dtype=dtype, device=unseen.device)
-        mask.masked_fill_(unseen, torch.finfo(dtype).min)
-        return mask.repeat_interleave(self.size, dim=0)[None, None]
+        return added_to(unseen, dtype).repeat_interleave(self.size, dim=0)[None, None]
 
     @cached_property
     def flex_mask(self) -> FlexMask:
