@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import IterableDataset
 
+from ..door.logs import errors_only
 from .encoding import CUT, Encoders, check_sample, encode_records
 from .loss_mask import MaskOptions
 from .mask_check import show_mask
@@ -294,22 +294,10 @@ def _from_place(records, place: Any) -> Iterator:
     elif place is not None:
         raise ValueError("`records` has no `load_state_dict`, which continuing a stream needs.")
 
-    with _quiet():
+    # it warns that its buffer is lost, which holds nothing here
+    with errors_only("datasets.iterable_dataset"):
         source = iter(records)
         first = list(islice(source, 1))
 
     yield from first
     yield from source
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Suppress the warning of `datasets` that its buffer is lost, since that buffer holds nothing here."""
-    told = logging.getLogger("datasets.iterable_dataset")
-    level = told.level
-
-    told.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        told.setLevel(level)

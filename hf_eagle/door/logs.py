@@ -1,6 +1,8 @@
-"""Set up a verb's log: it shows this package's lines, but not one per request to the Hub."""
+"""Set up a verb's log: it shows this package's lines, but not one per request to the Hub. And silence a part of it."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from .sentences import without_secrets
@@ -22,6 +24,19 @@ def show_log(level: int = logging.INFO, **options: Any) -> None:
     logging.basicConfig(level=level, handlers=[handler], **options)
     for client in _CLIENTS:
         logging.getLogger(client).setLevel(logging.WARNING)
+
+
+@contextmanager
+def errors_only(name: str) -> Iterator[None]:
+    """Suppress warnings of the logger of this name, and of those below it."""
+    logger = logging.getLogger(name)
+    level = logger.level
+
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 class _WithoutSecrets(logging.Formatter):

@@ -1,12 +1,9 @@
 """What is done with a target, as the table of page `targets` says it: the columns that follow from a config."""
 
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 from transformers import PreTrainedConfig
 
 from ..arguments.groups import DraftArguments, TargetArguments
+from ..door.logs import errors_only
 from ..drafts.kinds import KINDS
 from ..targets.architectures import Family, family_of
 from ..targets.shard_layout import MODES, layout_of
@@ -20,21 +17,9 @@ COLUMNS = ("family", *MEASURED, "sharded", "drafts", "vLLM", "SGLang")
 
 def row_from_config(config: PreTrainedConfig) -> dict[str, str]:
     """How a target can be sharded over two ranks, which kinds of draft fit it, and which server takes its taps."""
-    with _quiet():
+    # warnings are about what is only tried here, and come when a run chooses it
+    with errors_only(__name__.partition(".")[0]):
         return {"sharded": _ways(config), "drafts": _kinds(config), **_servers(family_of(config))}
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Suppress this package's warnings: they are about what is only tried here, and come when a run chooses it."""
-    own = logging.getLogger(__name__.partition(".")[0])
-    level = own.level
-
-    own.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        own.setLevel(level)
 
 
 def _ways(config: PreTrainedConfig) -> str:
