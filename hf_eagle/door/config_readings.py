@@ -1,6 +1,6 @@
 """What config.json says without saying it: fields in several places, defaults of config classes, signs of a kind.
 
-Import, check and training read a DFlash draft's config and its target's by the same rules. They follow transformers'
+Import, check and training read a draft's config and its target's by the same rules. They follow transformers'
 config classes (5.24, `models/{qwen3,llama,muse_glimmer_assistant}/`), and know nothing of the drafts that we write.
 """
 
@@ -94,6 +94,14 @@ def shown_dspark(config: Mapping[str, Any], tensors: Iterable[str]) -> str | Non
         f"{signs[0]} shows a DSpark draft, which DeepSpec also calls dflash where its rank is 0: slot k predicts the "
         "token after its own, so that as a DFlash draft it would be off by one"
     )
+
+
+# ---- any draft ----
+
+
+def window_keys(window: int) -> dict[str, Any]:
+    """What config.json must hold, so that vLLM shows a draft of one layer so many keys: one of these alone does not."""
+    return {"layer_types": [SLIDING], "sliding_window": window}
 
 
 # ---- a target ----

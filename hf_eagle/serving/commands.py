@@ -5,11 +5,12 @@ import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
+from ..door.config_readings import window_keys
 from ..door.names import at_home
 from .draft_folder import DraftFolder
 from .kinds import ServedKind, kind_of, rows_of, serves
 from .schedule import Schedule, schedule_fields
-from .windows import sglang_flag, trained_window, window_keys
+from .windows import sglang_flag, trained_window
 
 
 def served_as(kind: str) -> ServedKind:
@@ -65,19 +66,21 @@ def serve_commands(
     target, draft = str(at_home(target)), str(at_home(draft))
     pixels = {name: value for name, value in (media_limits or {}).items() if name in _PIXELS}
     limits = f" \\\n    --mm-processor-kwargs {shlex.quote(json.dumps(pixels))}" if pixels else ""
-    window = trained_window(config or {})
-    # vLLM gives such a draft its keys in a group of their own, which costs time at every step
-    shown = ("", "") if window is None else (" \\\n    --disable-hybrid-kv-cache-manager", f" {sglang_flag(window)}")
+    in_vllm = in_sglang = ""
+    if (window := trained_window(config or {})) is not None:
+        # vLLM gives such a draft its keys in a group of their own, which costs time at every step
+        in_vllm, in_sglang = " \\\n    --disable-hybrid-kv-cache-manager", f" {sglang_flag(window)}"
+
     speculative = {"method": row.vllm.name, "model": draft, "num_speculative_tokens": num_speculative_tokens}
     speculative |= {} if schedule is None else schedule_fields(schedule)
 
     # as modules: these run wherever the package can be imported, even if its console command is not on the path
     commands = {
         "vLLM": f"python -m vllm.entrypoints.openai.api_server --model {shlex.quote(target)} \\\n"
-        f"    --speculative-config {shlex.quote(json.dumps(speculative))}{limits}{shown[0]}",
+        f"    --speculative-config {shlex.quote(json.dumps(speculative))}{limits}{in_vllm}",
         "SGLang": f"python -m sglang.launch_server --model-path {shlex.quote(target)} \\\n"
         f"    --speculative-algorithm {row.sglang.name} --speculative-draft-model-path {shlex.quote(draft)} \\\n"
-        f"    {row.sglang.options(num_speculative_tokens)}{shown[1]}",
+        f"    {row.sglang.options(num_speculative_tokens)}{in_sglang}",
     }
 
     lines = row.in_python(config or {}, target, draft)

@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 
+from ..door.config_readings import window_keys
 from . import rules_sglang
 from .draft_folder import TargetFacts
 from .rules_folder import rope_of
-from .windows import trained_window, window_keys
+from .windows import trained_window
 
 
 @dataclass

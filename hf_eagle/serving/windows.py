@@ -6,21 +6,14 @@ SGLang reads neither: it has a flag. Neither reads `draft_sliding_window`, the w
 
 from collections.abc import Iterator, Mapping
 
+from ..door.config_readings import SLIDING
 from . import rules_sglang, rules_vllm
 from .draft_folder import DraftFolder, Finding, TargetFacts
-
-
-SLIDING = "sliding_attention"
 
 
 def trained_window(config: Mapping[str, object]) -> int | None:
     """The window that a draft with this config.json was trained with; `None` for none."""
     return config.get("draft_sliding_window")
-
-
-def window_keys(window: int) -> dict[str, object]:
-    """What config.json must hold, so that vLLM shows a draft so many keys."""
-    return {"layer_types": [SLIDING], "sliding_window": window}
 
 
 def sglang_flag(window: int) -> str:
@@ -78,19 +71,22 @@ def _other_than_trained(own: object, sliding: bool, trained: int) -> Iterator[Fi
 def _untrained(folder: DraftFolder, target: TargetFacts | None, own: object, sliding: bool) -> Iterator[Finding]:
     """Of a draft that was trained without a window, as far as its config says."""
     context = folder.config.get("max_position_embeddings") if target is None else target.max_positions
+    hides = isinstance(own, int) and isinstance(context, int) and own < context
+
     if sliding and not isinstance(own, int):
         yield _finding(
             "`layer_types` asks for sliding attention, which hides keys that training showed, but no `sliding_window` "
             "says how many are left: loading fails.",
             "leave `layer_types` out",
         )
-    elif sliding and isinstance(context, int) and own < context:
+    elif sliding and hides:
         yield _finding(
             f"`layer_types` and `sliding_window` {own} ask for sliding attention, which hides keys that training "
             f"showed from a context of {context}.",
             f"{_whole_context(target)}; or, if it was trained with this window, `draft_sliding_window` {own} too",
         )
-    elif own is not None and not sliding and isinstance(context, int) and isinstance(own, int) and own < context:
+    # harmless, but whoever wrote it may have trained with it
+    elif hides:
         yield Finding(
             rules_vllm.READER,
             f"`sliding_window` {own} without `layer_types` is ignored: the draft is shown all tokens.",

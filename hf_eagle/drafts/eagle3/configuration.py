@@ -6,6 +6,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
+from ...door.config_readings import window_keys
 from ...targets.architectures import check_tap_ids, default_tap_ids, window_of_all_layers
 from ...targets.config_fields import read_field
 from ...targets.latent import has_latent_attention
@@ -60,7 +61,7 @@ class EagleConfig(DraftConfig):
         if self.architectures is None:
             self.architectures = ["LlamaForCausalLMEagle3"]
         if self.draft_sliding_window is not None:
-            kwargs |= window_fields(self.draft_sliding_window)
+            kwargs |= window_keys(self.draft_sliding_window)
         super().__post_init__(**kwargs)
 
     def _check(self) -> None:
@@ -146,7 +147,7 @@ class EagleConfig(DraftConfig):
 
         if cls.reads_window and window_of_all_layers(target_config) is not None:
             # the draft sees all tokens: this window is as long as the context, and keeps vLLM from taking the target's
-            fields |= window_fields(fields["max_position_embeddings"])
+            fields |= window_keys(fields["max_position_embeddings"])
 
         if sglang_counts_entries(target_config):
             fields["sglang_counts_entries"] = tap_ids[0] != 2  # if it is 2, both spellings agree
@@ -173,11 +174,6 @@ class EagleConfig(DraftConfig):
             written["eagle_config"]["eagle_aux_hidden_state_layer_ids"] = [i - less for i in self.tap_ids]
 
         return written
-
-
-def window_fields(window: int) -> dict[str, Any]:
-    """What makes vLLM show a draft of one layer so many keys."""
-    return {"layer_types": ["sliding_attention"], "sliding_window": window}
 
 
 def config_for(target_config: PreTrainedConfig, options: Mapping[str, Any], **fields: Any) -> EagleConfig:
