@@ -160,18 +160,22 @@ def context(folder: DraftFolder, target: TargetFacts | None) -> Iterator[Finding
             "set it to the target's",
         )
 
-    rope = rope_of(folder)
-    if isinstance(positions, int) and rope.get("rope_type", rope.get("type")) == "yarn":
-        original = rope.get("original_max_position_embeddings") or positions
-        reached = round((rope.get("factor") or 1) * original)
-        if reached < positions:
-            yield Finding(
-                READER,
-                f"YaRN's table has `factor` x `original_max_position_embeddings`, {reached} positions, and "
-                f"`max_position_embeddings` is {positions}: those between are read from outside of the table.",
-                f"serve at most {reached} tokens (`--max-model-len`)",
-                level="note",
-            )
+
+def yarn_table(folder: DraftFolder, target: TargetFacts | None) -> Iterator[Finding]:
+    """With YaRN, the table of RoPE is as long as the context."""
+    rope, positions = rope_of(folder), folder.config.get("max_position_embeddings")
+    if rope.get("rope_type", rope.get("type")) != "yarn" or not isinstance(positions, int):
+        return
+
+    reached = round((rope.get("factor") or 1) * (rope.get("original_max_position_embeddings") or positions))
+    if reached < positions:
+        yield Finding(
+            READER,
+            f"YaRN's table has `factor` x `original_max_position_embeddings`, {reached} positions, and "
+            f"`max_position_embeddings` is {positions}: those between are read from outside of the table.",
+            f"serve at most {reached} tokens (`--max-model-len`)",
+            level="note",
+        )
 
 
 # ---- the tensors ----

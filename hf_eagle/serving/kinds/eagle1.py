@@ -82,6 +82,7 @@ VLLM = Served(
         rules_vllm.rotated_part,
         rules_vllm.assumed_base,
         rules_vllm.context,
+        rules_vllm.yarn_table,
         _vllm_tensors,
     ),
 )

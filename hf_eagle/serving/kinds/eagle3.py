@@ -75,6 +75,7 @@ VLLM = Served(
         rules_vllm.rotated_part,
         rules_vllm.assumed_base,
         rules_vllm.context,
+        rules_vllm.yarn_table,
         partial(taps_vllm.tensors, own=vllm_parameters),
     ),
 )
