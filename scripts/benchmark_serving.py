@@ -197,9 +197,9 @@ def main() -> None:
 
 def advice(result: dict) -> str:
     """Return how vLLM is told to draft as many tokens as pay at each load; empty if one load was measured."""
-    from hf_eagle.serving.schedule import FIELD, schedule_fields, told_schedule
+    from hf_eagle.serving.schedule import FIELD, loads, schedule_fields, told_schedule
 
-    if len({entry["batch_size"] for entry in result["entries"]}) < 2:
+    if len(loads(result["entries"])) < 2:
         return ""
     fields = schedule_fields(result["schedule"])
     told = f"requests in flight and tokens to draft: {told_schedule(result['schedule'])}"

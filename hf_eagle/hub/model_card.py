@@ -18,7 +18,7 @@ from ..evaluation.windows import windows_table
 from ..serving.commands import serve_commands, tokens_of_a_round
 from ..serving.draft_folder import DraftFolder
 from ..serving.kinds import kind_of, rows_of
-from ..serving.schedule import schedule_of, told_schedule
+from ..serving.schedule import Schedule, loads, schedule_of, told_schedule
 from ..serving.speed import table, verdict
 from ..shipped import shipped
 from .card_facts import FACTS, CardFacts, facts_from, read_facts
@@ -158,31 +158,35 @@ def card_text(output_dir: Path, facts: CardFacts, named: str | None = None) -> s
             {
                 **found,
                 **{"name": name, "table": table(found["entries"]), "verdict": verdict(found["entries"])},
-                "schedule": told_schedule(schedule_of(found["entries"])) if _loads(found) > 1 else None,
+                "schedule": told_schedule(_schedule(found) or []),
             }
             for name, found in facts.serving.items()
         ],
         published=published,
         overlap_rule=RULE,
         commands=serve_commands(
-            target, draft, speculative_tokens, known["kind"], facts.media_limits, _config(output_dir), _schedule(facts)
+            target,
+            draft,
+            speculative_tokens,
+            known["kind"],
+            facts.media_limits,
+            _config(output_dir),
+            _served_schedule(facts),
         ),
         media_limits=facts.media_limits,
     )
     return card.content.rstrip() + "\n"
 
 
-def _loads(found: dict) -> int:
-    """At how many numbers of requests in flight a server was measured."""
-    return len({entry["batch_size"] for entry in found["entries"]})
+def _schedule(found: dict) -> Schedule | None:
+    """Return the number of tokens to draft by load that a measurement shows; `None` if it is of one load."""
+    return schedule_of(found["entries"]) if len(loads(found["entries"])) > 1 else None
 
 
-def _schedule(facts: CardFacts) -> list[list[int]] | None:
-    """Return the number of tokens to draft by load, from the measurement of most loads whose server takes that."""
-    found = max(facts.serving.values(), key=_loads, default=None)
-    if found is None or _loads(found) < 2 or not found.get("takes_schedule"):
-        return None
-    return schedule_of(found["entries"])
+def _served_schedule(facts: CardFacts) -> Schedule | None:
+    """Return that of the measurement of most loads, if its server takes one."""
+    found = max(facts.serving.values(), key=lambda found: len(loads(found["entries"])), default={})
+    return _schedule(found) if found.get("takes_schedule") else None
 
 
 def _target(facts: CardFacts, published: bool) -> tuple[str, str, bool]:

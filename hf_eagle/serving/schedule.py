@@ -26,6 +26,11 @@ print({FIELD!r} in (folder / "config" / "speculative.py").read_text())
 """
 
 
+def loads(entries: Sequence[Mapping]) -> list[int]:
+    """The numbers of requests in flight that were measured, ascending."""
+    return sorted({entry["batch_size"] for entry in entries})
+
+
 def fastest_counts(entries: Sequence[Mapping]) -> dict[int, int]:
     """Number of drafted tokens with which the server was fastest, by requests in flight.
 
@@ -35,7 +40,7 @@ def fastest_counts(entries: Sequence[Mapping]) -> dict[int, int]:
         entries: as `measure_serving` returns them.
     """
     found = {}
-    for size in sorted({entry["batch_size"] for entry in entries}):
+    for size in loads(entries):
         here = [entry for entry in entries if entry["batch_size"] == size]
         best = max(entry["speedup"] for entry in here)
         fast = [entry["num_speculative_tokens"] for entry in here if entry["speedup"] >= (1 - _ALIKE) * best]
