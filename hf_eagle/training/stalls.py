@@ -61,9 +61,20 @@ def place_of(frames: list[FrameType], lines: list[int]) -> str:
     ours = [each for each in called if _is_ours(each[0].f_code.co_filename)]
 
     frame, line = (ours or called)[-1]
-    path, code = Path(frame.f_code.co_filename), frame.f_code
+    path = Path(frame.f_code.co_filename)
     near = path.relative_to(PACKAGE) if path.is_relative_to(PACKAGE) else Path(*path.parts[-2:])
-    return f"{near}:{line} {getattr(code, 'co_qualname', code.co_name)}"
+    return f"{near}:{line} {name_of(frame)}"
+
+
+def name_of(frame: FrameType) -> str:
+    """The function's name with its class, which Python before 3.11 does not keep with the code."""
+    code, owner = frame.f_code, frame.f_locals.get("self", frame.f_locals.get("cls"))
+    if hasattr(code, "co_qualname"):
+        return code.co_qualname
+
+    classes = getattr(owner if isinstance(owner, type) else type(owner), "__mro__", ())
+    within = next((each for each in classes if getattr(vars(each).get(code.co_name), "__code__", None) is code), None)
+    return code.co_name if within is None else f"{within.__name__}.{code.co_name}"
 
 
 def _is_ours(file: str) -> bool:

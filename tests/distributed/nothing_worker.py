@@ -28,20 +28,10 @@ from collectives import PACKAGE  # noqa: E402
 
 from hf_eagle.arguments.training import EagleTrainingArguments  # noqa: E402
 from hf_eagle.training import distributed  # noqa: E402
+from hf_eagle.training.stalls import name_of  # noqa: E402
 
 
 CALLED: set[str] = set()
-
-
-def name_of(frame) -> str:
-    """The function's name with its class, which Python before 3.11 does not keep with the code."""
-    code, owner = frame.f_code, frame.f_locals.get("self", frame.f_locals.get("cls"))
-    if hasattr(code, "co_qualname"):
-        return code.co_qualname
-
-    classes = getattr(owner if isinstance(owner, type) else type(owner), "__mro__", ())
-    within = next((each for each in classes if getattr(vars(each).get(code.co_name), "__code__", None) is code), None)
-    return code.co_name if within is None else f"{within.__name__}.{code.co_name}"
 
 
 def note(frame, event: str, _) -> None:

@@ -7,6 +7,7 @@ trainer calls with a tiny target and a tiny draft. All of them count, a property
 import os
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from types import CodeType, FrameType
 
@@ -27,8 +28,8 @@ class Recorder:
             opens these. A layer or a kernel, which sees numbers alone, is none.
     """
 
-    def __init__(self, root: Path, first: CodeType, last: CodeType):
-        self.folder = f"{root / PACKAGE}{os.sep}"
+    def __init__(self, root: Path, first: CodeType, last: CodeType, name_of: Callable[[FrameType], str]):
+        self.folder, self.name_of = f"{root / PACKAGE}{os.sep}", name_of
         self.first, self.last = first, last
         self.files: dict[str, None] = {}
         self.hops: dict[tuple[str, str, str], None] = {}
@@ -51,7 +52,7 @@ class Recorder:
             caller = self._caller(frame)
             self.files.setdefault(file)
             if caller != file:
-                self.hops.setdefault((caller, file, _name(frame)))
+                self.hops.setdefault((caller, file, self.name_of(frame)))
 
     def _file(self, frame: FrameType) -> str:
         """A path in the package; empty for a frame of torch or transformers."""
@@ -66,14 +67,6 @@ class Recorder:
             outer = outer.f_back
         file = "" if outer is None else self._file(outer)
         return file if file in self.files else "Trainer"
-
-
-def _name(frame: FrameType) -> str:
-    """The function's name with its class, which Python before 3.11 does not keep with the code."""
-    code, owner = frame.f_code, frame.f_locals.get("self")
-    if hasattr(code, "co_qualname"):
-        return code.co_qualname
-    return code.co_name if owner is None else f"{type(owner).__name__}.{code.co_name}"
 
 
 def _is_batch(value: object) -> bool:
@@ -95,6 +88,7 @@ def way_of_a_batch(root: Path) -> Recorder:
     from tiny import random_chats, tiny_pair
 
     from hf_eagle import EagleTrainer, EagleTrainingArguments
+    from hf_eagle.training.stalls import name_of
 
     target, draft = tiny_pair()
     with tempfile.TemporaryDirectory() as folder:
@@ -113,7 +107,7 @@ def way_of_a_batch(root: Path) -> Recorder:
         trainer = EagleTrainer(model=draft, args=args, target=target, train_dataset=data)
 
         collate, loss = type(trainer.data_collator).__call__, EagleTrainer.compute_loss
-        recorder = Recorder(root, collate.__code__, loss.__code__)
+        recorder = Recorder(root, collate.__code__, loss.__code__, name_of)
         sys.setprofile(recorder)
         try:
             trainer.train()
