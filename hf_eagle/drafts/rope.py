@@ -29,7 +29,7 @@ _NEEDED = {
 }
 
 
-def draft_rope(text_config, kind: str = "1d", reads_mscale: bool = False) -> dict[str, Any]:
+def draft_rope(text_config, form: str = "1d", reads_mscale: bool = False) -> dict[str, Any]:
     """`rope_parameters` of a draft for a target: its base, and its scaling if servers run that in one known way.
 
     A draft learns its own attention, so it need not rotate as its target does. It must be served as it was trained.
@@ -41,7 +41,7 @@ def draft_rope(text_config, kind: str = "1d", reads_mscale: bool = False) -> dic
     * `partial_rotary_factor` (Phi-3, GLM-4, Qwen3.5): transformers' Llama ignores it, vLLM obeys it. A draft rotates
       whole heads;
     * `mscale` and `mscale_all_dim` of YaRN, unless `reads_mscale`: transformers obeys them, servers do not;
-    * `mrope_section`, unless `kind` is `"mrope"`, and anything else that one server reads and another does not.
+    * `mrope_section`, unless `form` is `"mrope"`, and anything else that one server reads and another does not.
 
     With `"mrope"` a draft gives tokens three positions, as its target does. Both servers then read `mrope_section` and
     `mrope_interleaved`; the latter is false if absent.
@@ -52,17 +52,17 @@ def draft_rope(text_config, kind: str = "1d", reads_mscale: bool = False) -> dic
 
     Args:
         text_config: the target's.
-        kind: `"1d"` or `"mrope"`.
+        form: how the draft counts positions, `"1d"` or `"mrope"`.
         reads_mscale: whether servers read YaRN's `mscale` and `mscale_all_dim` in such a draft, see [`DraftConfig`].
 
     Raises:
-        ValueError: for an unknown kind, or `"mrope"` for a target without m-RoPE, or with a scaled one.
+        ValueError: for an unknown form, or `"mrope"` for a target without m-RoPE, or with a scaled one.
     """
-    if kind not in ROPES:
-        raise ValueError(f"`draft_rope` must be one of {', '.join(ROPES)}, got {kind!r}.")
+    if form not in ROPES:
+        raise ValueError(f"`draft_rope` must be one of {', '.join(ROPES)}, got {form!r}.")
 
     rope = _of_layer(text_config)
-    by_axes, scaling = kind == "mrope", rope.get("rope_type") or "default"
+    by_axes, scaling = form == "mrope", rope.get("rope_type") or "default"
     if by_axes and not (rope.get("mrope_section") and scaling == "default"):
         seen = f"has RoPE of type {scaling}" if rope.get("mrope_section") else "counts all tokens alike"
         raise ValueError(f"`draft_rope` is mrope, but the target {seen}: set it to 1d.")

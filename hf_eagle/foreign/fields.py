@@ -119,9 +119,9 @@ def rope_parameters(config: dict[str, Any]) -> dict[str, Any]:
 
     # old configs say `type`, newer ones `rope_type`
     old = given.pop("type", "default")
-    kind = given.pop("rope_type", old)
-    if kind not in _ROPE_TYPES or "mrope_section" in given:
-        seen = "mrope" if "mrope_section" in given else kind
+    rope_type = given.pop("rope_type", old)
+    if rope_type not in _ROPE_TYPES or "mrope_section" in given:
+        seen = "mrope" if "mrope_section" in given else rope_type
         raise ValueError(
             f"`rope_scaling` of this draft is of type {seen!r}, which the servers run differently: only "
             f"{', '.join(_ROPE_TYPES)} can be imported."
@@ -136,7 +136,7 @@ def rope_parameters(config: dict[str, Any]) -> dict[str, Any]:
         )
 
     theta = bases.pop() if bases else _DEFAULT_THETA
-    return {"rope_type": kind, "rope_theta": theta} | (given if kind != "default" else {})
+    return {"rope_type": rope_type, "rope_theta": theta} | (given if rope_type != "default" else {})
 
 
 def _rope_fields(config: dict[str, Any]) -> dict[str, Any]:
