@@ -19,6 +19,7 @@ from ..data.collators import EagleDataCollator
 from ..data.given import look_at
 from ..data.streaming import RankStream, empty_batch, keep_rank_stream
 from ..drafts.adapters import AdaptedDraft
+from ..drafts.configuration_base import DraftConfig
 from ..drafts.modeling_base import EaglePreTrainedModel
 from ..drafts.vocabulary import tokenizer_fingerprint
 from ..store.cache import FeatureCache
@@ -104,12 +105,8 @@ class EagleTrainer(MemoryMixin, StallMixin, StoppingMixin, SavingMixin, HealthMi
             model = AdaptedDraft(model, peft_config)
 
         self.feature_cache = feature_cache
-        if feature_cache is not None and model.config.image_embeddings != "token":
-            raise ValueError(
-                f"`image_embeddings` is {model.config.image_embeddings}, which a `feature_store` does not hold: leave "
-                "out one of the two."
-            )
         if feature_cache is not None:
+            _check_stored(model.config)
             data_collator = feature_cache.collator(data_collator)
 
         seed = args.seed if args.data_seed is None else args.data_seed
@@ -141,20 +138,25 @@ class EagleTrainer(MemoryMixin, StallMixin, StoppingMixin, SavingMixin, HealthMi
         if feature_cache is not None:
             self.add_callback(feature_cache)
 
-        with explained("while the target was moved to the device", LESS_OF_TARGET):
-            self.target = target.to(self.args.device)
-        self.target.tap_ids = model.config.tap_ids
-        if feature_cache is None:  # else the target may have lost its layers; the store's writer compared it
-            check_teacher(self.target)
-        model.attach(target)
-        if self.is_fsdp_enabled:
-            shard_draft(model, self.accelerator)
-
+        self._take_target(target, model)
         self.step = TrainingStep(self.target, training, torch.bfloat16 if args.bf16 else torch.float32, feature_cache)
         self._train_totals = StepTotals()
         self._eval_totals = StepTotals()
         self._dealing: Dealing | None = None
         self._held_out_dealing: Dealing | None = None
+
+    def _take_target(self, target: FrozenTarget, model: EaglePreTrainedModel) -> None:
+        """Move the target to this process's device, check what it teaches, and give the draft what is lent."""
+        with explained("while the target was moved to the device", LESS_OF_TARGET):
+            self.target = target.to(self.args.device)
+
+        self.target.tap_ids = model.config.tap_ids
+        if self.feature_cache is None:  # else the target may have lost its layers; the store's writer compared it
+            check_teacher(self.target)
+
+        model.attach(target)
+        if self.is_fsdp_enabled:
+            shard_draft(model, self.accelerator)
 
     # ---- one batch ----
 
@@ -367,6 +369,14 @@ class EagleTrainer(MemoryMixin, StallMixin, StoppingMixin, SavingMixin, HealthMi
             )
         self._train_totals = StepTotals()
         return super().train(*args, **kwargs)
+
+
+def _check_stored(config: DraftConfig) -> None:
+    if config.image_embeddings != "token":
+        raise ValueError(
+            f"`image_embeddings` is {config.image_embeddings}, which a `feature_store` does not hold: leave out one of "
+            "the two."
+        )
 
 
 def _check_fit(draft, target: FrozenTarget, tokenizer: PreTrainedTokenizerBase | None) -> None:
