@@ -185,6 +185,9 @@ def measure(rows, counts, tokenizer, data, asked: dict[str, list[str]], own_voca
 def told(statistics: dict) -> str:
     """Return the statistics as lines of text."""
     s = statistics
+    covered = s.get("coverage", {})
+
+    # the data as a whole
     lines = [
         f"{s['conversations']:,} conversations, {s['tokens']:,} tokens, {s['supervised_tokens']:,} of them supervised "
         f"({s['supervised_share']:.1%})",
@@ -195,11 +198,10 @@ def told(statistics: dict) -> str:
         ),
         f"{s['duplicates']:,} conversations repeat an earlier one, token for token",
         f"{s['different_tokens']:,} different tokens are supervised{'; a draft vocabulary of' * ('coverage' in s)}",
-        *(
-            f"{int(size):>9,} tokens holds {share:7.2%} of what is said"
-            for size, share in s.get("coverage", {}).items()
-        ),
     ]
+
+    # what a smaller vocabulary would keep, and what is asked in evaluations too
+    lines += [f"{int(size):>9,} tokens holds {share:7.2%} of what is said" for size, share in covered.items()]
     for name, found in s.get("overlap", {}).items():
         lines.append(
             f"{name}: {found['prompts_found']:,} of {found['prompts']:,} prompts occur in "
