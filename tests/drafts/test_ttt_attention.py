@@ -50,17 +50,22 @@ def run(function, layout, inputs, scaling):
     return out, torch.autograd.grad((out * weights).sum(), inputs)
 
 
+def assert_alike(function, reference, layout, inputs, scaling, atol=2e-5):
+    """Outputs and all gradients; returns the output."""
+    (out, grads), (wanted, wanted_grads) = (run(each, layout, inputs, scaling) for each in (function, reference))
+    torch.testing.assert_close(out, wanted, rtol=1e-5, atol=1e-5)
+    for ours, theirs in zip(grads, wanted_grads, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=atol)
+    return out
+
+
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("steps", [0, 1, 3])
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 2), (2, 2), (3, 1)])
 def test_equals_one_softmax_row_by_row(implementation, steps, heads, kv_heads):
     layout = RowLayout.of(ROWS, DOCUMENTS)
     inputs = random_inputs(layout, heads, kv_heads, 16, 16, steps)
-    out, grads = run(IMPLEMENTATIONS[implementation], layout, inputs, 0.3)
-    wanted, wanted_grads = run(row_by_row, layout, inputs, 0.3)
-    torch.testing.assert_close(out, wanted, rtol=1e-5, atol=1e-5)
-    for ours, theirs in zip(grads, wanted_grads, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=2e-5)
+    assert_alike(IMPLEMENTATIONS[implementation], row_by_row, layout, inputs, 0.3)
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
@@ -69,12 +74,8 @@ def test_key_and_value_widths_may_differ(implementation, key_dim, value_dim):
     """As in multi-head latent attention."""
     layout = RowLayout.of(ROWS, DOCUMENTS)
     inputs = random_inputs(layout, 2, 2, key_dim, value_dim, 2)
-    out, grads = run(IMPLEMENTATIONS[implementation], layout, inputs, 0.2)
-    wanted, wanted_grads = run(row_by_row, layout, inputs, 0.2)
-    assert out.shape[-1] == value_dim
-    torch.testing.assert_close(out, wanted, rtol=1e-5, atol=1e-5)
-    for ours, theirs in zip(grads, wanted_grads, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=2e-5)
+    found = assert_alike(IMPLEMENTATIONS[implementation], row_by_row, layout, inputs, 0.2)
+    assert found.shape[-1] == value_dim
 
 
 @pytest.mark.parametrize(("implementation", "few"), [("eager", 0), ("sdpa", 0), ("sdpa", 2**17)])
@@ -97,11 +98,7 @@ def test_flex_attention_equals_one_softmax_row_by_row(monkeypatch, steps, heads,
     monkeypatch.setattr("torch.nn.attention.flex_attention._validate_device", lambda *tensors: None)
     layout = RowLayout.of(ROWS, DOCUMENTS)
     inputs = random_inputs(layout, heads, kv_heads, 16, value_dim, steps)
-    out, grads = run(flex_ttt_attention, layout, inputs, 0.3)
-    wanted, wanted_grads = run(row_by_row, layout, inputs, 0.3)
-    torch.testing.assert_close(out, wanted, rtol=1e-5, atol=1e-5)
-    for ours, theirs in zip(grads, wanted_grads, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=2e-5)
+    assert_alike(flex_ttt_attention, row_by_row, layout, inputs, 0.3)
 
 
 def test_the_blocks_of_flex_attention_are_those_that_hold_a_seen_key():
@@ -148,11 +145,7 @@ def test_a_long_document_in_many_blocks_of_the_kernel():
     documents = torch.zeros(1, 1500, dtype=torch.long)
     layout = RowLayout.of(torch.cat([torch.arange(100, 400), torch.arange(700, 1490)]), documents)
     inputs = random_inputs(layout, 2, 1, 16, 16, 2)
-    out, grads = run(flash_ttt_attention, layout, inputs, 0.25)
-    wanted, wanted_grads = run(eager_ttt_attention, layout, inputs, 0.25)
-    torch.testing.assert_close(out, wanted, rtol=1e-5, atol=1e-5)
-    for ours, theirs in zip(grads, wanted_grads, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    assert_alike(flash_ttt_attention, eager_ttt_attention, layout, inputs, 0.25, atol=1e-4)
 
 
 def test_the_layout_keeps_the_keys_that_are_seen_and_no_others():
@@ -186,11 +179,7 @@ def test_a_window_equals_one_softmax_row_by_row(monkeypatch, implementation, win
     monkeypatch.setattr("torch.nn.attention.flex_attention._validate_device", lambda *tensors: None)
     layout = RowLayout.of(ROWS, DOCUMENTS, window)
     inputs = random_inputs(layout, 4, 2, 16, 16, steps)
-    out, grads = run(IMPLEMENTATIONS.get(implementation, flex_ttt_attention), layout, inputs, 0.3)
-    wanted, wanted_grads = run(row_by_row, layout, inputs, 0.3)
-    torch.testing.assert_close(out, wanted, rtol=1e-5, atol=1e-5)
-    for ours, theirs in zip(grads, wanted_grads, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=5e-5)
+    assert_alike(IMPLEMENTATIONS.get(implementation, flex_ttt_attention), row_by_row, layout, inputs, 0.3, atol=5e-5)
 
 
 @pytest.mark.parametrize("window", [70, 300, 700, 1400])
@@ -201,11 +190,7 @@ def test_a_window_in_long_documents(monkeypatch, function, window):
     documents = torch.tensor([[0] * 200 + [1] * 1300])
     layout = RowLayout.of(torch.cat([torch.arange(100, 400), torch.arange(700, 1490)]), documents, window)
     inputs = random_inputs(layout, 2, 1, 16, 16, 2)
-    out, grads = run(function, layout, inputs, 0.25)
-    wanted, wanted_grads = run(eager_ttt_attention, layout, inputs, 0.25)
-    torch.testing.assert_close(out, wanted, rtol=1e-5, atol=1e-5)
-    for ours, theirs in zip(grads, wanted_grads, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    assert_alike(function, eager_ttt_attention, layout, inputs, 0.25, atol=1e-4)
 
 
 @pytest.mark.parametrize("window", [3, 7, 16, 200])
