@@ -59,6 +59,16 @@ def costs_of(draft):
     return draft.kind.part("costs").costs_of(draft.config)
 
 
+def peak_of(step, batch):
+    """Of forward and backward of a draft that was given random features and distributions."""
+    step.run_target(batch)
+    features, teacher, draft = step.target.features, step.target.teacher, step.draft
+    before = [*draft.parameters(), *draft.buffers(), features.taps, teacher.probs, teacher.argmax]
+    with LiveBytes(before) as seen:
+        step.forward(batch).backward()
+    return seen.peak
+
+
 def said_of(draft, shapes):
     trained = sum(p.numel() for p in draft.parameters() if p.requires_grad)
     copies = 2 * trained if shapes.bf16 else 0
@@ -84,12 +94,8 @@ def test_activations_are_those_of_a_real_step(sizes, checkpointing, autocast, sh
         draft.gradient_checkpointing_enable()
     step = Step(draft, None, 4, autocast)
     batch = chat_batch(sizes, 1, LENGTH, share, 1, device)
-    step.run_target(batch)
-    features, teacher = step.target.features, step.target.teacher
-    before = [*draft.parameters(), *draft.buffers(), features.taps, teacher.probs, teacher.argmax]
-    with LiveBytes(before) as seen:
-        step.forward(batch).backward()
-    assert said_of(draft, shapes_of_step(4, share, autocast, checkpointing)) == pytest.approx(seen.peak, rel=0.1)
+    said = said_of(draft, shapes_of_step(4, share, autocast, checkpointing))
+    assert said == pytest.approx(peak_of(step, batch), rel=0.1)
 
 
 @pytest.mark.parametrize("sizes", [LLAMA, LATENT], ids=["llama", "latent"])
@@ -132,6 +138,18 @@ def test_activations_of_eagle1_are_those_of_a_real_step(autocast):
     with LiveBytes(known) as seen, torch.autocast("cpu", autocast, enabled=autocast is not None):
         draft(ids, seen_by_draft, plan, objective).loss.backward()
     assert said_of(draft, shapes_of_step(1, 1.0, autocast, False)) == pytest.approx(seen.peak, rel=0.15)
+
+
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize(("window", "loss_window"), [(96, 200), (96, None), (None, 200)])
+def test_activations_behind_a_window_and_of_a_run_of_rows_are_those_of_a_real_step(window, loss_window, autocast):
+    torch.manual_seed(0)
+    draft = build_draft(LLAMA, torch.device("cpu"), window=window)
+    step = Step(draft, None, 4, autocast)
+    step.training_step.training.loss_window = loss_window
+    batch = step.planned(chat_batch(LLAMA, 1, LENGTH, 1.0, 1, torch.device("cpu")))
+    shapes = replace(shapes_of_step(4, 1.0, autocast, False), loss_window=loss_window)
+    assert said_of(draft, shapes) == pytest.approx(peak_of(step, batch), rel=0.1)
 
 
 @pytest.mark.parametrize("loss", ["ce", "label", "dpace"])
