@@ -20,7 +20,8 @@ from warm_python import warm_python
 
 sys.path.append(str(ROOT / "scripts" / "dev"))
 import compare_kinds  # noqa: E402
-from compare_kinds import EAGLE3, Comparison, ComparisonArguments, shares  # noqa: E402
+from compare_kinds import EAGLE3, Comparison, ComparisonArguments  # noqa: E402
+from comparing_kinds import timed  # noqa: E402
 from comparing_kinds.clocked import Clock, rate  # noqa: E402
 from comparing_kinds.report import Run, best, draw, table  # noqa: E402
 
@@ -84,7 +85,7 @@ def called(monkeypatch):
 
 def test_it_runs_whole_and_does_nothing_twice(folder, called):
     comparison = Comparison(arguments(folder))
-    told = comparison.plan()
+    told = comparison.described()
     assert told.count("train ") == 7 and "the best DFlash, seed 1" in told and "16" not in told
     comparison.run()
     assert called.count("regenerate_answers.py") == 1
@@ -110,14 +111,14 @@ def test_it_runs_whole_and_does_nothing_twice(folder, called):
     assert (out / "compared.png").read_bytes().startswith(b"\x89PNG")
 
     again = Comparison(arguments(folder))
-    assert again.plan() == "In all about 0 minutes."
+    assert again.described() == "In all about 0 minutes."
     called.clear()
     again.run()
     assert called == []
 
     (again.folder((EAGLE3, 1)) / "trainer_state.json").unlink()  # as after an interruption
     (again.folder((EAGLE3, 1)) / "serving.json").unlink()
-    assert again.plan().startswith("train EAGLE-3, seed 1: 0.01 minutes\nserve 1 of these")
+    assert again.described().startswith("train EAGLE-3, seed 1: 0.01 minutes\nserve 1 of these")
     again.run()
     assert called == ["clocked.py", "benchmark_serving.py"]
 
@@ -130,28 +131,28 @@ def test_it_runs_whole_and_does_nothing_twice(folder, called):
 
 
 @pytest.mark.parametrize("left", [set(), {1}, {0, 1}], ids=["whole", "half", "none"])
-def test_a_round_that_was_interrupted_is_trained_whole(tmp_path, monkeypatch, left):
-    comparison = Comparison(arguments(tmp_path, jobs=2))
+def test_a_round_that_was_interrupted_is_trained_whole(folder, tmp_path, monkeypatch, left):
+    comparison = Comparison(arguments(folder, out=str(tmp_path), jobs=2))
     together = comparison.first()[:2]
     for number, run in enumerate(together):
-        folder = comparison.folder(run)
-        folder.mkdir(parents=True)
-        (folder / "serving.json").touch()
+        of_run = comparison.folder(run)
+        of_run.mkdir(parents=True)
+        (of_run / "serving.json").touch()
         if number not in left:
-            (folder / "trainer_state.json").touch()
+            (of_run / "trainer_state.json").touch()
 
     trained, served = [], []
-    monkeypatch.setattr(compare_kinds, "shares", lambda cores, jobs: [[0], [1]])
+    monkeypatch.setattr(timed, "shares", lambda cores, jobs: [[0], [1]])
     monkeypatch.setattr(comparison, "train", lambda run, cores: trained.append((run, cores)))
     monkeypatch.setattr(comparison, "serve", served.append)
     monkeypatch.setattr(comparison, "write", lambda known: None)
-    comparison.go_through(together, together)
+    comparison.train_and_serve(together, together)
     assert dict(trained) == (dict(zip(together, [[0], [1]], strict=True)) if left else {})
     assert served == (together if left else [])
 
 
-def test_answers_and_speed_get_all_cores_and_training_its_share(tmp_path, monkeypatch):
-    comparison = Comparison(arguments(tmp_path, jobs=2))
+def test_answers_and_speed_get_all_cores_and_training_its_share(folder, tmp_path, monkeypatch):
+    comparison = Comparison(arguments(folder, out=str(tmp_path), jobs=2))
     comparison.settings["bf16"] = False
     threads = {}
 
@@ -162,7 +163,6 @@ def test_answers_and_speed_get_all_cores_and_training_its_share(tmp_path, monkey
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 6)
     monkeypatch.setattr(subprocess, "run", run)
-    monkeypatch.setattr(comparison, "recipe", lambda name: {"target": "target"})
     comparison.make_answers()
     comparison.train((EAGLE3, 0), [0, 1, 2])
     comparison.serve((EAGLE3, 0))
@@ -183,9 +183,9 @@ def test_every_round_keeps_all_cores_at_work_and_no_run_comes_twice(jobs, seeds,
 
 
 def test_cores_are_shared_out_evenly():
-    assert shares([0, 1, 2, 3, 7], 2) == [[0, 1], [2, 3]] and shares([4], 1) == [[4]]
+    assert timed.shares([0, 1, 2, 3, 7], 2) == [[0, 1], [2, 3]] and timed.shares([4], 1) == [[4]]
     with pytest.raises(ValueError, match="^`jobs` is 3, but there are 2 cores: each run needs one of its own.$"):
-        shares([0, 1], 3)
+        timed.shares([0, 1], 3)
 
 
 class Scripted:

@@ -1,1 +1,1 @@
-"""What `compare_kinds.py` runs and shows."""
+"""What `compare_kinds.py` and `time_to_acceptance.py` run and show."""
