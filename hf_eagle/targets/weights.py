@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from ..door.reading import local_folder, read_header, read_part, reading
+from .config_fields import largest_field
 
 
 INDEX = "model.safetensors.index.json"
@@ -161,7 +162,7 @@ def check_sizes(argument: str, path: str | Path, config: Any, shapes: Mapping[st
 
     for part in _parts(config):
         for field, shown in limits.items():
-            told = getattr(part, field, None)
+            told = largest_field(part, field)
             if isinstance(told, int) and told > _FAR * shown:
                 known = "models have at most" if shown == _VOCABULARY else "its weights show"
                 raise ValueError(

@@ -10,6 +10,7 @@ import torch
 from releases import skip_before
 from safetensors.torch import load_file, save_file
 from tiny_files import write_tiny_target
+from tiny_new_families import new_family_config, tiny_new_family
 from tiny_targets import tiny_family
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 from workers import run_worker
@@ -203,6 +204,19 @@ def test_a_part_of_a_config_counts_and_what_is_unknown_does_not():
     tower = SimpleNamespace(depth=10**6)
     with pytest.raises(ValueError, match="`draft` x: `depth` in its config.json is 1,000,000"):
         check_sizes("draft", "x", SimpleNamespace(sub_configs={"vision_config": None}, vision_config=tower), shapes)
+
+
+def test_a_field_of_each_layer_counts_by_its_largest(tmp_path):
+    """Of Gemma 4, whose layers differ in the width of their heads."""
+    skip_before("transformers", "5.24")
+    tiny_new_family("gemma4_text").save_pretrained(tmp_path)
+    target = FrozenTarget.from_pretrained(str(tmp_path))
+    assert target(IDS).last_hidden.shape == (1, 6, 32)
+
+    shapes = {"model.embed_tokens.weight": (96, 32), "model.layers.7.mlp.up_proj.weight": (48, 32)}
+    wide = new_family_config("gemma4_text", global_head_dim=10**6)
+    with pytest.raises(ValueError, match="`target` x: `head_dim` in its config.json is 1,000,000"):
+        check_sizes("target", "x", wide, shapes)
 
 
 # ---- spread over ranks ----
