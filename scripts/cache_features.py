@@ -55,6 +55,7 @@ def main() -> None:
         conversations,
         load_target,
         processor_of,
+        shows_media,
         spreadable,
         tokenizer_of,
     )
@@ -67,7 +68,7 @@ def main() -> None:
     target_args = spreadable(target_args, args)
     tokenizer, processor = tokenizer_of(target_args), processor_of(target_args, data_args)
     datasets = [data for data in conversations(tokenizer, data_args, args, processor) if data]
-    target = load_target(target_args)
+    target = load_target(target_args, media=any(map(shows_media, datasets)))
     target.tap_ids = config_of_draft(target.config, target_args, run.draft).tap_ids
     cache = open_cache(
         data_args.feature_store,

@@ -257,6 +257,29 @@ def decoding_settings(args: EvaluationArguments):
     return DecodingSettings(**given | {"batch_size": args.batch_size or 1})
 
 
+def processing_for(args: EvaluationArguments, prompts: list, source: dict):
+    """Return the target's tokenizer and `False`, or, for prompts with images or videos, its processor and `True`.
+
+    Raises `OSError` or `ValueError`, also for a target that is shown no media.
+    """
+    from hf_eagle.data.media import limit_media
+    from hf_eagle.evaluation.prompts import holds_media
+    from hf_eagle.hub.card_facts import tell_other_limits
+    from hf_eagle.targets.loading import load_processor, load_tokenizer, takes_media, why_only_text
+
+    if not (any(map(holds_media, prompts)) and takes_media(args.target, **source)):
+        return load_tokenizer(args.target, **source), False
+
+    why = why_only_text(args.target, **source)
+    if why is not None:
+        raise ValueError(f"`prompts` {args.prompts} hold images or videos, but {why}: use others, or another `target`.")
+
+    processor = load_processor(args.target, **source)
+    tell_other_limits(args.draft, args.media_limits)
+    limit_media(processor, **args.media_limits)
+    return processor, True
+
+
 def load(args: EvaluationArguments, source: dict, template_kwargs: dict, settings):
     """Return target, draft, tokenizer or processor, and prompts, checked against each other, and their `Rendering`.
 
@@ -273,22 +296,15 @@ def load(args: EvaluationArguments, source: dict, template_kwargs: dict, setting
     import torch
 
     from hf_eagle import load_draft
-    from hf_eagle.data.media import limit_media
     from hf_eagle.decoding.checks import check_draft_fits
     from hf_eagle.decoding.target_run import check_target, why_alone
-    from hf_eagle.evaluation.prompt_batches import check_rendering, holds_media
+    from hf_eagle.evaluation.prompt_batches import check_rendering
     from hf_eagle.evaluation.windows import check_windows
-    from hf_eagle.hub.card_facts import tell_other_limits
-    from hf_eagle.targets.loading import load_processor, load_tokenizer, takes_media
     from hf_eagle.targets.room import check_room
     from hf_eagle.targets.target import FrozenTarget
 
     check_room(args.target, "max_new_tokens", args.max_new_tokens, beside=1, **source)
-    shows = any(map(holds_media, prompts)) and takes_media(args.target, **source)
-    processing = (load_processor if shows else load_tokenizer)(args.target, **source)
-    if shows:
-        tell_other_limits(args.draft, args.media_limits)
-        limit_media(processing, **args.media_limits)
+    processing, shows = processing_for(args, prompts, source)
     with naming("prompts"):
         try:
             rendered = check_rendering(prompts, processing, template_kwargs, settings.turns)
@@ -301,7 +317,7 @@ def load(args: EvaluationArguments, source: dict, template_kwargs: dict, setting
     check_windows(draft, settings, args.windows or ())
 
     target = FrozenTarget.from_pretrained(
-        args.target, tap_ids=draft.config.tap_ids, dtype=dtype, device=device, **source
+        args.target, tap_ids=draft.config.tap_ids, dtype=dtype, device=device, media=shows, **source
     )
     check_draft_fits(target, draft)
     branches = settings.shape.tree

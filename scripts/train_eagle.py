@@ -109,7 +109,7 @@ def build_trainer(run: RunArguments, resume: Path | None, prompts: list | None):
     train, held_out = parts.conversations(tokenizer, data_args, args, processor)
 
     with watched(args, "while the target is loaded"):
-        target = parts.load_target(target_args)
+        target = parts.load_target(target_args, media=parts.shows_media(train, prompts))
     check_length(target.config, data_args.max_length)
 
     # an adapter's base is the draft that its training began with, on resuming too
@@ -127,7 +127,7 @@ def build_trainer(run: RunArguments, resume: Path | None, prompts: list | None):
         train_dataset=train,
         eval_dataset=held_out,
         processing_class=tokenizer,
-        data_collator=EagleDataCollator.of(processor) if "media" in (train.column_names or ()) else None,
+        data_collator=EagleDataCollator.of(processor) if parts.shows_media(train) else None,
         peft_config=run.adapter.peft_config(),
     )
     if run.adapter.use_peft:

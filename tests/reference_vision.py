@@ -23,7 +23,8 @@ class VisionReference(ReferenceDraft):
 
     def rotate(self, x, position):
         if self.c.mrope_section is None:
-            return rope(x, position, self.theta)
+            told = self.c.rope_parameters
+            return rope(x, position / (told["factor"] if told["rope_type"] == "linear" else 1), self.theta)
         by_axis, half = [rope(x, p, self.theta) for p in position], x.shape[-1] // 2
         section, mixed = self.c.mrope_section, x.clone()
         for pair in range(half):
@@ -44,7 +45,8 @@ def vision_loss(draft, model, processor, chats, rows, steps, **options):
         assert batch["input_ids"][0].tolist() == record["input_ids"]
         inputs, logits = inputs_of_layers(model, batch)
         asked = {name: x for name, x in batch.items() if not name.startswith("pixel")}
-        reference.positions = model.model.get_rope_index(**asked)[0][:, 0]
+        if draft.config.mrope_section is not None:
+            reference.positions = model.model.get_rope_index(**asked)[0][:, 0]
         reference.shown = seen_media(model, batch) if draft.config.image_embeddings == "vision" else {}
         return torch.cat([inputs[i][0] for i in draft.config.tap_ids], -1), logits[0]
 

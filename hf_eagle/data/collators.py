@@ -1,5 +1,6 @@
 """Batches of conversations, padded or packed, with the pixels of their media, and the document of each token."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -8,7 +9,10 @@ import torch
 
 from .columns import read_row, with_a_token
 from .frames import NoDecoder
-from .media import KINDS, as_inputs, from_text
+from .media import KINDS, TYPES, from_text, kinds_of_tokens, shown
+
+
+_OF_TEXT = ("input_ids", "attention_mask", *TYPES)  # of a processor's output, what is not about media
 
 
 @dataclass
@@ -33,9 +37,9 @@ class EagleDataCollator:
     Returns `input_ids`, `attention_mask` (1 on tokens, 0 on padding) and `loss_mask` (1 on the assistant's tokens),
     each (batch, length) and `torch.long`. Packed rows, those with `document_lengths`, also give `documents` (0, 1, ...
     in each row, -1 on padding) and `position_ids`, which start again at 0 in every document. Rows with media also give
-    what the processor makes of all media of the batch together: `pixel_values`, `image_grid_thw`,
-    `pixel_values_videos`, `video_grid_thw`, `second_per_grid_ts`; and `mm_token_type_ids` (batch, length), 1 on tokens
-    of images and 2 on those of videos.
+    what the processor makes of all media of the batch together, by the processor's names: `pixel_values`,
+    `image_grid_thw` and others. If it says what tokens stand for, as `mm_token_type_ids` or `token_type_ids`, so does
+    the batch: (batch, length), 1 on tokens of images and 2 on those of videos.
 
     Raises a `ValueError` if a column is missing or malformed, if only some of the rows are packed, if a row's documents
     do not fill it, or if its media no longer fit its tokens or cannot be loaded: they could when the data were made,
@@ -100,6 +104,7 @@ class EagleDataCollator:
     def _pixels(self, batch: dict[str, torch.Tensor], rows: list[dict]) -> dict[str, torch.Tensor]:
         """What the processor makes of the rows' media, and the kind of each token; nothing for rows without media."""
         media: dict[str, list] = {kind: [] for kind in KINDS}
+        places = ""
         for row in rows:
             try:
                 loaded = from_text(row.get("media") or "[]", self.processor)
@@ -109,6 +114,9 @@ class EagleDataCollator:
                 raise ValueError(f"A medium of {row['media'][:200]} cannot be loaded any more: {problem}") from problem
             for kind in KINDS:
                 media[kind] += loaded[kind]
+            # some models take images and videos in one tensor, in the order of their places
+            for medium in json.loads(row.get("media") or "[]"):
+                places += getattr(self.processor, f"{medium['type']}_token", None) or ""
 
         if not any(media.values()):
             return {}
@@ -117,20 +125,17 @@ class EagleDataCollator:
                 "`packing` puts conversations side by side, which those with media cannot be: leave it out."
             )
 
-        made = self.processor(**as_inputs(media), return_tensors="pt")
-        types = torch.tensor(self.processor.create_mm_token_type_ids(batch["input_ids"].tolist()))
+        made = shown(self.processor, [places], [media], return_tensors="pt")
+        found = {name: torch.as_tensor(x) for name, x in made.items() if name not in _OF_TEXT}
+        types, alone = (torch.tensor(kinds_of_tokens(self.processor, x["input_ids"].tolist())) for x in (batch, made))
         types = types.masked_fill(batch["attention_mask"] == 0, 0)
-        self._check_sizes(types, made, rows)
-        return {"mm_token_type_ids": types, **{name: torch.as_tensor(x) for name, x in made.items()}}
+        self._check_sizes(types, alone, rows)
+        return found | {name: types for name in TYPES if name in made}
 
-    def _check_sizes(self, types: torch.Tensor, made: dict, rows: list[dict]) -> None:
+    def _check_sizes(self, types: torch.Tensor, alone: torch.Tensor, rows: list[dict]) -> None:
+        """Refuse media of other sizes than when their rows were made, by the kinds of tokens in the rows and alone."""
         for number, kind in enumerate(KINDS, 1):
-            grids = made.get(f"{kind}_grid_thw")
-            if grids is None:
-                continue
-
-            merge = getattr(self.processor, f"{kind}_processor").merge_size
-            tokens, wanted = int((types == number).sum()), int((grids.prod(-1) // merge**2).sum())
+            tokens, wanted = int((types == number).sum()), int((alone == number).sum())
             if tokens != wanted:
                 raise ValueError(
                     f"The {kind}s of a batch are {wanted} tokens large, but its rows were made for {tokens}: a file "

@@ -13,8 +13,11 @@ from .messages import read_record, text_of
 from .picture_forms import KINDS, axes_of, has_media, kind_of, parts_of, source_of
 
 
-__all__ = ["KINDS", "as_inputs", "as_text", "fingerprint", "from_text", "has_media", "limit_media", "own_tokenizer"]
-__all__ += ["processor_fingerprint", "read_media_record"]
+__all__ = ["KINDS", "TYPES", "as_inputs", "as_text", "fingerprint", "from_text", "has_media", "kinds_of_tokens"]
+__all__ += ["limit_media", "own_tokenizer", "processor_fingerprint", "read_media_record", "shown"]
+
+# what a processor may call the argument that says which tokens stand for media
+TYPES = ("mm_token_type_ids", "token_type_ids")
 
 
 def own_tokenizer(processing):
@@ -112,6 +115,49 @@ def as_inputs(loaded: dict[str, list[Any]]) -> dict[str, Any]:
         given |= {"videos": [film.frames for film in films], "video_metadata": [film.metadata() for film in films]}
         given["do_sample_frames"] = False
     return given
+
+
+def shown(processor, texts: list[str], media: list[dict[str, list[Any]]], **options: Any) -> dict[str, Any]:
+    """Return what a processor makes of rendered texts with a place for each of their media.
+
+    Of `TYPES` it keeps what says which tokens stand for media: some tokenizers return others that say nothing.
+
+    Args:
+        processor: the processor.
+        texts: as a chat template renders them, with its special tokens.
+        media: of each text, by kind, as `from_text` returns them.
+        options: further arguments of the processor.
+
+    Raises:
+        ValueError: if the processor takes no images, or no videos.
+    """
+    given = as_inputs({kind: [medium for one in media for medium in one[kind]] for kind in KINDS})
+    for kind in KINDS:
+        if f"{kind}s" in given and getattr(processor, f"{kind}_token", None) is None:
+            raise ValueError(f"{type(processor).__name__} takes no {kind}s, but there are {len(given[f'{kind}s'])}")
+    if "images" in given:
+        given["images"] = [one["image"] for one in media]  # Gemma's processors count those of each text
+
+    made = dict(processor(text=list(texts), **given, add_special_tokens=False, **options))
+    kinds = processor.create_mm_token_type_ids(_as_lists(made["input_ids"]))
+    idle = [name for name in TYPES if name in made and _as_lists(made[name]) != kinds]
+    return {name: x for name, x in made.items() if name not in idle}
+
+
+def kinds_of_tokens(processor, ids: list[list[int]]) -> list[list[int]]:
+    """Return what each token of these rows stands for: 1 for an image, 2 for a video, 0 for neither."""
+    kinds = processor.create_mm_token_type_ids(ids)
+    if getattr(processor, "img_patch_token", None) is None:
+        return kinds
+
+    # Llama 4's processor leaves out most tokens of an image
+    patch = own_tokenizer(processor).convert_tokens_to_ids(processor.img_patch_token)
+    rows = zip(kinds, ids, strict=True)
+    return [[1 if i == patch else kind for kind, i in zip(*row, strict=True)] for row in rows]
+
+
+def _as_lists(rows: Any) -> list[list[int]]:
+    return [[int(x) for x in row] for row in rows]
 
 
 def fingerprint(loaded: dict[str, list[Any]]) -> str:

@@ -13,7 +13,17 @@ from .forms import named
 from .frames import NoDecoder
 from .loss_mask import ConversationEncoder, MaskOptions
 from .mask_check import check_loss_mask
-from .media import KINDS, as_inputs, as_text, fingerprint, from_text, has_media, own_tokenizer, read_media_record
+from .media import (
+    KINDS,
+    as_text,
+    fingerprint,
+    from_text,
+    has_media,
+    kinds_of_tokens,
+    own_tokenizer,
+    read_media_record,
+    shown,
+)
 from .messages import read_record, read_tools
 from .said import Said, encode_said, read_said
 from .token_mask import mask_by_offsets
@@ -208,7 +218,6 @@ class VisionEncoder:
         self.text = ConversationEncoder(tokenizer, options, template_kwargs)
         tokens = (getattr(processor, f"{kind}_token", None) for kind in KINDS)
         self.placeholders = dict(zip(KINDS, tokens, strict=True))
-        self.media_ids = {i for kind in KINDS for i in getattr(processor, f"{kind}_token_ids", ())}
 
     def encode(
         self,
@@ -263,14 +272,16 @@ class VisionEncoder:
         batch = self.text.tokenise([expanded], return_offsets_mapping=True)
         ids, mask = batch["input_ids"][0], mask_by_offsets(batch["offset_mapping"][0], spans)
 
-        if replaced and list(made["input_ids"][0]) != ids:
+        if replaced and [int(token) for token in made["input_ids"][0]] != ids:
             raise ValueError(f"Record {index}: the processor makes other tokens of the text than its tokenizer does.")
-        mask = [0 if token in self.media_ids else supervised for token, supervised in zip(ids, mask, strict=True)]
-        return EncodedChat(ids, mask)
+        kinds = kinds_of_tokens(self.processor, [ids])[0]
+        return EncodedChat(ids, [0 if kind else supervised for kind, supervised in zip(kinds, mask, strict=True)])
 
     def _processed(self, text: str, loaded: dict[str, list], index: int):
         try:
-            return self.processor(text=[text], **as_inputs(loaded), return_text_replacement_offsets=True)
+            # tensors of pixels alone: InternVL's processor joins those of images with tensors of videos
+            options = {"return_text_replacement_offsets": True, "images_kwargs": {"return_tensors": "pt"}}
+            return shown(self.processor, [text], [loaded], **options)
         except ImportError:  # a package is missing
             raise
         except Exception as problem:  # whatever a processor raises

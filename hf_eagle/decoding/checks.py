@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ..targets.media_inputs import MEDIA
+from ..targets.media_inputs import MEDIA, TYPES
 from .tree import max_nodes
 
 
@@ -182,11 +182,10 @@ def check_prompt_media(input_ids: torch.Tensor, media: dict) -> None:
     if unknown is not None:
         raise TypeError(f"`{unknown}` is not an argument of decoding; media are {', '.join(MEDIA)}.")
 
-    types = media.get("mm_token_type_ids")
-    if types is not None and types.shape != input_ids.shape:
-        raise ValueError(
-            f"`mm_token_type_ids` has shape {tuple(types.shape)}, but `input_ids` {tuple(input_ids.shape)}."
-        )
+    for name in TYPES:
+        types = media.get(name)
+        if types is not None and types.shape != input_ids.shape:
+            raise ValueError(f"`{name}` has shape {tuple(types.shape)}, but `input_ids` {tuple(input_ids.shape)}.")
 
 
 def check_draft_fits(target, draft) -> None:

@@ -6,7 +6,7 @@ from weakref import WeakKeyDictionary
 import torch
 
 from ..targets.features import TargetFeatures
-from ..targets.media_inputs import has_mrope, rope_index
+from ..targets.media_inputs import TYPES, has_mrope, rope_index
 from ..targets.tapped import TappedModel
 from ..targets.trial import tried
 from .caches import Lengths, SlotCache, check_cache
@@ -54,9 +54,8 @@ class TargetRun:
         target.check()  # now, since it runs the target's layers, which later hold the states of these prompts
         input_ids = input_ids.to(target.device)
         self.media = {name: _to(x, target.device) for name, x in (media or {}).items() if x is not None}
-        if "mm_token_type_ids" in self.media:
-            types = self.media["mm_token_type_ids"]
-            self.media["mm_token_type_ids"] = _without_left_padding(types, attention_mask)[0]
+        for name in self.media.keys() & set(TYPES):
+            self.media[name] = _without_left_padding(self.media[name], attention_mask)[0]
 
         self.input_ids, self.lengths = _without_left_padding(input_ids, attention_mask)
         self.limit = self.lengths.high + room

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 
 from ..data.frames import NoDecoder
-from ..data.media import KINDS, as_inputs, as_text, from_text, own_tokenizer, read_media_record
+from ..data.media import as_text, from_text, own_tokenizer, read_media_record, shown
 from ..data.rendering import ChatRenderer
 from .measurement import DecodingSettings
 from .prompts import Prompt, encode_prompt, holds_media, render_chat
@@ -53,16 +53,10 @@ class PromptBatch:
             rendered = [render_chat(prompt, renderer) for prompt in prompts]
             return cls._of_tokens(tokenizer(rendered, add_special_tokens=False, verbose=False)["input_ids"], device)
 
-        texts: list[str] = []
-        media: dict[str, list] = {kind: [] for kind in KINDS}
-        for prompt in prompts:
-            text, loaded = _rendered(prompt, renderer, processing)
-            texts.append(text)
-            for kind in KINDS:
-                media[kind] += loaded[kind]
-
+        rendered = [_rendered(prompt, renderer, processing) for prompt in prompts]
+        texts, media = zip(*rendered, strict=True)
         try:
-            made = processing(text=texts, **as_inputs(media), return_tensors="pt", padding=True, padding_side="left")
+            made = shown(processing, texts, media, return_tensors="pt", padding=True, padding_side="left")
         except ImportError:  # something is to be installed
             raise
         except Exception as problem:  # a processor may raise anything

@@ -22,9 +22,12 @@ class DecoderParts:
 def find_decoder(model: PreTrainedModel) -> PreTrainedModel:
     """Return the module that holds the decoder layers.
 
-    Some models name themselves (Llama 4's text model) or their head (ModernBERT's decoder) as their decoder.
+    Some models name themselves (Llama 4's text model) or their head (ModernBERT's decoder) as their decoder, and
+    Llama 4's model of images names its text model with head and all.
     """
     decoder = model.get_decoder()
+    if decoder is not model and hasattr(decoder, "lm_head"):
+        return find_decoder(decoder)
     if decoder is model or not any(decoder.children()):
         return model.base_model if model.base_model is not model else getattr(model, "model", decoder)
     return decoder

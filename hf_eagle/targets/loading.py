@@ -1,5 +1,6 @@
 """Load a target's weights and its tokenizer, also if it is a PEFT adapter on a base model."""
 
+import inspect
 import logging
 import warnings
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from typing import Any
 
 from transformers import (
     AutoConfig,
+    AutoFeatureExtractor,
     AutoImageProcessor,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
@@ -30,6 +32,7 @@ from transformers.utils import cached_file, find_adapter_config_file
 from ..door.config_numbers import check_config_numbers
 from ..door.environment import how_to_install
 from ..door.reading import read_part, reading
+from .media_inputs import why_not_shown
 from .weights import check_sizes, check_stored_dtypes, load_whole, stored_shapes
 
 
@@ -49,11 +52,15 @@ _IDS = int | list[int] | None
 _GENERATION_FIELDS = dict.fromkeys(("bos_token_id?", "eos_token_id?", "pad_token_id?"), _IDS)
 
 
-def auto_class(config: PreTrainedConfig) -> type:
-    """The Auto class of a target: the usual one, or `AutoModelForImageTextToText` if a config has no other."""
-    with_media = (
-        type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING
-    )
+def auto_class(config: PreTrainedConfig, media: bool = False) -> type:
+    """The Auto class of a target: the usual one, or `AutoModelForImageTextToText` if a config has no other.
+
+    Args:
+        config: the target's.
+        media: whether it is to be shown media. Without, of some models only the text part is loaded (Qwen3.5, Llama 4).
+    """
+    takes = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    with_media = takes and (media or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING)
     return AutoModelForImageTextToText if with_media else AutoModelForCausalLM
 
 
@@ -83,17 +90,24 @@ def load_config(
 
 
 def takes_media(name_or_path: str, revision: str = "main", **options: Any) -> bool:
-    """Return whether a target needs `AutoModelForImageTextToText`; arguments as in [`load_tokenizer`]."""
+    """Return whether a target has a form that takes images; arguments as in [`load_tokenizer`]."""
     if options.get("gguf_file"):
         return False
-    _, name, revision = _to_the_base(name_or_path, revision)
+    return type(_config_of_base(name_or_path, revision, **options)) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
-    trust = bool(options.get("trust_remote_code"))
-    return auto_class(load_config(name, revision, trust)) is AutoModelForImageTextToText
+
+def why_only_text(name_or_path: str, revision: str = "main", **options: Any) -> str | None:
+    """Why a target that takes images is shown none here, `None` if it is; arguments as in [`load_tokenizer`]."""
+    return why_not_shown(_config_of_base(name_or_path, revision, **options))
+
+
+def _config_of_base(name_or_path: str, revision: str, trust_remote_code: bool = False, **_: Any) -> PreTrainedConfig:
+    _, name, revision = _to_the_base(name_or_path, revision)
+    return load_config(name, revision, bool(trust_remote_code))
 
 
 def load_causal_lm(
-    name_or_path: str, revision: str = "main", argument: str = "target", **options: Any
+    name_or_path: str, revision: str = "main", argument: str = "target", media: bool = False, **options: Any
 ) -> PreTrainedModel:
     """Load a causal language model, which may take images too; an adapter is merged into its base.
 
@@ -101,6 +115,7 @@ def load_causal_lm(
         name_or_path: folder or Hub id of a model, or of a PEFT adapter, which names its base.
         revision: of the model or adapter on the Hub; an adapter's config may name one of the base.
         argument: that named the model.
+        media: whether it is to be shown images or videos.
         options: as for `AutoModelForCausalLM.from_pretrained`. `dtype` is the merged model's.
 
     Raises:
@@ -109,14 +124,14 @@ def load_causal_lm(
         OSError: if there is no such model, or no base.
     """
     if options.get("gguf_file"):
-        return _whole_model(name_or_path, revision, argument, options)
+        return _whole_model(name_or_path, revision, argument, media, options)
 
     adapters, base, base_revision = _to_the_base(name_or_path, revision, argument)
     if not adapters:
-        return _whole_model(base, base_revision, argument, options)
+        return _whole_model(base, base_revision, argument, media, options)
 
     with _as_base(argument, adapters, base):
-        model = _whole_model(base, base_revision, argument, options)
+        model = _whole_model(base, base_revision, argument, media, options)
 
     for adapter, its_revision in reversed(adapters):
         model = _merged(model, adapter, its_revision, argument)
@@ -127,7 +142,9 @@ def load_causal_lm(
     return model
 
 
-def _whole_model(name_or_path: str, revision: str, argument: str, options: dict[str, Any]) -> PreTrainedModel:
+def _whole_model(
+    name_or_path: str, revision: str, argument: str, media: bool, options: dict[str, Any]
+) -> PreTrainedModel:
     if options.get("gguf_file"):
         with reading(argument, name_or_path, options["gguf_file"]):
             return load_whole(AutoModelForCausalLM, name_or_path, argument, revision=revision, **options)
@@ -140,7 +157,7 @@ def _whole_model(name_or_path: str, revision: str, argument: str, options: dict[
         check_sizes(argument, name_or_path, config, stored_shapes(argument, name_or_path, revision))
         if getattr(config, "quantization_config", None) is None:
             check_stored_dtypes(argument, name_or_path, revision)
-        return load_whole(auto_class(config), name_or_path, argument, revision=revision, **options)
+        return load_whole(auto_class(config, media), name_or_path, argument, revision=revision, **options)
 
 
 def _check_kind(argument: str, name_or_path: str, config: PreTrainedConfig) -> None:
@@ -211,7 +228,7 @@ def load_processor(
     with reading(argument, name_or_path):
         try:
             return AutoProcessor.from_pretrained(name_or_path, revision=revision, **options)
-        except ImportError as problem:
+        except (ImportError, ValueError) as problem:
             if "orchvision" not in str(problem):
                 raise
         return _processor_of_images(name_or_path, revision, argument, **options)
@@ -237,15 +254,33 @@ def _processor_of_images(name_or_path: str, revision: str, argument: str, **opti
     config = AutoConfig.from_pretrained(name_or_path, revision=revision, **options)
     if type(config) not in PROCESSOR_MAPPING:
         raise ValueError(f"`{argument}` {name_or_path} has no processor of images, but the data hold some.")
-
-    logger.warning("There is no torchvision here: the processor of %s takes images, but no videos.", name_or_path)
     kind = PROCESSOR_MAPPING[type(config)]
 
-    # transformers insists on its own class of video processor, which needs torchvision
-    lenient = type(kind.__name__, (kind,), {"check_argument_for_proper_class": lambda *args: None})
-    images = AutoImageProcessor.from_pretrained(name_or_path, revision=revision, **options)
-    tokenizer = load_tokenizer(name_or_path, revision, argument, **options)
-    return lenient(images, tokenizer, _no_videos, chat_template=tokenizer.chat_template)
+    try:
+        # transformers insists on its own class of video processor, which needs torchvision
+        lenient = type(kind.__name__, (kind,), {"check_argument_for_proper_class": lambda *args: None})
+        parts = {
+            "video_processor": lambda: _no_videos,
+            "tokenizer": lambda: load_tokenizer(name_or_path, revision, argument, **options),
+            "image_processor": lambda: AutoImageProcessor.from_pretrained(name_or_path, revision=revision, **options),
+            "feature_extractor": lambda: AutoFeatureExtractor.from_pretrained(
+                name_or_path, revision=revision, **options
+            ),
+        }
+        made = {name: parts[name]() for name in lenient.get_attributes()}
+    except (ImportError, ValueError) as problem:
+        if "orchvision" not in str(problem):
+            raise
+        # that of images needs it too (Mistral 3, Llama 4)
+        raise ImportError(
+            f"The processor of {name_or_path} needs torchvision: {how_to_install('torchvision')}."
+        ) from problem
+
+    logger.warning("There is no torchvision here: the processor of %s takes images, but no videos.", name_or_path)
+    described, _ = lenient.get_processor_dict(name_or_path, revision=revision)
+    described = {"chat_template": made["tokenizer"].chat_template, **described}
+    taken = inspect.signature(kind.__init__).parameters.keys() - made.keys()
+    return lenient(**made, **{name: x for name, x in described.items() if name in taken})
 
 
 def _no_videos(*args, **kwargs):

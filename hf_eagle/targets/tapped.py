@@ -12,7 +12,7 @@ from .architectures import check_tap_ids
 from .decoder_parts import find_decoder_parts
 from .features import TargetFeatures
 from .head import TargetHead, plain_embedding
-from .media_inputs import shows_media
+from .media_inputs import complete_text_output, shows_media
 from .recurrent import Mixers, find_mixers
 
 
@@ -49,6 +49,7 @@ class TappedModel:
         self.model = model.eval().requires_grad_(False)
         self.config = model.config.get_text_config()
         self.parts = find_decoder_parts(model)
+        complete_text_output(model)
         # what the model's forward calls its cache: transformers 5.24 renames it, and warns when called by the old name
         parameters = inspect.signature(model.forward).parameters
         self.cache_argument = "cache" if "cache" in parameters else "past_key_values"

@@ -89,6 +89,7 @@ class FrozenTarget(TappedModel):
         sharding: str = "none",
         shard_size: int | None = None,
         cpu_offload: bool = False,
+        media: bool = False,
     ) -> "FrozenTarget":
         """Load and freeze any causal language model, also one that takes images, a GGUF file or a PEFT adapter.
 
@@ -97,6 +98,7 @@ class FrozenTarget(TappedModel):
             device: where to put it; `None` is the default device. A sharded target stays on its rank's device.
             sharding, shard_size, cpu_offload: how to spread it over ranks, see `shard_layout.layout_of`. All ranks must
                 then load it, and run it equally often.
+            media: whether it is to be shown images or videos. Without, of some models only the text part is loaded.
 
         Raises:
             ValueError: if it cannot be spread as asked.
@@ -108,6 +110,7 @@ class FrozenTarget(TappedModel):
             dtype=dtype,
             gguf_file=gguf_file,
             attn_implementation=attn_implementation,
+            media=media,
             **hub,
             **spread,
         )

@@ -34,12 +34,21 @@ from ..drafts.vocabulary import (
     told_filled,
 )
 from ..drafts.warm_start import start_from
+from ..evaluation.prompts import Prompt
+from ..evaluation.prompts import holds_media as prompt_holds_media
 from ..regions import compile_regions
 from ..store.cache import FeatureCache, open_cache
 from ..store.fingerprints import drop_layers
 from ..targets.architectures import check_length
 from ..targets.config_fields import read_field
-from ..targets.loading import files_of_processor, is_adapter, load_processor, load_tokenizer, takes_media
+from ..targets.loading import (
+    files_of_processor,
+    is_adapter,
+    load_processor,
+    load_tokenizer,
+    takes_media,
+    why_only_text,
+)
 from ..targets.merged_folder import save_merged
 from ..targets.room import config_before_loading
 from ..targets.shard_layout import loading_arguments
@@ -77,7 +86,10 @@ def tokenizer_of(target_args: TargetArguments) -> PreTrainedTokenizerBase:
 
 
 def processor_of(target_args: TargetArguments, data_args: DataArguments) -> ProcessorMixin | None:
-    """The processor of a target that takes images, with the data's limits; `None` if there is none, with a warning."""
+    """The processor of a target that takes images, with the data's limits.
+
+    `None`, with a warning, if the target has none, is shown no images here, or needs for it what is not installed.
+    """
     options = {"revision": target_args.target_revision, "trust_remote_code": target_args.trust_remote_code}
     if target_args.gguf_file or not takes_media(target_args.target, **options):
         if data_args.media_limits:
@@ -91,7 +103,16 @@ def processor_of(target_args: TargetArguments, data_args: DataArguments) -> Proc
         logger.warning("The target takes images, but its folder has no processor for them: it gets only text.")
         return None
 
-    processor = load_processor(target_args.target, **options)
+    why = why_only_text(target_args.target, **options)
+    if why is not None:
+        logger.warning("The target %s gets only text: %s.", target_args.target, why)
+        return None
+
+    try:
+        processor = load_processor(target_args.target, **options)
+    except ImportError as problem:  # data of text need none
+        logger.warning("The target %s gets only text. %s", target_args.target, problem)
+        return None
     limit_media(processor, **data_args.media_limits)
     return processor
 
@@ -120,8 +141,13 @@ def spreadable(target_args: TargetArguments, args: EagleTrainingArguments) -> Ta
     return target_args
 
 
-def load_target(target_args: TargetArguments) -> FrozenTarget:
-    """The frozen target that the arguments name."""
+def shows_media(data: Dataset | RankStream, prompts: list[Prompt] | None = None) -> bool:
+    """Whether a target is shown images or videos: in tokenised data, or in prompts that it decodes."""
+    return "media" in (data.column_names or ()) or any(map(prompt_holds_media, prompts or ()))
+
+
+def load_target(target_args: TargetArguments, media: bool = False) -> FrozenTarget:
+    """The frozen target that the arguments name, with the part that is shown images and videos if there are `media`."""
     with explained("while the target was loaded", LESS_OF_TARGET):
         target = FrozenTarget.from_pretrained(
             target_args.target,
@@ -131,6 +157,7 @@ def load_target(target_args: TargetArguments) -> FrozenTarget:
             tap_method=target_args.tap_method,
             trust_remote_code=target_args.trust_remote_code,
             revision=target_args.target_revision,
+            media=media,
             **target_args.sharding,
         )
     return target.compile() if target_args.compile_target else target

@@ -5,7 +5,9 @@ import reference_dflash
 import torch
 from test_vision_target import inputs_of_layers
 from tiny_blocks import tiny_block_pair
-from tiny_vision import CHATS, NAMES, chat, image, processed, text, tiny_vision_model, vision_processor, write_records
+from tiny_pictures import CHATS as PICTURE_CHATS
+from tiny_pictures import any_model, any_processor
+from tiny_vision import CHATS, NAMES, chat, image, processed, text, write_records
 
 from hf_eagle import EagleTrainer, EagleTrainingArguments, load_draft
 from hf_eagle.data.collators import EagleDataCollator
@@ -18,16 +20,25 @@ from hf_eagle.targets.target import FrozenTarget
 SIZE, GAMMA = 4, 2.0
 
 
+# families that are shown images in other forms, and whose embeddings are not scaled, as DFlash asks
+OTHERS = ("qwen3.5", "llama4", "mistral3", "internvl")
+
+
+def chats_of(name):
+    """Conversations with the media that a family is shown."""
+    return CHATS if name in NAMES else PICTURE_CHATS
+
+
 def trainer_of(folder, name, **fields):
     """A trainer over conversations in files, and its data."""
     (folder / "media").mkdir()
-    target, processor = FrozenTarget(tiny_vision_model(name)), vision_processor(name)
-    data = build_vision_dataset(write_records(folder / "media", CHATS), processor)
+    target, processor = FrozenTarget(any_model(name)), any_processor(name)
+    data = build_vision_dataset(write_records(folder / "media", chats_of(name)), processor)
     held = {token for row in data for token in row["input_ids"]}
     unsaid = max(set(range(target.vocab_size)) - held)
     pair = tiny_block_pair(target, mask_token_id=unsaid, block_size=SIZE, draft_num_layers=2)
 
-    known = {"per_device_train_batch_size": len(CHATS), "per_device_eval_batch_size": len(CHATS), "logging_steps": 1}
+    known = {"per_device_train_batch_size": len(data), "per_device_eval_batch_size": len(data), "logging_steps": 1}
     known |= {"slot_decay": GAMMA, "report_to": "none", "disable_tqdm": True, "save_strategy": "no"}
     trainer = EagleTrainer(
         model=pair[1],
@@ -41,7 +52,7 @@ def trainer_of(folder, name, **fields):
     return trainer, processor, data
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, *OTHERS])
 def test_loss_and_gradients_are_the_references(name, tmp_path):
     """Which looks at each conversation alone, and counts places along the text, whatever axes the target has."""
     trainer, processor, data = trainer_of(tmp_path, name)
@@ -54,10 +65,10 @@ def test_loss_and_gradients_are_the_references(name, tmp_path):
     draft.save_pretrained(tmp_path / "saved")
     reference = reference_dflash.Draft.load(tmp_path / "saved")
     sums = []
-    for messages, row in zip(CHATS, data, strict=True):
+    for messages, row in zip(chats_of(name), data, strict=True):
         inputs, _ = inputs_of_layers(target.model, processed(processor, [messages]))
         features = torch.cat([inputs[layer + 1][0] for layer in reference.taps], -1)
-        last = target.model.model.language_model.norm(inputs[-1][0]).detach()
+        last = target.parts.final_norm(inputs[-1][0]).detach()
         ids, mask = torch.tensor(row["input_ids"]), row["loss_mask"]
         anchors = torch.tensor([a for a in range(1, len(mask) - 1) if mask[a] and mask[a + 1]], dtype=torch.long)
 

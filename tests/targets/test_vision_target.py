@@ -19,6 +19,7 @@ from tiny_vision import (
 
 from hf_eagle.drafts.eagle3.taps import describe_taps
 from hf_eagle.targets.architectures import default_tap_ids
+from hf_eagle.targets.decoder_parts import find_decoder
 from hf_eagle.targets.loading import load_causal_lm
 from hf_eagle.targets.target import FrozenTarget
 from hf_eagle.targets.teacher_check import check_teacher
@@ -29,7 +30,7 @@ TAPS = [1, 2, 4, 7]
 
 def inputs_of_layers(model, batch) -> list[torch.Tensor]:
     """What every decoder layer, and the final norm, is called with in the model's plain forward."""
-    seen, decoder = [], model.model.language_model
+    seen, decoder = [], find_decoder(model)
     plain = [module.forward for module in (*decoder.layers, decoder.norm)]
 
     def recording(forward):

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from reference_vision import vision_loss
 from tiny import tiny_llama
+from tiny_pictures import any_model, any_processor
 from tiny_vision import CHATS, NAMES, chat, image, text, tiny_vision_model, video, vision_processor, write_records
 
 from hf_eagle import EagleTrainer, EagleTrainingArguments, load_draft
@@ -42,8 +43,8 @@ def make_trainer(folder, name="qwen3-vl", chats=CHATS, rope="mrope", embeds="tok
         cache: makes, of target, processor and data, what is asked in the target's place.
     """
     (folder / "media").mkdir()
-    processor = vision_processor(name)
-    target = FrozenTarget(tiny_vision_model(name))
+    processor = any_processor(name)
+    target = FrozenTarget(any_model(name))
     torch.manual_seed(1)
     ids = torch.randperm(target.vocab_size)[:200]
     config = EagleConfig.from_target(
