@@ -5,6 +5,7 @@ import json
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from ..targets.sharding import gathered
 from ..targets.target import FrozenTarget
@@ -38,13 +39,14 @@ def target_fingerprints(target: FrozenTarget) -> dict[str, str]:
 
 
 def drop_layers(target: FrozenTarget) -> None:
-    """Free the memory of the decoder's layers and of a vision tower; keep embeddings, final norm and head."""
+    """Free the memory of the decoder's layers and of models beside it, as vision towers; keep embeddings, norm, head."""
     for place in range(target.num_layers):
         target.parts.layers[place] = _Dropped()
 
-    inner = getattr(target.model, "model", None)
-    if hasattr(inner, "visual"):
-        inner.visual = _Dropped()
+    for holder in (target.model, getattr(target.model, "model", None)):
+        for name, part in list(holder.named_children()) if isinstance(holder, nn.Module) else ():
+            if isinstance(part, PreTrainedModel) and all(module is not target.decoder for module in part.modules()):
+                setattr(holder, name, _Dropped())
 
 
 class _Dropped(nn.Module):
