@@ -18,8 +18,9 @@ from .media_inputs import GRIDS
 # targets whose towers compute nothing else from the sizes, and a function that their modules have if towers take such
 # arguments, which depends on the version of transformers
 _KNOWN = {
-    "qwen3_vl": "get_vision_interpolation_indices_and_weights",
-    "qwen3_vl_moe": "get_vision_interpolation_indices_and_weights",
+    **dict.fromkeys(
+        ("qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe"), "get_vision_interpolation_indices_and_weights"
+    ),
     "qwen2_5_vl": "get_vision_window_index",
 }
 # where sequences end, by which the towers' attention splits them

@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 from tiny import pad_batch, random_chats, tiny_llama
+from tiny_pictures import any_model, any_processor
 from tiny_targets import tiny_family
 from tiny_vision import CHATS, NAMES, processed, tiny_vision_model, vision_processor
 
@@ -70,10 +71,13 @@ def test_documents_of_one_length(bounds, length):
     assert length_of_all(bounds) == length
 
 
-@pytest.mark.parametrize("name", NAMES)
+QWENS = (*NAMES, "qwen3.5", "qwen3.5-moe")
+
+
+@pytest.mark.parametrize("name", QWENS)
 def test_positions_of_media_need_no_weights(name):
     """A collator in a worker computes those of the model."""
-    model, batch = tiny_vision_model(name), processed(vision_processor(name), CHATS, side="left")
+    model, batch = any_model(name), processed(any_processor(name), CHATS, side="left")
     media = {part: batch[part] for part in MEDIA if part in batch}
     alone = pickle.loads(pickle.dumps(RopeIndex(model)))
     assert torch.equal(alone(batch), rope_index(model, batch["input_ids"], batch["attention_mask"], **media)[0])
@@ -94,9 +98,9 @@ def test_positions_that_need_the_model_are_left_to_it():
     assert RopeIndex(tiny_llama())(batch) is None
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", QWENS)
 def test_a_tower_that_is_told_the_sizes_sees_the_same_and_computes_nothing_from_them(name, monkeypatch):
-    model, batch = tiny_vision_model(name), processed(vision_processor(name), CHATS, side="left")
+    model, batch = any_model(name), processed(any_processor(name), CHATS, side="left")
     make, target = pickle.loads(pickle.dumps(SizesOfMedia(model))), FrozenTarget(model, [2, 4, 6])
     sizes, wanted = make(batch), target(**batch)
     assert {"image_grid_thw", "video_grid_thw", "image_cu_seqlens", "video_cu_seqlens"} <= set(sizes.read)
