@@ -56,15 +56,14 @@ def draft_rope(text_config, form: str = "1d", reads_mscale: bool = False) -> dic
         reads_mscale: whether servers read YaRN's `mscale` and `mscale_all_dim` in such a draft, see [`DraftConfig`].
 
     Raises:
-        ValueError: for an unknown form, or `"mrope"` for a target without m-RoPE, or with a scaled one.
+        ValueError: for an unknown form, or `"mrope"` for a target without m-RoPE, or with a scaled or partial one.
     """
     if form not in ROPES:
         raise ValueError(f"`draft_rope` must be one of {', '.join(ROPES)}, got {form!r}.")
 
     rope = _of_layer(text_config)
     by_axes, scaling = form == "mrope", rope.get("rope_type") or "default"
-    if by_axes and not (rope.get("mrope_section") and scaling == "default"):
-        seen = f"has RoPE of type {scaling}" if rope.get("mrope_section") else "counts all tokens alike"
+    if by_axes and (seen := _why_not_by_axes(rope, scaling)) is not None:
         raise ValueError(f"`draft_rope` is mrope, but the target {seen}: set it to 1d.")
 
     if scaling not in _READ:
@@ -93,6 +92,17 @@ def draft_rope(text_config, form: str = "1d", reads_mscale: bool = False) -> dic
         read = {"mrope_section": list(rope["mrope_section"]), "mrope_interleaved": bool(rope.get("mrope_interleaved"))}
 
     return {"rope_type": scaling, "rope_theta": rope.get("rope_theta", 10000.0), **read}
+
+
+def _why_not_by_axes(rope: Mapping[str, Any], scaling: str) -> str | None:
+    """What of a target's RoPE keeps a draft from three positions a token, `None` if nothing does."""
+    if not rope.get("mrope_section"):
+        return "counts all tokens alike"
+    if scaling != "default":
+        return f"has RoPE of type {scaling}"
+    # its section is of the rotated part
+    partial = (rope.get("partial_rotary_factor") or 1) != 1
+    return "rotates a part of each head, and a draft rotates whole ones" if partial else None
 
 
 def check_rope_scaling(given: Any) -> dict[str, Any]:

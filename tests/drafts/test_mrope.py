@@ -7,6 +7,7 @@ import torch
 from tiny_vision import NAMES, tiny_vision_model
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLTextConfig
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLRotaryEmbedding
+from transformers.models.qwen3_5.configuration_qwen3_5 import Qwen3_5TextConfig
 from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLTextConfig
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextRotaryEmbedding
 
@@ -94,3 +95,6 @@ def test_what_is_refused():
 
     with pytest.raises(ValueError, match="`draft_rope` is mrope, but the target counts all tokens alike"):
         draft_config(tiny_llama().config, rope="mrope")
+    rope = {"rope_type": "default", "rope_theta": 1e7, "mrope_section": [11, 11, 10], "partial_rotary_factor": 0.25}
+    with pytest.raises(ValueError, match="`draft_rope` is mrope, but the target rotates a part of each head"):
+        draft_config(Qwen3_5TextConfig(rope_parameters=rope), rope="mrope")
