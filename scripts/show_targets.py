@@ -5,8 +5,8 @@
     python scripts/show_targets.py path/to/a/target
 
 Without a target it prints the table of page `targets`. A family or a model type gives its row. A folder or a Hub id is
-answered from its `config.json`, without any weights: how it can be sharded and which drafts fit follow from the config
-itself, all else from its family's row.
+answered from its `config.json`, without any weights: whether it is shown pictures, how it can be sharded and which
+drafts fit follow from the config itself, all else from its family's row.
 """
 
 import sys
@@ -61,7 +61,7 @@ def main() -> None:
     from hf_eagle.docs import read_page
     from hf_eagle.targets.architectures import family_of
     from hf_eagle.targets.loading import load_config
-    from hf_eagle.training.target_row import MEASURED, as_table, read_table, row_from_config
+    from hf_eagle.training.target_row import MEASURED, as_table, read_table, row_of_folder
 
     table = read_table(read_page("targets"))
     if args.target is None:
@@ -78,7 +78,7 @@ def main() -> None:
         row = {"family": f"{kind} (not tested)", **dict.fromkeys(MEASURED, "checked when loaded")}
     else:
         row = next(row for row in table if row["family"] == family.name)
-    print(as_table([row if config is None else {**row, **row_from_config(config)}]))
+    print(as_table([row if config is None else row_of_folder(row, config)]))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from ..arguments.groups import DraftArguments, TargetArguments
 from ..door.logs import errors_only
 from ..drafts.kinds import KINDS
 from ..targets.architectures import Family, family_of
+from ..targets.media_inputs import why_not_shown
 from ..targets.shard_layout import MODES, layout_of
 from .parts import config_of_draft
 
@@ -20,6 +21,11 @@ def row_from_config(config: PreTrainedConfig) -> dict[str, str]:
     # warnings are about what is only tried here, and come when a run chooses it
     with errors_only(__name__.partition(".")[0]):
         return {"sharded": _ways(config), "drafts": _kinds(config), **_servers(family_of(config))}
+
+
+def row_of_folder(row: dict[str, str], config: PreTrainedConfig) -> dict[str, str]:
+    """The row of a target's family, with what its own config says, which may be that of a family's text part alone."""
+    return {**row, "pictures": "no" if why_not_shown(config) else "yes", **row_from_config(config)}
 
 
 def _ways(config: PreTrainedConfig) -> str:

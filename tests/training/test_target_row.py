@@ -4,15 +4,16 @@ import json
 import sys
 
 import pytest
-from family_table import MAKERS, measured, of_family
+from family_table import MAKERS, PICTURES, measured, of_family, pictures_of
 from releases import is_older, skip_before
 from transformers import CohereConfig
 
 from hf_eagle import cli
 from hf_eagle.docs import read_page
-from hf_eagle.targets.architectures import FAMILIES
+from hf_eagle.targets.architectures import FAMILIES, family_of
+from hf_eagle.targets.media_inputs import why_not_shown
 from hf_eagle.targets.shard_layout import layout_of
-from hf_eagle.training.target_row import COLUMNS, as_table, read_table, row_from_config
+from hf_eagle.training.target_row import COLUMNS, as_table, read_table, row_from_config, row_of_folder
 
 
 TABLE = read_table(read_page("targets"))
@@ -44,6 +45,15 @@ def test_what_follows_from_a_config_is_as_the_page_says(family, caplog):
     assert not [record.getMessage() for record in caplog.records if record.name.startswith("hf_eagle")]
 
 
+def test_pictures_are_as_the_page_says():
+    """A folder is answered from its own config: of a family's text part alone, no."""
+    assert {name: row["pictures"] for name, row in ROWS.items()} == {x.name: pictures_of(x)[1] for x in FAMILIES}
+    for make in PICTURES.values():
+        config = make(10)
+        row = ROWS[family_of(config).name]
+        assert row_of_folder(row, config)["pictures"] == "yes" and why_not_shown(config.get_text_config())
+
+
 def test_what_is_suppressed_for_a_row_is_said_to_who_chooses_it(caplog):
     skip_before("transformers", "5.24")
     config = MAKERS[of_family(next(x for x in FAMILIES if x.name == "gpt-oss"))[0]][0]()
@@ -72,6 +82,14 @@ def test_a_folder_is_answered_from_its_own_config_without_weights(monkeypatch, c
     sizes = {"hidden_size": 24, "num_attention_heads": 3, "num_key_value_heads": 3, "num_hidden_layers": 8}
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": 96, **sizes}))
     assert call(monkeypatch, capsys, str(tmp_path)) == [{**ROWS["Llama"], "sharded": "fsdp2"}]
+
+
+def test_a_folder_of_a_target_that_is_shown_pictures_says_so(monkeypatch, capsys, tmp_path):
+    skip_before("transformers", "5.24")
+    for name, family in (("gemma3", "Gemma 3"), ("mistral3", "Mistral"), ("qwen3.5", "Qwen3.5")):
+        PICTURES[name](10).save_pretrained(tmp_path / name)
+        (row,) = call(monkeypatch, capsys, str(tmp_path / name))
+        assert (row["family"], row["pictures"], row["decoded"]) == (family, "yes", "yes")
 
 
 def test_a_folder_with_the_name_of_a_family_is_written_as_a_path(monkeypatch, capsys, tmp_path):
