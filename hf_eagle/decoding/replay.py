@@ -89,23 +89,46 @@ def replay(draft, transcript: Transcript, shape: DraftShape) -> list[list[int]]:
     Raises:
         `ValueError`: for a draft that was made for another target, or a shape that it does not propose.
     """
-    check_draft_fits(transcript.prompts.target, draft)
-    shape.check_vocabulary(draft)
-    shape = shape.windowed(draft)
-
-    documents = _documents(draft, transcript)
+    shape, documents = _shown(draft, transcript, shape)
     at_every_place = draft.proposer(shape, transcript.prompts).replay(documents)
     if at_every_place is None:
         return _walk(draft.proposer(shape, transcript.prompts), documents, shape.depth)
+    return list(map(rounds_of, at_every_place))
 
-    found = []
-    for accepted, end in zip(at_every_place, transcript.ends, strict=True):
-        rounds, place = [], 0
-        while place < end - 1:
-            rounds.append(accepted[place])
-            place += accepted[place] + 1
-        found.append(rounds)
-    return found
+
+@torch.no_grad()
+def replay_places(draft, transcript: Transcript, shape: DraftShape) -> list[list[int]] | None:
+    """
+    Return how many drafted tokens are right behind each token but the last of every answer, by prompt.
+
+    Args:
+        draft, transcript, shape: as for `replay`.
+
+    Returns:
+        Accepted tokens by place, of which a round of decoding begins at some; `None` for a draft, or a shape, that can
+        only be proposed round after round.
+
+    Raises:
+        `ValueError`: as `replay`.
+    """
+    shape, documents = _shown(draft, transcript, shape)
+    return draft.proposer(shape, transcript.prompts).replay(documents)
+
+
+def rounds_of(accepted: Sequence[int]) -> list[int]:
+    """Return the accepted tokens of each round of decoding, from those at every place of an answer."""
+    rounds, place = [], 0
+    while place < len(accepted):
+        rounds.append(accepted[place])
+        place += accepted[place] + 1
+    return rounds
+
+
+def _shown(draft, transcript: Transcript, shape: DraftShape) -> tuple[DraftShape, Documents]:
+    """The shape with the draft's own window, and what the draft is shown; both checked."""
+    check_draft_fits(transcript.prompts.target, draft)
+    shape.check_vocabulary(draft)
+    return shape.windowed(draft), _documents(draft, transcript)
 
 
 def _documents(draft, transcript: Transcript) -> Documents:

@@ -1,6 +1,7 @@
 """The base class of all drafts: frozen embeddings that are never saved, vocabulary buffers, strict loading."""
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from ..decoding.target_run import TargetRun
 from ..targets.features import TargetFeatures
 from .configuration_base import DraftConfig
 from .kinds import Kind, find_kind
+from .probe import Probe
 from .vocabulary import VocabularyMapping, check_mapping, draft_token_ids
 
 
@@ -145,6 +147,20 @@ class EaglePreTrainedModel(PreTrainedModel):
         axes, shape = ((), positions.shape) if self.config.mrope_section is None else ((3,), positions.shape[1:])
         cos, sin = self.rotary_emb(like, positions.reshape(*axes, 1, -1))
         return cos.view(*shape, -1), sin.view(*shape, -1)
+
+    def rotate_by(self, rope: dict) -> None:
+        """Use another RoPE from now on, `rope_parameters` as its config has them."""
+        self.config.rope_parameters = dict(rope)
+        self.rotary_emb = type(self.rotary_emb)(self.config).to(self.device)
+
+    def probes(self, target, bases: Sequence[float] = ()) -> list[Probe]:
+        """Changes that would each undo one fault of this draft which its folder does not show.
+
+        Args:
+            target ([`FrozenTarget`]): the target that it drafts for.
+            bases: further bases of RoPE that it may have been trained with.
+        """
+        return []
 
     def take_target_head(self, weight: torch.Tensor) -> None:
         """Initialise a new draft from the target's head `(vocab_size, hidden)`, if the kind can."""

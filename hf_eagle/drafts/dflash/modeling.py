@@ -15,10 +15,12 @@ from ..cast_weights import CastWeights
 from ..layers import DraftLayer, EagleRMSNorm
 from ..lent_head import LentHead, WithLentHead
 from ..modeling_base import EaglePreTrainedModel
+from ..probe import Probe
 from .attention import block_attention
 from .configuration import DFlashConfig, check_layers
 from .mask_token import require_mask_token
 from .plan import BlockPlan
+from .probes import probes_of
 from .proposal import DFlashProposer
 
 
@@ -245,6 +247,10 @@ class DFlashDraftModel(WithLentHead, EaglePreTrainedModel):
             places = torch.arange(end, end + slots, device=next_ids.device)[None]
             found.append(self.fill(next_ids[None, end - 1].expand(1, slots), places, cache, None)[0, 1:])
         return self.compute_logits(torch.cat(found))
+
+    def probes(self, target, bases=()) -> list[Probe]:
+        """See [`EaglePreTrainedModel.probes`]."""
+        return probes_of(self, target, bases)
 
     def proposer(self, shape, prompts) -> DFlashProposer:
         """See [`EaglePreTrainedModel.proposer`]."""

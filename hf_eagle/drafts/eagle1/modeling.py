@@ -11,9 +11,11 @@ from ..cast_weights import CastWeights
 from ..layers import DraftLayer
 from ..lent_head import LentHead, WithLentHead
 from ..modeling_unrolled import UnrolledDraft
+from ..probe import Probe
 from ..row_layout import RowLayout
 from ..ttt_attention import ttt_attention
 from .configuration import Eagle1Config
+from .probes import probes_of
 from .proposal import Eagle1Proposer
 
 
@@ -92,6 +94,10 @@ class LlamaForCausalLMEagle(WithLentHead, UnrolledDraft):
 
         attend = ttt_attention(self.config._attn_implementation, x.device)
         return layer.finish(x, attend(query, key, value, [], [], layout, attention.scaling))
+
+    def probes(self, target, bases=()) -> list[Probe]:
+        """See [`EaglePreTrainedModel.probes`]."""
+        return probes_of(self, target, bases)
 
     def proposer(self, shape, prompts) -> Eagle1Proposer:
         """See [`EaglePreTrainedModel.proposer`]."""

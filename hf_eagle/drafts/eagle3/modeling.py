@@ -13,9 +13,11 @@ from ..cast_weights import CastWeights
 from ..layers import DraftLayer, EagleRMSNorm
 from ..modeling_unrolled import UnrolledDraft
 from ..mrope import EagleMRotaryEmbedding
+from ..probe import Probe
 from ..ttt_attention import shared_by_steps, ttt_attention
 from ..unroll_plan import UnrollPlan
 from .configuration import EagleConfig
+from .probes import probes_of
 from .proposal import Eagle3Proposer
 
 
@@ -66,6 +68,10 @@ class Eagle3Draft(UnrolledDraft):
 
     def get_output_embeddings(self) -> nn.Linear:
         return self.lm_head
+
+    def probes(self, target, bases=()) -> list[Probe]:
+        """See [`EaglePreTrainedModel.probes`]."""
+        return probes_of(self, target, bases)
 
     @torch.no_grad()
     def take_target_head(self, weight: torch.Tensor) -> None:
