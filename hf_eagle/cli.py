@@ -22,6 +22,7 @@ VERBS = {
     "cache": "cache_features.py",
     "targets": "show_targets.py",
     "check": "check_draft.py",
+    "diagnose": "diagnose_draft.py",
     "prune": "prune_draft.py",
     "import": "import_draft.py",
     "publish": "publish_draft.py",

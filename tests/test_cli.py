@@ -25,7 +25,7 @@ def test_every_script_has_a_verb():
     missing = {path.name for path in (ROOT / "scripts").glob("*.py")} - own - set(cli.VERBS.values())
     assert not {name for name in missing if not name.startswith("benchmark_")}
     main_verbs = {"train", "evaluate", "regenerate", "cache", "check", "prune", "import", "publish"}
-    more = {"write-prompts", "preview", "compare", "ablate", "benchmark", "benchmark-serving", "targets"}
+    more = {"write-prompts", "preview", "compare", "ablate", "benchmark", "benchmark-serving", "targets", "diagnose"}
     assert cli.scripts().keys() == main_verbs | more
 
 

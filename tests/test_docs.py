@@ -23,12 +23,13 @@ TEXTS = {name: read_page(name) for name in PAGES}
 TEXTS |= {name: (ROOT / f"{name}.md").read_text(encoding="utf-8") for name in ("README", "CONTRIBUTING")}
 SCRIPTS = {**VERBS, "quickstart": "quickstart.py", "fetch_assets": "fetch_assets.py"}
 # verbs whose first word may be the value of this argument
-FIRST = {**dict.fromkeys(("check", "prune", "import", "publish"), "draft"), "targets": "target"}
+FIRST = {**dict.fromkeys(("check", "diagnose", "prune", "import", "publish"), "draft"), "targets": "target"}
 # options of other programs: servers, accelerate, pip, ruff, git, pytest
 FOREIGN = {
     *("speculative-config", "speculative-algorithm", "speculative-draft-model-path", "speculative-num-steps"),
     *("speculative-eagle-topk", "speculative-num-draft-tokens", "model", "model-path", "chat-template"),
     "model-impl",
+    "disable-log-stats",
     *("config_file", "nproc-per-node", "no-index", "enforce-eager"),
 }
 

@@ -84,7 +84,8 @@ def rope_bases(draft, target_config, bases: Sequence[float] = ()) -> Iterator[Pr
     theirs = draft_rope(target_config.get_text_config())["rope_theta"]
     for base in dict.fromkeys(map(float, (*bases, theirs, *BASES))):
         if base != float(rope["rope_theta"]):
-            yield Probe("rope_base", f"a RoPE base of {base:g}", partial(_rotate, rope={**rope, "rope_theta": base}))
+            change = partial(_rotate, rope={**rope, "rope_theta": base})
+            yield Probe("rope_base", f"a RoPE base of {base:,.10g}", change)
 
 
 def rope_scalings(draft, target_config) -> Iterator[Probe]:

@@ -25,6 +25,7 @@ GROUPS = {
     "regenerate": {SOURCE, TEMPLATE},
     "write-prompts": {SOURCE, TEMPLATE},
     "benchmark-serving": {SOURCE, TEMPLATE},
+    "diagnose": {SOURCE, TEMPLATE},
     "prune": {SOURCE, TEMPLATE},
     "check": set(),  # these read a draft, and of a target its config at most
     "import": set(),

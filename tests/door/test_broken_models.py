@@ -23,6 +23,7 @@ VERBS = {
     "train_eagle": ("weights", f"--target T --train_data C --output_dir O --max_steps 1 --save_strategy no {SHORT}"),
     "cache_features": ("weights", f"--target T --train_data C --feature_store O --output_dir O2 {SHORT}"),
     "evaluate_draft": ("weights", "--target T --draft D --prompts P --output_json O --max_new_tokens 2"),
+    "diagnose_draft": ("weights", "D --target T --prompts P --max_new_tokens 2 --confirm false"),
     "regenerate_answers": ("weights", "--target T --data C --output O --num_records 1 --max_new_tokens 2"),
     "benchmark_training_step": ("weights", "--target T --data C --length 64 --num_chats 4 --repeats 1 --device cpu"),
     "preview_data": ("tokenizer", "--target T --train_data C --output_dir O"),
@@ -120,6 +121,7 @@ DRAFTS = [
     (verb, "config") for verb in ("evaluate_draft", "prune_draft", "check_draft", "publish_draft", "import_draft")
 ]
 DRAFTS += [(verb, "tensor") for verb in ("evaluate_draft", "prune_draft", "import_draft")]
+DRAFTS += [("diagnose_draft", broken) for broken in ("config", "tensor", "cut", "weights")]
 DRAFTS += [(verb, broken) for verb in ("prune_draft", "check_draft") for broken in ("cut", "weights", "nothing")]
 
 

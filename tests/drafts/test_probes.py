@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from planted import SCALED, flag, permute_head, reorder, rotate, shift, swap
 from tiny import tiny_eagle1_pair, tiny_llama, tiny_mapping, tiny_pair
 from tiny_blocks import options_of, shaken
 from torch import nn
@@ -12,10 +13,6 @@ from hf_eagle.drafts.build import new_draft
 from hf_eagle.drafts.dflash.configuration import config_for
 from hf_eagle.drafts.probes import resembled_ids
 from hf_eagle.targets.target import FrozenTarget
-
-
-SCALED = {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
-SCALED |= {"original_max_position_embeddings": 64}
 
 
 def with_targets_head(target, draft):
@@ -54,52 +51,9 @@ PAIRS = {
 }
 
 
-def reorder(name, order):
-    def plant(draft):
-        module = draft.get_submodule(name)
-        parts = module.weight.detach().chunk(len(order), dim=1)
-        module.weight = nn.Parameter(torch.cat([parts[place] for place in order], dim=1))
-
-    return plant
-
-
-def swap(*pairs):
-    def plant(draft):
-        for names in pairs:
-            first, second = map(draft.get_submodule, names)
-            first.weight, second.weight = second.weight, first.weight
-
-    return plant
-
-
-def rotate(**fields):
-    return lambda draft: draft.rotate_by({**draft.config.rope_parameters, **fields})
-
-
-def shift(step):
-    def plant(draft):
-        ids = [number + step for number in draft.config.tap_ids]
-        if draft.config.eagle_aux_hidden_state_layer_ids is None:
-            draft.config.target_layer_ids = [number - 1 for number in ids]
-        else:
-            draft.config.eagle_aux_hidden_state_layer_ids = ids
-
-    return plant
-
-
-def permute_head(draft):
-    """Rows in another order, as of a draft vocabulary that was sorted by count."""
-    order = torch.randperm(len(draft.lm_head.weight), generator=torch.Generator().manual_seed(3))
-    draft.lm_head.weight = nn.Parameter(draft.lm_head.weight.detach()[order])
-
-
 def other_mapping(draft):
     """The mapping of another run of the same size."""
     draft.set_vocabulary(tiny_mapping(40, seed=9))
-
-
-def flag(name, value):
-    return lambda draft: setattr(draft.config, name, value)
 
 
 LAYER = "midlayer"
@@ -189,7 +143,7 @@ def test_a_head_in_its_order_and_one_without_resemblance():
 
 def test_a_base_that_was_named_is_tried():
     target, draft = eagle3()
-    assert "a RoPE base of 12345" in [probe.change for probe in draft.probes(target, bases=(12345,))]
+    assert "a RoPE base of 12,345" in [probe.change for probe in draft.probes(target, bases=(12345,))]
 
 
 @settings(max_examples=60, deadline=None)

@@ -50,7 +50,7 @@ TEXTS = {
     *("lora_modules_to_save", "lora_target_modules", "method", "repo_id", "revision", "server_url", "target_revision"),
     *("attn_implementation", "dtype", "engine_args", "form", "include", "system_prompts", "token", "train_options"),
     *("batch_sizes", "draft_rope_scaling", "num_speculative_tokens", "sweep_tokens"),
-    *("behind", "context_buckets", "windows", "activation_checkpointing_kwargs"),
+    *("behind", "context_buckets", "only", "windows", "activation_checkpointing_kwargs"),
     "launch_config",  # of a dry run, which writes nothing and reads nothing else
     "gguf_file",  # a name within `target`, which is looked at with it
 }
@@ -112,6 +112,17 @@ WALK = {
     "check": Verb(
         {"draft": "draft", "target": "target", "fix": "out/mended"},
         {"draft": "folder", "target": "model", "fix": "output folder"},
+    ),
+    "diagnose": Verb(
+        {
+            **{"draft": "draft", "target": "target", "prompts": "prompts.jsonl", "data": "chats.jsonl"},
+            **{"trained_target": "target", "tools": "tools.json"},
+            **{"output_json": "out/a.json", "repaired": "out/repaired"},
+        },
+        {
+            **{"draft": "model", "target": "model", "prompts": "file", "data": "data", "trained_target": "model"},
+            **{"tools": "file", "output_json": "output", "repaired": "output folder"},
+        },
     ),
     "prune": Verb(
         {"draft": "draft", "target": "target", "counts_from": "chats.jsonl", "output_dir": "out/pruned"}

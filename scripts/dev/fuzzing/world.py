@@ -70,6 +70,13 @@ VERBS = [
     Verb("cache", "cache_features.py", [*TRAIN, "--output_dir", "out", "--feature_store", "fs"], ("out", "fs")),
     Verb("check", "check_draft.py", ["run", "--target", "target"]),
     Verb("check and mend", "check_draft.py", ["run", "--target", "target", "--fix", "out"], ("out",)),
+    Verb(
+        "diagnose",
+        "diagnose_draft.py",
+        ["run", "--target", "target", "--prompts", "prompts.jsonl", "--data", "chats.jsonl", "--max_new_tokens", "4"]
+        + ["--max_length", "64", "--confirm", "false", "--output_json", "a.json"],
+        ("a.json", "a.png"),
+    ),
     Verb("prune", "prune_draft.py", ["run", "--output_dir", "out", "--token_ids", "ids.json"], ("out",)),
     Verb(
         "prune by counts",

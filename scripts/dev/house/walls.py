@@ -12,7 +12,7 @@ from house.tree import HALL, PACKAGE, Import, Module, Package
 # lowest first; hf_eagle/docs/rooms.md gives the reasons
 ORDER = (
     *("door", "data", "targets", "losses", "decoding", "drafts", "arguments", "store", "evaluation"),
-    *("answers", "foreign", "serving", "hub", "training", "benchmark", "docs"),
+    *("answers", "foreign", "serving", "diagnosis", "hub", "training", "benchmark", "docs"),
 )
 # the programs of the hall: they start the rooms, and no room asks them for anything
 PROGRAMS = (f"{PACKAGE}.cli", f"{PACKAGE}.__main__", f"{PACKAGE}.commands")

@@ -1,0 +1,1 @@
+"""Why acceptance is low: one thing is changed at a time, and acceptance measured again."""
