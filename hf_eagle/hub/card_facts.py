@@ -61,6 +61,15 @@ _SERVING = {
     "prompts?": str | None,
     "plot?": str | None,
 }
+# headline of a diagnosis
+_DIAGNOSIS = {
+    "acceptance_length": float,
+    "num_prompts": int,
+    "prompts?": str | None,
+    "acceptance_by_context?": [_BUCKET],
+    "vocabulary?": {"missing": float, "missing_by_category": {str: float}, "acceptance_length": float | None},
+    "plot?": str | None,
+}
 _STATISTICS = {
     "conversations": int,
     "tokens": int,
@@ -74,6 +83,7 @@ _STATISTICS = {
 _MEASURED = {
     "acceptance": ("acceptance_length", "scripts/evaluate_draft.py"),
     "serving": ("entries", "scripts/benchmark_serving.py"),
+    "diagnosis": ("headline", "scripts/diagnose_draft.py"),
 }
 
 
@@ -115,6 +125,9 @@ class CardFacts:
             scripts/evaluate_draft.py. `plot` and `context_plot`, if given, name image files of it.
         serving (`dict[str, dict]`, *optional*):
             From the name of a prompt set to the output of scripts/benchmark_serving.py for it; `plot` as above.
+        diagnosis (`dict[str, dict]`, *optional*):
+            From the name of a prompt set to the `headline` in the output of scripts/diagnose_draft.py for it; `plot` as
+            above.
         training (`dict[str, object]`, *optional*):
             Rows of the training table: optimizer steps, time, machine.
         hyperparameters (`dict[str, object]`, *optional*):
@@ -144,6 +157,7 @@ class CardFacts:
     data_statistics: dict[str, object] = field(default_factory=dict)
     acceptance: dict[str, dict] = field(default_factory=dict)
     serving: dict[str, dict] = field(default_factory=dict)
+    diagnosis: dict[str, dict] = field(default_factory=dict)
     training: dict[str, object] = field(default_factory=dict)
     hyperparameters: dict[str, object] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
@@ -216,10 +230,11 @@ def tell_other_limits(draft: str | os.PathLike, asked: Mapping[str, object]) -> 
 
 
 def measured_in(folder: str | os.PathLike, leave_out_broken: bool = False) -> dict[str, dict]:
-    """Return every `acceptance*.json` and `serving*.json` in a draft's folder, with plots, as fields of `CardFacts`.
+    """Return every `acceptance*.json`, `serving*.json` and `diagnosis*.json` of a folder as fields of `CardFacts`.
 
-    JSON that holds no measurement is skipped. A measurement that lacks fields of the card is a `ValueError` with its
-    path. With `leave_out_broken` it is a warning, logged once: rendering a card must not end a training run.
+    Plots next to them belong to them. JSON that holds no measurement is skipped. A measurement that lacks fields of the
+    card is a `ValueError` with its path. With `leave_out_broken` it is a warning, logged once: rendering a card must
+    not end a training run.
     """
     return {kind: _measured_in(Path(folder), kind, leave_out_broken) for kind in _MEASURED}
 
@@ -269,6 +284,9 @@ def _read_measured(path: Path, kind: str) -> dict | None:
     if not isinstance(measured, dict) or not {key, "sweep"} & measured.keys():
         return None
 
+    if kind == "diagnosis":
+        check_fields(measured, {"headline": dict, "prompts?": str | None}, str(path), mend)
+        measured = measured["headline"] | {"prompts": measured.get("prompts")}
     _check_measured(kind, measured, str(path), mend)
     return measured
 
@@ -282,6 +300,9 @@ def _check_measured(kind: str, found: dict, where: str, mend: str) -> None:
     if kind == "acceptance":
         tree = _TREE if found.get("method") == "tree" else {}
         return check_fields(found, _ACCEPTANCE | tree, where, mend)
+
+    if kind == "diagnosis":
+        return check_fields(found, _DIAGNOSIS, where, mend)
 
     check_fields(found, _SERVING, where, mend)
     pairs = [(entry["num_speculative_tokens"], entry["batch_size"]) for entry in found["entries"]]

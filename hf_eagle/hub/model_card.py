@@ -53,7 +53,7 @@ def render_model_card(output_dir: str | os.PathLike, facts: CardFacts | dict) ->
     """
     output_dir, facts = at_home(output_dir), facts_from(facts)
     plots = {name: getattr(facts, name) for name in CardFacts.__dataclass_fields__ if name.endswith("_plot")}
-    for kind in ("acceptance", "serving"):
+    for kind in ("acceptance", "serving", "diagnosis"):
         measured = getattr(facts, kind)
         for plot in ("plot", "context_plot"):
             plots |= {f"{kind}[{name!r}][{plot!r}]": found.get(plot) for name, found in measured.items()}
@@ -162,6 +162,7 @@ def card_text(output_dir: Path, facts: CardFacts, named: str | None = None) -> s
             }
             for name, found in facts.serving.items()
         ],
+        diagnosed=[{"name": name, **_context_tables(found), **found} for name, found in facts.diagnosis.items()],
         published=published,
         overlap_rule=RULE,
         commands=serve_commands(

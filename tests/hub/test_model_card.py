@@ -390,3 +390,33 @@ class TestLicences:
         assert license_of(self.card(tmp_path / "a", header)) == {}
         assert license_of(str(tmp_path)) == {}
         assert license_of("nobody/no-such-model") == {}  # nothing in the cache, and no network in tests
+
+
+def test_limits_that_a_diagnosis_found(tmp_path):
+    """The vocabulary's limit and acceptance by context, where they were measured; a broken file is named."""
+    folder = draft_folder(tmp_path)
+    edges = {"above": 0, "up_to": 64, "acceptance_length_interval": None, "drafts": 40, "num_prompts": 8}
+    buckets = [edges | {"acceptance_length": 2.25, "accepted_per_position": [30, 20]}]
+    vocabulary = {"missing": 0.034, "missing_by_category": {"code": 0.05, "prose": 0.018}, "acceptance_length": 2.4}
+    headline = {"acceptance_length": 2.25, "num_prompts": 8, "acceptance_by_context": buckets, "vocabulary": vocabulary}
+    found = {"headline": headline, "causes": [], "tried": [], "prompts": "mt_bench.jsonl"}
+    (folder / "diagnosis.json").write_text(json.dumps(found))
+    (folder / "diagnosis.png").write_bytes(b"a picture")
+
+    facts = with_measured(CardFacts(name="X", target="org/t"), folder)
+    text = render_model_card(folder, facts).read_text()
+    assert "## Limits of the draft" in text and "mt_bench, 8 prompts, greedy: acceptance length 2.250." in text
+    assert "cannot propose 3.4% of the tokens" in text and "code 5.0%, prose 1.8%" in text
+    assert "at most 2.400" in text and "| 1 to 64 | 2.250 | 75.0% | 50.0% | 40 | 8 |" in text
+    assert "(diagnosis.png)" in text and "{{" not in text and "None" not in text
+    assert with_measured(facts_of_card(folder), folder).diagnosis == facts.diagnosis
+
+    # a draft of the whole vocabulary, and no context beyond a bucket
+    short = {name: headline[name] for name in ("acceptance_length", "num_prompts")}
+    (folder / "diagnosis.json").write_text(json.dumps(found | {"headline": short}))
+    text = render_model_card(folder, with_measured(CardFacts(name="X", target="org/t"), folder)).read_text()
+    assert "acceptance length 2.250." in text and "cannot propose" not in text and "By the length" not in text
+
+    (folder / "diagnosis.json").write_text(json.dumps({"headline": {"acceptance_length": "high"}}))
+    with pytest.raises(ValueError, match=r"diagnosis\.json"):
+        measured_in(folder)
