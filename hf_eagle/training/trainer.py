@@ -28,6 +28,7 @@ from ..targets.media_inputs import MEDIA
 from ..targets.target import FrozenTarget
 from ..targets.teacher_check import check_teacher
 from .acceptance import AcceptanceLengthCallback
+from .advice import DataAdvice
 from .distributed import shard_draft, wrap_before_evaluation
 from .health import HealthMixin
 from .launching import asked_to_shard, tell_launch
@@ -129,6 +130,7 @@ class EagleTrainer(MemoryMixin, StallMixin, StoppingMixin, SavingMixin, HealthMi
         tell_launch(self)
         self._passes = EpochOfPlans(self._plans)
         self.add_callback(self._passes)
+        self.add_callback(DataAdvice(self))
 
         if self.args.n_gpu > 1:
             raise ValueError("Several GPUs need one process each: start with `torchrun` or `accelerate launch`.")
