@@ -2,7 +2,7 @@
 
     python scripts/evaluate_draft.py --target assets/smollm2-135m-instruct --draft outputs/quickstart \
         --prompts question.jsonl --num_speculative_tokens 3 --output_json acceptance.json
-    ... --sweep_tokens 1..8                                   also chains of 1 to 8 tokens: which is the fastest?
+    ... --sweep_tokens 1..8                                   also chains of 1 to 8 tokens: which for which load?
     ... --method tree --depth 5 --top_k 8 --total_tokens 40   EAGLE-2's dynamic draft tree
     ... --temperature 0.7 --top_p 0.9                         sampled answers, with the target's distribution
     ... --context_buckets 512,2048,8192                       acceptance by context length too
@@ -189,8 +189,9 @@ def main():
         journal.remove()
 
     from hf_eagle.evaluation.told import told
+    from hf_eagle.serving.schedule import told_model
 
-    print("\n".join([told(result), *tell_windows(args, result, models[1])]))
+    print("\n".join([told(result), *told_model(result), *tell_windows(args, result, models[1])]))
 
 
 def pictures(args: EvaluationArguments) -> dict[str, Path]:

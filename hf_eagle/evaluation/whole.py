@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from .acceptance import decode_prompts, sweep_speculative_tokens
 from .finished import Finished
+from .load_costs import modelled_speeds
 from .measurement import DecodingSettings, PromptRun
 from .prompts import Prompt
 from .speed_sample import SPEEDS, measure_speed
@@ -67,7 +68,8 @@ def measure_whole(
         windows: also measure these windows of the draft.
 
     Returns:
-        What `summarize` returns, with the speeds of `measure_speed` and with `sweep` and `windows`; and the runs.
+        What `summarize` returns, with the speeds of `measure_speed` and with `sweep`, `modelled_speeds` (by load, see
+        `load_costs`) and `windows`; and the runs.
 
     Raises:
         `ValueError`: before anything is decoded, for arguments that do not fit together or do not fit the draft.
@@ -90,6 +92,7 @@ def measure_whole(
     if sweep_tokens:
         asked = (list(sweep_tokens), settings)
         result["sweep"] = sweep_speculative_tokens(*models, *asked, finished=Finished(journal, "sweep"), **how)
+        result["modelled_speeds"] = modelled_speeds(*models, result["sweep"], settings, how.get("template_kwargs"))
     if windows:
         asked = (windows, counted, context_buckets)
         how |= {"finished": Finished(journal, "windows"), "answers": answers}

@@ -77,6 +77,14 @@ def told_schedule(schedule: Schedule) -> str:
     return "; ".join(parts)
 
 
+def told_model(result: Mapping) -> list[str]:
+    """A line about how many tokens to draft at which load, if a result of `evaluate` holds a model of that."""
+    if not result.get("modelled_speeds"):
+        return []
+    told = told_schedule(schedule_of(result["modelled_speeds"]))
+    return [f"requests in flight and tokens to draft, by a model of costs (measure with benchmark-serving): {told}"]
+
+
 def schedule_fields(schedule: Schedule) -> dict[str, object]:
     """Fields of vLLM's speculative config for a schedule; of one number, that number alone; none if no draft pays."""
     most = max(count for *_, count in schedule)
