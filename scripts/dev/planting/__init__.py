@@ -1,0 +1,1 @@
+"""The faults that `plant_causes.py` plants, and its table."""
