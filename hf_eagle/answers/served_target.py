@@ -2,11 +2,11 @@
 
 import json
 import logging
-import os
 from dataclasses import dataclass
 
 from ..data.picture_forms import addressed
 from ..data.rendering import ChatRenderer, TemplateRefusal
+from ..door.names import same_model
 from .answer import Answer
 from .chat_client import ChatClient, Refused, ServerError, Unavailable
 from .replies import ServedModel
@@ -156,7 +156,7 @@ def _listed(client: ChatClient, target: str, server_model: str | None) -> Served
     """Return the target's entry in the server's list."""
     models = client.models()
     for model in models:
-        if server_model is None and (_same(target, model.id) or _same(target, model.root)):
+        if server_model is None and (same_model(target, model.id) or same_model(target, model.root)):
             return model
         if model.id == server_model:
             return model
@@ -167,12 +167,6 @@ def _listed(client: ChatClient, target: str, server_model: str | None) -> Served
         f"The server at {client.url} serves {client.printable(listed) or 'nothing'}, not {wanted}; start it with the "
         "target, or name in `server_model` which of these is the same model."
     )
-
-
-def _same(target: str, name: str | None) -> bool:
-    if not name or "\0" in name:  # no path may hold a null byte
-        return False
-    return target == name or (os.path.isdir(name) and os.path.realpath(target) == os.path.realpath(name))
 
 
 def _around_difference(tokenizer, found: list[int], expected: list[int]) -> str:

@@ -42,26 +42,26 @@ class Address:
     user: str | None = None  # user:password
 
     @classmethod
-    def read(cls, url: str) -> "Address":
-        """Raise `ValueError` that names `server_url` if it is not the address of a server."""
+    def read(cls, url: str, argument: str = "server_url") -> "Address":
+        """Raise `ValueError` that names the argument if it is not the address of a server."""
         shown = _without_user(url)
         try:
             parts = urlsplit(url.strip())
             host, port = parts.hostname, parts.port
         except ValueError:  # its text may hold the password
             raise ValueError(
-                f"`server_url` must look like http://localhost:8000, with a port from 1 to 65535, got {shown!r}."
+                f"`{argument}` must look like http://localhost:8000, with a port from 1 to 65535, got {shown!r}."
             ) from None
 
         if parts.scheme not in ("http", "https") or not host or port == 0 or not _is_plain(url.strip()):
-            raise ValueError(f"`server_url` must look like http://localhost:8000, got {shown!r}.")
+            raise ValueError(f"`{argument}` must look like http://localhost:8000, got {shown!r}.")
         if parts.query or parts.fragment:
-            raise ValueError(f"`server_url` must end with the path, such as http://localhost:8000/v1, got {shown!r}.")
+            raise ValueError(f"`{argument}` must end with the path, such as http://localhost:8000/v1, got {shown!r}.")
 
         try:
             host.encode("idna")
         except UnicodeError:
-            raise ValueError(f"`server_url` {shown!r} has an invalid host name: correct it.") from None
+            raise ValueError(f"`{argument}` {shown!r} has an invalid host name: correct it.") from None
 
         user = None if parts.username is None else f"{unquote(parts.username)}:{unquote(parts.password or '')}"
         return cls(shown, host, port, parts.scheme == "https", parts.path.rstrip("/").removesuffix("/v1"), user)

@@ -34,6 +34,13 @@ def as_named(name: str | os.PathLike) -> str:
     return os.path.abspath(path) if os.path.exists(path) or not is_hub_id(str(name)) else str(name)
 
 
+def same_model(target: str, name: str | None) -> bool:
+    """Return whether a server's name of a model, an id or a folder that is here too, means this target."""
+    if not name or "\0" in name:  # no path may hold a null byte
+        return False
+    return target == name or (os.path.isdir(name) and os.path.realpath(target) == os.path.realpath(name))
+
+
 def check_hub_id(argument: str, name: str) -> None:
     """Raise `ValueError` for a name that is not a Hub id, or is a folder on this machine: a card cannot link to it."""
     if not is_hub_id(as_named(name)):
