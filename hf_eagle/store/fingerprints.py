@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from ..targets.ends import DroppedLayer
 from ..targets.sharding import gathered
 from ..targets.target import FrozenTarget
 
@@ -39,18 +40,12 @@ def target_fingerprints(target: FrozenTarget) -> dict[str, str]:
 
 
 def drop_layers(target: FrozenTarget) -> None:
-    """Free the memory of the decoder's layers and of models beside it, as vision towers; keep embeddings, norm, head."""
+    """Free the memory of the decoder's layers and of models beside it, as vision towers; keep its ends."""
+    why = "were dropped since all features are stored: load it again."
     for place in range(target.num_layers):
-        target.parts.layers[place] = _Dropped()
+        target.parts.layers[place] = DroppedLayer(why)
 
     for holder in (target.model, getattr(target.model, "model", None)):
         for name, part in list(holder.named_children()) if isinstance(holder, nn.Module) else ():
             if isinstance(part, PreTrainedModel) and all(module is not target.decoder for module in part.modules()):
-                setattr(holder, name, _Dropped())
-
-
-class _Dropped(nn.Module):
-    attention_type = "full_attention"
-
-    def forward(self, *args, **kwargs):
-        raise RuntimeError("This target's layers were dropped since all features are stored: load it again.")
+                setattr(holder, name, DroppedLayer(why))

@@ -9,7 +9,7 @@ import torch
 from transformers import Cache, PreTrainedModel
 
 from .architectures import check_tap_ids
-from .decoder_parts import find_decoder_parts
+from .decoder_parts import DecoderParts, find_decoder_parts
 from .features import TargetFeatures
 from .head import TargetHead, plain_embedding
 from .media_inputs import complete_text_output, shows_media
@@ -48,7 +48,7 @@ class TappedModel:
     def __init__(self, model: PreTrainedModel, tap_ids: list[int] | None = None):
         self.model = model.eval().requires_grad_(False)
         self.config = model.config.get_text_config()
-        self.parts = find_decoder_parts(model)
+        self.parts = self._parts_of(model)
         complete_text_output(model)
         # what the model's forward calls its cache: transformers 5.24 renames it, and warns when called by the old name
         parameters = inspect.signature(model.forward).parameters
@@ -56,6 +56,10 @@ class TappedModel:
         self._hooks: _Hooks | None = None
         self._head = TargetHead(self.parts.head, self.config, sharded=self.sharding is not None)
         self.tap_ids = tap_ids
+
+    @staticmethod
+    def _parts_of(model: PreTrainedModel) -> DecoderParts:
+        return find_decoder_parts(model)
 
     @cached_property
     def mixers(self) -> Mixers:

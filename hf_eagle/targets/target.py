@@ -174,6 +174,16 @@ class FrozenTarget(TappedModel):
             inputs |= {} if vision_sizes is None else vision_sizes.arguments
         return self.features(**inputs) if self.sharding is None else self.sharding.run(self.features, inputs)
 
+    # a target in this process runs a batch when a step needs it: only a [`ServedTarget`] has something to do before
+    ask_ahead: Callable[[torch.Tensor, torch.Tensor], None] | None = None
+
+    def forget_asked(self) -> None:
+        """Drop what was asked ahead: nothing here."""
+
+    def told_to_card(self) -> list[str]:
+        """Sentences for the draft's model card, without their full stops: none of a target in this process."""
+        return []
+
     def check(self) -> None:
         """Compare what a draft would be taught with the model's own forward, once."""
         check_teacher(self)
