@@ -59,12 +59,14 @@ def main() -> None:
         spreadable,
         tokenizer_of,
     )
+    from hf_eagle.training.served import check_server
 
     show_log(logging.INFO if args.should_log else logging.ERROR)
     if args.should_log:
         tell_traps()
     set_seed(args.seed)
     check_lengths(target_args, data_args)
+    check_server(target_args, data_args, writes=True)
     target_args = spreadable(target_args, args)
     tokenizer, processor = tokenizer_of(target_args), processor_of(target_args, data_args)
     datasets = [data for data in conversations(tokenizer, data_args, args, processor) if data]

@@ -16,11 +16,12 @@ from .blocks import BlockDraftArguments
 from .bounds import Bounds, Count, Mass, Positive, Share, Whole, Width, Workers, check_numbers
 from .parser import argument as _arg
 from .parser import is_none
+from .served import ServedTargetArguments
 from .sources import MediaArguments, TargetSourceArguments, TemplateArguments
 
 
 @dataclass
-class TargetArguments(TargetSourceArguments):
+class TargetArguments(TargetSourceArguments, ServedTargetArguments):
     """The frozen target model."""
 
     _argument_group_name = "target"
@@ -63,6 +64,7 @@ class TargetArguments(TargetSourceArguments):
 
     def __post_init__(self):
         check_numbers(self)
+        self.check_server()
         if self.base_model is not None:
             check_hub_id("base_model", self.base_model)
         if self.compile_target and self.target_sharding != "none":

@@ -18,6 +18,7 @@ def paths_read(target: TargetArguments, data: DataArguments, draft: DraftArgumen
     """Return the paths that a recipe reads, by argument, so that none of them is overwritten."""
     return {
         "target": target.target,
+        "features_folder": target.features_folder,
         **{name: getattr(data, name) for name in ("train_data", "eval_data", "acceptance_prompts", "tools")},
         "init_from": None if draft is None else draft.init_from,
     }
@@ -31,6 +32,8 @@ def check_data_paths(target: TargetArguments, data: DataArguments) -> None:
 
     if data.media_root is not None:
         check_folder("media_root", data.media_root)
+    if target.features_folder is not None:
+        check_folder("features_folder", target.features_folder)
 
 
 def check_training_paths(data: DataArguments, draft: DraftArguments) -> None:

@@ -19,7 +19,7 @@ PICTURES = {"training": "training.png", "history": "acceptance_history.png", "sw
 _PRIVATE = ("output_dir", "overwrite", "resume_from_checkpoint", "report_to", "run_name", "use_cpu", "push_to_hub")
 # a card shows these elsewhere
 _PRIVATE += ("target", "base_model", "license", "init_from", "feature_store", "acceptance_prompts", "gguf_file")
-_PRIVATE += ("tools", "media_root")
+_PRIVATE += ("tools", "media_root", "features_folder", "server_model")
 
 
 def machine() -> str:
@@ -133,7 +133,7 @@ def run_facts(trainer) -> CardFacts:
             "processes": args.world_size,
             "machine": machine(),
         },
-        data=known.pop("data", []) + draft.config.told_to_card(),
+        data=known.pop("data", []) + draft.config.told_to_card() + trainer.target.told_to_card(),
         hyperparameters=known.pop("hyperparameters", {}) | changed_arguments(args),
         versions=versions(),
         **{f"{kind}_plot": name for kind, name in PICTURES.items() if (folder / name).exists()},

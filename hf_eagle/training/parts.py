@@ -54,6 +54,7 @@ from ..targets.room import config_before_loading
 from ..targets.shard_layout import loading_arguments
 from ..targets.target import FrozenTarget
 from .memory import LESS_OF_TARGET, explained
+from .served import only_reads, served_target
 from .stalls import watched
 
 
@@ -146,8 +147,16 @@ def shows_media(data: Dataset | RankStream, prompts: list[Prompt] | None = None)
     return "media" in (data.column_names or ()) or any(map(prompt_holds_media, prompts or ()))
 
 
-def load_target(target_args: TargetArguments, media: bool = False) -> FrozenTarget:
-    """The frozen target that the arguments name, with the part that is shown images and videos if there are `media`."""
+def load_target(target_args: TargetArguments, media: bool = False, stored: bool = False) -> FrozenTarget:
+    """The frozen target that the arguments name.
+
+    Args:
+        media: whether it is shown images or videos, so that the part that reads them is loaded too.
+        stored: whether all of its features are in a store, so that no server is asked for them.
+    """
+    if target_args.target_url is not None:
+        return served_target(target_args, stored)
+
     with explained("while the target was loaded", LESS_OF_TARGET):
         target = FrozenTarget.from_pretrained(
             target_args.target,
@@ -354,7 +363,7 @@ def feature_cache(
     processor: ProcessorMixin | None = None,
 ) -> FeatureCache:
     """The run's feature store; drop the target's layers if only its head is still needed, unless it is kept."""
-    write = data_args.cache_mode == "first_epoch"
+    write = not only_reads(data_args)
     cache = open_cache(
         data_args.feature_store,
         target,

@@ -127,6 +127,7 @@ class RunArguments:
 
         # what is installed, and whether the arguments fit each other
         self.refuse_missing_kernels()
+        self._refuse_beside_server()
         check_draft_attention(self.draft, training)
         check_evaluations(self.data, training, self.draft.kind.metrics)
         refuse_unavailable(training)
@@ -160,6 +161,15 @@ class RunArguments:
     def refuse_other_methods(self) -> None:
         """Raise `ValueError` if an argument is given that this kind of draft does not use."""
         refuse_other_methods(self.draft.kind, self.target, self.draft, self.training)
+
+    def _refuse_beside_server(self) -> None:
+        """Raise `ValueError` if an argument needs the layers of a target that a server runs."""
+        if self.target.target_url is not None and self.data.acceptance_prompts is not None:
+            raise ValueError(
+                "`acceptance_prompts` are decoded with the whole target, whose layers run in the server that "
+                "`target_url` names: leave them out, follow `estimated_acceptance_length`, and measure the draft "
+                "afterwards with `hf-eagle evaluate` or `hf-eagle benchmark-serving`."
+            )
 
     def _refuse_other_kind(self, resume: Path | None) -> None:
         """Raise `ValueError` if a draft to continue or to start from is of another kind than the one to train."""

@@ -1,10 +1,11 @@
 """One batch, from its tokens to its loss, in order: plan, target's features, teach, unroll."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.data import get_worker_info
 from transformers import TrainerCallback
 
 from ..data.collators import told_to_target
@@ -130,10 +131,18 @@ class PlanningCollator:
         training: how the draft's kind is trained.
         seed: of the draws.
         target: whose batches they are; it is not kept.
+        ahead: told the tokens and documents of each batch that this process makes; a data loader is a batch ahead.
     """
 
-    def __init__(self, collator, training: DraftTraining, seed: int, target: FrozenTarget):
-        self.collator, self.training, self.seed = collator, training, seed
+    def __init__(
+        self,
+        collator,
+        training: DraftTraining,
+        seed: int,
+        target: FrozenTarget,
+        ahead: Callable[[torch.Tensor, torch.Tensor], None] | None = None,
+    ):
+        self.collator, self.training, self.seed, self._ahead = collator, training, seed, ahead
         self.vocab_size = target.vocab_size
         self.of_media = {"rope_index": RopeIndex(target.model), "vision_sizes": SizesOfMedia(target.model)}
         # shared, so that persistent workers see the next epoch
@@ -153,7 +162,13 @@ class PlanningCollator:
         batch = read_batch(self.collator(rows), self.vocab_size)
         of_media = {name: make(batch) for name, make in self.of_media.items()}
         of_media = {name: x for name, x in of_media.items() if x is not None}
-        return {**batch, **of_media, "plan": self.training.plan(batch, self.draw)}
+        plan = self.training.plan(batch, self.draw)
+        if self._ahead is not None and get_worker_info() is None:  # a worker's requests would end with it
+            self._ahead(batch["input_ids"], plan.documents)
+        return {**batch, **of_media, "plan": plan}
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_ahead": None}  # for workers
 
 
 class EpochOfPlans(TrainerCallback):

@@ -26,7 +26,6 @@ from ..store.cache import FeatureCache
 from ..targets.architectures import longest_context
 from ..targets.media_inputs import MEDIA
 from ..targets.target import FrozenTarget
-from ..targets.teacher_check import check_teacher
 from .acceptance import AcceptanceLengthCallback
 from .advice import DataAdvice
 from .distributed import shard_draft, wrap_before_evaluation
@@ -112,8 +111,9 @@ class EagleTrainer(MemoryMixin, StallMixin, StoppingMixin, SavingMixin, HealthMi
 
         seed = args.seed if args.data_seed is None else args.data_seed
         # every evaluation draws the same
-        self._held_out_plans = PlanningCollator(data_collator, training, seed, target)
-        self._plans = PlanningCollator(data_collator, training, seed, target)
+        ahead = target.ask_ahead if feature_cache is None else None
+        self._held_out_plans = PlanningCollator(data_collator, training, seed, target, ahead)
+        self._plans = PlanningCollator(data_collator, training, seed, target, ahead)
 
         self.tokenizer_of_records = processing_class
         # Trainer gets no tokenizer: it would rewrite the draft's special ids from it. If one rank sends batches to the
@@ -154,7 +154,7 @@ class EagleTrainer(MemoryMixin, StallMixin, StoppingMixin, SavingMixin, HealthMi
 
         self.target.tap_ids = model.config.tap_ids
         if self.feature_cache is None:  # else the target may have lost its layers; the store's writer compared it
-            check_teacher(self.target)
+            self.target.check()
 
         model.attach(target)
         if self.is_fsdp_enabled:
@@ -370,7 +370,10 @@ class EagleTrainer(MemoryMixin, StallMixin, StoppingMixin, SavingMixin, HealthMi
                 "`train_dataset` is None, so there is nothing to train on: give `EagleTrainer` a `datasets.Dataset`."
             )
         self._train_totals = StepTotals()
-        return super().train(*args, **kwargs)
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self.target.forget_asked()
 
 
 def _check_stored(config: DraftConfig) -> None:
