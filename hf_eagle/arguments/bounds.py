@@ -87,6 +87,7 @@ Depth = Annotated[int, Bounds(least=1, most=64)]  # TTT steps, or tokens that a 
 Rows = Annotated[int, Bounds(least=1, most=65_536)]  # rows of a batch
 Turns = Annotated[int, Bounds(least=1, most=1000)]  # turns of a chat
 Repeats = Annotated[int, Bounds(least=1, most=1000)]  # repetitions of a measurement
+Port = Annotated[int, Bounds(least=1, most=65_535)]
 Width = Annotated[int, Bounds(least=1, most=2**17)]  # width of a layer, or of a part of it
 Shown = Annotated[int, Bounds(least=0, most=10_000)]  # conversations on a page or a screen
 Positive = Annotated[float, Bounds(above=0)]

@@ -6,9 +6,9 @@ from pathlib import Path
 
 # for users, in the order in which they are needed; then for people who change hf_eagle
 PAGES = (
-    "getting_started data data_forms answers training kinds targets pictures picture_positions measuring diagnose "
-    "serving draft_folders publishing performance troubleshooting changelog contract rooms walk add_a_draft "
-    "collectives chaos fuzzing"
+    "getting_started data data_forms answers training kinds targets served_targets pictures picture_positions "
+    "measuring diagnose serving draft_folders publishing performance troubleshooting changelog contract rooms walk "
+    "add_a_draft collectives chaos fuzzing"
 ).split()
 
 

@@ -1,15 +1,17 @@
 """Run a vLLM server, with its OpenAI-compatible API, for as long as it is needed."""
 
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
+from typing import Any
 
 from ..door.connection import Address, Connection, ReplyTooLarge
 
@@ -19,10 +21,26 @@ ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HU
 
 _PATIENCE = 5.0  # seconds that one health check may take
 
+SERVER = ("-m", "vllm.entrypoints.openai.api_server")
+
+
+def flags_of(options: Mapping[str, Any]) -> list[str]:
+    """Options as a command's words: `max_num_seqs=8` as `--max-num-seqs 8`, `True` as a flag alone, objects as JSON."""
+    words = []
+    for name, value in options.items():
+        shown = json.dumps(value) if isinstance(value, dict | list) else str(value)
+        words += [f"--{name.replace('_', '-')}", *([] if value is True else [shown])]
+    return words
+
 
 @contextmanager
 def vllm_server(
-    target: str | Path, log: str | Path, python: str | Path = sys.executable, ready_within: float = 600.0, **options
+    target: str | Path,
+    log: str | Path,
+    python: str | Path = sys.executable,
+    ready_within: float = 600.0,
+    environment: Mapping[str, str] | None = None,
+    **options: Any,
 ) -> Iterator[str]:
     """Serve `target` on a free port of this machine and yield the URL; end the server afterwards.
 
@@ -31,7 +49,8 @@ def vllm_server(
         log: file for what the server prints.
         python: interpreter of the environment in which vLLM is installed.
         ready_within: seconds within which it must answer.
-        options: vLLM's own: `max_num_seqs=8` becomes `--max-num-seqs 8`, and `True` a flag without a value.
+        environment: variables that it gets in addition to those of this process.
+        options: vLLM's own, see `flags_of`.
 
     Raises `RuntimeError` with the end of the log if the server does not start.
     """
@@ -39,15 +58,15 @@ def vllm_server(
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
 
-    command = [str(python), "-m", "vllm.entrypoints.openai.api_server", "--model", str(target)]
-    command += ["--host", "127.0.0.1", "--port", str(port)]
-    for name, value in options.items():
-        command += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
-
+    command = [str(python), *SERVER, "--model", str(target), *flags_of({"host": "127.0.0.1", "port": port, **options})]
     with Path(log).open("w") as output:
         # a group of its own: the engine is a child of the server
         server = subprocess.Popen(
-            command, env=ENVIRONMENT | os.environ, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            command,
+            env=ENVIRONMENT | os.environ | dict(environment or {}),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
 
     try:

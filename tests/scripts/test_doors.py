@@ -51,12 +51,15 @@ TEXTS = {
     *("attn_implementation", "dtype", "engine_args", "form", "include", "system_prompts", "token", "train_options"),
     *("batch_sizes", "draft_rope_scaling", "num_speculative_tokens", "sweep_tokens"),
     *("behind", "context_buckets", "only", "windows", "activation_checkpointing_kwargs"),
+    *("target_url", "host"),
     "launch_config",  # of a dry run, which writes nothing and reads nothing else
     "gguf_file",  # a name within `target`, which is looked at with it
 }
 RECIPE = {"target": "target", "train_data": "chats.jsonl", "eval_data": "more.jsonl", "tools": "tools.json"}
-RECIPE |= {"media_root": "pictures"}
+RECIPE |= {"media_root": "pictures", "features_folder": "features"}
 RECIPE_KINDS = {"target": "model", "train_data": "data", "eval_data": "data", "tools": "file", "media_root": "folder"}
+RECIPE_KINDS |= {"features_folder": "folder"}
+SERVED = ["--target_url", "http://localhost:8000"]
 
 
 @dataclass
@@ -75,15 +78,25 @@ WALK = {
         | {"output_dir": "out/run", "resume_from_checkpoint": "checkpoint-1"},
         {**RECIPE_KINDS, "init_from": "model", "acceptance_prompts": "file", "feature_store": "store"}
         | {"output_dir": "output folder", "resume_from_checkpoint": "checkpoint"},
+        SERVED,
     ),
     "cache": Verb(
         {**RECIPE, "feature_store": "out/store", "output_dir": "out/run"},
         {**RECIPE_KINDS, "feature_store": "output folder"},
+        SERVED,
         unused={"resume_from_checkpoint", "output_dir", "init_from", "acceptance_prompts"},
+    ),
+    "serve-features": Verb(
+        {"target": "target", "train_data": "chats.jsonl", "folder": "out/features", "serving_python": "python"},
+        {"target": "model", "folder": "folder to fill", "serving_python": "file"},
+        # the data, and what training reads, may lie elsewhere
+        unused={"train_data", "eval_data", "tools", "media_root", "features_folder", "feature_store", "init_from"}
+        | {"acceptance_prompts", "output_dir", "resume_from_checkpoint"},
     ),
     "preview": Verb(
         {**RECIPE, "overlap_prompts": "prompts.jsonl", "html": "out/a.html", "output_json": "out/a.json"},
         {**RECIPE_KINDS, "overlap_prompts": "file", "html": "output", "output_json": "output"},
+        SERVED,
         unused={"resume_from_checkpoint", "output_dir", "feature_store", "init_from", "acceptance_prompts"},
     ),
     "evaluate": Verb(
@@ -183,6 +196,7 @@ def house(tmp_path_factory):
         **{"tools.json": json.dumps(tools), "run/trainer_state.json": json.dumps(state), "python": "#!"},
         **{"recipe.yaml": "target: t\ntrain_data: [c]\noutput_dir: o\n", "variants.yaml": "recipe: {}\n"},
         **{"store/store.json": json.dumps({"format": 2}), "out/README": "", "assets/README": "", "pictures/README": ""},
+        **{"features/README": ""},
         **{"a folder/README": "", "locked/config.json": json.dumps(DRAFT_CONFIG), "locked.jsonl": chats},
         **{"locked store/store.json": "{}", "locked folder/README": ""},
     }
