@@ -141,6 +141,7 @@ def shapes_of(target_config: PreTrainedConfig, target_args, data_args, dry_args,
         target_dtype=dtype if isinstance(dtype, torch.dtype) else getattr(torch, dtype),
         target_sharding=mode,
         target_shard_size=target_args.target_shard_size,
+        target_served=target_args.target_url is not None,
         **({} if dry_args.device_memory_gb is None else {"memory": round(dry_args.device_memory_gb * GIB)}),
     )
 
@@ -174,7 +175,7 @@ def dry_run(target_config: PreTrainedConfig, draft_config: DraftConfig, shapes: 
 
     features = Holding("features", shapes.tokens * costs.feature_width * shapes.target_dtype.itemsize)
     run.kept = [*_target_weights(target, shapes), *_draft_weights(trained, lent, target, shapes)]
-    run.target_step = [features, *_target_forward(target, text, shapes)]
+    run.target_step = [features, *([] if shapes.target_served else _target_forward(target, text, shapes))]
     run.draft_step = [features, Holding(*costs.teacher(shapes)), *_unroll(costs, trained, shapes)]
     if shapes.draft_sharded:
         whole, head = trained + sum(lent), draft.get_output_embeddings().weight
@@ -191,6 +192,10 @@ def _target_weights(target, shapes: RunShapes) -> list[Holding]:
     whole, mode = sum(sizes.values()), shapes.target_sharding
     ranks = shapes.target_shard_size or shapes.world_size
     dtype, width = str(shapes.target_dtype).removeprefix("torch."), shapes.target_dtype.itemsize
+    if shapes.target_served:
+        held = _ends(target)
+        return [Holding(f"target's embedding, norm and head, {dtype}", held * width, held)]
+
     if getattr(target.config, "quantization_config", None) is not None:
         dtype += " (unpacked)"
 
@@ -200,6 +205,13 @@ def _target_weights(target, shapes: RunShapes) -> list[Holding]:
     split = whole if mode != "tensor" else sum(n for name, n in sizes.items() if _is_split(name, target.tp_plan))
     held = whole - split + -(-split // ranks)  # every rank holds all of what is not split
     return [Holding(f"target, {dtype}, {mode} over {ranks} ranks", held * width, held)]
+
+
+def _ends(target) -> int:
+    """Parameters of what is loaded of a target whose layers run in a server; a tied head counts once."""
+    parts = find_decoder_parts(target)
+    ends = (target.get_input_embeddings(), parts.final_norm, parts.head)
+    return sum({id(p): p.numel() for end in ends for p in end.parameters()}.values())
 
 
 def _is_split(name: str, plan: dict[str, str]) -> bool:

@@ -41,6 +41,7 @@ class RunShapes:
         num_anchors: blocks trained of each sequence at most, of a draft that is trained on blocks.
         loss_window: rows trained of each sequence at most, side by side, of a draft that is unrolled; all when `None`.
         loss: as the argument of this name; one that compares with tokens needs nothing of the target's head.
+        target_served: a server runs the target, and a rank holds its embedding, final norm and head.
     """
 
     world_size: int = 1
@@ -59,6 +60,7 @@ class RunShapes:
     num_anchors: int = 512
     loss_window: int | None = None
     loss: str = "ce"
+    target_served: bool = False
 
     @property
     def tokens(self) -> int:

@@ -291,6 +291,31 @@ def test_what_a_float32_target_lends_is_held_once(tmp_path):
 # ---- what is refused ----
 
 
+@pytest.mark.parametrize("name", ["Qwen/Qwen3-8B", "Qwen/Qwen3-30B-A3B"])
+def test_of_a_served_target_a_rank_holds_the_ends(name, tmp_path):
+    target = read_target_config(str(write_config(name, tmp_path)))
+    config = draft_config(target, "llama", draft_vocab_size=32000)
+    here, served = (dry_run(target, config, RunShapes(target_served=served)) for served in (False, True))
+    ends = holding(served.kept, "target's embedding, norm and head, bfloat16")
+    assert ends.parameters == 2 * target.vocab_size * target.hidden_size + target.hidden_size
+    assert ends.bytes == 2 * ends.parameters < holding(here.kept, "target, bfloat16, whole").bytes / 5
+    assert [h.what for h in served.target_step] == ["features"]
+    # nothing else changes
+    assert [vars(h) for h in served.kept[1:]] == [vars(h) for h in here.kept[1:]]
+    assert [vars(h) for h in served.draft_step] == [vars(h) for h in here.draft_step]
+
+
+def test_a_recipe_with_a_server_is_counted_so(tmp_path):
+    path = str(write_config("Qwen/Qwen3-8B", tmp_path))
+    words = ["--target", path, "--train_data", "nowhere", "--output_dir", str(tmp_path / "out"), "--dry_run"]
+    served = ["--target_url", "http://localhost:8000", "--features_folder", "nowhere"]
+    for more in ([], served):
+        run = RunArguments.parse([*words, *more])
+        run.check_paths()
+        shapes = shapes_of(read_target_config(path), run.target, run.data, run.dry_run, run.training, 7)
+        assert shapes.target_served == bool(more)
+
+
 def test_a_config_that_is_out_of_reach_is_one_sentence(tmp_path):
     with pytest.raises(ValueError, match="cannot be read here, which a `dry_run` needs: name a folder that holds its"):
         read_target_config(str(tmp_path))
