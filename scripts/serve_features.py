@@ -19,7 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without installation
 
 import hf_eagle.door.beginning  # noqa: F401 - first: from here on a signal ends the script in one line
-from hf_eagle.arguments.bounds import Port
+from hf_eagle.arguments.bounds import Port, check_numbers
 from hf_eagle.arguments.groups import DataArguments, DraftArguments, TargetArguments
 from hf_eagle.arguments.objective import EagleArguments
 from hf_eagle.arguments.parser import EagleArgumentParser
@@ -28,6 +28,7 @@ from hf_eagle.data.reading import parse_json
 from hf_eagle.door.inputs import check_file, check_target
 from hf_eagle.door.outputs import check_output_folder
 from hf_eagle.door.printer import run_verb
+from hf_eagle.serving.connector.feature_port import TOKEN
 
 
 @dataclass
@@ -43,6 +44,11 @@ class ServeFeaturesArguments:
     )
     host: str = _arg("127.0.0.1", "Address that the server listens on; 0.0.0.0 for trainers on other machines.")
     port: Port = _arg(8000, "Port of the server.")
+    features_port: Port | None = _arg(
+        None,
+        "Also hand out the files on this port, for trainers that do not see the folder and leave `features_folder` "
+        "unset. Both sides need the same secret in the environment variable HF_EAGLE_FEATURES_TOKEN.",
+    )
     engine_args: str = _arg(
         "{}",
         'Further arguments of vLLM, as JSON: `{"tensor_parallel_size": 8}`, or on a CPU `{"enforce_eager": true}`.',
@@ -52,12 +58,15 @@ class ServeFeaturesArguments:
     )
 
     def __post_init__(self):
+        check_numbers(self)
         from hf_eagle.serving.features_command import check_engine_args
 
         self.engine_options = parse_json(self.engine_args, "`engine_args`")
         if not isinstance(self.engine_options, dict):
             raise ValueError(f"`engine_args` must be a JSON object, got {self.engine_args}.")
         check_engine_args(self.engine_options)
+        if self.features_port == self.port:
+            raise ValueError(f"`features_port` and `port` are both {self.port}: give two.")
 
 
 def parser(for_help: bool = False) -> EagleArgumentParser:
@@ -81,6 +90,11 @@ def door(argv: list[str] | None = None):
     check_target("target", target.target, target.gguf_file)
     if args.serving_python is not None:
         check_file("serving_python", args.serving_python)
+        if args.features_port is not None and not os.environ.get(TOKEN, "").strip():
+            raise ValueError(
+                f"`features_port` is {args.features_port}, but the environment variable {TOKEN} is not set: set it to "
+                "the same secret here and for the training."
+            )
         # whatever lies there stays: only files of the connector's own names are deleted
         check_output_folder("folder", args.folder, overwrite=True, ours=lambda folder: True)
     return args, target, draft, data
@@ -130,6 +144,7 @@ def command_of(args: ServeFeaturesArguments, target: TargetArguments, draft: Dra
         data.max_length,
         str(dtype).removeprefix("torch."),
         beyond_config=isinstance(longest, int) and data.max_length >= longest,
+        features_port=args.features_port,
         **options | args.engine_options,
     )
 

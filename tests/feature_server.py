@@ -26,6 +26,7 @@ class FeatureServer(ThreadingHTTPServer):
         longest: tokens that it reads and writes altogether.
         told: changes of the header of its files.
         key: that requests must bring.
+        port: that hands out its files, told with each answer.
         fault (function of the request's number, *optional*): `None` for an answer, a status with an error text as
             `(500, "lost")`, a number of seconds to be slow, a name of `FAULTS`, or a function that changes the answer
             and the tensors of the file.
@@ -36,14 +37,16 @@ class FeatureServer(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self, model, folder, layer_ids=None, name="target", longest=None, told=None, key=None, fault=None):
+    def __init__(
+        self, model, folder, layer_ids=None, name="target", longest=None, told=None, key=None, fault=None, port=None
+    ):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.target, self.folder, self.name, self.longest = FrozenTarget(model), Path(folder), name, longest
         self.layer_ids = list(range(self.target.num_layers + 1)) if layer_ids is None else layer_ids
         dtype = str(self.target.dtype).removeprefix("torch.")
         self.told = {"model": name, "revision": "", "layer_ids": json.dumps(self.layer_ids), "dtype": dtype}
         self.told |= {"quantization": "", **(told or {})}
-        self.key, self.fault = key, fault
+        self.key, self.fault, self.port = key, fault, port
         self.asked, self.under_way, self.most = [], 0, 0
         self.lock, self.closed = threading.Lock(), threading.Event()
         self.url = f"http://127.0.0.1:{self.server_port}"
@@ -118,6 +121,8 @@ class _Handler(BaseHTTPRequestHandler):
             "choices": [{"index": 0, "text": "", "token_ids": [token], "prompt_token_ids": ids}],
             "kv_transfer_params": {"features": name, "tokens": len(ids)},
         }
+        if self.server.port is not None:
+            answer["kv_transfer_params"]["port"] = self.server.port
         if callable(fault):
             fault(answer, tensors, header)
 

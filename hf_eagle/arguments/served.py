@@ -24,7 +24,9 @@ class ServedTargetArguments:
         "head are loaded here. `hf-eagle serve-features` starts such a server. Several are used in turn.",
     )
     features_folder: str | None = _arg(
-        None, "`target_url`: the folder that the servers write features to, as it is called here."
+        None,
+        "`target_url`: the folder that the servers write features to, as it is called here. Unset: fetch them from the "
+        "port that a server hands them out on (`--features_port` of `hf-eagle serve-features`).",
     )
     server_model: str | None = _arg(
         None, "`target_url`: the servers' name of the target, if they do not call it as `target` does."
@@ -54,11 +56,6 @@ class ServedTargetArguments:
             Address.read(url, "target_url")
         if len(set(self.target_url)) != len(self.target_url):
             raise ValueError("`target_url` names a server twice: name each once.")
-        if self.features_folder is None:
-            raise ValueError(
-                "`target_url` is set, but `features_folder` is not: name the folder that the server writes features "
-                "to, as it is called here."
-            )
 
         defaults = {known.name: known.default for known in fields(self)}
         for name in _IN_PROCESS:

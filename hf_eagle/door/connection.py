@@ -27,7 +27,7 @@ _ECHO = 8  # a reply that repeats a secret of this length or more is refused; sh
 
 
 class ReplyTooLarge(ValueError):
-    """A reply has more than `LARGEST_REPLY` bytes; nothing of it is kept."""
+    """A reply has more bytes than allowed; nothing of it is kept."""
 
 
 @dataclass(frozen=True)
@@ -113,12 +113,14 @@ class Connection:
         address (`Address`): the server's. If it has user and password, these are sent instead of the key.
         key (`str`, *optional*): sent as a bearer token.
         timeout (`float`): seconds that one request may take altogether, from connecting to the last byte.
+        largest (`int`, *optional*): bytes that a reply may have; `LARGEST_REPLY` if unset.
 
     `send` raises `OSError` or `http.client.HTTPException` if no reply came, and `ReplyTooLarge`.
     """
 
-    def __init__(self, address: Address, key: str | None, timeout: float):
+    def __init__(self, address: Address, key: str | None, timeout: float, largest: int | None = None):
         self.address, self.timeout = address, timeout
+        self._largest = LARGEST_REPLY if largest is None else largest
         self._headers = {"Content-Type": "application/json", "Accept": "application/json"}
         self._secrets = [key] if key else []
 
@@ -179,7 +181,7 @@ class Connection:
     def _send(self, method: str, path: str, payload: bytes | None, deadline: float) -> Reply:
         connection = self._http or self._connect(deadline)
         connection.response_class = lambda sock, **options: http.client.HTTPResponse(
-            _Timed(sock, deadline, LARGEST_REPLY), **options
+            _Timed(sock, deadline, self._largest), **options
         )
 
         connection.sock.settimeout(_left(deadline))
@@ -187,7 +189,7 @@ class Connection:
 
         try:
             response = connection.getresponse()
-            content = _content(response)
+            content = _content(response, self._largest)
         except ReplyTooLarge:
             raise
         except ValueError as problem:  # a chunk with a negative length
@@ -211,7 +213,7 @@ class _Timed(io.RawIOBase):
     """A socket's input, until a deadline and up to a number of bytes."""
 
     def __init__(self, sock, deadline: float, most: int):
-        self._sock, self._deadline, self._left = sock, deadline, most
+        self._sock, self._deadline, self._most, self._left = sock, deadline, most, most
         self._raw = sock.makefile("rb", buffering=0)
 
     def makefile(self, mode: str) -> io.BufferedReader:
@@ -226,7 +228,7 @@ class _Timed(io.RawIOBase):
         number = self._raw.readinto(buffer)
         self._left -= number or 0
         if self._left < 0:
-            raise _too_large()
+            raise _too_large(self._most)
 
         return number
 
@@ -235,10 +237,10 @@ class _Timed(io.RawIOBase):
         super().close()
 
 
-def _content(response: http.client.HTTPResponse) -> bytes:
+def _content(response: http.client.HTTPResponse, largest: int) -> bytes:
     """Read the body in pieces: the length that a server claims cannot be trusted."""
-    if (response.length or 0) > LARGEST_REPLY:
-        raise _too_large()
+    if (response.length or 0) > largest:
+        raise _too_large(largest)
 
     content = bytearray()
     while piece := response.read(_PIECE):
@@ -250,8 +252,8 @@ def _content(response: http.client.HTTPResponse) -> bytes:
     return bytes(content)
 
 
-def _too_large() -> ReplyTooLarge:
-    return ReplyTooLarge(f"a reply of more than {LARGEST_REPLY // 2**20} MiB")
+def _too_large(largest: int) -> ReplyTooLarge:
+    return ReplyTooLarge(f"a reply of more than {largest // 2**20} MiB")
 
 
 def _left(deadline: float) -> float:

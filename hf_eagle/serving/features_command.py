@@ -44,6 +44,7 @@ def features_command(
     longest: int,
     dtype: str,
     beyond_config: bool = False,
+    features_port: int | None = None,
     **options: Any,
 ) -> FeaturesCommand:
     """Return the command of a server for `ServedTarget`.
@@ -56,8 +57,12 @@ def features_command(
         dtype: of the states, which must be that of the trainer's target.
         beyond_config: whether `longest` is all that the target's config allows, so that the answer of one token, which
             nobody needs, goes beyond it.
+        features_port: on which files are handed out too, to trainers that do not see the folder.
         options: further ones of vLLM's, see `flags_of`.
     """
+    connector = {"folder": str(Path(folder).absolute())}
+    if features_port is not None:
+        connector |= {"port": features_port, "host": options.get("host", "127.0.0.1")}
     draft = {"hf_config": {"eagle_aux_hidden_state_layer_ids": sorted(set(layer_ids))}}
     fixed = {
         "speculative_config": {
@@ -69,7 +74,7 @@ def features_command(
             "kv_connector": "FeatureConnector",
             "kv_connector_module_path": "feature_connector",
             "kv_role": "kv_producer",
-            "kv_connector_extra_config": {"folder": str(Path(folder).absolute())},
+            "kv_connector_extra_config": connector,
         },
     }
 

@@ -16,13 +16,15 @@ from typing import Any
 from ..door.connection import Address, Connection, ReplyTooLarge, read_key
 from ..door.json_files import check_fields
 from ..door.names import same_model
-from .feature_files import Document, NotWritten, read_document, take_file
+from .feature_files import Document, NotWritten, read_document, take_file, take_from_port
 
 
 IN_FLIGHT = 8  # requests to each server at a time, which it joins into batches
 _TIMEOUT = 600.0  # seconds of one request, the wait in the server's queue included
 # half a minute altogether: a server that is started anew takes longer, and the run then goes on from its checkpoint
 _RETRIES, _FIRST_DELAY = 6, 0.5
+_LARGEST_FILE = 2**33  # bytes, of a document from a port
+TOKEN = "HF_EAGLE_FEATURES_TOKEN"  # variable of the environment, of trainer and server
 _PASSING = {408, 425, 429, *range(500, 600)}
 # the answer is one token, the most probable: servers take what is left out from the model's generation_config.json
 _ASKED = {
@@ -73,10 +75,11 @@ class FeatureClient:
 
     Args:
         urls: addresses of servers, which are used in turn.
-        folder: that the servers write to, as it is called here.
+        folder: that the servers write to, as it is called here; `None` fetches files from the ports that they tell.
         target: folder or Hub id of the model that the servers must serve.
         server_model: their name for it, if they have another; then `target` is not compared.
         api_key: sent as a bearer token.
+        token: that the ports ask for.
         timeout: seconds that one request may take.
         retries: how often a request is repeated; each time waits twice as long.
 
@@ -89,22 +92,24 @@ class FeatureClient:
     def __init__(
         self,
         urls: Sequence[str],
-        folder: str | Path,
+        folder: str | Path | None,
         target: str,
         server_model: str | None = None,
         api_key: str | None = None,
+        token: str | None = None,
         timeout: float = _TIMEOUT,
         retries: int = _RETRIES,
         first_delay: float = _FIRST_DELAY,
     ):
-        self.folder = Path(folder)
-        if not self.folder.is_dir():
+        self.folder = None if folder is None else Path(folder)
+        if self.folder is not None and not self.folder.is_dir():
             raise ValueError(
                 f"`features_folder` {folder} is no folder: name the one that the server writes to, as it is called "
                 "here."
             )
 
-        self._key, self._timeout, self._retries, self._first_delay = read_key(api_key), timeout, retries, first_delay
+        self._key, self._token = read_key(api_key), read_key(token, f"The environment variable {TOKEN}")
+        self._timeout, self._retries, self._first_delay = timeout, retries, first_delay
         self._stop = threading.Event()
         addresses = [Address.read(url, "target_url") for url in urls]
         self.servers = [self._find(address, target, server_model) for address in addresses]
@@ -141,7 +146,7 @@ class FeatureClient:
     # ---- in the threads ----
 
     def _work(self) -> None:
-        connections: dict[Server, Connection] = {}
+        connections: dict[Address, Connection] = {}
         while (asked := self._queue.get()) is not None:
             if self._stop.is_set() or not asked.answer.set_running_or_notify_cancel():
                 asked.answer.cancel()
@@ -151,14 +156,11 @@ class FeatureClient:
             except BaseException as problem:
                 asked.answer.set_exception(problem)
 
-    def _document(self, asked: _Asked, connections: dict[Server, Connection]) -> Document:
+    def _document(self, asked: _Asked, connections: dict[Address, Connection]) -> Document:
         for attempt in range(self._retries + 1):
             server = asked.servers[attempt % len(asked.servers)]
-            if server not in connections:
-                connections[server] = Connection(server.address, self._key, self._timeout)
-                self._connections.append(connections[server])
             try:
-                return self._attempt(asked, server, connections[server])
+                return self._attempt(asked, server, connections)
             except _Passing as problem:
                 failure = problem
 
@@ -169,7 +171,8 @@ class FeatureClient:
             f"{failure}. Look at the server's log, {HOW_TO_START}, and continue the run from its last checkpoint."
         )
 
-    def _attempt(self, asked: _Asked, server: Server, connection: Connection) -> Document:
+    def _attempt(self, asked: _Asked, server: Server, connections: dict[Address, Connection]) -> Document:
+        connection = self._connection(server.address, self._key, connections)
         body = {"model": server.model, "prompt": asked.ids, **_ASKED}
         body["kv_transfer_params"] = {"features": asked.name}
         reply = self._send(connection, "POST", "/v1/completions", body, _REPLY)
@@ -177,7 +180,8 @@ class FeatureClient:
             raise _Passing("an answer without a token")
         shown, choice = server.address.shown, reply["choices"][0]
 
-        if (reply.get("kv_transfer_params") or {}).get("features") != asked.name:
+        told = reply.get("kv_transfer_params") or {}
+        if told.get("features") != asked.name:
             raise FeaturesRefused(
                 f"`target_url` {shown} answers without features, so it runs without the connector: {HOW_TO_START}."
             )
@@ -185,13 +189,14 @@ class FeatureClient:
             raise FeaturesRefused(f"`target_url` {shown} reads other tokens than it was sent: {HOW_TO_START}.")
 
         try:
-            content = take_file(self.folder, asked.name)
+            content = self._take(asked.name, server, told.get("port"), connections)
         except NotWritten as problem:  # a disk that is full now may have room when others have fetched theirs
             raise _Passing(f"it could not write the features of {len(asked.ids)} tokens ({problem})") from None
         if content is None:
+            place = f"its port {told.get('port')}" if self.folder is None else f"`features_folder` {self.folder}"
             raise FeaturesRefused(
-                f"`target_url` {shown} says that it wrote features, but `features_folder` {self.folder} does not hold "
-                "them: name the folder that the server writes to, as it is called here."
+                f"`target_url` {shown} says that it wrote features, but {place} does not hold them: name the folder "
+                "that the server writes to, as it is called here."
             )
 
         try:
@@ -200,6 +205,41 @@ class FeatureClient:
             raise FeaturesRefused(
                 f"The file of features from `target_url` {shown} {problem}: {HOW_TO_START}."
             ) from None
+
+    def _take(
+        self, name: str, server: Server, port: int | None, connections: dict[Address, Connection]
+    ) -> bytes | None:
+        """Fetch the file of this name from the folder, or from the server's port if there is none; then delete it."""
+        if self.folder is not None:
+            return take_file(self.folder, name)
+
+        shown, host = server.address.shown, server.address.host
+        if not isinstance(port, int):
+            raise FeaturesRefused(
+                f"`target_url` {shown} has no port for features, and `features_folder` is not set: set it to the "
+                "folder that the server writes to, or start the server with `--features_port`."
+            )
+        connection = self._connection(
+            Address(f"http://{host}:{port}", host, port, False, ""), self._token, connections, _LARGEST_FILE
+        )
+        try:
+            return take_from_port(connection, name)
+        except PermissionError:
+            raise FeaturesRefused(
+                f"The port {port} of `target_url` {shown} asks for another token: set the environment variable {TOKEN} "
+                "to that of the server."
+            ) from None
+        except (OSError, ReplyTooLarge, http.client.HTTPException) as problem:
+            raise _Passing(f"{type(problem).__name__} from its port {port}: {str(problem)[:300]}") from None
+
+    def _connection(
+        self, address: Address, key: str | None, connections: dict[Address, Connection], largest: int | None = None
+    ) -> Connection:
+        """This thread's connection to an address."""
+        if address not in connections:
+            connections[address] = Connection(address, key, self._timeout, largest)
+            self._connections.append(connections[address])
+        return connections[address]
 
     def _find(self, address: Address, target: str, server_model: str | None) -> Server:
         """Find the target among the models that a server lists."""

@@ -1,15 +1,17 @@
-"""Read the files that a server with the feature connector writes, one for each document."""
+"""Fetch and read the files that a server with the feature connector writes, one for each document."""
 
 import json
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
 
+from ..door.connection import Connection
 from ..door.json_files import check_fields
 
 
@@ -76,6 +78,26 @@ def take_file(folder: Path, name: str) -> bytes | None:
         if time.monotonic() > until:
             return None
         time.sleep(0.05)
+
+
+def take_from_port(connection: Connection, name: str) -> bytes | None:
+    """As [`take_file`], from the port that the server hands out files on.
+
+    Raises:
+        NotWritten: if there is a reason instead of the file.
+        OSError, HTTPException: if the port does not answer; `PermissionError` if it wants another token.
+    """
+    reply = connection.send("GET", f"/{name}")
+    if reply.status == 401:
+        raise PermissionError("another token is asked for")
+    if reply.status not in (200, 409):
+        return None
+
+    with suppress(OSError, HTTPException):  # the server deletes what is left, after a while
+        connection.send("DELETE", f"/{name}")
+    if reply.status == 409:
+        raise NotWritten(" ".join(reply.content.decode(errors="replace").split())[:300])
+    return reply.content
 
 
 def _delete(*files: Path) -> None:

@@ -68,11 +68,12 @@ class ServedTarget(FrozenTarget):
         cls,
         name_or_path: str,
         urls: Sequence[str] = (),
-        features_folder: str | Path = "",
+        features_folder: str | Path | None = None,
         tap_ids: list[int] | None = None,
         dtype: str | torch.dtype = "auto",
         server_model: str | None = None,
         api_key: str | None = None,
+        token: str | None = None,
         trust_remote_code: bool = False,
         revision: str = "main",
     ) -> "ServedTarget":
@@ -81,13 +82,15 @@ class ServedTarget(FrozenTarget):
         Args:
             name_or_path, tap_ids, dtype, trust_remote_code, revision: as for [`FrozenTarget.from_pretrained`]; `dtype`
                 must be the server's.
-            urls, features_folder, server_model, api_key: as for [`FeatureClient`]. Without `urls`, all features must
-                come from a store.
+            urls, features_folder, server_model, api_key, token: as for [`FeatureClient`]. Without `urls`, all features
+                must come from a store.
 
         Raises:
             OSError, ValueError: if a server does not answer, or serves another model.
         """
-        client = FeatureClient(urls, features_folder, str(name_or_path), server_model, api_key) if urls else None
+        client = None
+        if urls:
+            client = FeatureClient(urls, features_folder, str(name_or_path), server_model, api_key, token)
         return cls(load_ends(name_or_path, dtype, revision, trust_remote_code), client, tap_ids, revision)
 
     @staticmethod

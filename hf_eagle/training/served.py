@@ -3,7 +3,7 @@
 import os
 
 from ..arguments.groups import DataArguments, TargetArguments
-from ..targets.feature_client import FeatureClient
+from ..targets.feature_client import TOKEN, FeatureClient
 from ..targets.served import ServedTarget
 
 
@@ -24,7 +24,8 @@ def check_server(target_args: TargetArguments, data_args: DataArguments, writes:
     if target_args.target_url is None or (only_reads(data_args) and not writes):
         return
 
-    client = FeatureClient(target=target_args.target, api_key=_key(), **target_args.server)
+    urls, folder, name = target_args.target_url, target_args.features_folder, target_args.server_model
+    client = FeatureClient(urls, folder, target_args.target, name, **_secrets())
     for server in client.servers:
         # the answer, which nobody needs, is one token
         if server.longest is not None and server.longest <= data_args.max_length:
@@ -45,9 +46,9 @@ def served_target(target_args: TargetArguments, stored: bool = False) -> ServedT
         dtype=target_args.target_dtype,
         trust_remote_code=target_args.trust_remote_code,
         revision=target_args.target_revision,
-        **({} if stored else target_args.server | {"api_key": _key()}),
+        **({} if stored else target_args.server | _secrets()),
     )
 
 
-def _key() -> str | None:
-    return os.environ.get("OPENAI_API_KEY")
+def _secrets() -> dict[str, str | None]:
+    return {"api_key": os.environ.get("OPENAI_API_KEY"), "token": os.environ.get(TOKEN)}

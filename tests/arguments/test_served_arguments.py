@@ -10,7 +10,6 @@ SERVED = {"target": "t", "target_url": ["http://localhost:8000"], "features_fold
 REFUSED = [
     ({"target_url": None}, "`features_folder` is /dev/shm/features, but `target_url` names no server"),
     ({"target_url": None, "features_folder": None, "server_model": "a"}, "`server_model` is a, but `target_url` names"),
-    ({"features_folder": None}, "`target_url` is set, but `features_folder` is not"),
     ({"target_url": ["localhost"]}, "`target_url` must look like http://localhost:8000, got 'localhost'"),
     ({"target_url": ["http://a", "http://a"]}, "`target_url` names a server twice"),
     ({"target_sharding": "fsdp2"}, "`target_sharding` is fsdp2, but the layers of the target run in the server"),

@@ -279,6 +279,20 @@ def test_the_group_of_the_states_is_found(connector_module, tmp_path, name):
     assert made._group == wanted
 
 
+def test_a_port_is_opened_by_the_worker_that_writes_and_told_by_the_scheduler(connector_module, tmp_path, monkeypatch):
+    opened = []
+    stand_in = types.ModuleType("feature_port")
+    stand_in.TOKEN, stand_in.FeaturePort = "FEATURES_TOKEN", lambda *given: opened.append(given)
+    monkeypatch.setitem(sys.modules, "feature_port", stand_in)
+    monkeypatch.setenv("FEATURES_TOKEN", "secret")
+
+    server = Server(connector_module, tmp_path, port=9001, host="0.0.0.0")
+    assert opened == [(tmp_path, "0.0.0.0", 9001, "secret")]
+    server.begin("r", [1, 2, 3], NAMES[0])
+    server.step(["r"])
+    assert server.finish("r") == {"features": NAMES[0], "tokens": 3, "port": 9001}
+
+
 REFUSED = {
     "no folder": ({"folder": ""}, ONE_GROUP, "`folder`"),
     "no layers": ({"ids": []}, ONE_GROUP, "eagle_aux_hidden_state_layer_ids"),

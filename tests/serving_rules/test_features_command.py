@@ -12,6 +12,7 @@ from tiny import tiny_llama
 from tiny_vision import tiny_vision_model
 from warm_python import ROOT, warm_python
 
+from hf_eagle.serving.connector.feature_port import TOKEN
 from hf_eagle.serving.features_command import CONNECTOR, features_command
 
 
@@ -85,7 +86,8 @@ def test_the_rest_follows_from_recipe_and_arguments(recipe, tmp_path, monkeypatc
     ]
     environment, options = options_of(command_of([*recipe(target_dtype="bfloat16"), *words]))
     assert environment == {"PYTHONPATH": f"{CONNECTOR}:/mine"}
-    assert {path.name for path in CONNECTOR.glob("*.py")} == {"__init__.py", "feature_connector.py"}
+    # nothing else comes to the server's path
+    assert {path.name for path in CONNECTOR.glob("*.py")} == {"__init__.py", "feature_connector.py", "feature_port.py"}
     wanted = {
         **{"model": str(tmp_path / "target"), "dtype": "bfloat16", "max-model-len": "101", "port": "9000"},
         **{"host": "0.0.0.0", "tensor-parallel-size": "8", "enforce-eager": True},
@@ -122,7 +124,25 @@ def test_names_survive_a_shell(text):
     assert tuple(json.loads(done.stdout)) == command.words
 
 
+def test_a_port_for_features_is_the_connectors(recipe, tmp_path):
+    words = ["--features_port", "9001", "--host", "0.0.0.0"]
+    _, options = options_of(command_of([*recipe(), *words]))
+    connector = json.loads(options["kv-transfer-config"])["kv_connector_extra_config"]
+    assert connector == {"folder": str(tmp_path / "features"), "port": 9001, "host": "0.0.0.0"}
+    assert options["port"] == "8000"
+
+
+def test_a_port_for_features_needs_a_secret(recipe, monkeypatch):
+    words = [*recipe(), "--features_port", "9001", "--serving_python", sys.executable]
+    monkeypatch.delenv(TOKEN, raising=False)
+    with pytest.raises(ValueError, match=f"`features_port` is 9001, but the environment variable {TOKEN} is not set"):
+        serve_features.door(words)
+    monkeypatch.setenv(TOKEN, "a secret of mine")
+    assert "a secret of mine" not in command_of(words).shown()
+
+
 REFUSED = [
+    (["--features_port", "8000"], "`features_port` and `port` are both 8000"),
     (["--engine_args", "{"], "`engine_args`"),
     (["--engine_args", "[]"], "`engine_args` must be a JSON object"),
     (["--engine_args", '{"max-model-len": 9}'], "`engine_args` holds `max-model-len`, which follows from the recipe"),

@@ -15,6 +15,7 @@ from hf_eagle import FrozenTarget
 from hf_eagle.data.collators import EagleDataCollator
 from hf_eagle.data.packing import pack_dataset
 from hf_eagle.door.sentences import is_sentence
+from hf_eagle.serving.connector.feature_port import FeaturePort
 from hf_eagle.targets.ends import load_ends
 from hf_eagle.targets.feature_client import FeatureClient, FeaturesRefused, ServerGone
 from hf_eagle.targets.served import ServedTarget
@@ -128,6 +129,55 @@ def test_a_key_is_sent(model, saved, folder):
             served(saved, [server], folder, [2], api_key="another-key")(torch.tensor([[5, 6]]))
         assert "another-key" not in str(problem.value)
 
+
+# ---- without a folder in common ----
+
+
+@pytest.fixture
+def port(folder):
+    with FeaturePort(folder, "127.0.0.1", 0, "port secret") as port:
+        yield port.server_port
+        port.shutdown()
+
+
+@pytest.mark.parametrize("fault", [None, "disk full", "drop"])
+def test_features_come_from_a_port(model, saved, folder, port, fault):
+    batch = pad_batch(random_chats(6))
+    with FeatureServer(model, folder, port=port, fault=lambda number: fault if number % 4 == 0 else None) as server:
+        target = served(saved, [server], None, [2, 4], token="port secret")
+        seen = target(batch["input_ids"], batch["attention_mask"])
+    wanted = FrozenTarget(model, [2, 4])(batch["input_ids"], batch["attention_mask"])
+    assert_equal_where_real(seen, wanted, batch["attention_mask"] == 1)
+    assert not any(folder.iterdir())
+
+
+@pytest.mark.parametrize("token", [None, "another secret"])
+def test_another_token_is_one_sentence(model, saved, folder, port, token):
+    with FeatureServer(model, folder, port=port) as server:
+        target = served(saved, [server], None, [2], token=token)
+        with pytest.raises(FeaturesRefused, match="asks for another token: set the environment variable") as seen:
+            target(torch.tensor([[5, 6]]))
+    assert "another secret" not in str(seen.value) and is_sentence(seen.value)
+
+
+def test_a_server_without_a_port_is_one_sentence(model, saved, folder):
+    with FeatureServer(model, folder) as server:
+        target = served(saved, [server], None, [2])
+        with pytest.raises(FeaturesRefused, match="has no port for features, and `features_folder` is not set"):
+            target(torch.tensor([[5, 6]]))
+
+
+def test_a_port_that_does_not_answer_is_one_sentence(model, saved, folder):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        closed = free.getsockname()[1]
+    with FeatureServer(model, folder, port=closed) as server:
+        target = served(saved, [server], None, [2], token="port secret", retries=1)
+        with pytest.raises(ServerGone, match=f"failed 2 times in a row, .*from its port {closed}"):
+            target(torch.tensor([[5, 6]]))
+
+
+# ---- what cannot be sent ----
 
 REFUSED_INPUTS = {
     "pictures": ({"pixel_values": torch.zeros(1)}, "but pixel_values came with them"),

@@ -12,7 +12,8 @@ prompt has been read, and before the answer arrives, `<folder>/<NAME>.safetensor
 * `token_ids` `(tokens,)` int32, the prompt.
 * in its header: `model`, `revision`, `layer_ids` as JSON, `dtype` and `quantization`.
 
-If that fails, `<NAME>.failed` holds the reason. Other requests leave no file. vLLM keeps the states in blocks of its KV
+If that fails, `<NAME>.failed` holds the reason. With `port`, files are handed out over HTTP too, see `feature_port.py`
+beside this file; the answer tells the port. Other requests leave no file. vLLM keeps the states in blocks of its KV
 cache, so cached prefixes, chunks and preempted prompts have theirs too.
 """
 
@@ -58,7 +59,8 @@ class ReadPrompts(KVConnectorMetadata):
 
 
 class FeatureConnector(KVConnectorBase_V1, SupportsHMA):
-    """See the module. `kv_connector_extra_config` holds `folder` and, if it shall not be an hour, `kept_seconds`.
+    """See the module. `kv_connector_extra_config` holds `folder`, and if they are wanted `port`, the port's `host`, and
+    `kept_seconds`, for how long files that nobody fetches are kept.
 
     No exception leaves a method that runs in a step: it would end the engine.
 
@@ -73,6 +75,7 @@ class FeatureConnector(KVConnectorBase_V1, SupportsHMA):
             raise ValueError("`kv_connector_extra_config` must name the `folder` that features are written to.")
 
         self._folder, self._kept = Path(option("folder", None)), float(option("kept_seconds", _KEPT))
+        self._host, self._port = option("host", "127.0.0.1"), option("port", None)
         self._header = _header(vllm_config)
         self._group = _group_of_states(kv_cache_config)
         self._asked: dict[str, Prompt] = {}  # by request, in the scheduler
@@ -122,7 +125,10 @@ class FeatureConnector(KVConnectorBase_V1, SupportsHMA):
     def request_finished(self, request, block_ids) -> tuple[bool, dict[str, Any] | None]:
         """Also called for requests that were aborted. The answer names the file, and no block is held back."""
         prompt = self._asked.pop(request.request_id, None)
-        return False, None if prompt is None else {"features": prompt.name, "tokens": len(prompt.token_ids)}
+        if prompt is None:
+            return False, None
+        port = {} if self._port is None else {"port": self._port}
+        return False, {"features": prompt.name, "tokens": len(prompt.token_ids), **port}
 
     def request_finished_all_groups(self, request, block_ids) -> tuple[bool, dict[str, Any] | None]:
         return self.request_finished(request, block_ids)
@@ -144,6 +150,10 @@ class FeatureConnector(KVConnectorBase_V1, SupportsHMA):
             )
 
         self._folder.mkdir(parents=True, exist_ok=True)
+        if self._port is not None:
+            from feature_port import TOKEN, FeaturePort
+
+            FeaturePort(self._folder, self._host, self._port, os.environ.get(TOKEN))
         self._cache = cache
         self._sweep()
 
