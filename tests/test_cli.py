@@ -26,6 +26,7 @@ def test_every_script_has_a_verb():
     assert not {name for name in missing if not name.startswith("benchmark_")}
     main_verbs = {"train", "evaluate", "regenerate", "cache", "check", "prune", "import", "publish"}
     more = {"write-prompts", "preview", "compare", "ablate", "benchmark", "benchmark-serving", "targets", "diagnose"}
+    more |= {"serve-features"}
     assert cli.scripts().keys() == main_verbs | more
 
 

@@ -51,6 +51,8 @@ class ServedTarget(FrozenTarget):
         >>> trainer = EagleTrainer(draft, args, target, train_dataset=chats)
     """
 
+    runs_here = False
+
     def __init__(
         self,
         model: PreTrainedModel,
@@ -91,7 +93,10 @@ class ServedTarget(FrozenTarget):
         client = None
         if urls:
             client = FeatureClient(urls, features_folder, str(name_or_path), server_model, api_key, token)
-        return cls(load_ends(name_or_path, dtype, revision, trust_remote_code), client, tap_ids, revision)
+        ends = load_ends(name_or_path, dtype, revision, trust_remote_code)
+        size = sum(x.numel() * x.element_size() for x in ends.parameters())
+        logger.info("Of the target, only embedding, final norm and head are loaded: %.2f GiB.", size / 2**30)
+        return cls(ends, client, tap_ids, revision)
 
     @staticmethod
     def _parts_of(model: PreTrainedModel) -> DecoderParts:
@@ -171,8 +176,7 @@ class ServedTarget(FrozenTarget):
     def _features_of(self, found: list[Document]) -> TargetFeatures:
         """Features `(1, tokens, ...)` of documents end to end; servers may give different layers beside these."""
         wanted = [*(self.tap_ids or ()), self.num_layers]
-        parts = [x.states[:, [x.told.layer_ids.index(k) for k in wanted]] for x in found]
-        states = torch.cat(parts).to(self.device)
+        states = torch.cat([_columns(document, wanted) for document in found]).to(self.device)
         # state N is what enters the final norm
         taps, last = states[:, :-1].flatten(1)[None], self.parts.final_norm(states[:, -1])[None]
         return TargetFeatures(taps=taps if self.tap_ids else None, last_hidden=last)
@@ -221,6 +225,12 @@ class ServedTarget(FrozenTarget):
         else:
             return
         raise FeaturesRefused(f"`target_url`{shown} gives {problem}.")
+
+
+def _columns(document: Document, wanted: list[int]) -> torch.Tensor:
+    """The states at these layers; of most servers all, which need not be copied."""
+    ids = list(document.told.layer_ids)
+    return document.states if ids == wanted else document.states[:, [ids.index(k) for k in wanted]]
 
 
 def _documents_in(input_ids: torch.Tensor, segments: Segments) -> list[list[int]]:

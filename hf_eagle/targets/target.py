@@ -174,7 +174,8 @@ class FrozenTarget(TappedModel):
             inputs |= {} if vision_sizes is None else vision_sizes.arguments
         return self.features(**inputs) if self.sharding is None else self.sharding.run(self.features, inputs)
 
-    # a target in this process runs a batch when a step needs it: only a [`ServedTarget`] has something to do before
+    runs_here = True  # its layers; those of a [`ServedTarget`] do not
+    # a target in this process runs a batch when a step needs it, and has nothing to do before
     ask_ahead: Callable[[torch.Tensor, torch.Tensor], None] | None = None
 
     def forget_asked(self) -> None:

@@ -138,9 +138,9 @@ def savings_of(trainer, batch: dict[str, torch.Tensor] | None) -> list[tuple[str
     if ranks > 1 and not trainer.is_fsdp_enabled and trainer._adapter() is None:
         # weights, gradients and moments are shared, but the weights are gathered; and DDP's buckets go
         found.append(("the launch config `fsdp2`", 4 * trained * FLOAT32 * (ranks - 1) / ranks))
-    if ranks > 1 and target.sharding is None:
+    if ranks > 1 and target.sharding is None and target.runs_here:
         found.append(("`target_sharding` fsdp2", held * (ranks - 1) / ranks))
-    if trainer.feature_cache is None and config.image_embeddings == "token":
+    if trainer.feature_cache is None and config.image_embeddings == "token" and target.runs_here:
         ends = (target.model.get_input_embeddings(), target.model.get_output_embeddings())
         kept = {id(end.weight): local_bytes(end) for end in ends}
         found.append(("a `feature_store` in place of the running target", held - sum(kept.values())))

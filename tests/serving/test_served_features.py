@@ -76,7 +76,7 @@ TRAINING = {
 WAYS = {
     "padded": {"draft_vocab_size": 512},
     "packed": {"draft_vocab_size": 512, "packing": True, "per_device_train_batch_size": 1},
-    "dflash": {"method": "dflash", "num_draft_layers": 1, "block_size": 4, "ttt_steps": None, "mask_token_id": 5},
+    "dflash": {"method": "dflash", "draft_num_layers": 1, "block_size": 4, "ttt_steps": None, "mask_token_id": 5},
 }
 
 

@@ -61,7 +61,7 @@ RECIPES = {
     "own taps": ({"tap_ids": [1, 6, 7]}, [1, 6, 7, 8]),
     "the last state": ({"tap_ids": [3, 5, 8]}, [3, 5, 8]),
     "eagle1": ({"method": "eagle1"}, [8]),
-    "dflash": ({"method": "dflash", "mask_token_id": 1, "num_draft_layers": 1}, [2, 4, 6, 8]),
+    "dflash": ({"method": "dflash", "mask_token_id": 1, "draft_num_layers": 1}, [2, 4, 6, 8]),
 }
 
 

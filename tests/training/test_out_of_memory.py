@@ -114,6 +114,14 @@ def test_several_ranks_are_told_to_share(adapter, tmp_path, monkeypatch):
     assert found["`target_sharding`"] > 0 and ("`fsdp2`" in found) == (not adapter)
 
 
+def test_a_served_target_is_not_advised_to_be_spread_or_stored(tmp_path, monkeypatch):
+    """Its layers take no memory here."""
+    trainer = make(tmp_path)
+    monkeypatch.setattr(type(trainer.args), "world_size", 4)
+    monkeypatch.setattr(trainer.target, "runs_here", False)
+    assert not advised(trainer).keys() & {"`target_sharding`", "a `feature_store`"}
+
+
 def test_ranks_that_share_a_draft_share_what_its_vocabulary_saves(tmp_path, monkeypatch):
     """Weight, gradient and moments of its head; what a step makes of the head is whole on each rank."""
     trainer, found = make(tmp_path), {}
