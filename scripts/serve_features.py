@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works wi
 
 import hf_eagle.door.beginning  # noqa: F401 - first: from here on a signal ends the script in one line
 from hf_eagle.arguments.bounds import Port, check_numbers
-from hf_eagle.arguments.groups import DataArguments, DraftArguments, TargetArguments
+from hf_eagle.arguments.groups import AdapterArguments, DataArguments, DraftArguments, TargetArguments
 from hf_eagle.arguments.objective import EagleArguments
 from hf_eagle.arguments.parser import EagleArgumentParser
 from hf_eagle.arguments.parser import argument as _arg
@@ -70,7 +70,7 @@ class ServeFeaturesArguments:
 
 
 def parser(for_help: bool = False) -> EagleArgumentParser:
-    groups = (ServeFeaturesArguments, TargetArguments, DraftArguments, DataArguments)
+    groups = (ServeFeaturesArguments, TargetArguments, DraftArguments, DataArguments, AdapterArguments)
     if for_help:  # without loading torch
         return EagleArgumentParser((*groups, EagleArguments), description=__doc__)
     from hf_eagle.arguments.training import EagleTrainingArguments
@@ -82,7 +82,7 @@ def door(argv: list[str] | None = None):
     """Return the arguments, after checking every path."""
     given = sys.argv[1:] if argv is None else argv
     parsed = parser(for_help="--help" in given or "-h" in given).parse_args_and_config(given)
-    args, target, draft, data, _ = parsed
+    args, target, draft, data, *_ = parsed
     args.folder = args.folder or target.features_folder
     if args.folder is None:
         raise ValueError("`folder` is not set: name the one that features are written to, with `--folder DIR`.")
@@ -90,10 +90,10 @@ def door(argv: list[str] | None = None):
     check_target("target", target.target, target.gguf_file)
     if args.serving_python is not None:
         check_file("serving_python", args.serving_python)
-        if args.features_port is not None and not os.environ.get(TOKEN, "").strip():
+        if args.features_port is not None and len(os.environ.get(TOKEN, "").split()) != 1:
             raise ValueError(
-                f"`features_port` is {args.features_port}, but the environment variable {TOKEN} is not set: set it to "
-                "the same secret here and for the training."
+                f"`features_port` is {args.features_port}, but the environment variable {TOKEN} is not set to one "
+                "word: set it to the same secret here and for the training."
             )
         # whatever lies there stays: only files of the connector's own names are deleted
         check_output_folder("folder", args.folder, overwrite=True, ours=lambda folder: True)

@@ -2,7 +2,8 @@
 
 import logging
 import shutil
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -292,11 +293,14 @@ def fill(
     batches = [batch for data in datasets for batch in _incomplete(cache.store, data, batch_size)]
     tokens, rounds = 0, -(-len(batches) // state.num_processes)
 
-    for n in tqdm(range(rounds), desc="features", disable=not state.is_local_main_process):
-        place = n * state.num_processes + state.process_index
-        data, rows = batches[min(place, len(batches) - 1)]
-        batch = read_batch(collate([data[row] for row in rows]), target.vocab_size)
+    def made() -> Iterator[tuple[int, dict]]:
+        for n in range(rounds):
+            place = n * state.num_processes + state.process_index
+            data, rows = batches[min(place, len(batches) - 1)]
+            yield place, read_batch(collate([data[row] for row in rows]), target.vocab_size)
 
+    shown = {"total": rounds, "desc": "features", "disable": not state.is_local_main_process}
+    for place, batch in tqdm(_asked_ahead(made(), target), **shown):
         documents = documents_of(batch)
         asked = {name: x for name, x in batch.items() if name not in ("stored", "loss_mask", "documents")}
         asked |= told_to_target(batch, documents, any_packed(documents))  # as in training
@@ -309,6 +313,21 @@ def fill(
             cache.encoded(target(**asked), batch["stored"].conversations)
     cache.sync()
     return tokens
+
+
+def _asked_ahead(batches: Iterator[tuple[int, dict]], target: FrozenTarget) -> Iterator[tuple[int, dict]]:
+    """The same batches. A target in a server is asked for the next two while one is stored."""
+    if target.ask_ahead is None:
+        yield from batches
+        return
+
+    waiting: deque[tuple[int, dict]] = deque()
+    for place, batch in batches:
+        target.ask_ahead(batch["input_ids"], documents_of(batch))
+        waiting.append((place, batch))
+        if len(waiting) > 2:
+            yield waiting.popleft()
+    yield from waiting
 
 
 def _incomplete(store: FeatureStore, dataset: Dataset, batch_size: int) -> list[tuple[Dataset, list[int]]]:

@@ -10,7 +10,7 @@ from hf_eagle.targets import feature_client
 
 
 NAME = "0123456789abcdef" * 2
-SECRET = "a long secret"
+SECRET = "a-long-secret"
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def test_no_other_path_names_a_file(port, method, path):
     assert (port.folder.parent / "other.safetensors").read_bytes() == b"mine"
 
 
-@pytest.mark.parametrize("token", [None, "", "  "])
+@pytest.mark.parametrize("token", [None, "", "  ", "two words"])
 def test_without_a_token_no_port_is_opened(tmp_path, token):
     with pytest.raises(ValueError, match=f"environment variable {TOKEN} is not set"):
         FeaturePort(tmp_path, "127.0.0.1", 0, token)

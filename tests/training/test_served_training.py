@@ -157,6 +157,27 @@ def test_a_store_is_filled_from_a_server_and_read_without_one(method, saved, fol
     assert not any(folder.iterdir())
 
 
+def test_a_store_is_filled_batches_ahead(saved, folder, tmp_path, monkeypatch):
+    """So that the server has something to do while a batch is stored; each document is asked for once."""
+    asked, at_batches = [], []
+    with FeatureServer(tiny_llama(), folder) as server:
+        target = served(saved, server, folder)
+        target.tap_ids = [2, 4]
+        ask, target.client.ask = target.client.ask, lambda *document: asked.append(document) or ask(*document)
+        target.check()
+        asked.clear()
+
+        options = {"tap_ids": [2, 4], "max_length": 64, "dtype": "float32", "write": True}
+        cache = open_cache(tmp_path / "store", target, word_tokenizer(96, 2), [DATA], **options)
+        compute = cache.compute
+        monkeypatch.setattr(cache, "compute", lambda *given: at_batches.append(len(asked)) or compute(*given))
+        fill(cache, target, [DATA], EagleDataCollator(0), 4)
+        cache.lock.release()
+    # six batches of four: two are begun ahead, the third begins as the first is taken
+    assert at_batches == [8, 12, 16, 20, 24, 24] and len(asked) == 24
+    assert not any(folder.iterdir())
+
+
 def test_the_trainer_compares_the_server_before_it_trains(saved, folder, tmp_path):
     _, draft = tiny_pair()
     with FeatureServer(tiny_llama(seed=7), folder) as server, pytest.raises(ValueError, match="is not this target"):

@@ -34,10 +34,10 @@ class FeaturePort(ThreadingHTTPServer):
     daemon_threads = True
 
     def __init__(self, folder: Path, host: str, port: int, token: str | None):
-        if not (token or "").strip():
+        if len((token or "").split()) != 1:
             raise ValueError(
-                f"`features_port` is {port}, but the environment variable {TOKEN} is not set: set it to the same "
-                "secret for the server and for the training."
+                f"`features_port` is {port}, but the environment variable {TOKEN} is not set to one word: set it to "
+                "the same secret for the server and for the training."
             )
         super().__init__((host, port), _Handler)
         self.folder, self.token = Path(folder), token.strip().encode()
