@@ -136,7 +136,8 @@ class ServedTarget(FrozenTarget):
             ValueError: for media, a cache, a mask that is not of padding, or positions that do not count tokens.
         """
         given = [name for name, x in inputs.items() if x is not None and x is not False]
-        if given or (attention_mask is not None and attention_mask.dim() != 2):
+        is_of_padding = isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 2
+        if given or not (attention_mask is None or is_of_padding):
             seen = given[0] if given else "a 4-D `attention_mask`"
             raise ValueError(
                 f"`target_url` serves features of token ids alone, but {seen} came with them: train beside the whole "

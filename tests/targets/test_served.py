@@ -183,6 +183,7 @@ REFUSED_INPUTS = {
     "pictures": ({"pixel_values": torch.zeros(1)}, "but pixel_values came with them"),
     "a cache": ({"use_cache": True}, "but use_cache came with them"),
     "a mask of its own": ({"attention_mask": torch.ones(1, 1, 3, 3)}, "4-D `attention_mask`"),
+    "masks of its own": ({"attention_mask": {"full_attention": None}}, "4-D `attention_mask`"),
     "other positions": ({"position_ids": torch.tensor([[4, 5, 6]])}, "`position_ids` do not count"),
 }
 
