@@ -82,6 +82,7 @@ class FeatureClient:
         token: that the ports ask for.
         timeout: seconds that one request may take.
         retries: how often a request is repeated; each time waits twice as long.
+        first_delay: seconds before the first repetition.
 
     Raises:
         ValueError: for an invalid address or key, or a folder that does not exist.
