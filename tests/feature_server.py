@@ -28,8 +28,9 @@ class FeatureServer(ThreadingHTTPServer):
         key: that requests must bring.
         port: that hands out its files, told with each answer.
         fault (function of the request's number, *optional*): `None` for an answer, a status with an error text as
-            `(500, "lost")`, a number of seconds to be slow, a name of `FAULTS`, or a function that changes the answer
-            and the tensors of the file.
+            `(500, "lost")`, a number of seconds to be slow, one of `"drop"` (no answer), `"garbage"` (no JSON), `"disk
+            full"` (a reason and no file), `"no file"` and `"torn"` (half a header), or a function that changes the
+            answer, and the tensors and the header of the file.
 
     `asked` holds the bodies of all requests for features, in their order, and `most` how many were under way at most.
     """
