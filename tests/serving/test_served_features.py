@@ -61,7 +61,7 @@ def test_features_are_those_of_the_target_in_process(url, shared, documents):
     arguments = {"target": TARGET, "url": url, "folder": shared / "features", "tap_ids": TAPS, "documents": documents}
     arguments["times"] = 2
     printed = harness.call(harness.project(), "tests/serving/show_features.py", *harness.options(arguments))
-    found = json.loads(printed.splitlines()[-1])
+    found = json.loads(next(line for line in printed.splitlines() if line.startswith("{")))
     print(found)
     assert found["tokens"] == sum(LENGTHS) == found["same_argmax"]
     assert max(found[name] for name in ("taps", "last_hidden", "packed", "logits")) < 1e-4
