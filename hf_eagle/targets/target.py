@@ -163,15 +163,11 @@ class FrozenTarget(TappedModel):
         vision_sizes: VisionSizes | None = None,
         **inputs: Any,
     ) -> TargetFeatures:
-        """Features of a batch, see `features`; all ranks of a sharded target must call it, each with its own batch.
-
-        With `vision_sizes` of its media, the vision tower does not read their sizes from the device.
-        """
+        """Features of a batch, see `features`; all ranks of a sharded target must call it, each with its own batch."""
         inputs |= {"input_ids": input_ids, "attention_mask": attention_mask}
         inputs |= {"position_ids": position_ids, "documents": documents}
         if self.sharding is None or self.sharding.mode != "tensor":  # there ranks send each other tensors only
-            inputs["segments"] = segments
-            inputs |= {} if vision_sizes is None else vision_sizes.arguments
+            inputs |= {"segments": segments, "vision_sizes": vision_sizes}
         return self.features(**inputs) if self.sharding is None else self.sharding.run(self.features, inputs)
 
     runs_here = True  # its layers; those of a [`ServedTarget`] do not
@@ -199,6 +195,7 @@ class FrozenTarget(TappedModel):
         segments: Segments | None = None,
         past_key_values: Cache | None = None,
         use_cache: bool = False,
+        vision_sizes: VisionSizes | None = None,
         **inputs: Any,
     ) -> TargetFeatures:
         """Features of a batch; no `(batch, length, vocabulary)` logits are made.
@@ -212,6 +209,7 @@ class FrozenTarget(TappedModel):
             documents: `(batch, length)` ids of packed documents, which do not see each other; negative on padding.
             segments: the documents, or the rows without padding, if they were found before; this spares a wait.
             past_key_values, use_cache: as in `transformers`, for decoding.
+            vision_sizes: what the vision tower would compute from sizes that it reads from the device.
             inputs: whatever else the model's forward takes (images, video grids); `None` values are left out.
 
         Raises:
@@ -253,6 +251,8 @@ class FrozenTarget(TappedModel):
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp_min(0)
         if past_key_values is None:
             self._say_quadratic(input_ids.device)
+        if vision_sizes is not None:  # added last: the name of one may be that of another family's media
+            inputs |= vision_sizes.arguments
         return super().features(input_ids, attention_mask, position_ids, **inputs)
 
     def rope_index(
