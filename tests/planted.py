@@ -9,12 +9,14 @@ SCALED |= {"original_max_position_embeddings": 64}
 
 
 def reorder(name, order):
-    """What a linear module takes side by side, in another order."""
+    """What a linear module takes side by side, in another order; the taps' own norms go with them."""
 
     def plant(draft):
         module = draft.get_submodule(name)
         parts = module.weight.detach().chunk(len(order), dim=1)
         module.weight = nn.Parameter(torch.cat([parts[place] for place in order], dim=1))
+        if getattr(draft, "fc_norm", None) is not None:
+            draft.fc_norm = nn.ModuleList([draft.fc_norm[place] for place in order])
 
     return plant
 

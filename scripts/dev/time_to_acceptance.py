@@ -49,7 +49,7 @@ class Ways(TimedRuns):
         variants = {Path(file).stem: (read_yaml(file, "recipes"), {}) for file in files}
         if len(variants) < len(args.recipes):
             raise ValueError(f"`recipes` {' '.join(args.recipes)} have one name twice: rename a file.")
-        targets = {recipe.get("target") for recipe, _ in variants.values()}
+        targets = dict.fromkeys(recipe.get("target") for recipe, _ in variants.values())
         if len(targets) > 1:
             raise ValueError(f"`recipes` are for several targets ({', '.join(map(str, targets))}): name those of one.")
         super().__init__(args, variants, ("recipes",))

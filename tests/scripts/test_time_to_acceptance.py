@@ -35,9 +35,10 @@ def folder(tmp_path_factory):
 
 def ways(folder, *names, **changes) -> Ways:
     sizes = {"minutes": 0.01, "points": 2, "num_prompts": 3, "max_new_tokens": 12, "seeds": 1, "answer_minutes": 1.0}
-    paths = {"questions": str(folder / "questions.jsonl"), "prompts": str(folder / "prompts.txt")}
+    paths = {"questions": "questions.jsonl", "prompts": "prompts.txt", "out": "out"}
+    paths = {name: str(folder / path) for name, path in paths.items()}
     recipes = [str(folder / f"{name}.yaml") for name in names]
-    return Ways(WaysArguments(out=str(folder / "out"), recipes=recipes, **paths | sizes | changes))
+    return Ways(WaysArguments(recipes=recipes, **paths | sizes | changes))
 
 
 def test_it_runs_whole_and_does_nothing_twice(folder, monkeypatch):

@@ -40,9 +40,10 @@ def test_what_is_taught_is_the_models_own(name):
 def test_what_is_taught_of_videos_is_the_models_own(name):
     target, batch = FrozenTarget(tiny_pictures_model(name), TAPS), pictured(any_processor(name), FILM_CHATS)
     seen, logits = inputs_of_layers(target.model, batch)
-    features = target(**batch)
-    torch.testing.assert_close(features.taps, torch.cat([seen[i] for i in TAPS], -1), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(target.logits(features.last_hidden), logits, rtol=1e-5, atol=1e-5)
+    features, real = target(**batch), batch["attention_mask"].bool()
+    taps = torch.cat([seen[i] for i in TAPS], -1)
+    torch.testing.assert_close(features.taps[real], taps[real], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(target.logits(features.last_hidden[real]), logits[real], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -82,8 +83,9 @@ def test_tokens_of_an_image_see_each_other_both_ways(name):
 @pytest.mark.parametrize("name", [*VISION, *NAMES])
 def test_the_table_names_what_forwards_take(name):
     """No argument that this version of transformers drops; and none in place of which it would take another."""
-    model, chats = any_model(name), FILM_CHATS if name in (*VISION, *FILMS) else CHATS
-    form, made = FORMS[model.config.model_type], pictured(any_processor(name), chats)
+    model = any_model(name)
+    form = FORMS[model.config.model_type]
+    made = pictured(any_processor(name), FILM_CHATS if any("video" in x for x in form.arguments) else CHATS)
     assert set(media_arguments(model)) == {*form.arguments, form.types} - {None}
     assert set(made) - {"input_ids", "attention_mask"} <= set(media_arguments(model))
     assert set(media_arguments(model)) - set(made) <= {"second_per_grid_ts"}  # which processors may leave out
