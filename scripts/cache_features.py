@@ -49,17 +49,16 @@ def main() -> None:
     from hf_eagle.data.collators import EagleDataCollator
     from hf_eagle.store.cache import fill, open_cache
     from hf_eagle.training.distributed import leave
-    from hf_eagle.training.parts import (
+    from hf_eagle.training.parts import config_of_draft, conversations
+    from hf_eagle.training.served import check_server
+    from hf_eagle.training.target_of_run import (
         check_lengths,
-        config_of_draft,
-        conversations,
         load_target,
         processor_of,
         shows_media,
         spreadable,
         tokenizer_of,
     )
-    from hf_eagle.training.served import check_server
 
     show_log(logging.INFO if args.should_log else logging.ERROR)
     if args.should_log:

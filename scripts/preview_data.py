@@ -87,7 +87,8 @@ def main() -> None:
     from hf_eagle.data.preview import to_html, to_terminal
     from hf_eagle.drafts.vocabulary import count_supervised_tokens, token_rows
     from hf_eagle.evaluation.prompts import load_prompts
-    from hf_eagle.training.parts import conversations, processor_of, read_in_a_run, tokenizer_of
+    from hf_eagle.training.parts import conversations, read_in_a_run
+    from hf_eagle.training.target_of_run import processor_of, tokenizer_of
 
     show_log()
     tell_traps()

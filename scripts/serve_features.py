@@ -117,7 +117,8 @@ def command_of(args: ServeFeaturesArguments, target: TargetArguments, draft: Dra
     from hf_eagle.serving.features_command import features_command
     from hf_eagle.targets.loading import takes_media
     from hf_eagle.targets.room import config_before_loading
-    from hf_eagle.training.parts import check_lengths, config_of_draft
+    from hf_eagle.training.parts import config_of_draft
+    from hf_eagle.training.target_of_run import check_lengths
 
     if target.gguf_file is not None or takes_media(target.target, target.target_revision):
         what = "a GGUF file" if target.gguf_file is not None else "a model that takes images"

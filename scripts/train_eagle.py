@@ -97,21 +97,22 @@ def build_trainer(run: RunArguments, resume: Path | None, prompts: list | None):
     from hf_eagle.data.collators import EagleDataCollator
     from hf_eagle.hub.run_facts import argument_facts
     from hf_eagle.targets.architectures import check_length
-    from hf_eagle.training import parts
+    from hf_eagle.training import parts, target_of_run
     from hf_eagle.training.served import check_server, only_reads
     from hf_eagle.training.stalls import watched
     from hf_eagle.training.trainer import EagleTrainer
 
     data_args, args = run.data, run.training
-    parts.check_lengths(run.target, data_args)
+    target_of_run.check_lengths(run.target, data_args)
     parts.check_draft_shape(run.target, run.draft)
     check_server(run.target, data_args)
-    target_args = parts.spreadable(run.target, args)
-    tokenizer, processor = parts.tokenizer_of(target_args), parts.processor_of(target_args, data_args)
+    target_args = target_of_run.spreadable(run.target, args)
+    tokenizer, processor = target_of_run.tokenizer_of(target_args), target_of_run.processor_of(target_args, data_args)
     train, held_out = parts.conversations(tokenizer, data_args, args, processor)
 
     with watched(args, "while the target is loaded"):
-        target = parts.load_target(target_args, parts.shows_media(train, prompts), stored=only_reads(data_args))
+        media = target_of_run.shows_media(train, prompts)
+        target = target_of_run.load_target(target_args, media, stored=only_reads(data_args))
     check_length(target.config, data_args.max_length)
 
     # an adapter's base is the draft that its training began with, on resuming too
@@ -129,7 +130,7 @@ def build_trainer(run: RunArguments, resume: Path | None, prompts: list | None):
         train_dataset=train,
         eval_dataset=held_out,
         processing_class=tokenizer,
-        data_collator=EagleDataCollator.of(processor) if parts.shows_media(train) else None,
+        data_collator=EagleDataCollator.of(processor) if target_of_run.shows_media(train) else None,
         peft_config=run.adapter.peft_config(),
     )
     if run.adapter.use_peft:

@@ -11,8 +11,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..door.reading import reading
+from .adapters import to_the_base
 from .decoder_parts import find_decoder, find_decoder_parts
-from .loading import _check_kind, _to_the_base, auto_class, load_config, takes_media
+from .loading import auto_class, check_kind, load_config, takes_media
 from .weights import check_sizes, load_whole, stored_shapes
 
 
@@ -55,7 +56,7 @@ def load_ends(
         ValueError: for an adapter, a target that takes images, and a quantised head.
         OSError: if there is no such model.
     """
-    adapters, _, _ = _to_the_base(name_or_path, revision, argument)
+    adapters, _, _ = to_the_base(name_or_path, revision, argument)
     if adapters:
         raise ValueError(
             f"`{argument}` {name_or_path} is an adapter, which changes the layers that run in the server: merge it "
@@ -63,7 +64,7 @@ def load_ends(
         )
 
     config = load_config(name_or_path, revision, trust_remote_code, argument)
-    _check_kind(argument, name_or_path, config)
+    check_kind(argument, name_or_path, config)
     if takes_media(name_or_path, revision, trust_remote_code=trust_remote_code):
         raise ValueError(
             f"`{argument}` {name_or_path} takes images, and `target_url` sends a server token ids alone: train beside "

@@ -2,9 +2,6 @@
 
 import inspect
 import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +24,12 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING,
 )
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
-from transformers.utils import cached_file, find_adapter_config_file
+from transformers.utils import cached_file
 
 from ..door.config_numbers import check_config_numbers
 from ..door.environment import how_to_install
 from ..door.reading import read_part, reading
+from .adapters import as_base, merged, to_the_base
 from .media_inputs import why_not_shown
 from .weights import check_sizes, check_stored_dtypes, load_whole, stored_shapes
 
@@ -40,14 +38,6 @@ logger = logging.getLogger(__name__)
 
 _OPTIONAL = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
 _OF_PROCESSORS = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
-# what peft computes with, of an adapter's config; peft accepts a text as a number until it fails later
-_ADAPTER_FIELDS = {
-    **dict.fromkeys(("base_model_name_or_path?", "revision?", "peft_type?", "task_type?"), str | None),
-    **dict.fromkeys(("lora_alpha?", "lora_dropout?"), float | None),
-    "r?": int | None,
-    "target_modules?": str | list[str] | None,
-    **dict.fromkeys(("rank_pattern?", "alpha_pattern?"), dict[str, float] | None),
-}
 _IDS = int | list[int] | None
 _GENERATION_FIELDS = dict.fromkeys(("bos_token_id?", "eos_token_id?", "pad_token_id?"), _IDS)
 
@@ -102,7 +92,7 @@ def why_only_text(name_or_path: str, revision: str = "main", **options: Any) -> 
 
 
 def _config_of_base(name_or_path: str, revision: str, trust_remote_code: bool = False, **_: Any) -> PreTrainedConfig:
-    _, name, revision = _to_the_base(name_or_path, revision)
+    _, name, revision = to_the_base(name_or_path, revision)
     return load_config(name, revision, bool(trust_remote_code))
 
 
@@ -126,15 +116,15 @@ def load_causal_lm(
     if options.get("gguf_file"):
         return _whole_model(name_or_path, revision, argument, media, options)
 
-    adapters, base, base_revision = _to_the_base(name_or_path, revision, argument)
+    adapters, base, base_revision = to_the_base(name_or_path, revision, argument)
     if not adapters:
         return _whole_model(base, base_revision, argument, media, options)
 
-    with _as_base(argument, adapters, base):
+    with as_base(argument, adapters, base):
         model = _whole_model(base, base_revision, argument, media, options)
 
     for adapter, its_revision in reversed(adapters):
-        model = _merged(model, adapter, its_revision, argument)
+        model = merged(model, adapter, its_revision, argument)
         logger.info("The %s is %s with the adapter %s merged in.", argument, model.name_or_path, adapter)
         # cards and regenerated answers read the target's name from the model; the base's would be wrong
         model.name_or_path = model.config.name_or_path = str(adapter)
@@ -150,7 +140,7 @@ def _whole_model(
             return load_whole(AutoModelForCausalLM, name_or_path, argument, revision=revision, **options)
 
     config = load_config(name_or_path, revision, bool(options.get("trust_remote_code")), argument)
-    _check_kind(argument, name_or_path, config)
+    check_kind(argument, name_or_path, config)
 
     with reading(argument, name_or_path):
         _check_generation_config(argument, name_or_path, revision)
@@ -160,7 +150,7 @@ def _whole_model(
         return load_whole(auto_class(config, media), name_or_path, argument, revision=revision, **options)
 
 
-def _check_kind(argument: str, name_or_path: str, config: PreTrainedConfig) -> None:
+def check_kind(argument: str, name_or_path: str, config: PreTrainedConfig) -> None:
     """Raise `ValueError` for a model that does not generate token by token."""
     known = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
     # `AutoModelForCausalLM` loads these too, though they attend to later tokens
@@ -193,7 +183,7 @@ def load_tokenizer(
         ValueError, OSError: if it cannot be read.
     """
     if not options.get("gguf_file"):
-        adapters, base, base_revision = _to_the_base(name_or_path, revision, argument)
+        adapters, base, base_revision = to_the_base(name_or_path, revision, argument)
         for adapter, its_revision in adapters:
             with reading(argument, adapter):
                 own = cached_file(str(adapter), "tokenizer_config.json", revision=its_revision, **_OPTIONAL)
@@ -241,7 +231,7 @@ def files_of_processor(name_or_path: str, revision: str = "main") -> list[Path]:
 
 def _place_of_processor(name_or_path: str, revision: str, argument: str = "target") -> tuple[str, str, list[Path]]:
     """Name and revision of the adapter or base that has a processor, and its files; the base if none has."""
-    adapters, base, base_revision = _to_the_base(name_or_path, revision, argument)
+    adapters, base, base_revision = to_the_base(name_or_path, revision, argument)
     for source, its_revision in (*adapters, (base, base_revision)):
         found = [cached_file(str(source), name, revision=its_revision, **_OPTIONAL) for name in _OF_PROCESSORS]
         if any(found):
@@ -288,106 +278,3 @@ def _no_videos(*args, **kwargs):
         "The data hold a video, for which transformers' video processors need torchvision: "
         f"{how_to_install('torchvision')}, and PyAV (`pip install av`), which decodes files."
     )
-
-
-def is_adapter(name_or_path: str, revision: str = "main") -> bool:
-    """Return whether a target is a PEFT adapter rather than a whole model."""
-    with reading("target", name_or_path):
-        return find_adapter_config_file(str(name_or_path), revision=revision) is not None
-
-
-def _to_the_base(name_or_path: str, revision: str, argument: str = "target") -> tuple[list[tuple[str, str]], str, str]:
-    """The adapters from the named one down (none for a whole model), and the base that the last one names.
-
-    Raises:
-        ValueError: for an adapter that names no base, or that comes round to one before it.
-    """
-    adapters, seen = [], set()
-    while True:
-        with _as_base(argument, adapters, name_or_path):
-            adapter = _adapter_config(name_or_path, revision, argument)
-
-        if adapter is None:
-            return adapters, name_or_path, revision
-
-        # chains of adapters may come round to one that was seen, and would never end
-        place = Path(name_or_path).resolve() if Path(name_or_path).is_dir() else (str(name_or_path), revision)
-        if place in seen:
-            raise ValueError(
-                f"`{argument}` {adapters[0][0]} is an adapter that ends at no base model, since {adapters[-1][0]} "
-                f"names {name_or_path} again: correct `base_model_name_or_path` in its adapter_config.json."
-            )
-
-        seen.add(place)
-        adapters.append((name_or_path, revision))
-        name_or_path, revision = _base_of(name_or_path, adapter, argument), adapter.get("revision") or "main"
-
-
-@contextmanager
-def _as_base(argument: str, adapters: list[tuple[str, str]], base: str) -> Iterator[None]:
-    """Make an error about a base name the adapter that asks for it, the last of these."""
-    try:
-        yield
-    except (OSError, ValueError) as problem:
-        if not adapters:
-            raise
-
-        kind = OSError if isinstance(problem, OSError) else ValueError
-        raise kind(
-            f"`{argument}` {adapters[-1][0]} is an adapter on {base}, which cannot be loaded "
-            f"({str(problem).rstrip('.')}): correct `base_model_name_or_path` in its adapter_config.json."
-        ) from problem
-
-
-def _adapter_config(name_or_path: str, revision: str, argument: str) -> dict | None:
-    """The config of an adapter, `None` for anything else; `ValueError` if the folder holds both kinds."""
-    with reading(argument, name_or_path):
-        file = find_adapter_config_file(str(name_or_path), revision=revision)
-        if file is None:
-            return None
-
-        whole = [*Path(file).parent.glob("model*.safetensors"), *Path(file).parent.glob("pytorch_model*.bin")]
-        if whole:
-            raise ValueError(
-                f"`{argument}` {name_or_path} holds both a whole model ({whole[0].name}) and an adapter "
-                "(adapter_config.json): keep only the one you mean in the folder."
-            )
-
-    return read_part(argument, name_or_path, file, _ADAPTER_FIELDS)
-
-
-def _base_of(name_or_path: str, adapter: dict, argument: str) -> str:
-    base = adapter.get("base_model_name_or_path")
-    if not base:
-        raise ValueError(
-            f"`{argument}` {name_or_path} is an adapter whose adapter_config.json names no `base_model_name_or_path`: "
-            "write the base model there."
-        )
-    return base
-
-
-def _merged(model: PreTrainedModel, adapter: str, revision: str, argument: str) -> PreTrainedModel:
-    """A base model with an adapter merged in, `ValueError` if that does not work."""
-    try:  # a published draft decodes without peft, and transformers requires every import that is outside a `try`
-        from peft import PeftModel
-    except ImportError as problem:
-        raise ValueError(f"`{argument}` {adapter} is an adapter, which needs peft: `pip install peft`.") from problem
-
-    with reading(argument, adapter), warnings.catch_warnings():
-        # weights that the file does not have would stay as they were drawn
-        warnings.filterwarnings("error", message="Found missing adapter keys")
-        try:
-            adapted = PeftModel.from_pretrained(model, adapter, revision=revision)
-        except (RuntimeError, UserWarning, ValueError) as problem:
-            raise ValueError(
-                f"The adapter `{argument}` {adapter} does not fit its base {model.name_or_path}: "
-                f"{' '.join(str(problem).split())[:300]}"
-            ) from problem
-
-    if not hasattr(adapted.base_model, "merge_and_unload"):
-        kind = adapted.peft_type.value
-        raise ValueError(
-            f"The adapter `{argument}` {adapter} is of type {kind}, which is no change of weights and cannot be "
-            "merged: use the base as target, or a LoRA."
-        )
-    return adapted.merge_and_unload(safe_merge=True)  # refuses NaN

@@ -4,7 +4,8 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from .loading import _to_the_base, load_config
+from .adapters import to_the_base
+from .loading import load_config
 
 
 def config_before_loading(
@@ -22,7 +23,7 @@ def config_before_loading(
     if gguf_file is not None:
         return None
 
-    _, name, revision = _to_the_base(target, revision)
+    _, name, revision = to_the_base(target, revision)
     return load_config(name, revision, trust_remote_code)
 
 

@@ -10,8 +10,9 @@ from packaging.version import Version
 from transformers import PreTrainedConfig
 from transformers import __version__ as RELEASE
 
+from .adapters import is_adapter
 from .config_fields import values_of_field
-from .loading import is_adapter, load_config
+from .loading import load_config
 from .turned_weights import recognise_turned_shares, refuse_turned_experts
 
 

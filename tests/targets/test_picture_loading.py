@@ -11,7 +11,7 @@ from transformers import LlavaConfig
 from hf_eagle.arguments.groups import DataArguments, TargetArguments
 from hf_eagle.targets.loading import load_causal_lm, load_processor, takes_media, why_only_text
 from hf_eagle.targets.target import FrozenTarget
-from hf_eagle.training.parts import load_target, processor_of
+from hf_eagle.training.target_of_run import load_target, processor_of
 
 
 TORCHVISION = importlib.util.find_spec("torchvision") is not None

@@ -5,7 +5,7 @@ from tiny_vision import tiny_vision_model, write_processor
 from transformers import LlamaConfig
 
 from hf_eagle.arguments.groups import DataArguments, TargetArguments
-from hf_eagle.training.parts import processor_of
+from hf_eagle.training.target_of_run import processor_of
 
 
 LIMITS = {"min_pixels": 128, "max_pixels": 512}

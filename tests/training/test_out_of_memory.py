@@ -19,7 +19,7 @@ from hf_eagle.training.acceptance import AcceptanceLengthCallback
 from hf_eagle.training.checkpoints import checkpoints
 from hf_eagle.training.memory import LESS_OF_TARGET as LESS
 from hf_eagle.training.memory import savings_of
-from hf_eagle.training.parts import load_target
+from hf_eagle.training.target_of_run import load_target
 
 
 CUDA = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 139.80 GiB."

@@ -6,7 +6,7 @@ from tiny_vision import save_adapter, tiny_vision_model, write_processor
 from hf_eagle.arguments.groups import DataArguments, TargetArguments
 from hf_eagle.targets.loading import files_of_processor
 from hf_eagle.targets.merged_folder import save_merged
-from hf_eagle.training.parts import processor_of
+from hf_eagle.training.target_of_run import processor_of
 
 
 DATA = DataArguments(train_data=["chats.jsonl"])

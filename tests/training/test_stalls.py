@@ -128,7 +128,7 @@ TRAINER, PARTS = "hf_eagle.training.trainer:EagleTrainer", "hf_eagle.training.pa
 # who stays away, at what, and what the other one says: the collective, the line, and the stage
 STAGES = {
     "data": (0, f"{PARTS}:build_dataset", "barrier (called at training/parts.py:", "while the data are prepared"),
-    "target": (1, f"{PARTS}:load_target", "", "while the target is loaded"),
+    "target": (1, "hf_eagle.training.target_of_run:load_target", "", "while the target is loaded"),
     "ready": (1, f"{PARTS}:draft_for", "full_tensor (called at targets/sharding.py:", "while the run is made ready"),
     "saving": (1, f"{TRAINER}.save_model", "all_reduce (called at training/", "while the draft is saved"),
     "evaluation": (1, f"{TRAINER}.evaluate", "", "in the evaluation after step 1"),
