@@ -85,7 +85,7 @@ def test_every_option_exists():
     for path in [*(ROOT / "scripts" / "dev").rglob("*.py"), *(ROOT / "tests").glob("*.py")]:
         code = path.read_text(encoding="utf-8")
         known |= set(re.findall(r'"(--\w+)"', code))
-        if "EagleArgumentParser(" in code:  # whose options are fields
+        if 'metadata={"help":' in code:  # options are fields
             known |= {f"--{name}" for name in re.findall(r"^    (\w+): [^=\n]*= field\(", code, re.M)}
     for name, text in TEXTS.items():
         told = {option for option in re.findall(r"(?<![\w-])--[a-z][\w-]*", text)}

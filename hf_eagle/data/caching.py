@@ -19,11 +19,20 @@ def caching() -> Iterator[None]:
     """
     try:
         yield
-    except OSError as problem:
-        if problem.errno not in _NO_ROOM:
+    except (OSError, ValueError) as problem:
+        full = _no_room(problem)
+        if full is None:
             raise
-        why = problem.strerror or problem
         raise OSError(
-            f"The cache of data sets {config.HF_DATASETS_CACHE} cannot be written ({why}): make room, or name a "
-            "different folder in the environment variable HF_DATASETS_CACHE."
+            f"The cache of data sets {config.HF_DATASETS_CACHE} cannot be written ({full.strerror or full}): make "
+            "room, or name a different folder in the environment variable HF_DATASETS_CACHE."
         ) from problem
+
+
+def _no_room(problem: BaseException) -> OSError | None:
+    """The error of a full disk that led to this one: `datasets` then closes a file twice, a `ValueError`."""
+    while problem is not None:
+        if isinstance(problem, OSError) and problem.errno in _NO_ROOM:
+            return problem
+        problem = problem.__context__
+    return None

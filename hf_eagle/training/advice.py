@@ -44,14 +44,25 @@ class Look:
 
         count, tokens, supervised, rows = min(ROWS, len(data)), 0, [], []
         for row in data.select([place * len(data) // count for place in range(count)]).with_format(None):
-            ids, mask = (torch.as_tensor(row[name]) for name in ("input_ids", "loss_mask"))
-            mask = mask > 0  # -100 is not supervised
+            if (held := _held_in(row)) is None:
+                return None
+            ids, mask = held
             tokens += len(ids)
             supervised.append(ids[mask])
             first = (row.get("document_lengths") or [len(ids)])[0]  # a packed row holds several conversations
             rows.append((ids[: min(first, READ_TOKENS)], mask[: min(first, READ_TOKENS)]))
         step = max(1, len(rows) // READ_ROWS)
         return cls(tokens, torch.cat(supervised), rows[::step][:READ_ROWS])
+
+
+def _held_in(row: dict) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Token ids of a row, and which are supervised; `None` for a row that is refused by name once a step reads it."""
+    try:
+        ids, mask = (torch.as_tensor(row[name]) for name in ("input_ids", "loss_mask"))
+    except (OverflowError, RuntimeError, TypeError, ValueError):
+        return None
+    fits = ids.dim() == 1 and ids.shape == mask.shape and ids.dtype == torch.long
+    return (ids, mask > 0) if fits else None  # -100 is not supervised
 
 
 def warnings_about(look: Look, draft_ids: torch.Tensor | None) -> Iterator[str]:
@@ -80,7 +91,8 @@ def warnings_about(look: Look, draft_ids: torch.Tensor | None) -> Iterator[str]:
 def warning_about_answers(look: Look, target) -> str | None:
     """A sentence about answers that the target would mostly not give, from reading a few of them."""
     total, same = sum(int(mask[1:].sum()) for _, mask in look.rows), 0
-    if total < TOKENS:
+    known = all(((0 <= ids) & (ids < target.vocab_size)).all() for ids, _ in look.rows)
+    if total < TOKENS or not known:  # a step refuses other tokens, and says which
         return None
 
     for ids, mask in look.rows:

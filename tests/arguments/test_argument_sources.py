@@ -26,6 +26,7 @@ GROUPS = {
     "write-prompts": {SOURCE, TEMPLATE},
     "benchmark-serving": {SOURCE, TEMPLATE},
     "diagnose": {SOURCE, TEMPLATE},
+    "serve-features": {SOURCE, TEMPLATE},
     "prune": {SOURCE, TEMPLATE},
     "check": set(),  # these read a draft, and of a target its config at most
     "import": set(),

@@ -19,6 +19,7 @@ from hf_eagle.arguments.groups import (
 from hf_eagle.arguments.objective import refuse_other_methods
 from hf_eagle.arguments.parser import EagleArgumentParser, argument
 from hf_eagle.data.forms import FORMS
+from hf_eagle.training.run_arguments import RunArguments
 
 
 FORMS_IN_ORDER = ("messages", "sharegpt", "alpaca", "prompt_completion", "preference", "text")
@@ -227,6 +228,14 @@ def test_help_is_instant_and_complete(script):
     assert "usage:" in done.stdout and "--config" in done.stdout
     documented = [line for line in done.stdout.splitlines() if line.startswith("  --")]
     assert len(documented) >= 3
+
+
+def test_help_is_shown_whatever_else_is_asked(capsys):
+    """The parser of the help loads no torch, so it does not know most arguments of transformers."""
+    for more in (["--config", "qwen3-8b-eagle3"], ["--output_dir", "there"]):
+        with pytest.raises(SystemExit) as ended:
+            RunArguments.parse([*more, "--help"])
+        assert ended.value.code == 0 and "usage:" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("recipe", sorted(p.name for p in (ROOT / "training_args").glob("*.yaml")))

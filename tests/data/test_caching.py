@@ -1,5 +1,6 @@
 """A disk that is full while records are read and tokenised: one sentence that says which folder is too full."""
 
+import errno
 import json
 
 import pytest
@@ -34,6 +35,15 @@ def test_each_step_says_so(records):
     with full_disk(500), pytest.raises(OSError, match=SAID):
         pack_dataset(chats, 256)
     assert len(pack_dataset(chats, 256))
+
+
+def test_what_a_full_disk_leads_to_is_said_as_well():
+    """`datasets` writes to a file that could not be closed, if it has so few rows that only closing writes them."""
+    with pytest.raises(OSError, match=SAID), caching():
+        try:
+            raise OSError(errno.EFBIG, "File too large")
+        except OSError as problem:
+            raise ValueError("I/O operation on closed file") from problem
 
 
 def test_what_is_not_the_disks_is_left_as_it_is():

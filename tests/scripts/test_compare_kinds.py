@@ -86,7 +86,7 @@ def called(monkeypatch):
 def test_it_runs_whole_and_does_nothing_twice(folder, called):
     comparison = Comparison(arguments(folder))
     told = comparison.described()
-    assert told.count("train ") == 7 and "the best DFlash, seed 1" in told and "16" not in told
+    assert told.count("train ") == 7 and "the best DFlash, seed 1" in told and "blocks of 16" not in told
     comparison.run()
     assert called.count("regenerate_answers.py") == 1
     assert called.count("clocked.py") == called.count("benchmark_serving.py") == 5 + 2

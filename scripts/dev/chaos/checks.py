@@ -86,7 +86,9 @@ def _wrong_codes(ended: Ended, blow: Blow | None, refused: bool, launcher: bool)
     if blow.fault in _CODES:
         wanted = _CODES[blow.fault]
         if blow.moment == "data":  # before training no rank tells another
-            fine = codes[blow.rank] == wanted and all(codes)
+            # of all ranks, the one that sends the signal gets it last, and may lose the others before
+            told_by = codes if blow.everywhere else [codes[blow.rank]]
+            fine = wanted in told_by and all(codes)
             return [] if fine else [f"{told}, though rank {blow.rank} got {blow.fault}"]
         # a launcher may end ranks whose work is done, but which have not left yet
         fine = wanted in codes and set(codes) <= ({wanted, -15} if launcher else {wanted})
