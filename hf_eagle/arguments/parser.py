@@ -120,6 +120,8 @@ class EagleArgumentParser(HfArgumentParser):
         Exits with a message for an unknown name, a value that is not allowed, or an unreadable file.
         """
         args = [_at_home(word) for word in (sys.argv[1:] if args is None else args)]
+        if "--help" in args or "-h" in args:  # whatever else there is: the parser of the help knows fewer arguments
+            self.parse_args(["--help"])
         if first is not None and args and not args[0].startswith("-"):
             args = [f"--{first}", *args]
         for option in (arg.split("=")[0] for arg in args if arg.startswith("--")):

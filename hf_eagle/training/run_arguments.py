@@ -50,8 +50,7 @@ class RunArguments:
         if "--help_all" in args:  # the help of the full parser, with every argument of transformers
             args = ["--help"]
         elif "--help" in args or "-h" in args:
-            # alone: this parser does not know the other arguments of a command line
-            EagleArgumentParser((*_GROUPS, EagleArguments), description=description).parse_args_and_config(["--help"])
+            return EagleArgumentParser((*_GROUPS, EagleArguments), description=description).parse_args_and_config(args)
         return cls(*cls.parser(description).parse_args_and_config(args))
 
     @classmethod
