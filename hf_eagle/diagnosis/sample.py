@@ -4,6 +4,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
+import torch
+
 from ..decoding.checks import DraftShape
 from ..decoding.continued import continued_answers
 from ..decoding.replay import Transcript, replay, replay_places, transcribe
@@ -12,6 +14,9 @@ from ..evaluation.acceptance import decode_prompts, stop_token_ids
 from ..evaluation.measurement import DecodingSettings, Measurement, PromptRun
 from ..evaluation.prompt_batches import PromptBatch, check_rendering, planned_batches
 from ..evaluation.prompts import Prompt
+
+
+_KEPT = 2**30  # bytes of the target's readings that are kept; beyond, it reads again
 
 
 class Sample:
@@ -36,6 +41,8 @@ class Sample:
         self.rendered = check_rendering(prompts, tokenizer, template_kwargs)
         self.places = [places for _, _, places in planned_batches(prompts, self.settings, self.rendered)]
         self._answers: dict[int, tuple] = {}  # with what follows them, by the number of a batch
+        self._readings: dict[tuple, Transcript] = {}  # by the number of a batch, and what was tapped
+        self._room = _KEPT
 
     def transcripts(self, tap_ids: list[int] | None = None) -> Iterator[tuple[list[int], PromptBatch, Transcript]]:
         """The target's reading of each batch: which prompts it holds, their tokens, and all that a draft is shown.
@@ -52,9 +59,19 @@ class Sample:
                 beyond = self.settings.shape.depth - 1
                 self._answers[number] = continued_answers(self.target, **batch.inputs, **asked, beyond=beyond)
 
-            answers, after = self._answers[number]
             with tapped(self.target, tap_ids):
-                yield places, batch, transcribe(self.target, **batch.inputs, answers=answers, after=after)
+                yield places, batch, self._reading(number, batch)
+
+    def _reading(self, number: int, batch: PromptBatch) -> Transcript:
+        key = (number, *(self.target.tap_ids or ()))
+        if key not in self._readings:
+            answers, after = self._answers[number]
+            found = transcribe(self.target, **batch.inputs, answers=answers, after=after)
+            size = _bytes_of(found)
+            if size > self._room:
+                return found
+            self._readings[key], self._room = found, self._room - size
+        return self._readings[key]
 
     def said(self) -> list[tuple[list[int], list[int]]]:
         """Of every prompt the answer, and the tokens behind its end."""
@@ -69,6 +86,7 @@ class Sample:
     def keep_answers_of(self, other: "Sample") -> None:
         """Take the answers of a sample of the same prompts, which another target gave."""
         self._answers = dict(enumerate(self._batched(other.said())))
+        self._readings, self._room = {}, _KEPT
 
     def _batched(self, said: list[tuple[list[int], list[int]]]) -> Iterator[tuple]:
         for places in self.places:
@@ -120,6 +138,12 @@ class Sample:
     def _run(self, place: int, token_ids: list[int], answer: list[int], rounds: list[int]) -> PromptRun:
         counts = per_position(rounds, self.settings.shape.depth)
         return PromptRun(self.prompts[place], 0, token_ids, answer, len(rounds), counts, rounds, None)
+
+
+def _bytes_of(transcript: Transcript) -> int:
+    """Bytes of the features in it."""
+    tensors = [x for part in (transcript.read, transcript.said) if part is not None for x in vars(part).values()]
+    return sum(x.numel() * x.element_size() for x in tensors if isinstance(x, torch.Tensor))
 
 
 def _spans(transcript: Transcript) -> Iterator[tuple[int, int, int]]:

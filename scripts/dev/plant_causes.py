@@ -8,15 +8,16 @@ FOLDER` adds a draft that was trained badly: `--drafts ttt_steps outputs/one-ste
 answers are not the target's: `answers` must be named of them. The draft itself, and those of `--sound`, are examined
 too: nothing may be found in them.
 
-Writes `table.md` and `planted.json`: what was named, what the repair was foretold to give, and what the sound draft
-accepts, which is what it gives. Ends with 1 if more than two causes were missed, or if something was found in a sound
-draft.
+Writes `table.md` and `planted.json` after each case: what was named, what the repair was foretold to give, and what the
+sound draft accepts, which is what it gives. Ends with 1 if more than two causes were missed, or if something was found
+in a sound draft.
 """
 
 import argparse
 import json
 import sys
 import time
+from functools import cache
 from pathlib import Path
 
 
@@ -40,19 +41,20 @@ def main() -> int:
 
     from planting.faults import FAULTS
 
-    sound = Sound(asked)
-    rows = [sound.examine("nothing", None, lambda case: None)]
-    rows += [sound.examine(f"nothing ({folder})", None, sound.draft_of(folder)) for folder in asked.sound]
-    for fault in FAULTS:
-        if not fault.needs or getattr(sound, fault.needs) is not None:
-            rows.append(sound.examine(fault.name, fault.cause, fault.plant))
-    rows += [sound.examine(f"{cause} ({folder})", cause, sound.draft_of(folder)) for cause, folder in asked.drafts]
+    sound, rows = Sound(asked), []
+    cases = [("nothing", None, lambda case: None)]
+    cases += [(f"nothing ({folder})", None, sound.draft_of(folder)) for folder in asked.sound]
+    known = [fault for fault in FAULTS if not fault.needs or getattr(sound, fault.needs) is not None]
+    cases += [(fault.name, fault.cause, fault.plant) for fault in known]
+    cases += [(f"{cause} ({folder})", cause, sound.draft_of(folder)) for cause, folder in asked.drafts]
     if asked.answers is not None:
-        rows.append(sound.examine("answers of others", "answers", sound.data_of(asked.answers)))
+        cases.append(("answers of others", "answers", sound.data_of(asked.answers)))
 
     asked.out.mkdir(parents=True, exist_ok=True)
-    (asked.out / "planted.json").write_text(json.dumps(rows, indent=1) + "\n")
-    (asked.out / "table.md").write_text(table(rows))
+    for name, cause, plant in cases:
+        rows.append(sound.examine(name, cause, plant))
+        (asked.out / "planted.json").write_text(json.dumps(rows, indent=1) + "\n")
+        (asked.out / "table.md").write_text(table(rows))
     print(table(rows))
     missed = sum(row["cause"] is not None and row["named"] != row["cause"] for row in rows)
     return int(missed > 2 or any(row["cause"] is None and row["named"] for row in rows))
@@ -83,7 +85,9 @@ class Sound:
         from hf_eagle.data.records import load_records
         from hf_eagle.diagnosis.training_data import TrainingData
 
-        return TrainingData(load_records(path), self.tokenizer, self.asked.max_length)
+        data = TrainingData(load_records(path), self.tokenizer, self.asked.max_length)
+        data.share_of_own_answers = cache(data.share_of_own_answers)  # the same in each case
+        return data
 
     def draft_of(self, folder: str):
         """Examine another draft in its place."""
