@@ -32,6 +32,18 @@ def without_vocabulary(accepted: Sequence[int], outside: Sequence[bool], depth: 
     return list(map(reach, range(len(accepted))))
 
 
+def right_where_known(accepted: Sequence[Sequence[int]], outside: Sequence[Sequence[bool]]) -> float:
+    """
+    Return how often the first drafted token is right where the next token can be proposed.
+
+    Args:
+        accepted, outside: of every prompt, as for `without_vocabulary`.
+    """
+    pairs = zip(accepted, outside, strict=True)
+    known = [count > 0 for counts, row in pairs for place, count in enumerate(counts) if not row[place + 1]]
+    return sum(known) / max(len(known), 1)
+
+
 def with_features(right: Sequence[int], depth: int) -> list[int]:
     """
     Return how many drafted tokens were right at every place, if a draft saw the target's features of them too.

@@ -26,6 +26,7 @@ class Finding:
         gain: by how much the acceptance length is larger than as it is; `None` if that was not measured.
         interval: the 99% interval of the gain.
         bound: whether no more than this can be gained, and less is likely.
+        likely: how much of a bound is likely to be gained, where that can be told: this decides whether it is named.
         seen: for a cause that shows without a gain, whether it does.
         decoded: acceptance length with the change by decoding itself, of what is told.
         details: further numbers, for the JSON file.
@@ -38,6 +39,7 @@ class Finding:
     gain: float | None = None
     interval: list[float] | None = None
     bound: bool = False
+    likely: float | None = None
     seen: bool = False
     decoded: float | None = None
     details: dict[str, Any] | None = None
@@ -47,7 +49,8 @@ class Finding:
         if self.gain is None or length is None:
             return self.seen
         sure = self.bound or (self.interval is not None and self.interval[0] > 0)
-        return self.seen or (sure and self.gain >= cause_of(self.cause).least * length)
+        gain = self.gain if self.likely is None else self.likely
+        return self.seen or (sure and gain >= cause_of(self.cause).least * length)
 
     def as_json(self) -> dict[str, Any]:
         """For the JSON file."""

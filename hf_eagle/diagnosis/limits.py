@@ -9,7 +9,14 @@ import torch
 from ..drafts.vocabulary import count_supervised_tokens
 from ..evaluation.contexts import acceptance_by_context, context_lengths
 from ..evaluation.summary import summarize
-from .bounds import by_category, counts_at_places, counts_of_rounds, with_features, without_vocabulary
+from .bounds import (
+    by_category,
+    counts_at_places,
+    counts_of_rounds,
+    right_where_known,
+    with_features,
+    without_vocabulary,
+)
 from .case import Case, Tried
 from .findings import Finding, counts_of, gain_over
 
@@ -42,6 +49,8 @@ def try_vocabulary(case: Case) -> Iterator[Tried]:
         return found
 
     whole = gain_over(case.counts, counts_at_places(bounded(torch.ones_like(known))))
+    outside = [row + [not known[token] for token in after] for row, (_, after) in zip(missing, said, strict=True)]
+    likely = whole.get("gain", 0.0) * right_where_known(accepted, outside)
     sizes = {}
     for size, larger in _larger(case, known).items():
         sizes[str(size)] = gain_over(case.counts, counts_at_places(bounded(larger)))["acceptance_length"]
@@ -50,8 +59,10 @@ def try_vocabulary(case: Case) -> Iterator[Tried]:
     evidence = f"{share:.1%} of the tokens that the target says cannot be proposed"
     evidence += f", most in {worst}: {by_kind[worst]:.1%}" if len(by_kind) > 1 else ""
     evidence += "".join(f"; at most {length:.3f} with {int(size):,} tokens" for size, length in sizes.items() if length)
+    evidence += f"; {likely:+.3f} is likely with all, if they are accepted as often as those that can be proposed"
     details = {"missing": share, "missing_by_category": by_kind, "bound_by_size": sizes}
-    yield Tried(Finding("vocabulary", evidence, "every token known", **whole, bound=True, details=details))
+    finding = Finding("vocabulary", evidence, "every token known", **whole, bound=True, likely=likely, details=details)
+    yield Tried(finding)
 
 
 def _larger(case: Case, known: torch.Tensor) -> dict[int, torch.Tensor]:

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_eagle.diagnosis.bounds import counts_at_places, with_features, without_vocabulary
+from hf_eagle.diagnosis.bounds import counts_at_places, right_where_known, with_features, without_vocabulary
 
 
 @st.composite
@@ -38,5 +38,8 @@ def test_by_hand():
     # the second token behind the first is outside: the draft goes on behind it, and is wrong at once
     outside = [False, False, True, False, False, False, False]
     assert without_vocabulary([1, 0, 0, 2, 0], outside, 3) == [2, 1, 0, 2, 0]
+    # the third place is followed by a token that is not known; two of the other four are right
+    assert right_where_known([[1, 0, 0, 2, 0]], [[False, False, False, True, False, False]]) == 2 / 4
+    assert right_where_known([[]], [[True]]) == 0
     assert with_features([1, 1, 0, 1, 1], 3) == [2, 1, 0, 3, 3]
     assert counts_at_places([[2, 1, 0, 2, 0], [0]]) == ([4, 0], [2, 1])
