@@ -80,12 +80,15 @@ def lose_norm(draft) -> None:
     draft.midlayer.hidden_norm.weight = nn.Parameter(torch.ones_like(weight))
 
 
+FEW = 128
+
+
 def shrink_vocabulary(case: Case) -> None:
-    """The tokens that are said most, a sixteenth of the draft's."""
+    """The few tokens that are said most: with a sixteenth of its vocabulary, a draft of SmolLM2 accepted no less."""
     said = torch.tensor([token for answer, _ in case.sample.said() for token in answer])
     own = proposable(case.draft)
     counts = torch.bincount(said, minlength=case.draft.config.vocab_size)[own]
-    prune_vocabulary(case.draft, own[counts.argsort(descending=True)[: len(own) // 16]])
+    prune_vocabulary(case.draft, own[counts.argsort(descending=True)[:FEW]])
 
 
 def flip(name: str):
@@ -139,7 +142,7 @@ FAULTS = (
     Fault("taps one layer earlier", "tap_ids", shift(-1)),
     Fault("taps turned round", "tap_order", of_draft(reorder(2, 1, 0))),
     Fault("taps rotated", "tap_order", of_draft(reorder(2, 0, 1))),
-    Fault("two taps exchanged", "tap_order", of_draft(reorder(1, 0, 2))),
+    Fault("the later two taps exchanged", "tap_order", of_draft(reorder(0, 2, 1))),
     Fault("a RoPE base of 500,000", "rope_base", of_draft(rotate(rope_theta=500_000.0))),
     Fault("a RoPE base of 1,000,000", "rope_base", of_draft(rotate(rope_theta=1_000_000.0))),
     Fault("RoPE scaled as Llama 3", "rope_scaling", of_draft(rotate(**SCALED))),
@@ -148,7 +151,7 @@ FAULTS = (
     Fault("a norm lost", "lost_norms", of_draft(lose_norm)),
     Fault("the other `norm_output`", "norm_output", of_draft(flip("norm_output"))),
     Fault("rows of the head in another order", "head_rows", of_draft(permute_head)),
-    Fault("a sixteenth of the vocabulary", "vocabulary", shrink_vocabulary),
+    Fault(f"a vocabulary of {FEW} tokens", "vocabulary", shrink_vocabulary),
     Fault("another target", "target", tune_target),
     Fault("a system prompt", "system_prompt", add_system_prompt, needs="data"),
     Fault("long contexts", "context", lengthen),
