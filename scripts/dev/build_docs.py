@@ -5,6 +5,7 @@
 Warnings of pdoc are errors. Missing docstrings are found by `make lint` instead.
 """
 
+import argparse
 import builtins
 import pkgutil
 import re
@@ -72,4 +73,8 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "outputs" / "docs"))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "folder", nargs="?", type=Path, default=ROOT / "outputs" / "docs", help="where they are written"
+    )
+    main(parser.parse_args().folder)
