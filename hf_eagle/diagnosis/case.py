@@ -8,7 +8,6 @@ from typing import Any
 
 from ..door.json_files import read_json
 from ..evaluation.measurement import Measurement
-from ..evaluation.prompts import Prompt
 from .findings import Counts, Finding, counts_of
 from .sample import Sample
 from .training_data import TrainingData
@@ -111,11 +110,6 @@ class Case:
     def wants(self, *causes: str) -> bool:
         """Whether one of these causes is to be tried."""
         return not self.only or bool(self.only & set(causes))
-
-    def other_sample(self, prompts: list[Prompt], template_kwargs: dict | None = None) -> Sample:
-        """Other prompts, or the same ones rendered with other options, answered by the same target."""
-        kwargs = self.sample.template_kwargs if template_kwargs is None else template_kwargs
-        return Sample(self.target, self.sample.tokenizer, prompts, self.sample.settings, kwargs)
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,8 @@ def try_vocabulary(case: Case) -> Iterator[Tried]:
 
     said, known = case.sample.said(), torch.zeros(case.draft.config.vocab_size, dtype=torch.bool)
     known[ids.cpu()] = True
-    missing = [[not x for x in known[torch.tensor(answer)].tolist()] for answer, _ in said]
+    outside = [[not known[token] for token in answer + after] for answer, after in said]
+    missing = [row[: len(answer)] for row, (answer, _) in zip(outside, said, strict=True)]
     total = sum(map(len, missing))
     share = sum(map(sum, missing)) / total
     by_kind = by_category(case.base, [(sum(row), len(row)) for row in missing])
@@ -49,7 +50,6 @@ def try_vocabulary(case: Case) -> Iterator[Tried]:
         return found
 
     whole = gain_over(case.counts, counts_at_places(bounded(torch.ones_like(known))))
-    outside = [row + [not known[token] for token in after] for row, (_, after) in zip(missing, said, strict=True)]
     likely = whole.get("gain", 0.0) * right_where_known(accepted, outside)
     sizes = {}
     for size, larger in _larger(case, known).items():

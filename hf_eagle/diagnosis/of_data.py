@@ -9,7 +9,6 @@ from ..evaluation.prompts import Prompt
 from .bounds import by_category
 from .case import Case, Tried
 from .findings import Finding, counts_of, gain_over
-from .sample import Sample
 from .training_data import coverage, runs_of, system_prompt
 
 
@@ -68,7 +67,7 @@ def _asked_otherwise(
     template: dict | None = None,
 ) -> Tried:
     """Ask the target anew, and count what the draft accepts of these answers."""
-    sample: Sample = case.other_sample(case.sample.prompts if prompts is None else prompts, template)
+    sample = case.sample.like(prompts, template_kwargs=template)
     (measurement,) = sample.replayed([case.draft])
     finding = Finding(cause, evidence, change, **gain_over(case.counts, counts_of(measurement)))
     return Tried(finding, partial(sample.decoded, case.draft))
@@ -81,7 +80,7 @@ def compare_with_training(case: Case) -> Iterator[Tried]:
     prompts = case.data.prompts(len(case.sample.prompts))
     if not prompts:
         return
-    (measurement,) = case.other_sample(prompts).replayed([case.draft])
+    (measurement,) = case.sample.like(prompts).replayed([case.draft])
     found = gain_over(case.counts, counts_of(measurement))
 
     seen, alike = case.data.runs_seen(), case.data.own_coverage()

@@ -68,7 +68,7 @@ def try_trained_target(case: Case) -> Iterator[Tried]:
 
     other = case.trained_target()
     other.tap_ids = case.target.tap_ids
-    sample = _asked(case.sample, other)
+    sample = case.sample.like(target=other)
     draft = Probe("target", "", lambda draft: draft.attach(other)).changed(case.draft)
     (measurement,) = sample.replayed([draft])
 
@@ -79,16 +79,11 @@ def try_trained_target(case: Case) -> Iterator[Tried]:
     yield Tried(finding, partial(sample.decoded, draft))
 
 
-def _asked(sample: Sample, other) -> Sample:
-    """The same prompts, asked of another target."""
-    return Sample(other, sample.tokenizer, sample.prompts, sample.settings, sample.template_kwargs)
-
-
 @torch.no_grad()
 def agreement(sample: Sample, other) -> float:
     """The share of the answers' tokens, but the first ones, that another target finds most probable too."""
     same = total = 0
-    there = _asked(sample, other)
+    there = sample.like(target=other)
     there.keep_answers_of(sample)
     for _, _, transcript in there.transcripts():
         if transcript.said is None:

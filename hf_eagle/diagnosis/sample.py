@@ -44,6 +44,16 @@ class Sample:
         self._readings: dict[tuple, Transcript] = {}  # by the number of a batch, and what was tapped
         self._room = _KEPT
 
+    def like(self, prompts: list[Prompt] | None = None, target=None, template_kwargs: dict | None = None) -> "Sample":
+        """A sample with the same settings: other prompts, another target, or other options of the chat template."""
+        return Sample(
+            self.target if target is None else target,
+            self.tokenizer,
+            self.prompts if prompts is None else prompts,
+            self.settings,
+            self.template_kwargs if template_kwargs is None else template_kwargs,
+        )
+
     def transcripts(self, tap_ids: list[int] | None = None) -> Iterator[tuple[list[int], PromptBatch, Transcript]]:
         """The target's reading of each batch: which prompts it holds, their tokens, and all that a draft is shown.
 

@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from hf_eagle.diagnosis.case import Case, TrainingFacts
-from hf_eagle.diagnosis.sample import Sample
 from hf_eagle.drafts.prune import proposable, prune_vocabulary
 from hf_eagle.evaluation.prompts import Prompt
 
@@ -106,12 +105,12 @@ def tune_target(case: Case) -> None:
     other = type(sound)(model, tap_ids=sound.tap_ids)
     case.draft.attach(other)
     case.trained_target = lambda: sound
-    case.sample = _asked(case, case.sample.prompts, other)
+    case.sample = case.sample.like(target=other)
 
 
 def add_system_prompt(case: Case) -> None:
     prompts = [replace(x, messages=[{"role": "system", "content": SYSTEM}, *x.messages]) for x in case.sample.prompts]
-    case.sample = _asked(case, prompts)
+    case.sample = case.sample.like(prompts)
 
 
 def lengthen(case: Case) -> None:
@@ -124,17 +123,12 @@ def lengthen(case: Case) -> None:
         return replace(prompt, messages=[*prompt.messages[:-1], last | {"content": f"{behind}\n\n{last['content']}"}])
 
     prompts = [longer(x) if place % 2 else x for place, x in enumerate(case.sample.prompts)]
-    case.sample = _asked(case, prompts)
+    case.sample = case.sample.like(prompts)
     case.facts = TrainingFacts(case.facts.arguments | {"max_length": 512})
 
 
 def sample_hotly(case: Case) -> None:
     case.temperature = 1.5
-
-
-def _asked(case: Case, prompts: list[Prompt], target=None) -> Sample:
-    sample = case.sample
-    return Sample(target or case.target, sample.tokenizer, prompts, sample.settings, sample.template_kwargs)
 
 
 FAULTS = (
