@@ -45,6 +45,23 @@ def write_tiny_target(folder):
     tokenizer.save_pretrained(folder)
 
 
+def tiny_recipe(folder) -> dict:
+    """A recipe of six steps on `chats.jsonl` of a folder, for the `target` that lies beside it."""
+    return {
+        "target": str(folder / "target"),
+        "train_data": [str(folder / "chats.jsonl")],
+        "draft_vocab_size": 24,
+        "ttt_steps": 2,
+        "oov_rows": "renormalize",  # a random target rarely says one of 24 tokens
+        "max_steps": 6,
+        "save_steps": 3,
+        "logging_steps": 1,
+        "per_device_train_batch_size": 4,
+        "learning_rate": 1e-3,
+        "max_length": 128,
+    }
+
+
 def save_changed(adapted, folder, seed: int) -> None:
     """Save a PEFT adapter whose trained weights are random, so that it changes what its base says."""
     torch.manual_seed(seed)

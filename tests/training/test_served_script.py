@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 from feature_server import FeatureServer
-from tiny_files import write_chats, write_tiny_target
+from tiny_files import tiny_recipe, write_chats, write_tiny_target
 from transformers import AutoModelForCausalLM
 from warm_python import warm_python
 
@@ -23,20 +23,7 @@ def folder(tmp_path_factory):
     write_tiny_target(folder / "target")
     write_chats(folder / "chats.jsonl")
     (folder / "features").mkdir()
-    recipe = {
-        "target": str(folder / "target"),
-        "train_data": [str(folder / "chats.jsonl")],
-        "draft_vocab_size": 24,
-        "ttt_steps": 2,
-        "oov_rows": "renormalize",  # a random target rarely says one of 24 tokens
-        "max_steps": 6,
-        "save_steps": 3,
-        "logging_steps": 1,
-        "per_device_train_batch_size": 2,
-        "learning_rate": 1e-3,
-        "max_length": 128,
-    }
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(tiny_recipe(folder) | {"per_device_train_batch_size": 2}))
     return folder
 
 

@@ -13,7 +13,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 from test_loading import write_adapter
-from tiny_files import WORDS, write_chats, write_tiny_target
+from tiny_files import WORDS, tiny_recipe, write_chats, write_tiny_target
 from warm_python import warm_python
 
 
@@ -26,19 +26,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("script")
     write_tiny_target(folder / "target")
     write_chats(folder / "chats.jsonl")
-    recipe = {
-        "target": str(folder / "target"),
-        "train_data": [str(folder / "chats.jsonl")],
-        "draft_vocab_size": 24,
-        "ttt_steps": 2,
-        "oov_rows": "renormalize",  # a random target rarely says one of 24 tokens
-        "max_steps": 6,
-        "save_steps": 3,
-        "logging_steps": 1,
-        "per_device_train_batch_size": 4,
-        "learning_rate": 1e-3,
-        "max_length": 128,
-    }
+    recipe = tiny_recipe(folder)
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     recipe = {name: x for name, x in recipe.items() if name not in ("draft_vocab_size", "ttt_steps", "oov_rows")}
     (folder / "eagle1.yaml").write_text(
