@@ -22,8 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works wi
 import hf_eagle.door.beginning  # noqa: F401 - first: from here on a signal ends the script in one line
 from hf_eagle.arguments.bounds import Shown
 from hf_eagle.arguments.groups import DataArguments, DraftArguments, TargetArguments
-from hf_eagle.arguments.objective import EagleArguments
-from hf_eagle.arguments.parser import EagleArgumentParser
+from hf_eagle.arguments.objective import parser_beside_trainer
+from hf_eagle.arguments.parser import EagleArgumentParser, asks_for_help
 from hf_eagle.arguments.parser import argument as _arg
 from hf_eagle.arguments.paths import check_data_paths, paths_read
 from hf_eagle.data.overlap import RULE
@@ -52,17 +52,13 @@ class PreviewArguments:
 
 def parser(for_help: bool = False) -> EagleArgumentParser:
     groups = (PreviewArguments, TargetArguments, DataArguments, DraftArguments)
-    if for_help:  # without loading torch
-        return EagleArgumentParser((*groups, EagleArguments), description=__doc__)
-    from hf_eagle.arguments.training import EagleTrainingArguments
-
-    return EagleArgumentParser((*groups, EagleTrainingArguments), description=__doc__)
+    return parser_beside_trainer(groups, __doc__, for_help)
 
 
 def door(argv: list[str] | None = None):
     """Return the arguments, after checking every path."""
     given = sys.argv[1:] if argv is None else argv
-    parsed = parser(for_help="--help" in given or "-h" in given).parse_args_and_config(given)
+    parsed = parser(for_help=asks_for_help(given)).parse_args_and_config(given)
     preview, target, data, draft, args = parsed
     if data.streaming:
         raise ValueError("`streaming` never has all data at once, which statistics need: leave it out.")

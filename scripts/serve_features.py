@@ -21,8 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works wi
 import hf_eagle.door.beginning  # noqa: F401 - first: from here on a signal ends the script in one line
 from hf_eagle.arguments.bounds import Port, check_numbers
 from hf_eagle.arguments.groups import AdapterArguments, DataArguments, DraftArguments, TargetArguments
-from hf_eagle.arguments.objective import EagleArguments
-from hf_eagle.arguments.parser import EagleArgumentParser
+from hf_eagle.arguments.objective import parser_beside_trainer
+from hf_eagle.arguments.parser import EagleArgumentParser, asks_for_help
 from hf_eagle.arguments.parser import argument as _arg
 from hf_eagle.data.reading import parse_json
 from hf_eagle.door.inputs import check_file, check_target
@@ -71,17 +71,13 @@ class ServeFeaturesArguments:
 
 def parser(for_help: bool = False) -> EagleArgumentParser:
     groups = (ServeFeaturesArguments, TargetArguments, DraftArguments, DataArguments, AdapterArguments)
-    if for_help:  # without loading torch
-        return EagleArgumentParser((*groups, EagleArguments), description=__doc__)
-    from hf_eagle.arguments.training import EagleTrainingArguments
-
-    return EagleArgumentParser((*groups, EagleTrainingArguments), description=__doc__)
+    return parser_beside_trainer(groups, __doc__, for_help)
 
 
 def door(argv: list[str] | None = None):
     """Return the arguments, after checking every path."""
     given = sys.argv[1:] if argv is None else argv
-    parsed = parser(for_help="--help" in given or "-h" in given).parse_args_and_config(given)
+    parsed = parser(for_help=asks_for_help(given)).parse_args_and_config(given)
     args, target, draft, data, *_ = parsed
     args.folder = args.folder or target.features_folder
     if args.folder is None:

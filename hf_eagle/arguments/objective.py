@@ -9,6 +9,7 @@ from typing import Literal, get_args, get_origin
 from ..drafts.kinds import KINDS, Kind
 from .blocks import BlockTrainingArguments
 from .bounds import Count, Depth, Mass, Weight, check_numbers
+from .parser import EagleArgumentParser
 from .parser import argument as _arg
 
 
@@ -104,3 +105,18 @@ def _refuse_other_losses(kind: Kind, group, loss: str | None) -> None:
                 f"`{known.name}` is {value:g}, which `loss` {loss} does not read: leave it out (its default is "
                 f"{known.default:g}), or set `loss` to {' or '.join(losses)}."
             )
+
+
+def parser_beside_trainer(groups: tuple, description: str | None, for_help: bool = False) -> EagleArgumentParser:
+    """The parser of these groups and of the training's arguments.
+
+    Args:
+        groups: dataclasses of arguments.
+        description: the text at the top of `--help`.
+        for_help: whether to leave out the arguments of transformers, which load torch.
+    """
+    if for_help:
+        return EagleArgumentParser((*groups, EagleArguments), description=description)
+    from .training import EagleTrainingArguments
+
+    return EagleArgumentParser((*groups, EagleTrainingArguments), description=description)

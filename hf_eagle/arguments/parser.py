@@ -15,6 +15,11 @@ from .bounds import bounds_of, check_numbers
 from .yaml_files import read_words
 
 
+def asks_for_help(args: list[str]) -> bool:
+    """Whether a command line asks for its help, whatever else is in it."""
+    return "--help" in args or "-h" in args
+
+
 def argument(default: Any, help: str) -> Any:
     """Return a field of a dataclass of arguments, with its default and its text for `--help`."""
     return field(default=default, metadata={"help": help})
@@ -120,7 +125,7 @@ class EagleArgumentParser(HfArgumentParser):
         Exits with a message for an unknown name, a value that is not allowed, or an unreadable file.
         """
         args = [_at_home(word) for word in (sys.argv[1:] if args is None else args)]
-        if "--help" in args or "-h" in args:  # whatever else there is: the parser of the help knows fewer arguments
+        if asks_for_help(args):  # alone: the parser of the help knows fewer arguments
             self.parse_args(["--help"])
         if first is not None and args and not args[0].startswith("-"):
             args = [f"--{first}", *args]

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..arguments.groups import AdapterArguments, DataArguments, DraftArguments, DryRunArguments, TargetArguments
-from ..arguments.objective import EagleArguments, refuse_other_methods
-from ..arguments.parser import EagleArgumentParser
+from ..arguments.objective import parser_beside_trainer, refuse_other_methods
+from ..arguments.parser import EagleArgumentParser, asks_for_help
 from ..arguments.paths import check_data_paths, check_draft_folder, check_training_paths, paths_read
 from ..door.inputs import check_folder, check_target, naming
 
@@ -49,16 +49,14 @@ class RunArguments:
         args = sys.argv[1:] if args is None else args
         if "--help_all" in args:  # the help of the full parser, with every argument of transformers
             args = ["--help"]
-        elif "--help" in args or "-h" in args:
-            return EagleArgumentParser((*_GROUPS, EagleArguments), description=description).parse_args_and_config(args)
+        elif asks_for_help(args):
+            parser_beside_trainer(_GROUPS, description, for_help=True).parse_args_and_config(args)
         return cls(*cls.parser(description).parse_args_and_config(args))
 
     @classmethod
     def parser(cls, description: str | None = None) -> EagleArgumentParser:
         """Make the full parser of the command line, with every argument of transformers. This loads torch."""
-        from ..arguments.training import EagleTrainingArguments
-
-        return EagleArgumentParser((*_GROUPS, EagleTrainingArguments), description=description)
+        return parser_beside_trainer(_GROUPS, description)
 
     def check_paths(self, writes_features: bool = False) -> None:
         """Check that every input can be read, and that no output overwrites what the run does not own.
