@@ -48,7 +48,16 @@ PATHS = [
     "run/config.json",
     "/dev/null/x",
 ]
-PATHS += ["target/model.safetensors", "out/../target", ".", "..", "/proc", "~no/such", "me/no-such-model", "a" * 300]
+PATHS += [
+    "target/model.safetensors",
+    "out/../target",
+    ".",
+    "..",
+    "/proc/sys",
+    "~no/such",
+    "me/no-such-model",
+    "a" * 300,
+]
 VALUES = TEXTS + NUMBERS + PATHS
 JSON_VALUES: list[Any] = [None, True, 0, -1, 10**30, 1.5, float("nan"), "", "text", [], {}, [None], {"a": []}, [[]]]
 JSON_VALUES += ["\ud800", [1] * 50, {"role": {}}, 10**6]
