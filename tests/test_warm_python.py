@@ -15,7 +15,8 @@ SCRIPT = """
 import json, os, signal, sys, time
 alarm = signal.getitimer(signal.ITIMER_REAL), signal.getsignal(signal.SIGALRM)
 print(*alarm, signal.pthread_sigmask(signal.SIG_BLOCK, []))
-print(sys.argv, __name__, os.getcwd(), sys.path[0], os.environ.get("RANK"), os.environ["OWN"], sys.stdin.read())
+told = sys.argv, __name__, os.getcwd(), sys.path[0], os.environ.get("RANK"), os.environ["OWN"], sys.stdin.read()
+sys.stdout.write(" ".join(map(str, told)) + "\\n")  # at once: ranks share the file, and Python may not buffer
 if "exits" in sys.argv: sys.exit("error: one sentence")
 if "dies" in sys.argv: os.kill(os.getpid(), 9)
 if "signals" in sys.argv: os.killpg(os.getpgrp(), signal.SIGINT)

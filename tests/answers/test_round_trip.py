@@ -99,6 +99,7 @@ def test_every_family_has_answers_here():
     assert set(SAID) == set(FAMILIES)
 
 
+@pytest.mark.usefixtures("fresh_cache")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_was_said_is_what_is_trained_on(tmp_path, family, caplog):
     tokenizer = family_tokenizer(family)

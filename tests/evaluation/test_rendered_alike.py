@@ -234,6 +234,7 @@ def test_prompts_of_files(verb, family, records, tmp_path):
         )
 
 
+@pytest.mark.usefixtures("fresh_cache")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_rows_of_training_are_the_same_chats_with_an_answer(family, records, tmp_path):
     """They begin with the prompt, where the template itself writes an answered question as it asks it."""
